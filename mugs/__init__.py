@@ -1,0 +1,1 @@
+"""The Mugs method: networks, losses, views, training engine and evaluations."""

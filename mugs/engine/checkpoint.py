@@ -1,0 +1,102 @@
+"""Resumable state on disk.
+
+    <folder>/step_00001234/      one safetensors file per part, and
+                           state.json   step, meta, and size and SHA-256 of every file
+A folder is filled under a temporary name, synced and renamed, so it is complete or absent. The newest one that
+verifies is loaded; a bad one is named in the log and skipped.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mugs.atomic import replacing
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+Parts = dict[str, dict[str, Tensor]]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+def save_checkpoint(folder: Path, step: int, parts: Parts, meta: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write `step_XXXXXXXX` and remove all but the newest `keep`; an existing folder of that step is left as it is."""
+    target = folder / f"step_{step:08d}"
+    if not target.exists():
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            files = {}
+            for name, tensors in parts.items():
+                path = temporary / f"{name}.safetensors"
+                save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
+                files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            record = {"format": FORMAT, "step": step, "meta": meta, "files": files}
+            (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first, unverified; leftovers of interrupted writes are not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if re.fullmatch(r"step_\d{8}", p.name))
+
+
+def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
+    """Step, parts and meta of the newest checkpoint that verifies, None when there is none at all.
+
+    Raises CheckpointError when there are checkpoints and none of them is good: starting over in silence would throw
+    the work away.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; falling back to the checkpoint before it", error)
+    if found:
+        raise CheckpointError(f"{folder}: none of the {len(found)} checkpoints is readable; remove them to start over")
+    return None
+
+
+def load_checkpoint(path: Path) -> tuple[int, Parts, dict[str, Any]]:
+    """Verify and read one checkpoint. Raises CheckpointError naming the bad file."""
+    try:
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        files, step, meta = record["files"], int(record["step"]), record["meta"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'state.json'}: not a readable checkpoint record ({error})") from error
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {record.get('format')}, this code reads {FORMAT}")
+    parts = {}
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing")
+        if file.stat().st_size != expected["size"]:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, {expected['size']} were written")
+        if sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{file}: SHA-256 differs from the one recorded")
+        try:
+            parts[file.stem] = load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    return step, parts, meta
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,79 @@
+"""torch.distributed behind a few calls that also work in a single process without it."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def init(timeout_minutes: float = 30.0) -> torch.device:
+    """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; returns this rank's device.
+
+    NCCL with a GPU, gloo without. A single process joins nothing.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    return device
+
+
+def shutdown() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Rank of this process, 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that writes shared files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """(n, ...) on each rank, equal n -> (world_size * n, ...) in rank order."""
+    if world_size() == 1:
+        return rows
+    boolean = rows.dtype == torch.bool
+    sent = rows.to(torch.uint8) if boolean else rows
+    gathered = sent.new_empty((world_size() * len(sent), *sent.shape[1:]))
+    dist.all_gather_into_tensor(gathered, sent.contiguous())
+    return gathered.bool() if boolean else gathered
+
+
+def all_reduce_mean(value: Tensor) -> Tensor:
+    """Mean over ranks."""
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether any rank says yes; every rank gets the same answer."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

@@ -1,0 +1,48 @@
+"""AdamW with the released parameter groups, and clipping of each tensor on its own."""
+
+import torch
+from torch import Tensor, nn
+
+from mugs.engine.schedules import Schedule
+
+
+def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, object]]:
+    """Four groups: main, patch convolution at a scaled rate, and the same two without weight decay.
+
+    Without decay: names that end in `bias` and tensors of one dimension. Class token, position table and prototype
+    magnitudes do decay (released).
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = name.endswith("bias") or parameter.ndim == 1
+            groups.setdefault(("patch_embed" in name, plain), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": patch_lr_scale if patch else 1.0, "decay": not plain, "weight_decay": 0.0}
+        for (patch, plain), parameters in groups.items()
+    ]
+
+
+def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
+    """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
+    return torch.optim.AdamW(parameter_groups(model, patch_lr_scale), lr=0.0, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    """Learning rate and weight decay of every group for this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.lr(step) * group["lr_scale"]
+        group["weight_decay"] = schedule.wd(step) if group["decay"] else 0.0
+
+
+@torch.no_grad()
+def clip_each(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale each gradient by limit / (norm + 1e-6) where that is below one; returns the norms, before clipping.
+
+    The whole list is handled by foreach kernels and nothing waits for the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if limit > 0:
+        torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    return norms

@@ -1,0 +1,100 @@
+"""Progress of a long loop: a bar on a terminal, a plain line now and then in a log, and a small JSON file."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichBar, TextColumn, TimeRemainingColumn
+
+from mugs.atomic import write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts `unit`s up to `total`; `rate` is a smoothed number of `rate_unit` (items a second).
+
+    With `path` the state is written there, whole, at most once a second, for whoever asks how far the run is.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str = "steps",
+        rate_unit: str = "img/s",
+        path: Path | None = None,
+        start: int = 0,
+        quiet: bool = False,
+        log_seconds: float = 10.0,
+    ) -> None:
+        self.label, self.total, self.unit, self.rate_unit, self.path = label, total, unit, rate_unit, path
+        self.done, self.start, self.quiet, self.log_seconds = start, start, quiet, log_seconds
+        self.items = 0
+        self.began = self.last_log = self.last_write = time.monotonic()
+        self.bar = None if quiet or not sys.stderr.isatty() else _bar()
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task(label, total=total, completed=start, detail="")
+
+    @property
+    def rate(self) -> float:
+        """Items per second since the start of this loop."""
+        return self.items / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def eta_seconds(self) -> float:
+        """Seconds to the end at the speed so far."""
+        elapsed = time.monotonic() - self.began
+        return elapsed / max(self.done - self.start, 1) * (self.total - self.done)
+
+    def update(self, done: int, *, items: int = 1, detail: str = "") -> None:
+        """`done` of `total` are finished, `items` more since the last call."""
+        self.done, self.items = done, self.items + items
+        now = time.monotonic()
+        last = done >= self.total
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, detail=f"{self.rate:.0f} {self.rate_unit} {detail}")
+        elif not self.quiet and (last or now - self.last_log >= self.log_seconds):
+            self.last_log = now
+            logger.info("%s", self.line(detail))
+        if self.path is not None and (last or now - self.last_write >= 1.0):
+            self.last_write = now
+            self._write()
+
+    def line(self, detail: str = "") -> str:
+        """One plain line: how far, how fast, how long still."""
+        text = f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.rate_unit}"
+        return f"{text}, {self.eta_seconds:.0f} s left" + (f", {detail}" if detail else "")
+
+    def _write(self) -> None:
+        assert self.path is not None
+        record = {
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "rate": self.rate,
+            "rate_unit": self.rate_unit,
+            "eta_s": self.eta_seconds,
+            "time": time.time(),
+        }
+        write_text_atomic(self.path, json.dumps(record))
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _bar() -> RichBar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    return RichBar(*columns, transient=True)

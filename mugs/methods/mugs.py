@@ -1,0 +1,233 @@
+"""Mugs: instance, local-group and group discrimination between a student and its moving average."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mugs.backbones.vit import ViTConfig, build_vit
+from mugs.engine.distributed import all_gather_rows, all_reduce_mean
+from mugs.heads import GroupHead, InfoNCEHead
+from mugs.losses.clustering import clustering, teacher_temperature_at
+from mugs.losses.info_nce import info_nce
+from mugs.losses.pairs import PairAverage, pair_weights
+from mugs.memory import NeighbourMemory, PointerRule, Queue
+from mugs.methods.base import Views
+from mugs.methods.network import LocalGroupToken, MugsNetwork, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class MugsConfig:
+    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs."""
+
+    arch: str | ViTConfig = "vit_s16"
+    drop_path: float = 0.1
+    head_hidden: int = 2048
+    predictor_hidden: int = 4096
+    head_out: int = 256
+    group_bottleneck: int = 256
+    num_prototypes: int = 65536
+    train_prototype_magnitude: bool = True
+    queue_size: int = 65536
+    memory_size: int = 65536
+    num_neighbours: int = 8
+    instance_temperature: float = 0.2
+    local_group_temperature: float = 0.2
+    group_student_temperature: float = 0.1
+    group_teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    group_teacher_warmup_epochs: int = 0
+    center_momentum: float = 0.9
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    relation_depth: int = 1
+    memory_pointer: PointerRule = "released"
+    memory_start: Literal["common", "released"] = "common"
+    memories: Literal["released", "shared"] = "released"
+    local_group_token: LocalGroupToken = "released"
+    pair_average: PairAverage = "released"
+    predictor_init: Literal["released", "0.02"] = "released"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one micro-batch hands to `Mugs.refresh`; crop-major (2, N, D), memory rows (N, D)."""
+
+    instance: Tensor | None
+    local_group: Tensor | None
+    center_sum: Tensor | None
+    student_memory: Tensor | None
+    teacher_memory: Tensor | None
+    weak: Tensor
+
+
+class ExtraState(nn.Module):
+    """Queues, memories and centre: equal on all ranks, frozen within an optimizer step."""
+
+    center: Tensor
+
+    def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
+        super().__init__()
+        instance, local_group, _ = config.loss_weights
+        self.instance_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 1) if instance else None
+        self.local_group_queue = self.student_memory = self.teacher_memory = None
+        if local_group:
+            self.local_group_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 2)
+            self.student_memory = self._memory(config, width, seed * 100 + 10)
+            self.teacher_memory = self._memory(config, width, seed * 100 + 20)
+            if config.memories == "shared":
+                self.student_memory = self.teacher_memory
+        self.register_buffer("center", torch.zeros(config.num_prototypes))
+
+    @staticmethod
+    def _memory(config: MugsConfig, width: int, seed: int) -> NeighbourMemory:
+        return NeighbourMemory(
+            config.memory_size,
+            width,
+            seed=seed,
+            pointer_rule=config.memory_pointer,
+            common_start=config.memory_start == "common",
+        )
+
+
+class Mugs:
+    """The method as the engine sees it (`mugs.methods.base.Method`)."""
+
+    def __init__(self, config: MugsConfig, *, seed: int = 0) -> None:
+        if min(config.loss_weights) < 0 or sum(config.loss_weights) <= 0:
+            raise ValueError(f"loss_weights must be >= 0 and not all 0, got {config.loss_weights}")
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = build_network(config, student=True)
+            self.teacher = build_network(config, student=False)
+        shared = {k: v for k, v in self.student.state_dict().items() if ".predictor." not in k}
+        self.teacher.load_state_dict(shared)
+        self.teacher.requires_grad_(False)
+        self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
+        names = ("instance", "local_group", "group")
+        self.loss_weights = {n: w for n, w in zip(names, config.loss_weights, strict=True) if w > 0}
+
+    def to(self, device: torch.device) -> "Mugs":
+        """Move networks and state to a device."""
+        for module in (self.student, self.teacher, self.extra_state):
+            module.to(device)
+        return self
+
+    def losses(
+        self, student: Callable[..., Outputs], views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], Features]:
+        """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
+        state, config = self.extra_state, self.config
+        with torch.no_grad():
+            teacher: Outputs = self.teacher([views.large[:2]], state.teacher_memory)
+        out = student([views.large[2:], views.small], state.student_memory)
+        num_student = 2 + len(views.small)
+        weights = pair_weights(2, num_student, 2, config.pair_average, views.large.device)
+        losses: dict[str, Tensor] = {}
+        if out.instance is not None and teacher.instance is not None:
+            queue, temperature = state.instance_queue.rows, config.instance_temperature
+            losses["instance"] = info_nce(out.instance, teacher.instance, queue, weights, temperature)
+        if out.local_group is not None and teacher.local_group is not None:
+            queue, temperature = state.local_group_queue.rows, config.local_group_temperature
+            losses["local_group"] = info_nce(out.local_group, teacher.local_group, queue, weights, temperature)
+        if out.group is not None and teacher.group is not None:
+            losses["group"] = clustering(
+                out.group,
+                teacher.group,
+                state.center,
+                weights,
+                student_temperature=config.group_student_temperature,
+                teacher_temperature=self._teacher_temperature(epoch),
+            )
+        center_sum = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
+        features = Features(
+            teacher.instance, teacher.local_group, center_sum, out.memory, teacher.memory, views.weak
+        )
+        return losses, features
+
+    def _teacher_temperature(self, epoch: int) -> float:
+        start, end = self.config.group_teacher_temperature
+        return teacher_temperature_at(
+            epoch, start=start, end=end, warmup_epochs=self.config.group_teacher_warmup_epochs
+        )
+
+    @torch.no_grad()
+    def refresh(self, features: Sequence[Features]) -> None:
+        """Queues, memories and centre, from the gathered features of the step in global sample order."""
+        state = self.extra_state
+        for queue, field in ((state.instance_queue, "instance"), (state.local_group_queue, "local_group")):
+            if queue is not None:
+                crops = gather(features, field, dim=1)
+                for crop in crops:
+                    queue.enqueue(crop)
+        if state.teacher_memory is not None:
+            weak = gather(features, "weak")
+            if self.config.memories == "released":
+                state.student_memory.write(gather(features, "student_memory"), weak)
+            state.teacher_memory.write(gather(features, "teacher_memory"))
+            if self.config.memories == "shared":
+                state.teacher_memory.write(gather(features, "student_memory"))
+        sums = [f.center_sum for f in features if f.center_sum is not None]
+        if sums:
+            mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
+            momentum = self.config.center_momentum
+            state.center.mul_(momentum).add_(mean, alpha=1 - momentum)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads."""
+        student = dict(self.student.named_parameters())
+        names, mine = zip(*self.teacher.named_parameters(), strict=True)
+        torch._foreach_mul_(list(mine), momentum)
+        torch._foreach_add_(list(mine), [student[n].detach() for n in names], alpha=1 - momentum)
+
+    def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
+        """Draws (2 * depth, student crops, N) for the student; the teacher keeps every branch (released)."""
+        self.student.depth_uniforms = uniforms
+
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """The prototypes."""
+        head = self.student.group_head
+        return [] if head is None else list(head.last_layer.parameters())
+
+
+def gather(features: Sequence[Any], field: str, dim: int = 0) -> Tensor:
+    """Concatenate a field over micro-batches and ranks: the rows of the global batch in sample order."""
+    local = torch.cat([getattr(f, field) for f in features], dim=dim).movedim(dim, 0)
+    return all_gather_rows(local.contiguous()).movedim(0, dim)
+
+
+def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
+    """Student (with predictors and stochastic depth) or teacher network."""
+    instance, local_group, group = config.loss_weights
+    backbone = build_vit(
+        config.arch,
+        relation_depth=config.relation_depth if local_group else 0,
+        drop_path=config.drop_path if student else 0.0,
+    )
+
+    def info_nce_head() -> InfoNCEHead:
+        return InfoNCEHead(
+            backbone.embed_dim,
+            hidden=config.head_hidden,
+            out=config.head_out,
+            predictor_hidden=config.predictor_hidden if student else None,
+            predictor_init=config.predictor_init,
+        )
+
+    group_head = GroupHead(
+        backbone.embed_dim,
+        hidden=config.head_hidden,
+        bottleneck=config.group_bottleneck,
+        out=config.num_prototypes,
+        train_magnitude=config.train_prototype_magnitude,
+    )
+    return MugsNetwork(
+        backbone,
+        info_nce_head() if instance else None,
+        info_nce_head() if local_group else None,
+        group_head if group else None,
+        num_neighbours=config.num_neighbours,
+        local_group_token=config.local_group_token,
+    )

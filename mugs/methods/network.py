@@ -1,0 +1,88 @@
+"""Student and teacher network of Mugs: backbone and up to three heads.
+
+N images, P crops of one network, D width, C channels out.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mugs.backbones.vit import ViT
+from mugs.heads import GroupHead, InfoNCEHead
+from mugs.memory import NeighbourMemory
+
+LocalGroupToken = Literal["released", "paper"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Head outputs (P, N, C), None where the head is absent, and what the memory stores of each image (N, D)."""
+
+    instance: Tensor | None
+    local_group: Tensor | None
+    group: Tensor | None
+    memory: Tensor | None
+
+
+class MugsNetwork(nn.Module):
+    """Backbone and heads; a head that is None is left out together with its output.
+
+    `local_group_token`: "released" asks the memory with the mean over all tokens before the final norm and stores
+    the mean patch token after it (rows M3); "paper" uses the mean patch token after the norm for both.
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        instance_head: InfoNCEHead | None,
+        local_group_head: InfoNCEHead | None,
+        group_head: GroupHead | None,
+        *,
+        num_neighbours: int,
+        local_group_token: LocalGroupToken,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.instance_head, self.local_group_head, self.group_head = instance_head, local_group_head, group_head
+        self.num_neighbours, self.local_group_token = num_neighbours, local_group_token
+        self.depth_uniforms: Tensor | None = None
+
+    def forward(self, crops: list[Tensor], memory: NeighbourMemory | None) -> Outputs:
+        """Crops: one tensor (P_i, N, 3, s_i, s_i) per size, large first; crops of one size run in one pass."""
+        num_images = crops[0].shape[1]
+        passes, start = [], 0
+        for group in crops:
+            if len(group):
+                passes.append(self._one_size(group, start, memory))
+                start += len(group)
+        cls, query, stored = passes[0][0], [p[1] for p in passes], passes[0][2]
+        cls = torch.cat([p[0] for p in passes])
+        local = torch.cat([q for q in query if q is not None]) if query[0] is not None else None
+
+        def shaped(x: Tensor) -> Tensor:
+            return x.view(start, num_images, -1)
+
+        return Outputs(
+            instance=shaped(self.instance_head(cls)) if self.instance_head else None,
+            local_group=shaped(self.local_group_head(local)) if self.local_group_head and local is not None else None,
+            group=shaped(self.group_head(cls)) if self.group_head else None,
+            memory=None if stored is None else stored[:num_images],
+        )
+
+    def _one_size(
+        self, crops: Tensor, first: int, memory: NeighbourMemory | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Class tokens, local-group features and stored means, each (P_i * N, D)."""
+        count = len(crops)
+        if self.depth_uniforms is not None:
+            self.backbone.set_depth_uniforms(self.depth_uniforms[:, first : first + count].flatten(1))
+        tokens = self.backbone.tokens(crops.flatten(0, 1))
+        normed = self.backbone.norm(tokens)
+        if self.local_group_head is None or memory is None:
+            return normed[:, 0], None, None
+        stored = normed[:, 1:].mean(dim=1)
+        query = tokens.float().mean(dim=1) if self.local_group_token == "released" else stored
+        neighbours = memory.neighbours(query.detach(), self.num_neighbours)
+        return normed[:, 0], self.backbone.relate(query, neighbours), stored.detach()

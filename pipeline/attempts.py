@@ -1,0 +1,110 @@
+"""Attempts of a run: each takes the next number, and only the newest may publish.
+
+`<run_dir>/attempts/NNNN.json` is created with O_EXCL, so two processes can never hold one number.
+`<run_dir>/attempts/NNNN.failed.json` says how an attempt ended when it failed.
+A process that was thought dead and is not (a node that lost its daemon) finds a newer number and must stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic import read_json, write_json_atomic
+
+
+class StaleAttemptError(RuntimeError):
+    """A newer attempt of the same run has started; this one must not write."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt failed: its last error line, the log that holds the rest, and when (Unix time)."""
+
+    attempt: int
+    error: str
+    log: str
+    time: float
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "attempts"
+
+
+def numbers(run_dir: Path) -> list[int]:
+    """Numbers of the attempts so far, ascending."""
+    names = (p.name.removesuffix(".json") for p in _folder(run_dir).glob("[0-9]*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def latest(run_dir: Path) -> int:
+    """Number of the newest attempt, 0 when there is none."""
+    return max(numbers(run_dir), default=0)
+
+
+def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
+    """Take the next attempt number; host, pid and time are noted with `facts` (job id).
+
+    `launch` is equal on all ranks of one start and differs between starts; ranks `find` their number by it.
+    """
+    folder = _folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "launch": launch, **facts}
+    number = latest(run_dir) + 1
+    while True:
+        try:
+            fd = os.open(folder / f"{number:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            number += 1
+            continue
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(note, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return number
+
+
+def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
+    """Number of the attempt that a launch took; waits for rank 0 to take it, at most `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while True:
+        for number in reversed(numbers(run_dir)):
+            if (describe(run_dir, number) or {}).get("launch") == launch:
+                return number
+        if time.monotonic() > end:
+            raise TimeoutError(
+                f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s"
+            )
+        time.sleep(0.05)
+
+
+def describe(run_dir: Path, attempt: int) -> dict[str, Any] | None:
+    """What was noted when an attempt started, or None."""
+    return read_json(_folder(run_dir) / f"{attempt:04d}.json")
+
+
+def is_current(run_dir: Path, attempt: int) -> bool:
+    """Whether no newer attempt has started: only then may this one write checkpoints or publish."""
+    return latest(run_dir) <= attempt
+
+
+def fail(run_dir: Path, attempt: int, *, error: str, log: Path) -> None:
+    """Note that an attempt failed; the first rank to say so wins, later ones are mostly its consequences."""
+    path = _folder(run_dir) / f"{attempt:04d}.failed.json"
+    if not path.exists():
+        write_json_atomic(path, {"error": error, "log": str(log), "time": time.time()})
+
+
+def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
+    """How an attempt (the newest by default) failed, or None when it did not say so."""
+    number = latest(run_dir) if attempt is None else attempt
+    note = read_json(_folder(run_dir) / f"{number:04d}.failed.json")
+    if note is None:
+        return None
+    when = note.get("time", 0.0)
+    return Failure(number, str(note.get("error", "")), str(note.get("log", "")), float(when))

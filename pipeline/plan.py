@@ -1,0 +1,118 @@
+"""A reproduction as stage runs in an order in which each comes after what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydantic import BaseModel
+
+from pipeline.config import Reproduction, RunConfig, hint
+from pipeline.identity import marked, run_id
+from pipeline.spec import ConfigError, StageRun
+
+
+def build_plan(reproduction: Reproduction) -> list[StageRun]:
+    """Stage runs in topological order, otherwise as written; ConfigError names a cycle or an unfit input."""
+    for run in reproduction.runs.values():
+        _check_needs(reproduction, run)
+    planned: dict[str, StageRun] = {}
+    for name in _order(reproduction):
+        run = reproduction.runs[name]
+        needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
+        identity = run_id(run.spec.name, run.config, needs)
+        same = next((other for other in planned.values() if other.run_id == identity), None)
+        if same is not None:
+            both = f"runs {same.name!r} and {name!r}"
+            raise ConfigError(f"{reproduction.source}: {both} are the same run; remove one")
+        planned[name] = StageRun(
+            stage=run.spec.name,
+            name=name,
+            run_id=identity,
+            config=run.config,
+            needs=needs,
+            resources=run.resources,
+            entrypoint=run.spec.entrypoint,
+            rows_writer=run.spec.rows_writer,
+        )
+    return list(planned.values())
+
+
+def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
+    where = f"{reproduction.source}: runs.{run.name}.needs"
+    for role, filler in run.needs.items():
+        if role not in run.spec.needs:
+            choices = hint(role, run.spec.needs)
+            raise ConfigError(f"{where}: stage {run.spec.name!r} has no role {role!r}{choices}")
+        if filler not in reproduction.runs:
+            raise ConfigError(f"{where}.{role}: there is no run {filler!r}{hint(filler, reproduction.runs)}")
+        stage = reproduction.runs[filler].spec.name
+        fit = run.spec.fillers(role)
+        if stage not in fit:
+            wanted = " or ".join(fit)
+            raise ConfigError(f"{where}.{role}: run {filler!r} is a {stage!r} run, expected {wanted}")
+    for role in run.spec.needs:
+        if role not in run.needs and not run.spec.optional(role):
+            wanted = " or ".join(run.spec.fillers(role))
+            raise ConfigError(f"{where}: role {role!r} is not filled; name a {wanted} run")
+
+
+def _order(reproduction: Reproduction) -> list[str]:
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise ConfigError(f"{reproduction.source}: runs need each other in a circle: {cycle}")
+        path.append(name)
+        for filler in reproduction.runs[name].needs.values():
+            visit(filler)
+        path.pop()
+        order.append(name)
+
+    for name in reproduction.runs:
+        visit(name)
+    return order
+
+
+def select(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
+    """The runs whose name or stage is in `only`, all when it is empty; ConfigError for an unknown one."""
+    known = {run.name for run in runs} | {run.stage for run in runs}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only {name}: no such run or stage{hint(name, known)}")
+    return [run for run in runs if not only or run.name in only or run.stage in only]
+
+
+def with_upstream(runs: Sequence[StageRun], wanted: Iterable[StageRun]) -> list[StageRun]:
+    """The wanted runs and all they need, directly or not, in plan order."""
+    by_id = {run.run_id: run for run in runs}
+    keep: set[str] = set()
+    todo = [run.run_id for run in wanted]
+    while todo:
+        identity = todo.pop()
+        if identity not in keep:
+            keep.add(identity)
+            todo.extend(by_id[identity].needs.values())
+    return [run for run in runs if run.run_id in keep]
+
+
+def unresolved(runs: Iterable[StageRun]) -> list[str]:
+    """One line per setting that a run requires and that is not set, naming the key to set."""
+    lines = []
+    for run in runs:
+        for key in _unset(run.config):
+            dotted = f"{run.name}.{key}"
+            lines.append(f"{dotted} is not set: --set {dotted}=/path/to/{key.rsplit('.', 1)[-1]}")
+    return lines
+
+
+def _unset(config: BaseModel) -> Iterator[str]:
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from (f"{name}.{key}" for key in _unset(value))
+        elif value is None and marked(info, "required_at_run"):
+            yield name

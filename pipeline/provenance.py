@@ -1,0 +1,100 @@
+"""Where a number came from: commit, versions, machine; and the guard that our packages share one root."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic import read_json
+
+PACKAGES = ("pipeline", "mugs", "results", "slurm", "stages")
+SNAPSHOT_NOTE = "SNAPSHOT.json"
+_DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pandas", "pydantic", "submitit", "ffcv", "numba")
+
+
+class IntruderError(RuntimeError):
+    """One of our package names resolves to somebody else's package."""
+
+
+def code_root() -> Path:
+    """Folder that holds our packages: a checkout, a snapshot of one, or site-packages."""
+    return Path(__file__).resolve().parents[1]
+
+
+def check_one_root() -> None:
+    """Fail when a package of ours would be imported from elsewhere than this one; nothing is imported."""
+    root = code_root()
+    for name in PACKAGES:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        origin = Path(spec.origin).resolve()
+        if origin.parent != root / name:
+            owners = importlib.metadata.packages_distributions().get(name, [])
+            whose = f" of the distribution {', '.join(sorted(set(owners)))}" if owners else ""
+            raise IntruderError(
+                f"package {name!r} would be imported from {origin}{whose}, expected {root / name}: "
+                "remove it, or run in an environment of its own"
+            )
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the code, from git or from the note in a snapshot; None where unknown."""
+    note = read_json(root / SNAPSHOT_NOTE)
+    if note is not None:
+        return {"git_sha": note.get("git_sha"), "git_dirty": note.get("git_dirty"), "snapshot": root.name}
+    if not (root / ".git").exists():
+        return {"git_sha": None, "git_dirty": None}
+    sha = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain")
+    return {"git_sha": sha or None, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the distributions that can change a number; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def devices() -> list[str]:
+    """Name of the CUDA device this process uses; empty without torch or CUDA (torch is never imported)."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    return [str(torch.cuda.get_device_name(torch.cuda.current_device()))]
+
+
+def collect() -> dict[str, Any]:
+    """Provenance of a run that starts now."""
+    return {
+        **git_state(code_root()),
+        "code_root": str(code_root()),
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

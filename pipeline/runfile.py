@@ -1,0 +1,96 @@
+"""A stage run as a file in its own folder, from which a job anywhere starts: `<run_dir>/config.yaml`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.atomic import write_text_atomic
+from pipeline.config import parse_yaml, validate
+from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
+
+FILE_NAME = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """Content of the file; classes and functions are text (`module:name`), imported where the run runs."""
+
+    stage: str
+    name: str
+    run_id: str
+    needs: dict[str, str]
+    entrypoint: str
+    config_class: str
+    rows_writer: str
+    resources: dict[str, Any]
+    config: dict[str, Any]
+
+    def build(self) -> StageRun:
+        """The stage run, its configuration checked by its class; imports the stage's module."""
+        cls = resolve(self.config_class)
+        config = validate(cls, self.config, f"{self.name}-{self.run_id}/{FILE_NAME}")
+        assert isinstance(config, StageConfig)
+        resources = Resources.model_validate(self.resources)
+        return StageRun(
+            self.stage,
+            self.name,
+            self.run_id,
+            config,
+            self.needs,
+            resources,
+            self.entrypoint,
+            self.rows_writer,
+        )
+
+
+def resolve(text: str) -> Callable[..., Any]:
+    """Import what `package.module:name` names; ConfigError when there is no such thing."""
+    module, _, name = text.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise ConfigError(f"{text}: there is no module {error.name!r}") from error
+        raise
+    except AttributeError as error:
+        raise ConfigError(f"{text}: module {module!r} has no {name!r}") from error
+    assert callable(found)
+    return found  # type: ignore[no-any-return]
+
+
+def write(run_root: Path, run: StageRun) -> Path:
+    """Write the run's file and return the run's folder."""
+    cls = type(run.config)
+    content = {
+        "stage": run.stage,
+        "name": run.name,
+        "run_id": run.run_id,
+        "needs": dict(run.needs),
+        "entrypoint": run.entrypoint,
+        "config_class": f"{cls.__module__}:{cls.__qualname__}",
+        "rows_writer": run.rows_writer,
+        "resources": run.resources.model_dump(mode="json"),
+        "config": run.config.model_dump(mode="json"),
+    }
+    run_dir = run.run_dir(run_root)
+    write_text_atomic(run_dir / FILE_NAME, yaml.safe_dump(content, sort_keys=False))
+    return run_dir
+
+
+def read(run_dir: Path) -> RunFile:
+    """Read a run's file; ConfigError naming it when it is missing or lacks a key."""
+    path = run_dir / FILE_NAME
+    try:
+        content = parse_yaml(str(path), path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return RunFile(**content)
+    except TypeError:
+        raise ConfigError(f"{path}: expected the keys {', '.join(RunFile.__annotations__)}") from None

@@ -1,0 +1,143 @@
+"""Shared vocabulary of the packages: stage specs, stage runs, and what a stage is given and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from pipeline.manifest import ManifestEntry
+
+ROWS_WRITER = "results.store:write_rows"
+"""Entry point, as text, of the function `(path, rows)` that stores the result rows of a stage."""
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration; the message is one line saying where, what, and what is right."""
+
+
+def Runtime(default: Any = ..., *, required_at_run: bool = False, **kwargs: Any) -> Any:
+    """Field that cannot change a number (workers, log interval, paths): it is not part of the run id.
+
+    `required_at_run` marks a field whose value None means "unresolved": a plan lists it, a run refuses
+    to start. Other keyword arguments go to `pydantic.Field`.
+    """
+    extra = dict(kwargs.pop("json_schema_extra", None) or {})
+    extra["runtime"] = True
+    if required_at_run:
+        extra["required_at_run"] = True
+    if "default_factory" in kwargs:
+        return Field(json_schema_extra=extra, **kwargs)
+    return Field(default, json_schema_extra=extra, **kwargs)
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class Resources(BaseModel):
+    """What a stage run needs; a cluster profile says how that is spelled on a cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: int = Field(default=1, ge=1)
+    ranks_per_node: int = Field(default=1, ge=1)
+    gpu: bool = True
+    cpus_per_rank: int = Field(default=8, ge=1)
+    hours: float = Field(default=1.0, gt=0)
+    memory_gb: int | None = Field(default=None, ge=1)
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes of the run."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs of the run: one per rank, or none."""
+        return self.ranks if self.gpu else 0
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs times hours: the most the run may cost."""
+        return self.gpus * self.hours
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One kind of stage.
+
+    `needs` maps a role to the stage that may fill it; alternatives are written `"pretrain|import"` and a
+    trailing `?` (`"pretrain?"`) makes the role optional. `entrypoint` is text ("stages.knn:run"), imported
+    where it runs.
+    """
+
+    name: str
+    config: type[StageConfig]
+    entrypoint: str
+    needs: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    rows_writer: str = ROWS_WRITER
+
+    def fillers(self, role: str) -> tuple[str, ...]:
+        """Names of the stages that may fill a role."""
+        return tuple(self.needs[role].rstrip("?").split("|"))
+
+    def optional(self, role: str) -> bool:
+        """Whether a run may leave a role unfilled."""
+        return self.needs[role].endswith("?")
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage with one configuration and its inputs; `needs` maps each role to the run id that fills it."""
+
+    stage: str
+    name: str
+    run_id: str
+    config: StageConfig
+    needs: Mapping[str, str]
+    resources: Resources
+    entrypoint: str
+    rows_writer: str = ROWS_WRITER
+
+    @property
+    def key(self) -> str:
+        """Name of the run's folder: `<name>-<run_id>`."""
+        return f"{self.name}-{self.run_id}"
+
+    def run_dir(self, run_root: Path) -> Path:
+        """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""
+        return run_root / self.stage / self.key
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given besides its configuration; `inputs` maps each role to the run that fills it."""
+
+    stage: str
+    name: str
+    run_id: str
+    run_dir: Path
+    inputs: Mapping[str, ManifestEntry]
+    attempt: int
+
+
+@dataclass
+class StageOutput:
+    """What a stage returns.
+
+    `outputs` maps a label to a file or folder (relative to the run's folder, or absolute inside it), `rows`
+    are the result rows, `info` holds JSON-able facts for downstream stages (number of classes,
+    architecture). Only what rank 0 returns is recorded.
+    """
+
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    rows: Sequence[Any] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,96 @@
+"""What Slurm knows about our jobs; every question has an answer also where there is no Slurm."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+JOB_PREFIX = "mugs-"
+NEVER = "DependencyNeverSatisfied"
+_TIMEOUT_S = 60
+
+
+class SlurmError(RuntimeError):
+    """A Slurm command failed where its answer is needed."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in the queue: pending, running or ending."""
+
+    job_id: str
+    name: str
+    state: str
+    reason: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has run, runs or can still run: not so when a job it waits for failed."""
+        return not (self.state == "PENDING" and self.reason == NEVER)
+
+
+def job_name(run_id: str) -> str:
+    """Name under which the queue is asked about a run."""
+    return f"{JOB_PREFIX}{run_id}"
+
+
+def available() -> bool:
+    """Whether Slurm's commands are there."""
+    return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
+
+
+def _call(*command: str) -> tuple[int, str, str]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except FileNotFoundError:
+        return 127, "", f"{command[0]}: not found"
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{command[0]}: no answer in {_TIMEOUT_S} s"
+    return done.returncode, done.stdout, done.stderr
+
+
+def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
+    """Our jobs in the queue by name; `required` raises SlurmError when the queue cannot be asked."""
+    if not available() and not required:
+        return {}
+    code, out, err = _call("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%j|%T|%r")
+    if code != 0:
+        if required:
+            raise SlurmError(f"cannot ask the queue: {(err or out).strip() or f'squeue exit {code}'}")
+        return {}
+    jobs: dict[str, list[QueuedJob]] = {}
+    for line in out.splitlines():
+        parts = line.strip().split("|", 3)
+        if len(parts) == 4 and parts[1].startswith(JOB_PREFIX):
+            jobs.setdefault(parts[1], []).append(QueuedJob(*parts))
+    return jobs
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """Cancel jobs; ones that are gone already are fine."""
+    ids = list(job_ids)
+    if ids:
+        _call("scancel", *ids)
+
+
+def final_state(job_id: str) -> str | None:
+    """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
+    code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
+    if code == 0:
+        facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
+        if state := facts.get("JobState"):
+            return state
+    code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
+    return out.split()[0] if code == 0 and out.split() else None
+
+
+def node_address(host: str) -> str | None:
+    """Address of a node as Slurm knows it, for names that do not resolve."""
+    code, out, _ = _call("scontrol", "-o", "show", "node", host)
+    if code != 0:
+        return None
+    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
+    return facts.get("NodeAddr")
