@@ -50,7 +50,7 @@ class NeighbourMemory(nn.Module):
     """
 
     compare: Tensor
-    handed_out: Tensor
+    separate: Tensor | None
     pointer: Tensor
 
     def __init__(
@@ -59,9 +59,13 @@ class NeighbourMemory(nn.Module):
         super().__init__()
         self.pointer_rule = pointer_rule
         self.register_buffer("compare", seeded_normal(size, width, seed))
-        start = self.compare.clone() if common_start else seeded_normal(size, width, seed + 1)
-        self.register_buffer("handed_out", start)
+        self.register_buffer("separate", None if common_start else seeded_normal(size, width, seed + 1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def handed_out(self) -> Tensor:
+        """The table (K, D) whose rows are returned: the compared one unless the two started apart."""
+        return self.compare if self.separate is None else self.separate
 
     @torch.no_grad()
     def neighbours(self, query: Tensor, num: int) -> Tensor:
@@ -82,8 +86,9 @@ class NeighbourMemory(nn.Module):
         position = torch.arange(count, device=new.device)
         slots = (self.pointer + position) % size
         written = (position < accepted)[:, None]
-        for table in (self.compare, self.handed_out):
-            table[slots] = torch.where(written, new[order].to(table.dtype), table[slots])
+        for table in (self.compare, self.separate):
+            if table is not None:
+                table[slots] = torch.where(written, new[order].to(table.dtype), table[slots])
         self.pointer.copy_(self._advance(accepted, size))
 
     def _advance(self, accepted: Tensor, size: int) -> Tensor:

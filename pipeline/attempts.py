@@ -108,3 +108,15 @@ def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
         return None
     when = note.get("time", 0.0)
     return Failure(number, str(note.get("error", "")), str(note.get("log", "")), float(when))
+
+
+def running_here(run_dir: Path) -> bool:
+    """Whether the newest attempt's first process is alive on this machine."""
+    note = describe(run_dir, latest(run_dir)) or {}
+    if note.get("host") != socket.gethostname() or "pid" not in note:
+        return False
+    try:
+        command = Path(f"/proc/{int(note['pid'])}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"slurm.job" in command or b"submitit" in command

@@ -171,7 +171,7 @@ def validate(
     *,
     extra_choices: Sequence[str] = (),
 ) -> _Model:
-    """Build a model, or raise ConfigError with file, key and what was expected, blaming --set if it did it."""
+    """Build a model, or raise ConfigError with file (or --set), key and what was expected."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

@@ -93,6 +93,13 @@ def entry_path(run_root: Path, run_id: str) -> Path:
     return run_root / "manifest" / f"{run_id}.json"
 
 
+def run_ids(run_root: Path) -> list[str]:
+    """Ids of all runs with an entry, sorted."""
+    return sorted(
+        path.stem for path in (run_root / "manifest").glob("*.json") if not path.name.startswith(".")
+    )
+
+
 def content_size(path: Path) -> int:
     """Bytes in a file, or in all files of a folder; OSError when there is nothing."""
     if path.is_dir():

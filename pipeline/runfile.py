@@ -34,8 +34,8 @@ class RunFile:
     def build(self) -> StageRun:
         """The stage run, its configuration checked by its class; imports the stage's module."""
         cls = resolve(self.config_class)
+        assert isinstance(cls, type) and issubclass(cls, StageConfig)
         config = validate(cls, self.config, f"{self.name}-{self.run_id}/{FILE_NAME}")
-        assert isinstance(config, StageConfig)
         resources = Resources.model_validate(self.resources)
         return StageRun(
             self.stage,

@@ -1,4 +1,4 @@
-"""Cluster profiles: how what a stage needs is spelled on one cluster. Every key reaches sbatch or is refused."""
+"""Cluster profiles: how a stage's needs are spelled on a cluster; every key reaches sbatch or is refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,41 @@ from pipeline.config import hint, parse_yaml, validate
 from pipeline.spec import ConfigError, Resources
 
 OWNED_OPTIONS = frozenset(
-    "job-name time nodes ntasks ntasks-per-node cpus-per-task gpus gpus-per-node gpus-per-task gres mem "
-    "mem-per-cpu mem-per-gpu dependency signal output error open-mode array requeue no-requeue "
-    "kill-on-invalid-dep wckey partition account qos constraint nodelist exclude reservation exclusive".split()
+    (
+        "job-name",
+        "time",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "cpus-per-task",
+        "gpus",
+        "gpus-per-node",
+        "gpus-per-task",
+        "gres",
+        "mem",
+        "mem-per-cpu",
+        "mem-per-gpu",
+        "dependency",
+        "signal",
+        "output",
+        "error",
+        "open-mode",
+        "array",
+        "requeue",
+        "no-requeue",
+        "kill-on-invalid-dep",
+        "wckey",
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "nodelist",
+        "exclude",
+        "reservation",
+        "exclusive",
+    )
 )
-"""sbatch options with a key of their own, or set by the submission: `sbatch:` may not repeat them."""
+"""sbatch options that have a key of their own or are set by the submission; `sbatch:` may not hold them."""
 
 
 class ClusterProfile(BaseModel):

@@ -34,7 +34,7 @@ def under_submitit() -> bool:
 
 
 def enter(run_dir: Path) -> Launch:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where they are not set, and say who we are."""
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT where not set, and say who we are."""
     if under_submitit():
         env = submitit.JobEnvironment()
         settle(env)
@@ -63,7 +63,7 @@ def _export(env: Any, restart: int) -> None:
     port = _PORTS[(job * 7919 + restart * 104729) % len(_PORTS)]
     values = {"RANK": env.global_rank, "WORLD_SIZE": env.num_tasks, "LOCAL_RANK": env.local_rank}
     os.environ.update({key: str(value) for key, value in values.items()})
-    os.environ["MASTER_ADDR"] = meeting_point(list(env.hostnames)[0])
+    os.environ["MASTER_ADDR"] = meeting_point(next(iter(env.hostnames)))
     os.environ["MASTER_PORT"] = str(port)
 
 

@@ -1,7 +1,7 @@
 """The job: one stage run, on every rank, under Slurm, torchrun or the local executor.
 
-`python -m slurm.job RUN_DIR` is the command of the last two. The pickle of the first holds two texts; all else is
-read from the run's folder, so a requeued job starts from what is on disk then.
+`python -m slurm.job RUN_DIR` is the command of the last two. The pickle of the first holds two texts; all
+else is read from the run's folder, so a requeued job starts from what is on disk then.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 JOB_PREFIX = "mugs-"
+JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 NEVER = "DependencyNeverSatisfied"
 _TIMEOUT_S = 60
 

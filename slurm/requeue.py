@@ -1,9 +1,9 @@
 """Requeueing that survives what Slurm does around it.
 
-submitit requeues a job with one `scontrol requeue`. When the signal is a preemption, SIGTERM follows and kills
-that command; when the controller is away, it fails; when Slurm was faster, it is refused. In all three cases
-submitit records an error for a job that should go on. Importing this module, which unpickling a job does, puts
-a patient version in its place.
+submitit requeues a job with one `scontrol requeue`. When the signal is a preemption, SIGTERM follows and
+kills that command; when the controller is away, it fails; when Slurm was faster, it is refused. In all three
+cases submitit records an error for a job that should go on. Importing this module, which unpickling a job
+does, puts a patient version in its place.
 """
 
 from __future__ import annotations

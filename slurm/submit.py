@@ -1,4 +1,4 @@
-"""Stage runs onto a cluster: one job per pending run, chained by dependencies; submitting again changes nothing."""
+"""Stage runs onto a cluster: one job per pending run, chained; submitting again changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from slurm import queue, snapshot
 from slurm.cluster import ClusterProfile, check_fit, python_command, sbatch_parameters
 from slurm.job import StageJob
 
-JOB_NOTE = "job.json"
 _MAX_TIMEOUTS = 100_000  # how often a job may outlive its time limit and be requeued
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
@@ -80,7 +79,9 @@ def _submit_one(run: StageRun, profile: ClusterProfile, parents: Sequence[str], 
     built = executor(run, profile, parents, code)
     with clean_environment():
         job = built.submit(StageJob(str(run_dir), run.entrypoint))
-    write_json_atomic(run_dir / JOB_NOTE, {"job_id": job.job_id, "time": time.time(), "code": str(code)})
+    write_json_atomic(
+        run_dir / queue.JOB_NOTE, {"job_id": job.job_id, "time": time.time(), "code": str(code)}
+    )
     return str(job.job_id)
 
 
@@ -89,7 +90,7 @@ def executor(
 ) -> submitit.SlurmExecutor:
     """submitit's executor for one run; `parents` are ids of jobs it must wait for.
 
-    `singleton` keeps a second job of the same run, queued at the same moment elsewhere, from running beside it.
+    `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it.
     """
     logs = run.run_dir(profile.run_root) / "logs"
     built = submitit.SlurmExecutor(logs, max_num_timeout=_MAX_TIMEOUTS, python=python_command(profile))

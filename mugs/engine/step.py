@@ -1,6 +1,6 @@
 """One optimizer step: losses of all micro-batches, refresh of the method's state, clip, update, teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -101,3 +101,8 @@ def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tenso
     return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(weights[n] for n in losses)
 
 
+def split(views: Views, micro: int) -> Iterator[Views]:
+    """Micro-batches of `micro` images, in order."""
+    for first in range(0, views.large.shape[1], micro):
+        part = slice(first, first + micro)
+        yield Views(views.large[:, part], views.small[:, part], views.weak[part])

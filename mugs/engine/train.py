@@ -8,7 +8,6 @@ State to resume is the step, networks, optimizer and the method's extra state: a
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,8 @@ from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_che
 from mugs.engine.optim import build_adamw
 from mugs.engine.progress import Progress
 from mugs.engine.schedules import Schedule
-from mugs.engine.step import StepConfig, StepResult, Trainer
-from mugs.methods.base import Method, Views
+from mugs.engine.step import StepConfig, StepResult, Trainer, split
+from mugs.methods.base import Method
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +134,6 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         weight_decay_end=config.weight_decay[1],
         momentum=config.teacher_momentum,
     )
-
-
-def split(views: Views, micro: int) -> Iterator[Views]:
-    """Micro-batches of `micro` images, in order."""
-    for first in range(0, views.large.shape[1], micro):
-        part = slice(first, first + micro)
-        yield Views(views.large[:, part], views.small[:, part], views.weak[part])
 
 
 def depth_masks(

@@ -62,9 +62,16 @@ class Features:
 
 
 class ExtraState(nn.Module):
-    """Queues, memories and centre: equal on all ranks, frozen within an optimizer step."""
+    """Queues, memories and centre: equal on all ranks, frozen within an optimizer step.
+
+    A queue or memory is None when its loss is off; with shared memories the teacher's serves both networks.
+    """
 
     center: Tensor
+    instance_queue: Queue | None
+    local_group_queue: Queue | None
+    student_memory: NeighbourMemory | None
+    teacher_memory: NeighbourMemory | None
 
     def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
         super().__init__()
@@ -73,10 +80,9 @@ class ExtraState(nn.Module):
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
             self.local_group_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 2)
-            self.student_memory = self._memory(config, width, seed * 100 + 10)
             self.teacher_memory = self._memory(config, width, seed * 100 + 20)
-            if config.memories == "shared":
-                self.student_memory = self.teacher_memory
+            if config.memories == "released":
+                self.student_memory = self._memory(config, width, seed * 100 + 10)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
 
     @staticmethod
@@ -121,16 +127,21 @@ class Mugs:
         state, config = self.extra_state, self.config
         with torch.no_grad():
             teacher: Outputs = self.teacher([views.large[:2]], state.teacher_memory)
-        out = student([views.large[2:], views.small], state.student_memory)
+        memory = state.teacher_memory if state.student_memory is None else state.student_memory
+        out = student([views.large[2:], views.small], memory)
         num_student = 2 + len(views.small)
         weights = pair_weights(2, num_student, 2, config.pair_average, views.large.device)
         losses: dict[str, Tensor] = {}
         if out.instance is not None and teacher.instance is not None:
-            queue, temperature = state.instance_queue.rows, config.instance_temperature
-            losses["instance"] = info_nce(out.instance, teacher.instance, queue, weights, temperature)
+            queue = rows(state.instance_queue)
+            losses["instance"] = info_nce(
+                out.instance, teacher.instance, queue, weights, config.instance_temperature
+            )
         if out.local_group is not None and teacher.local_group is not None:
-            queue, temperature = state.local_group_queue.rows, config.local_group_temperature
-            losses["local_group"] = info_nce(out.local_group, teacher.local_group, queue, weights, temperature)
+            queue = rows(state.local_group_queue)
+            losses["local_group"] = info_nce(
+                out.local_group, teacher.local_group, queue, weights, config.local_group_temperature
+            )
         if out.group is not None and teacher.group is not None:
             losses["group"] = clustering(
                 out.group,
@@ -162,12 +173,12 @@ class Mugs:
                 for crop in crops:
                     queue.enqueue(crop)
         if state.teacher_memory is not None:
-            weak = gather(features, "weak")
-            if self.config.memories == "released":
-                state.student_memory.write(gather(features, "student_memory"), weak)
+            student_rows = gather(features, "student_memory")
+            if state.student_memory is not None:
+                state.student_memory.write(student_rows, gather(features, "weak"))
             state.teacher_memory.write(gather(features, "teacher_memory"))
-            if self.config.memories == "shared":
-                state.teacher_memory.write(gather(features, "student_memory"))
+            if state.student_memory is None:
+                state.teacher_memory.write(student_rows)
         sums = [f.center_sum for f in features if f.center_sum is not None]
         if sums:
             mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
@@ -196,6 +207,12 @@ def gather(features: Sequence[Any], field: str, dim: int = 0) -> Tensor:
     """Concatenate a field over micro-batches and ranks: the rows of the global batch in sample order."""
     local = torch.cat([getattr(f, field) for f in features], dim=dim).movedim(dim, 0)
     return all_gather_rows(local.contiguous()).movedim(0, dim)
+
+
+def rows(queue: Queue | None) -> Tensor:
+    """The queue's rows; a loss is only computed where its queue exists."""
+    assert queue is not None
+    return queue.rows
 
 
 def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:

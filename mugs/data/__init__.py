@@ -1,0 +1,1 @@
+"""Images: sources, order, view plans, renderers and loaders."""

@@ -1,0 +1,79 @@
+"""Where images come from: a folder of class folders, or a `.beton` file."""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class SourceError(ValueError):
+    """A data set cannot be read; the message names the file or folder."""
+
+
+class Source(Protocol):
+    """Encoded images with labels and names, by index."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+    def read(self, index: int) -> bytes:
+        """Encoded image bytes."""
+
+    def label(self, index: int) -> int:
+        """Class index."""
+
+    def name(self, index: int) -> str:
+        """Path relative to the original folder."""
+
+
+class FolderSource:
+    """`root/class/image`, classes and images sorted as torchvision does."""
+
+    def __init__(self, root: Path, *, allow_empty: bool = False) -> None:
+        if not root.is_dir():
+            raise SourceError(f"{root}: not a folder")
+        self.root = root
+        self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+        if not self.classes:
+            raise SourceError(f"{root}: no class folders in it (expected {root}/<class>/<image>)")
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, folder in enumerate(self.classes):
+            found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
+            if not found and not allow_empty:
+                raise SourceError(f"{root / folder}: class folder without images; remove it or add images")
+            self.paths += [p.relative_to(root).as_posix() for p in found]
+            self.labels += [label] * len(found)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        """Encoded image bytes."""
+        return (self.root / self.paths[index]).read_bytes()
+
+    def label(self, index: int) -> int:
+        """Class index."""
+        return self.labels[index]
+
+    def name(self, index: int) -> str:
+        """Path relative to the folder."""
+        return self.paths[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of paths and sizes."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+def open_source(path: Path) -> Source:
+    """A `.beton` file with its sidecar, or an image folder."""
+    if path.suffix == ".beton":
+        from mugs.data.beton import PackSource
+
+        return PackSource(path)
+    return FolderSource(path)

@@ -1,0 +1,289 @@
+"""Command line of the reproduction: plan | submit | run | status | tables | verify | logs | cancel.
+
+It parses, wires the packages and exits: 0 fine, 1 a run failed, 2 a usage or configuration error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.spec import StageRun
+    from results.schema import ResultRow
+    from slurm.cluster import ClusterProfile
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Plan, run, watch and tabulate reproductions. A REPRODUCTION is a bundled name or a YAML file.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="REPRODUCTION", help="Bundled name, or path of a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="run.key=value; repeatable.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="A run or stage; repeatable.")]
+RootOption = Annotated[
+    Path | None, typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs.")
+]
+ClusterOption = Annotated[str | None, typer.Option(help="Cluster profile: bundled name or path.")]
+
+
+@app.command()
+def plan(
+    reproduction: Name,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    cluster: ClusterOption = None,
+    run_root: RootOption = None,
+) -> None:
+    """What would run, where and at what cost, and what is done already."""
+    from pipeline import manifest
+    from pipeline.plan import unresolved
+    from slurm import console
+
+    runs, _ = _runs(reproduction, overrides, only)
+    root, profile = _place(run_root, cluster)
+    if profile is not None:
+        from slurm.cluster import check_fit
+
+        for run in runs:
+            check_fit(profile, run.name, run.resources)
+    console.show_plan(runs, manifest.split(root, runs), root, unresolved(runs))
+
+
+@app.command()
+def submit(
+    reproduction: Name,
+    cluster: Annotated[str, typer.Option(help="Cluster profile: bundled name or path.")],
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    run_root: RootOption = None,
+) -> None:
+    """Queue on Slurm what is neither done nor queued; this also resumes and retries."""
+    from slurm import console
+    from slurm.submit import submit as queue_runs
+
+    runs, _ = _runs(reproduction, overrides, only)
+    _refuse_unresolved(runs)
+    _, profile = _place(run_root, cluster)
+    assert profile is not None
+    console.show_submissions(queue_runs(runs, profile))
+
+
+@app.command(name="run")
+def run_command(
+    reproduction: Name,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes per run; default: its GPUs here.")
+    ] = None,
+    run_root: RootOption = None,
+) -> None:
+    """Run here and now what is not done."""
+    from slurm import console
+    from slurm.local import run_here
+
+    runs, _ = _runs(reproduction, overrides, only)
+    _refuse_unresolved(runs)
+    root, _ = _place(run_root, None)
+    outcomes = run_here(runs, root, ranks=ranks, started=console.announce)
+    console.show_outcomes(outcomes)
+    if any(outcome.state in ("failed", "not run") for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    reproduction: Name,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    cluster: ClusterOption = None,
+    run_root: RootOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show again every few seconds, to the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
+) -> None:
+    """Where every run stands: done, running, queued, failed, waiting. Exit code 1 when one failed."""
+    from slurm import console
+    from slurm import status as states
+
+    runs, _ = _runs(reproduction, overrides, only)
+    root, _ = _place(run_root, cluster)
+    while True:
+        found = states.status(runs, root)
+        if as_json:
+            typer.echo(states.as_json(found))
+        else:
+            console.show_status(found)
+        if not watch or not any(s.state in ("running", "queued") for s in found):
+            break
+        time.sleep(5)
+    if any(s.state == "failed" for s in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def tables(
+    reproduction: Annotated[
+        str | None, typer.Argument(help="Only its runs; default: every finished run.")
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")] = None,
+    format: Annotated[str, typer.Option(help="md, latex or csv.")] = "md",
+    out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
+    overrides: SetOption = None,
+    cluster: ClusterOption = None,
+    run_root: RootOption = None,
+) -> None:
+    """The paper's tables, from the rows of finished runs."""
+    from results import tables as rendering
+
+    if format not in ("md", "latex", "csv"):
+        _stop(f"--format {format}: expected md, latex or csv")
+    root, _ = _place(run_root, cluster)
+    runs = _runs(reproduction, overrides, None)[0] if reproduction else None
+    rows = _rows(root, runs)
+    if out is not None:
+        for name, path in rendering.write_all(rows, out, table or None).items():
+            typer.echo(f"{name}: {path}")
+        return
+    for name in table or rendering.names():
+        typer.echo(rendering.render(name, rows, format))
+
+
+@app.command()
+def verify(
+    reproduction: Name,
+    overrides: SetOption = None,
+    cluster: ClusterOption = None,
+    run_root: RootOption = None,
+) -> None:
+    """Compare every output of the finished runs with its recorded SHA-256."""
+    from pipeline import manifest
+
+    runs, _ = _runs(reproduction, overrides, None)
+    root, _ = _place(run_root, cluster)
+    entries = {run.name: manifest.read(root, run.run_id) for run in runs}
+    wrong = [line for entry in entries.values() if entry for line in manifest.problems(entry, hashes=True)]
+    for line in wrong:
+        typer.echo(line, err=True)
+    checked = sum(entry is not None for entry in entries.values())
+    typer.echo(f"{checked} of {len(runs)} runs are recorded, {len(wrong)} problems")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    reproduction: Name,
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
+    lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 40,
+    overrides: SetOption = None,
+    cluster: ClusterOption = None,
+    run_root: RootOption = None,
+) -> None:
+    """The end of a run's newest log, after its path."""
+    from slurm.status import status as states
+
+    runs, _ = _runs(reproduction, overrides, [run])
+    root, _ = _place(run_root, cluster)
+    for found in states(runs, root):
+        path = found.log or next(map(str, sorted((found.run.run_dir(root) / "logs").glob("attempt_*"))), None)
+        typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
+        if path and Path(path).is_file():
+            typer.echo("\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:]))
+
+
+@app.command()
+def cancel(reproduction: Name, overrides: SetOption = None, only: OnlyOption = None) -> None:
+    """Cancel the queued and running jobs of a reproduction's runs."""
+    from slurm import queue
+
+    runs, _ = _runs(reproduction, overrides, only)
+    jobs = queue.queued(required=True)
+    ids = [job.job_id for run in runs for job in jobs.get(queue.job_name(run.run_id), [])]
+    queue.cancel(ids)
+    typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
+
+
+def _runs(
+    reproduction: str, overrides: Sequence[str] | None, only: Sequence[str] | None
+) -> tuple[list[StageRun], list[StageRun]]:
+    """Chosen runs and all runs of a reproduction, in order."""
+    from pipeline import config
+    from pipeline.plan import build_plan, select
+    from stages import STAGES
+
+    everything = build_plan(config.load(reproduction, STAGES, overrides or ()))
+    return select(everything, only or ()), everything
+
+
+def _rows(root: Path, runs: Sequence[StageRun] | None) -> list[ResultRow]:
+    """Result rows of finished runs: of the given ones, or of all there are."""
+    from pipeline import manifest
+    from results.store import read_rows
+
+    ids = manifest.run_ids(root) if runs is None else [run.run_id for run in runs]
+    entries = [manifest.find_done(root, identity) for identity in ids]
+    paths = [entry.rows_path for entry in entries if entry is not None]
+    return [row for path in paths if path is not None for row in read_rows(path)]
+
+
+def _refuse_unresolved(runs: Sequence[StageRun]) -> None:
+    from pipeline.plan import unresolved
+
+    if lines := unresolved(runs):
+        _stop("; ".join(lines))
+
+
+def _place(run_root: Path | None, cluster: str | None) -> tuple[Path, ClusterProfile | None]:
+    """Run root and profile: the option, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs."""
+    from pipeline.provenance import code_root
+
+    profile = None
+    if cluster is not None:
+        from slurm.cluster import load_profile
+
+        profile = load_profile(cluster)
+    if run_root is not None:
+        root = run_root.expanduser().absolute()
+    else:
+        default = Path(os.environ.get("MUGS_RUN_ROOT") or "~/mugs-runs").expanduser().absolute()
+        root = profile.run_root if profile else default
+        if root.is_relative_to(code_root()):
+            _stop(f"run root {root} is inside the checkout; name another with --run-root")
+    return root, profile.model_copy(update={"run_root": root}) if profile else None
+
+
+def _stop(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point; user errors become one line and exit code 2."""
+    from pipeline.provenance import IntruderError, check_one_root
+    from pipeline.spec import ConfigError
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        check_one_root()
+        app()
+    except (ConfigError, IntruderError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "SlurmError":
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What the command line shows: tables on a terminal, aligned plain lines when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurm.status import duration
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Split
+    from pipeline.spec import StageRun
+    from slurm.local import Outcome
+    from slurm.status import RunStatus
+    from slurm.submit import Submission
+
+_STYLES = {"done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "waiting": "dim"}
+
+
+def say(line: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table: drawn on a terminal, columns padded with spaces otherwise."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*header)
+        for row in cells:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        Console().print(table)
+        return
+    lines = [list(header), *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_plan(runs: Sequence[StageRun], split: Split, root: Path, unresolved: Sequence[str]) -> None:
+    """Runs in order with what each needs, the total of what is left to do, and what must be set first."""
+    header = ("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id")
+    rows = []
+    for run in runs:
+        need, state = run.resources, "done" if run.run_id in split.done else "pending"
+        cost = (need.nodes, need.gpus, f"{need.hours:g}", f"{need.gpu_hours:g}")
+        rows.append((run.name, run.stage, state, *cost, run.run_id))
+    show_table(header, rows)
+    total = sum(run.resources.gpu_hours for run in split.pending)
+    say(f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}")
+    for line in unresolved:
+        say(line)
+
+
+def show_submissions(submissions: Sequence[Submission]) -> None:
+    """What was queued, what was so already, what is done."""
+    rows = [(s.run.name, s.run.stage, s.action, s.job_id or "-", s.run.run_id) for s in submissions]
+    show_table(("run", "stage", "action", "job", "run id"), rows)
+
+
+def show_status(found: Sequence[RunStatus]) -> None:
+    """State of every run, the logs of what failed, and a count."""
+    rows = [(s.run.name, s.run.stage, s.state, s.job_id or "-", s.detail) for s in found]
+    show_table(("run", "stage", "state", "job", "detail"), rows)
+    for status in found:
+        if status.state == "failed" and status.log:
+            say(f"{status.run.name} log: {status.log}")
+    say(", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items()))
+
+
+def announce(run: StageRun, ranks: int) -> None:
+    """A line before a run starts here."""
+    say(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}")
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """What became of every run of a local execution."""
+    rows = [(o.run.name, o.run.stage, o.state, duration(o.seconds), o.detail) for o in outcomes]
+    show_table(("run", "stage", "outcome", "time", "detail"), rows)

@@ -1,0 +1,165 @@
+"""The local executor: stage runs on this machine, one after the other, each on one or more processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import attempts, manifest, runfile
+from pipeline.provenance import code_root
+from pipeline.spec import ConfigError, StageRun
+from slurm.environment import free_port
+
+logger = logging.getLogger(__name__)
+_GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: `state` is done (before) | finished (now) | failed | not run."""
+
+    run: StageRun
+    state: str
+    detail: str = ""
+    seconds: float = 0.0
+
+
+def run_here(
+    runs: Sequence[StageRun],
+    run_root: Path,
+    *,
+    ranks: int | None = None,
+    started: Callable[[StageRun, int], None] | None = None,
+) -> list[Outcome]:
+    """Run what is not done, in the given (topological) order; `started` is told of each run and its ranks.
+
+    When a run fails, what depends on it is not run and the rest is. ConfigError when an input is neither done
+    nor among `runs`.
+    """
+    outcomes: list[Outcome] = []
+    bad: dict[str, str] = {}
+    ids = {run.run_id for run in runs}
+    for run in runs:
+        for role, need in run.needs.items():
+            if need not in ids and manifest.find_done(run_root, need) is None:
+                raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; run it too")
+    for run in runs:
+        blocked = [bad[need] for need in run.needs.values() if need in bad]
+        if manifest.find_done(run_root, run.run_id) is not None:
+            outcomes.append(Outcome(run, "done"))
+            continue
+        if blocked:
+            outcomes.append(Outcome(run, "not run", f"needs {', '.join(blocked)}"))
+        else:
+            count = ranks or default_ranks(run)
+            if started:
+                started(run, count)
+            outcomes.append(_run_one(run, run_root, count))
+        if outcomes[-1].state != "finished":
+            bad[run.run_id] = run.name
+    return outcomes
+
+
+def default_ranks(run: StageRun) -> int:
+    """Processes of a run on this machine: what it asks for, at most one per GPU, one where there is none."""
+    if not run.resources.gpu:
+        return run.resources.ranks
+    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return min(run.resources.ranks, max(1, here))
+
+
+def _run_one(run: StageRun, run_root: Path, ranks: int) -> Outcome:
+    run_dir = run.run_dir(run_root)
+    if attempts.running_here(run_dir):
+        pid = (attempts.describe(run_dir, attempts.latest(run_dir)) or {}).get("pid")
+        return Outcome(run, "failed", f"is running on this machine already, process {pid}")
+    runfile.write(run_root, run)
+    began, launch = time.monotonic(), f"local-{uuid.uuid4().hex[:12]}"
+    codes = _spawn_and_wait(run_dir, launch, ranks)
+    seconds = time.monotonic() - began
+    if not any(codes) and manifest.find_done(run_root, run.run_id) is not None:
+        return Outcome(run, "finished", "", seconds)
+    failure = _failure(run_dir, launch, codes)
+    return Outcome(run, "failed", f"{failure.error} (log: {failure.log})", seconds)
+
+
+def _failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:
+    """The failure record of a launch, written here for a process that could not."""
+    try:
+        number = attempts.find(run_dir, launch, timeout_s=0)
+    except TimeoutError:
+        number = attempts.start(run_dir, launch=launch)
+    rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, 0))
+    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+    log = run_dir / "logs" / f"attempt_{number:04d}_rank{rank}.log"
+    attempts.fail(run_dir, number, error=f"rank {rank} {how}", log=log)
+    found = attempts.failure(run_dir, number)
+    assert found is not None
+    return found
+
+
+def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    path = os.pathsep.join(filter(None, [str(code_root()), os.environ.get("PYTHONPATH")]))
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
+    return env | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "MUGS_LAUNCH": launch,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONPATH": path,
+    }
+
+
+def _spawn_and_wait(run_dir: Path, launch: str, ranks: int) -> list[int | None]:
+    """Exit codes of all ranks; when one fails, the others get ten seconds to notice and are then stopped."""
+    port = free_port()
+    command = [sys.executable, "-m", "slurm.job", str(run_dir)]
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(ranks):
+            env = _environment(launch, rank, ranks, port)
+            if rank == 0:
+                processes.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
+                continue
+            with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:
+                quiet = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            processes.append(quiet)
+        return _wait(processes)
+    finally:
+        _stop(processes)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    deadline: float | None = None
+    while any(process.poll() is None for process in processes):
+        if deadline is None and any(process.returncode for process in processes):
+            deadline = time.monotonic() + _GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return [process.returncode for process in processes]
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.terminate()
+    for process in left:
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,150 @@
+"""State of every run, joined from the manifest, the attempts, the progress file and the queue."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import attempts, manifest
+from pipeline.atomic import read_json
+from pipeline.spec import StageRun
+from slurm import queue
+
+_FRESH_S = 180.0
+_ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """State of one run: done | running | queued | failed | waiting, and what is worth saying about it."""
+
+    run: StageRun
+    state: str
+    detail: str = ""
+    job_id: str | None = None
+    log: str | None = None
+
+
+def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
+    """Status of the runs, in the given order; works with and without Slurm."""
+    done = manifest.split(run_root, runs).done
+    jobs = queue.queued()
+    names = {run.run_id: run.name for run in runs}
+    found = []
+    for run in runs:
+        if (entry := done.get(run.run_id)) is not None:
+            found.append(RunStatus(run, "done", _cost(entry)))
+            continue
+        mine = [job for job in jobs.get(queue.job_name(run.run_id), []) if job.alive]
+        missing = [names.get(need, need) for need in run.needs.values() if need not in done]
+        if mine:
+            found.append(_queued(run, run.run_dir(run_root), mine[-1]))
+        else:
+            found.append(_unqueued(run, run.run_dir(run_root), missing))
+    return found
+
+
+def _cost(entry: manifest.ManifestEntry) -> str:
+    restarts = f", {entry.restarts} restarts" if entry.restarts else ""
+    gpu = f", {entry.gpu_hours:.1f} GPU-hours" if entry.gpus else ""
+    return f"{duration(entry.seconds)}{gpu}{restarts}"
+
+
+def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
+    if job.state in _ACTIVE:
+        return RunStatus(run, "running", _progress(run_dir), job.job_id, _newest_log(run_dir))
+    restarts = attempts.latest(run_dir)
+    again = f", {restarts} attempts before" if restarts else ""
+    return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}", job.job_id)
+
+
+def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
+    """A run that is neither done nor in the queue: running here, failed, or waiting to be started."""
+    number = attempts.latest(run_dir)
+    started = float((attempts.describe(run_dir, number) or {}).get("time", 0.0))
+    note: Mapping[str, Any] = read_json(run_dir / queue.JOB_NOTE) or {}
+    job_id = str(note["job_id"]) if "job_id" in note else None
+    submitted = float(note.get("time", 0.0))
+    waits = f"needs {', '.join(missing)}" if missing else "not started"
+    if number == 0 and job_id is None:
+        return RunStatus(run, "waiting", waits)
+    if job_id is not None and submitted > started:
+        if missing:
+            return RunStatus(run, "waiting", waits, job_id)
+        state = queue.final_state(job_id) or "gone"
+        log = _newest_log(run_dir, f"{job_id}_*")
+        return RunStatus(run, "failed", f"{_last_line(log) or 'no output'} [job {state}]", job_id, log)
+    of_slurm = (attempts.describe(run_dir, number) or {}).get("job_id")
+    known = queue.final_state(str(of_slurm)) if of_slurm else None
+    failure = attempts.failure(run_dir, number)
+    if failure is None and (attempts.running_here(run_dir) or (not of_slurm and _fresh(run_dir))):
+        return RunStatus(run, "running", _progress(run_dir), None, _newest_log(run_dir))
+    suffix = f" [job {known}]" if known else ""
+    if failure is not None:
+        return RunStatus(run, "failed", failure.error + suffix, of_slurm, failure.log)
+    return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, _newest_log(run_dir))
+
+
+def _fresh(run_dir: Path) -> bool:
+    """Whether an attempt on another machine has shown life lately."""
+    note = read_json(run_dir / "progress.json") or {}
+    return time.time() - float(note.get("time", 0.0)) < _FRESH_S
+
+
+def _progress(run_dir: Path) -> str:
+    note = read_json(run_dir / "progress.json")
+    start = (attempts.describe(run_dir, attempts.latest(run_dir)) or {}).get("time", 0.0)
+    if note is None or float(note.get("time", 0.0)) < float(start):
+        return "starting"
+    parts = [f"{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
+    if note.get("rate"):
+        parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
+    if note.get("eta_s") is not None:
+        parts.append(f"{duration(float(note['eta_s']))} left")
+    age = time.time() - float(note.get("time", 0.0))
+    if age > _FRESH_S:
+        parts.append(f"no news for {duration(age)}")
+    return ", ".join(parts)
+
+
+def _newest_log(run_dir: Path, pattern: str = "*") -> str | None:
+    """The log that says most about the last attempt: the newest that is not empty, error logs first."""
+    files = (run_dir / "logs").glob(pattern)
+    logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]
+    if not logs:
+        return None
+    return str(
+        max(logs, key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime))
+    )
+
+
+def _last_line(log: str | None) -> str:
+    if log is None:
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(0, Path(log).stat().st_size - 8192))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `42s`, `3m05s`, `2h10m` or `1d04h`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def as_json(found: Sequence[RunStatus]) -> str:
+    """The same for programs: a JSON list."""
+    keys = ("state", "detail", "job_id", "log")
+    rows = [{"run": s.run.name, "run_id": s.run.run_id, **{k: getattr(s, k) for k in keys}} for s in found]
+    return json.dumps(rows, indent=1)

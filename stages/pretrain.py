@@ -1,0 +1,133 @@
+"""Pretraining: converted images -> teacher weights."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+
+
+class MugsOptions(StageConfig):
+    """Fields and defaults of `mugs.methods.mugs.MugsConfig`, whose docstrings and README name the sources."""
+
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    head_hidden: int = 2048
+    predictor_hidden: int = 4096
+    head_out: int = 256
+    group_bottleneck: int = 256
+    num_prototypes: int = 65536
+    train_prototype_magnitude: bool = True
+    queue_size: int = 65536
+    memory_size: int = 65536
+    num_neighbours: int = 8
+    instance_temperature: float = 0.2
+    local_group_temperature: float = 0.2
+    group_student_temperature: float = 0.1
+    group_teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    group_teacher_warmup_epochs: int = 0
+    center_momentum: float = 0.9
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    relation_depth: Literal[1, 2] = 1
+    memory_pointer: Literal["released", "fifo"] = "released"
+    memory_start: Literal["common", "released"] = "common"
+    memories: Literal["released", "shared"] = "released"
+    local_group_token: Literal["released", "paper"] = "released"
+    pair_average: Literal["released", "uniform"] = "released"
+    predictor_init: Literal["released", "0.02"] = "released"
+
+
+class ViewOptions(StageConfig):
+    """Fields of `mugs.data.recipe.ViewRecipe` that a reproduction may change."""
+
+    large_size: int = 224
+    small_size: int = 96
+    num_small: int = Field(10, ge=0)
+    large_scale: tuple[float, float] = (0.25, 1.0)
+    small_scale: tuple[float, float] = (0.05, 0.25)
+    weak_prob: float = Field(0.5, ge=0, le=1)
+    flip_prob: float = Field(0.5, ge=0, le=1)
+    erase_prob: float = Field(0.25, ge=0, le=1)
+    erase_before_norm: bool = True
+
+
+class PretrainConfig(StageConfig):
+    """A pretraining run. Defaults are those of the released ViT-S runs where these agree."""
+
+    method: Literal["mugs"] = "mugs"
+    arch: str = "vit_s16"
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    base_lr: float = Field(8e-4, gt=0)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_epochs: int = Field(10, ge=0)
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    teacher_momentum: float = Field(0.996, ge=0, le=1)
+    patch_lr_scale: float = 0.2
+    clip: tuple[tuple[int, float], ...] = ((0, 3.0),)
+    freeze_prototypes_epochs: int = Field(1, ge=0)
+    steps_per_epoch: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    mugs: MugsOptions = MugsOptions()
+    views: ViewOptions = ViewOptions()
+    max_images_per_step: int | None = Runtime(None)
+    loader: Literal["auto", "thread", "ffcv"] = Runtime("auto")
+    threads: int = Runtime(2, ge=1)
+    checkpoint_steps: int = Runtime(500, ge=1)
+    log_steps: int = Runtime(10, ge=1)
+
+
+def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
+    """Train and export the backbones: outputs `teacher`, `student` and `initial` (safetensors)."""
+    from dataclasses import asdict
+
+    from mugs.data.source import open_source
+    from mugs.engine import distributed
+    from mugs.engine.train import pretrain
+    from mugs.methods import METHODS, MugsConfig
+    from mugs.weights import save_backbone
+
+    device = distributed.init()
+    method = METHODS[cfg.method](MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
+    data = ctx.inputs["data"]
+    arch = asdict(method.student.backbone.config)
+    outputs = {name: ctx.run_dir / "weights" / f"{name}.safetensors" for name in ("initial", "teacher", "student")}
+
+    def export(name: str) -> None:
+        net = method.student if name == "student" else method.teacher
+        state = {k: v for k, v in net.backbone.state_dict().items() if not k.startswith("relation_blocks.")}
+        save_backbone(outputs[name], state, {"arch": arch, "weights": name})
+
+    if distributed.is_main() and not outputs["initial"].exists():
+        export("initial")
+    pretrain(method, open_source(data.output("train")), train_config(cfg), ctx.run_dir, device)
+    if distributed.is_main():
+        export("teacher")
+        export("student")
+    distributed.barrier()
+    info = {
+        "method": cfg.method,
+        "arch": cfg.arch,
+        "shape": arch,
+        "epochs": cfg.epochs,
+        "seed": cfg.seed,
+        "dataset": data.info["dataset"],
+    }
+    return StageOutput(outputs=outputs, info=info)
+
+
+def train_config(cfg: PretrainConfig) -> "object":
+    """The engine's configuration."""
+    from mugs.data.recipe import ViewRecipe
+    from mugs.engine.step import StepConfig
+    from mugs.engine.train import TrainConfig
+
+    step = StepConfig(
+        clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision
+    )
+    same = ("epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "weight_decay", "teacher_momentum")
+    same += ("patch_lr_scale", "steps_per_epoch", "seed", "max_images_per_step", "loader", "threads")
+    same += ("checkpoint_steps", "log_steps")
+    return TrainConfig(
+        **{name: getattr(cfg, name) for name in same}, step=step, views=ViewRecipe(**cfg.views.model_dump())
+    )

@@ -1,0 +1,201 @@
+"""A throw-away Slurm cluster on loopback: munge, a controller and virtual nodes in one temporary folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CONF = """ClusterName={name}
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket,cred_expire=5
+SlurmUser={user}
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+ProctrackType=proctrack/linuxproc
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=1000
+GresTypes=gpu
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
+ReturnToService=1
+SlurmdTimeout=10
+KillWait=5
+MinJobAge=86400
+FirstJobId={first}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+{nodes}
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=high PriorityTier=10 PreemptMode=OFF
+"""
+NODE = (
+    "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=64 Boards=1 "
+    "SocketsPerBoard=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=500000 Gres=gpu:a100:8 "
+    "Feature=a100,a100_80g State=UNKNOWN"
+)
+DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
+NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+ENTER = ["sh", "-c", 'mount --bind "$1/hosts" /etc/hosts && hostname "$2" && shift 2 && exec "$@"', "sh"]
+FOREIGN = ("SLURM", "SBATCH", "SRUN", "SUBMITIT")
+
+
+def find_daemon(name: str) -> str | None:
+    """A daemon's path; distributions keep it in a folder that is often not on PATH."""
+    return shutil.which(
+        name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    )
+
+
+class Cluster:
+    """Daemons of one cluster. A node has its own host name and processes where namespaces are allowed."""
+
+    def __init__(self, nodes: int) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket path must be short
+        self.root.chmod(0o755)
+        self.nodes = [f"n{i}" for i in range(nodes)]
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.namespaces = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        self.env["SLURM_CONF"] = str(self.root / "slurm.conf")
+        self._write()
+
+    def _write(self) -> None:
+        root = self.root
+        for name in ("munge", "state", "spool", "log", "dev"):
+            (root / name).mkdir(mode=0o755)
+        (root / "munge/key").touch(0o600)
+        (root / "munge/key").write_bytes(os.urandom(128))
+        for index in range(8):
+            (root / f"dev/nvidia{index}").symlink_to("/dev/null")
+        (root / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=a100 File={root}/dev/nvidia[0-7]\n")
+        (root / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.nodes)}\n")
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(len(self.nodes) + 1)]
+        ports = [held.getsockname()[1] for held in sockets]
+        for held in sockets:
+            held.close()
+        nodes = "\n".join(
+            NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports[1:], strict=True)
+        )
+        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        text = CONF.format(
+            root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=user
+        )
+        (root / "slurm.conf").write_text(text)
+
+    def start(self, timeout_s: float = 30) -> None:
+        """Start everything and wait until every node is idle."""
+        munge, end = self.root / "munge", time.monotonic() + timeout_s
+        files = {
+            "socket": "socket",
+            "key-file": "key",
+            "log-file": "log",
+            "pid-file": "pid",
+            "seed-file": "seed",
+        }
+        self._spawn("munged", "--foreground", *(f"--{key}={munge}/{name}" for key, name in files.items()))
+        self._until(lambda: (munge / "socket").exists(), end)
+        self._spawn("slurmctld", "-D")
+        for name in self.nodes:
+            wrap = [*NAMESPACES, *ENTER, str(self.root), name] if self.namespaces else []
+            self._spawn("slurmd", "-D", "-N", name, wrap=wrap, label=name)
+        command = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
+        idle = ["idle"] * len(self.nodes)
+        self._until(lambda: self.run(*command, check=False).stdout.split() == idle, end)
+
+    def _until(self, true: Callable[[], bool], end: float) -> None:
+        while not true():
+            dead = [name for name, process in self.processes.items() if process.poll() is not None]
+            if dead or time.monotonic() > end:
+                raise RuntimeError(f"Slurm did not start, dead: {dead}; see {self.root}/log")
+            time.sleep(0.05)
+
+    def _spawn(self, daemon: str, *arguments: str, wrap: list[str] | None = None, label: str = "") -> None:
+        path = find_daemon(daemon)
+        assert path is not None, daemon
+        name = label or daemon
+        command = [*DIE_WITH_US, *(wrap or []), path, *arguments]
+        with open(self.root / "log" / f"{name}.out", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=self.env, cwd=self.root, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a client command against this cluster."""
+        return subprocess.run(command, env=self.env, check=check, text=True, capture_output=True, timeout=60)
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What the controller says about a job; empty once it has forgotten it."""
+        out = self.run("scontrol", "-o", "show", "job", job_id, check=False).stdout
+        return dict(part.split("=", 1) for part in out.split() if "=" in part)
+
+    def stop(self) -> None:
+        """Stop nodes, then the controller, then munge, and whatever they left running; remove the folder."""
+        for name in reversed(list(self.processes)):
+            process = self.processes.pop(name)
+            if name in self.nodes and self.namespaces:
+                process.kill()
+            else:
+                process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._kill_orphans()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _kill_orphans(self) -> None:
+        mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """Two nodes with eight pretended GPUs each, for the whole session."""
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if find_daemon(name) is None]
+    if missing:
+        pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not installed")
+    cluster = Cluster(nodes=2)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def slurm_cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The shared cluster, selected by the environment; jobs that a test leaves behind are cancelled."""
+    for key in list(os.environ):
+        if key.startswith(FOREIGN):
+            monkeypatch.delenv(key)
+    monkeypatch.setenv("SLURM_CONF", shared_cluster.env["SLURM_CONF"])
+    yield shared_cluster
+    jobs = shared_cluster.run("squeue", "-h", "-o", "%i", check=False).stdout.split()
+    if jobs:
+        shared_cluster.run("scancel", *jobs, check=False)

@@ -1,0 +1,212 @@
+"""The spine on a real Slurm: submit, order, status, idempotence, failure and repair, with tiny stages."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import config, manifest
+from pipeline.plan import build_plan
+from pipeline.provenance import code_root
+from pipeline.spec import Resources, StageRun, StageSpec
+from slurm.cluster import ClusterProfile
+from slurm.status import RunStatus, status
+from slurm.submit import submit
+
+pytestmark = pytest.mark.slurm
+
+STAGE = '''
+"""Tiny stages: note who ran when, fail while a file is there, wait while another is not."""
+import csv, os, time
+from pathlib import Path
+from pipeline.spec import Runtime, StageConfig, StageOutput
+
+class Config(StageConfig):
+    text: str = "x"
+    gate: str | None = Runtime(None)
+    poison: str | None = Runtime(None)
+
+def write_rows(path, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+def run(ctx, cfg):
+    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    (ctx.run_dir / f"here-{ctx.attempt}-{rank}").touch()
+    while len(list(ctx.run_dir.glob(f"here-{ctx.attempt}-*"))) < int(world):
+        time.sleep(0.1)
+    while cfg.gate and not Path(cfg.gate).exists():
+        time.sleep(0.1)
+    if cfg.poison and Path(cfg.poison).exists():
+        raise ValueError(f"{cfg.poison} is in the way")
+    note = ctx.run_dir / f"rank{rank}.txt"
+    note.write_text(f"{rank}/{world} {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} {time.time()}")
+    below = [entry.output("note").read_text() for entry in ctx.inputs.values()]
+    return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info={"world": int(world)})
+'''
+
+REPRODUCTION = """
+name: tiny
+runs:
+  first:  {{stage: make, text: a, gate: {gate}, resources: {{ranks_per_node: 2, nodes: 2}}}}
+  middle: {{stage: use, needs: {{data: first}}, text: b, poison: {poison}}}
+  side:   {{stage: use, needs: {{data: first}}, text: c}}
+  last:   {{stage: use, needs: {{data: middle}}, text: d}}
+"""
+
+
+class Spine:
+    """A reproduction of tiny stages, its files, and short names for what the tests do with it."""
+
+    def __init__(self, folder: Path, module: Any) -> None:
+        small = Resources(cpus_per_rank=1, hours=0.5, memory_gb=1)
+        common: dict[str, Any] = {
+            "config": module.Config,
+            "entrypoint": "tiny_stages:run",
+            "resources": small,
+        }
+        common["rows_writer"] = "tiny_stages:write_rows"
+        self.gate, self.poison = folder / "gate", folder / "poison"
+        stages = {
+            "make": StageSpec(name="make", **common),
+            "use": StageSpec(name="use", needs={"data": "make|use"}, **common),
+        }
+        path = folder / "tiny.yaml"
+        path.write_text(REPRODUCTION.format(gate=self.gate, poison=self.poison))
+        self.runs: list[StageRun] = build_plan(config.load(str(path), stages))
+        self.profile = ClusterProfile(run_root=folder / "runs", partition="low", gpu_type="a100")
+
+    def submit(self) -> dict[str, str]:
+        """Submit all; action by run name."""
+        return {s.run.name: s.action for s in submit(self.runs, self.profile)}
+
+    def status(self) -> dict[str, RunStatus]:
+        """Status by run name."""
+        return {s.run.name: s for s in status(self.runs, self.profile.run_root)}
+
+    def states(self) -> dict[str, str]:
+        """State by run name."""
+        return {name: s.state for name, s in self.status().items()}
+
+    def until(self, true: Callable[[dict[str, str]], bool], timeout_s: float = 60) -> dict[str, str]:
+        """Poll the states until they satisfy a condition."""
+        end = time.monotonic() + timeout_s
+        while not true(states := self.states()):
+            assert time.monotonic() < end, (states, self.status())
+            time.sleep(0.2)
+        return states
+
+
+@pytest.fixture
+def spine(slurm_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spine:
+    """Tiny stages in a package of their own, which jobs find through PYTHONPATH."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "tiny_stages.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    sys.modules.pop("tiny_stages", None)
+    return Spine(tmp_path, importlib.import_module("tiny_stages"))
+
+
+def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
+    assert set(spine.states().values()) == {"waiting"}
+    began = time.monotonic()
+    assert set(spine.submit().values()) == {"submitted"}
+    assert time.monotonic() - began < 20
+    states = spine.until(lambda s: s["first"] == "running")
+    assert [states[name] for name in ("middle", "side", "last")] == ["queued"] * 3
+    assert "Dependency" in spine.status()["last"].detail
+    assert set(spine.submit().values()) == {"queued"}
+    jobs = slurm_cluster.run("squeue", "-h", "-o", "%j").stdout.split()
+    assert sorted(jobs) == sorted(f"mugs-{run.run_id}" for run in spine.runs)
+    spine.gate.touch()
+    spine.until(lambda s: set(s.values()) == {"done"})
+    assert set(spine.submit().values()) == {"done"}
+    _check_results(spine)
+
+
+def _check_results(spine: Spine) -> None:
+    entries = {run.name: manifest.read(spine.profile.run_root, run.run_id) for run in spine.runs}
+    first = entries["first"]
+    assert first is not None and first.info["world"] == 4 and first.attempt == 1
+    ranks = [(first.run_dir / f"rank{rank}.txt").read_text().split() for rank in range(4)]
+    assert [rank[0] for rank in ranks] == [f"{rank}/4" for rank in range(4)]
+    assert len({rank[1] for rank in ranks}) == 1, "ranks disagree about the meeting point"
+    finished: dict[str, float] = {}
+    for name, entry in entries.items():
+        assert entry is not None and entry.rows_path is not None and entry.rows_path.exists()
+        finished[name] = float(entry.output("note").read_text().split()[-1])
+        assert manifest.problems(entry, hashes=True) == []
+    assert finished["first"] < finished["middle"] < finished["last"]
+
+
+def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
+    spine.gate.touch()
+    spine.poison.touch()
+    spine.submit()
+    states = spine.until(lambda s: s["middle"] == "failed" and s["side"] == "done" and s["last"] != "queued")
+    assert states == {"first": "done", "middle": "failed", "side": "done", "last": "waiting"}
+    failed = spine.status()["middle"]
+    assert f"ValueError: {spine.poison} is in the way" in failed.detail
+    assert failed.log is not None and "is in the way" in Path(failed.log).read_text()
+    spine.poison.unlink()
+    assert spine.submit() == {"first": "done", "middle": "submitted", "side": "done", "last": "submitted"}
+    spine.until(lambda s: set(s.values()) == {"done"})
+    entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
+    assert entry is not None and entry.attempt == 2 and entry.restarts == 1
+
+
+def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any) -> None:
+    spine.submit()
+    spine.until(lambda s: s["first"] == "running")
+    first = spine.runs[0].run_dir(spine.profile.run_root)
+    end = time.monotonic() + 30
+    while not list((first / "logs").glob("attempt_0001_rank3.log")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    job = json.loads((first / "job.json").read_text())["job_id"]
+    slurm_cluster.run("scancel", "--signal=USR2", job)
+    spine.until(lambda s: s["first"] == "queued")
+    assert spine.states()["last"] == "queued"
+    spine.gate.touch()
+    spine.until(lambda s: set(s.values()) == {"done"}, timeout_s=90)
+    entry = manifest.read(spine.profile.run_root, spine.runs[0].run_id)
+    assert entry is not None and entry.attempt == 2
+    assert slurm_cluster.job(job)["Restarts"] == "1"
+
+
+@pytest.mark.slow
+def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
+    """The bundled reproduction `mini`, on two nodes with two ranks each, from submission to its table."""
+    if "mini" not in config.bundled():
+        pytest.skip("the reproduction 'mini' is not bundled")
+    profile = tmp_path / "cluster.yaml"
+    profile.write_text(f"run_root: {tmp_path}/runs\npartition: low\ncpus_per_rank: 1\nmemory_gb: 8\n")
+    cluster = ["--cluster", str(profile)]
+    sets = ["pretrain.resources.nodes=2", "pretrain.resources.ranks_per_node=2", "pretrain.epochs=1"]
+    options = [*cluster, *(part for item in sets for part in ("--set", item))]
+
+    def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, str(code_root() / "run_stage.py"), command, "mini", *options, *more]
+        return subprocess.run(line, env=dict(os.environ), capture_output=True, text=True, timeout=120)
+
+    submitted = call("submit")
+    assert submitted.returncode == 0, submitted.stderr
+    end, states = time.monotonic() + 600, {""}
+    while states != {"done"}:
+        found = json.loads(call("status", "--json").stdout)
+        states = {s["state"] for s in found}
+        assert "failed" not in states and time.monotonic() < end, found
+        time.sleep(2)
+    shown = call("tables")
+    assert shown.returncode == 0 and "|" in shown.stdout, shown.stderr
