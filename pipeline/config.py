@@ -175,7 +175,8 @@ def validate(
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     full = f"{dotted}.{key}" if dotted else key

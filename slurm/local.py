@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline import attempts, manifest, runfile
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, StageRun
+from slurm import queue
 from slurm.environment import free_port
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def run_here(
         for role, need in run.needs.items():
             if need not in ids and manifest.find_done(run_root, need) is None:
                 raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; run it too")
+    jobs = queue.queued()
     for run in runs:
         blocked = [bad[need] for need in run.needs.values() if need in bad]
         if manifest.find_done(run_root, run.run_id) is not None:
@@ -57,6 +59,10 @@ def run_here(
             continue
         if blocked:
             outcomes.append(Outcome(run, "not run", f"needs {', '.join(blocked)}"))
+        elif alive := [job for job in jobs.get(queue.job_name(run.run_id), []) if job.alive]:
+            outcomes.append(
+                Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}")
+            )
         else:
             count = ranks or default_ranks(run)
             if started:

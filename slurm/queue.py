@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -57,7 +57,7 @@ def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
     """Our jobs in the queue by name; `required` raises SlurmError when the queue cannot be asked."""
     if not available() and not required:
         return {}
-    code, out, err = _call("squeue", "-h", "-u", getpass.getuser(), "-o", "%i|%j|%T|%r")
+    code, out, err = _call("squeue", "-h", "-u", str(os.getuid()), "-o", "%i|%j|%T|%r")
     if code != 0:
         if required:
             raise SlurmError(f"cannot ask the queue: {(err or out).strip() or f'squeue exit {code}'}")

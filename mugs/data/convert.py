@@ -1,0 +1,144 @@
+"""Image folder -> `.beton` with sidecar, and its verification."""
+
+import hashlib
+import io
+import logging
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from mugs.data.beton import PAGE, Encoded, PackSource, Sidecar, read_sidecar, write_beton, write_sidecar
+from mugs.data.decode import DecodeError, decode_rgb
+from mugs.data.source import FolderSource, SourceError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Report = Callable[[int, int], None]
+LISTED = 20
+
+
+def encode(data: bytes, name: str, label: int) -> Encoded:
+    """An image as it is stored: RGB and grey JPEG bytes verbatim, anything else re-encoded (quality 95, 4:4:4).
+
+    Every image is decoded once to be sure that it is whole. Raises DecodeError naming it.
+    """
+    rgb = decode_rgb(data, name)
+    with Image.open(io.BytesIO(data)) as image:
+        verbatim = image.format == "JPEG" and image.mode in ("RGB", "L")
+    if not verbatim:
+        buffer = io.BytesIO()
+        rgb.save(buffer, format="JPEG", quality=95, subsampling=0)
+        data = buffer.getvalue()
+    if len(data) > PAGE:
+        raise DecodeError(f"{name}: {len(data)} bytes, the most is {PAGE}")
+    return Encoded(data, rgb.width, rgb.height, label)
+
+
+def convert_folder(
+    folder: Path, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
+) -> Sidecar:
+    """Convert `folder/class/image` into `path`, unless that is done already.
+
+    Two passes, so that nothing is written before every image is known to be good. Raises SourceError with all bad
+    files unless each is named in `allow_bad` (paths relative to the folder), in which case they are left out.
+    """
+    source = FolderSource(folder)
+    fingerprint = source.fingerprint
+    try:
+        done = read_sidecar(path)
+        if done.fingerprint == fingerprint and sorted(done.left_out) == sorted(set(done.left_out) & set(allow_bad)):
+            logger.info("%s is there already, %d images", path, len(done.names))
+            return done
+    except SourceError:
+        pass
+    report = progress or (lambda done, total: None)
+    bad = find_bad(source, threads, report)
+    refused = {name: why for name, why in bad.items() if name not in allow_bad}
+    if refused:
+        listed = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
+        more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+        raise SourceError(
+            f"{folder}: {len(refused)} of {len(source)} files are not usable images; repair or remove them, or name "
+            f"them in allow_bad to leave them out:\n{listed}{more}"
+        )
+    keep = [i for i in range(len(source)) if source.name(i) not in bad]
+    images = ahead(lambda i: encode(source.read(i), source.name(i), source.label(i)), keep, threads)
+    sizes, crcs = write_beton(path, counted(images, len(keep), report), len(keep))
+    sidecar = Sidecar(
+        classes=source.classes,
+        names=[source.name(i) for i in keep],
+        sizes=sizes,
+        crc32=crcs,
+        fingerprint=fingerprint,
+        file_size=path.stat().st_size,
+        sha256=file_sha256(path),
+        left_out=bad,
+        versions={"pillow": version("pillow"), "numpy": version("numpy")},
+    )
+    write_sidecar(path, sidecar)
+    return sidecar
+
+
+def find_bad(source: FolderSource, threads: int, report: Report) -> dict[str, str]:
+    """Decode every image; name -> reason of those that fail."""
+
+    def check(index: int) -> tuple[str, str] | None:
+        name = source.name(index)
+        try:
+            encode(source.read(index), name, 0)
+        except (DecodeError, OSError) as error:
+            return name, str(error).removeprefix(f"{name}: ")
+        return None
+
+    results = counted(ahead(check, range(len(source)), threads), len(source), report)
+    return dict(found for found in results if found is not None)
+
+
+def ahead(function: Callable[[int], T], items: Sequence[int], threads: int) -> Iterator[T]:
+    """Results in order, computed by a pool that runs at most a few items ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[T]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 4 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def counted(items: Iterator[T], total: int, report: Report) -> Iterator[T]:
+    """Pass items through and report how many there were."""
+    for done, item in enumerate(items, 1):
+        yield item
+        report(done, total)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify(path: Path, *, every: int = 1, threads: int = 4) -> int:
+    """Check size, checksum and decodability of every `every`-th sample; returns how many were checked.
+
+    Raises SourceError naming the first bad sample.
+    """
+    source = PackSource(path)
+
+    def check(index: int) -> None:
+        name, data = source.name(index), source.read(index)
+        if zlib.crc32(data) != source.sidecar.crc32[index]:
+            raise SourceError(f"{path}: sample {index} ({name}) is damaged: its CRC-32 differs; convert again")
+        decode_rgb(data, f"{path}: sample {index} ({name})")
+        if source.classes[source.label(index)] != name.split("/")[0]:
+            raise SourceError(f"{path}: sample {index} ({name}) carries label {source.label(index)}")
+
+    indices = range(0, len(source), every)
+    return sum(1 for _ in ahead(check, indices, threads))

@@ -1,0 +1,18 @@
+"""Encoded bytes -> RGB image, or an error that says which sample."""
+
+import io
+
+from PIL import Image
+
+
+class DecodeError(ValueError):
+    """An image cannot be decoded; the message names it."""
+
+
+def decode_rgb(data: bytes, name: str) -> Image.Image:
+    """Fully decoded RGB image. Raises DecodeError for anything that is not a whole image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DecodeError(f"{name}: {error}") from error

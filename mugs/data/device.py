@@ -1,0 +1,93 @@
+"""Batch of bytes -> normalised floats on the device, erasing included.
+
+The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1): the same on every device,
+for every batch size and number of ranks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mugs.data.loader import Batch
+from mugs.data.recipe import ViewRecipe
+
+
+@dataclass(frozen=True)
+class DeviceViews:
+    """What `mugs.methods.base.Views` is, with sample ids and labels (N,)."""
+
+    large: Tensor
+    small: Tensor
+    weak: Tensor
+    ids: Tensor
+    labels: Tensor
+
+
+class DeviceStage:
+    """Copies a batch to the device, scales to [0, 1], erases and normalises (in the order the recipe says)."""
+
+    def __init__(self, device: torch.device, recipe: ViewRecipe, seed: int) -> None:
+        self.device, self.recipe, self.seed = device, recipe, seed
+        self.mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
+        self.std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
+
+    def __call__(self, batch: Batch) -> DeviceViews:
+        """Views of N images; floats (crops, N, 3, size, size)."""
+        groups, first = [], 0
+        for pixels in (batch.large, batch.small):
+            crops = pixels.to(self.device, non_blocking=True).float().div_(255)
+            boxes = batch.erase[first : first + len(pixels)]
+            if not self.recipe.erase_before_norm:
+                crops = self._normalise(crops)
+            self._erase(crops, boxes, batch, first)
+            groups.append(self._normalise(crops) if self.recipe.erase_before_norm else crops)
+            first += len(pixels)
+        weak, ids, labels = (t.to(self.device, non_blocking=True) for t in (batch.weak, batch.ids, batch.labels))
+        return DeviceViews(groups[0], groups[1], weak, ids, labels)
+
+    def _normalise(self, crops: Tensor) -> Tensor:
+        return crops.sub_(self.mean).div_(self.std)
+
+    def _erase(self, crops: Tensor, boxes: Tensor, batch: Batch, first: int) -> None:
+        for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
+            x, y, w, h = boxes[crop, image].tolist()
+            key = mix(mix(mix(self.seed) ^ batch.epoch) ^ int(batch.ids[image])) ^ (first + crop)
+            noise = hashed_normal(mix(key), (3, h, w), self.device)
+            crops[crop, image, :, y : y + h, x : x + w] = noise
+
+
+MASK = (1 << 64) - 1
+
+
+def mix(value: int) -> int:
+    """splitmix64 of a Python integer."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
+
+def hashed_normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """N(0, 1) values of a shape, a function of the key alone (splitmix64, then Box-Muller)."""
+    count = math.prod(shape)
+    counter = torch.arange(count, dtype=torch.int64, device=device)
+    bits = _mix_tensor(counter * _signed(0x9E3779B97F4A7C15) + _signed(key))
+    low = (bits & 0xFFFFFF).float().add_(0.5).div_(1 << 24)
+    high = ((bits >> 24) & 0xFFFFFF).float().div_(1 << 24)
+    return (torch.sqrt(-2 * torch.log(low)) * torch.cos(2 * math.pi * high)).view(shape)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shift(value, 27)) * _signed(0x94D049BB133111EB)
+    return value ^ _shift(value, 31)

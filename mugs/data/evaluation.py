@@ -1,0 +1,109 @@
+"""Images for evaluations: exact PIL preprocessing, in order, nothing repeated; and single views to train a probe on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mugs.data.convert import ahead
+from mugs.data.decode import decode_rgb
+from mugs.data.device import DeviceStage
+from mugs.data.loader import Batch
+from mugs.data.order import Order
+from mugs.data.plan import CropPlan, draw_strong, generator, random_box
+from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
+from mugs.data.render.reference import render_crop, resized_crop
+from mugs.data.source import Source
+
+Augmentation = Literal["strong", "crop_flip"]
+PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
+
+
+def eval_image(image: Image.Image, resize: int, crop: int) -> np.ndarray:
+    """Shorter side to `resize` (bicubic), centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
+    width, height = image.size
+    if width <= height:
+        size = (resize, int(resize * height / width))
+    else:
+        size = (int(resize * width / height), resize)
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    resize: int = 256,
+    crop: int = 224,
+    batch_size: int = 256,
+    indices: Sequence[int] | None = None,
+    threads: int = 2,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Normalised images (N, 3, crop, crop), labels and ids of the given samples, in their order."""
+    chosen = list(range(len(source))) if indices is None else list(indices)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def pixels(index: int) -> np.ndarray:
+        return eval_image(decode_rgb(source.read(index), source.name(index)), resize, crop)
+
+    images = ahead(pixels, chosen, threads)
+    for first in range(0, len(chosen), batch_size):
+        ids = chosen[first : first + batch_size]
+        batch = torch.from_numpy(np.stack([next(images) for _ in ids]))
+        labels = torch.tensor([source.label(i) for i in ids])
+        yield batch.float().div_(255).sub_(mean).div_(std), labels, torch.tensor(ids)
+
+
+def probe_view(
+    source: Source, sample: int, *, seed: int, epoch: int, augmentation: Augmentation, recipe: ViewRecipe
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
+    image = decode_rgb(source.read(sample), source.name(sample))
+    rng = generator(seed, epoch, sample, PROBE_CROP)
+    box = random_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
+    if augmentation == "strong":
+        plan = draw_strong(rng, recipe.large_size, box, 0, recipe)
+        return np.asarray(render_crop(image, plan)).transpose(2, 0, 1), plan.erase
+    plan = CropPlan(recipe.large_size, box, bool(rng.random() < recipe.flip_prob), strong=False)
+    view = np.asarray(resized_crop(image, plan))
+    return (view[:, ::-1] if plan.flip else view).transpose(2, 0, 1), plan.erase
+
+
+def probe_batches(
+    source: Source,
+    order: Order,
+    *,
+    epoch: int,
+    seed: int,
+    augmentation: Augmentation,
+    crop: int,
+    device: torch.device,
+    threads: int = 2,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's training batches of one epoch: normalised views (N, 3, crop, crop) and labels, on the device.
+
+    Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the release).
+    """
+    recipe = replace(ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False)
+    stage = DeviceStage(device, recipe, seed)
+    for within in range(order.steps_per_epoch):
+        step = epoch * order.steps_per_epoch + within
+        ids = order.indices(step)
+        views = list(
+            ahead(
+                lambda i: probe_view(source, i, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe),
+                [int(i) for i in ids],
+                threads,
+            )
+        )
+        labels = torch.tensor([source.label(int(i)) for i in ids])
+        large = torch.from_numpy(np.stack([view for view, _ in views]))[None]
+        erase = torch.tensor([box for _, box in views], dtype=torch.int16)[None]
+        batch = Batch(large, large[:0], erase, torch.ones(len(ids), dtype=torch.bool), torch.from_numpy(ids), labels, epoch, step)
+        done = stage(batch)
+        yield done.large[0], done.labels

@@ -1,0 +1,69 @@
+"""Frozen features of a data set, over any number of ranks.
+
+N images, D width.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mugs.backbones.vit import ViT
+from mugs.engine import distributed
+
+Feature = Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"]
+
+
+def backbone_feature(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
+    """Images -> features (N, D'), all after the final LayerNorm.
+
+    cls: last class token. patch_mean: mean of the last patch tokens. last4_cls: class tokens of the last four blocks,
+    concatenated. cls_patchmean: class token and patch mean, entries alternating as released.
+    """
+
+    def cls(images: Tensor) -> Tensor:
+        return vit.cls_feature(images)
+
+    def patch_mean(images: Tensor) -> Tensor:
+        return vit.norm(vit.tokens(images))[:, 1:].mean(dim=1)
+
+    def last4_cls(images: Tensor) -> Tensor:
+        return torch.cat([tokens[:, 0] for tokens in vit.last_blocks(images, 4)], dim=-1)
+
+    def cls_patchmean(images: Tensor) -> Tensor:
+        tokens = vit.norm(vit.tokens(images))
+        return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=-1).flatten(1)
+
+    functions = {"cls": cls, "patch_mean": patch_mean, "last4_cls": last4_cls, "cls_patchmean": cls_patchmean}
+    return functions[feature]
+
+
+@torch.no_grad()
+def extract(
+    model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (n, D) fp32, labels and ids of all ranks' batches, sorted by id, on the device of this rank."""
+    features, labels, ids = [], [], []
+    for images, label, index in batches:
+        features.append(model(images.to(device)).float())
+        labels.append(label)
+        ids.append(index)
+    mine = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))
+    everything = [gather_uneven(part) for part in mine]
+    order = everything[2].argsort()
+    return everything[0][order], everything[1][order], everything[2][order]
+
+
+def gather_uneven(rows: Tensor) -> Tensor:
+    """Concatenate (n_r, ...) of all ranks, where n_r may differ."""
+    if distributed.world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = distributed.all_gather_rows(count).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])

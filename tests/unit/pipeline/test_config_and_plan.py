@@ -1,0 +1,143 @@
+"""Reading reproductions, what is said about mistakes in them, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.identity import run_id, science
+from pipeline.plan import build_plan, select, unresolved, with_upstream
+from pipeline.spec import ConfigError, StageRun, StageSpec
+
+Plan = Callable[..., list[StageRun]]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, stages: dict[str, StageSpec], text: str) -> Plan:
+    """Plan the text, after replacements in it, with overrides."""
+
+    def build(*overrides: str, replace: tuple[str, str] = ("", "")) -> list[StageRun]:
+        path = tmp_path / "small.yaml"
+        assert replace[0] in text
+        path.write_text(text.replace(*replace) if replace[0] else text)
+        return build_plan(config.load(str(path), stages, overrides))
+
+    return build
+
+
+def test_order_ids_and_resources(plan: Plan) -> None:
+    runs = plan()
+    assert [run.name for run in runs] == ["digits", "main", "knn"]
+    digits, main, knn = runs
+    assert knn.needs == {"data": digits.run_id, "weights": main.run_id}
+    assert (main.resources.gpus, main.resources.nodes, digits.resources.gpus) == (16, 2, 0)
+    assert main.key == f"main-{main.run_id}"
+    # literal: a changed default or a changed rule must be noticed
+    assert [run.run_id for run in runs] == ["efbfac6c4b7c", "167615e4d630", "c3b6aeb5fdf0"]
+
+
+def test_identity_follows_science_only(plan: Plan) -> None:
+    plain = {run.name: run.run_id for run in plan()}
+    for same in (
+        "main.workers=9",
+        "main.resources.nodes=5",
+        "digits.train_dir=/x",
+        "main.optimizer.log_every=1",
+    ):
+        assert {run.name: run.run_id for run in plan(same)} == plain, same
+    for other in ("main.epochs=4", "main.optimizer.lr=1e-4", "main.drop=0.1"):
+        changed = {run.name: run.run_id for run in plan(other)}
+        assert [name for name in plain if changed[name] != plain[name]] == ["main", "knn"], other
+    assert all(run.run_id != plain[run.name] for run in plan("digits.dataset=other"))
+
+
+def test_science_has_none_and_no_runtime(plan: Plan) -> None:
+    main = plan()[1]
+    assert science(main.config) == {"epochs": 3, "drop": None, "optimizer": {"lr": 0.001}}
+    assert run_id("a", main.config, {"x": "1", "y": "2"}) == run_id("a", main.config, {"y": "2", "x": "1"})
+    assert run_id("a", main.config, {"x": "1"}) != run_id("b", main.config, {"x": "1"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epochs: 3", "epoch: 3", ["small.yaml: runs.main", "'epoch'", "did you mean 'epochs'", "workers"]),
+        ("epochs: 3", "epochs: three", ["small.yaml: runs.main.epochs", "integer", "'three'"]),
+        ("epochs: 3", "optimizer: {lrr: 1}", ["runs.main.optimizer", "'lrr'", "did you mean 'lr'"]),
+        ("nodes: 2", "node: 2", ["runs.main.resources", "'node'", "did you mean 'nodes'"]),
+        ("nodes: 2", "nodes: 0", ["runs.main.resources.nodes", "greater than or equal to 1"]),
+        ("stage: train", "stage: trian", ["runs.main.stage", "'trian'", "did you mean 'train'"]),
+        ("name: small", "nam: small", ["small.yaml: unknown key 'nam'", "did you mean 'name'"]),
+        ("epochs: 3", "epochs: 3, epochs: 4", ["small.yaml:5", "'epochs' is written twice"]),
+        ("epochs: 3", "epochs: [3", ["small.yaml:", "not valid YAML"]),
+        (
+            "weights: main",
+            "weights: mian",
+            ["runs.knn.needs.weights", "no run 'mian'", "did you mean 'main'"],
+        ),
+        ("weights: main", "weights: digits", ["'digits' is a 'data' run", "expected train"]),
+        ("weights: main", "wieghts: main", ["no role 'wieghts'", "did you mean 'weights'"]),
+        ("{data: digits}", "{}", ["runs.main.needs", "role 'data' is not filled", "data run"]),
+        ("main: {stage", "ma/in: {stage", ["ma/in", "letters"]),
+    ],
+)
+def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(replace=(old, new))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("main.epoch=3", ["--set main.epoch", "did you mean 'epochs'"]),
+        ("main.epochs=x", ["--set main.epochs", "integer", "'x'"]),
+        ("mian.epochs=3", ["unknown run 'mian'", "did you mean 'main'"]),
+        ("main=3", ["expected run.key=value"]),
+        ("main.epochs.x=3", ["epochs is 3, not a mapping"]),
+    ],
+)
+def test_mistakes_in_overrides_blame_the_option(plan: Plan, override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(override)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_optional_role_may_be_empty(plan: Plan) -> None:
+    assert set(plan(replace=(", weights: main", ""))[-1].needs) <= {"data"}
+
+
+def test_cycle_is_named(tmp_path: Path, stages: dict[str, StageSpec]) -> None:
+    loop = {**stages, "loop": StageSpec("loop", stages["train"].config, "x:run", {"data": "loop"})}
+    path = tmp_path / "c.yaml"
+    path.write_text("runs:\n  a: {stage: loop, needs: {data: b}}\n  b: {stage: loop, needs: {data: a}}\n")
+    with pytest.raises(ConfigError, match="circle: a -> b -> a"):
+        build_plan(config.load(str(path), loop))
+
+
+def test_equal_runs_are_refused(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="'digits' and 'again' are the same run"):
+        plan(replace=("  digits:", "  again: {stage: data}\n  digits:"))
+
+
+def test_unknown_reproduction() -> None:
+    with pytest.raises(ConfigError, match="no reproduction 'nothing_like_it': neither a file nor bundled"):
+        config.load("nothing_like_it", {})
+
+
+def test_unresolved_names_the_key_to_set(plan: Plan) -> None:
+    assert unresolved(plan()) == ["digits.train_dir is not set: --set digits.train_dir=/path/to/train_dir"]
+    assert unresolved(plan("digits.train_dir=/data")) == []
+
+
+def test_select_and_upstream(plan: Plan) -> None:
+    runs = plan()
+    assert [run.name for run in select(runs, ["test", "main"])] == ["main", "knn"]
+    assert [run.name for run in with_upstream(runs, [runs[1]])] == ["digits", "main"]
+    with pytest.raises(ConfigError, match="did you mean 'main'"):
+        select(runs, ["mani"])

@@ -1,0 +1,143 @@
+"""The manifest: what counts as done, what does not, and who may publish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline import attempts, manifest
+from pipeline.attempts import StaleAttemptError
+from pipeline.manifest import ManifestEntry
+from pipeline.spec import Resources, StageConfig, StageRun
+
+RUN = StageRun("knn", "mine", "0123456789ab", StageConfig(), {}, Resources(), "x:run")
+
+
+def publish(root: Path) -> ManifestEntry:
+    run_dir = RUN.run_dir(root)
+    attempt = attempts.start(run_dir)
+    (run_dir / "weights").mkdir(exist_ok=True)
+    (run_dir / "weights" / "a.bin").write_bytes(b"abc")
+    (run_dir / "note.txt").write_text("hello")
+    (run_dir / "rows.csv").write_text("x\n")
+    labels = {"weights": run_dir / "weights", "note": run_dir / "note.txt"}
+    entry = ManifestEntry(
+        stage=RUN.stage,
+        name=RUN.name,
+        run_id=RUN.run_id,
+        outputs={label: manifest.describe_output(root, path) for label, path in labels.items()},
+        rows=f"knn/{RUN.key}/rows.csv",
+        attempt=attempt,
+    )
+    manifest.record(root, entry)
+    return entry
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    assert manifest.split(tmp_path, [RUN]).pending == [RUN]
+    publish(tmp_path)
+    entry = manifest.split(tmp_path, [RUN]).done[RUN.run_id]
+    assert entry.output("note") == RUN.run_dir(tmp_path) / "note.txt"
+    assert entry.outputs["weights"].size == 3
+    assert entry.rows_path is not None and entry.rows_path.is_file()
+    assert manifest.problems(entry, hashes=True) == []
+    with pytest.raises(KeyError, match=r"no output 'nose'.*note, weights"):
+        entry.output("nose")
+
+
+def test_run_root_may_move(tmp_path: Path) -> None:
+    publish(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    entry = manifest.find_done(tmp_path / "b", RUN.run_id)
+    assert entry is not None and entry.output("note").read_text() == "hello"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"stage": "knn"}', "\x00\x01", '{"run_id": 3}'])
+def test_broken_entry_is_not_done(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    publish(tmp_path)
+    path = manifest.entry_path(tmp_path, RUN.run_id)
+    path.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        assert manifest.find_done(tmp_path, RUN.run_id) is None
+    assert str(path) in caplog.text
+
+
+def test_entry_cut_at_any_byte_is_not_done(tmp_path: Path) -> None:
+    publish(tmp_path)
+    path = manifest.entry_path(tmp_path, RUN.run_id)
+    whole = path.read_bytes()
+    for end in range(0, len(whole.rstrip()), 7):
+        path.write_bytes(whole[:end])
+        assert manifest.find_done(tmp_path, RUN.run_id) is None, end
+
+
+def test_foreign_entry_is_not_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish(tmp_path)
+    path = manifest.entry_path(tmp_path, RUN.run_id)
+    path.rename(path.with_name("ffffffffffff.json"))
+    assert manifest.find_done(tmp_path, "ffffffffffff") is None
+    assert "entry is of run 0123456789ab" in caplog.text
+
+
+def test_missing_short_and_altered_outputs(tmp_path: Path) -> None:
+    publish(tmp_path)
+    note = RUN.run_dir(tmp_path) / "note.txt"
+    note.write_text("hellO")
+    entry = manifest.find_done(tmp_path, RUN.run_id)
+    assert entry is not None, "the same size: only verify can tell"
+    assert "differs from the SHA-256" in manifest.problems(entry, hashes=True)[0]
+    note.write_text("hell")
+    assert manifest.find_done(tmp_path, RUN.run_id) is None
+    note.unlink()
+    assert manifest.find_done(tmp_path, RUN.run_id) is None
+
+
+def test_older_attempt_may_not_publish(tmp_path: Path) -> None:
+    entry = publish(tmp_path)
+    path = manifest.entry_path(tmp_path, RUN.run_id)
+    before = path.read_bytes()
+    attempts.start(RUN.run_dir(tmp_path))
+    with pytest.raises(StaleAttemptError, match="attempt 1 is not the newest"):
+        manifest.record(tmp_path, entry)
+    assert path.read_bytes() == before
+
+
+def test_output_outside_the_run_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(ValueError, match="outside the run root"):
+        manifest.describe_output(tmp_path / "root", tmp_path / "x")
+
+
+def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
+    taken: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(1, 81))
+
+
+def test_ranks_find_the_attempt_of_their_launch(tmp_path: Path) -> None:
+    first = attempts.start(tmp_path, launch="a")
+    second = attempts.start(tmp_path, launch="b")
+    assert (attempts.find(tmp_path, "a"), attempts.find(tmp_path, "b")) == (first, second)
+    assert not attempts.is_current(tmp_path, first) and attempts.is_current(tmp_path, second)
+    with pytest.raises(TimeoutError):
+        attempts.find(tmp_path, "c", timeout_s=0)
+
+
+def test_first_failure_is_kept(tmp_path: Path) -> None:
+    number = attempts.start(tmp_path)
+    assert attempts.failure(tmp_path) is None
+    attempts.fail(tmp_path, number, error="cause", log=tmp_path / "log")
+    attempts.fail(tmp_path, number, error="consequence", log=tmp_path / "log")
+    found = attempts.failure(tmp_path)
+    assert found is not None and (found.error, found.attempt) == ("cause", 1)
+    assert attempts.latest(tmp_path) == 1

@@ -1,0 +1,163 @@
+"""The local executor and what status says about its runs, with tiny stages in a package of their own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import attempts, manifest
+from pipeline.atomic import write_json_atomic
+from pipeline.identity import run_id
+from pipeline.spec import ConfigError, Resources, StageRun
+from slurm import queue, snapshot
+from slurm.environment import meeting_point
+from slurm.local import run_here
+from slurm.status import duration, status
+
+STAGE = """
+import os, signal, time
+from pathlib import Path
+from pipeline.spec import Runtime, StageConfig, StageOutput
+
+class Config(StageConfig):
+    text: str = "x"
+    fault: str = Runtime("")
+
+def run(ctx, cfg):
+    rank = os.environ["RANK"]
+    (ctx.run_dir / f"rank{rank}").touch()
+    while len(list(ctx.run_dir.glob("rank?"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.02)
+    if cfg.fault == "raise":
+        raise ValueError("no such luck\\nsecond line")
+    if cfg.fault == "kill" and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    below = [entry.output("out").read_text() for entry in ctx.inputs.values()]
+    (ctx.run_dir / "out.txt").write_text(cfg.text + "".join(below))
+    return StageOutput(outputs={"out": Path("out.txt")}, info={"threads": os.environ["OMP_NUM_THREADS"]})
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module with the tiny stages, found here and in the processes."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "tiny_local.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(str(tmp_path / "package"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
+    monkeypatch.setattr(queue, "_call", lambda *_: (127, "", "not found"))
+    sys.modules.pop("tiny_local", None)
+    return importlib.import_module("tiny_local")
+
+
+def make(tiny: Any, name: str, *needs: StageRun, fault: str = "") -> StageRun:
+    config = tiny.Config(text=name, fault=fault)
+    inputs = {f"in{i}": need.run_id for i, need in enumerate(needs)}
+    identity = run_id("tiny", config, inputs)
+    return StageRun("tiny", name, identity, config, inputs, Resources(gpu=False), "tiny_local:run")
+
+
+def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None:
+    a = make(tiny, "a")
+    b = make(tiny, "b", a)
+    assert [s.state for s in status([a, b], tmp_path)] == ["waiting", "waiting"]
+    assert [o.state for o in run_here([a, b], tmp_path, ranks=2)] == ["finished", "finished"]
+    assert [o.state for o in run_here([a, b], tmp_path)] == ["done", "done"]
+    assert [s.state for s in status([a, b], tmp_path)] == ["done", "done"]
+    entry = manifest.find_done(tmp_path, b.run_id)
+    assert entry is not None and entry.output("out").read_text() == "ba"
+    assert (entry.ranks, entry.attempt, entry.gpus) == (2, 1, 0)
+    assert entry.provenance["versions"]["python"]
+    assert (b.run_dir(tmp_path) / "provenance.json").is_file()
+
+
+def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> None:
+    bad = make(tiny, "bad", fault="raise")
+    below, beside = make(tiny, "below", bad), make(tiny, "beside")
+    outcomes = run_here([bad, below, beside], tmp_path)
+    assert [o.state for o in outcomes] == ["failed", "not run", "finished"]
+    states = status([bad, below, beside], tmp_path)
+    assert [s.state for s in states] == ["failed", "waiting", "done"]
+    assert states[0].detail == "ValueError: no such luck"
+    assert states[0].log is not None and "Traceback" in Path(states[0].log).read_text()
+    assert states[1].detail == "needs bad"
+    cured = make(tiny, "bad")
+    assert cured.run_id == bad.run_id, "the fault is a runtime field"
+    assert [o.state for o in run_here([cured, below], tmp_path)] == ["finished", "finished"]
+
+
+def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
+    run = make(tiny, "victim", fault="kill")
+    outcome = run_here([run], tmp_path, ranks=2)[0]
+    assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+
+
+def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
+    a = make(tiny, "a")
+    with pytest.raises(ConfigError, match="b: its input 'in0'"):
+        run_here([make(tiny, "b", a)], tmp_path)
+
+
+def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
+    run = make(tiny, "a")
+    lost = StageRun(run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run")
+    outcome = run_here([lost], tmp_path)[0]
+    assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail
+
+
+def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tiny, "a")
+    job = queue.QueuedJob("7", queue.job_name(run.run_id), "RUNNING", "None")
+    monkeypatch.setattr(queue, "queued", lambda **_: {job.name: [job]})
+    assert status([run], tmp_path)[0].detail == "starting"
+    attempts.start(run.run_dir(tmp_path), job_id="7")
+    import time
+
+    note = {"done": 3, "total": 9, "unit": "steps", "rate": 1234.5, "eta_s": 125, "time": time.time()}
+    write_json_atomic(run.run_dir(tmp_path) / "progress.json", note)
+    found = status([run], tmp_path)[0]
+    assert (found.state, found.job_id, found.detail) == ("running", "7", "3/9 steps, 1234 img/s, 2m05s left")
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0, 59.4, 185, 7800, 100800)] == ["0s", "59s", "3m05s", "2h10m", "1d04h"]
+
+
+def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    (source / "pipeline" / "__pycache__").mkdir(parents=True)
+    (source / "pipeline" / "__init__.py").write_text("x = 1\n")
+    (source / "pipeline" / "__pycache__" / "a.pyc").touch()
+    (source / "tests").mkdir()
+    (source / "tests" / "t.py").touch()
+    first = snapshot.take(tmp_path / "runs", source)
+    assert snapshot.take(tmp_path / "runs", source) == first
+    files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
+    assert files == ["SNAPSHOT.json", "pipeline/__init__.py"]
+    (source / "pipeline" / "__init__.py").write_text("x = 2\n")
+    second = snapshot.take(tmp_path / "runs", source)
+    assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
+    assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
+
+
+def test_meeting_point_falls_back_to_what_slurm_knows() -> None:
+    assert meeting_point("localhost", lambda _: "10.0.0.1") == "localhost"
+    assert meeting_point("no-such-host.invalid", lambda _: "10.0.0.1") == "10.0.0.1"
+
+
+def test_submission_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slurm.submit import clean_environment
+
+    kept = {"SLURM_CONF": "/c", "OTHER": "1"}
+    for key, value in {**kept, "SLURM_JOB_ID": "3", "SBATCH_QOS": "x", "RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    with clean_environment():
+        assert {k: os.environ.get(k) for k in kept} == kept
+        assert not {"SLURM_JOB_ID", "SBATCH_QOS", "RANK"} & set(os.environ)
+    assert os.environ["SLURM_JOB_ID"] == "3"

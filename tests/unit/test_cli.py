@@ -1,0 +1,105 @@
+"""The command line as a user meets it: in a process of its own, its output piped."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+YAML = """
+name: small
+runs:
+  digits: {stage: convert, dataset: mine, num_classes: 10}
+  knn: {stage: knn, needs: {data: digits}}
+"""
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run the command line with a run root of its own."""
+
+    def call(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS"))}
+        clean |= {"MUGS_RUN_ROOT": str(tmp_path / "runs"), "COLUMNS": "200"} | (env or {})
+        line = [sys.executable, str(ROOT / "run_stage.py"), *arguments]
+        return subprocess.run(line, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return call
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"]])
+def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys, atexit\n"
+        f"sys.argv = ['run_stage.py', *{arguments!r}]\n"
+        "import run_stage\n"
+        "try:\n    run_stage.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'submitit'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    env = {**os.environ, "MUGS_RUN_ROOT": str(tmp_path), "PATH": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_the_commands(cli: Cli) -> None:
+    shown = cli("--help")
+    assert shown.returncode == 0
+    assert all(word in shown.stdout for word in ("plan", "submit", "run", "status", "tables", "verify"))
+
+
+def test_plan_is_plain_when_piped(cli: Cli) -> None:
+    shown = cli("plan", "mini")
+    assert shown.returncode == 0, shown.stderr
+    assert "\x1b" not in shown.stdout and not re.search("[─│┃]", shown.stdout)
+    header, *lines = shown.stdout.splitlines()
+    assert header.split() == ["run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run", "id"]
+    assert re.search(r"^pretrain +pretrain +pending .* [0-9a-f]{12}$", shown.stdout, re.M)
+    assert "0 done," in lines[-1]
+
+
+def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(YAML.replace("needs", "neds"))
+    cases = {
+        ("plan", "bad.yaml"): "did you mean 'needs'",
+        ("plan", "no_such"): "no reproduction 'no_such'",
+        ("plan", "mini", "--cluster", "no_such"): "no cluster profile 'no_such'",
+        ("plan", "mini", "--set", "pretrain.epoch=3"): "did you mean 'epochs'",
+        ("run", "mini", "--only", "nothing"): "--only nothing",
+        ("tables", "--format", "pdf"): "--format pdf: expected md, latex or csv",
+    }
+    for arguments, words in cases.items():
+        done = cli(*arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert words in done.stderr, done.stderr
+
+
+def test_usage_errors_exit_with_2(cli: Cli) -> None:
+    assert cli("plan").returncode == 2
+    assert cli("no-such-command").returncode == 2
+
+
+def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:
+    done = cli("plan", "mini", env={"MUGS_RUN_ROOT": str(ROOT / "runs")})
+    assert done.returncode == 2 and "inside the checkout" in done.stderr
+
+
+def test_status_and_verify_without_any_run(cli: Cli) -> None:
+    shown = cli("status", "mini")
+    assert shown.returncode == 0 and "waiting" in shown.stdout and "failed" not in shown.stdout
+    assert cli("verify", "mini").stdout.startswith("0 of ")
+
+
+def test_submit_without_slurm_is_explained(cli: Cli, tmp_path: Path) -> None:
+    profile = tmp_path / "c.yaml"
+    profile.write_text(f"run_root: {tmp_path}/runs\n")
+    done = cli("submit", "mini", "--cluster", str(profile), env={"PATH": "/nowhere"})
+    assert done.returncode == 2 and "squeue: not found" in done.stderr, done.stderr
