@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -82,9 +82,7 @@ def run_command(
     reproduction: Name,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes per run; default: its GPUs here.")
-    ] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes per run; default: its GPUs here.")] = None,
     run_root: RootOption = None,
 ) -> None:
     """Run here and now what is not done."""
@@ -131,11 +129,9 @@ def status(
 
 @app.command()
 def tables(
-    reproduction: Annotated[
-        str | None, typer.Argument(help="Only its runs; default: every finished run.")
-    ] = None,
+    reproduction: Annotated[str | None, typer.Argument(help="Only its runs; default: every finished run.")] = None,
     table: Annotated[list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")] = None,
-    format: Annotated[str, typer.Option(help="md, latex or csv.")] = "md",
+    format: Annotated[Literal["md", "latex", "csv"], typer.Option(help="Of what is printed.")] = "md",
     out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
     overrides: SetOption = None,
     cluster: ClusterOption = None,
@@ -144,8 +140,9 @@ def tables(
     """The paper's tables, from the rows of finished runs."""
     from results import tables as rendering
 
-    if format not in ("md", "latex", "csv"):
-        _stop(f"--format {format}: expected md, latex or csv")
+    for name in table or ():
+        if name not in rendering.names():
+            _stop(f"--table {name}: expected one of {', '.join(rendering.names())}")
     root, _ = _place(run_root, cluster)
     runs = _runs(reproduction, overrides, None)[0] if reproduction else None
     rows = _rows(root, runs)

@@ -1,5 +1,7 @@
 """Projection heads of the three granularities (paper, section 3; biases and initialisation as released)."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from mugs.backbones.vit import init_weights
 def mlp(widths: list[int], *, bias: bool) -> nn.Sequential:
     """Linear layers of the given widths with GELU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs, bias=bias), nn.GELU()]
     return nn.Sequential(*layers[:-1])
 

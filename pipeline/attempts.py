@@ -77,9 +77,7 @@ def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
             if (describe(run_dir, number) or {}).get("launch") == launch:
                 return number
         if time.monotonic() > end:
-            raise TimeoutError(
-                f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s"
-            )
+            raise TimeoutError(f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s")
         time.sleep(0.05)
 
 

@@ -138,9 +138,7 @@ def apply_override(tree: dict[str, Any], override: str, *, what: str) -> str:
     return dotted.strip()
 
 
-def _check_run(
-    source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]
-) -> RunConfig:
+def _check_run(source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]) -> RunConfig:
     where = f"{source}: runs.{name}"
     if not isinstance(raw, dict) or "stage" not in raw:
         raise ConfigError(f"{where}: expected a mapping with the key 'stage'{hint('', stages)}")

@@ -95,9 +95,7 @@ def entry_path(run_root: Path, run_id: str) -> Path:
 
 def run_ids(run_root: Path) -> list[str]:
     """Ids of all runs with an entry, sorted."""
-    return sorted(
-        path.stem for path in (run_root / "manifest").glob("*.json") if not path.name.startswith(".")
-    )
+    return sorted(path.stem for path in (run_root / "manifest").glob("*.json") if not path.name.startswith("."))
 
 
 def content_size(path: Path) -> int:

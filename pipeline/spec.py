@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.attempts import is_current
+
 if TYPE_CHECKING:
     from pipeline.manifest import ManifestEntry
 
@@ -127,6 +129,10 @@ class StageContext:
     run_dir: Path
     inputs: Mapping[str, ManifestEntry]
     attempt: int
+
+    def is_current(self) -> bool:
+        """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""
+        return is_current(self.run_dir, self.attempt)
 
 
 @dataclass

@@ -34,7 +34,8 @@ def best_cell(rows: Iterable[ResultRow]) -> Cell | None:
         if other is not row:
             raise CellError(
                 f"two rows for one cell: runs {other.run_id} ({other.value}) and {row.run_id} ({row.value}), both "
-                f"{row.method} {row.arch} {row.epochs} epochs, {row.stage} on {row.dataset}, {row.setting!r}, seed {row.seed}"
+                f"{row.method} {row.arch} {row.epochs} epochs, {row.stage} on {row.dataset}, "
+                f"{row.setting!r}, seed {row.seed}"
             )
     if not by_setting:
         return None

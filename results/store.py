@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from results.schema import ResultRow
 
@@ -38,10 +39,15 @@ def read_rows(path: Path) -> list[ResultRow]:
         reader = csv.DictReader(stream)
         if reader.fieldnames != COLUMNS:
             raise RowsError(f"{path}: columns {reader.fieldnames}, expected {COLUMNS}")
+        record: dict[str, Any]
         for line, record in enumerate(reader, 2):
             try:
-                numbers = {"epochs": int(record["epochs"]), "seed": int(record["seed"]), "value": float(record["value"])}
+                record |= {
+                    "epochs": int(record["epochs"]),
+                    "seed": int(record["seed"]),
+                    "value": float(record["value"]),
+                }
             except (TypeError, ValueError) as error:
                 raise RowsError(f"{path}, line {line}: {error}") from error
-            rows.append(ResultRow(**{**record, **numbers}))
+            rows.append(ResultRow(**record))
     return rows

@@ -82,10 +82,11 @@ def _paper_lines(
 ) -> tuple[list[dict[str, str]], set[tuple[str, str, int]]]:
     lines, used = [], set()
     for key, entry in paper.groupby(["group", "method", "arch", "params_m", "effective_epochs"], sort=False):
-        group, method, arch, params, epochs = key
+        group, method, arch, params, printed_epochs = map(str, key)
+        epochs = int(printed_epochs)
         mine = [row for row in rows if _identity(spec, row) == (method, arch, epochs)]
-        used.add((method, arch, int(epochs)))
-        line = {"Group": group, "Method": method, "Arch": arch, "Params (M)": str(params), "Epochs": str(epochs)}
+        used.add((method, arch, epochs))
+        line = {"Group": group, "Method": method, "Arch": arch, "Params (M)": params, "Epochs": printed_epochs}
         for column in spec["columns"]:
             printed = entry.loc[entry["task"] == column["task"], "value"]
             value = None if printed.empty else float(printed.iloc[0])

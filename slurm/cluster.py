@@ -106,16 +106,12 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     profile = validate(ClusterProfile, values, source)
     for key in profile.sbatch:
         if key in OWNED_OPTIONS:
-            raise ConfigError(
-                f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you"
-            )
+            raise ConfigError(f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you")
     if profile.container_mounts and not profile.container_image:
         raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
     root = Path(os.path.expandvars(profile.run_root)).expanduser()
     if "$" in str(root) or not root.is_absolute():
-        raise ConfigError(
-            f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}"
-        )
+        raise ConfigError(f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}")
     return profile.model_copy(update={"run_root": root})
 
 
@@ -182,6 +178,7 @@ def _setup(profile: ClusterProfile, code: Path) -> list[str]:
     lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
     lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
     lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    lines.append("export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot")
     return lines
 
 

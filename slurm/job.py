@@ -99,9 +99,7 @@ def _publish(
 ) -> None:
     run_dir = run.run_dir(run_root)
     if not attempts.is_current(run_dir, attempt):
-        raise attempts.StaleAttemptError(
-            f"{run_dir}: attempt {attempt} is not the newest, it may not publish"
-        )
+        raise attempts.StaleAttemptError(f"{run_dir}: attempt {attempt} is not the newest, it may not publish")
     rows = None
     if output.rows:
         path = run_dir / "rows.csv"

@@ -60,9 +60,7 @@ def run_here(
         if blocked:
             outcomes.append(Outcome(run, "not run", f"needs {', '.join(blocked)}"))
         elif alive := [job for job in jobs.get(queue.job_name(run.run_id), []) if job.alive]:
-            outcomes.append(
-                Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}")
-            )
+            outcomes.append(Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}"))
         else:
             count = ranks or default_ranks(run)
             if started:
@@ -125,6 +123,7 @@ def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",
     }
 
 

@@ -117,9 +117,7 @@ def _newest_log(run_dir: Path, pattern: str = "*") -> str | None:
     logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]
     if not logs:
         return None
-    return str(
-        max(logs, key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime))
-    )
+    return str(max(logs, key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime)))
 
 
 def _last_line(log: str | None) -> str:

@@ -79,15 +79,11 @@ def _submit_one(run: StageRun, profile: ClusterProfile, parents: Sequence[str], 
     built = executor(run, profile, parents, code)
     with clean_environment():
         job = built.submit(StageJob(str(run_dir), run.entrypoint))
-    write_json_atomic(
-        run_dir / queue.JOB_NOTE, {"job_id": job.job_id, "time": time.time(), "code": str(code)}
-    )
+    write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job.job_id, "time": time.time(), "code": str(code)})
     return str(job.job_id)
 
 
-def executor(
-    run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path
-) -> submitit.SlurmExecutor:
+def executor(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> submitit.SlurmExecutor:
     """submitit's executor for one run; `parents` are ids of jobs it must wait for.
 
     `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it.

@@ -27,7 +27,8 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     from mugs.data.convert import convert_folder
     from mugs.engine.progress import Progress
 
-    outputs, classes = {}, []
+    outputs: dict[str, Path] = {}
+    classes: list[str] = []
     for split, folder, count in (
         ("train", cfg.train_dir, cfg.num_train_images),
         ("val", cfg.val_dir, cfg.num_val_images),

@@ -1,10 +1,13 @@
 """Pretraining: converted images -> teacher weights."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    from mugs.engine.train import TrainConfig
 
 
 class MugsOptions(StageConfig):
@@ -45,6 +48,15 @@ class ViewOptions(StageConfig):
     large_scale: tuple[float, float] = (0.25, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.25)
     weak_prob: float = Field(0.5, ge=0, le=1)
+    student_coin: Literal["released", "per_image"] = "released"
+    weak_only: bool = False
+    weak_only_small: Literal["weak", "released"] = "weak"
+    jitter_prob: float = Field(0.8, ge=0, le=1)
+    gray_prob: float = Field(0.2, ge=0, le=1)
+    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    solarize_prob: float = Field(0.2, ge=0, le=1)
+    randaugment_replacement: bool = False
     flip_prob: float = Field(0.5, ge=0, le=1)
     erase_prob: float = Field(0.25, ge=0, le=1)
     erase_before_norm: bool = True
@@ -71,7 +83,7 @@ class PretrainConfig(StageConfig):
     mugs: MugsOptions = MugsOptions()
     views: ViewOptions = ViewOptions()
     max_images_per_step: int | None = Runtime(None)
-    loader: Literal["auto", "thread", "ffcv"] = Runtime("auto")
+    loader: Literal["auto", "thread"] = Runtime("auto")
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
     log_steps: int = Runtime(10, ge=1)
@@ -116,18 +128,13 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     return StageOutput(outputs=outputs, info=info)
 
 
-def train_config(cfg: PretrainConfig) -> "object":
+def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
     from mugs.data.recipe import ViewRecipe
     from mugs.engine.step import StepConfig
     from mugs.engine.train import TrainConfig
 
-    step = StepConfig(
-        clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision
-    )
-    same = ("epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "weight_decay", "teacher_momentum")
-    same += ("patch_lr_scale", "steps_per_epoch", "seed", "max_images_per_step", "loader", "threads")
-    same += ("checkpoint_steps", "log_steps")
-    return TrainConfig(
-        **{name: getattr(cfg, name) for name in same}, step=step, views=ViewRecipe(**cfg.views.model_dump())
-    )
+    step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
+    apart = {"method", "arch", "mugs", "views", "clip", "freeze_prototypes_epochs", "precision"}
+    same: dict[str, Any] = {name: getattr(cfg, name) for name in PretrainConfig.model_fields if name not in apart}
+    return TrainConfig(**same, step=step, views=ViewRecipe(**cfg.views.model_dump()))

@@ -41,6 +41,9 @@ class ViT(VisionTransformer):
     `cls_feature`, `last_blocks` or `forward`; only pretraining calls `relate`.
     """
 
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
     def __init__(self, config: ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0) -> None:
         super().__init__(
             img_size=config.image_size,
@@ -54,7 +57,8 @@ class ViT(VisionTransformer):
             weight_init="skip",
         )
         self.config = config
-        block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=self._norm)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
         rates = torch.linspace(0, drop_path, config.depth).tolist()
         for rate, layer in zip(rates, self.blocks, strict=True):
@@ -63,10 +67,6 @@ class ViT(VisionTransformer):
         self.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-
-    @staticmethod
-    def _norm(width: int, **_: Any) -> nn.LayerNorm:
-        return nn.LayerNorm(width, eps=1e-6)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Patches (N, H, W, D) -> tokens (N, 1 + H*W, D) with class token and positions."""
@@ -86,11 +86,13 @@ class ViT(VisionTransformer):
         x = torch.cat([query[:, None], neighbours], dim=1)
         for block in self.relation_blocks:
             x = block(x)
-        return self.norm(x[:, 0])
+        feature: Tensor = self.norm(x[:, 0])
+        return feature
 
     def cls_feature(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D): class token after the final LayerNorm, the feature of frozen evaluations."""
-        return self.norm(self.tokens(images)[:, 0])
+        feature: Tensor = self.norm(self.tokens(images)[:, 0])
+        return feature
 
     def last_blocks(self, images: Tensor, num: int) -> list[Tensor]:
         """The outputs (N, L, D) of the last `num` blocks, each after the final LayerNorm, first to last."""
@@ -103,9 +105,9 @@ class ViT(VisionTransformer):
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Hand (2 * depth, N) draws to the stochastic-depth branches of the next pass; None keeps every branch."""
-        for index, block in enumerate(self.blocks):
-            block.drop_path1.uniform = None if uniforms is None else uniforms[2 * index]
-            block.drop_path2.uniform = None if uniforms is None else uniforms[2 * index + 1]
+        branches = (m for m in self.modules() if isinstance(m, StochasticDepth))
+        for index, branch in enumerate(branches):
+            branch.uniform = None if uniforms is None else uniforms[index]
 
 
 def init_weights(module: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
     header | field descriptors | metadata | pages of 8 MiB with the images | allocation table
 The header is written last, so a file that was cut short has version 0, which every reader refuses. A sidecar JSON,
-written after the file, holds names, classes, checksums and the fingerprint of the source; without it a file is not used.
+written after the file, holds names, classes, checksums and the fingerprint of the source; a file without is not used.
 """
 
 import json
@@ -123,7 +123,9 @@ def read_sidecar(path: Path) -> Sidecar:
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     if not side.is_file():
-        raise SourceError(f"{path}: its sidecar {side.name} is missing, so the conversion did not finish; convert again")
+        raise SourceError(
+            f"{path}: its sidecar {side.name} is missing, so the conversion did not finish; convert again"
+        )
     try:
         sidecar = Sidecar(**json.loads(side.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -132,7 +134,9 @@ def read_sidecar(path: Path) -> Sidecar:
         raise SourceError(f"{side}: format {sidecar.format}, this code reads {SIDECAR_FORMAT}; convert again")
     size = path.stat().st_size
     if size != sidecar.file_size:
-        raise SourceError(f"{path}: {size} bytes, its sidecar says {sidecar.file_size}: truncated or replaced; convert again")
+        raise SourceError(
+            f"{path}: {size} bytes, its sidecar says {sidecar.file_size}: truncated or replaced; convert again"
+        )
     return sidecar
 
 

@@ -1,28 +1,17 @@
 """Batch of bytes -> normalised floats on the device, erasing included.
 
-The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1): the same on every device,
-for every batch size and number of ranks.
+The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1): the same on every
+device, for every batch size and number of ranks.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mugs.data.loader import Batch
 from mugs.data.recipe import ViewRecipe
-
-
-@dataclass(frozen=True)
-class DeviceViews:
-    """What `mugs.methods.base.Views` is, with sample ids and labels (N,)."""
-
-    large: Tensor
-    small: Tensor
-    weak: Tensor
-    ids: Tensor
-    labels: Tensor
+from mugs.views import Views
 
 
 class DeviceStage:
@@ -33,7 +22,7 @@ class DeviceStage:
         self.mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
 
-    def __call__(self, batch: Batch) -> DeviceViews:
+    def __call__(self, batch: Batch) -> Views:
         """Views of N images; floats (crops, N, 3, size, size)."""
         groups, first = [], 0
         for pixels in (batch.large, batch.small):
@@ -44,8 +33,7 @@ class DeviceStage:
             self._erase(crops, boxes, batch, first)
             groups.append(self._normalise(crops) if self.recipe.erase_before_norm else crops)
             first += len(pixels)
-        weak, ids, labels = (t.to(self.device, non_blocking=True) for t in (batch.weak, batch.ids, batch.labels))
-        return DeviceViews(groups[0], groups[1], weak, ids, labels)
+        return Views(groups[0], groups[1], batch.weak.to(self.device, non_blocking=True))
 
     def _normalise(self, crops: Tensor) -> Tensor:
         return crops.sub_(self.mean).div_(self.std)

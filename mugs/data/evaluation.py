@@ -26,10 +26,8 @@ PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those
 def eval_image(image: Image.Image, resize: int, crop: int) -> np.ndarray:
     """Shorter side to `resize` (bicubic), centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
     width, height = image.size
-    if width <= height:
-        size = (resize, int(resize * height / width))
-    else:
-        size = (int(resize * width / height), resize)
+    short = min(width, height)
+    size = (int(resize * width / short), int(resize * height / short))
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
@@ -104,6 +102,7 @@ def probe_batches(
         labels = torch.tensor([source.label(int(i)) for i in ids])
         large = torch.from_numpy(np.stack([view for view, _ in views]))[None]
         erase = torch.tensor([box for _, box in views], dtype=torch.int16)[None]
-        batch = Batch(large, large[:0], erase, torch.ones(len(ids), dtype=torch.bool), torch.from_numpy(ids), labels, epoch, step)
-        done = stage(batch)
-        yield done.large[0], done.labels
+        batch = Batch(
+            large, large[:0], erase, torch.ones(len(ids), dtype=torch.bool), torch.from_numpy(ids), labels, epoch, step
+        )
+        yield stage(batch).large[0], labels.to(device)

@@ -18,7 +18,7 @@ from mugs.data.recipe import ViewRecipe
 from mugs.data.render.reference import render
 from mugs.data.source import Source
 
-LoaderName = Literal["auto", "thread", "ffcv"]
+LoaderName = Literal["auto", "thread"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,7 @@ def make_loader(
     threads: int = 2,
     ahead: int = 3,
 ) -> ViewLoader:
-    """The front end by name; "auto" is the thread loader, the one that needs no FFCV.
-
-    Raises ValueError when FFCV is asked for and missing, or the source is not a `.beton` file.
-    """
-    if loader == "ffcv":
-        from mugs.data.ffcv_loader import FFCVLoader
-
-        return FFCVLoader(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+    """The front end by name; "auto" is the thread loader, which reads folders and `.beton` files alike."""
     return ThreadLoader(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
 
 
@@ -81,8 +74,16 @@ class BatchBuffer:
 
     def batch(self, ids: np.ndarray, labels: np.ndarray, epoch: int, step: int) -> Batch:
         """The arrays as tensors, without a copy."""
-        arrays = (self.large, self.small, self.erase, self.weak, ids.astype(np.int64), labels.astype(np.int64))
-        return Batch(*(torch.from_numpy(a) for a in arrays), epoch=epoch, step=step)
+        return Batch(
+            large=torch.from_numpy(self.large),
+            small=torch.from_numpy(self.small),
+            erase=torch.from_numpy(self.erase),
+            weak=torch.from_numpy(self.weak),
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            labels=torch.from_numpy(labels.astype(np.int64)),
+            epoch=epoch,
+            step=step,
+        )
 
 
 def render_sample(

@@ -5,7 +5,7 @@ from numpy.random import Generator, Philox
 
 
 class Order:
-    """Permutation keyed by (seed, epoch); the global batch of a step is a slice of it, each rank's part a slice of that.
+    """Permutation keyed by (seed, epoch); the batch of a step is a slice of it, each rank's part a slice of that.
 
     An incomplete last batch is dropped, unless `steps_per_epoch` asks for it: then the permutation is repeated from its
     start. (The released sampler pads so that 1,271 batches of 1,008 come out of 1,281,167 images.)

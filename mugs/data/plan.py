@@ -117,9 +117,7 @@ def random_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_weak(
-    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
-) -> CropPlan:
+def draw_weak(rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe) -> CropPlan:
     """Weak view of kind 0 (weak-1, always blurred), 1 (weak-2, solarised at times) or 2 (weak-local)."""
     flip = rng.random() < recipe.flip_prob
     jitter: tuple[tuple[int, float], ...] = ()
@@ -135,15 +133,11 @@ def draw_weak(
     return CropPlan(size, box, flip, False, jitter, gray, blur, solarize)
 
 
-def draw_strong(
-    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
-) -> CropPlan:
+def draw_strong(rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe) -> CropPlan:
     """Strong view: flip, RandAugment on the whole image, the crop, random erasing."""
     flip = rng.random() < recipe.flip_prob
     chosen = rng.choice(len(OPERATIONS), 2, replace=recipe.randaugment_replacement)
-    operations = tuple(
-        draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
-    )
+    operations = tuple(draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5)
     erase = random_erase(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
     return CropPlan(size, box, flip, True, operations=operations, erase=erase)
 

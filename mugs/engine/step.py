@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs.engine.optim import clip_each, set_rates
 from mugs.engine.schedules import Schedule
-from mugs.methods.base import Method, Views
+from mugs.methods.base import Method
+from mugs.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,20 @@ class Trainer:
     """A method with its optimizer and schedule; `step` advances all of them by one optimizer step."""
 
     def __init__(
-        self, method: Method, optimizer: torch.optim.Optimizer, schedule: Schedule, config: StepConfig, student: nn.Module
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: StepConfig,
+        student: nn.Module,
     ) -> None:
         self.method, self.optimizer, self.schedule, self.config = method, optimizer, schedule, config
         self.student = student
         self.parameters = [p for p in method.student.parameters() if p.requires_grad]
 
-    def step(self, micro_batches: Sequence[Views], step: int, uniforms: Sequence[Tensor | None] | None = None) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[Views], step: int, uniforms: Sequence[Tensor | None] | None = None
+    ) -> StepResult:
         """Run optimizer step `step` on this rank's micro-batches; a non-finite step leaves the weights alone."""
         epoch = step // self.schedule.steps_per_epoch
         set_rates(self.optimizer, self.schedule, step)
@@ -79,7 +87,7 @@ class Trainer:
             with self._sync(last=index == len(micro_batches) - 1), self._autocast(views.large.device):
                 losses, carried = self.method.losses(self.student, views, epoch)
                 total = weighted_mean(losses, weights)
-                (total * share).backward()
+                torch.autograd.backward(total * share)
             features.append(carried)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share

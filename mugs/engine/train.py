@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.data.device import DeviceStage
-from mugs.data.loader import Batch, make_loader
+from mugs.data.loader import Batch, LoaderName, make_loader
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
@@ -55,7 +55,7 @@ class TrainConfig:
     step: StepConfig = field(default_factory=StepConfig)
     views: ViewRecipe = field(default_factory=ViewRecipe)
     max_images_per_step: int | None = None
-    loader: str = "auto"
+    loader: LoaderName = "auto"
     threads: int = 2
     checkpoint_steps: int = 500
     log_steps: int = 10
@@ -81,9 +81,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
     trainer = Trainer(method, optimizer, schedule, config.step, student)
     log = StepLog(run_dir, schedule, config, start)
-    loader = make_loader(
-        source, config.views, order, loader=config.loader, threads=config.threads, seed=config.seed
-    )
+    loader = make_loader(source, config.views, order, loader=config.loader, threads=config.threads, seed=config.seed)
     stage = DeviceStage(device, config.views, config.seed)
     with closing(loader), closing(log):
         batches = iter(loader.iterate(start, schedule.total_steps))
@@ -140,17 +138,13 @@ def depth_masks(
     method: Method, config: TrainConfig, step: int, micro: int, device: torch.device
 ) -> list[Tensor | None] | None:
     """Stochastic-depth draws of this rank's micro-batches, cut out of those of the global batch."""
-    backbone = method.student.backbone
-    rate = float(backbone.blocks[-1].drop_path1.rate)
-    if rate == 0.0:
+    if method.depth_branches == 0:
         return None
     crops = 2 + config.views.num_small
-    draws = depth_uniforms(
-        config.seed, step, branches=2 * len(backbone.blocks), crops=crops, batch_size=config.batch_size
-    )
+    draws = depth_uniforms(config.seed, step, branches=method.depth_branches, crops=crops, batch_size=config.batch_size)
     share = config.batch_size // distributed.world_size()
     mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share].to(device)
-    return list(mine.split(micro, dim=-1))
+    return list(torch.split(mine, micro, dim=-1))
 
 
 def state_parts(method: Method, optimizer: torch.optim.Optimizer) -> Parts:

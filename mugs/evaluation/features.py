@@ -27,7 +27,8 @@ def backbone_feature(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
         return vit.cls_feature(images)
 
     def patch_mean(images: Tensor) -> Tensor:
-        return vit.norm(vit.tokens(images))[:, 1:].mean(dim=1)
+        mean: Tensor = vit.norm(vit.tokens(images))[:, 1:].mean(dim=1)
+        return mean
 
     def last4_cls(images: Tensor) -> Tensor:
         return torch.cat([tokens[:, 0] for tokens in vit.last_blocks(images, 4)], dim=-1)

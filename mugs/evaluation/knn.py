@@ -20,7 +20,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> tuple[T
     query_block = min(len(queries), max(1, budget // max(len(bank), 1), min(1024, budget // (4 * k))))
     bank_block = min(len(bank), max(k, budget // query_block))
     results = []
-    for query in queries.split(query_block):
+    for query in torch.split(queries, query_block):
         best: tuple[Tensor, Tensor] | None = None
         for first in range(0, len(bank), bank_block):
             block = query @ bank[first : first + bank_block].T

@@ -81,16 +81,14 @@ def train_probe(
     model: nn.Module = DistributedDataParallel(classifier) if distributed.world_size() > 1 else classifier
     path = run_dir / "progress.json" if distributed.is_main() else None
     start = len(history)
-    progress = Progress(
-        "linear", probe.epochs, unit="epochs", path=path, start=start, quiet=not distributed.is_main()
-    )
+    progress = Progress("linear", probe.epochs, unit="epochs", path=path, start=start, quiet=not distributed.is_main())
     for epoch in range(start, probe.epochs):
         optimizer.param_groups[0]["lr"] = probe.lr(epoch)
         losses, seen = [], 0
         for features, labels in train(epoch):
             loss = F.cross_entropy(model(features), labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.detach())
             seen += len(labels)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def info_nce(student_PND: Tensor, teacher_TND: Tensor, queue_KD: Tensor, weights_TP: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    student_PND: Tensor, teacher_TND: Tensor, queue_KD: Tensor, weights_TP: Tensor, temperature: float
+) -> Tensor:
     """Weighted mean over pairs of the cross-entropy of the positive against itself and the queue.
 
     The queue logits do not depend on the teacher crop, so they are computed once per student crop and joined with

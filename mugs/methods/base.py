@@ -1,23 +1,11 @@
 """What the engine asks of a self-supervised method; it knows nothing else about one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Views:
-    """Crops of N images, crop-major; large ones are teacher 0, teacher 1, student 0, student 1.
-
-    large (4, N, 3, S, S) and small (P, N, 3, s, s), normalised floats; weak (N,): the student's large crops were
-    drawn weakly.
-    """
-
-    large: Tensor
-    small: Tensor
-    weak: Tensor
+from mugs.views import Views
 
 
 class Method(Protocol):
@@ -27,6 +15,7 @@ class Method(Protocol):
     teacher: nn.Module
     extra_state: nn.Module
     loss_weights: dict[str, float]
+    depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
 
     def losses(self, student: Callable[..., Any], views: Views, epoch: int) -> tuple[dict[str, Tensor], Any]:
         """The losses of a micro-batch by name, and the features that `refresh` wants of it.
@@ -41,7 +30,7 @@ class Method(Protocol):
         """Move the teacher towards the student."""
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
-        """Hand the student (2 * depth, student crops, N) draws for stochastic depth."""
+        """Hand the student (depth_branches, student crops, N) draws for stochastic depth."""
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """Parameters that stay frozen in the first epochs."""

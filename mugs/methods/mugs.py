@@ -14,8 +14,8 @@ from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import PairAverage, pair_weights
 from mugs.memory import NeighbourMemory, PointerRule, Queue
-from mugs.methods.base import Views
 from mugs.methods.network import LocalGroupToken, MugsNetwork, Outputs
+from mugs.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ class Mugs:
         self.teacher.load_state_dict(shared)
         self.teacher.requires_grad_(False)
         self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
+        self.depth_branches = 2 * self.student.backbone.config.depth if config.drop_path > 0 else 0
         names = ("instance", "local_group", "group")
         self.loss_weights = {n: w for n, w in zip(names, config.loss_weights, strict=True) if w > 0}
 
@@ -120,9 +121,7 @@ class Mugs:
             module.to(device)
         return self
 
-    def losses(
-        self, student: Callable[..., Outputs], views: Views, epoch: int
-    ) -> tuple[dict[str, Tensor], Features]:
+    def losses(self, student: Callable[..., Outputs], views: Views, epoch: int) -> tuple[dict[str, Tensor], Features]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
         state, config = self.extra_state, self.config
         with torch.no_grad():
@@ -134,9 +133,7 @@ class Mugs:
         losses: dict[str, Tensor] = {}
         if out.instance is not None and teacher.instance is not None:
             queue = rows(state.instance_queue)
-            losses["instance"] = info_nce(
-                out.instance, teacher.instance, queue, weights, config.instance_temperature
-            )
+            losses["instance"] = info_nce(out.instance, teacher.instance, queue, weights, config.instance_temperature)
         if out.local_group is not None and teacher.local_group is not None:
             queue = rows(state.local_group_queue)
             losses["local_group"] = info_nce(
@@ -152,9 +149,7 @@ class Mugs:
                 teacher_temperature=self._teacher_temperature(epoch),
             )
         center_sum = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
-        features = Features(
-            teacher.instance, teacher.local_group, center_sum, out.memory, teacher.memory, views.weak
-        )
+        features = Features(teacher.instance, teacher.local_group, center_sum, out.memory, teacher.memory, views.weak)
         return losses, features
 
     def _teacher_temperature(self, epoch: int) -> float:

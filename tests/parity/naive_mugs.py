@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mugs.methods import Mugs, MugsConfig
-from mugs.methods.base import Views
+from mugs.views import Views
 
 
 class NaiveMemory:
     """Rows and a pointer that moves as released (twice after a write that stays inside) or first-in first-out."""
 
     def __init__(self, compare: Tensor, handed_out: Tensor, pointer: int, rule: str) -> None:
-        self.compare, self.handed_out, self.pointer, self.rule = compare.clone(), handed_out.clone(), pointer, rule
+        self.compare, self.handed_out, self.pointer, self.rule = (
+            compare.clone(),
+            handed_out.clone(),
+            pointer,
+            rule,
+        )
 
     def neighbours(self, query: Tensor, num: int) -> Tensor:
         chosen = []
@@ -108,7 +113,9 @@ class NaiveMugs:
         count = self.config.group_teacher_warmup_epochs
         return float(torch.linspace(start, end, count, dtype=torch.float64)[epoch]) if epoch < count else end
 
-    def losses(self, views: Views, epoch: int) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    def losses(
+        self, views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         """Losses by name, and the outputs of student and teacher crops."""
         with torch.no_grad():
             teacher = [self.crop("teacher", views.large[i]) for i in (0, 1)]

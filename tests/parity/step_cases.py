@@ -15,7 +15,7 @@ from mugs.engine.optim import build_adamw
 from mugs.engine.schedules import Schedule
 from mugs.engine.step import StepConfig, Trainer, split
 from mugs.methods import Mugs, MugsConfig
-from mugs.methods.base import Views
+from mugs.views import Views
 
 SMALLEST = MugsConfig(
     arch=ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32),
@@ -140,7 +140,9 @@ def assert_equal(ours: Trace, naive: Trace) -> None:
             assert abs(mine[name] - value) < 5e-6, (name, mine, theirs)
     assert ours.gradients.keys() == naive.gradients.keys()
     for name, gradient in naive.gradients.items():
-        torch.testing.assert_close(ours.gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours.gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
     for mine, theirs in ((ours.student, naive.student), (ours.teacher, naive.teacher)):
         for name, value in theirs.items():
             keep = slice(None)
@@ -175,7 +177,14 @@ def random_case(seed: int) -> Case:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
     config = replace(SMALLEST, **{name: pick(options) for name, options in SWITCHES.items()})
-    return Case(config, num_small=pick((0, 1, 3)), batch=4, micro_batches=pick((1, 2)), clip=pick((0.0, 0.05)), seed=seed)
+    return Case(
+        config,
+        num_small=pick((0, 1, 3)),
+        batch=4,
+        micro_batches=pick((1, 2)),
+        clip=pick((0.0, 0.05)),
+        seed=seed,
+    )
 
 
 def compare_on_rank(rank: int, world: int, port: int, seeds: list[int]) -> None:

@@ -13,7 +13,7 @@ from mugs.engine.optim import build_adamw
 from mugs.engine.schedules import Schedule
 from mugs.engine.step import StepConfig, Trainer
 from mugs.methods import Mugs, MugsConfig
-from mugs.methods.base import Views
+from mugs.views import Views
 from mugs.weights import load_full_state, read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

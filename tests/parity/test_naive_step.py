@@ -7,7 +7,16 @@ import pytest
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_cases import SMALLEST, SWITCHES, Case, assert_equal, compare_on_rank, random_case, run_naive, run_product
+from step_cases import (
+    SMALLEST,
+    SWITCHES,
+    Case,
+    assert_equal,
+    compare_on_rank,
+    random_case,
+    run_naive,
+    run_product,
+)
 
 
 @pytest.mark.parametrize(("switch", "value"), [(n, v) for n, options in SWITCHES.items() for v in options])
@@ -19,9 +28,7 @@ def test_each_switch(switch: str, value: object) -> None:
 @pytest.mark.parametrize("switch", [n for n in SWITCHES if n != "memory_pointer"])
 def test_a_switch_changes_the_result(switch: str) -> None:
     """No switch is accepted and ignored."""
-    one, other = (
-        run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses for v in SWITCHES[switch][:2]
-    )
+    one, other = (run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses for v in SWITCHES[switch][:2])
     if switch == "train_prototype_magnitude":
         pytest.skip("shows in the weights, see test_each_switch")
     assert one != other

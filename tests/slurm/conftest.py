@@ -60,9 +60,7 @@ FOREIGN = ("SLURM", "SBATCH", "SRUN", "SUBMITIT")
 
 def find_daemon(name: str) -> str | None:
     """A daemon's path; distributions keep it in a folder that is often not on PATH."""
-    return shutil.which(
-        name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    )
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
 
 class Cluster:
@@ -92,13 +90,9 @@ class Cluster:
         ports = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
-        nodes = "\n".join(
-            NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports[1:], strict=True)
-        )
+        nodes = "\n".join(NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports[1:], strict=True))
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONF.format(
-            root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=user
-        )
+        text = CONF.format(root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=user)
         (root / "slurm.conf").write_text(text)
 
     def start(self, timeout_s: float = 30) -> None:

@@ -145,6 +145,7 @@ def _check_results(spine: Spine) -> None:
     finished: dict[str, float] = {}
     for name, entry in entries.items():
         assert entry is not None and entry.rows_path is not None and entry.rows_path.exists()
+        assert entry.provenance["snapshot"] == Path(entry.provenance["code_root"]).name, "not the snapshot's code"
         finished[name] = float(entry.output("note").read_text().split()[-1])
         assert manifest.problems(entry, hashes=True) == []
     assert finished["first"] < finished["middle"] < finished["last"]
@@ -164,6 +165,20 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
     spine.until(lambda s: set(s.values()) == {"done"})
     entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
     assert entry is not None and entry.attempt == 2 and entry.restarts == 1
+
+
+def test_job_that_dies_before_it_starts_is_explained(spine: Spine) -> None:
+    broken = spine.profile.model_copy(update={"setup": ("echo no such module >&2; exit 3",)})
+    good, spine.profile = spine.profile, broken
+    spine.submit()
+    states = spine.until(lambda s: s["first"] == "failed" and s["last"] == "waiting")
+    assert states["middle"] == "waiting"
+    failed = spine.status()["first"]
+    assert "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
+    spine.profile = good
+    spine.gate.touch()
+    assert set(spine.submit().values()) == {"submitted"}
+    spine.until(lambda s: set(s.values()) == {"done"})
 
 
 def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any) -> None:
@@ -190,14 +205,25 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     """The bundled reproduction `mini`, on two nodes with two ranks each, from submission to its table."""
     if "mini" not in config.bundled():
         pytest.skip("the reproduction 'mini' is not bundled")
+    reproduction = tmp_path / "mini.yaml"
+    reproduction.write_text(config.find("mini")[1])
     profile = tmp_path / "cluster.yaml"
-    profile.write_text(f"run_root: {tmp_path}/runs\npartition: low\ncpus_per_rank: 1\nmemory_gb: 8\n")
+    text = f"run_root: {tmp_path}/runs\npartition: low\ncpus_per_rank: 1\nmemory_gb: 8\n"
+    profile.write_text(text + "env: {OMP_NUM_THREADS: '1'}\n")
     cluster = ["--cluster", str(profile)]
-    sets = ["pretrain.resources.nodes=2", "pretrain.resources.ranks_per_node=2", "pretrain.epochs=1"]
+    sets = ["pretrain.resources.nodes=2", "pretrain.resources.ranks_per_node=2", "pretrain.epochs=2"]
+    sets += ["pretrain.steps_per_epoch=3", "pretrain.warmup_epochs=1", "linear.epochs=1"]
     options = [*cluster, *(part for item in sets for part in ("--set", item))]
 
     def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(code_root() / "run_stage.py"), command, "mini", *options, *more]
+        line = [
+            sys.executable,
+            str(code_root() / "run_stage.py"),
+            command,
+            str(reproduction),
+            *options,
+            *more,
+        ]
         return subprocess.run(line, env=dict(os.environ), capture_output=True, text=True, timeout=120)
 
     submitted = call("submit")
@@ -207,6 +233,7 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
         found = json.loads(call("status", "--json").stdout)
         states = {s["state"] for s in found}
         assert "failed" not in states and time.monotonic() < end, found
+        assert states == {"done"} or states & {"running", "queued"}, ("nothing is under way", found)
         time.sleep(2)
     shown = call("tables")
     assert shown.returncode == 0 and "|" in shown.stdout, shown.stderr

@@ -73,7 +73,7 @@ def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> N
         ("plan", "mini", "--cluster", "no_such"): "no cluster profile 'no_such'",
         ("plan", "mini", "--set", "pretrain.epoch=3"): "did you mean 'epochs'",
         ("run", "mini", "--only", "nothing"): "--only nothing",
-        ("tables", "--format", "pdf"): "--format pdf: expected md, latex or csv",
+        ("tables", "--table", "table99"): "--table table99: expected one of",
     }
     for arguments, words in cases.items():
         done = cli(*arguments)
@@ -85,6 +85,7 @@ def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> N
 def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("plan").returncode == 2
     assert cli("no-such-command").returncode == 2
+    assert cli("tables", "--format", "pdf").returncode == 2
 
 
 def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:

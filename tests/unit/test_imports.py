@@ -66,12 +66,8 @@ def test_imports_follow_the_table(path: Path) -> None:
         assert inside or name not in AT_TOP_NEVER.get(package, ()), f"{path}: import {name} inside run()"
 
 
-@pytest.mark.parametrize(
-    "module", ["pipeline.manifest", "pipeline.plan", "slurm.submit", "slurm.status", "stages"]
-)
+@pytest.mark.parametrize("module", ["pipeline.manifest", "pipeline.plan", "slurm.submit", "slurm.status", "stages"])
 def test_light_modules_stay_light(module: str) -> None:
-    code = (
-        f"import sys, {module}; sys.exit(' '.join({{'torch', 'pandas', 'numpy'}} & set(sys.modules)) or None)"
-    )
+    code = f"import sys, {module}; sys.exit(' '.join({{'torch', 'pandas', 'numpy'}} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -114,8 +114,7 @@ def test_output_outside_the_run_root_is_refused(tmp_path: Path) -> None:
 def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
     taken: list[int] = []
     threads = [
-        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10)))
-        for _ in range(8)
+        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -1,0 +1,26 @@
+PYTHON := .venv/bin/python
+DEMO := build/demo
+
+.PHONY: demo test test-fast lint bench setup
+
+demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
+	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
+	$(PYTHON) run_stage.py tables mini --run-root $(DEMO)
+	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
+
+test: setup lint  ## everything, with a Slurm cluster of its own
+	$(PYTHON) -m pytest
+
+test-fast: setup  ## without the slow tests and Slurm
+	$(PYTHON) -m pytest -m "not slow and not slurm"
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: setup  ## ratios against the naive ways, into build/bench.csv
+	$(PYTHON) tests/benchmarks/run_all.py
+
+setup:
+	@bash .ci/setup.sh

@@ -1,0 +1,43 @@
+"""Loss and training step against the loop-by-loop reference, in one run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from naive_mugs import NaiveMugs
+from step_cases import SCHEDULE, SMALLEST, Case, build
+
+from mugs.engine.optim import build_adamw
+from mugs.engine.step import StepConfig, Trainer
+
+CASE = Case(replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024), num_small=10, batch=16)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare(name: str, ours: Callable[[], Any], naive: Callable[[], Any], note: str) -> dict[str, Any]:
+    ours(), naive()
+    pairs = [(seconds(ours), seconds(naive)) for _ in range(3)]
+    mine, theirs = median(p[0] for p in pairs), median(p[1] for p in pairs)
+    ratio = median(b / a for a, b in pairs)
+    return {"name": name, "ours": mine, "baseline": theirs, "ratio": ratio, "unit": "s", "note": note}
+
+
+def run() -> list[dict[str, Any]]:
+    torch.set_num_threads(2)
+    method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
+    views = CASE.views(0)
+    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
+    rates = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
+    note = "batch 16, 12 student crops, queue and memory 4096"
+    return [
+        compare("loss_step", lambda: method.losses(method.student, views, 1), lambda: naive.losses(views, 1), note),
+        compare("train_step_fp32", lambda: trainer.step([views], 2), lambda: naive.step(views, **rates), note),
+    ]

@@ -1,0 +1,152 @@
+"""Conversion of good and bad folders, read back by us and by stock FFCV."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mugs.data.beton import PackSource, sidecar_path
+from mugs.data.convert import convert_folder, verify
+from mugs.data.decode import decode_rgb
+from mugs.data.source import SourceError, open_source
+
+
+def jpeg(size: tuple[int, int], mode: str = "RGB", fmt: str = "JPEG", seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
+    bands = {"RGB": 3, "CMYK": 4, "L": 1}[mode]
+    pixels = rng.integers(0, 255, (size[1], size[0], bands), dtype=np.uint8).squeeze(-1 if bands == 1 else ())
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode=mode).save(buffer, fmt)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (root / label).mkdir(parents=True)
+        for i in range(4):
+            (root / label / f"{i}.jpg").write_bytes(jpeg((40 + i, 30), seed=i))
+    (root / "cat/cmyk.JPEG").write_bytes(jpeg((20, 20), "CMYK"))
+    (root / "cat/grey.png").write_bytes(jpeg((20, 20), "L", "PNG"))
+    (root / "dog/pixel.jpg").write_bytes(jpeg((1, 1)))
+    return root
+
+
+def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -> None:
+    sidecar = convert_folder(folder, tmp_path / "x.beton")
+    pack, source = PackSource(tmp_path / "x.beton"), open_source(folder)
+    assert len(pack) == len(source) == 11
+    assert sidecar.classes == pack.classes == ["cat", "dog"]
+    for i in range(len(pack)):
+        assert (pack.label(i), pack.name(i)) == (source.label(i), source.name(i))
+        if source.name(i).endswith(".jpg"):
+            assert pack.read(i) == source.read(i)
+        assert decode_rgb(pack.read(i), "x").mode == "RGB"
+    assert verify(tmp_path / "x.beton") == 11
+
+
+def test_stock_ffcv_reads_it(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    from ffcv.reader import Reader
+
+    convert_folder(folder, tmp_path / "x.beton")
+    reader = Reader(str(tmp_path / "x.beton"))
+    pack = PackSource(tmp_path / "x.beton")
+    assert reader.num_samples == len(pack)
+    assert reader.field_names == ["image", "label"]
+    for i in range(len(pack)):
+        image = decode_rgb(pack.read(i), "x")
+        assert (reader.metadata["f0"]["width"][i], reader.metadata["f0"]["height"][i]) == image.size
+        assert reader.metadata["f1"][i] == pack.label(i)
+    assert list(reader.alloc_table["size"]) == pack.sizes
+
+
+def test_stock_ffcv_loader_gives_the_pixels(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i in range(6):
+        (tmp_path / f"images/a/{i}.jpg").write_bytes(jpeg((32, 32), seed=i))
+    convert_folder(tmp_path / "images", tmp_path / "x.beton")
+    loader = Loader(
+        str(tmp_path / "x.beton"),
+        batch_size=3,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )
+    pack, seen = PackSource(tmp_path / "x.beton"), 0
+    for images, _ in loader:
+        for image in images.numpy().copy():
+            ours = np.asarray(decode_rgb(pack.read(seen), "x"))
+            assert np.abs(image.astype(int) - ours).mean() < 3
+            seen += 1
+    assert seen == 6
+
+
+def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    (folder / "cat/text.JPEG").write_text("this is no image")
+    (folder / "dog/cut.jpg").write_bytes(jpeg((64, 64))[:600])
+    with pytest.raises(SourceError) as error:
+        convert_folder(folder, tmp_path / "x.beton")
+    assert "cat/text.JPEG" in str(error.value)
+    assert "dog/cut.jpg" in str(error.value)
+    assert "allow_bad" in str(error.value)
+    assert not (tmp_path / "x.beton").exists()
+
+
+def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
+    (folder / "cat/text.JPEG").write_text("this is no image")
+    sidecar = convert_folder(folder, tmp_path / "x.beton", allow_bad=["cat/text.JPEG"])
+    assert list(sidecar.left_out) == ["cat/text.JPEG"]
+    assert "cat/text.JPEG" not in sidecar.names
+
+
+def test_empty_class_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "emu").mkdir()
+    with pytest.raises(SourceError, match="emu"):
+        convert_folder(folder, tmp_path / "x.beton")
+
+
+def test_a_second_conversion_does_nothing(folder: Path, tmp_path: Path) -> None:
+    convert_folder(folder, tmp_path / "x.beton")
+    before = (tmp_path / "x.beton").stat().st_mtime_ns
+    convert_folder(folder, tmp_path / "x.beton")
+    assert (tmp_path / "x.beton").stat().st_mtime_ns == before
+
+
+def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert_folder(folder, path)
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(SourceError, match=r"x\.beton.*truncated"):
+        open_source(path)
+
+
+def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert_folder(folder, path)
+    sidecar_path(path).unlink()
+    with pytest.raises(SourceError, match="sidecar"):
+        open_source(path)
+
+
+def test_verify_finds_a_flipped_byte(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert_folder(folder, path)
+    position = int(PackSource(path).samples["image"]["data_ptr"][3]) + 50
+    with path.open("r+b") as stream:
+        stream.seek(position)
+        byte = stream.read(1)[0]
+        stream.seek(position)
+        stream.write(bytes([byte ^ 1]))
+    with pytest.raises(SourceError, match="sample 3"):
+        verify(path)

@@ -1,0 +1,173 @@
+"""Plans, order, loader and device stage: exact, and a function of (seed, epoch, sample) alone."""
+
+import threading
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mugs.data.decode import DecodeError
+from mugs.data.device import DeviceStage, hashed_normal
+from mugs.data.loader import make_loader
+from mugs.data.order import Order
+from mugs.data.plan import OPERATIONS, Operation, draw_plan
+from mugs.data.recipe import ViewRecipe
+from mugs.data.render.reference import apply_operation
+
+SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
+
+
+class MemorySource:
+    """Random images in memory, one of them broken at wish."""
+
+    classes = ("a", "b")
+
+    def __init__(self, num: int, broken: int | None = None) -> None:
+        self.num, self.broken = num, broken
+
+    def __len__(self) -> int:
+        return self.num
+
+    def read(self, index: int) -> bytes:
+        import io
+
+        if index == self.broken:
+            return b"not an image"
+        pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        return buffer.getvalue()
+
+    def label(self, index: int) -> int:
+        return index % 2
+
+    def name(self, index: int) -> str:
+        return f"sample {index}"
+
+
+def batches(threads: int = 2, *, world: int = 1, rank: int = 0, start: int = 0, recipe: ViewRecipe = SMALL):
+    source = MemorySource(20)
+    order = Order(20, seed=3, world=world, rank=rank, batch_size=4)
+    loader = make_loader(source, recipe, order, seed=5, threads=threads)
+    with closing(loader):
+        return list(loader.iterate(start, 7))
+
+
+def test_batches_do_not_depend_on_threads_or_start() -> None:
+    one, two, late = batches(1), batches(3), batches(2, start=4)
+    for a, b in zip(one + one[4:], two + late, strict=True):
+        assert torch.equal(a.large, b.large)
+        assert torch.equal(a.small, b.small)
+        assert torch.equal(a.erase, b.erase)
+        assert (a.epoch, a.step) == (b.epoch, b.step)
+
+
+def test_ranks_share_the_global_batch() -> None:
+    whole, parts = batches(), [batches(world=2, rank=r) for r in (0, 1)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(batch.large, torch.cat([p[step].large for p in parts], dim=1))
+        assert torch.equal(batch.ids, torch.cat([p[step].ids for p in parts]))
+
+
+def test_epochs_differ_and_cover_the_data() -> None:
+    order = Order(20, seed=0, world=1, rank=0, batch_size=5)
+    first = np.concatenate([order.indices(s) for s in range(4)])
+    second = np.concatenate([order.indices(s) for s in range(4, 8)])
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert list(first) != list(second)
+
+
+def test_order_pads_from_its_start() -> None:
+    order = Order(10, seed=0, world=1, rank=0, batch_size=4, steps_per_epoch=3)
+    taken = np.concatenate([order.indices(s) for s in range(3)])
+    assert list(taken[10:]) == list(taken[:2])
+
+
+def test_a_broken_sample_is_named_and_no_thread_stays() -> None:
+    order = Order(8, seed=0, world=1, rank=0, batch_size=4)
+    loader = make_loader(MemorySource(8, broken=5), SMALL, order, seed=0)
+    with closing(loader), pytest.raises(DecodeError, match="sample 5"):
+        list(loader.iterate(0, 2))
+    assert not [t for t in threading.enumerate() if t.name.startswith("views")]
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
+    plans = [draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
+    assert np.mean([p.weak for p in plans]) == pytest.approx(prob, abs=0.08)
+    assert np.mean([not c.strong for p in plans for c in p.crops[4:]]) == pytest.approx(prob, abs=0.06)
+    for plan in plans:
+        assert not plan.crops[0].strong
+        assert plan.crops[2].strong == plan.crops[3].strong == (not plan.weak)
+
+
+def test_weak_only_copies_the_teacher_crops() -> None:
+    plan = draw_plan(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
+    assert plan.crops[2:4] == plan.crops[:2]
+    assert not any(c.strong for c in plan.crops)
+    released = [
+        draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released")) for i in range(9)
+    ]
+    assert any(c.strong for p in released for c in p.crops[4:])
+
+
+def test_one_coin_per_image() -> None:
+    for i in range(20):
+        plan = draw_plan(0, 0, i, 50, 40, replace(SMALL, student_coin="per_image"))
+        assert len({c.strong for c in plan.crops[2:]}) == 1
+
+
+def test_randaugment_never_repeats_unless_asked() -> None:
+    def repeats(recipe: ViewRecipe) -> int:
+        plans = [draw_plan(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)]
+        pairs = [[o.name for o in c.operations] for p in plans for c in p.crops if len(c.operations) == 2]
+        return sum(a == b for a, b in pairs)
+
+    assert repeats(SMALL) == 0
+    assert repeats(replace(SMALL, randaugment_replacement=True)) > 0
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_keeps_the_size(name: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))
+    value = {"posterize": 0.0, "solarize": 26.0, "solarize_add": 99.0}.get(name, 0.27)
+    out = apply_operation(image, Operation(name, value, bicubic=True))
+    assert (out.size, out.mode) == ((40, 30), "RGB")
+    if name == "posterize":
+        assert np.asarray(out).max() == 0
+
+
+def test_one_pixel_image() -> None:
+    plan = draw_plan(0, 0, 0, 1, 1, SMALL)
+    assert all(c.box == (0, 0, 1, 1) for c in plan.crops)
+
+
+def test_erasing_is_normal_and_before_or_after_normalising() -> None:
+    recipe = replace(SMALL, weak_prob=0.0, erase_prob=1.0)
+    batch = batches(recipe=recipe)[0]
+    before = DeviceStage(torch.device("cpu"), recipe, 1)(batch)
+    after = DeviceStage(torch.device("cpu"), replace(recipe, erase_before_norm=False), 1)(batch)
+
+    def erased(views: torch.Tensor) -> torch.Tensor:
+        found = []
+        for crop in (2, 3):
+            for image in range(4):
+                x, y, w, h = batch.erase[crop, image].tolist()
+                found.append(views[crop, image, :, y : y + h, x : x + w].flatten())
+        return torch.cat(found)
+
+    assert erased(after.large).std() == pytest.approx(1.0, abs=0.05)
+    assert erased(before.large).std() == pytest.approx(4.43, abs=0.25)
+    assert erased(before.large).mean() == pytest.approx(-2.0, abs=0.3)
+
+
+def test_hashed_normal_is_normal_and_repeatable() -> None:
+    device = torch.device("cpu")
+    noise = hashed_normal(7, (3, 200, 200), device)
+    assert torch.equal(noise, hashed_normal(7, (3, 200, 200), device))
+    assert not torch.equal(noise, hashed_normal(8, (3, 200, 200), device))
+    assert noise.mean().abs() < 0.01
+    assert noise.std() == pytest.approx(1, abs=0.01)
