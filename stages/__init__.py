@@ -20,20 +20,20 @@ STAGES: dict[str, StageSpec] = {
         config=PretrainConfig,
         entrypoint="stages.pretrain:run",
         needs={"data": "convert"},
-        resources=Resources(nodes=1, ranks_per_node=8, hours=72.0),
+        resources=Resources(nodes=1, ranks_per_node=8, hours=36.0),
     ),
     "knn": StageSpec(
         name="knn",
         config=KnnConfig,
         entrypoint="stages.knn:run",
-        needs={"data": "convert", "weights": "pretrain?"},
+        needs={"data": "convert", "weights": "pretrain"},
         resources=Resources(ranks_per_node=1, hours=2.0),
     ),
     "linear": StageSpec(
         name="linear",
         config=LinearConfig,
         entrypoint="stages.linear:run",
-        needs={"data": "convert", "weights": "pretrain?"},
+        needs={"data": "convert", "weights": "pretrain"},
         resources=Resources(ranks_per_node=8, hours=24.0),
     ),
 }
