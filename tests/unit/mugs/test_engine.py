@@ -1,0 +1,114 @@
+"""Checkpoints, schedules, exact resume."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from step_cases import SMALLEST
+
+from mugs.data.digits import materialize_digits
+from mugs.data.recipe import ViewRecipe
+from mugs.data.source import FolderSource
+from mugs.engine.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mugs.engine.optim import clip_each, parameter_groups
+from mugs.engine.step import StepConfig
+from mugs.engine.train import TrainConfig, pretrain, state_parts
+from mugs.methods import Mugs
+
+PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}
+
+
+def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, PARTS, {"note": step}, keep=2)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002", "step_00000003"]
+    step, parts, meta = load_latest(tmp_path)
+    assert (step, meta) == (3, {"note": 3})
+    assert torch.equal(parts["a"]["x"], PARTS["a"]["x"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "json"])
+def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, 1, PARTS, {})
+    path = save_checkpoint(tmp_path, 2, PARTS, {})
+    file = path / ("state.json" if damage == "json" else "a.safetensors")
+    if damage == "remove":
+        file.unlink()
+    elif damage == "flip":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        os.truncate(file, file.stat().st_size - 3)
+    assert load_latest(tmp_path)[0] == 1
+    assert str(file) in caplog.text
+
+
+def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 2, PARTS, {})
+    (path / "a.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="none of the 1"):
+        load_latest(tmp_path)
+
+
+def test_clipping_is_per_tensor() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(2)]
+    parameters[0].grad, parameters[1].grad = torch.full((4,), 5.0), torch.full((4,), 0.1)
+    norms = clip_each(parameters, 3.0)
+    assert norms.tolist() == pytest.approx([10.0, 0.2])
+    assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
+    assert parameters[1].grad.norm().item() == pytest.approx(0.2)
+
+
+def test_parameter_groups_follow_the_recipe() -> None:
+    method = Mugs(SMALLEST)
+    names = {id(p): n for n, p in method.student.named_parameters()}
+    groups = parameter_groups(method.student, 0.2)
+    assert len(groups) == 4
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr_scale"] == (0.2 if "patch_embed" in name else 1.0)
+            assert group["decay"] == (not name.endswith("bias") and parameter.ndim > 1)
+
+
+def test_clip_schedule() -> None:
+    config = StepConfig(clip=((0, 3.0), (101, 0.3)))
+    assert [config.clip_at(e) for e in (0, 100, 101, 200)] == [3.0, 3.0, 0.3, 0.3]
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> FolderSource:
+    materialize_digits(tmp_path / "digits")
+    return FolderSource(tmp_path / "digits" / "val")
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path: float) -> None:
+    torch.set_num_threads(1)
+    views = ViewRecipe(large_size=32, small_size=16, num_small=2)
+    config = TrainConfig(
+        epochs=2, batch_size=8, base_lr=1e-2, warmup_epochs=1, steps_per_epoch=3, views=views, checkpoint_steps=2
+    )
+    method_config = replace(SMALLEST, drop_path=drop_path, queue_size=32)
+
+    def train(folder: Path) -> Mugs:
+        method = Mugs(method_config)
+        pretrain(method, digits, config, folder, torch.device("cpu"))
+        return method
+
+    straight = train(tmp_path / "straight")
+    train(tmp_path / "resumed")
+    last = sorted((tmp_path / "resumed" / "checkpoints").iterdir())[-1]
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()  # as if the run had been killed after step 4
+    resumed = train(tmp_path / "resumed")
+    optimizer = torch.optim.SGD(straight.student.parameters())
+    for part, tensors in state_parts(straight, optimizer).items():
+        for name, value in tensors.items():
+            assert torch.equal(value, state_parts(resumed, optimizer)[part][name]), (part, name)

@@ -1,0 +1,80 @@
+"""Released and exported weights: strict, safe, and named when they do not fit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mugs.backbones.vit import ViTConfig, build_vit
+from mugs.weights import (
+    WeightsError,
+    backbone_state,
+    load_backbone,
+    load_released_backbone,
+    read_checkpoint,
+    save_backbone,
+)
+
+INIT = Path(__file__).parents[2] / "parity" / "golden" / "init.pth"
+TINY = ViTConfig(embed_dim=48, depth=3, num_heads=3)
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_full_checkpoint(which: str) -> None:
+    vit = build_vit(TINY)
+    report = load_released_backbone(vit, INIT, which)
+    assert report.missing == report.unexpected == ()
+    assert any("relation_blocks" in key for key in report.discarded)
+    prefix = "module.backbone." if which == "student" else "backbone."
+    assert torch.equal(vit.norm.weight, read_checkpoint(INIT)[which][prefix + "norm.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
+def test_backbone_only_checkpoint(tmp_path: Path, prefix: str) -> None:
+    state, _ = backbone_state(read_checkpoint(INIT))
+    torch.save({prefix + k: v for k, v in state.items()}, tmp_path / "b.pth")
+    vit = build_vit(TINY)
+    assert load_released_backbone(vit, tmp_path / "b.pth").discarded == ()
+    assert torch.equal(vit.pos_embed, state["pos_embed"])
+
+
+def test_missing_keys_are_an_error(tmp_path: Path) -> None:
+    state, _ = backbone_state(read_checkpoint(INIT))
+    state.pop("norm.weight")
+    torch.save(state, tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match=r"b\.pth.*norm\.weight"):
+        load_released_backbone(build_vit(TINY), tmp_path / "b.pth")
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(INIT.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match=r"cut\.pth"):
+        read_checkpoint(path)
+
+
+def test_code_in_a_pickle_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, ("true",)
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match=r"evil\.pth: refused"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_export_round_trip(tmp_path: Path) -> None:
+    vit = build_vit(TINY)
+    save_backbone(tmp_path / "x.safetensors", vit.state_dict(), {"arch": {"embed_dim": 48}})
+    state, meta = load_backbone(tmp_path / "x.safetensors")
+    assert meta == {"arch": {"embed_dim": 48}}
+    assert all(torch.equal(v, state[k]) for k, v in vit.state_dict().items())
+
+
+def test_export_cut_short_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_backbone(path, build_vit(TINY).state_dict(), {"arch": {}})
+    os.truncate(path, 1000)
+    with pytest.raises(WeightsError, match=r"x\.safetensors"):
+        load_backbone(path)
