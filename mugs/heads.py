@@ -1,27 +1,36 @@
 """Projection heads of the three granularities (paper, section 3; biases and initialisation as released)."""
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mugs.backbones.vit import init_weights
+from mugs.batch_norm import BatchNorm
+
+HeadNorm = Literal["none", "batch"]
 
 
-def mlp(widths: list[int], *, bias: bool) -> nn.Sequential:
-    """Linear layers of the given widths with GELU between them."""
+def mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
+    """Linear layers of the given widths; between them GELU, after batch normalisation if asked for."""
+    *hidden, last = pairwise(widths)
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs, bias=bias), nn.GELU()]
-    return nn.Sequential(*layers[:-1])
+    for inputs, outputs in hidden:
+        layers.append(nn.Linear(inputs, outputs, bias=bias))
+        if norm == "batch":
+            layers.append(BatchNorm(outputs))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers, nn.Linear(*last, bias=bias))
 
 
 class InfoNCEHead(nn.Module):
     """Instance or local-group head: projector, L2-normalise and, in the student, predictor, L2-normalise.
 
     Released: no biases; the predictor keeps the framework's default initialisation (`predictor_init="released"`),
-    "0.02" draws it like every other layer.
+    "0.02" draws it like every other layer. No released run has batch normalisation (`norm="none"`); "batch" puts it
+    into the projector.
     """
 
     def __init__(
@@ -32,9 +41,10 @@ class InfoNCEHead(nn.Module):
         out: int = 256,
         predictor_hidden: int | None = None,
         predictor_init: str = "released",
+        norm: HeadNorm = "none",
     ) -> None:
         super().__init__()
-        self.projector = mlp([width, hidden, hidden, out], bias=False)
+        self.projector = mlp([width, hidden, hidden, out], bias=False, norm=norm)
         self.projector.apply(init_weights)
         self.predictor: nn.Sequential | None = None
         if predictor_hidden is not None:
@@ -68,10 +78,17 @@ class GroupHead(nn.Module):
     """
 
     def __init__(
-        self, width: int, *, hidden: int = 2048, bottleneck: int = 256, out: int = 65536, train_magnitude: bool = True
+        self,
+        width: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        out: int = 65536,
+        train_magnitude: bool = True,
+        norm: HeadNorm = "none",
     ) -> None:
         super().__init__()
-        self.projector = mlp([width, hidden, hidden, bottleneck], bias=True)
+        self.projector = mlp([width, hidden, hidden, bottleneck], bias=True, norm=norm)
         self.projector.apply(init_weights)
         self.last_layer = Prototypes(bottleneck, out, train_magnitude=train_magnitude)
 

@@ -37,6 +37,7 @@ class MugsOptions(StageConfig):
     local_group_token: Literal["released", "paper"] = "released"
     pair_average: Literal["released", "uniform"] = "released"
     predictor_init: Literal["released", "0.02"] = "released"
+    head_norm: Literal["none", "batch"] = "none"
 
 
 class ViewOptions(StageConfig):

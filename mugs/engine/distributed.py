@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 
 
@@ -67,6 +68,14 @@ def all_reduce_mean(value: Tensor) -> Tensor:
         return value
     total = value.clone()
     dist.all_reduce(total)
+    return total / world_size()
+
+
+def mean_with_grad(value: Tensor) -> Tensor:
+    """Mean over ranks, through which gradients flow back to all of them."""
+    if world_size() == 1:
+        return value
+    total: Tensor = dist_functional.all_reduce(value)  # type: ignore[no-untyped-call]
     return total / world_size()
 
 

@@ -72,6 +72,11 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
     Raises ValueError when the batch does not divide over the ranks, NonFiniteError, CheckpointError.
     """
     order, micro = plan_batches(len(source), config)
+    if method.needs_whole_batch and micro * distributed.world_size() < config.batch_size:
+        raise ValueError(
+            f"max_images_per_step {config.max_images_per_step}: batch normalisation wants each rank's "
+            f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
+        )
     schedule = build_schedule(config, order.steps_per_epoch)
     method.to(device)
     optimizer = build_adamw(method.student, config.patch_lr_scale)

@@ -15,6 +15,7 @@ class Method(Protocol):
     teacher: nn.Module
     extra_state: nn.Module
     loss_weights: dict[str, float]
+    needs_whole_batch: bool  # a micro-batch would change the numbers, as with batch normalisation
     depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
 
     def losses(self, student: Callable[..., Any], views: Views, epoch: int) -> tuple[dict[str, Tensor], Any]:

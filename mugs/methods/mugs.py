@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.engine.distributed import all_gather_rows, all_reduce_mean
-from mugs.heads import GroupHead, InfoNCEHead
+from mugs.heads import GroupHead, HeadNorm, InfoNCEHead
 from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import PairAverage, pair_weights
@@ -47,6 +47,7 @@ class MugsConfig:
     local_group_token: LocalGroupToken = "released"
     pair_average: PairAverage = "released"
     predictor_init: Literal["released", "0.02"] = "released"
+    head_norm: HeadNorm = "none"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Mugs:
         self.teacher.load_state_dict(shared)
         self.teacher.requires_grad_(False)
         self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
+        self.needs_whole_batch = config.head_norm == "batch"
         self.depth_branches = 2 * self.student.backbone.config.depth if config.drop_path > 0 else 0
         names = ("instance", "local_group", "group")
         self.loss_weights = {n: w for n, w in zip(names, config.loss_weights, strict=True) if w > 0}
@@ -226,6 +228,7 @@ def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
             out=config.head_out,
             predictor_hidden=config.predictor_hidden if student else None,
             predictor_init=config.predictor_init,
+            norm=config.head_norm,
         )
 
     group_head = GroupHead(
@@ -234,6 +237,7 @@ def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
         bottleneck=config.group_bottleneck,
         out=config.num_prototypes,
         train_magnitude=config.train_prototype_magnitude,
+        norm=config.head_norm,
     )
     return MugsNetwork(
         backbone,

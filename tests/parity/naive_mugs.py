@@ -73,15 +73,15 @@ class NaiveMugs:
         return self.memories.get(who, self.memories.get("teacher"))
 
     def crop(self, who: str, images: Tensor) -> dict[str, Tensor]:
-        """All outputs of one crop of all images."""
+        """What the heads get of one crop of all images."""
         net = self.student if who == "student" else self.teacher
         tokens = net.backbone.tokens(images)
         normed = net.backbone.norm(tokens)
         out: dict[str, Tensor] = {}
         if net.instance_head is not None:
-            out["instance"] = net.instance_head(normed[:, 0])
+            out["instance"] = normed[:, 0]
         if net.group_head is not None:
-            out["group"] = net.group_head(normed[:, 0])
+            out["group"] = normed[:, 0]
         memory = self.memory(who)
         if net.local_group_head is not None and memory is not None:
             out["memory"] = normed[:, 1:].mean(1).detach()
@@ -89,8 +89,21 @@ class NaiveMugs:
             x = torch.cat([query[:, None], memory.neighbours(query.detach(), self.config.num_neighbours)], 1)
             for block in net.backbone.relation_blocks:
                 x = block(x)
-            out["local_group"] = net.local_group_head(net.backbone.norm(x)[:, 0])
+            out["local_group"] = net.backbone.norm(x)[:, 0]
         return out
+
+    def heads(self, who: str, crops: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Head outputs crop by crop, or of all crops at once where batch normalisation mixes them."""
+        net = self.student if who == "student" else self.teacher
+        for name in [n for n in crops[0] if n != "memory"]:
+            head, inputs = getattr(net, f"{name}_head"), [crop[name] for crop in crops]
+            if self.config.head_norm == "batch":
+                outputs = head(torch.cat(inputs)).split(len(inputs[0]))
+            else:
+                outputs = [head(x) for x in inputs]
+            for crop, output in zip(crops, outputs, strict=True):
+                crop[name] = output
+        return crops
 
     def pair_loss(self, name: str, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
         """Loss of one pair of crops, image by image."""
@@ -118,9 +131,9 @@ class NaiveMugs:
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         """Losses by name, and the outputs of student and teacher crops."""
         with torch.no_grad():
-            teacher = [self.crop("teacher", views.large[i]) for i in (0, 1)]
+            teacher = self.heads("teacher", [self.crop("teacher", views.large[i]) for i in (0, 1)])
         student = [self.crop("student", views.large[i]) for i in (2, 3)]
-        student += [self.crop("student", crop) for crop in views.small]
+        student = self.heads("student", student + [self.crop("student", crop) for crop in views.small])
         result = {}
         for name in [n for n in ("instance", "local_group", "group") if n in teacher[0]]:
             large, small = [], []
