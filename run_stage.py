@@ -195,12 +195,12 @@ def logs(
     run_root: RootOption = None,
 ) -> None:
     """The end of a run's newest log, after its path."""
-    from slurm.status import status as states
+    from slurm import status as states
 
     runs, _ = _runs(reproduction, overrides, [run])
     root, _ = _place(run_root, cluster)
-    for found in states(runs, root):
-        path = found.log or next(map(str, sorted((found.run.run_dir(root) / "logs").glob("attempt_*"))), None)
+    for found in states.status(runs, root):
+        path = found.log or states.newest_log(found.run.run_dir(root))
         typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
         if path and Path(path).is_file():
             typer.echo("\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:]))

@@ -21,7 +21,7 @@ from pipeline.atomic import write_json_atomic
 from pipeline.spec import StageContext, StageOutput, StageRun
 from slurm.environment import Launch, enter
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
 FILE_ONLY = "file_only"  # attribute of a log record that does not go to the screen
 
 
