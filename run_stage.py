@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.manifest import ManifestEntry
     from pipeline.spec import StageRun
     from results.schema import ResultRow
     from slurm.cluster import ClusterProfile
@@ -157,20 +158,28 @@ def tables(
 @app.command()
 def verify(
     reproduction: Name,
+    deep: Annotated[bool, typer.Option("--deep", help="Also checksum and decode the images of .beton files.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="With --deep: only every N-th image.")] = 1,
     overrides: SetOption = None,
+    only: OnlyOption = None,
     cluster: ClusterOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """Compare every output of the finished runs with its recorded SHA-256."""
+    """Compare every output of the finished runs with its recorded SHA-256. Exit code 1 when one differs."""
     from pipeline import manifest
 
-    runs, _ = _runs(reproduction, overrides, None)
+    runs, _ = _runs(reproduction, overrides, only)
     root, _ = _place(run_root, cluster)
-    entries = {run.name: manifest.read(root, run.run_id) for run in runs}
-    wrong = [line for entry in entries.values() if entry for line in manifest.problems(entry, hashes=True)]
+    wrong, checked = [], 0
+    for run in runs:
+        entry = manifest.read(root, run.run_id)
+        if entry is not None:
+            checked += 1
+            wrong += manifest.problems(entry, hashes=True) + (_deep_problems(run.stage, entry, every) if deep else [])
+        elif (path := manifest.entry_path(root, run.run_id)).exists():
+            wrong.append(f"{path}: not a readable manifest entry")
     for line in wrong:
         typer.echo(line, err=True)
-    checked = sum(entry is not None for entry in entries.values())
     typer.echo(f"{checked} of {len(runs)} runs are recorded, {len(wrong)} problems")
     if wrong:
         raise typer.Exit(1)
@@ -186,12 +195,12 @@ def logs(
     run_root: RootOption = None,
 ) -> None:
     """The end of a run's newest log, after its path."""
-    from slurm.status import status as states
+    from slurm import status as states
 
     runs, _ = _runs(reproduction, overrides, [run])
     root, _ = _place(run_root, cluster)
-    for found in states(runs, root):
-        path = found.log or next(map(str, sorted((found.run.run_dir(root) / "logs").glob("attempt_*"))), None)
+    for found in states.status(runs, root):
+        path = found.log or states.newest_log(found.run.run_dir(root))
         typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
         if path and Path(path).is_file():
             typer.echo("\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:]))
@@ -232,6 +241,15 @@ def _rows(root: Path, runs: Sequence[StageRun] | None) -> list[ResultRow]:
     return [row for path in paths if path is not None for row in read_rows(path)]
 
 
+def _deep_problems(stage: str, entry: ManifestEntry, every: int) -> list[str]:
+    """What the stage of a finished run finds wrong inside its outputs."""
+    from pipeline.runfile import resolve
+    from stages import STAGES
+
+    check = STAGES[stage].check
+    return list(resolve(check)(entry, every)) if check else []
+
+
 def _refuse_unresolved(runs: Sequence[StageRun]) -> None:
     from pipeline.plan import unresolved
 
@@ -267,17 +285,14 @@ def main() -> None:
     """Entry point; user errors become one line and exit code 2."""
     from pipeline.provenance import IntruderError, check_one_root
     from pipeline.spec import ConfigError
+    from results.store import RowsError
+    from slurm.queue import SlurmError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         check_one_root()
         app()
-    except (ConfigError, IntruderError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except Exception as error:
-        if type(error).__name__ != "SlurmError":
-            raise
+    except (ConfigError, IntruderError, RowsError, SlurmError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

@@ -83,9 +83,17 @@ def find(name_or_path: str) -> tuple[str, str]:
         return f"{name_or_path}.yaml", file.read_text(encoding="utf-8")
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        return str(path), path.read_text(encoding="utf-8")
+        return str(path), read_text(path)
     choices = hint(name_or_path, bundled())
     raise ConfigError(f"no reproduction {name_or_path!r}: neither a file nor bundled{choices}")
+
+
+def read_text(path: Path) -> str:
+    """Text of a file; ConfigError naming it when it cannot be read or holds something else."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 
 
 def parse_yaml(source: str, text: str) -> Any:

@@ -77,7 +77,7 @@ class StageSpec:
 
     `needs` maps a role to the stage that may fill it; alternatives are written `"pretrain|import"` and a
     trailing `?` (`"pretrain?"`) makes the role optional. `entrypoint` is text ("stages.knn:run"), imported
-    where it runs.
+    where it runs; so is `check`, `(entry, every) -> problems`, which looks inside the outputs of a finished run.
     """
 
     name: str
@@ -86,6 +86,7 @@ class StageSpec:
     needs: Mapping[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     rows_writer: str = ROWS_WRITER
+    check: str | None = None
 
     def fillers(self, role: str) -> tuple[str, ...]:
         """Names of the stages that may fill a role."""

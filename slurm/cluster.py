@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import hint, parse_yaml, validate
+from pipeline.config import hint, parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources
 
 OWNED_OPTIONS = frozenset(
@@ -99,7 +99,7 @@ def load_profile(name_or_path: str) -> ClusterProfile:
         if not path.is_file():
             choices = hint(name_or_path, bundled_profiles())
             raise ConfigError(f"no cluster profile {name_or_path!r}: neither a file nor bundled{choices}")
-        source, text = str(path), path.read_text(encoding="utf-8")
+        source, text = str(path), read_text(path)
     values = parse_yaml(source, text)
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping{hint('', ClusterProfile.model_fields)}")

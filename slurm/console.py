@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +70,15 @@ def show_status(found: Sequence[RunStatus]) -> None:
     """State of every run, the logs of what failed, and a count."""
     rows = [(s.run.name, s.run.stage, s.state, s.job_id or "-", s.detail) for s in found]
     show_table(("run", "stage", "state", "job", "detail"), rows)
-    for status in found:
-        if status.state == "failed" and status.log:
-            say(f"{status.run.name} log: {status.log}")
+    _show_logs((s.run, s.log) for s in found if s.state == "failed")
     say(", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items()))
+
+
+def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
+    """Where to read on about what failed."""
+    for run, log in logs:
+        if log:
+            say(f"{run.name} log: {log}")
 
 
 def announce(run: StageRun, ranks: int) -> None:
@@ -85,3 +90,4 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
     """What became of every run of a local execution."""
     rows = [(o.run.name, o.run.stage, o.state, duration(o.seconds), o.detail) for o in outcomes]
     show_table(("run", "stage", "outcome", "time", "detail"), rows)
+    _show_logs((o.run, o.log) for o in outcomes)

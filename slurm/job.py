@@ -21,7 +21,8 @@ from pipeline.atomic import write_json_atomic
 from pipeline.spec import StageContext, StageOutput, StageRun
 from slurm.environment import Launch, enter
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
+FILE_ONLY = "file_only"  # attribute of a log record that does not go to the screen
 
 
 class StageError(RuntimeError):
@@ -61,8 +62,10 @@ def run_stage(run_dir: Path, entrypoint: str | None = None) -> None:
     try:
         _attempt(run_dir, run_root, attempt, launch, entrypoint)
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        logger.exception("%s failed in attempt %d, rank %d", run_dir.name, attempt, launch.rank)
+        kind = type(error).__name__
+        line = f"{kind}: {error}".strip().splitlines()[0]
+        logger.error("%s failed in attempt %d, rank %d: %s: %s", run_dir.name, attempt, launch.rank, kind, error)
+        logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
         attempts.fail(run_dir, attempt, error=line, log=log)
         raise
 
@@ -152,7 +155,9 @@ def _start_logging(run_dir: Path, attempt: int, rank: int) -> Path:
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if rank == 0:
-        handlers.append(logging.StreamHandler(sys.stdout))
+        screen = logging.StreamHandler(sys.stdout)
+        screen.addFilter(lambda record: not hasattr(record, FILE_ONLY))
+        handlers.append(screen)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -30,6 +30,7 @@ class Outcome:
     state: str
     detail: str = ""
     seconds: float = 0.0
+    log: str = ""
 
 
 def run_here(
@@ -91,7 +92,7 @@ def _run_one(run: StageRun, run_root: Path, ranks: int) -> Outcome:
     if not any(codes) and manifest.find_done(run_root, run.run_id) is not None:
         return Outcome(run, "finished", "", seconds)
     failure = _failure(run_dir, launch, codes)
-    return Outcome(run, "failed", f"{failure.error} (log: {failure.log})", seconds)
+    return Outcome(run, "failed", failure.error, seconds, failure.log)
 
 
 def _failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:

@@ -12,6 +12,7 @@ JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 NEVER = "DependencyNeverSatisfied"
 _TIMEOUT_S = 60
+_GONE = ("Invalid job id", "already completing or completed")  # scancel about a job that has ended
 
 
 class SlurmError(RuntimeError):
@@ -71,10 +72,12 @@ def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
 
 
 def cancel(job_ids: Iterable[str]) -> None:
-    """Cancel jobs; ones that are gone already are fine."""
+    """Cancel jobs; ones that are gone already are fine. SlurmError when Slurm refuses."""
     ids = list(job_ids)
-    if ids:
-        _call("scancel", *ids)
+    code, _, err = _call("scancel", *ids) if ids else (0, "", "")
+    refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
+    if code != 0 and refusals:
+        raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
 
 
 def final_state(job_id: str) -> str | None:

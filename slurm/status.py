@@ -56,7 +56,7 @@ def _cost(entry: manifest.ManifestEntry) -> str:
 
 def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
     if job.state in _ACTIVE:
-        return RunStatus(run, "running", _progress(run_dir), job.job_id, _newest_log(run_dir))
+        return RunStatus(run, "running", _progress(run_dir), job.job_id, newest_log(run_dir))
     restarts = attempts.latest(run_dir)
     again = f", {restarts} attempts before" if restarts else ""
     return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}", job.job_id)
@@ -76,17 +76,17 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
         if missing:
             return RunStatus(run, "waiting", waits, job_id)
         state = queue.final_state(job_id) or "gone"
-        log = _newest_log(run_dir, f"{job_id}_*")
+        log = newest_log(run_dir, f"{job_id}_*")
         return RunStatus(run, "failed", f"{_last_line(log) or 'no output'} [job {state}]", job_id, log)
     of_slurm = (attempts.describe(run_dir, number) or {}).get("job_id")
     known = queue.final_state(str(of_slurm)) if of_slurm else None
     failure = attempts.failure(run_dir, number)
     if failure is None and (attempts.running_here(run_dir) or (not of_slurm and _fresh(run_dir))):
-        return RunStatus(run, "running", _progress(run_dir), None, _newest_log(run_dir))
+        return RunStatus(run, "running", _progress(run_dir), None, newest_log(run_dir))
     suffix = f" [job {known}]" if known else ""
     if failure is not None:
         return RunStatus(run, "failed", failure.error + suffix, of_slurm, failure.log)
-    return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, _newest_log(run_dir))
+    return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir))
 
 
 def _fresh(run_dir: Path) -> bool:
@@ -111,7 +111,7 @@ def _progress(run_dir: Path) -> str:
     return ", ".join(parts)
 
 
-def _newest_log(run_dir: Path, pattern: str = "*") -> str | None:
+def newest_log(run_dir: Path, pattern: str = "*") -> str | None:
     """The log that says most about the last attempt: the newest that is not empty, error logs first."""
     files = (run_dir / "logs").glob(pattern)
     logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]

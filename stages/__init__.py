@@ -13,6 +13,7 @@ STAGES: dict[str, StageSpec] = {
         name="convert",
         config=ConvertConfig,
         entrypoint="stages.convert:run",
+        check="stages.convert:check",
         resources=Resources(gpu=False, cpus_per_rank=16, hours=4.0),
     ),
     "pretrain": StageSpec(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from pipeline.manifest import ManifestEntry
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
 
 BUILTIN_DIGITS = "builtin:sklearn_digits"
@@ -50,6 +51,13 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
         classes = sidecar.classes
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(classes)})
+
+
+def check(entry: ManifestEntry, every: int) -> list[str]:
+    """What is wrong with every `every`-th image of the converted files, a line each."""
+    from mugs.data.convert import verify
+
+    return [line for split in ("train", "val") for line in verify(entry.output(split), every=every)]
 
 
 def resolve(folder: str | None, split: str, run_dir: Path) -> Path:

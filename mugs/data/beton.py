@@ -171,6 +171,10 @@ class PackSource:
         """Path in the original folder."""
         return self.sidecar.names[index]
 
+    def describe(self, index: int) -> str:
+        """Where a sample lies, for messages."""
+        return f"{self.path}: sample {index} ({self.name(index)})"
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the folder that was converted."""

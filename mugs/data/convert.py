@@ -5,7 +5,7 @@ import io
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from mugs.data.source import FolderSource, SourceError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Report = Callable[[int, int], None]
-LISTED = 20
+NAMED, LISTED = 5, 200  # bad files named in the first line of a refusal, and listed below it
 
 
 def encode(data: bytes, name: str, label: int) -> Encoded:
@@ -61,12 +61,7 @@ def convert_folder(
     bad = find_bad(source, threads, report)
     refused = {name: why for name, why in bad.items() if name not in allow_bad}
     if refused:
-        listed = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
-        more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
-        raise SourceError(
-            f"{folder}: {len(refused)} of {len(source)} files are not usable images; repair or remove them, or name "
-            f"them in allow_bad to leave them out:\n{listed}{more}"
-        )
+        raise SourceError(refusal(folder, refused, len(source)))
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
     images = ahead(lambda i: encode(source.read(i), source.name(i), source.label(i)), keep, threads)
     sizes, crcs = write_beton(path, counted(images, len(keep), report), len(keep))
@@ -83,6 +78,17 @@ def convert_folder(
     )
     write_sidecar(path, sidecar)
     return sidecar
+
+
+def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
+    """Message about bad files: a first line that names them, then one line each with the reason."""
+    names = ", ".join(list(refused)[:NAMED]) + (", ..." if len(refused) > NAMED else "")
+    reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
+    more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+    return (
+        f"{folder}: {len(refused)} of {total} files are not usable images: {names}; repair or remove them, or name "
+        f"them in allow_bad to leave them out\n{reasons}{more}"
+    )
 
 
 def find_bad(source: FolderSource, threads: int, report: Report) -> dict[str, str]:
@@ -125,20 +131,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def verify(path: Path, *, every: int = 1, threads: int = 4) -> int:
-    """Check size, checksum and decodability of every `every`-th sample; returns how many were checked.
+def verify(path: Path, *, every: int = 1, threads: int = 4) -> list[str]:
+    """Check checksum, decodability and label of every `every`-th sample; a line per bad one, or for a bad file."""
+    try:
+        source = PackSource(path)
+    except SourceError as error:
+        return [str(error)]
+    return [line for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads) if line]
 
-    Raises SourceError naming the first bad sample.
-    """
-    source = PackSource(path)
 
-    def check(index: int) -> None:
-        name, data = source.name(index), source.read(index)
-        if zlib.crc32(data) != source.sidecar.crc32[index]:
-            raise SourceError(f"{path}: sample {index} ({name}) is damaged: its CRC-32 differs; convert again")
-        decode_rgb(data, f"{path}: sample {index} ({name})")
-        if source.classes[source.label(index)] != name.split("/")[0]:
-            raise SourceError(f"{path}: sample {index} ({name}) carries label {source.label(index)}")
-
-    indices = range(0, len(source), every)
-    return sum(1 for _ in ahead(check, indices, threads))
+def problem(source: PackSource, index: int) -> str | None:
+    """What is wrong with a sample, or None."""
+    where, data, label = source.describe(index), source.read(index), source.label(index)
+    if zlib.crc32(data) != source.sidecar.crc32[index]:
+        return f"{where} is damaged: its CRC-32 differs; convert again"
+    if not 0 <= label < len(source.classes) or source.classes[label] != source.name(index).split("/")[0]:
+        return f"{where} carries label {label}"
+    try:
+        decode_rgb(data, where)
+    except DecodeError as error:
+        return str(error)
+    return None

@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class DecodeError(ValueError):
@@ -14,5 +14,7 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"{name}: not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DecodeError(f"{name}: {error}") from error

@@ -47,7 +47,7 @@ def eval_batches(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def pixels(index: int) -> np.ndarray:
-        return eval_image(decode_rgb(source.read(index), source.name(index)), resize, crop)
+        return eval_image(decode_rgb(source.read(index), source.describe(index)), resize, crop)
 
     images = ahead(pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
@@ -61,7 +61,7 @@ def probe_view(
     source: Source, sample: int, *, seed: int, epoch: int, augmentation: Augmentation, recipe: ViewRecipe
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
-    image = decode_rgb(source.read(sample), source.name(sample))
+    image = decode_rgb(source.read(sample), source.describe(sample))
     rng = generator(seed, epoch, sample, PROBE_CROP)
     box = random_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
     if augmentation == "strong":

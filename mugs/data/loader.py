@@ -90,7 +90,7 @@ def render_sample(
     source: Source, recipe: ViewRecipe, seed: int, epoch: int, sample: int, buffer: BatchBuffer, slot: int
 ) -> None:
     """Decode, plan and render one sample into a slot. Raises DecodeError naming it."""
-    image = decode_rgb(source.read(sample), source.name(sample))
+    image = decode_rgb(source.read(sample), source.describe(sample))
     plan = draw_plan(seed, epoch, sample, image.width, image.height, recipe)
     render(image, plan, buffer.large[:, slot], buffer.small[:, slot])
     buffer.erase[:, slot] = erase_array(plan)

@@ -8,32 +8,47 @@ class Order:
     """Permutation keyed by (seed, epoch); the batch of a step is a slice of it, each rank's part a slice of that.
 
     An incomplete last batch is dropped, unless `steps_per_epoch` asks for it: then the permutation is repeated from its
-    start. (The released sampler pads so that 1,271 batches of 1,008 come out of 1,281,167 images.)
+    start. (The released sampler pads so that 1,271 batches of 1,008 come out of 1,281,167 images.) With `short_last` it
+    is kept as it is, repeating only what makes the ranks equal.
     """
 
     def __init__(
-        self, num: int, *, seed: int, world: int, rank: int, batch_size: int, steps_per_epoch: int | None = None
+        self,
+        num: int,
+        *,
+        seed: int,
+        world: int,
+        rank: int,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        short_last: bool = False,
     ) -> None:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
         if num == 0:
             raise ValueError("the data set holds no image")
         self.num, self.seed, self.batch_size = num, seed, batch_size
-        self.share, self.rank = batch_size // world, rank
-        self.steps_per_epoch = num // batch_size if steps_per_epoch is None else steps_per_epoch
+        self.world, self.rank = world, rank
+        if short_last:
+            self.per_epoch = -(-num // world) * world
+            self.steps_per_epoch = -(-self.per_epoch // batch_size)
+        else:
+            self.steps_per_epoch = num // batch_size if steps_per_epoch is None else steps_per_epoch
+            self.per_epoch = self.steps_per_epoch * batch_size
         if self.steps_per_epoch < 1:
             raise ValueError(f"batch_size {batch_size} exceeds the {num} images of the data set")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """All samples of an epoch in order, (steps_per_epoch * batch_size,)."""
+        """All samples of an epoch in order, (per_epoch,)."""
         if epoch != self._epoch:
             order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(self.num)
-            self._epoch, self._order = epoch, np.resize(order, self.steps_per_epoch * self.batch_size)
+            self._epoch, self._order = epoch, np.resize(order, self.per_epoch)
         return self._order
 
     def indices(self, step: int) -> np.ndarray:
-        """This rank's samples of global step `step`, (batch_size / world,)."""
+        """This rank's samples of global step `step`, (batch_size / world,) or fewer in a short last batch."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        first = within * self.batch_size + self.rank * self.share
-        return self.permutation(epoch)[first : first + self.share]
+        batch = self.permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        share = len(batch) // self.world
+        return batch[self.rank * share : (self.rank + 1) * share]

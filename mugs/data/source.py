@@ -26,11 +26,14 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Path relative to the original folder."""
 
+    def describe(self, index: int) -> str:
+        """Where a sample lies, for messages."""
+
 
 class FolderSource:
     """`root/class/image`, classes and images sorted as torchvision does."""
 
-    def __init__(self, root: Path, *, allow_empty: bool = False) -> None:
+    def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise SourceError(f"{root}: not a folder")
         self.root = root
@@ -39,12 +42,15 @@ class FolderSource:
             raise SourceError(f"{root}: no class folders in it (expected {root}/<class>/<image>)")
         self.paths: list[str] = []
         self.labels: list[int] = []
+        empty: list[str] = []
         for label, folder in enumerate(self.classes):
             found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
-            if not found and not allow_empty:
-                raise SourceError(f"{root / folder}: class folder without images; remove it or add images")
+            if not found:
+                empty.append(folder)
             self.paths += [p.relative_to(root).as_posix() for p in found]
             self.labels += [label] * len(found)
+        if empty:
+            raise SourceError(f"{root}: class folders without images: {', '.join(empty)}; remove them or add images")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,12 +67,17 @@ class FolderSource:
         """Path relative to the folder."""
         return self.paths[index]
 
+    def describe(self, index: int) -> str:
+        """Where a sample lies, for messages."""
+        return str(self.root / self.paths[index])
+
     @property
     def fingerprint(self) -> str:
-        """Hash of paths and sizes."""
+        """Hash of paths and sizes; a dangling link counts as empty."""
         digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+        for name in self.paths:
+            path = self.root / name
+            digest.update(f"{name}\0{path.stat().st_size if path.exists() else 0}\n".encode())
         return digest.hexdigest()
 
 

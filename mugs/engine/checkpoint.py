@@ -60,14 +60,16 @@ def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
     Raises CheckpointError when there are checkpoints and none of them is good: starting over in silence would throw
     the work away.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    reasons = []
+    for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s; falling back to the checkpoint before it", error)
-    if found:
-        raise CheckpointError(f"{folder}: none of the {len(found)} checkpoints is readable; remove them to start over")
+            reasons.append(str(error))
+    if reasons:
+        listed = "; ".join(reasons)
+        raise CheckpointError(f"none of the {len(reasons)} checkpoints is good, remove them to start over: {listed}")
     return None
 
 

@@ -146,8 +146,7 @@ def train_on_images(
 ) -> list[EpochResult]:
     """Probe a frozen backbone: fresh views every epoch, validation features extracted once.
 
-    The released loader does not drop the last batch; here the permutation is continued from its start to fill it, so
-    that every rank always has the same number of images.
+    The last batch of an epoch is short, as released.
     """
     world, rank = distributed.world_size(), distributed.rank()
     model = backbone_feature(vit, probe.feature)
@@ -157,10 +156,7 @@ def train_on_images(
         eval_batches(val, resize=resize, crop=crop, batch_size=256, indices=mine, threads=threads),
         device=device,
     )
-    steps = -(-len(train) // probe.batch_size)
-    order = Order(
-        len(train), seed=probe.seed, world=world, rank=rank, batch_size=probe.batch_size, steps_per_epoch=steps
-    )
+    order = Order(len(train), seed=probe.seed, world=world, rank=rank, batch_size=probe.batch_size, short_last=True)
 
     def feature_batches(epoch: int) -> Batches:
         views = probe_batches(

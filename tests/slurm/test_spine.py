@@ -18,6 +18,7 @@ from pipeline import config, manifest
 from pipeline.plan import build_plan
 from pipeline.provenance import code_root
 from pipeline.spec import Resources, StageRun, StageSpec
+from slurm import queue
 from slurm.cluster import ClusterProfile
 from slurm.status import RunStatus, status
 from slurm.submit import submit
@@ -176,6 +177,20 @@ def test_job_that_dies_before_it_starts_is_explained(spine: Spine) -> None:
     failed = spine.status()["first"]
     assert "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
     spine.profile = good
+    spine.gate.touch()
+    assert set(spine.submit().values()) == {"submitted"}
+    spine.until(lambda s: set(s.values()) == {"done"})
+
+
+def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
+    spine.submit()
+    spine.until(lambda s: s["first"] == "running")
+    ids = [job_id for s in spine.status().values() if (job_id := s.job_id)]
+    assert len(ids) == 4
+    queue.cancel(ids)
+    spine.until(lambda s: s["first"] == "failed" and "queued" not in s.values())
+    assert "CANCELLED" in spine.status()["first"].detail
+    queue.cancel(ids)
     spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
     spine.until(lambda s: set(s.values()) == {"done"})

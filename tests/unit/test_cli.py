@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -104,3 +105,52 @@ def test_submit_without_slurm_is_explained(cli: Cli, tmp_path: Path) -> None:
     profile.write_text(f"run_root: {tmp_path}/runs\n")
     done = cli("submit", "mini", "--cluster", str(profile), env={"PATH": "/nowhere"})
     assert done.returncode == 2 and "squeue: not found" in done.stderr, done.stderr
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
+    """Slurm's commands as scripts: `squeue` prints the file `queue`, `scancel` notes what it was given."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in (
+        ("squeue", f"cat {tmp_path}/queue"),
+        ("sbatch", "exit 1"),
+        ("scancel", f'echo "$@" >> {tmp_path}/cancelled'),
+    ):
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    ids = {run["run"]: run["run_id"] for run in json.loads(cli("status", "mini", "--json").stdout)}
+    jobs = {"11": ids["pretrain"], "12": ids["knn"], "13": "somebodyelses"}
+    (tmp_path / "queue").write_text("".join(f"{job}|mugs-{run}|RUNNING|None\n" for job, run in jobs.items()))
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_cancel_ends_the_jobs_of_the_reproduction_only(cli: Cli, fake_slurm: dict[str, str], tmp_path: Path) -> None:
+    assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "cancelled 0 jobs\n"
+    assert not (tmp_path / "cancelled").exists()
+    assert cli("cancel", "mini", "--only", "knn", env=fake_slurm).stdout == "cancelled 1 jobs: 12\n"
+    assert cli("cancel", "mini", env=fake_slurm).stdout == "cancelled 2 jobs: 11 12\n"
+    assert (tmp_path / "cancelled").read_text() == "12\n11 12\n"
+
+
+def test_cancel_without_slurm_or_with_one_that_refuses(cli: Cli, fake_slurm: dict[str, str], tmp_path: Path) -> None:
+    done = cli("cancel", "mini", env={"PATH": "/nowhere"})
+    assert done.returncode == 2 and "squeue: not found" in done.stderr
+    (tmp_path / "bin/scancel").write_text("#!/bin/sh\necho 'scancel: error: Access denied' >&2; exit 1\n")
+    done = cli("cancel", "mini", env=fake_slurm)
+    assert done.returncode == 2 and "Access denied" in done.stderr and "cancelled" not in done.stdout
+
+
+def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:
+    assert cli("logs", "mini", "digits").stdout == "==> digits: no log yet\n"
+    (run_id,) = {run["run_id"] for run in json.loads(cli("status", "mini", "--only", "digits", "--json").stdout)}
+    folder = tmp_path / "runs/convert" / f"digits-{run_id}" / "logs"
+    folder.mkdir(parents=True)
+    for attempt in (1, 2):
+        path = folder / f"attempt_{attempt:04d}_rank0.log"
+        path.write_text("".join(f"attempt {attempt}, line {i}\n" for i in range(100)))
+        os.utime(path, (1e9 + attempt, 1e9 + attempt))
+    shown = cli("logs", "mini", "digits", "--lines", "2").stdout
+    assert shown == f"==> {path}\nattempt 2, line 98\nattempt 2, line 99\n"
+    done = cli("logs", "mini", "digit")
+    assert done.returncode == 2 and "did you mean 'digits'" in done.stderr

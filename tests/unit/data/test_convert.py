@@ -46,7 +46,7 @@ def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -
         if source.name(i).endswith(".jpg"):
             assert pack.read(i) == source.read(i)
         assert decode_rgb(pack.read(i), "x").mode == "RGB"
-    assert verify(tmp_path / "x.beton") == 11
+    assert verify(tmp_path / "x.beton") == []
 
 
 def test_stock_ffcv_reads_it(folder: Path, tmp_path: Path) -> None:
@@ -148,5 +148,8 @@ def test_verify_finds_a_flipped_byte(folder: Path, tmp_path: Path) -> None:
         byte = stream.read(1)[0]
         stream.seek(position)
         stream.write(bytes([byte ^ 1]))
-    with pytest.raises(SourceError, match="sample 3"):
-        verify(path)
+    (line,) = verify(path)
+    assert f"{path}: sample 3 (cat/3.jpg)" in line
+    assert len(verify(path, every=3)) == 1 and verify(path, every=2) == []
+    os.truncate(path, 1000)
+    assert "truncated" in verify(path)[0]

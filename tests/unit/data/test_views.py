@@ -47,6 +47,9 @@ class MemorySource:
     def name(self, index: int) -> str:
         return f"sample {index}"
 
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
 
 def batches(threads: int = 2, *, world: int = 1, rank: int = 0, start: int = 0, recipe: ViewRecipe = SMALL):
     source = MemorySource(20)
