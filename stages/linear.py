@@ -9,7 +9,10 @@ from stages.evaluate import Weights, load_vit, result_row
 
 
 class LinearConfig(StageConfig):
-    """`augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip."""
+    """`augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip.
+
+    "none" trains on the features of centre crops, which are computed once.
+    """
 
     weights: Weights = "teacher"
     feature: Literal["last4_cls", "cls_patchmean"] = "last4_cls"
@@ -17,7 +20,7 @@ class LinearConfig(StageConfig):
     final_lr: float = Field(1e-5, ge=0)
     batch_size: int = Field(1024, ge=1)
     epochs: int = Field(100, ge=1)
-    augmentation: Literal["strong", "crop_flip"] = "strong"
+    augmentation: Literal["strong", "crop_flip", "none"] = "strong"
     resize: int = Field(256, ge=1)
     crop: int = Field(224, ge=1)
     seed: int = 0

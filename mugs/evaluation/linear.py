@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ def train_on_images(
     val: Source,
     *,
     num_classes: int,
-    augmentation: Augmentation,
+    augmentation: Augmentation | Literal["none"],
     resize: int,
     crop: int,
     threads: int,
@@ -146,19 +147,27 @@ def train_on_images(
 ) -> list[EpochResult]:
     """Probe a frozen backbone: fresh views every epoch, validation features extracted once.
 
-    The last batch of an epoch is short, as released.
+    With augmentation "none" the features of the training images are extracted once as well. The last batch of an epoch is short, as released.
     """
     world, rank = distributed.world_size(), distributed.rank()
     model = backbone_feature(vit, probe.feature)
-    mine = list(range(rank, len(val), world))
-    features, labels, _ = extract(
-        model,
-        eval_batches(val, resize=resize, crop=crop, batch_size=256, indices=mine, threads=threads),
-        device=device,
-    )
+
+    def centre_features(source: Source) -> tuple[Tensor, Tensor]:
+        mine = list(range(rank, len(source), world))
+        views = eval_batches(source, resize=resize, crop=crop, batch_size=256, indices=mine, threads=threads)
+        return extract(model, views, device=device)[:2]
+
+    validation = centre_features(val)
+    fixed = centre_features(train) if augmentation == "none" else None
     order = Order(len(train), seed=probe.seed, world=world, rank=rank, batch_size=probe.batch_size, short_last=True)
 
     def feature_batches(epoch: int) -> Batches:
+        if augmentation == "none":
+            assert fixed is not None
+            for within in range(order.steps_per_epoch):
+                ids = torch.from_numpy(order.indices(epoch * order.steps_per_epoch + within)).to(device)
+                yield fixed[0][ids], fixed[1][ids]
+            return
         views = probe_batches(
             train,
             order,
@@ -174,5 +183,5 @@ def train_on_images(
                 batch = model(images)
             yield batch, target
 
-    classifier = new_classifier(features.shape[1], num_classes, probe.seed).to(device)
-    return train_probe(probe, classifier, feature_batches, (features, labels), run_dir)
+    classifier = new_classifier(validation[0].shape[1], num_classes, probe.seed).to(device)
+    return train_probe(probe, classifier, feature_batches, validation, run_dir)
