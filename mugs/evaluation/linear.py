@@ -147,7 +147,8 @@ def train_on_images(
 ) -> list[EpochResult]:
     """Probe a frozen backbone: fresh views every epoch, validation features extracted once.
 
-    With augmentation "none" the features of the training images are extracted once as well. The last batch of an epoch is short, as released.
+    With augmentation "none" the features of the training images are extracted once as well. The last batch of an epoch
+    is short, as released.
     """
     world, rank = distributed.world_size(), distributed.rank()
     model = backbone_feature(vit, probe.feature)
