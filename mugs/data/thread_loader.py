@@ -1,0 +1,114 @@
+"""Views rendered by a pool of threads ahead of the consumer."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mugs.data.decode import decode_rgb
+from mugs.data.loader import Batch
+from mugs.data.order import Order
+from mugs.data.plan import ViewPlan, draw_plan, erase_array
+from mugs.data.recipe import ViewRecipe
+from mugs.data.render.reference import render
+from mugs.data.source import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch to render: its global step, sample ids (N,), and the encoded image of a slot 0 ... N - 1."""
+
+    step: int
+    ids: np.ndarray
+    read: Callable[[int], bytes]
+
+
+class BatchBuffer:
+    """Arrays of one batch, filled image by image; in page-locked memory where there is a GPU to copy to."""
+
+    def __init__(self, request: Request, recipe: ViewRecipe) -> None:
+        num, large, small = len(request.ids), recipe.large_size, recipe.small_size
+        pinned = torch.cuda.is_available()
+        self.request = request
+        self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
+        self.small = torch.empty(recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned)
+        self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
+        self.weak = torch.zeros(num, dtype=torch.bool)
+
+    def draw(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
+        """Render the views of one image into its slot."""
+        render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
+        self.erase[:, slot] = torch.from_numpy(erase_array(plan))
+        self.weak[slot] = plan.weak
+
+
+class ThreadLoader:
+    """A pool of threads renders the next `ahead` batches; an error in a worker is raised where its batch is due."""
+
+    def __init__(
+        self, source: Source, recipe: ViewRecipe, order: Order, *, seed: int, threads: int, ahead: int
+    ) -> None:
+        self.source, self.recipe, self.order, self.seed = source, recipe, order, seed
+        self.threads, self.ahead = threads, ahead
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """This rank's batches of global steps start ... stop - 1."""
+        queue: deque[tuple[BatchBuffer, list[Future[None]]]] = deque()
+        with closing(self.requests(start, stop)) as requests:
+            try:
+                queue.extend(self._submit(request) for request in itertools.islice(requests, self.ahead))
+                while queue:
+                    yield self._collect(*queue.popleft())
+                    queue.extend(self._submit(request) for request in itertools.islice(requests, 1))
+            finally:
+                for future in itertools.chain.from_iterable(futures for _, futures in queue):
+                    future.cancel()
+
+    def requests(self, start: int, stop: int) -> Generator[Request]:
+        """What to render, in order; the encoded images are read by the threads that render them."""
+        for step in range(start, stop):
+            ids = self.order.indices(step)
+            yield Request(step, ids, partial(self._read, ids))
+
+    def _read(self, ids: np.ndarray, slot: int) -> bytes:
+        return self.source.read(int(ids[slot]))
+
+    def _submit(self, request: Request) -> tuple[BatchBuffer, list[Future[None]]]:
+        buffer = BatchBuffer(request, self.recipe)
+        parts = np.array_split(np.arange(len(request.ids)), min(len(request.ids), 2 * self.threads))
+        return buffer, [self.pool.submit(self._fill, buffer, part.tolist()) for part in parts]
+
+    def _fill(self, buffer: BatchBuffer, slots: list[int]) -> None:
+        epoch = buffer.request.step // self.order.steps_per_epoch
+        for slot in slots:
+            sample = int(buffer.request.ids[slot])
+            image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
+            plan = draw_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
+            buffer.draw(slot, image, plan)
+
+    def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
+        for future in futures:
+            future.result()
+        step, ids = buffer.request.step, buffer.request.ids
+        return Batch(
+            large=buffer.large,
+            small=buffer.small,
+            erase=buffer.erase,
+            weak=buffer.weak,
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            labels=torch.tensor([self.source.label(int(i)) for i in ids]),
+            epoch=step // self.order.steps_per_epoch,
+            step=step,
+        )
+
+    def close(self) -> None:
+        """Stop all threads; nothing half-done is waited for longer than one image."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
