@@ -1,42 +1,71 @@
 #!/usr/bin/env bash
-# System packages (as root, with apt), then the Python environment in .venv. FFCV is optional: without its system
-# libraries the plain loader does the same work.
+# System packages (as root, with apt), then the Python environment in .venv. MUGS_PYTHON names the Python to use, 3.11
+# or newer. FFCV is optional: without its system libraries everything else is installed, and the plain loader does the
+# same work; once they are there, the next `make setup` adds FFCV.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-stamp=.venv/.complete
-wanted="$(cat constraints.txt pyproject.toml .ci/setup.sh | sha256sum)"
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
+python="${MUGS_PYTHON:-python3}"
+PATH="$PATH:/usr/sbin:/sbin"
 
-packages=()
-pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
-pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
-command -v pkg-config >/dev/null || packages+=(pkg-config)
-command -v g++ >/dev/null || packages+=(g++)
-command -v slurmd >/dev/null || packages+=(slurm-wlm)
-command -v munged >/dev/null || packages+=(munge)
-python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
-python3 -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_paths()["include"] + "/Python.h")' 2>/dev/null \
-    || packages+=(python3-dev)
-if [ ${#packages[@]} -gt 0 ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "setup: installing ${packages[*]}"
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-    else
-        echo "setup: these system packages are missing: ${packages[*]}"
-        echo "       Debian or Ubuntu: sudo apt-get install ${packages[*]}"
-        echo "       conda:            conda install -c conda-forge opencv libjpeg-turbo pkg-config compilers"
-        echo "       (slurm-wlm and munge are for the tests alone). Going on without."
+has() { command -v "$1" >/dev/null 2>&1; }
+library() { has pkg-config && pkg-config --exists "$1"; }
+python_ok() { "$python" -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2>/dev/null; }
+headers() {
+    "$python" -c 'import os, sysconfig; assert os.path.exists(sysconfig.get_paths()["include"] + "/Python.h")' 2>/dev/null
+}
+ffcv_can_be_built() { library opencv4 && library libturbojpeg && has g++ && headers; }
+state() {
+    cat constraints.txt pyproject.toml .ci/setup.sh | sha256sum
+    ffcv_can_be_built && echo "with FFCV" || echo "without FFCV"
+}
+
+stamp=.venv/.complete
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(state)" ] && exit 0
+
+base=() ffcv=() slurm=()
+python_ok || base+=(python3-venv)
+library libturbojpeg || ffcv+=(libturbojpeg0-dev)
+library opencv4 || ffcv+=(libopencv-dev)
+has pkg-config || ffcv+=(pkg-config)
+has g++ || ffcv+=(g++)
+headers || ffcv+=(python3-dev)
+has slurmctld && has slurmd || slurm+=(slurm-wlm)
+has munged || slurm+=(munge)
+missing=("${base[@]}" "${ffcv[@]}" "${slurm[@]}")
+
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && has apt-get; then
+    echo "setup: installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+    if [ ${#ffcv[@]} -gt 0 ]; then
+        echo "setup: FFCV needs system packages that are not here: ${ffcv[*]}"
+        echo "       Debian, Ubuntu: sudo apt-get install ${ffcv[*]}"
+        echo "       conda:          conda install -c conda-forge opencv libjpeg-turbo pkg-config gxx"
+        echo "       then again:     make setup"
+    fi
+    if [ ${#slurm[@]} -gt 0 ]; then
+        echo "setup: the tests that start a Slurm cluster will be skipped: they need ${slurm[*]}"
+        echo "       Debian, Ubuntu: sudo apt-get install ${slurm[*]}"
     fi
 fi
-
-python3 -m venv .venv
-.venv/bin/python -m pip install -q --upgrade pip
-.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
-if pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
-    .venv/bin/python -m pip install -q -c constraints.txt -e '.[ffcv]' \
-        || echo "setup: FFCV did not build; the thread loader, which gives the same batches, is used instead"
-else
-    echo "setup: FFCV is left out (no OpenCV or TurboJPEG headers); the thread loader gives the same batches"
+if ! python_ok; then
+    echo "setup: stopped: '$python' is not Python 3.11 or newer with the modules venv and ensurepip"
+    echo "       Debian, Ubuntu: sudo apt-get install python3-venv"
+    echo "       conda:          conda create -n mugs python=3.11 && conda activate mugs"
+    echo "       another one:    MUGS_PYTHON=/path/to/python3.11 make setup"
+    exit 1
 fi
-echo "$wanted" > "$stamp"
+
+echo "setup: installing Python packages into .venv, which takes minutes the first time"
+"$python" -m venv .venv
+.venv/bin/python -m pip install -qq --upgrade pip
+.venv/bin/python -m pip install -qq -c constraints.txt -e '.[dev]'
+now="$(state)"
+if ! ffcv_can_be_built; then
+    echo "setup: FFCV is left out; the thread loader gives the same batches"
+elif ! .venv/bin/python -m pip install -qq -c constraints.txt -e '.[ffcv]' || ! .venv/bin/python -c 'import ffcv'; then
+    .venv/bin/python -m pip uninstall -qq -y ffcv 2>/dev/null || true
+    echo "setup: FFCV did not build or does not start (see above) and is left out; the thread loader gives the same batches"
+fi
+echo "$now" > "$stamp"

@@ -20,10 +20,10 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D); statistics in fp32."""
+        """(N, D) -> (N, D); statistics in the precision of the weights."""
         if distributed.world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        wide = x.float()
+        wide = x.to(self.weight.dtype)
         centred = wide - distributed.mean_with_grad(wide.mean(dim=0))
         variance = distributed.mean_with_grad(centred.square().mean(dim=0))
         return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)

@@ -27,4 +27,4 @@ def pair_weights(
         weights = used / used.sum()
     else:
         weights = 0.5 * large / large.sum() + 0.5 * small / small.sum()
-    return weights.to(device=device, dtype=torch.float32)
+    return weights.to(device)
