@@ -11,6 +11,7 @@ from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
 
 LoaderName = Literal["auto", "thread", "ffcv"]
+RendererName = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,22 @@ def make_loader(
     *,
     seed: int,
     loader: LoaderName = "auto",
+    renderer: RendererName = "fast",
     threads: int = 2,
     ahead: int = 3,
 ) -> ViewLoader:
     """The front end by name.
 
-    "auto" is the thread loader, which reads folders and `.beton` files alike; "ffcv" lets FFCV read the file, gives the
-    same batches and was not faster where it was measured. Raises ValueError where FFCV is not installed.
+    "auto" is the thread loader, which reads folders and `.beton` files alike; "ffcv" lets FFCV read the file, which was
+    not faster where it was measured. Renderers are "fast", compiled, and "reference", PIL's. The batches are the same
+    whatever is chosen. Raises ValueError where FFCV is not installed.
     """
     if loader != "ffcv":
         from mugs.data.thread_loader import ThreadLoader
 
-        return ThreadLoader(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+        return ThreadLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
     try:
         from mugs.data.ffcv_loader import FFCVLoader
     except ImportError as error:
         raise ValueError(f"loader 'ffcv': {error}; install the extra 'ffcv' (README), or use loader: thread") from error
-    return FFCVLoader(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+    return FFCVLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
