@@ -6,6 +6,7 @@ from PIL import Image
 from mugs.data.plan import CropPlan, ViewPlan
 from mugs.data.render import photometric
 from mugs.data.render.compiled import compiled
+from mugs.data.render.hue import rotate_hue
 from mugs.data.render.randaugment import IDENTITY, Whole, augment
 from mugs.data.render.resize import resample
 
@@ -65,7 +66,7 @@ def jitter(out: np.ndarray, operation: int, value: float) -> None:
     if operation == 2:
         photometric.color(out, value)
     elif operation == 3:
-        photometric.rotate_hue(out, int(value * 255) % 256)
+        rotate_hue(out, int(value * 255) % 256)
     else:
         degenerate = 0 if operation == 0 else photometric.mean_luma(out, IDENTITY)
         photometric.apply_table(out, np.tile(photometric.blend_table(degenerate, value), (3, 1)))

@@ -8,7 +8,7 @@ import numpy as np
 from mugs.data.plan import Operation
 from mugs.data.render.compiled import compiled
 
-FILL = (124, 116, 104)
+FILL = np.array([124, 116, 104], np.uint8)
 Region = tuple[int, int, int, int]  # left, top, width, height
 
 
@@ -48,67 +48,134 @@ def transform(
     planes: np.ndarray, inside: Region, size: tuple[int, int], matrix: tuple[float, ...], bicubic: bool, region: Region
 ) -> np.ndarray:
     """Planes (3, w, h) of `region` of the transformed image; `planes` hold the part `inside` of one of a given size."""
+    a, b, c, d, e, f = matrix
+    start, out_start = np.array(inside[:2]), np.array(region[:2])
+    if (a, b, c, e) == (1, 0, 0, 1):  # columns move along themselves
+        out = np.empty((3, region[2], region[3]), np.uint8)
+        shift_columns(planes, start, size[1], d, f, bicubic, out_start, FILL, out)
+        return out
+    if (a, d, e, f) == (1, 0, 1, 0):  # rows do
+        out, turned = np.empty((3, region[3], region[2]), np.uint8), np.ascontiguousarray(planes.transpose(0, 2, 1))
+        shift_columns(turned, start[::-1].copy(), size[0], b, c, bicubic, out_start[::-1].copy(), FILL, out)
+        return np.ascontiguousarray(out.transpose(0, 2, 1))
     out = np.empty((3, region[2], region[3]), np.uint8)
-    fill = np.array(FILL, np.uint8)
-    warp(planes, inside[0], inside[1], size[0], size[1], np.array(matrix), bicubic, region[0], region[1], fill, out)
+    warp(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
     return out
+
+
+@compiled
+def shift_columns(
+    planes: np.ndarray,
+    start: np.ndarray,
+    height: int,
+    slope: float,
+    offset: float,
+    bicubic: bool,
+    out_start: np.ndarray,
+    fill: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Column x of the image moves up by slope * (x + 0.5) + offset."""
+    num = out.shape[2]
+    for i in range(out.shape[1]):
+        x = out_start[0] + i
+        move = slope * (x + 0.5) + offset
+        whole = math.floor(move)
+        share, first = move - whole, out_start[1] + whole
+        low, high = min(max(1 - first, 0), num), min(max(height - 2 - first, 0), num)
+        for channel in range(3):
+            column, target = planes[channel, x - start[0]], out[channel, i]
+            for j in range(0, low):
+                target[j] = along(column, first + j, start[1], height, share, bicubic, fill[channel])
+            for j in range(max(low, high), num):
+                target[j] = along(column, first + j, start[1], height, share, bicubic, fill[channel])
+            if low < high:
+                inner = column[first + low - 1 - start[1] :]
+                slide(inner, share, bicubic, target[low:high])
+
+
+@compiled
+def along(column: np.ndarray, position: int, start: int, height: int, share: float, bicubic: bool, fill: int) -> int:
+    """Near the edge of the image: between two pixels of a column that starts at `start`."""
+    if position + 0.5 + share < 0 or position + 0.5 + share >= height:
+        return fill
+    a, b = column[max(position - 1, 0) - start], column[max(position, 0) - start]
+    c, d = column[min(position + 1, height - 1) - start], column[min(position + 2, height - 1) - start]
+    value = float(b) + (float(c) - float(b)) * share
+    if bicubic:
+        value = cubic(float(a), float(b), float(c), float(d), share)
+    return int(min(max(value, 0.0), 255.0))
+
+
+@compiled
+def slide(column: np.ndarray, share: float, bicubic: bool, target: np.ndarray) -> None:
+    """Target j lies between pixels j + 1 and j + 2 of the column."""
+    if bicubic:
+        for j in range(len(target)):
+            a, b, c, d = float(column[j]), float(column[j + 1]), float(column[j + 2]), float(column[j + 3])
+            target[j] = np.uint8(min(max(cubic(a, b, c, d, share), 0.0), 255.0))
+    else:
+        for j in range(len(target)):
+            b, c = float(column[j + 1]), float(column[j + 2])
+            target[j] = np.uint8(b + (c - b) * share)
 
 
 @compiled
 def warp(
     planes: np.ndarray,
-    left: int,
-    top: int,
-    width: int,
-    height: int,
+    start: np.ndarray,
+    size: np.ndarray,
     matrix: np.ndarray,
     bicubic: bool,
-    out_left: int,
-    out_top: int,
+    out_start: np.ndarray,
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
     """Pixel by pixel; outside the image is `fill`, and pixels beyond its edge repeat it."""
+    pixels, stride = planes.reshape(-1), planes.shape[2]
+    plane_size = planes.shape[1] * stride
     columns, rows = np.empty(4, np.int64), np.empty(4, np.int64)
     for i in range(out.shape[1]):
         for j in range(out.shape[2]):
-            x = matrix[0] * (out_left + i + 0.5) + matrix[1] * (out_top + j + 0.5) + matrix[2]
-            y = matrix[3] * (out_left + i + 0.5) + matrix[4] * (out_top + j + 0.5) + matrix[5]
-            if x < 0 or x >= width or y < 0 or y >= height:
+            out_x, out_y = out_start[0] + i + 0.5, out_start[1] + j + 0.5
+            x = matrix[0] * out_x + matrix[1] * out_y + matrix[2]
+            y = matrix[3] * out_x + matrix[4] * out_y + matrix[5]
+            if x < 0 or x >= size[0] or y < 0 or y >= size[1]:
                 for channel in range(3):
                     out[channel, i, j] = fill[channel]
                 continue
             x0, y0 = math.floor(x - 0.5), math.floor(y - 0.5)
             dx, dy = x - 0.5 - x0, y - 0.5 - y0
             for tap in range(4):
-                columns[tap] = min(max(x0 + tap - 1, 0), width - 1) - left
-                rows[tap] = min(max(y0 + tap - 1, 0), height - 1) - top
+                columns[tap] = (min(max(x0 + tap - 1, 0), size[0] - 1) - start[0]) * stride
+                rows[tap] = min(max(y0 + tap - 1, 0), size[1] - 1) - start[1]
             for channel in range(3):
-                plane = planes[channel]
+                first = channel * plane_size
                 if bicubic:
-                    a = cubic_between(plane, columns, rows[0], dx)
-                    b = cubic_between(plane, columns, rows[1], dx)
-                    c = cubic_between(plane, columns, rows[2], dx)
-                    d = cubic_between(plane, columns, rows[3], dx)
-                    value = cubic(a, b, c, d, dy)
+                    a = cubic_between(pixels, columns, first + rows[0], dx)
+                    b = cubic_between(pixels, columns, first + rows[1], dx)
+                    c = cubic_between(pixels, columns, first + rows[2], dx)
+                    d = cubic_between(pixels, columns, first + rows[3], dx)
+                    value = min(max(cubic(a, b, c, d, dy), 0.0), 255.0)
                 else:
-                    upper = linear(plane[columns[1], rows[1]], plane[columns[2], rows[1]], dx)
-                    lower = linear(plane[columns[1], rows[2]], plane[columns[2], rows[2]], dx)
+                    upper = linear_between(pixels, columns, first + rows[1], dx)
+                    lower = linear_between(pixels, columns, first + rows[2], dx)
                     value = upper + (lower - upper) * dy
-                out[channel, i, j] = np.uint8(min(max(value, 0.0), 255.0))
+                out[channel, i, j] = np.uint8(value)
 
 
 @compiled
-def linear(a: int, b: int, share: float) -> float:
-    """Between two neighbours."""
-    return float(a) + (float(b) - float(a)) * share
-
-
-@compiled
-def cubic_between(plane: np.ndarray, columns: np.ndarray, row: int, share: float) -> float:
+def linear_between(pixels: np.ndarray, columns: np.ndarray, row: int, share: float) -> float:
     """Between the middle two of four pixels of a row."""
-    a, b = float(plane[columns[0], row]), float(plane[columns[1], row])
-    c, d = float(plane[columns[2], row]), float(plane[columns[3], row])
+    a, b = float(pixels[np.uint64(columns[1] + row)]), float(pixels[np.uint64(columns[2] + row)])
+    return a + (b - a) * share
+
+
+@compiled
+def cubic_between(pixels: np.ndarray, columns: np.ndarray, row: int, share: float) -> float:
+    """Between the middle two of four pixels of a row, with the outer two."""
+    a, b = float(pixels[np.uint64(columns[0] + row)]), float(pixels[np.uint64(columns[1] + row)])
+    c, d = float(pixels[np.uint64(columns[2] + row)]), float(pixels[np.uint64(columns[3] + row)])
     value: float = cubic(a, b, c, d, share)
     return value
 

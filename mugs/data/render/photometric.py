@@ -69,61 +69,6 @@ def grey(image: np.ndarray) -> None:
         red[i], green[i], blue[i] = level, level, level
 
 
-@compiled
-def rotate_hue(image: np.ndarray, shift: int) -> None:
-    """Add to the hue, 256 steps being a full turn; through Pillow's 8-bit HSV."""
-    red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
-    for i in range(len(red)):
-        r, g, b = np.int32(red[i]), np.int32(green[i]), np.int32(blue[i])
-        high, low = max(r, max(g, b)), min(r, min(g, b))
-        if high == low:
-            continue
-        hue, saturation = hue_and_saturation(r, g, b, high, low)
-        red[i], green[i], blue[i] = from_hsv((hue + shift) & 255, saturation, high)
-
-
-@compiled
-def hue_and_saturation(r: int, g: int, b: int, high: int, low: int) -> tuple[int, int]:
-    """Pillow's bytes of hue and saturation of a colour that is not grey."""
-    spread = np.float32(high - low)
-    saturation = spread / np.float32(high)
-    red, green, blue = np.float32(high - r) / spread, np.float32(high - g) / spread, np.float32(high - b) / spread
-    if r == high:
-        hue = np.float32(blue - green)
-    elif g == high:
-        hue = np.float32(2.0 + np.float64(red) - np.float64(blue))
-    else:
-        hue = np.float32(4.0 + np.float64(green) - np.float64(red))
-    turn = np.float64(hue) / 6.0 + 1.0
-    hue = np.float32(turn - 1.0 if turn >= 1.0 else turn)
-    return int(np.float64(hue) * 255.0), int(np.float64(saturation) * 255.0)
-
-
-@compiled
-def from_hsv(hue: int, saturation: int, value: int) -> tuple[int, int, int]:
-    """Bytes of hue, saturation and value -> red, green, blue."""
-    if saturation == 0:
-        return value, value, value
-    share = np.float64(np.float32(saturation / 255.0))
-    sector = int(hue * 6.0 / 255.0)
-    rest = np.float64(np.float32(hue * 6.0 / 255.0 - sector))
-    p = int(np.float32(value * (1.0 - share)) + 0.5)
-    q = int(np.float32(value * (1.0 - share * rest)) + 0.5)
-    t = int(np.float32(value * (1.0 - share * (1.0 - rest))) + 0.5)
-    sector %= 6
-    if sector == 0:
-        return value, t, p
-    if sector == 1:
-        return q, value, p
-    if sector == 2:
-        return p, value, t
-    if sector == 3:
-        return p, q, value
-    if sector == 4:
-        return t, p, value
-    return value, p, q
-
-
 def box_radius(radius: float) -> float:
     """Radius of the box whose threefold application stands for a Gaussian (Gwosdek et al. 2011)."""
     variance = np.float32(radius) * np.float32(radius) / np.float32(3)

@@ -20,7 +20,7 @@ def resample(planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, f
     size, last = out.shape[1], planes.shape[1] - 1
     first_x, count_x, weight_x = weights(width, size)
     first_y, count_y, weight_y = weights(height, size)
-    middle = np.empty((height, size), np.uint8)
+    columns, rows = np.empty((size, height), np.uint8), np.empty((height, size), np.uint8)
     sums = np.empty(max(height, size), np.int32)
     for channel in range(3):
         for x in range(size):
@@ -31,18 +31,24 @@ def resample(planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, f
                 weight = weight_x[x, tap]
                 for y in range(height):
                     sums[y] += weight * column[y]
-            target = size - 1 - x if flip else x
-            for y in range(height):
-                middle[y, target] = min(max(sums[y] >> BITS, 0), 255)
+            to_bytes(sums, columns[size - 1 - x if flip else x])
+        for y in range(height):
+            for x in range(size):
+                rows[y, x] = columns[x, y]
         for y in range(size):
             sums[:size] = HALF
             for tap in range(count_y[y]):
-                row, weight = middle[first_y[y] + tap], weight_y[y, tap]
+                row, weight = rows[first_y[y] + tap], weight_y[y, tap]
                 for x in range(size):
                     sums[x] += weight * row[x]
-            line = out[channel, y]
-            for x in range(size):
-                line[x] = min(max(sums[x] >> BITS, 0), 255)
+            to_bytes(sums, out[channel, y])
+
+
+@compiled
+def to_bytes(sums: np.ndarray, line: np.ndarray) -> None:
+    """Round the sums of a line."""
+    for i in range(len(line)):
+        line[i] = min(max(sums[i] >> BITS, 0), 255)
 
 
 @compiled
