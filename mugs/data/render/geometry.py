@@ -132,9 +132,9 @@ def warp(
     out: np.ndarray,
 ) -> None:
     """Pixel by pixel; outside the image is `fill`, and pixels beyond its edge repeat it."""
-    pixels, stride = planes.reshape(-1), planes.shape[2]
-    plane_size = planes.shape[1] * stride
-    columns, rows = np.empty(4, np.int64), np.empty(4, np.int64)
+    pixels, stride = planes.reshape(-1), np.uint64(planes.shape[2])
+    plane_size = np.uint64(planes.shape[1] * planes.shape[2])
+    window, line = np.empty((4, 4), np.uint8), np.empty(4)
     for i in range(out.shape[1]):
         for j in range(out.shape[2]):
             out_x, out_y = out_start[0] + i + 0.5, out_start[1] + j + 0.5
@@ -146,38 +146,46 @@ def warp(
                 continue
             x0, y0 = math.floor(x - 0.5), math.floor(y - 0.5)
             dx, dy = x - 0.5 - x0, y - 0.5 - y0
-            for tap in range(4):
-                columns[tap] = (min(max(x0 + tap - 1, 0), size[0] - 1) - start[0]) * stride
-                rows[tap] = min(max(y0 + tap - 1, 0), size[1] - 1) - start[1]
+            inner = x0 >= 1 and x0 + 2 < size[0] and y0 >= 1 and y0 + 2 < size[1]
+            first = np.uint64((x0 - 1 - start[0]) * planes.shape[2] + y0 - 1 - start[1])
             for channel in range(3):
-                first = channel * plane_size
-                if bicubic:
-                    a = cubic_between(pixels, columns, first + rows[0], dx)
-                    b = cubic_between(pixels, columns, first + rows[1], dx)
-                    c = cubic_between(pixels, columns, first + rows[2], dx)
-                    d = cubic_between(pixels, columns, first + rows[3], dx)
-                    value = min(max(cubic(a, b, c, d, dy), 0.0), 255.0)
+                if not inner:
+                    clamped(planes[channel], start, size, x0 - 1, y0 - 1, window)
+                    value = interpolate(window.reshape(-1), np.uint64(0), np.uint64(4), dx, dy, bicubic, line)
                 else:
-                    upper = linear_between(pixels, columns, first + rows[1], dx)
-                    lower = linear_between(pixels, columns, first + rows[2], dx)
-                    value = upper + (lower - upper) * dy
+                    value = interpolate(pixels, first + np.uint64(channel) * plane_size, stride, dx, dy, bicubic, line)
                 out[channel, i, j] = np.uint8(value)
 
 
 @compiled
-def linear_between(pixels: np.ndarray, columns: np.ndarray, row: int, share: float) -> float:
-    """Between the middle two of four pixels of a row."""
-    a, b = float(pixels[np.uint64(columns[1] + row)]), float(pixels[np.uint64(columns[2] + row)])
-    return a + (b - a) * share
+def clamped(plane: np.ndarray, start: np.ndarray, size: np.ndarray, x: int, y: int, window: np.ndarray) -> None:
+    """The 4 x 4 pixels from x, y on, the edge repeated beyond it."""
+    for i in range(4):
+        for j in range(4):
+            column, row = min(max(x + i, 0), size[0] - 1), min(max(y + j, 0), size[1] - 1)
+            window[i, j] = plane[column - start[0], row - start[1]]
 
 
 @compiled
-def cubic_between(pixels: np.ndarray, columns: np.ndarray, row: int, share: float) -> float:
-    """Between the middle two of four pixels of a row, with the outer two."""
-    a, b = float(pixels[np.uint64(columns[0] + row)]), float(pixels[np.uint64(columns[1] + row)])
-    c, d = float(pixels[np.uint64(columns[2] + row)]), float(pixels[np.uint64(columns[3] + row)])
-    value: float = cubic(a, b, c, d, share)
-    return value
+def interpolate(
+    pixels: np.ndarray, first: int, stride: int, dx: float, dy: float, bicubic: bool, line: np.ndarray
+) -> float:
+    """Between the middle of 4 x 4 pixels, columns `stride` apart from `first` on; `line` is scratch."""
+    second = first + stride
+    third, fourth = second + stride, second + stride + stride
+    if not bicubic:
+        one, two = np.uint64(1), np.uint64(2)
+        a, b = float(pixels[second + one]), float(pixels[second + two])
+        c, d = float(pixels[third + one]), float(pixels[third + two])
+        upper, lower = a + (c - a) * dx, b + (d - b) * dx
+        return upper + (lower - upper) * dy
+    for j in range(4):
+        row = np.uint64(j)
+        a, b = float(pixels[first + row]), float(pixels[second + row])
+        c, d = float(pixels[third + row]), float(pixels[fourth + row])
+        line[row] = cubic(a, b, c, d, dx)
+    value: float = cubic(line[0], line[1], line[2], line[3], dy)
+    return min(max(value, 0.0), 255.0)
 
 
 @compiled
