@@ -8,6 +8,7 @@ written after the file, holds names, classes, checksums and the fingerprint of t
 import json
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -146,8 +147,9 @@ class PackSource:
     def __init__(self, path: Path) -> None:
         self.path, self.sidecar = path, read_sidecar(path)
         self.classes = self.sidecar.classes
-        self._file = path.open("rb", buffering=0)
-        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
         if header["version"] != VERSION or header["num_samples"] != len(self.sidecar.names):
             raise SourceError(f"{path}: header says version {header['version']}, {header['num_samples']} samples")
@@ -160,7 +162,8 @@ class PackSource:
 
     def read(self, index: int) -> bytes:
         """Encoded image bytes, by a system call: a page fault in a map would stop all threads, or kill the process."""
-        return os.pread(self._file.fileno(), self.sizes[index], int(self.samples["image"]["data_ptr"][index]))
+        address = min(int(self.samples["image"]["data_ptr"][index]), self.sidecar.file_size)
+        return os.pread(self._file, self.sizes[index], address)
 
     def label(self, index: int) -> int:
         """Class index."""

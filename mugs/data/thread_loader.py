@@ -3,7 +3,7 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +99,7 @@ class ThreadLoader:
             buffer.draw(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
-        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+        for future in futures:
             future.result()
         step, ids = buffer.request.step, buffer.request.ids
         return Batch(
