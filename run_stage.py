@@ -24,12 +24,21 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Plan, run, watch and tabulate reproductions. A REPRODUCTION is a bundled name or a YAML file.",
+    rich_markup_mode=None,
+    help="""Plan, run, watch and tabulate reproductions.
+
+    A REPRODUCTION is a bundled name, such as mini, or a YAML file like those in pipeline/configs: runs of stages, each
+    with its configuration and the runs it needs. Every command takes all its runs, or those of --only.
+
+    Exit code: 0 fine, 1 a run failed or a check found something, 2 usage or configuration error.""",
 )
 
-Name = Annotated[str, typer.Argument(metavar="REPRODUCTION", help="Bundled name, or path of a YAML file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="run.key=value; repeatable.")]
-OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="A run or stage; repeatable.")]
+Name = Annotated[str, typer.Argument(metavar="REPRODUCTION", help="Bundled name (mini, ...), or path of a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="run.key=value, as in pretrain.epochs=3; give it to every command. Repeatable."),
+]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Name of a run, or a stage. Repeatable.")]
 RootOption = Annotated[
     Path | None, typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs.")
 ]
@@ -44,7 +53,10 @@ def plan(
     cluster: ClusterOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """What would run, where and at what cost, and what is done already."""
+    """What would run, where and at what cost, and what is done already.
+
+    Also says which settings are missing, and with --cluster whether the runs fit its nodes. Starts nothing.
+    """
     from pipeline import manifest
     from pipeline.plan import unresolved
     from slurm import console
@@ -67,7 +79,11 @@ def submit(
     only: OnlyOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """Queue on Slurm what is neither done nor queued; this also resumes and retries."""
+    """Queue on Slurm what is neither done nor queued.
+
+    So it is also the way to resume and to retry. One job per run, each after those it needs. Jobs use a copy of the
+    code as it is now. Look on with `status`.
+    """
     from slurm import console
     from slurm.submit import submit as queue_runs
 
@@ -83,10 +99,13 @@ def run_command(
     reproduction: Name,
     overrides: SetOption = None,
     only: OnlyOption = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Processes per run; default: its GPUs here.")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Processes per run; default: one per GPU here.")] = None,
     run_root: RootOption = None,
 ) -> None:
-    """Run here and now what is not done."""
+    """Run here and now what is not done.
+
+    One run after the other on this machine, without Slurm. What depends on a run that failed is left out.
+    """
     from slurm import console
     from slurm.local import run_here
 
@@ -109,7 +128,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show again every few seconds, to the end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
 ) -> None:
-    """Where every run stands: done, running, queued, failed, waiting. Exit code 1 when one failed."""
+    """Where every run stands: done, running, queued, failed, waiting.
+
+    With speed and time left, or the line it failed with and the log that holds the rest. Exit code 1 when one failed.
+    """
     from slurm import console
     from slurm import status as states
 
@@ -130,7 +152,9 @@ def status(
 
 @app.command()
 def tables(
-    reproduction: Annotated[str | None, typer.Argument(help="Only its runs; default: every finished run.")] = None,
+    reproduction: Annotated[
+        str | None, typer.Argument(metavar="REPRODUCTION", help="Only its runs; default: every finished run.")
+    ] = None,
     table: Annotated[list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")] = None,
     format: Annotated[Literal["md", "latex", "csv"], typer.Option(help="Of what is printed.")] = "md",
     out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
@@ -138,7 +162,10 @@ def tables(
     cluster: ClusterOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """The paper's tables, from the rows of finished runs."""
+    """The paper's tables, from the rows of finished runs.
+
+    Printed numbers beside ours; runs that compare with nothing in the paper form a group of their own.
+    """
     from results import tables as rendering
 
     for name in table or ():
@@ -158,14 +185,18 @@ def tables(
 @app.command()
 def verify(
     reproduction: Name,
-    deep: Annotated[bool, typer.Option("--deep", help="Also checksum and decode the images of .beton files.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also look at every image of .beton files.")] = False,
     every: Annotated[int, typer.Option(min=1, help="With --deep: only every N-th image.")] = 1,
     overrides: SetOption = None,
     only: OnlyOption = None,
     cluster: ClusterOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """Compare every output of the finished runs with its recorded SHA-256. Exit code 1 when one differs."""
+    """Check the files of finished runs against their checksums.
+
+    Every output against its size and SHA-256 in the manifest, with --deep every image of the
+    converted data sets: checksum, label, and that it decodes. A line per problem; exit code 1 when there is one.
+    """
     from pipeline import manifest
 
     runs, _ = _runs(reproduction, overrides, only)
@@ -188,13 +219,16 @@ def verify(
 @app.command()
 def logs(
     reproduction: Name,
-    run: Annotated[str, typer.Argument(help="Name of a run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or a stage.")],
     lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 40,
     overrides: SetOption = None,
     cluster: ClusterOption = None,
     run_root: RootOption = None,
 ) -> None:
-    """The end of a run's newest log, after its path."""
+    """The path and the end of a run's newest log.
+
+    The logs of all attempts and ranks are beside it.
+    """
     from slurm import status as states
 
     runs, _ = _runs(reproduction, overrides, [run])
@@ -208,7 +242,10 @@ def logs(
 
 @app.command()
 def cancel(reproduction: Name, overrides: SetOption = None, only: OnlyOption = None) -> None:
-    """Cancel the queued and running jobs of a reproduction's runs."""
+    """Cancel the queued and running jobs of a reproduction's runs.
+
+    What is done stays done; `submit` goes on from the last checkpoints.
+    """
     from slurm import queue
 
     runs, _ = _runs(reproduction, overrides, only)

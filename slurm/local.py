@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -129,11 +130,15 @@ def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str
 
 
 def _spawn_and_wait(run_dir: Path, launch: str, ranks: int) -> list[int | None]:
-    """Exit codes of all ranks; when one fails, the others get ten seconds to notice and are then stopped."""
+    """Exit codes of all ranks; when one fails, the others get ten seconds to notice and are then stopped.
+
+    They are stopped too when this process is: by Ctrl-C or, through an exception as well, by SIGTERM.
+    """
     port = free_port()
     command = [sys.executable, "-m", "slurm.job", str(run_dir)]
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for rank in range(ranks):
             env = _environment(launch, rank, ranks, port)
@@ -146,6 +151,7 @@ def _spawn_and_wait(run_dir: Path, launch: str, ranks: int) -> list[int | None]:
         return _wait(processes)
     finally:
         _stop(processes)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:

@@ -61,7 +61,8 @@ def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
     code, out, err = _call("squeue", "-h", "-u", str(os.getuid()), "-o", "%i|%j|%T|%r")
     if code != 0:
         if required:
-            raise SlurmError(f"cannot ask the queue: {(err or out).strip() or f'squeue exit {code}'}")
+            last = (err or out).strip().splitlines()[-1:]
+            raise SlurmError(f"cannot ask the queue: {' '.join(last) or f'squeue exit {code}'}")
         return {}
     jobs: dict[str, list[QueuedJob]] = {}
     for line in out.splitlines():

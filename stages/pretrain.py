@@ -85,6 +85,7 @@ class PretrainConfig(StageConfig):
     views: ViewOptions = ViewOptions()
     max_images_per_step: int | None = Runtime(None)
     loader: Literal["auto", "thread", "ffcv"] = Runtime("auto")
+    renderer: Literal["fast", "reference"] = Runtime("fast")
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
     log_steps: int = Runtime(10, ge=1)

@@ -17,18 +17,19 @@ from mugs.data.order import Order
 from mugs.data.plan import CropPlan, draw_strong, generator, random_box
 from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
 from mugs.data.render.reference import render_crop, resized_crop
+from mugs.data.render.reference import resize as resize_image
 from mugs.data.source import Source
 
 Augmentation = Literal["strong", "crop_flip"]
 PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
 
 
-def eval_image(image: Image.Image, resize: int, crop: int) -> np.ndarray:
-    """Shorter side to `resize` (bicubic), centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
+def eval_image(image: Image.Image, short_side: int, crop: int) -> np.ndarray:
+    """Shorter side to `short_side` (bicubic), centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
     width, height = image.size
     short = min(width, height)
-    size = (int(resize * width / short), int(resize * height / short))
-    image = image.resize(size, Image.Resampling.BICUBIC)
+    size = (int(short_side * width / short), int(short_side * height / short))
+    image = resize_image(image, *size)
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
 

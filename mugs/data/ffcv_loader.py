@@ -28,6 +28,7 @@ from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 
 from mugs.data.beton import PackSource
+from mugs.data.loader import RendererName
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source, SourceError
@@ -40,11 +41,19 @@ class FFCVLoader(ThreadLoader):
     """The thread loader with FFCV as its reader. Raises SourceError unless the source is a `.beton` file."""
 
     def __init__(
-        self, source: Source, recipe: ViewRecipe, order: Order, *, seed: int, threads: int, ahead: int
+        self,
+        source: Source,
+        recipe: ViewRecipe,
+        order: Order,
+        *,
+        seed: int,
+        renderer: RendererName,
+        threads: int,
+        ahead: int,
     ) -> None:
         if not isinstance(source, PackSource):
             raise SourceError("loader 'ffcv' reads .beton files; convert the folder, or use loader: thread")
-        super().__init__(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+        super().__init__(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
         self.reader = make_reader(source, order.batch_size // order.world)
         check_places(source, self.reader.reader)
         self.reading: WeakSet[ReadAhead] = WeakSet()

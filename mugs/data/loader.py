@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mugs.data.ffcv_loader import FFCVLoader
 
 LoaderName = Literal["auto", "thread", "ffcv"]
+RendererName = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,25 @@ def make_loader(
     *,
     seed: int,
     loader: LoaderName = "auto",
+    renderer: RendererName = "fast",
     threads: int = 2,
     ahead: int = 3,
 ) -> ViewLoader:
-    """The front end by name; threads render, at most `ahead` batches ahead.
+    """The front end by name; `threads` render, at most `ahead` batches ahead.
 
-    "auto" is the thread loader, which reads folders and `.beton` files alike. "ffcv" lets FFCV read the `.beton` file
-    and gives the same batches; below some 1,000 images per second and process, where decoding and rendering are the
-    cost, it is no faster. Raises ValueError where FFCV is not installed, SourceError where it cannot read the source.
+    "auto" is the thread loader, which reads folders and `.beton` files alike. "ffcv" lets FFCV read the `.beton` file;
+    below some 1,000 images per second and process, where decoding and rendering are the cost, it is no faster.
+    Renderers are "fast", compiled, and "reference", PIL's. The batches are the same whatever is chosen. Raises
+    ValueError where FFCV is not installed, SourceError where it cannot read the source.
     """
     if loader != "ffcv":
         from mugs.data.thread_loader import ThreadLoader
 
-        return ThreadLoader(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+        return ThreadLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
     torch_threads = torch.get_num_threads()
     try:
-        return _ffcv_loader()(source, recipe, order, seed=seed, threads=threads, ahead=ahead)
+        front_end = _ffcv_loader()
+        return front_end(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
     finally:
         torch.set_num_threads(torch_threads)  # FFCV sets it to 1, at import already
 

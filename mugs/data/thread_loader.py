@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 
 from mugs.data.decode import decode_rgb
-from mugs.data.loader import Batch
+from mugs.data.loader import Batch, RendererName
 from mugs.data.order import Order
 from mugs.data.plan import ViewPlan, draw_plan, erase_array
 from mugs.data.recipe import ViewRecipe
-from mugs.data.render.reference import render
+from mugs.data.render import fast, reference
 from mugs.data.source import Source
+
+Render = Callable[[Image.Image, ViewPlan, np.ndarray, np.ndarray], None]
+RENDERERS: dict[RendererName, Render] = {"fast": fast.render, "reference": reference.render}
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class BatchBuffer:
     done, so that a new buffer per batch costs no allocation and needs no bookkeeping here.
     """
 
-    def __init__(self, request: Request, recipe: ViewRecipe) -> None:
+    def __init__(self, request: Request, recipe: ViewRecipe, render: Render) -> None:
         num, large, small = len(request.ids), recipe.large_size, recipe.small_size
         pinned = torch.cuda.is_available()
-        self.request = request
+        self.request, self.render = request, render
         self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
         self.small = torch.empty(recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned)
         self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
@@ -48,7 +51,7 @@ class BatchBuffer:
 
     def draw(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
         """Render the views of one image into its slot."""
-        render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
+        self.render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
         self.erase[:, slot] = torch.from_numpy(erase_array(plan))
         self.weak[slot] = plan.weak
 
@@ -57,10 +60,18 @@ class ThreadLoader:
     """A pool of threads renders the next `ahead` batches; an error in a worker is raised where its batch is due."""
 
     def __init__(
-        self, source: Source, recipe: ViewRecipe, order: Order, *, seed: int, threads: int, ahead: int
+        self,
+        source: Source,
+        recipe: ViewRecipe,
+        order: Order,
+        *,
+        seed: int,
+        renderer: RendererName,
+        threads: int,
+        ahead: int,
     ) -> None:
         self.source, self.recipe, self.order, self.seed = source, recipe, order, seed
-        self.threads, self.ahead = threads, ahead
+        self.render, self.threads, self.ahead = RENDERERS[renderer], threads, ahead
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
@@ -86,7 +97,7 @@ class ThreadLoader:
         return self.source.read(int(ids[slot]))
 
     def _submit(self, request: Request) -> tuple[BatchBuffer, list[Future[None]]]:
-        buffer = BatchBuffer(request, self.recipe)
+        buffer = BatchBuffer(request, self.recipe, self.render)
         parts = np.array_split(np.arange(len(request.ids)), min(len(request.ids), 2 * self.threads))
         return buffer, [self.pool.submit(self._fill, buffer, part.tolist()) for part in parts]
 

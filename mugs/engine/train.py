@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.data.device import DeviceStage
-from mugs.data.loader import Batch, LoaderName, make_loader
+from mugs.data.loader import Batch, LoaderName, RendererName, make_loader
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
@@ -40,7 +40,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run around the method. `batch_size` is global; the last five fields cannot change a number."""
+    """The run around the method. `batch_size` is global; the last six fields cannot change a number."""
 
     epochs: int
     batch_size: int
@@ -56,6 +56,7 @@ class TrainConfig:
     views: ViewRecipe = field(default_factory=ViewRecipe)
     max_images_per_step: int | None = None
     loader: LoaderName = "auto"
+    renderer: RendererName = "fast"
     threads: int = 2
     checkpoint_steps: int = 500
     log_steps: int = 10
@@ -86,7 +87,15 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
     trainer = Trainer(method, optimizer, schedule, config.step, student)
     log = StepLog(run_dir, schedule, config, start)
-    loader = make_loader(source, config.views, order, loader=config.loader, threads=config.threads, seed=config.seed)
+    loader = make_loader(
+        source,
+        config.views,
+        order,
+        seed=config.seed,
+        loader=config.loader,
+        renderer=config.renderer,
+        threads=config.threads,
+    )
     stage = DeviceStage(device, config.views, config.seed)
     with closing(loader), closing(log):
         batches = iter(loader.iterate(start, schedule.total_steps))

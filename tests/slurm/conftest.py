@@ -20,6 +20,7 @@ SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5
 SlurmUser={user}
+SlurmdUser={user}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.pid

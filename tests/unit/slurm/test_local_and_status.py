@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from pipeline import attempts, manifest
 from pipeline.atomic import write_json_atomic
 from pipeline.identity import run_id
+from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm import queue, snapshot
 from slurm.environment import meeting_point
@@ -34,6 +38,8 @@ def run(ctx, cfg):
     (ctx.run_dir / f"rank{rank}").touch()
     while len(list(ctx.run_dir.glob("rank?"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.02)
+    while cfg.fault == "wait":
+        time.sleep(0.1)
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
     if cfg.fault == "kill" and rank == "1":
@@ -98,6 +104,27 @@ def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
     assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
 
 
+def test_terminated_command_takes_its_processes_along(tiny: Any, tmp_path: Path) -> None:
+    """`run_here` in a process of its own, whose run never ends."""
+    lines = "from pathlib import Path; from slurm.local import run_here; from tiny_local import *"
+    make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
+    code = f"{lines}; from pipeline.spec import *; run_here([{make}], Path({str(tmp_path)!r}))"
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.DEVNULL)
+    run_dir = tmp_path / "tiny" / f"w-{'i' * 12}"
+    until(lambda: attempts.running_here(run_dir) and (run_dir / "rank0").exists())
+    command.terminate()
+    assert command.wait(20) == 128 + signal.SIGTERM
+    assert not attempts.running_here(run_dir)
+
+
+def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
     a = make(tiny, "a")
     with pytest.raises(ConfigError, match="b: its input 'in0'"):
@@ -117,8 +144,6 @@ def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(queue, "queued", lambda **_: {job.name: [job]})
     assert status([run], tmp_path)[0].detail == "starting"
     attempts.start(run.run_dir(tmp_path), job_id="7")
-    import time
-
     note = {"done": 3, "total": 9, "unit": "steps", "rate": 1234.5, "eta_s": 125, "time": time.time()}
     write_json_atomic(run.run_dir(tmp_path) / "progress.json", note)
     found = status([run], tmp_path)[0]

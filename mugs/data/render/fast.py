@@ -1,0 +1,71 @@
+"""Compiled renderer: decode once, crop first, augment only what is kept; pixels as the PIL reference."""
+
+import numpy as np
+from PIL import Image
+
+from mugs.data.plan import CropPlan, ViewPlan
+from mugs.data.render import photometric
+from mugs.data.render.compiled import compiled
+from mugs.data.render.randaugment import IDENTITY, Whole, augment
+from mugs.data.render.resize import resample
+
+SOLARIZED = np.tile(photometric.solarize_table(128), (3, 1))
+
+
+def render(image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray) -> None:
+    """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
+    whole = see(image)
+    for index, crop in enumerate(plan.crops):
+        out = large[index] if index < 4 else small[index - 4]
+        (strong if crop.strong else weak)(whole, crop, out)
+
+
+def see(image: Image.Image) -> Whole:
+    """An RGB image as the operations want it."""
+    return Whole(turn(np.asarray(image)), IDENTITY)
+
+
+@compiled
+def turn(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> planes (3, W, H)."""
+    height, width, _ = image.shape
+    out = np.empty((3, width, height), np.uint8)
+    for top in range(0, height, 32):
+        for x in range(width):
+            for y in range(top, min(top + 32, height)):
+                for channel in range(3):
+                    out[channel, x, y] = image[y, x, channel]
+    return out
+
+
+def strong(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
+    """Mirror, RandAugment on the whole image, crop."""
+    if crop.operations:
+        part = augment(whole, crop.flip, crop.operations, crop.box)
+        resample(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
+    else:
+        resample(whole.planes, crop.box, crop.flip, False, out)
+
+
+def weak(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
+    """Crop, flip, colour jitter, grey, blur, solarize."""
+    resample(whole.planes, crop.box, False, crop.flip, out)
+    for operation, value in crop.jitter:
+        jitter(out, operation, value)
+    if crop.gray:
+        photometric.grey(out)
+    if crop.blur:
+        photometric.blur(out, crop.blur)
+    if crop.solarize:
+        photometric.apply_table(out, SOLARIZED)
+
+
+def jitter(out: np.ndarray, operation: int, value: float) -> None:
+    """Operations 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    if operation == 2:
+        photometric.color(out, value)
+    elif operation == 3:
+        photometric.rotate_hue(out, int(value * 255) % 256)
+    else:
+        degenerate = 0 if operation == 0 else photometric.mean_luma(out, IDENTITY)
+        photometric.apply_table(out, np.tile(photometric.blend_table(degenerate, value), (3, 1)))
