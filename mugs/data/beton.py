@@ -8,6 +8,7 @@ written after the file, holds names, classes, checksums and the fingerprint of t
 import json
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -141,27 +142,28 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 class PackSource:
-    """A `.beton` file, memory-mapped. Raises SourceError for a file that is not complete."""
+    """A `.beton` file, its table memory-mapped. Raises SourceError for a file that is not complete."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.sidecar = path, read_sidecar(path)
         self.classes = self.sidecar.classes
-        with path.open("rb") as stream:
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        header = np.frombuffer(self._map, dtype=HEADER, count=1)[0]
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
         if header["version"] != VERSION or header["num_samples"] != len(self.sidecar.names):
             raise SourceError(f"{path}: header says version {header['version']}, {header['num_samples']} samples")
         offset = HEADER.itemsize + 2 * FIELD.itemsize
-        self.samples = np.frombuffer(self._map, dtype=SAMPLE, count=int(header["num_samples"]), offset=offset)
+        self.samples = np.frombuffer(mapped, dtype=SAMPLE, count=int(header["num_samples"]), offset=offset)
         self.sizes = self.sidecar.sizes
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> bytes:
-        """Encoded image bytes."""
-        start = int(self.samples["image"]["data_ptr"][index])
-        return self._map[start : start + self.sizes[index]]
+        """Encoded image bytes, by a system call: a page fault in a map would stop all threads, or kill the process."""
+        address = min(int(self.samples["image"]["data_ptr"][index]), self.sidecar.file_size)
+        return os.pread(self._file, self.sizes[index], address)
 
     def label(self, index: int) -> int:
         """Class index."""

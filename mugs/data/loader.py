@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
+
+if TYPE_CHECKING:
+    from mugs.data.ffcv_loader import FFCVLoader
 
 LoaderName = Literal["auto", "thread", "ffcv"]
 RendererName = Literal["fast", "reference"]
@@ -53,18 +57,28 @@ def make_loader(
     threads: int = 2,
     ahead: int = 3,
 ) -> ViewLoader:
-    """The front end by name.
+    """The front end by name; `threads` render, at most `ahead` batches ahead.
 
-    "auto" is the thread loader, which reads folders and `.beton` files alike; "ffcv" lets FFCV read the file, which was
-    not faster where it was measured. Renderers are "fast", compiled, and "reference", PIL's. The batches are the same
-    whatever is chosen. Raises ValueError where FFCV is not installed.
+    "auto" is the thread loader, which reads folders and `.beton` files alike. "ffcv" lets FFCV read the `.beton` file;
+    below some 1,000 images per second and process, where decoding and rendering are the cost, it is no faster.
+    Renderers are "fast", compiled, and "reference", PIL's. The batches are the same whatever is chosen. Raises
+    ValueError where FFCV is not installed, SourceError where it cannot read the source.
     """
     if loader != "ffcv":
         from mugs.data.thread_loader import ThreadLoader
 
         return ThreadLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+    torch_threads = torch.get_num_threads()
+    try:
+        front_end = _ffcv_loader()
+        return front_end(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+    finally:
+        torch.set_num_threads(torch_threads)  # FFCV sets it to 1, at import already
+
+
+def _ffcv_loader() -> "type[FFCVLoader]":
     try:
         from mugs.data.ffcv_loader import FFCVLoader
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise ValueError(f"loader 'ffcv': {error}; install the extra 'ffcv' (README), or use loader: thread") from error
-    return FFCVLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+    return FFCVLoader

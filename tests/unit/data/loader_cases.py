@@ -1,0 +1,78 @@
+"""A small `.beton` file and what the tests of both front ends do with it."""
+
+import os
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mugs.data.beton import PackSource
+from mugs.data.convert import convert_folder
+from mugs.data.loader import Batch, make_loader
+from mugs.data.order import Order
+from mugs.data.recipe import ViewRecipe
+
+RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
+NUM, BATCH = 22, 4
+
+
+def write_images(root: Path) -> Path:
+    """`root/folder` with images of several sizes, and `root/train.beton` made of it."""
+    rng = np.random.default_rng(0)
+    for i in range(NUM):
+        path = root / "folder" / str(i % 2) / f"{i:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)).save(path)
+    convert_folder(root / "folder", root / "train.beton")
+    return root / "train.beton"
+
+
+def copy_of(path: Path, folder: Path) -> Path:
+    """A `.beton` file and its sidecar, to be damaged."""
+    for name in (path.name, f"{path.name}.json"):
+        (folder / name).write_bytes((path.parent / name).read_bytes())
+    return folder / path.name
+
+
+def damage_image(path: Path, sample: int) -> None:
+    """Zeros over the start of a stored image."""
+    with path.open("r+b") as stream:
+        stream.seek(int(PackSource(path).samples["image"]["data_ptr"][sample]))
+        stream.write(bytes(64))
+
+
+def loader(path: Path, name: str, *, world: int = 1, rank: int = 0, **options: Any):
+    source = PackSource(path)
+    order = Order(len(source), seed=3, world=world, rank=rank, batch_size=BATCH)
+    return closing(make_loader(source, RECIPE, order, seed=5, loader=name, **options))
+
+
+def collect(path: Path, name: str, start: int = 0, stop: int = 12, **options: Any) -> list[Batch]:
+    with loader(path, name, **options) as batches:
+        return list(batches.iterate(start, stop))
+
+
+def abandon(path: Path, name: str, repeats: int) -> int:
+    """Begin iterators and leave them by an early break; bytes that the process grew by after the first tenth."""
+    before = 0
+    with loader(path, name) as batches:
+        for repeat in range(repeats):
+            for _ in batches.iterate(repeat, repeat + 30):
+                break
+            if repeat == repeats // 10:
+                before = resident()
+            assert threading.active_count() < 8
+    return resident() - before
+
+
+def working() -> list[str]:
+    """Threads of loaders that are still there."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("views") or type(t).__name__ == "ReadAhead"]
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
