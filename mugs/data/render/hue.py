@@ -28,7 +28,7 @@ def rotate_hue(image: np.ndarray, shift: int) -> None:
 
 
 @compiled
-def hue_byte(r: int, g: int, b: int, high: int, low: int) -> int:
+def hue_byte(r: int, g: int, b: int, high: int, low: int) -> np.int32:
     """0 ... 255 for a full turn from red over green and blue; 0 for greys."""
     spread = np.float32(max(high - low, 1))
     red, green = np.float32(high - r) / spread, np.float32(high - g) / spread
@@ -50,6 +50,6 @@ def saturation_share(high: int, low: int) -> float:
 
 
 @compiled
-def to_byte(value: float) -> int:
+def to_byte(value: float) -> np.int32:
     """Rounded, halves up, after a rounding to single precision."""
     return np.int32(np.float64(np.float32(value)) + 0.5)
