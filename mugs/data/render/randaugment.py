@@ -42,7 +42,11 @@ class Whole:
     @cached_property
     def mean_luma(self) -> int:
         """Rounded mean grey level."""
-        return int(mean_luma(self.planes, self.table))
+        planes = self.planes
+        if self.table is not IDENTITY:
+            planes = planes.copy()
+            apply_table(planes, self.table)
+        return int(mean_luma(planes))
 
 
 @compiled
