@@ -27,33 +27,30 @@ def box_radius(radius: float) -> float:
 @compiled
 def blur(image: np.ndarray, radius: int, weight: int, edge: int) -> None:
     """Planes (3, S, S) in place: three passes along the last axis, then three along the one before."""
+    size = image.shape[1]
+    sums, buffer = np.empty(size, np.uint32), np.empty((size, size), np.uint8)
     for channel in range(3):
         plane = image[channel]
-        turned = np.ascontiguousarray(plane.T)
-        for _ in range(3):
-            turned = box_pass(turned, radius, weight, edge)
-        turned = np.ascontiguousarray(turned.T)
-        for _ in range(3):
-            turned = box_pass(turned, radius, weight, edge)
-        plane[:] = turned
+        for _ in range(2):
+            turned = np.ascontiguousarray(plane.T)
+            box_pass(turned, buffer, sums, radius, weight, edge)
+            box_pass(buffer, turned, sums, radius, weight, edge)
+            box_pass(turned, plane, sums, radius, weight, edge)
 
 
 @compiled
-def box_pass(rows: np.ndarray, radius: int, weight: int, edge: int) -> np.ndarray:
-    """Mean of 2 radius + 1 rows around each, the two rows beyond counted by `edge`; all weights sum to 2 ** 24."""
-    num, width = rows.shape
-    out = np.empty_like(rows)
-    sums = np.zeros(width, np.uint32)
-    for offset in range(-radius, radius + 1):
-        row = rows[min(max(offset, 0), num - 1)]
+def box_pass(rows: np.ndarray, out: np.ndarray, sums: np.ndarray, radius: int, weight: int, edge: int) -> None:
+    """Mean of 2 radius + 1 rows around each and, with less weight, of the two beyond; edges repeat."""
+    last, width = rows.shape[0] - 1, rows.shape[1]
+    inner, outer, half = np.uint32(weight), np.uint32(edge), np.uint32(1 << 23)
+    for y in range(last + 1):
+        sums[:] = 0
+        for near in range(y - radius, y + radius + 1):
+            row = rows[min(max(near, 0), last)]
+            for x in range(width):
+                sums[x] += np.uint32(row[x])
+        before, after, line = rows[max(y - radius - 1, 0)], rows[min(y + radius + 1, last)], out[y]
         for x in range(width):
-            sums[x] += row[x]
-    inner, outer = np.uint32(weight), np.uint32(edge)
-    for y in range(num):
-        before, after = rows[max(y - radius - 1, 0)], rows[min(y + radius + 1, num - 1)]
-        leaving, line = rows[max(y - radius, 0)], out[y]
-        for x in range(width):
-            total = sums[x] * inner + (np.uint32(before[x]) + np.uint32(after[x])) * outer
-            line[x] = np.uint32(total + np.uint32(1 << 23)) >> np.uint32(24)
-            sums[x] += np.uint32(after[x]) - np.uint32(leaving[x])
-    return out
+            beyond = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
+            total = np.uint32(np.uint32(sums[x] * inner) + np.uint32(beyond * outer))
+            line[x] = np.uint32(total + half) >> np.uint32(24)

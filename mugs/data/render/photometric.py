@@ -50,8 +50,7 @@ def blend(image: np.ndarray, degenerate: int, factor: float) -> None:
     """Blend with an image of one level: brightness (0) and contrast (mean grey)."""
     pixels, base, alpha = image.reshape(-1), np.float32(degenerate), np.float32(factor)
     for i in range(len(pixels)):
-        value = base + alpha * (np.float32(pixels[i]) - base)
-        pixels[i] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+        pixels[i] = to_byte(base + alpha * (np.float32(pixels[i]) - base))
 
 
 @compiled
@@ -68,11 +67,16 @@ def color(image: np.ndarray, factor: float) -> None:
     red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
     alpha = np.float32(factor)
     for i in range(len(red)):
-        grey = luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i]))
-        base = np.float32(grey)
-        red[i] = np.uint8(min(max(base + alpha * np.float32(red[i] - grey), np.float32(0)), np.float32(255)))
-        green[i] = np.uint8(min(max(base + alpha * np.float32(green[i] - grey), np.float32(0)), np.float32(255)))
-        blue[i] = np.uint8(min(max(base + alpha * np.float32(blue[i] - grey), np.float32(0)), np.float32(255)))
+        base = np.float32(np.int32(luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i]))))
+        red[i] = to_byte(base + alpha * (np.float32(red[i]) - base))
+        green[i] = to_byte(base + alpha * (np.float32(green[i]) - base))
+        blue[i] = to_byte(base + alpha * (np.float32(blue[i]) - base))
+
+
+@compiled
+def to_byte(value: np.float32) -> np.uint8:
+    """Cut to 0 ... 255, the fraction dropped."""
+    return np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
 @compiled
