@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from stages.evaluate import Weights, load_vit, result_row
+from stages.global_batch import uneven
 
 
 class LinearConfig(StageConfig):
@@ -25,6 +26,10 @@ class LinearConfig(StageConfig):
     crop: int = Field(224, ge=1)
     seed: int = 0
     threads: int = Runtime(2, ge=1)
+
+    def misfit(self, resources: Resources) -> str | None:
+        """A batch that does not divide over the ranks."""
+        return uneven(self.batch_size, resources)
 
 
 def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
