@@ -71,7 +71,8 @@ class PretrainConfig(StageConfig):
     `preset: paper` gives every field that is not given what the paper says where it differs from the released code
     (`stages/presets.py`). Given fields stand, those of a bundled reproduction too: to have the paper's there as well,
     set them to null (`--set pretrain.batch_size=null --set pretrain.steps_per_epoch=null`). "released" changes
-    nothing. The run id follows the fields that come out, not the preset.
+    nothing. The run id follows the fields that come out, not the preset. `calibration` names the
+    released run whose mean losses of the first epochs are logged beside ours (`mugs/methods/calibration.csv`).
     """
 
     preset: Literal["released", "paper"] = Runtime("released")
@@ -98,6 +99,7 @@ class PretrainConfig(StageConfig):
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
     log_steps: int = Runtime(10, ge=1)
+    calibration: Literal["s100", "s300", "l250"] | None = Runtime(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -154,11 +156,15 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
 def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
+    from dataclasses import fields
+
     from mugs.data.recipe import ViewRecipe
     from mugs.engine.step import StepConfig
     from mugs.engine.train import TrainConfig
+    from mugs.methods.calibration import targets
 
     step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
-    apart = {"preset", "method", "arch", "mugs", "views", "clip", "freeze_prototypes_epochs", "precision"}
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in PretrainConfig.model_fields if name not in apart}
-    return TrainConfig(**same, step=step, views=ViewRecipe(**cfg.views.model_dump()))
+    names = [f.name for f in fields(TrainConfig) if f.name not in ("step", "views", "calibration")]
+    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
+    views = ViewRecipe(**cfg.views.model_dump())
+    return TrainConfig(**same, step=step, views=views, calibration=targets(cfg.calibration))
