@@ -46,6 +46,7 @@ class EpochMeans:
 
     def __init__(self, targets: Mapping[int, Mapping[str, float]], steps_per_epoch: int, state: Mapping[str, Any]):
         self.targets, self.steps_per_epoch = targets, steps_per_epoch
+        state = state if state.get("epoch") in targets else {}
         self.epoch, self.steps = int(state.get("epoch", -1)), int(state.get("steps", 0))
         self.names: list[str] = list(state.get("sums", {}))
         self.sums: Tensor | None = torch.tensor(list(state["sums"].values())).double() if self.names else None

@@ -98,4 +98,5 @@ def test_an_epoch_without_its_start_is_marked() -> None:
         means.add(step, StepResult(torch.tensor(3.0), {}, torch.tensor(1)))
     comparison = means.compare(3)
     assert comparison is not None and comparison.record()["partial"] is True
+    assert EpochMeans({}, 4, means.state()).compare(3) is None  # resumed without targets
     assert comparison.line() == "calibration, epoch 0 over 2 of 4 steps only: total 3.0000 (target 2.0000, +50.0%)"
