@@ -252,13 +252,10 @@ class StepLog:
 
     def _write(self, step: int) -> str:
         steps, seconds = len(self.pending), time.monotonic() - self.since
-        names = self.pending[0].losses
-        losses = {n: float(torch.stack([r.losses[n] for r in self.pending]).mean()) for n in names}
         line = {
             "step": step,
             "epoch": step // self.schedule.steps_per_epoch,
-            "loss": float(torch.stack([r.total for r in self.pending]).mean()),
-            **{f"loss_{n}": v for n, v in losses.items()},
+            **self._mean_losses(),
             "lr": self.schedule.lr(step),
             "weight_decay": self.schedule.wd(step),
             "teacher_momentum": self.schedule.teacher_momentum(step),
@@ -272,6 +269,12 @@ class StepLog:
             self.metrics.flush()
         self.waited, self.since = 0.0, time.monotonic()
         return f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+
+    def _mean_losses(self) -> dict[str, float]:
+        """Means over the pending steps and all ranks."""
+        names = ["loss", *(f"loss_{name}" for name in self.pending[0].losses)]
+        values = torch.stack([torch.stack([r.total, *r.losses.values()]) for r in self.pending]).mean(dim=0)
+        return dict(zip(names, distributed.all_reduce_mean(values).tolist(), strict=True))
 
     def check_finite(self) -> None:
         """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
