@@ -1,0 +1,127 @@
+"""A full ViT-S/16 training step (batch 8, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536).
+
+Ours against the loop-by-loop reference with eager attention, in one run on two threads, each in a process of its own.
+The baseline of every row is the reference in fp32. Ours is the median of the steps after the first; a step of the
+reference takes so long that one is taken, the first. Peak memory is what a process adds to the built model and its
+state; gradients and optimizer moments count as added.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from naive_mugs import NaiveMugs
+from step_cases import SCHEDULE
+
+from mugs.engine.optim import build_adamw
+from mugs.engine.step import StepConfig, Trainer
+from mugs.methods import Mugs, MugsConfig
+from mugs.views import Views
+
+PARITY = Path(__file__).resolve().parent.parent / "parity"
+BATCH = 8
+STEPS = {"ours": 4, "naive": 1}
+RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
+
+
+def views() -> Views:
+    generator = torch.Generator().manual_seed(0)
+    large = torch.randn(4, BATCH, 3, 224, 224, generator=generator)
+    small = torch.randn(10, BATCH, 3, 96, 96, generator=generator)
+    return Views(large, small, torch.arange(BATCH) % 2 == 0)
+
+
+class Ours:
+    """The product's step."""
+
+    def __init__(self, precision: str) -> None:
+        method = Mugs(MugsConfig(drop_path=0.0))
+        config = StepConfig(precision=precision)
+        self.trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, method.student)
+
+    def step(self, batch: Views) -> float:
+        return self.trainer.step([batch], 2).total.item()
+
+
+class Naive:
+    """The reference's step, with attention that writes out its matrix."""
+
+    def __init__(self) -> None:
+        self.naive = NaiveMugs(Mugs(MugsConfig(drop_path=0.0)), clip=3.0)
+        for module in [*self.naive.student.modules(), *self.naive.teacher.modules()]:
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+
+    def step(self, batch: Views) -> float:
+        return self.naive.step(batch, **RATES)["total"]
+
+
+@dataclass
+class Measured:
+    """Steps of one process: seconds and loss of each, MB above the built model, MB in total."""
+
+    seconds: list[float]
+    losses: list[float]
+    added: float
+    total: float
+
+
+def measure(side: str, precision: str) -> Measured:
+    torch.set_num_threads(2)
+    batch, run = views(), Ours(precision) if side == "ours" else Naive()
+    before, times, losses = peak_mb(), [], []
+    for _ in range(STEPS[side]):
+        start = time.perf_counter()
+        losses.append(run.step(batch))
+        times.append(time.perf_counter() - start)
+    return Measured(times, losses, peak_mb() - before, peak_mb())
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_process(side: str, precision: str) -> Measured:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PARITY.parent.parent), str(PARITY)])}
+    command = [sys.executable, __file__, side, precision]
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return Measured(**json.loads(out.stdout))
+
+
+def time_row(precision: str, ours: Measured, naive: Measured) -> dict[str, Any]:
+    mine, theirs = median(ours.seconds[1:]), naive.seconds[0]
+    note = f"ViT-S/16, batch {BATCH}, loss differs by {abs(ours.losses[0] - naive.losses[0]):.1e}"
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        note += ", CPU without bf16 units"
+    name = f"train_step_vits_{precision}"
+    return {"name": name, "ours": mine, "baseline": theirs, "ratio": theirs / mine, "unit": "s", "note": note}
+
+
+def memory_row(ours: Measured, naive: Measured) -> dict[str, Any]:
+    note = f"peak above the built model, {ours.added / naive.added:.0%} of it; "
+    note += f"in total {ours.total:.0f} of {naive.total:.0f} MB"
+    return {
+        "name": "train_step_vits_memory",
+        "ours": ours.added,
+        "baseline": naive.added,
+        "ratio": naive.added / ours.added,
+        "unit": "MB",
+        "note": note,
+    }
+
+
+def run() -> list[dict[str, Any]]:
+    ours, naive, half = (in_process(*which) for which in (("ours", "fp32"), ("naive", "fp32"), ("ours", "bf16")))
+    return [time_row("fp32", ours, naive), time_row("bf16", half, naive), memory_row(ours, naive)]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asdict(measure(*sys.argv[1:]))))
