@@ -25,6 +25,7 @@ from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
+from mugs.engine.failures import NonFiniteError, write_failure
 from mugs.engine.optim import build_adamw
 from mugs.engine.progress import Progress
 from mugs.engine.schedules import Schedule
@@ -32,10 +33,6 @@ from mugs.engine.step import StepConfig, StepResult, Trainer, split
 from mugs.methods.base import Method
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; no weight was touched by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +207,18 @@ class StepLog:
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if self.main else None
         path = run_dir / "progress.json" if self.main else None
         self.progress = Progress("pretrain", schedule.total_steps, path=path, start=start, quiet=not self.main)
+        self.run_dir = run_dir
         self.pending: list[StepResult] = []
+        self.ids: list[Tensor] = []
         self.waited, self.since = 0.0, time.monotonic()
-        self.last: tuple[int, list[int]] = (start, [])
+        self.last = start
 
     def record(self, step: int, result: StepResult, batch: Batch, waited: float) -> None:
         """Note one step; every `log_steps` write a line of means."""
         self.pending.append(result)
         self.waited += waited
-        self.last = (step, batch.ids.tolist())
+        self.ids.append(batch.ids)
+        self.last = step
         detail = ""
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.schedule.total_steps:
             detail = self._write(step)
@@ -251,14 +251,16 @@ class StepLog:
         """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
         if not self.pending:
             return
-        bad = not bool(torch.stack([r.finite for r in self.pending]).all())
-        device, count = self.pending[0].total.device, len(self.pending)
-        self.pending = []
-        if distributed.any_rank(bad, device):
-            step, ids = self.last
+        results, ids, first = self.pending, self.ids, self.last - len(self.pending) + 1
+        self.pending, self.ids = [], []
+        finite = torch.stack([r.finite for r in results]).tolist()  # the one wait for the device
+        if not all(finite):
+            bad = finite.index(False)
+            epoch = (first + bad) // self.schedule.steps_per_epoch
+            path = write_failure(self.run_dir, first + bad, epoch, self.config.seed, ids[bad].tolist(), results[bad])
             raise NonFiniteError(
-                f"loss or gradient not finite within steps [{step - count + 1}, {step}]; the weights are untouched "
-                f"by it, the last checkpoint is good. Samples of the last step on this rank: {ids[:16]}"
+                f"loss or gradient not finite at step {first + bad}; it changed no weight and no queue, the last "
+                f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"
             )
 
     def close(self) -> None:

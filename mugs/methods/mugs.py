@@ -161,34 +161,36 @@ class Mugs:
         )
 
     @torch.no_grad()
-    def refresh(self, features: Sequence[Features]) -> None:
-        """Queues, memories and centre, from the gathered features of the step in global sample order."""
+    def refresh(self, features: Sequence[Features], valid: Tensor) -> None:
+        """Queues, memories and centre, from the gathered features of a valid step in global sample order."""
         state = self.extra_state
         for queue, field in ((state.instance_queue, "instance"), (state.local_group_queue, "local_group")):
             if queue is not None:
                 crops = gather(features, field, dim=1)
                 for crop in crops:
-                    queue.enqueue(crop)
+                    queue.enqueue(crop, valid)
         if state.teacher_memory is not None:
             student_rows = gather(features, "student_memory")
+            accept = valid.expand(len(student_rows))
             if state.student_memory is not None:
-                state.student_memory.write(student_rows, gather(features, "weak"))
-            state.teacher_memory.write(gather(features, "teacher_memory"))
+                state.student_memory.write(student_rows, accept & gather(features, "weak"))
+            state.teacher_memory.write(gather(features, "teacher_memory"), accept)
             if state.student_memory is None:
-                state.teacher_memory.write(student_rows)
+                state.teacher_memory.write(student_rows, accept)
         sums = [f.center_sum for f in features if f.center_sum is not None]
         if sums:
             mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
             momentum = self.config.center_momentum
-            state.center.mul_(momentum).add_(mean, alpha=1 - momentum)
+            moved = momentum * state.center + (1 - momentum) * mean
+            state.center.copy_(torch.where(valid, moved, state.center))
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads."""
+    def update_teacher(self, momentum: float, valid: Tensor) -> None:
+        """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads, unless the step is not valid."""
         student = dict(self.student.named_parameters())
-        names, mine = zip(*self.teacher.named_parameters(), strict=True)
-        torch._foreach_mul_(list(mine), momentum)
-        torch._foreach_add_(list(mine), [student[n].detach() for n in names], alpha=1 - momentum)
+        share = torch.where(valid, 1 - momentum, 0.0)
+        for name, mine in self.teacher.named_parameters():
+            mine.lerp_(student[name], share.to(mine.dtype))
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Draws (2 * depth, student crops, N) for the student; the teacher keeps every branch (released)."""
