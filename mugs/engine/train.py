@@ -24,6 +24,7 @@ from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
 from mugs.engine import distributed
+from mugs.engine.agreement import require_equal
 from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
 from mugs.engine.failures import NonFiniteError, write_failure
 from mugs.engine.optim import build_adamw
@@ -79,6 +80,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
     method.to(device)
     optimizer = build_adamw(method.student, config.patch_lr_scale)
     start = resume(method, optimizer, run_dir / "checkpoints")
+    require_equal(method.extra_state)
     student: nn.Module = method.student
     if distributed.world_size() > 1:
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
@@ -106,6 +108,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
             log.record(step, result, batch, waited)
             if (step + 1) % config.checkpoint_steps == 0 or step + 1 == schedule.total_steps:
                 log.check_finite()
+                require_equal(method.extra_state)
                 save(method, optimizer, run_dir / "checkpoints", step + 1)
 
 
