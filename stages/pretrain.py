@@ -89,6 +89,8 @@ class PretrainConfig(StageConfig):
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
     log_steps: int = Runtime(10, ge=1)
+    activation_checkpointing: bool = Runtime(False)
+    compile: bool = Runtime(False)
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
@@ -103,6 +105,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
     device = distributed.init()
     method = METHODS[cfg.method](MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
+    method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
     arch = asdict(method.student.backbone.config)
     outputs = {name: ctx.run_dir / "weights" / f"{name}.safetensors" for name in ("initial", "teacher", "student")}
@@ -138,5 +141,6 @@ def train_config(cfg: PretrainConfig) -> "TrainConfig":
 
     step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
     apart = {"method", "arch", "mugs", "views", "clip", "freeze_prototypes_epochs", "precision"}
+    apart |= {"activation_checkpointing", "compile"}
     same: dict[str, Any] = {name: getattr(cfg, name) for name in PretrainConfig.model_fields if name not in apart}
     return TrainConfig(**same, step=step, views=ViewRecipe(**cfg.views.model_dump()))

@@ -123,6 +123,14 @@ class Mugs:
             module.to(device)
         return self
 
+    def accelerate(self, *, activation_checkpointing: bool = False, compile: bool = False) -> None:
+        """Trade time for memory in the student's backbone; compile the blocks of both backbones in place."""
+        self.student.backbone.recompute = activation_checkpointing
+        if compile:
+            for network in (self.student, self.teacher):
+                for block in network.backbone.blocks:
+                    block.compile()
+
     def losses(self, student: Callable[..., Outputs], views: Views, epoch: int) -> tuple[dict[str, Tensor], Features]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
         state, config = self.extra_state, self.config

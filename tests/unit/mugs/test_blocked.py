@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mugs.losses import blocked
 from mugs.losses.clustering import clustering
@@ -14,6 +15,7 @@ from mugs.losses.pairs import pair_weights
 
 @pytest.fixture(params=[1, 100, 1 << 24])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch.manual_seed(0)
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", request.param)
     yield
 
@@ -37,7 +39,8 @@ def test_clustering() -> None:
 
 @pytest.mark.usefixtures("block")
 def test_info_nce() -> None:
-    student, teacher, queue = torch.randn(5, 7, 6, requires_grad=True), torch.randn(2, 7, 6), torch.randn(33, 6)
+    student, teacher, queue = (normalize(torch.randn(*shape, 6), dim=-1) for shape in ((5, 7), (2, 7), (33,)))
+    student.requires_grad_()
     weights = pair_weights(2, 5, 2, "uniform")
     positive = torch.einsum("tnd,pnd->tpn", teacher, student)[..., None]
     logits = torch.cat([positive, (student @ queue.T).expand(2, -1, -1, -1)], -1) / 0.2
