@@ -12,12 +12,14 @@ from pipeline.spec import ConfigError, StageRun
 
 
 def build_plan(reproduction: Reproduction) -> list[StageRun]:
-    """Stage runs in topological order, otherwise as written; ConfigError names a cycle or an unfit input."""
+    """Stage runs in topological order, otherwise as written; ConfigError names a cycle or what does not fit."""
     for run in reproduction.runs.values():
         _check_needs(reproduction, run)
     planned: dict[str, StageRun] = {}
     for name in _order(reproduction):
         run = reproduction.runs[name]
+        if misfit := run.config.misfit(run.resources):
+            raise ConfigError(f"{reproduction.source}: runs.{name}: {misfit}")
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, run.config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)

@@ -42,6 +42,10 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
+    def misfit(self, resources: Resources) -> str | None:
+        """Why this configuration cannot run on these resources, or None; asked when a plan is made."""
+        return None
+
 
 class Resources(BaseModel):
     """What a stage run needs; a cluster profile says how that is spelled on a cluster."""

@@ -1,40 +1,67 @@
-"""Image folders -> FFCV files (`.beton`) of the train and validation split."""
+"""Images -> FFCV files (`.beton`) of the train and validation split."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    from mugs.data.source import FolderSource
 
 BUILTIN_DIGITS = "builtin:sklearn_digits"
 
 
 class ConvertConfig(StageConfig):
-    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id."""
+    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+
+    Images are looked for in `<dir>/<class>/`. `train_list` and `val_list` are text files that name them instead, a path
+    relative to the folder a line, or path, space, class; their number then has to be declared. `num_classes: 0` is for
+    images without labels, `num_val_images: 0` for a data set without validation images. Counts are those of the files
+    found, `allow_bad` included; of imagenet1k they are known.
+    """
 
     dataset: str = Field(min_length=1)
-    num_classes: int | None = None
-    num_train_images: int | None = None
-    num_val_images: int | None = None
+    num_classes: int | None = Field(None, ge=0)
+    num_train_images: int | None = Field(None, ge=1)
+    num_val_images: int | None = Field(None, ge=0)
     allow_bad: tuple[str, ...] = ()
     train_dir: str | None = Runtime(None, required_at_run=True)
     val_dir: str | None = Runtime(None, required_at_run=True)
+    train_list: str | None = Runtime(None)
+    val_list: str | None = Runtime(None)
     threads: int = Runtime(4, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_val_dir_without_images(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("num_val_images") == 0 and not values.get("val_dir"):
+            return {**values, "val_dir": ""}
+        return values
+
+    @model_validator(mode="after")
+    def _lists_are_counted(self) -> "ConvertConfig":
+        for split in ("train", "val"):
+            if getattr(self, f"{split}_list") is not None and getattr(self, f"num_{split}_images") is None:
+                raise ValueError(f"num_{split}_images beside {split}_list: how many images the list names")
+        return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are."""
+        return ("train",) if self.num_val_images == 0 else ("train", "val")
 
 
 def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
-    """Convert both splits on rank 0; outputs `train` and `val` (.beton) and their sidecars."""
-    from mugs.data.convert import convert_folder
+    """Convert the splits on rank 0; outputs `train` and `val` (.beton) and their sidecars."""
+    from mugs.data.convert import convert
     from mugs.engine.progress import Progress
 
     outputs: dict[str, Path] = {}
-    classes: list[str] = []
-    for split, folder, count in (
-        ("train", cfg.train_dir, cfg.num_train_images),
-        ("val", cfg.val_dir, cfg.num_val_images),
-    ):
-        source = resolve(folder, split, ctx.run_dir)
+    sources = open_splits(ctx.run_dir, cfg)
+    for split, source in sources.items():
         target = ctx.run_dir / f"{split}.beton"
         progress = Progress(f"convert {split}", 1, unit="images", path=ctx.run_dir / "progress.json")
 
@@ -42,22 +69,39 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.total = total
             progress.update(done, items=done - progress.done)
 
-        sidecar = convert_folder(source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report)
+        convert(source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report)
         progress.close()
-        check_count(source, "images", len(sidecar.names), count)
-        check_count(source, "classes", len(sidecar.classes), cfg.num_classes)
-        if split == "val" and sidecar.classes != classes:
-            raise ValueError(f"{source}: its classes differ from those of the train split")
-        classes = sidecar.classes
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
-    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(classes)})
+    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)})
+
+
+def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
+    """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
+    from mugs.data.layout import Layout, check_layout
+    from mugs.data.listing import open_images
+    from mugs.data.source import SourceError
+
+    good: dict[str, FolderSource] = {}
+    bad: dict[str, SourceError] = {}
+    for split in cfg.splits:
+        listed = getattr(cfg, f"{split}_list")
+        try:
+            folder = resolve(getattr(cfg, f"{split}_dir"), split, run_dir)
+            list_file = None if listed is None else Path(listed).expanduser()
+            good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)
+        except SourceError as error:
+            bad[split] = error
+    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    check_layout(cfg.dataset, {**good, **bad}, Layout(cfg.num_classes, images).or_known(cfg.dataset))
+    return good
 
 
 def check(entry: ManifestEntry, every: int) -> list[str]:
     """What is wrong with every `every`-th image of the converted files, a line each."""
     from mugs.data.convert import verify
 
-    return [line for split in ("train", "val") for line in verify(entry.output(split), every=every)]
+    splits = [split for split in ("train", "val") if split in entry.outputs]
+    return [line for split in splits for line in verify(entry.output(split), every=every)]
 
 
 def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
@@ -74,9 +118,3 @@ def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{split}_dir: {path} is not a folder")
     return path
-
-
-def check_count(source: Path, what: str, found: int, expected: int | None) -> None:
-    """Refuse a folder that does not hold what the data set is declared to hold."""
-    if expected is not None and found != expected:
-        raise ValueError(f"{source}: {found} {what} found, the configuration declares {expected}")

@@ -22,6 +22,16 @@ def load_vit(ctx: StageContext, weights: Weights) -> "ViT":
     return vit.eval().requires_grad_(False)
 
 
+def num_classes(ctx: StageContext) -> int:
+    """Classes of the data set. Raises ValueError where it has no labels or no validation images."""
+    data = ctx.inputs["data"]
+    count: int = data.info["num_classes"]
+    missing = "labels" if count == 0 else "validation images" if "val" not in data.outputs else None
+    if missing:
+        raise ValueError(f"data set {data.info['dataset']!r} has no {missing}, which stage {ctx.stage!r} needs")
+    return count
+
+
 def result_row(ctx: StageContext, weights: Weights, *, setting: str, value: float, metric: str = "top1") -> ResultRow:
     """One number of this run."""
     info = ctx.inputs["weights"].info

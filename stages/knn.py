@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from stages.evaluate import Weights, load_vit, num_classes, result_row
 
 
 class KnnConfig(StageConfig):
@@ -30,6 +30,7 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
     from mugs.evaluation.features import backbone_feature, extract
     from mugs.evaluation.knn import evaluate_knn
 
+    classes = num_classes(ctx)
     device = distributed.init()
     model = backbone_feature(load_vit(ctx, cfg.weights).to(device), cfg.feature)
     data = ctx.inputs["data"]
@@ -52,7 +53,7 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
         bank_labels,
         queries,
         labels,
-        num_classes=data.info["num_classes"],
+        num_classes=classes,
         ks=cfg.ks,
         temperatures=cfg.temperatures,
         memory_mb=cfg.memory_mb,

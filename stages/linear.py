@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.evaluate import Weights, load_vit, num_classes, result_row
+from stages.global_batch import uneven
 
 
 class LinearConfig(StageConfig):
@@ -26,6 +27,10 @@ class LinearConfig(StageConfig):
     seed: int = 0
     threads: int = Runtime(2, ge=1)
 
+    def misfit(self, resources: Resources) -> str | None:
+        """A batch that does not divide over the ranks."""
+        return uneven(self.batch_size, resources)
+
 
 def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     """Train the probe; rows `best epoch` (the released selection, on the validation split) and `last epoch`."""
@@ -33,6 +38,7 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     from mugs.engine import distributed
     from mugs.evaluation.linear import LinearProbe, train_on_images
 
+    classes = num_classes(ctx)
     device = distributed.init()
     data = ctx.inputs["data"]
     probe = LinearProbe(
@@ -48,7 +54,7 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
         load_vit(ctx, cfg.weights).to(device),
         open_source(data.output("train")),
         open_source(data.output("val")),
-        num_classes=data.info["num_classes"],
+        num_classes=classes,
         augmentation=cfg.augmentation,
         resize=cfg.resize,
         crop=cfg.crop,

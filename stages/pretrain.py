@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.global_batch import uneven, uneven_passes
+from stages.presets import filled, paper
 
 if TYPE_CHECKING:
     from mugs.engine.train import TrainConfig
@@ -64,8 +66,16 @@ class ViewOptions(StageConfig):
 
 
 class PretrainConfig(StageConfig):
-    """A pretraining run. Defaults are those of the released ViT-S runs where these agree."""
+    """A pretraining run. Defaults are those of the released ViT-S runs where these agree.
 
+    `preset: paper` gives every field that is not given what the paper says where it differs from the released code
+    (`stages/presets.py`). Given fields stand, those of a bundled reproduction too: to have the paper's there as well,
+    set them to null (`--set pretrain.batch_size=null --set pretrain.steps_per_epoch=null`). "released" changes
+    nothing. The run id follows the fields that come out, not the preset. `calibration` names the
+    released run whose mean losses of the first epochs are logged beside ours (`mugs/methods/calibration.csv`).
+    """
+
+    preset: Literal["released", "paper"] = Runtime("released")
     method: Literal["mugs"] = "mugs"
     arch: str = "vit_s16"
     epochs: int = Field(ge=1)
@@ -83,7 +93,7 @@ class PretrainConfig(StageConfig):
     seed: int = 0
     mugs: MugsOptions = MugsOptions()
     views: ViewOptions = ViewOptions()
-    max_images_per_step: int | None = Runtime(None)
+    max_images_per_step: int | None = Runtime(None, ge=1)
     loader: Literal["auto", "thread", "ffcv"] = Runtime("auto")
     renderer: Literal["fast", "reference"] = Runtime("fast")
     threads: int = Runtime(2, ge=1)
@@ -91,6 +101,20 @@ class PretrainConfig(StageConfig):
     log_steps: int = Runtime(10, ge=1)
     activation_checkpointing: bool = Runtime(False)
     compile: bool = Runtime(False)
+    calibration: Literal["s100", "s300", "l250"] | None = Runtime(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") != "paper":
+            return values
+        return filled(values, paper(str(values.get("arch", cls.model_fields["arch"].default))))
+
+    def misfit(self, resources: Resources) -> str | None:
+        """A batch that does not divide over the ranks, or a rank's share over its passes."""
+        whole = self.mugs.head_norm == "batch"
+        passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=whole)
+        return uneven(self.batch_size, resources) or passes
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
@@ -135,12 +159,15 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
 def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
+    from dataclasses import fields
+
     from mugs.data.recipe import ViewRecipe
     from mugs.engine.step import StepConfig
     from mugs.engine.train import TrainConfig
+    from mugs.methods.calibration import targets
 
     step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
-    apart = {"method", "arch", "mugs", "views", "clip", "freeze_prototypes_epochs", "precision"}
-    apart |= {"activation_checkpointing", "compile"}
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in PretrainConfig.model_fields if name not in apart}
-    return TrainConfig(**same, step=step, views=ViewRecipe(**cfg.views.model_dump()))
+    names = [f.name for f in fields(TrainConfig) if f.name not in ("step", "views", "calibration")]
+    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
+    views = ViewRecipe(**cfg.views.model_dump())
+    return TrainConfig(**same, step=step, views=views, calibration=targets(cfg.calibration))

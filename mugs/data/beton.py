@@ -41,7 +41,10 @@ IMAGE_TYPE, INT_TYPE = 2, 1
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What the `.beton` file does not hold itself. `names`, `sizes` and `crc32` are in sample order."""
+    """What the `.beton` file does not hold itself. `names`, `sizes` and `crc32` are in sample order.
+
+    labels: class of each sample (-1: none) where it is not that of the folder in its name.
+    """
 
     classes: list[str]
     names: list[str]
@@ -53,6 +56,7 @@ class Sidecar:
     left_out: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = SIDECAR_FORMAT
+    labels: list[int] | None = None
 
 
 @dataclass(frozen=True)

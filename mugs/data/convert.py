@@ -43,12 +43,18 @@ def encode(data: bytes, name: str, label: int) -> Encoded:
 def convert_folder(
     folder: Path, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
 ) -> Sidecar:
-    """Convert `folder/class/image` into `path`, unless that is done already.
+    """`convert` for a folder of class folders."""
+    return convert(FolderSource(folder), path, allow_bad=allow_bad, threads=threads, progress=progress)
+
+
+def convert(
+    source: FolderSource, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
+) -> Sidecar:
+    """Convert the images of `source` into `path`, unless that is done already.
 
     Two passes, so that nothing is written before every image is known to be good. Raises SourceError with all bad
     files unless each is named in `allow_bad` (paths relative to the folder), in which case they are left out.
     """
-    source = FolderSource(folder)
     fingerprint = source.fingerprint
     try:
         done = read_sidecar(path)
@@ -61,7 +67,7 @@ def convert_folder(
     bad = find_bad(source, threads, report)
     refused = {name: why for name, why in bad.items() if name not in allow_bad}
     if refused:
-        raise SourceError(refusal(folder, refused, len(source)))
+        raise SourceError(refusal(source.root, refused, len(source)))
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
     images = ahead(lambda i: encode(source.read(i), source.name(i), source.label(i)), keep, threads)
     sizes, crcs = write_beton(path, counted(images, len(keep), report), len(keep))
@@ -75,6 +81,7 @@ def convert_folder(
         sha256=file_sha256(path),
         left_out=bad,
         versions={"pillow": version("pillow"), "numpy": version("numpy")},
+        labels=None if source.by_folder else [source.label(i) for i in keep],
     )
     write_sidecar(path, sidecar)
     return sidecar
@@ -140,13 +147,21 @@ def verify(path: Path, *, every: int = 1, threads: int = 4) -> list[str]:
     return [line for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads) if line]
 
 
+def label_is_right(source: PackSource, index: int) -> bool:
+    """Whether a sample carries the recorded label, or where none is recorded that of its class folder."""
+    label = source.label(index)
+    if source.sidecar.labels is not None:
+        return label == source.sidecar.labels[index]
+    return 0 <= label < len(source.classes) and source.classes[label] == source.name(index).split("/")[0]
+
+
 def problem(source: PackSource, index: int) -> str | None:
     """What is wrong with a sample, or None."""
-    where, data, label = source.describe(index), source.read(index), source.label(index)
+    where, data = source.describe(index), source.read(index)
     if zlib.crc32(data) != source.sidecar.crc32[index]:
         return f"{where} is damaged: its CRC-32 differs; convert again"
-    if not 0 <= label < len(source.classes) or source.classes[label] != source.name(index).split("/")[0]:
-        return f"{where} carries label {label}"
+    if not label_is_right(source, index):
+        return f"{where} carries label {source.label(index)}"
     try:
         decode_rgb(data, where)
     except DecodeError as error:

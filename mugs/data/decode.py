@@ -13,7 +13,8 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
     """Fully decoded RGB image. Raises DecodeError for anything that is not a whole image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError as error:
         raise DecodeError(f"{name}: not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -73,6 +73,11 @@ def generator(seed: int, epoch: int, sample: int, crop: int) -> Generator:
     return Generator(Philox(key=[seed, (epoch << 40) | sample], counter=[0, 0, 0, crop]))
 
 
+def uniform(rng: Generator, low: float, high: float) -> float:
+    """U(low, high), as `Generator.uniform` in a third of its time."""
+    return low + (high - low) * rng.random()
+
+
 def draw_plan(seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe) -> ViewPlan:
     """The views of one image of the given size in pixels."""
     coins = generator(seed, epoch, sample, COIN).random(1 + recipe.num_small)
@@ -104,8 +109,8 @@ def random_box(
     """torchvision's RandomResizedCrop: ten tries, then the largest centred box within the ratios."""
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(*log_ratio))
+        area = width * height * uniform(rng, *scale)
+        aspect = math.exp(uniform(rng, *log_ratio))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
@@ -122,12 +127,10 @@ def draw_weak(rng: Generator, size: int, box: tuple[int, int, int, int], kind: i
     flip = rng.random() < recipe.flip_prob
     jitter: tuple[tuple[int, float], ...] = ()
     if rng.random() < recipe.jitter_prob:
-        low = [1 - s for s in recipe.jitter[:3]] + [-recipe.jitter[3]]
-        high = [1 + s for s in recipe.jitter[:3]] + [recipe.jitter[3]]
-        values = rng.uniform(low, high)
-        jitter = tuple((int(op), float(values[op])) for op in rng.permutation(4))
+        values = [uniform(rng, center - s, center + s) for center, s in zip((1, 1, 1, 0), recipe.jitter, strict=True)]
+        jitter = tuple((op, values[op]) for op in rng.permutation(4).tolist())
     gray = rng.random() < recipe.gray_prob
-    radius = float(rng.uniform(*recipe.blur_radius))
+    radius = uniform(rng, *recipe.blur_radius)
     blur = radius if rng.random() < recipe.blur_prob[kind] else 0.0
     solarize = kind == 1 and rng.random() < recipe.solarize_prob
     return CropPlan(size, box, flip, False, jitter, gray, blur, solarize)
@@ -165,8 +168,8 @@ def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:
 def random_erase(rng: Generator, size: int) -> tuple[int, int, int, int]:
     """One box of area U(0.02, 1/3) and log-uniform aspect 0.3 to 3.33, ten tries; (0, 0, 0, 0) when none fits."""
     for _ in range(10):
-        area = rng.uniform(0.02, 1 / 3) * size * size
-        aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+        area = uniform(rng, 0.02, 1 / 3) * size * size
+        aspect = math.exp(uniform(rng, math.log(0.3), math.log(1 / 0.3)))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if w < size and h < size:
             return int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1)), w, h

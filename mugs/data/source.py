@@ -31,7 +31,9 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """`root/class/image`, classes and images sorted as torchvision does."""
+    """`root/class/image`, classes and images sorted as torchvision does. `by_folder`: the class is the folder."""
+
+    by_folder = True
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -39,7 +41,7 @@ class FolderSource:
         self.root = root
         self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
         if not self.classes:
-            raise SourceError(f"{root}: no class folders in it (expected {root}/<class>/<image>)")
+            raise SourceError(f"{root}: no class folders in it (expected {root}/<class>/<image>){instead(root)}")
         self.paths: list[str] = []
         self.labels: list[int] = []
         empty: list[str] = []
@@ -79,6 +81,20 @@ class FolderSource:
             path = self.root / name
             digest.update(f"{name}\0{path.stat().st_size if path.exists() else 0}\n".encode())
         return digest.hexdigest()
+
+
+def instead(root: Path) -> str:
+    """What a folder without class folders holds, and what to do about it; for a message."""
+    suffixes = [p.suffix.lower() for p in root.iterdir() if p.is_file()]
+    if tars := suffixes.count(".tar"):
+        return f", but {tars} .tar files: unpack each into a folder of its name"
+    images = sum(suffix in EXTENSIONS for suffix in suffixes)
+    if images:
+        return (
+            f", but {images} images directly in it: move them into class folders, name a list of paths and labels, "
+            "or say num_classes: 0 for images without labels"
+        )
+    return ""
 
 
 def open_source(path: Path) -> Source:

@@ -2,10 +2,10 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 
 
@@ -75,8 +75,26 @@ def mean_with_grad(value: Tensor) -> Tensor:
     """Mean over ranks, through which gradients flow back to all of them."""
     if world_size() == 1:
         return value
-    total: Tensor = dist_functional.all_reduce(value)  # type: ignore[no-untyped-call]
+    total: Tensor = SumOverRanks.apply(value)
     return total / world_size()
+
+
+class SumOverRanks(torch.autograd.Function):
+    """Sum of a tensor over ranks; so is its gradient, since every rank's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """The sum, on every rank."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Sum of the gradients of all ranks."""
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def all_ranks(flag: Tensor) -> Tensor:

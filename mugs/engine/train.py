@@ -8,6 +8,7 @@ State to resume is the step, networks, optimizer and the method's extra state: a
 import json
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.agreement import require_equal
+from mugs.engine.calibration import EpochMeans
 from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
 from mugs.engine.failures import NonFiniteError, write_failure
 from mugs.engine.optim import build_adamw
@@ -38,7 +40,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run around the method. `batch_size` is global; the last six fields cannot change a number."""
+    """The run around the method. `batch_size` is global; the last seven fields cannot change a number.
+
+    calibration: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
+    """
 
     epochs: int
     batch_size: int
@@ -58,6 +63,7 @@ class TrainConfig:
     threads: int = 2
     checkpoint_steps: int = 500
     log_steps: int = 10
+    calibration: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def peak_lr(self) -> float:
@@ -79,13 +85,13 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
     schedule = build_schedule(config, order.steps_per_epoch)
     method.to(device)
     optimizer = build_adamw(method.student, config.patch_lr_scale)
-    start = resume(method, optimizer, run_dir / "checkpoints")
+    start, meta = resume(method, optimizer, run_dir / "checkpoints")
     require_equal(method.extra_state)
     student: nn.Module = method.student
     if distributed.world_size() > 1:
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
     trainer = Trainer(method, optimizer, schedule, config.step, student)
-    log = StepLog(run_dir, schedule, config, start)
+    log = StepLog(run_dir, schedule, config, start, meta)
     loader = make_loader(
         source,
         config.views,
@@ -109,7 +115,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
             if (step + 1) % config.checkpoint_steps == 0 or step + 1 == schedule.total_steps:
                 log.check_finite()
                 require_equal(method.extra_state)
-                save(method, optimizer, run_dir / "checkpoints", step + 1)
+                save(method, optimizer, run_dir / "checkpoints", step + 1, log.state())
 
 
 def plan_batches(num_images: int, config: TrainConfig) -> tuple[Order, int]:
@@ -173,19 +179,19 @@ def state_parts(method: Method, optimizer: torch.optim.Optimizer) -> Parts:
     }
 
 
-def save(method: Method, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
+def save(method: Method, optimizer: torch.optim.Optimizer, folder: Path, step: int, meta: dict[str, Any]) -> None:
     """Checkpoint on rank 0; the others wait."""
     if distributed.is_main():
-        save_checkpoint(folder, step, state_parts(method, optimizer), {})
+        save_checkpoint(folder, step, state_parts(method, optimizer), meta)
     distributed.barrier()
 
 
-def resume(method: Method, optimizer: torch.optim.Optimizer, folder: Path) -> int:
-    """Load the newest good checkpoint into method and optimizer; returns the step to go on with."""
+def resume(method: Method, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Load the newest good checkpoint into method and optimizer; returns the step to go on with, and its notes."""
     found = load_latest(folder)
     if found is None:
-        return 0
-    step, parts, _ = found
+        return 0, {}
+    step, parts, meta = found
     try:
         method.student.load_state_dict(parts["student"])
         method.teacher.load_state_dict(parts["teacher"])
@@ -198,13 +204,15 @@ def resume(method: Method, optimizer: torch.optim.Optimizer, folder: Path) -> in
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: checkpoint of step {step} does not fit this run: {error}") from error
     logger.info("resumed at step %d from %s", step, folder)
-    return step
+    return step, meta
 
 
 class StepLog:
     """metrics.jsonl and progress of rank 0; holds device tensors and reads them only when a line is due."""
 
-    def __init__(self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int) -> None:
+    def __init__(
+        self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int, meta: Mapping[str, Any]
+    ) -> None:
         self.schedule, self.config, self.main = schedule, config, distributed.is_main()
         run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if self.main else None
@@ -215,6 +223,7 @@ class StepLog:
         self.ids: list[Tensor] = []
         self.waited, self.since = 0.0, time.monotonic()
         self.last = start
+        self.means = EpochMeans(config.calibration, schedule.steps_per_epoch, meta.get("epoch_means", {}))
 
     def record(self, step: int, result: StepResult, batch: Batch, waited: float) -> None:
         """Note one step; every `log_steps` write a line of means."""
@@ -225,17 +234,31 @@ class StepLog:
         detail = ""
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.schedule.total_steps:
             detail = self._write(step)
+        self.means.add(step, result)
+        self._calibrate(step)
         self.progress.update(step + 1, items=self.config.batch_size, detail=detail)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log."""
+        return {"epoch_means": self.means.state()}
+
+    def _calibrate(self, step: int) -> None:
+        comparison = self.means.compare(step)
+        if comparison is None:
+            return
+        self.check_finite()
+        if self.metrics is not None:
+            logger.info("%s", comparison.line())
+            line = {"step": step, "epoch": comparison.epoch, "calibration": comparison.record()}
+            self.metrics.write(json.dumps(line) + "\n")
+            self.metrics.flush()
 
     def _write(self, step: int) -> str:
         steps, seconds = len(self.pending), time.monotonic() - self.since
-        names = self.pending[0].losses
-        losses = {n: float(torch.stack([r.losses[n] for r in self.pending]).mean()) for n in names}
         line = {
             "step": step,
             "epoch": step // self.schedule.steps_per_epoch,
-            "loss": float(torch.stack([r.total for r in self.pending]).mean()),
-            **{f"loss_{n}": v for n, v in losses.items()},
+            **self._mean_losses(),
             "lr": self.schedule.lr(step),
             "weight_decay": self.schedule.wd(step),
             "teacher_momentum": self.schedule.teacher_momentum(step),
@@ -247,22 +270,28 @@ class StepLog:
         if self.metrics is not None:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
+        self.pending, self.ids = [], []
         self.waited, self.since = 0.0, time.monotonic()
         return f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+
+    def _mean_losses(self) -> dict[str, float]:
+        """Means over the pending steps and all ranks."""
+        names = ["loss", *(f"loss_{name}" for name in self.pending[0].losses)]
+        values = torch.stack([torch.stack([r.total, *r.losses.values()]) for r in self.pending]).mean(dim=0)
+        return dict(zip(names, distributed.all_reduce_mean(values).tolist(), strict=True))
 
     def check_finite(self) -> None:
         """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
         if not self.pending:
             return
-        results, ids, first = self.pending, self.ids, self.last - len(self.pending) + 1
-        self.pending, self.ids = [], []
-        finite = torch.stack([r.finite for r in results]).tolist()  # the one wait for the device
+        finite = torch.stack([r.finite for r in self.pending]).tolist()  # the one wait for the device
         if not all(finite):
             bad = finite.index(False)
-            epoch = (first + bad) // self.schedule.steps_per_epoch
-            path = write_failure(self.run_dir, first + bad, epoch, self.config.seed, ids[bad].tolist(), results[bad])
+            step = self.last - len(finite) + 1 + bad
+            epoch, ids = step // self.schedule.steps_per_epoch, self.ids[bad].tolist()
+            path = write_failure(self.run_dir, step, epoch, self.config.seed, ids, self.pending[bad])
             raise NonFiniteError(
-                f"loss or gradient not finite at step {first + bad}; it changed no weight and no queue, the last "
+                f"loss or gradient not finite at step {step}; it changed no weight and no queue, the last "
                 f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"
             )
 

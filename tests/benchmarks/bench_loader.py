@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -20,7 +21,9 @@ from mugs.data.convert import convert_folder
 from mugs.data.decode import decode_rgb
 from mugs.data.loader import LoaderName, make_loader
 from mugs.data.order import Order
+from mugs.data.plan import draw_plan
 from mugs.data.recipe import ViewRecipe
+from mugs.data.render import fast
 from mugs.data.source import Source, open_source
 
 NUM, BATCH, WORKERS, ROUNDS = 64, 16, 2, 5
@@ -62,6 +65,27 @@ def decode_rate(source: Source) -> float:
         return NUM / (time.perf_counter() - start)
 
 
+def stage_times(source: Source) -> str:
+    """Milliseconds an image of each stage, one thread."""
+    recipe, spent = ViewRecipe(), Counter[str]()
+    out = {size: np.empty((3, size, size), np.uint8) for size in (recipe.large_size, recipe.small_size)}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        spent[stage] += time.perf_counter() - start
+        return result
+
+    for index in range(NUM):
+        image = timed("decode", lambda i=index: decode_rgb(source.read(i), ""))
+        plan = timed("plan", lambda i=index, size=image.size: draw_plan(0, 0, i, *size, recipe))
+        whole = timed("planes", lambda image=image: fast.see(image))
+        for crop in plan.crops:
+            target = out[crop.size]
+            timed("strong" if crop.strong else "weak", lambda c=crop, w=whole, t=target: fast.draw(w, c, t))
+    return ", ".join(f"{stage} {1000 * seconds / NUM:.1f}" for stage, seconds in spent.items())
+
+
 def run() -> list[dict[str, Any]]:
     """Rows {name, ours, baseline, ratio, unit, note}; loaders, workers and compiled code are warm."""
     torch.set_num_threads(1)
@@ -80,12 +104,13 @@ def run() -> list[dict[str, Any]]:
         for images in passes.values():
             rate(images)
         rounds = [{name: rate(images) for name, images in passes.items()} for _ in range(ROUNDS)]
+        stages = stage_times(pack)
         floor = median(decode_rate(pack) for _ in range(ROUNDS))
     note = (
         f"14 crops, batch {BATCH}, {WORKERS} workers, medians of {ROUNDS} interleaved rounds; baseline: torchvision, "
         f"timm and PIL in a DataLoader, floats out (ours: bytes); decoding alone {floor:.0f} img/s"
     )
-    return [
+    rows = [
         {
             "name": name,
             "ours": median(r[name] for r in rounds),
@@ -97,3 +122,4 @@ def run() -> list[dict[str, Any]]:
         for name in passes
         if name != "plain"
     ]
+    return [*rows, {**rows[0], "name": "loader_multicrop_full", "note": f"ms an image, one thread: {stages}"}]

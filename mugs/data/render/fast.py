@@ -4,13 +4,10 @@ import numpy as np
 from PIL import Image
 
 from mugs.data.plan import CropPlan, ViewPlan
-from mugs.data.render import photometric
+from mugs.data.render import weak
 from mugs.data.render.compiled import compiled
-from mugs.data.render.hue import rotate_hue
 from mugs.data.render.randaugment import IDENTITY, Whole, augment
 from mugs.data.render.resize import resample
-
-SOLARIZED = np.tile(photometric.solarize_table(128), (3, 1))
 
 
 def render(image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray) -> None:
@@ -18,7 +15,15 @@ def render(image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndar
     whole = see(image)
     for index, crop in enumerate(plan.crops):
         out = large[index] if index < 4 else small[index - 4]
-        (strong if crop.strong else weak)(whole, crop, out)
+        draw(whole, crop, out)
+
+
+def draw(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
+    """One crop into out (3, S, S)."""
+    if crop.strong:
+        strong(whole, crop, out)
+    else:
+        weak.draw(whole.planes, crop, out)
 
 
 def see(image: Image.Image) -> Whole:
@@ -46,27 +51,3 @@ def strong(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
         resample(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
     else:
         resample(whole.planes, crop.box, crop.flip, False, out)
-
-
-def weak(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
-    """Crop, flip, colour jitter, grey, blur, solarize."""
-    resample(whole.planes, crop.box, False, crop.flip, out)
-    for operation, value in crop.jitter:
-        jitter(out, operation, value)
-    if crop.gray:
-        photometric.grey(out)
-    if crop.blur:
-        photometric.blur(out, crop.blur)
-    if crop.solarize:
-        photometric.apply_table(out, SOLARIZED)
-
-
-def jitter(out: np.ndarray, operation: int, value: float) -> None:
-    """Operations 0 brightness, 1 contrast, 2 saturation, 3 hue."""
-    if operation == 2:
-        photometric.color(out, value)
-    elif operation == 3:
-        rotate_hue(out, int(value * 255) % 256)
-    else:
-        degenerate = 0 if operation == 0 else photometric.mean_luma(out, IDENTITY)
-        photometric.apply_table(out, np.tile(photometric.blend_table(degenerate, value), (3, 1)))

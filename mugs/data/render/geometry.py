@@ -132,9 +132,8 @@ def warp(
     out: np.ndarray,
 ) -> None:
     """Pixel by pixel; outside the image is `fill`, and pixels beyond its edge repeat it."""
-    pixels, stride = planes.reshape(-1), np.uint64(planes.shape[2])
-    plane_size = np.uint64(planes.shape[1] * planes.shape[2])
-    window, line = np.empty((4, 4), np.uint8), np.empty(4)
+    pixels, stride = interleave(planes), planes.shape[2] * 4
+    window, line = np.empty(64, np.uint8), np.empty(16)
     for i in range(out.shape[1]):
         for j in range(out.shape[2]):
             out_x, out_y = out_start[0] + i + 0.5, out_start[1] + j + 0.5
@@ -146,46 +145,65 @@ def warp(
                 continue
             x0, y0 = math.floor(x - 0.5), math.floor(y - 0.5)
             dx, dy = x - 0.5 - x0, y - 0.5 - y0
-            inner = x0 >= 1 and x0 + 2 < size[0] and y0 >= 1 and y0 + 2 < size[1]
-            first = np.uint64((x0 - 1 - start[0]) * planes.shape[2] + y0 - 1 - start[1])
+            if x0 >= 1 and x0 + 2 < size[0] and y0 >= 1 and y0 + 2 < size[1]:
+                first = (x0 - 1 - start[0]) * stride + (y0 - 1 - start[1]) * 4
+                interpolate(pixels, first, stride, dx, dy, bicubic, line)
+            else:
+                clamp(planes, start, size, x0 - 1, y0 - 1, window)
+                interpolate(window, 0, 16, dx, dy, bicubic, line)
             for channel in range(3):
-                if not inner:
-                    clamped(planes[channel], start, size, x0 - 1, y0 - 1, window)
-                    value = interpolate(window.reshape(-1), np.uint64(0), np.uint64(4), dx, dy, bicubic, line)
-                else:
-                    value = interpolate(pixels, first + np.uint64(channel) * plane_size, stride, dx, dy, bicubic, line)
-                out[channel, i, j] = np.uint8(value)
+                out[channel, i, j] = np.uint8(line[channel])
 
 
 @compiled
-def clamped(plane: np.ndarray, start: np.ndarray, size: np.ndarray, x: int, y: int, window: np.ndarray) -> None:
-    """The 4 x 4 pixels from x, y on, the edge repeated beyond it."""
+def interleave(planes: np.ndarray) -> np.ndarray:
+    """Planes (3, w, h) -> four bytes a pixel, flat, columns one after the other: pixels load as a vector."""
+    _, width, height = planes.shape
+    out = np.zeros((width, height, 4), np.uint8)
+    for channel in range(3):
+        for x in range(width):
+            for y in range(height):
+                out[x, y, channel] = planes[channel, x, y]
+    return out.reshape(-1)
+
+
+@compiled
+def clamp(planes: np.ndarray, start: np.ndarray, size: np.ndarray, x: int, y: int, window: np.ndarray) -> None:
+    """The 4 x 4 pixels from x, y on as `interleave` has them, the edge repeated beyond it."""
     for i in range(4):
         for j in range(4):
-            column, row = min(max(x + i, 0), size[0] - 1), min(max(y + j, 0), size[1] - 1)
-            window[i, j] = plane[column - start[0], row - start[1]]
+            column, row = min(max(x + i, 0), size[0] - 1) - start[0], min(max(y + j, 0), size[1] - 1) - start[1]
+            for channel in range(3):
+                window[i * 16 + j * 4 + channel] = planes[channel, column, row]
 
 
 @compiled
 def interpolate(
     pixels: np.ndarray, first: int, stride: int, dx: float, dy: float, bicubic: bool, line: np.ndarray
-) -> float:
-    """Between the middle of 4 x 4 pixels, columns `stride` apart from `first` on; `line` is scratch."""
-    second = first + stride
-    third, fourth = second + stride, second + stride + stride
-    if not bicubic:
-        one, two = np.uint64(1), np.uint64(2)
-        a, b = float(pixels[second + one]), float(pixels[second + two])
-        c, d = float(pixels[third + one]), float(pixels[third + two])
-        upper, lower = a + (c - a) * dx, b + (d - b) * dx
-        return upper + (lower - upper) * dy
-    for j in range(4):
-        row = np.uint64(j)
-        a, b = float(pixels[first + row]), float(pixels[second + row])
-        c, d = float(pixels[third + row]), float(pixels[fourth + row])
-        line[row] = cubic(a, b, c, d, dx)
-    value: float = cubic(line[0], line[1], line[2], line[3], dy)
-    return min(max(value, 0.0), 255.0)
+) -> None:
+    """Between the middle of 4 x 4 interleaved pixels, columns `stride` bytes apart from `first` on, into line[:4].
+
+    Each column holds 16 bytes: four rows of four channels, which go through the same arithmetic side by side.
+    """
+    one = np.uint64(first)
+    two, three = one + np.uint64(stride), one + np.uint64(2 * stride)
+    four = one + np.uint64(3 * stride)
+    if bicubic:
+        for k in range(16):
+            at = np.uint64(k)
+            a, b = float(pixels[one + at]), float(pixels[two + at])
+            c, d = float(pixels[three + at]), float(pixels[four + at])
+            line[at] = cubic(a, b, c, d, dx)
+        for k in range(4):
+            value = cubic(line[k], line[k + 4], line[k + 8], line[k + 12], dy)
+            line[k] = min(max(value, 0.0), 255.0)
+    else:
+        for k in range(4):
+            upper, lower = np.uint64(k + 4), np.uint64(k + 8)
+            a, b = float(pixels[two + upper]), float(pixels[two + lower])
+            above = a + (float(pixels[three + upper]) - a) * dx
+            below = b + (float(pixels[three + lower]) - b) * dx
+            line[k] = above + (below - above) * dy
 
 
 @compiled

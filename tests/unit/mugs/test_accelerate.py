@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.backbones.stochastic_depth import depth_uniforms

@@ -1,0 +1,79 @@
+"""Means of the losses over whole epochs, beside those of a known run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mugs.engine.distributed import all_reduce_mean
+from mugs.engine.step import StepResult
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An epoch's means over `steps` of its `of` steps and all ranks, with the targets of the same names."""
+
+    epoch: int
+    ours: dict[str, float]
+    target: dict[str, float]
+    steps: int
+    of: int
+
+    @property
+    def deviation(self) -> dict[str, float]:
+        """Ours against the target, in percent of it."""
+        return {name: 100 * (self.ours[name] / target - 1) for name, target in self.target.items()}
+
+    def line(self) -> str:
+        """One line for a log."""
+        parts = [f"{n} {self.ours[n]:.4f} (target {t:.4f}, {self.deviation[n]:+.1f}%)" for n, t in self.target.items()]
+        partial = f" over {self.steps} of {self.of} steps only" if self.steps < self.of else ""
+        return f"calibration, epoch {self.epoch}{partial}: {', '.join(parts)}"
+
+    def record(self) -> dict[str, Any]:
+        """The same for a file."""
+        numbers = {"ours": self.ours, "target": self.target, "deviation_percent": self.deviation}
+        return {**numbers, "partial": self.steps < self.of}
+
+
+class EpochMeans:
+    """Sums of the losses of the running epoch, kept on the device and, through checkpoints, across restarts.
+
+    All ranks call every method at the same steps. Epochs without a target cost nothing.
+    """
+
+    def __init__(self, targets: Mapping[int, Mapping[str, float]], steps_per_epoch: int, state: Mapping[str, Any]):
+        self.targets, self.steps_per_epoch = targets, steps_per_epoch
+        state = state if state.get("epoch") in targets else {}
+        self.epoch, self.steps = int(state.get("epoch", -1)), int(state.get("steps", 0))
+        self.names: list[str] = list(state.get("sums", {}))
+        self.sums: Tensor | None = torch.tensor(list(state["sums"].values())).double() if self.names else None
+
+    def add(self, step: int, result: StepResult) -> None:
+        """Note a step."""
+        epoch = step // self.steps_per_epoch
+        if epoch not in self.targets:
+            return
+        if epoch != self.epoch:
+            self.epoch, self.steps, self.sums = epoch, 0, None
+        self.names = ["total", *result.losses]
+        values = torch.stack([result.total, *result.losses.values()]).double()
+        self.sums = values if self.sums is None else self.sums.to(values.device) + values
+        self.steps += 1
+
+    def compare(self, step: int) -> Comparison | None:
+        """The finished epoch beside its target, None within an epoch or where there is no target."""
+        if (step + 1) % self.steps_per_epoch or self.sums is None or step // self.steps_per_epoch != self.epoch:
+            return None
+        means = dict(zip(self.names, (all_reduce_mean(self.sums) / self.steps).tolist(), strict=True))
+        target = {name: value for name, value in self.targets[self.epoch].items() if name in means}
+        return Comparison(self.epoch, {n: means[n] for n in target}, target, self.steps, self.steps_per_epoch)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run goes on with: the sums so far, averaged over ranks."""
+        if self.sums is None:
+            return {}
+        sums = dict(zip(self.names, all_reduce_mean(self.sums).tolist(), strict=True))
+        return {"epoch": self.epoch, "steps": self.steps, "sums": sums}

@@ -1,0 +1,20 @@
+"""Mean losses of the first epochs of released runs, read from their logs: what a run of ours is held against.
+
+Columns of calibration.csv: run (s100, s300, l250), epoch, total, and the mean of each loss.
+"""
+
+import csv
+from importlib import resources
+
+Targets = dict[int, dict[str, float]]
+
+
+def targets(run: str | None) -> Targets:
+    """Epoch -> name of a loss -> its mean in the released run; nothing for None. Raises ValueError for others."""
+    if run is None:
+        return {}
+    with (resources.files("mugs.methods") / "calibration.csv").open(encoding="utf-8") as stream:
+        lines = [line for line in csv.DictReader(stream) if line.pop("run") == run]
+    if not lines:
+        raise ValueError(f"no calibration targets of a run {run!r}")
+    return {int(line.pop("epoch")): {name: float(value) for name, value in line.items()} for line in lines}

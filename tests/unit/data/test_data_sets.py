@@ -1,0 +1,186 @@
+"""Data sets that are not class folders, and the layout check before anything is converted."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from mugs.data.beton import PackSource
+from mugs.data.convert import convert, verify
+from mugs.data.layout import Layout, check_layout
+from mugs.data.listing import from_list, open_images
+from mugs.data.source import FolderSource, SourceError
+from pipeline import config
+from pipeline.plan import build_plan, unresolved
+from stages import STAGES
+from stages.convert import ConvertConfig, run
+from stages.evaluate import num_classes
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 10), (shade, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def fill(root: Path, *names: str) -> Path:
+    for shade, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(shade))
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill(tmp_path / "images", "cat/a.jpg", "cat/b.jpg", "dog/a b.jpg", "dog/c.jpg", "emu/d.jpg")
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    return path
+
+
+def test_a_list_of_paths_takes_classes_from_folders(folder: Path, tmp_path: Path) -> None:
+    # a stray blank line, spaces at an end and a missing final newline lose no image (row E7)
+    source = from_list(folder, written(tmp_path, "dog/a b.jpg\n\ncat/b.jpg  \n./cat/a.jpg"))
+    assert source.paths == ["dog/a b.jpg", "cat/b.jpg", "cat/a.jpg"]
+    assert (source.labels, source.classes) == ([1, 0, 0], ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "classes"),
+    [
+        ("cat/a.jpg x\ndog/a b.jpg\tw\nemu/d.jpg x\n", [1, 0, 1], ["w", "x"]),
+        ("cat/a.jpg 10\ndog/a b.jpg 9\nemu/d.jpg 10\n", [1, 0, 1], ["9", "10"]),
+    ],
+)
+def test_a_list_with_labels_converts_and_verifies(
+    folder: Path, tmp_path: Path, text: str, labels: list[int], classes: list[str]
+) -> None:
+    source, target = open_images(folder, written(tmp_path, text)), tmp_path / "x.beton"
+    convert(source, target)
+    pack = PackSource(target)
+    assert [pack.label(i) for i in range(3)] == labels and pack.classes == classes
+    assert [pack.name(i) for i in range(3)] == source.paths and pack.read(1) == (folder / "dog/a b.jpg").read_bytes()
+    assert verify(target) == []
+
+
+def test_other_labels_are_another_data_set(folder: Path, tmp_path: Path) -> None:
+    first = from_list(folder, written(tmp_path, "cat/a.jpg x\ncat/b.jpg y\n")).fingerprint
+    assert first != from_list(folder, written(tmp_path, "cat/a.jpg y\ncat/b.jpg x\n")).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cat/a.jpg\ncat/none.jpg\ndog/none.jpg x\n", ["2 of its lines name no file below", "cat/none.jpg, dog/none"]),
+        ("cat/a.jpg\n../images/cat/b.jpg\n", ["1 of its lines name no file below"]),
+        ("cat/a.jpg\ncat/b.jpg\ncat/a.jpg\n", ["1 of its lines name a file again: cat/a.jpg"]),
+        ("cat/a.jpg x\ncat/b.jpg\n", ["1 of its lines carry no label, others do: cat/b.jpg"]),
+        ("flat.jpg\n", ["neither a label nor a class folder", "num_classes: 0", "flat.jpg"]),
+        ("\n \n", ["names no file"]),
+    ],
+)
+def test_bad_lists_are_explained(folder: Path, tmp_path: Path, text: str, words: list[str]) -> None:
+    fill(folder, "flat.jpg")
+    with pytest.raises(SourceError) as caught:
+        from_list(folder, written(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "list.txt")) and "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_list_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"list\.txt: cannot be read"):
+        from_list(folder, tmp_path / "list.txt")
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", "b.jpg", "a.jpg", "more/c.jpg")
+    source = open_images(root, labelled=False)
+    assert (source.paths, source.labels, source.classes) == (["a.jpg", "b.jpg", "more/c.jpg"], [-1] * 3, [])
+    convert(source, tmp_path / "x.beton")
+    assert [PackSource(tmp_path / "x.beton").label(i) for i in range(3)] == [-1] * 3
+    assert verify(tmp_path / "x.beton") == []
+    with pytest.raises(SourceError, match="no images in it"):
+        open_images(fill(tmp_path / "empty/x", "x.txt").parent, labelled=False)
+
+
+def test_a_flat_folder_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no class folders.*2 images directly in it: .*num_classes: 0"):
+        FolderSource(fill(tmp_path / "flat", "a.jpg", "b.jpg"))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars/n01440764.tar").touch()
+    with pytest.raises(SourceError, match=r"1 \.tar files: unpack each"):
+        FolderSource(tmp_path / "tars")
+
+
+def context(tmp_path: Path) -> Any:
+    return SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+
+
+def test_imagenet_is_checked_before_anything_is_converted(folder: Path, tmp_path: Path) -> None:
+    val = fill(tmp_path / "val", "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    cfg = ConvertConfig(dataset="imagenet1k", train_dir=str(folder), val_dir=str(val))
+    with pytest.raises(SourceError) as caught:
+        run(context(tmp_path), cfg)
+    message = str(caught.value)
+    assert "\n" not in message and "imagenet1k is not as expected, nothing was converted: " in message
+    assert f"train ({folder}): 3 classes found, 1000 expected, 5 images found, 1281167 expected; val: {val}" in message
+    assert "2 images directly in it" in message
+    assert not list((tmp_path / "run").glob("*.beton"))
+
+
+def test_what_was_known_can_be_declared_otherwise(folder: Path) -> None:
+    known = Layout(3, {"train": 5, "val": None}).or_known("imagenet1k")
+    assert (known.classes, known.images) == (3, {"train": 5, "val": 50_000})
+    assert Layout(None, {"train": None}).or_known("mine") == Layout(None, {})
+    check_layout("mine", {"train": FolderSource(folder)}, Layout(3, {"train": 5}))
+
+
+def test_splits_of_other_classes(folder: Path, tmp_path: Path) -> None:
+    val = fill(tmp_path / "val", "cat/a.jpg", "yak/b.jpg")
+    with pytest.raises(SourceError, match=r"2 classes of train are not in val: dog, emu; 1 classes of val .*: yak"):
+        check_layout("mine", {"train": FolderSource(folder), "val": FolderSource(val)}, Layout())
+
+
+def test_the_stage_with_lists(folder: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"dataset": "mine", "train_dir": str(folder), "val_dir": str(folder)}
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    train.write_text("cat/a.jpg\ndog/c.jpg\n")
+    val.write_text("cat/b.jpg cat\nemu/d.jpg dog\n")
+    with pytest.raises(ValidationError, match="num_train_images beside train_list"):
+        ConvertConfig(**values, train_list=str(train))
+    values |= {"train_list": str(train), "val_list": str(val), "num_train_images": 2}
+    out = run(context(tmp_path), ConvertConfig(**values, num_val_images=2))
+    assert [PackSource(out.outputs["val"]).label(i) for i in range(2)] == [0, 1]
+    assert out.info == {"dataset": "mine", "num_classes": 2}
+    with pytest.raises(SourceError, match="2 images found, 3 expected"):
+        run(context(tmp_path), ConvertConfig(**values, num_val_images=3))
+
+
+def test_the_stage_without_labels_and_validation(tmp_path: Path) -> None:
+    root = fill(tmp_path / "images", "a.jpg", "b.jpg")
+    cfg = ConvertConfig(dataset="web", num_classes=0, num_val_images=0, train_dir=str(root))
+    out = run(context(tmp_path), cfg)
+    assert set(out.outputs) == {"train", "train_sidecar"} and out.info["num_classes"] == 0
+    ctx: Any = SimpleNamespace(stage="knn", inputs={"data": out})
+    with pytest.raises(ValueError, match="data set 'web' has no labels, which stage 'knn' needs"):
+        num_classes(ctx)
+
+
+def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path) -> None:
+    (folder / "cat/bad.jpg").write_text("no image")
+    values: dict[str, Any] = {"dataset": "mine", "train_dir": str(folder), "num_val_images": 0, "num_train_images": 6}
+    out = run(context(tmp_path), ConvertConfig(**values, allow_bad=("cat/bad.jpg",)))
+    assert len(PackSource(out.outputs["train"])) == 5
+
+
+def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:
+    sets = ["imagenet.num_classes=0", "imagenet.num_val_images=0"]
+    runs = build_plan(config.load("mugs_vit_s16_ep100", STAGES, sets))
+    assert [line.split()[0] for line in unresolved(runs)] == ["imagenet.train_dir"]

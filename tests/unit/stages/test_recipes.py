@@ -1,0 +1,119 @@
+"""The bundled reproductions are the released runs: values written by hand from the recipe's table of the five runs."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from mugs.engine.schedules import Schedule
+from mugs.engine.train import build_schedule
+from pipeline import config
+from pipeline.plan import build_plan
+from pipeline.spec import StageRun
+from stages import STAGES
+from stages.pretrain import PretrainConfig, train_config
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A column of the table; `last_lr` and `last_wd` belong to the last step."""
+
+    gpus: int
+    per_gpu: int
+    batch: int
+    steps_per_epoch: int
+    total_steps: int
+    peak_lr: float
+    min_lr: float
+    last_lr: float
+    weight_decay: tuple[float, float]
+    last_wd: float
+    drop_path: float
+    temperature: tuple[float, float, int]
+    magnitudes_trained: bool
+    frozen: int
+    clip: tuple[tuple[int, float], ...]
+
+
+S_CLIP = ((0, 3.0),)
+WARM = (0.04, 0.07, 30)
+WARM50 = (0.04, 0.07, 50)
+# fmt: off
+EXPECTED = {
+    "mugs_vit_s16_ep100": Expected(8, 64, 512, 2502, 250_200, 1.6e-3, 1e-6, 1.0000000778e-6, (0.04, 0.2),
+                                   0.19999999999369, 0.1, (0.04, 0.04, 0), True, 1, S_CLIP),
+    "mugs_vit_s16_ep300": Expected(16, 64, 1024, 1251, 375_300, 3.2e-3, 1e-6, 1.0000000600e-6, (0.04, 0.1),
+                                   0.09999999999895, 0.1, WARM, True, 1, S_CLIP),
+    "mugs_vit_s16_ep800": Expected(16, 64, 1024, 1251, 1_000_800, 3.2e-3, 1e-6, 1.0000000081e-6, (0.04, 0.1),
+                                   0.09999999999985, 0.1, WARM, True, 1, S_CLIP),
+    "mugs_vit_b16_ep400": Expected(24, 42, 1008, 1271, 508_400, 3.15e-3, 2e-6, 2.0000000316e-6, (0.04, 0.1),
+                                   0.09999999999943, 0.1, WARM50, True, 3, S_CLIP),
+    "mugs_vit_l16_ep250": Expected(40, 16, 640, 2001, 500_250, 3.75e-3, 1.5e-4, 1.500000000385e-4, (0.025, 0.08),
+                                   0.07999999999946, 0.3, WARM50, False, 3, ((0, 3.0), (101, 0.3))),
+}
+# fmt: on
+LINEAR = {
+    "mugs_vit_s16_ep100": ("last4_cls", 0.015, 1e-5, 1024, 4),
+    "mugs_vit_s16_ep300": ("last4_cls", 0.02, 0.0, 1024, 4),
+    "mugs_vit_s16_ep800": ("last4_cls", 0.01, 0.0, 1024, 4),
+    "mugs_vit_b16_ep400": ("cls_patchmean", 0.002, 1e-5, 512, 4),
+    "mugs_vit_l16_ep250": ("cls_patchmean", 0.002, 1e-5, 1024, 8),
+}
+
+
+def planned(name: str) -> dict[str, StageRun]:
+    return {run.name: run for run in build_plan(config.load(name, STAGES))}
+
+
+def pretraining(name: str) -> tuple[PretrainConfig, Schedule]:
+    cfg = planned(name)["pretrain"].config
+    assert isinstance(cfg, PretrainConfig) and cfg.steps_per_epoch is not None
+    return cfg, build_schedule(train_config(cfg), cfg.steps_per_epoch)
+
+
+def test_every_bundled_reproduction_is_here_and_plans() -> None:
+    assert set(config.bundled()) == {"mini", *EXPECTED}
+    for name in config.bundled():
+        assert build_plan(config.load(name, STAGES))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_recipe(name: str) -> None:
+    want, (cfg, _) = EXPECTED[name], pretraining(name)
+    resources = planned(name)["pretrain"].resources
+    assert (resources.gpus, cfg.batch_size // resources.gpus) == (want.gpus, want.per_gpu)
+    assert (cfg.batch_size, cfg.steps_per_epoch, cfg.warmup_epochs) == (want.batch, want.steps_per_epoch, 10)
+    method = cfg.mugs
+    assert method.drop_path == want.drop_path
+    assert (*method.group_teacher_temperature, method.group_teacher_warmup_epochs) == want.temperature
+    assert method.train_prototype_magnitude is want.magnitudes_trained
+    assert (cfg.freeze_prototypes_epochs, cfg.clip) == (want.frozen, want.clip)
+    assert (cfg.teacher_momentum, cfg.patch_lr_scale, cfg.precision, cfg.seed) == (0.996, 0.2, "fp32", 0)
+    assert (cfg.views.num_small, cfg.views.weak_prob, method.relation_depth) == (10, 0.5, 1)
+    assert (method.instance_temperature, method.group_student_temperature, method.num_neighbours) == (0.2, 0.1, 8)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_schedule(name: str) -> None:
+    want, (cfg, schedule) = EXPECTED[name], pretraining(name)
+    assert schedule.total_steps == want.total_steps
+    warm, last = 10 * want.steps_per_epoch, want.total_steps - 1
+    assert train_config(cfg).peak_lr == pytest.approx(want.peak_lr, rel=1e-12)
+    assert schedule.lr(0) == 0
+    assert [schedule.lr(warm - 1), schedule.lr(warm)] == pytest.approx([want.peak_lr] * 2, rel=1e-12)
+    assert cfg.min_lr == want.min_lr
+    assert schedule.lr(last) == pytest.approx(want.last_lr, rel=1e-10) and schedule.lr(last) > want.min_lr
+    assert schedule.wd(0) == pytest.approx(want.weight_decay[0], rel=1e-12)
+    assert schedule.wd(last) == pytest.approx(want.last_wd, rel=1e-12)
+    assert cfg.weight_decay == want.weight_decay
+    assert [schedule.teacher_momentum(s) for s in (0, last)] == pytest.approx([0.996, 1.0], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_evaluations(name: str) -> None:
+    runs = planned(name)
+    linear, knn = runs["linear"], runs["knn"].config.model_dump()
+    fields = [linear.config.model_dump()[f] for f in ("feature", "base_lr", "final_lr", "batch_size")]
+    assert (*fields, linear.resources.gpus) == LINEAR[name]
+    assert linear.config.model_dump()["augmentation"] == "strong" and linear.config.model_dump()["epochs"] == 100
+    assert knn["ks"] == (10, 15, 20, 30, 40, 50, 100, 200)
+    assert knn["temperatures"] == (0.05 if "_s16" in name else 0.04, 0.07)
