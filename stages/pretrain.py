@@ -101,6 +101,7 @@ class PretrainConfig(StageConfig):
     log_steps: int = Runtime(10, ge=1)
     activation_checkpointing: bool = Runtime(False)
     compile: bool = Runtime(False)
+    profile_steps: int = Runtime(0, ge=0)
     calibration: Literal["s100", "s300", "l250"] | None = Runtime(None)
 
     @model_validator(mode="before")

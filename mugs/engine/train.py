@@ -29,6 +29,7 @@ from mugs.engine.agreement import require_equal
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
 from mugs.engine.failures import NonFiniteError, write_failure
+from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw
 from mugs.engine.progress import Progress
 from mugs.engine.schedules import Schedule
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run around the method. `batch_size` is global; the last seven fields cannot change a number.
+    """The run around the method. `batch_size` is global; the last eight fields cannot change a number.
 
     calibration: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
     """
@@ -63,6 +64,7 @@ class TrainConfig:
     threads: int = 2
     checkpoint_steps: int = 500
     log_steps: int = 10
+    profile_steps: int = 0
     calibration: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -91,7 +93,9 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
     if distributed.world_size() > 1:
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
     trainer = Trainer(method, optimizer, schedule, config.step, student)
-    log = StepLog(run_dir, schedule, config, start, meta)
+    flops = method.flops(config.views, config.batch_size // distributed.world_size())
+    meter = Meter(device, config.step.precision, flops)
+    log = StepLog(run_dir, schedule, config, start, meta, meter)
     loader = make_loader(
         source,
         config.views,
@@ -102,7 +106,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         threads=config.threads,
     )
     stage = DeviceStage(device, config.views, config.seed)
-    with closing(loader), closing(log):
+    with closing(loader), closing(log), closing(Trace(run_dir / "trace", config.profile_steps)) as trace:
         batches = iter(loader.iterate(start, schedule.total_steps))
         for step in range(start, schedule.total_steps):
             waited = time.monotonic()
@@ -112,6 +116,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
             masks = depth_masks(method, config, step, micro, device)
             result = trainer.step(views, step, masks)
             log.record(step, result, batch, waited)
+            trace.step()
             if (step + 1) % config.checkpoint_steps == 0 or step + 1 == schedule.total_steps:
                 log.check_finite()
                 require_equal(method.extra_state)
@@ -211,14 +216,14 @@ class StepLog:
     """metrics.jsonl and progress of rank 0; holds device tensors and reads them only when a line is due."""
 
     def __init__(
-        self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int, meta: Mapping[str, Any]
+        self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int, meta: Mapping[str, Any], meter: Meter
     ) -> None:
         self.schedule, self.config, self.main = schedule, config, distributed.is_main()
         run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if self.main else None
         path = run_dir / "progress.json" if self.main else None
         self.progress = Progress("pretrain", schedule.total_steps, path=path, start=start, quiet=not self.main)
-        self.run_dir = run_dir
+        self.run_dir, self.meter = run_dir, meter
         self.pending: list[StepResult] = []
         self.ids: list[Tensor] = []
         self.waited, self.since = 0.0, time.monotonic()
@@ -265,6 +270,7 @@ class StepLog:
             "images_per_second": self.config.batch_size * steps / seconds,
             "step_ms": 1000 * seconds / steps,
             "data_wait_share": self.waited / seconds,
+            **self.meter.fields(steps, seconds),
         }
         self.check_finite()
         if self.metrics is not None:
@@ -272,7 +278,8 @@ class StepLog:
             self.metrics.flush()
         self.pending, self.ids = [], []
         self.waited, self.since = 0.0, time.monotonic()
-        return f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+        text = f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+        return f"{text}, {line['tflops']:.2f} TFLOP/s, peak {line['peak_memory_mb']:.0f} MB"
 
     def _mean_losses(self) -> dict[str, float]:
         """Means over the pending steps and all ranks."""

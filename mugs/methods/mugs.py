@@ -14,6 +14,7 @@ from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import PairAverage, pair_weights
 from mugs.memory import NeighbourMemory, PointerRule, Queue
+from mugs.methods.flops import Sizes, backbone_macs, block_macs, linear_macs
 from mugs.methods.network import LocalGroupToken, MugsNetwork, Outputs
 from mugs.views import Views
 
@@ -130,6 +131,25 @@ class Mugs:
             for network in (self.student, self.teacher):
                 for block in network.backbone.blocks:
                     block.compile()
+
+    def flops(self, sizes: Sizes, images: int) -> float:
+        """Operations of one step over `images` images: 3 x student + teacher, searches and queue products."""
+        config, vit = self.config, self.student.backbone.config
+        student_rows, rows_all = 2 + sizes.num_small, 4 + sizes.num_small
+        large, small = (backbone_macs(vit, size) for size in (sizes.large_size, sizes.small_size))
+
+        def heads(network: MugsNetwork) -> int:
+            modules = (network.instance_head, network.local_group_head, network.group_head)
+            relation = len(network.backbone.relation_blocks) * block_macs(config.num_neighbours + 1, vit.embed_dim)
+            return relation + sum(linear_macs(head) for head in modules)
+
+        state = self.extra_state
+        queues = sum(q is not None for q in (state.instance_queue, state.local_group_queue))
+        search = 0 if state.teacher_memory is None else config.memory_size * vit.embed_dim
+        macs = 3 * (2 * large + sizes.num_small * small + student_rows * heads(self.student))
+        macs += 2 * (large + heads(self.teacher)) + rows_all * search
+        macs += 2 * student_rows * queues * config.queue_size * config.head_out
+        return 2.0 * macs * images
 
     def losses(self, student: Callable[..., Outputs], views: Views, epoch: int) -> tuple[dict[str, Tensor], Features]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
