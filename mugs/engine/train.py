@@ -86,6 +86,8 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         )
     schedule = build_schedule(config, order.steps_per_epoch)
     method.to(device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as released
     optimizer = build_adamw(method.student, config.patch_lr_scale)
     start, meta = resume(method, optimizer, run_dir / "checkpoints")
     require_equal(method.extra_state)
