@@ -70,12 +70,12 @@ class CrossEntropy(torch.autograd.Function):
             assigned_TBK = torch.softmax(shifted_TBK / teacher_temperature, dim=-1)
             scaled_PBK = student_PNK[:, part].float() / student_temperature
             result_PB = torch.logsumexp(scaled_PBK, dim=-1)
-            total += (result_PB.sum(dim=1) * weights_TP.sum(dim=0)).sum()
             for crop, scaled_BK in enumerate(scaled_PBK):
                 mixed_BK = torch.einsum("t,tbk->bk", weights_TP[:, crop], assigned_TBK)
-                total -= torch.dot(mixed_BK.flatten(), scaled_BK.flatten())
+                weight = weights_TP[:, crop].sum()
+                total += (weight * result_PB[crop] - (mixed_BK * scaled_BK).sum(dim=-1)).sum()
                 if gradient_PNK is not None:
-                    share_BK = scaled_BK.sub_(result_PB[crop][:, None]).exp_().mul_(weights_TP[:, crop].sum())
+                    share_BK = scaled_BK.sub_(result_PB[crop][:, None]).exp_().mul_(weight)
                     gradient_PNK[crop, part] = share_BK.sub_(mixed_BK).div_(num_images * student_temperature)
         if gradient_PNK is not None:
             ctx.save_for_backward(gradient_PNK)
