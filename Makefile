@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint bench setup
+.PHONY: demo test test-fast lint bench bench-gpu setup
 
 demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
@@ -21,6 +21,9 @@ lint: setup
 
 bench: setup  ## ratios against the naive ways, into build/bench.csv
 	$(PYTHON) tests/benchmarks/run_all.py
+
+bench-gpu: setup  ## training steps on the GPU of this machine, under nine minutes
+	$(PYTHON) tests/benchmarks/bench_gpu.py
 
 setup:
 	@bash .ci/setup.sh

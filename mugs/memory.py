@@ -30,14 +30,15 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(self, new: Tensor) -> None:
-        """Write (B, D) rows at the pointer. Raises ValueError when they do not fit."""
+    def enqueue(self, new: Tensor, valid: Tensor | None = None) -> None:
+        """Write (B, D) rows at the pointer unless `valid` is false. Raises ValueError when they do not fit."""
         size = len(self.rows)
         if len(new) > size:
             raise ValueError(f"{len(new)} rows do not fit into a queue of {size}: enlarge queue_size")
         slots = (self.pointer + torch.arange(len(new), device=new.device)) % size
-        self.rows[slots] = new.to(self.rows.dtype)
-        self.pointer.add_(len(new)).remainder_(size)
+        new = new.to(self.rows.dtype)
+        self.rows[slots] = new if valid is None else torch.where(valid, new, self.rows[slots])
+        self.pointer.add_(len(new) if valid is None else len(new) * valid).remainder_(size)
 
 
 class NeighbourMemory(nn.Module):

@@ -99,6 +99,9 @@ class PretrainConfig(StageConfig):
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
     log_steps: int = Runtime(10, ge=1)
+    activation_checkpointing: bool = Runtime(False)
+    compile: bool = Runtime(False)
+    profile_steps: int = Runtime(0, ge=0)
     calibration: Literal["s100", "s300", "l250"] | None = Runtime(None)
 
     @model_validator(mode="before")
@@ -127,6 +130,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
     device = distributed.init()
     method = METHODS[cfg.method](MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
+    method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
     arch = asdict(method.student.backbone.config)
     outputs = {name: ctx.run_dir / "weights" / f"{name}.safetensors" for name in ("initial", "teacher", "student")}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mugs.backbones.stochastic_depth import StochasticDepth
 
@@ -57,6 +58,7 @@ class ViT(VisionTransformer):
             weight_init="skip",
         )
         self.config = config
+        self.recompute = False  # keep only the input of each block and run it again on the way back
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
@@ -78,7 +80,10 @@ class ViT(VisionTransformer):
         """(N, 3, H, W) -> (N, L, D): the last block's output *before* the final LayerNorm."""
         x = self._pos_embed(self.patch_embed(images))
         for block in self.blocks:
-            x = block(x)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False)
+            else:
+                x = block(x)
         return x
 
     def relate(self, query: Tensor, neighbours: Tensor) -> Tensor:
@@ -108,6 +113,20 @@ class ViT(VisionTransformer):
         branches = (m for m in self.modules() if isinstance(m, StochasticDepth))
         for index, branch in enumerate(branches):
             branch.uniform = None if uniforms is None else uniforms[index]
+
+
+def depth_draws(block: nn.Module) -> list[Tensor | None]:
+    """What the stochastic-depth branches of a block hold for the coming pass."""
+    return [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)]
+
+
+def run_block(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:
+    """A block's pass with the given draws: by the time it is repeated, those of another crop size are set."""
+    branches = (m for m in block.modules() if isinstance(m, StochasticDepth))
+    for branch, uniform in zip(branches, draws, strict=True):
+        branch.uniform = uniform
+    out: Tensor = block(x)
+    return out
 
 
 def init_weights(module: nn.Module) -> None:

@@ -97,10 +97,10 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any rank says yes; every rank gets the same answer."""
+def all_ranks(flag: Tensor) -> Tensor:
+    """Whether all ranks say yes, a boolean on the device; nothing waits for it."""
     if world_size() == 1:
         return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    value = flag.to(torch.int32)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return value.bool()

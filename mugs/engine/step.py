@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mugs.engine.distributed import all_ranks
 from mugs.engine.optim import clip_each, set_rates
 from mugs.engine.schedules import Schedule
 from mugs.methods.base import Method
@@ -34,7 +35,10 @@ class StepConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Device tensors of one step: total and losses by name (means over this rank's images), finite as 0 or 1."""
+    """Device tensors of one step: total and losses by name (means over this rank's images).
+
+    `finite` is false where any rank's loss or any gradient is not finite; all ranks agree on it.
+    """
 
     total: Tensor
     losses: dict[str, Tensor]
@@ -59,21 +63,24 @@ class Trainer:
     def step(
         self, micro_batches: Sequence[Views], step: int, uniforms: Sequence[Tensor | None] | None = None
     ) -> StepResult:
-        """Run optimizer step `step` on this rank's micro-batches; a non-finite step leaves the weights alone."""
+        """Run optimizer step `step` on this rank's micro-batches; a non-finite step changes neither weights nor state.
+
+        Everything is decided on the device: nothing waits for it.
+        """
         epoch = step // self.schedule.steps_per_epoch
         set_rates(self.optimizer, self.schedule, step)
         self.optimizer.zero_grad(set_to_none=True)
         total, losses, features = self._backward(micro_batches, epoch, uniforms)
-        self.method.refresh(features)
         norms = clip_each(self.parameters, self.config.clip_at(epoch))
-        finite = torch.isfinite(norms).all() & torch.isfinite(total)
+        finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
+        self.method.refresh(features, finite)
         if epoch < self.config.freeze_last_layer_epochs:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
         # The fused optimizer skips the update on the device when this is 1: no wait for the device, no bad weights.
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.method.update_teacher(self.schedule.teacher_momentum(step))
+        self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
         return StepResult(total, losses, finite)
 
     def _backward(

@@ -25,8 +25,11 @@ from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import Source
 from mugs.engine import distributed
+from mugs.engine.agreement import require_equal
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
+from mugs.engine.failures import NonFiniteError, write_failure
+from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw
 from mugs.engine.progress import Progress
 from mugs.engine.schedules import Schedule
@@ -36,13 +39,9 @@ from mugs.methods.base import Method
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; no weight was touched by it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run around the method. `batch_size` is global; the last seven fields cannot change a number.
+    """The run around the method. `batch_size` is global; the last eight fields cannot change a number.
 
     calibration: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
     """
@@ -65,6 +64,7 @@ class TrainConfig:
     threads: int = 2
     checkpoint_steps: int = 500
     log_steps: int = 10
+    profile_steps: int = 0
     calibration: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -86,13 +86,18 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         )
     schedule = build_schedule(config, order.steps_per_epoch)
     method.to(device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as released
     optimizer = build_adamw(method.student, config.patch_lr_scale)
     start, meta = resume(method, optimizer, run_dir / "checkpoints")
+    require_equal(method.extra_state)
     student: nn.Module = method.student
     if distributed.world_size() > 1:
         student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
     trainer = Trainer(method, optimizer, schedule, config.step, student)
-    log = StepLog(run_dir, schedule, config, start, meta)
+    flops = method.flops(config.views, config.batch_size // distributed.world_size())
+    meter = Meter(device, config.step.precision, flops)
+    log = StepLog(run_dir, schedule, config, start, meta, meter)
     loader = make_loader(
         source,
         config.views,
@@ -103,7 +108,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         threads=config.threads,
     )
     stage = DeviceStage(device, config.views, config.seed)
-    with closing(loader), closing(log):
+    with closing(loader), closing(log), closing(Trace(run_dir / "trace", config.profile_steps)) as trace:
         batches = iter(loader.iterate(start, schedule.total_steps))
         for step in range(start, schedule.total_steps):
             waited = time.monotonic()
@@ -113,8 +118,10 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
             masks = depth_masks(method, config, step, micro, device)
             result = trainer.step(views, step, masks)
             log.record(step, result, batch, waited)
+            trace.step()
             if (step + 1) % config.checkpoint_steps == 0 or step + 1 == schedule.total_steps:
                 log.check_finite()
+                require_equal(method.extra_state)
                 save(method, optimizer, run_dir / "checkpoints", step + 1, log.state())
 
 
@@ -211,23 +218,26 @@ class StepLog:
     """metrics.jsonl and progress of rank 0; holds device tensors and reads them only when a line is due."""
 
     def __init__(
-        self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int, meta: Mapping[str, Any]
+        self, run_dir: Path, schedule: Schedule, config: TrainConfig, start: int, meta: Mapping[str, Any], meter: Meter
     ) -> None:
         self.schedule, self.config, self.main = schedule, config, distributed.is_main()
         run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if self.main else None
         path = run_dir / "progress.json" if self.main else None
         self.progress = Progress("pretrain", schedule.total_steps, path=path, start=start, quiet=not self.main)
+        self.run_dir, self.meter = run_dir, meter
         self.pending: list[StepResult] = []
+        self.ids: list[Tensor] = []
         self.waited, self.since = 0.0, time.monotonic()
-        self.last: tuple[int, list[int]] = (start, [])
+        self.last = start
         self.means = EpochMeans(config.calibration, schedule.steps_per_epoch, meta.get("epoch_means", {}))
 
     def record(self, step: int, result: StepResult, batch: Batch, waited: float) -> None:
         """Note one step; every `log_steps` write a line of means."""
         self.pending.append(result)
         self.waited += waited
-        self.last = (step, batch.ids.tolist())
+        self.ids.append(batch.ids)
+        self.last = step
         detail = ""
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.schedule.total_steps:
             detail = self._write(step)
@@ -262,13 +272,16 @@ class StepLog:
             "images_per_second": self.config.batch_size * steps / seconds,
             "step_ms": 1000 * seconds / steps,
             "data_wait_share": self.waited / seconds,
+            **self.meter.fields(steps, seconds),
         }
         self.check_finite()
         if self.metrics is not None:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
+        self.pending, self.ids = [], []
         self.waited, self.since = 0.0, time.monotonic()
-        return f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+        text = f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
+        return f"{text}, {line['tflops']:.2f} TFLOP/s, peak {line['peak_memory_mb']:.0f} MB"
 
     def _mean_losses(self) -> dict[str, float]:
         """Means over the pending steps and all ranks."""
@@ -280,14 +293,15 @@ class StepLog:
         """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
         if not self.pending:
             return
-        bad = not bool(torch.stack([r.finite for r in self.pending]).all())
-        device, count = self.pending[0].total.device, len(self.pending)
-        self.pending = []
-        if distributed.any_rank(bad, device):
-            step, ids = self.last
+        finite = torch.stack([r.finite for r in self.pending]).tolist()  # the one wait for the device
+        if not all(finite):
+            bad = finite.index(False)
+            step = self.last - len(finite) + 1 + bad
+            epoch, ids = step // self.schedule.steps_per_epoch, self.ids[bad].tolist()
+            path = write_failure(self.run_dir, step, epoch, self.config.seed, ids, self.pending[bad])
             raise NonFiniteError(
-                f"loss or gradient not finite within steps [{step - count + 1}, {step}]; the weights are untouched "
-                f"by it, the last checkpoint is good. Samples of the last step on this rank: {ids[:16]}"
+                f"loss or gradient not finite at step {step}; it changed no weight and no queue, the last "
+                f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"
             )
 
     def close(self) -> None:

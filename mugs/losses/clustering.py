@@ -6,6 +6,8 @@ T teacher crops, P student crops, N images, K prototypes.
 import torch
 from torch import Tensor
 
+from mugs.losses.blocked import CrossEntropy
+
 
 def clustering(
     student_PNK: Tensor,
@@ -18,14 +20,14 @@ def clustering(
 ) -> Tensor:
     """Weighted mean over pairs of the cross-entropy between the teacher's and the student's assignments.
 
-    The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z with z the scaled student logits: one batched
-    product for all pairs and no (T, P, N, K) tensor.
+    The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z with z the scaled student logits, and the
+    pairs of a student crop share the first term and take the mixture of the assignments in the second.
     """
-    scaled_PNK = student_PNK.float() / student_temperature
-    assigned_TNK = torch.softmax((teacher_TNK.float().detach() - center_K) / teacher_temperature, dim=-1)
-    agreement_NTP = torch.bmm(assigned_TNK.transpose(0, 1), scaled_PNK.permute(1, 2, 0))
-    loss_NTP = torch.logsumexp(scaled_PNK, dim=-1).T[:, None] - agreement_NTP
-    return (loss_NTP.mean(dim=0) * weights_TP).sum()
+    with torch.autocast(student_PNK.device.type, enabled=False):
+        loss: Tensor = CrossEntropy.apply(
+            student_PNK, teacher_TNK.detach(), center_K, weights_TP, student_temperature, teacher_temperature
+        )
+    return loss
 
 
 def teacher_temperature_at(epoch: int, *, start: float, end: float, warmup_epochs: int) -> float:

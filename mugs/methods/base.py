@@ -24,11 +24,14 @@ class Method(Protocol):
         `student` is `self.student`, possibly wrapped for distributed training.
         """
 
-    def refresh(self, features: Sequence[Any]) -> None:
-        """Update the extra state once per optimizer step from the features of all its micro-batches, in order."""
+    def refresh(self, features: Sequence[Any], valid: Tensor) -> None:
+        """Update the extra state once per optimizer step from the features of all its micro-batches, in order.
 
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student."""
+        Where `valid`, a boolean on the device, is false, the state stays as it is.
+        """
+
+    def update_teacher(self, momentum: float, valid: Tensor) -> None:
+        """Move the teacher towards the student, unless `valid` is false."""
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Hand the student (depth_branches, student crops, N) draws for stochastic depth."""

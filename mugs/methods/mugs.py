@@ -14,6 +14,7 @@ from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import PairAverage, pair_weights
 from mugs.memory import NeighbourMemory, PointerRule, Queue
+from mugs.methods.flops import Sizes, backbone_macs, block_macs, linear_macs
 from mugs.methods.network import LocalGroupToken, MugsNetwork, Outputs
 from mugs.views import Views
 
@@ -123,6 +124,33 @@ class Mugs:
             module.to(device)
         return self
 
+    def accelerate(self, *, activation_checkpointing: bool = False, compile: bool = False) -> None:
+        """Trade time for memory in the student's backbone; compile the blocks of both backbones in place."""
+        self.student.backbone.recompute = activation_checkpointing
+        if compile:
+            for network in (self.student, self.teacher):
+                for block in network.backbone.blocks:
+                    block.compile()
+
+    def flops(self, sizes: Sizes, images: int) -> float:
+        """Operations of one step over `images` images: 3 x student + teacher, searches and queue products."""
+        config, vit = self.config, self.student.backbone.config
+        student_rows, rows_all = 2 + sizes.num_small, 4 + sizes.num_small
+        large, small = (backbone_macs(vit, size) for size in (sizes.large_size, sizes.small_size))
+
+        def heads(network: MugsNetwork) -> int:
+            modules = (network.instance_head, network.local_group_head, network.group_head)
+            relation = len(network.backbone.relation_blocks) * block_macs(config.num_neighbours + 1, vit.embed_dim)
+            return relation + sum(linear_macs(head) for head in modules)
+
+        state = self.extra_state
+        queues = sum(q is not None for q in (state.instance_queue, state.local_group_queue))
+        search = 0 if state.teacher_memory is None else config.memory_size * vit.embed_dim
+        macs = 3 * (2 * large + sizes.num_small * small + student_rows * heads(self.student))
+        macs += 2 * (large + heads(self.teacher)) + rows_all * search
+        macs += 2 * student_rows * queues * config.queue_size * config.head_out
+        return 2.0 * macs * images
+
     def losses(self, student: Callable[..., Outputs], views: Views, epoch: int) -> tuple[dict[str, Tensor], Features]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
         state, config = self.extra_state, self.config
@@ -161,34 +189,36 @@ class Mugs:
         )
 
     @torch.no_grad()
-    def refresh(self, features: Sequence[Features]) -> None:
-        """Queues, memories and centre, from the gathered features of the step in global sample order."""
+    def refresh(self, features: Sequence[Features], valid: Tensor) -> None:
+        """Queues, memories and centre, from the gathered features of a valid step in global sample order."""
         state = self.extra_state
         for queue, field in ((state.instance_queue, "instance"), (state.local_group_queue, "local_group")):
             if queue is not None:
                 crops = gather(features, field, dim=1)
                 for crop in crops:
-                    queue.enqueue(crop)
+                    queue.enqueue(crop, valid)
         if state.teacher_memory is not None:
             student_rows = gather(features, "student_memory")
+            accept = valid.expand(len(student_rows))
             if state.student_memory is not None:
-                state.student_memory.write(student_rows, gather(features, "weak"))
-            state.teacher_memory.write(gather(features, "teacher_memory"))
+                state.student_memory.write(student_rows, accept & gather(features, "weak"))
+            state.teacher_memory.write(gather(features, "teacher_memory"), accept)
             if state.student_memory is None:
-                state.teacher_memory.write(student_rows)
+                state.teacher_memory.write(student_rows, accept)
         sums = [f.center_sum for f in features if f.center_sum is not None]
         if sums:
             mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
             momentum = self.config.center_momentum
-            state.center.mul_(momentum).add_(mean, alpha=1 - momentum)
+            moved = momentum * state.center + (1 - momentum) * mean
+            state.center.copy_(torch.where(valid, moved, state.center))
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads."""
+    def update_teacher(self, momentum: float, valid: Tensor) -> None:
+        """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads, unless the step is not valid."""
         student = dict(self.student.named_parameters())
-        names, mine = zip(*self.teacher.named_parameters(), strict=True)
-        torch._foreach_mul_(list(mine), momentum)
-        torch._foreach_add_(list(mine), [student[n].detach() for n in names], alpha=1 - momentum)
+        keep, share = torch.where(valid, momentum, 1.0), torch.where(valid, 1 - momentum, 0.0)
+        for name, mine in self.teacher.named_parameters():
+            mine.mul_(keep).addcmul_(student[name], share)
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Draws (2 * depth, student crops, N) for the student; the teacher keeps every branch (released)."""

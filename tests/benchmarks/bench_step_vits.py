@@ -28,7 +28,7 @@ from mugs.views import Views
 
 PARITY = Path(__file__).resolve().parent.parent / "parity"
 BATCH = 8
-STEPS = {"ours": 4, "naive": 1}
+STEPS = {"ours fp32": 4, "ours bf16": 2, "naive fp32": 1}
 RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
 
 
@@ -78,7 +78,7 @@ def measure(side: str, precision: str) -> Measured:
     torch.set_num_threads(2)
     batch, run = views(), Ours(precision) if side == "ours" else Naive()
     before, times, losses = peak_mb(), [], []
-    for _ in range(STEPS[side]):
+    for _ in range(STEPS[f"{side} {precision}"]):
         start = time.perf_counter()
         losses.append(run.step(batch))
         times.append(time.perf_counter() - start)

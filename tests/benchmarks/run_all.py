@@ -17,7 +17,7 @@ def main() -> None:
     if out.exists():
         with out.open(encoding="utf-8", newline="") as stream:
             known = {row["name"]: row for row in csv.DictReader(stream)}
-    for path in sorted(HERE.glob("bench_*.py")):
+    for path in sorted(set(HERE.glob("bench_*.py")) - {HERE / "bench_gpu.py"}):
         for row in importlib.import_module(path.stem).run():
             known[row["name"]] = {column: row[column] for column in COLUMNS}
             sys.stdout.write(f"{row['name']:20} {row['ratio']:>8.2f}x  {row['note']}\n")

@@ -118,7 +118,7 @@ class NaiveMugs:
         queue = torch.stack(self.queues[name])
         for s, t in zip(student, teacher, strict=True):
             logits = torch.cat([(s * t).sum()[None], queue @ s]) / tau
-            losses.append(F.cross_entropy(logits[None], torch.zeros(1, dtype=torch.long)))
+            losses.append(F.cross_entropy(logits[None], torch.zeros(1, dtype=torch.long, device=s.device)))
         return torch.stack(losses).mean()
 
     def teacher_temperature(self, epoch: int) -> float:

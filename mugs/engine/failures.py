@@ -1,0 +1,39 @@
+"""What is kept of a step that was not finite."""
+
+import json
+import math
+from pathlib import Path
+
+from mugs.atomic import write_text_atomic
+from mugs.engine import distributed
+from mugs.engine.step import StepResult
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not finite; no weight was touched by it."""
+
+
+def write_failure(run_dir: Path, step: int, epoch: int, seed: int, ids: list[int], result: StepResult) -> Path:
+    """This rank's part of a bad step, into `run_dir/failures/`; every rank writes its own file.
+
+    Views and masks are a function of (seed, epoch, sample) and (seed, step), so these, the samples and the last
+    checkpoint are all it takes to run the step again. A loss that is not finite is written as text.
+    """
+
+    def number(value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)
+
+    record = {
+        "step": step,
+        "epoch": epoch,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "seed": seed,
+        "sample_ids": ids,
+        "loss": number(result.total.item()),
+        "losses": {name: number(value.item()) for name, value in result.losses.items()},
+    }
+    path = run_dir / "failures" / f"step_{step:08d}_rank_{distributed.rank():04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, json.dumps(record, indent=1))
+    return path

@@ -1,0 +1,80 @@
+"""How well the device is used: peak memory, floating-point rate, and a profiler trace on request."""
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from mugs.engine import distributed
+
+# Dense peaks in TFLOP/s (bf16, TF32) from the data sheets; the first name that is part of the device's counts.
+PEAKS = {
+    "H200": (989.0, 494.5),
+    "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.0, 417.5),
+    "H100": (989.0, 494.5),
+    "A100": (312.0, 156.0),
+}
+
+
+def device_peak(name: str, precision: str) -> float | None:
+    """TFLOP/s of a device at "bf16" or "fp32" (taken as TF32), None where unknown."""
+    found = [peaks for part, peaks in PEAKS.items() if part in name]
+    return found[0][precision != "bf16"] if found else None
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory ever in use: allocated on a GPU, resident in this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Meter:
+    """Fields of a metrics line; `flops` is what this rank's share of one step takes."""
+
+    def __init__(self, device: torch.device, precision: str, flops: float) -> None:
+        self.device, self.flops = device, flops
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = device_peak(name, precision)
+
+    def fields(self, steps: int, seconds: float) -> dict[str, Any]:
+        """Peak memory of this rank, TFLOP/s of one device, and its share of the peak where that is known."""
+        rate = self.flops * steps / seconds / 1e12
+        share = None if self.peak is None else rate / self.peak
+        return {"peak_memory_mb": peak_memory_mb(self.device), "tflops": rate, "peak_share": share}
+
+
+class Trace:
+    """A profiler over `steps` steps after the first two; none when `steps` is 0. Opens in Perfetto."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.profiler = None
+        if steps > 0:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
+            self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._writer(folder))
+            self.profiler.start()
+
+    @staticmethod
+    def _writer(folder: Path) -> Callable[[profile], None]:
+        def write(profiler: profile) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(folder / f"rank_{distributed.rank():04d}.json.gz"))
+
+        return write
+
+    def step(self) -> None:
+        """One step is over."""
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def close(self) -> None:
+        """Stop; what was recorded is written."""
+        if self.profiler is not None:
+            self.profiler.stop()

@@ -1,0 +1,131 @@
+"""Training steps on a GPU: images per second and peak memory of ours against the loop-by-loop reference.
+
+    python tests/benchmarks/bench_gpu.py            ViT-S/16 and ViT-B/16 in fp32 (TF32), bf16, and bf16 compiled
+
+Batch 32, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536, one GPU. The reference has eager
+attention, takes one step (after one of a single image) and is never compiled: the compiled row repeats its bf16 figure.
+Cases that would start after eight minutes are left out, and the table says so.
+"""
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "parity")]
+
+from naive_mugs import NaiveMugs  # noqa: E402
+from step_cases import SCHEDULE  # noqa: E402
+
+from mugs.engine.optim import build_adamw  # noqa: E402
+from mugs.engine.step import StepConfig, Trainer  # noqa: E402
+from mugs.methods import Mugs, MugsConfig  # noqa: E402
+from mugs.views import Views  # noqa: E402
+
+RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
+BUDGET_SECONDS = 480.0
+MODES = ("fp32", "bf16", "bf16 compiled")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and on what."""
+
+    config: MugsConfig
+    device: torch.device
+    batch: int = 32
+    sizes: tuple[int, int] = (224, 96)
+    steps: int = 8
+
+    def views(self, images: int) -> Views:
+        large, small = (
+            torch.randn(n, images, 3, s, s, device=self.device) for n, s in zip((4, 10), self.sizes, strict=True)
+        )
+        return Views(large, small, torch.arange(images, device=self.device) % 2 == 0)
+
+
+@dataclass
+class Figures:
+    """Images per second and MB at the peak."""
+
+    rate: float = field(default=float("nan"))
+    memory: float = field(default=float("nan"))
+
+
+def measured(setup: Setup, step: Callable[[Views], object], warm: Views, steps: int) -> Figures:
+    """Warm up twice, then time `steps` steps."""
+    cuda, views = setup.device.type == "cuda", setup.views(setup.batch)
+    for _ in range(2):
+        step(warm)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step(views)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else float("nan")
+    return Figures(setup.batch * steps / seconds, memory)
+
+
+def ours(setup: Setup, mode: str) -> Figures:
+    method = Mugs(setup.config).to(setup.device)
+    method.accelerate(compile="compiled" in mode)
+    config = StepConfig(precision=mode.split()[0])
+    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, method.student)
+    return measured(setup, lambda views: trainer.step([views], 2), setup.views(setup.batch), setup.steps)
+
+
+def naive(setup: Setup, mode: str) -> Figures:
+    reference = NaiveMugs(Mugs(setup.config).to(setup.device), clip=3.0)
+    for module in [*reference.student.modules(), *reference.teacher.modules()]:
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+    def step(views: Views) -> None:
+        with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=mode == "bf16"):
+            reference.step(views, **RATES)
+
+    return measured(setup, step, setup.views(1), 1)
+
+
+def table(setups: dict[str, Setup]) -> None:
+    """Measure case by case and print one line for each."""
+    began, shown = time.monotonic(), sys.stdout.write
+    heads = ("arch", "mode", "img/s", "naive", "ratio", "MB", "naive", "share")
+    shown(("{:10} {:14}" + " {:>9}" * 6 + "\n").format(*heads))
+    for name, setup in setups.items():
+        reference = Figures()
+        for mode in MODES:
+            if time.monotonic() - began > BUDGET_SECONDS:
+                shown(f"{name:10} {mode:14} left out: eight minutes are over\n")
+                continue
+            mine = ours(setup, mode)
+            gc.collect()
+            if mode != "bf16 compiled":
+                reference = naive(setup, mode)
+                gc.collect()
+            shown(f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} {mine.rate / reference.rate:9.1f}")
+            shown(f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}\n")
+            sys.stdout.flush()
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("bench-gpu: no GPU here; nothing was measured")
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda")
+    shape = {"ViT-S/16": "vit_s16", "ViT-B/16": "vit_b16"}
+    sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    table({name: Setup(MugsConfig(arch=arch, drop_path=0.0), device) for name, arch in shape.items()})
+
+
+if __name__ == "__main__":
+    main()

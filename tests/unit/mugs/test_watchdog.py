@@ -1,0 +1,138 @@
+"""A bad step stops all ranks, harms nothing, is dumped and can be continued from; state differs on no rank."""
+
+import json
+import os
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from step_cases import SMALLEST
+from torch import Tensor
+
+from mugs.data.digits import materialize_digits
+from mugs.data.order import Order
+from mugs.data.recipe import ViewRecipe
+from mugs.data.source import FolderSource
+from mugs.engine import distributed
+from mugs.engine.agreement import StateMismatchError, fingerprint
+from mugs.engine.failures import NonFiniteError
+from mugs.engine.train import TrainConfig, pretrain
+from mugs.methods import Mugs
+from mugs.views import Views
+
+VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
+CONFIG = TrainConfig(
+    epochs=2,
+    batch_size=8,
+    base_lr=1e-2,
+    warmup_epochs=1,
+    steps_per_epoch=4,
+    views=VIEWS,
+    checkpoint_steps=2,
+    log_steps=1,
+    threads=1,
+)
+
+
+def snapshot(method: Mugs) -> dict[str, Tensor]:
+    parts = {"student": method.student, "teacher": method.teacher, "state": method.extra_state}
+    return {f"{p}.{n}": v.clone() for p, module in parts.items() for n, v in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
+    """Make pixels NaN at the given call of `losses`; the returned list gets what the method held just before."""
+    losses, calls, before = method.losses, [0], []
+
+    def poisoned(student: Callable[..., Any], views: Views, epoch: int) -> Any:
+        if calls[0] == at:
+            before.append(snapshot(method))
+            if here:
+                views = Views(views.large * torch.nan, views.small, views.weak)
+        calls[0] += 1
+        return losses(student, views, epoch)
+
+    method.losses = poisoned  # type: ignore[method-assign]
+    return before
+
+
+def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0) -> Mugs:
+    method = Mugs(replace(SMALLEST, queue_size=32, drop_path=0.2), seed=0)
+    before = [] if bad_step is None else poison(method, bad_step, distributed.rank() == bad_rank)
+    try:
+        pretrain(method, FolderSource(data), CONFIG, folder, torch.device("cpu"))
+        assert bad_step is None
+    except NonFiniteError as error:
+        assert f"step {bad_step};" in str(error)
+        same(snapshot(method), before[0])
+    return method
+
+
+def check(tmp_path: Path, data: Path, seed: int) -> None:
+    """One random bad step on a random rank: stop, dump, continue, and end as if nothing had happened."""
+    world, generator = distributed.world_size(), random.Random(seed)
+    bad_step, bad_rank = generator.randrange(1, 8), generator.randrange(world)
+    straight = run(tmp_path / "straight", data)
+    folder = tmp_path / "failed"
+    run(folder, data, bad_step, bad_rank)
+    rank = distributed.rank()
+    dump = json.loads((folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text())
+    order = Order(len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4)
+    assert dump["sample_ids"] == order.indices(bad_step).tolist()
+    assert (dump["step"], dump["epoch"]) == (bad_step, bad_step // 4)
+    assert (dump["loss"] == "nan") == (rank == bad_rank)
+    same(snapshot(run(folder, data)), snapshot(straight))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    materialize_digits(tmp_path / "digits")
+    return tmp_path / "digits" / "val"
+
+
+def test_one_rank(tmp_path: Path, data: Path) -> None:
+    torch.set_num_threads(1)
+    check(tmp_path, data, seed=1)
+
+
+def on_rank(rank: int, world: int, port: int, folder: Path, data: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init(timeout_minutes=1)
+    try:
+        check(folder, data, seed=2)
+        method = Mugs(SMALLEST)
+        if rank == 1:
+            method.extra_state.instance_queue.rows[3, 2] += 1e-3
+        with pytest.raises(StateMismatchError, match=r"^instance_queue.rows: "):
+            pretrain(method, FolderSource(data), CONFIG, folder / "unequal", torch.device("cpu"))
+    finally:
+        distributed.shutdown()
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path, data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    mp.spawn(on_rank, args=(2, port, tmp_path, data), nprocs=2)
+
+
+def test_fingerprint_sees_a_bit_and_an_exchange() -> None:
+    rows = torch.randn(40, 3)
+    swapped, flipped = rows[torch.randperm(40, generator=torch.Generator().manual_seed(0))], rows.clone()
+    flipped.view(torch.int32)[7, 1] ^= 1
+    assert torch.equal(fingerprint(rows), fingerprint(rows.clone()))
+    assert not torch.equal(fingerprint(rows), fingerprint(swapped))
+    assert not torch.equal(fingerprint(rows), fingerprint(flipped))
+    assert fingerprint(torch.zeros((), dtype=torch.int64)).tolist() == [0, 0]
