@@ -216,9 +216,10 @@ class Mugs:
     def update_teacher(self, momentum: float, valid: Tensor) -> None:
         """theta' <- m theta' + (1 - m) theta for backbone, relation block and heads, unless the step is not valid."""
         student = dict(self.student.named_parameters())
+        names, mine = zip(*self.teacher.named_parameters(), strict=True)
         keep, share = torch.where(valid, momentum, 1.0), torch.where(valid, 1 - momentum, 0.0)
-        for name, mine in self.teacher.named_parameters():
-            mine.mul_(keep).addcmul_(student[name], share)
+        torch._foreach_mul_(mine, keep)
+        torch._foreach_add_(mine, torch._foreach_mul([student[name].detach() for name in names], share))
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Draws (2 * depth, student crops, N) for the student; the teacher keeps every branch (released)."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from step_cases import SCHEDULE, SMALLEST, SWITCHES, Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mugs.engine.metering import Meter
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepConfig, Trainer
 from mugs.engine.train import StepLog, TrainConfig
@@ -167,9 +168,10 @@ def test_a_step_reads_nothing_back() -> None:
 
 
 def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = Meter(torch.device("cpu"), "fp32", flops=1.0)
     for main in (True, False):
         monkeypatch.setattr("mugs.engine.distributed.is_main", lambda main=main: main)
         folder = tmp_path / str(main)
-        log = StepLog(folder, SCHEDULE, TrainConfig(epochs=1, batch_size=4, base_lr=0.1), 0, {})
+        log = StepLog(folder, SCHEDULE, TrainConfig(epochs=1, batch_size=4, base_lr=0.1), 0, {}, meter)
         log.close()
         assert (folder / "metrics.jsonl").exists() is main
