@@ -9,7 +9,7 @@ from stages.global_batch import uneven, uneven_passes
 from stages.presets import filled, paper
 
 if TYPE_CHECKING:
-    from mugs.engine.train import TrainConfig
+    from mugs.engine.train_config import TrainConfig
 
 
 class MugsOptions(StageConfig):
@@ -164,7 +164,7 @@ def train_config(cfg: PretrainConfig) -> "TrainConfig":
 
     from mugs.data.recipe import ViewRecipe
     from mugs.engine.step import StepConfig
-    from mugs.engine.train import TrainConfig
+    from mugs.engine.train_config import TrainConfig
     from mugs.methods.calibration import targets
 
     step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)

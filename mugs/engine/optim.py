@@ -28,6 +28,21 @@ def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.Ad
     return torch.optim.AdamW(parameter_groups(model, patch_lr_scale), lr=0.0, fused=True)
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimizer as `<parameter>.<name>` -> tensor."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; parameter groups stay as they are."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
     """Learning rate and weight decay of every group for this step."""
     for group in optimizer.param_groups:

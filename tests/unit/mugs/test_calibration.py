@@ -14,7 +14,8 @@ from mugs.data.recipe import ViewRecipe
 from mugs.data.source import FolderSource
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.step import StepResult
-from mugs.engine.train import TrainConfig, pretrain
+from mugs.engine.train import pretrain
+from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 from mugs.methods.calibration import targets
 from stages.pretrain import PretrainConfig, train_config

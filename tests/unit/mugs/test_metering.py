@@ -14,7 +14,8 @@ from mugs.data.digits import materialize_digits
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import FolderSource
 from mugs.engine.metering import Meter, device_peak
-from mugs.engine.train import TrainConfig, pretrain
+from mugs.engine.train import pretrain
+from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 
 VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)

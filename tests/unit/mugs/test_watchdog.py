@@ -22,7 +22,8 @@ from mugs.data.source import FolderSource
 from mugs.engine import distributed
 from mugs.engine.agreement import StateMismatchError, fingerprint
 from mugs.engine.failures import NonFiniteError
-from mugs.engine.train import TrainConfig, pretrain
+from mugs.engine.train import pretrain
+from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 from mugs.views import Views
 
