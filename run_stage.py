@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,6 +42,9 @@ SetOption = Annotated[
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Name of a run, or a stage. Repeatable.")]
 RootOption = Annotated[
     Path | None, typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs.")
+]
+ProfileOption = Annotated[
+    int, typer.Option(min=0, help="Steps of each pretraining to write a profiler trace of, into <run>/trace/.")
 ]
 ClusterOption = Annotated[str | None, typer.Option(help="Cluster profile: bundled name or path.")]
 
@@ -77,6 +81,7 @@ def submit(
     cluster: Annotated[str, typer.Option(help="Cluster profile: bundled name or path.")],
     overrides: SetOption = None,
     only: OnlyOption = None,
+    profile: ProfileOption = 0,
     run_root: RootOption = None,
 ) -> None:
     """Queue on Slurm what is neither done nor queued.
@@ -89,9 +94,9 @@ def submit(
 
     runs, _ = _runs(reproduction, overrides, only)
     _refuse_unresolved(runs)
-    _, profile = _place(run_root, cluster)
-    assert profile is not None
-    console.show_submissions(queue_runs(runs, profile))
+    _, where = _place(run_root, cluster)
+    assert where is not None
+    console.show_submissions(queue_runs(_profiled(runs, profile), where))
 
 
 @app.command(name="run")
@@ -100,6 +105,7 @@ def run_command(
     overrides: SetOption = None,
     only: OnlyOption = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Processes per run; default: one per GPU here.")] = None,
+    profile: ProfileOption = 0,
     run_root: RootOption = None,
 ) -> None:
     """Run here and now what is not done.
@@ -112,7 +118,7 @@ def run_command(
     runs, _ = _runs(reproduction, overrides, only)
     _refuse_unresolved(runs)
     root, _ = _place(run_root, None)
-    outcomes = run_here(runs, root, ranks=ranks, started=console.announce)
+    outcomes = run_here(_profiled(runs, profile), root, ranks=ranks, started=console.announce)
     console.show_outcomes(outcomes)
     if any(outcome.state in ("failed", "not run") for outcome in outcomes):
         raise typer.Exit(1)
@@ -285,6 +291,19 @@ def _deep_problems(stage: str, entry: ManifestEntry, every: int) -> list[str]:
 
     check = STAGES[stage].check
     return list(resolve(check)(entry, every)) if check else []
+
+
+def _profiled(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
+    """The runs, those that train told to trace `steps` steps. Their ids stay: a trace changes no number."""
+    if steps == 0:
+        return runs
+    if not any(hasattr(run.config, "profile_steps") for run in runs):
+        _stop("--profile: none of the chosen runs can be traced")
+    traced = {"profile_steps": steps}
+    return [
+        replace(run, config=run.config.model_copy(update=traced)) if hasattr(run.config, "profile_steps") else run
+        for run in runs
+    ]
 
 
 def _refuse_unresolved(runs: Sequence[StageRun]) -> None:

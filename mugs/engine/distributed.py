@@ -55,11 +55,9 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """(n, ...) on each rank, equal n -> (world_size * n, ...) in rank order."""
     if world_size() == 1:
         return rows
-    boolean = rows.dtype == torch.bool
-    sent = rows.to(torch.uint8) if boolean else rows
-    gathered = sent.new_empty((world_size() * len(sent), *sent.shape[1:]))
-    dist.all_gather_into_tensor(gathered, sent.contiguous())
-    return gathered.bool() if boolean else gathered
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Trainer:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
         # The fused optimizer skips the update on the device when this is 1: no wait for the device, no bad weights.
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
         return StepResult(total, losses, finite)

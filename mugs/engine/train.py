@@ -96,7 +96,7 @@ class Pretraining:
     def _trainer(self) -> Trainer:
         student: nn.Module = self.method.student
         if distributed.world_size() > 1:
-            student = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
+            student = DistributedDataParallel(student, gradient_as_bucket_view=True)
         return Trainer(self.method, self.optimizer, self.schedule, self.config.step, student)
 
     def check(self) -> None:

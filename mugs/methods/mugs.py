@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -191,18 +191,17 @@ class Mugs:
     @torch.no_grad()
     def refresh(self, features: Sequence[Features], valid: Tensor) -> None:
         """Queues, memories and centre, from the gathered features of a valid step in global sample order."""
-        state = self.extra_state
+        state, rows_of = self.extra_state, gather(features)
         for queue, field in ((state.instance_queue, "instance"), (state.local_group_queue, "local_group")):
             if queue is not None:
-                crops = gather(features, field, dim=1)
-                for crop in crops:
+                for crop in rows_of[field].unbind(1):
                     queue.enqueue(crop, valid)
         if state.teacher_memory is not None:
-            student_rows = gather(features, "student_memory")
+            student_rows = rows_of["student_memory"]
             accept = valid.expand(len(student_rows))
             if state.student_memory is not None:
-                state.student_memory.write(student_rows, accept & gather(features, "weak"))
-            state.teacher_memory.write(gather(features, "teacher_memory"), accept)
+                state.student_memory.write(student_rows, accept & rows_of["weak"].bool())
+            state.teacher_memory.write(rows_of["teacher_memory"], accept)
             if state.student_memory is None:
                 state.teacher_memory.write(student_rows, accept)
         sums = [f.center_sum for f in features if f.center_sum is not None]
@@ -231,10 +230,18 @@ class Mugs:
         return [] if head is None else list(head.last_layer.parameters())
 
 
-def gather(features: Sequence[Any], field: str, dim: int = 0) -> Tensor:
-    """Concatenate a field over micro-batches and ranks: the rows of the global batch in sample order."""
-    local = torch.cat([getattr(f, field) for f in features], dim=dim).movedim(dim, 0)
-    return all_gather_rows(local.contiguous()).movedim(0, dim)
+def gather(features: Sequence[Features]) -> dict[str, Tensor]:
+    """Rows (B, ...) of the global batch in sample order, for every field there is: one all-gather for all of them."""
+    local = {}
+    for name in ("instance", "local_group", "student_memory", "teacher_memory", "weak"):
+        parts = [getattr(f, name) for f in features]
+        if parts[0] is not None:
+            images_first = [part.movedim(1, 0) if part.ndim == 3 else part for part in parts]
+            local[name] = torch.cat(images_first).float()
+    packed = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], dim=1)
+    widths = [value[0].numel() for value in local.values()]
+    columns = torch.split(all_gather_rows(packed), widths, dim=1)
+    return {n: c.reshape(-1, *value.shape[1:]) for (n, value), c in zip(local.items(), columns, strict=True)}
 
 
 def rows(queue: Queue | None) -> Tensor:

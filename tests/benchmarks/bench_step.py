@@ -10,8 +10,10 @@ import torch
 from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
+from mugs.engine.distributed import all_ranks
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepConfig, Trainer
+from mugs.views import Views
 
 CASE = Case(replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024), num_small=10, batch=16)
 
@@ -30,6 +32,25 @@ def compare(name: str, ours: Callable[[], Any], naive: Callable[[], Any], note: 
     return {"name": name, "ours": mine, "baseline": theirs, "ratio": ratio, "unit": "s", "note": note}
 
 
+def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
+    """What deciding whether a step is finite, and acting on it, takes of the step, on one rank."""
+    norms = torch.stack([p.detach().norm() for p in trainer.parameters])
+    queue = trainer.method.extra_state.instance_queue
+    rows = queue.rows[: CASE.batch].clone()
+
+    def check() -> None:
+        finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(norms[0]))
+        for _ in range(2):  # two queues, or memories, of each kind
+            torch.where(finite, rows, queue.rows[: CASE.batch])
+            torch.where(finite, rows, queue.rows[: CASE.batch])
+        torch.where(finite, 0.99, 1.0), torch.where(finite, 0.01, 0.0), (~finite).to(torch.float32)
+
+    check()
+    spent, step = (median(seconds(work) for _ in range(9)) for work in (check, lambda: trainer.step([views], 2)))
+    note = f"of a step of a tiny network; {1e6 * spent:.0f} us whatever the network"
+    return {"name": "watchdog_share", "ours": spent, "baseline": step, "ratio": spent / step, "unit": "s", "note": note}
+
+
 def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
@@ -40,4 +61,5 @@ def run() -> list[dict[str, Any]]:
     return [
         compare("loss_step", lambda: method.losses(method.student, views, 1), lambda: naive.losses(views, 1), note),
         compare("train_step_fp32", lambda: trainer.step([views], 2), lambda: naive.step(views, **rates), note),
+        watchdog(trainer, views),
     ]

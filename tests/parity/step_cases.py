@@ -93,7 +93,7 @@ def run_product(case: Case) -> Trace:
     """This rank's share of the case through Trainer; losses are means over ranks."""
     method = build(case)
     world, rank = distributed.world_size(), distributed.rank()
-    student = method.student if world == 1 else DistributedDataParallel(method.student, broadcast_buffers=False)
+    student = method.student if world == 1 else DistributedDataParallel(method.student)
     config = StepConfig(clip=((0, case.clip),), freeze_last_layer_epochs=0)
     trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, student)
     share, losses = case.batch // world, []
@@ -136,10 +136,10 @@ def run_naive(case: Case) -> Trace:
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Everything in double precision, also where the product widens bfloat16 by `.float()`."""
+    """Everything in double precision, also where the product widens bytes or bfloat16 by `.float()`."""
     default, widen = torch.get_default_dtype(), Tensor.float
     torch.set_default_dtype(torch.float64)
-    Tensor.float = lambda self: self if self.dtype == torch.float64 else widen(self)
+    Tensor.float = lambda self: self.to(torch.float64)
     try:
         yield
     finally:

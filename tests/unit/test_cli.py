@@ -11,6 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+import run_stage
+from pipeline.spec import StageRun
 
 ROOT = Path(__file__).resolve().parents[2]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -154,3 +158,23 @@ def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> N
     assert shown == f"==> {path}\nattempt 2, line 98\nattempt 2, line 99\n"
     done = cli("logs", "mini", "digit")
     assert done.returncode == 2 and "did you mean 'digits'" in done.stderr
+
+
+def test_profile_reaches_the_pretraining_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, StageRun] = {}
+
+    def note(runs: list[StageRun], *_: object, **__: object) -> list[object]:
+        seen.update((run.name, run) for run in runs)
+        return []
+
+    monkeypatch.setattr("slurm.local.run_here", note)
+    call = CliRunner().invoke
+    root = ["--run-root", str(tmp_path / "runs")]
+    assert call(run_stage.app, ["run", "mini", *root]).exit_code == 0
+    plain = dict(seen)
+    assert call(run_stage.app, ["run", "mini", "--profile", "3", *root]).exit_code == 0
+    assert seen["pretrain"].config.profile_steps == 3
+    assert {name: run.run_id for name, run in seen.items()} == {name: run.run_id for name, run in plain.items()}
+    assert seen["knn"] == plain["knn"]
+    refused = call(run_stage.app, ["run", "mini", "--only", "digits", "--profile", "3", *root])
+    assert refused.exit_code == 2 and "none of the chosen runs can be traced" in refused.output

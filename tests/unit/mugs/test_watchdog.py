@@ -5,6 +5,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import torch.multiprocessing as mp
 from step_cases import SMALLEST
 from torch import Tensor
 
+from mugs.data.device import DeviceStage
 from mugs.data.digits import materialize_digits
+from mugs.data.loader import make_loader
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import FolderSource
 from mugs.engine import distributed
 from mugs.engine.agreement import StateMismatchError, fingerprint
 from mugs.engine.failures import NonFiniteError
-from mugs.engine.train import pretrain
+from mugs.engine.step import split
+from mugs.engine.train import depth_masks, plan_batches, pretrain
 from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 from mugs.views import Views
@@ -80,19 +84,34 @@ def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0
     return method
 
 
+def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
+    """Losses of this rank's part of a step, made again from nothing but its number and the state before it."""
+    source, world = FolderSource(data), distributed.world_size()
+    order, micro = plan_batches(len(source), CONFIG)
+    with closing(make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)) as loader:
+        batch = next(iter(loader.iterate(step, step + 1)))
+    (views,) = split(DeviceStage(torch.device("cpu"), VIEWS, seed=0)(batch), micro)
+    (masks,) = depth_masks(method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu"))
+    method.set_depth_uniforms(masks)
+    losses, _ = method.losses(method.student, views, step // CONFIG.steps_per_epoch)
+    return {name: value.item() for name, value in losses.items()}
+
+
 def check(tmp_path: Path, data: Path, seed: int) -> None:
     """One random bad step on a random rank: stop, dump, continue, and end as if nothing had happened."""
     world, generator = distributed.world_size(), random.Random(seed)
     bad_step, bad_rank = generator.randrange(1, 8), generator.randrange(world)
     straight = run(tmp_path / "straight", data)
     folder = tmp_path / "failed"
-    run(folder, data, bad_step, bad_rank)
+    stopped = run(folder, data, bad_step, bad_rank)
     rank = distributed.rank()
     dump = json.loads((folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text())
     order = Order(len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4)
     assert dump["sample_ids"] == order.indices(bad_step).tolist()
     assert (dump["step"], dump["epoch"]) == (bad_step, bad_step // 4)
     assert (dump["loss"] == "nan") == (rank == bad_rank)
+    if rank != bad_rank:
+        assert replay(stopped, data, dump["step"]) == dump["losses"]
     same(snapshot(run(folder, data)), snapshot(straight))
 
 

@@ -1,0 +1,65 @@
+"""All combinations of what release and paper do, on 1, 2 and 4 ranks in 1, 2 and 4 micro-batches, for ten steps.
+
+On several ranks the number of micro-batches goes round over the combinations; MUGS_ALL_COMBINATIONS=1 runs all 576.
+"""
+
+import itertools
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from step_cases import SMALLEST, SWITCHES, Case, Trace, assert_equal, run_naive, run_product
+
+from mugs.engine import distributed
+from stages.presets import MUGS
+
+COMBINATIONS = [dict(zip(MUGS, values, strict=True)) for values in itertools.product(*(SWITCHES[n] for n in MUGS))]
+
+
+def case_of(index: int) -> Case:
+    config = replace(SMALLEST, **COMBINATIONS[index], queue_size=48)
+    return Case(config, batch=16, steps=10, clip=0.05, seed=index)
+
+
+def test_all_are_there() -> None:
+    assert len(COMBINATIONS) == 64
+    assert {name: value for name, value in MUGS.items() if value not in SWITCHES[name]} == {}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the naive reference makes of each combination, computed once."""
+    path = tmp_path_factory.mktemp("naive") / "traces.pt"
+    torch.save([vars(run_naive(case_of(index))) for index in range(len(COMBINATIONS))], path)
+    return path
+
+
+def compare(path: Path) -> None:
+    all_of_them = distributed.world_size() == 1 or "MUGS_ALL_COMBINATIONS" in os.environ
+    for index, trace in enumerate(torch.load(path, weights_only=True)):
+        for micro_batches in (1, 2, 4) if all_of_them else (1 << index % 3,):
+            assert_equal(run_product(replace(case_of(index), micro_batches=micro_batches)), Trace(**trace))
+
+
+def compare_on_rank(rank: int, world: int, port: int, path: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init(timeout_minutes=2)
+    try:
+        compare(path)
+    finally:
+        distributed.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_combinations(world: int, expected: Path) -> None:
+    if world == 1:
+        return compare(expected)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    mp.spawn(compare_on_rank, args=(world, port, expected), nprocs=world)
