@@ -7,6 +7,7 @@ byte), then the tensors without gaps. https://github.com/huggingface/safetensors
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,10 +32,14 @@ DTYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
-    """Write a new file and flush it to the disk. Raises OSError, and TypeError for a dtype there is no name for."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None) -> StoredFile:
+    """Write a new file and flush it to the disk; `note` goes into its header.
+
+    Raises OSError, and TypeError for a dtype there is no name for.
+    """
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each tensor aligned to its items
-    table, first = {}, 0
+    table: dict[str, Any] = {"__metadata__": dict(note)} if note else {}
+    first = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES:
