@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mugs.atomic import replacing
 from mugs.backbones.vit import ViT
 from mugs.methods.mugs import Mugs
+from mugs.storage.tensors import write_tensors
 
 State = dict[str, Tensor]
 
@@ -42,8 +42,7 @@ class KeyReport:
 def save_backbone(path: Path, state: State, meta: dict[str, Any]) -> None:
     """Write backbone weights and their description as one safetensors file."""
     with replacing(path) as temporary:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-        save_file(tensors, temporary, metadata={"mugs": json.dumps(meta)})
+        write_tensors(temporary, state, {"mugs": json.dumps(meta)})
 
 
 def load_backbone(path: Path) -> tuple[State, dict[str, Any]]:

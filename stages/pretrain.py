@@ -98,6 +98,9 @@ class PretrainConfig(StageConfig):
     renderer: Literal["fast", "reference"] = Runtime("fast")
     threads: int = Runtime(2, ge=1)
     checkpoint_steps: int = Runtime(500, ge=1)
+    keep_checkpoints: int = Runtime(2, ge=1)
+    keep_every_epochs: int = Runtime(0, ge=0)
+    checkpoint_retry_minutes: float = Runtime(10.0, ge=0, le=20)  # below the patience of the other ranks
     log_steps: int = Runtime(10, ge=1)
     activation_checkpointing: bool = Runtime(False)
     compile: bool = Runtime(False)

@@ -1,57 +1,149 @@
-"""Resumable state on disk.
+"""Resumable state: saved, kept and loaded. `mugs.storage.record` says how it lies on disk.
 
-    <folder>/step_00001234/      one safetensors file per part, and
-                           state.json   step, meta, and size and SHA-256 of every file
-A folder is filled under a temporary name, synced and renamed, so it is complete or absent. The newest one that
-verifies is loaded; a bad one is named in the log and skipped.
+A folder is filled under a temporary name, synced and renamed, so it is complete or absent; then it is read back, and
+only when it verifies are older ones removed. The newest one that verifies is loaded; a bad one is named in the log and
+skipped.
 """
 
-import hashlib
-import json
+import errno
 import logging
-import re
-import shutil
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mugs.atomic import replacing
+from mugs.atomic import make_folder, replacing
+from mugs.storage import record
+from mugs.storage.record import CheckpointError, Record, checkpoints, folder_name, verify
+from mugs.storage.space import gigabytes, patiently, require_room
+from mugs.storage.tensors import read_tensors, write_tensors
 
+__all__ = ["CheckpointError", "Parts", "SavePolicy", "checkpoints", "load_checkpoint", "load_latest", "save_checkpoint"]
 logger = logging.getLogger(__name__)
-FORMAT = 1
 Parts = dict[str, dict[str, Tensor]]
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names the file and the reason."""
+def anyone() -> None:
+    """The fence of a run that has no other attempts."""
 
 
-def save_checkpoint(folder: Path, step: int, parts: Parts, meta: dict[str, Any], *, keep: int = 2) -> Path:
-    """Write `step_XXXXXXXX` and remove all but the newest `keep`; an existing folder of that step is left as it is."""
-    target = folder / f"step_{step:08d}"
-    if not target.exists():
-        with replacing(target) as temporary:
-            temporary.mkdir()
-            files = {}
-            for name, tensors in parts.items():
-                path = temporary / f"{name}.safetensors"
-                save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, path)
-                files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-            record = {"format": FORMAT, "step": step, "meta": meta, "files": files}
-            (temporary / "state.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+@dataclass(frozen=True, kw_only=True)
+class SavePolicy:
+    """What is kept, and how long a full or stumbling disk is waited for.
+
+    keep: that many newest checkpoints stay; those of every `milestone_steps` stay too (0: none).
+    retry_seconds: for so long, at growing intervals, a write is tried again after ENOSPC, EDQUOT, EIO or ESTALE.
+    fence: called before anything is published or removed; raises where this process may no longer write.
+    """
+
+    keep: int = 2
+    milestone_steps: int = 0
+    retry_seconds: float = 600.0
+    fence: Callable[[], None] = anyone
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep {self.keep}: expected at least 1 checkpoint")
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays for good."""
+        return self.milestone_steps > 0 and step % self.milestone_steps == 0
+
+
+def state_bytes(parts: Parts) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+
+
+def require_room_for_run(folder: Path, parts: Parts, total_steps: int, policy: SavePolicy) -> None:
+    """Raise CheckpointError unless all that is kept, and one checkpoint in the making, fit beside what is there."""
+    milestones = total_steps // policy.milestone_steps if policy.milestone_steps else 0
+    size = state_bytes(parts)
+    count = policy.keep + milestones + 1
+    purpose = f"{count} checkpoints of {gigabytes(size)}, less what they take already"
+    try:
+        make_folder(folder)
+        require_room(folder, count * size - record.stored_bytes(folder), purpose)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror}; make room, or keep fewer checkpoints") from error
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    parts: Parts,
+    meta: Mapping[str, Any],
+    *,
+    policy: SavePolicy | None = None,
+    stop: Event | None = None,
+    published: Callable[[], None] = anyone,
+) -> Path:
+    """Write `step_XXXXXXXX` and remove what the policy does not keep; a good one of that step is left as it is.
+
+    `published` is called once the checkpoint is there for good; setting `stop` ends the waiting for a bad disk.
+    Raises CheckpointError when it cannot be written; older ones are intact then.
+    """
+    policy = policy or SavePolicy()
+    target = folder / folder_name(step)
+
+    def attempt() -> None:
+        policy.fence()
+        _tidy(folder, step)
+        if not target.exists():
+            _write(target, step, parts, meta, policy.fence)
+        published()
+        _read_back(target)
+
+    patiently(attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event())
+    policy.fence()
+    _retain(folder, target, policy)
     return target
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first, unverified; leftovers of interrupted writes are not among them."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if re.fullmatch(r"step_\d{8}", p.name))
+def _tidy(folder: Path, step: int) -> None:
+    """Remove leftovers; set aside what is in the way or would pass for newer, and is not good."""
+    record.remove_leftovers(folder)
+    for path in checkpoints(folder):
+        if record.step_of(path) >= step:
+            try:
+                verify(path)
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                record.set_aside(path)
+
+
+def _write(target: Path, step: int, parts: Parts, meta: Mapping[str, Any], fence: Callable[[], None]) -> None:
+    make_folder(target.parent)
+    require_room(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        files = {f"{name}.safetensors": tensors for name, tensors in parts.items()}
+        stored = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
+        record.write_record(temporary, Record(step, meta, stored))
+        fence()
+
+
+def _read_back(target: Path) -> None:
+    """Read what was written; when it is not that, set it aside and raise EIO, so that it is written again."""
+    try:
+        verify(target)
+    except CheckpointError as error:
+        record.set_aside(target)
+        raise OSError(errno.EIO, f"read back wrong right after it was written ({error})", str(target)) from error
+
+
+def _retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
+    """Remove old checkpoints; `newest` has been read back and stays whatever else there is."""
+    for old in checkpoints(folder)[: -policy.keep]:
+        if old != newest and not policy.is_milestone(record.step_of(old)):
+            try:
+                record.remove(old)
+            except OSError as error:
+                logger.warning("%s: no longer needed, cannot be removed (%s)", old, error)
 
 
 def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
@@ -75,30 +167,6 @@ def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
 
 def load_checkpoint(path: Path) -> tuple[int, Parts, dict[str, Any]]:
     """Verify and read one checkpoint. Raises CheckpointError naming the bad file."""
-    try:
-        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        files, step, meta = record["files"], int(record["step"]), record["meta"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'state.json'}: not a readable checkpoint record ({error})") from error
-    if record.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {record.get('format')}, this code reads {FORMAT}")
-    parts = {}
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != expected["size"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, {expected['size']} were written")
-        if sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: SHA-256 differs from the one recorded")
-        try:
-            parts[file.stem] = load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-    return step, parts, meta
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    found = verify(path)
+    parts = {os.path.splitext(name)[0]: read_tensors(path / name) for name in found.files}
+    return found.step, parts, dict(found.meta)

@@ -1,12 +1,17 @@
 """torch.distributed behind a few calls that also work in a single process without it."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class MainRankError(RuntimeError):
+    """Rank 0 could not do what the others wait for; the message is its error's."""
 
 
 def init(timeout_minutes: float = 30.0) -> torch.device:
@@ -49,6 +54,39 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_main(text: str) -> str:
+    """Rank 0's text, on all ranks."""
+    if world_size() == 1:
+        return text
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(device)
+    length = torch.tensor([len(data)], device=device)
+    dist.broadcast(length, 0)
+    if not is_main():
+        data = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    dist.broadcast(data, 0)
+    return bytes(data.tolist()).decode().strip()
+
+
+def on_main(work: Callable[[], object]) -> str:
+    """Do something on rank 0 while the others wait; the text of what it returns, on all ranks.
+
+    What it raises is raised there, and MainRankError with the same message on the others.
+    """
+    answer, failure = "", None
+    if is_main():
+        try:
+            answer = f"+{work()}"
+        except Exception as error:
+            answer, failure = f"-{type(error).__name__}: {error}", error
+    answer = from_main(answer)
+    if failure is not None:
+        raise failure
+    if answer.startswith("-"):
+        raise MainRankError(f"rank 0: {answer[1:]}")
+    return answer[1:]
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:

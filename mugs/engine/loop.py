@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mugs.engine import distributed
-from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
+from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, load_checkpoint, load_latest
+from mugs.engine.saver import Saver
+from mugs.storage.record import folder_name, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -33,33 +35,38 @@ class Task(Protocol):
         """Take over saved state. Raises KeyError or RuntimeError where it does not fit."""
 
 
-def train(task: Task, folder: Path, *, every: int) -> None:
+def train(task: Task, folder: Path, *, every: int, policy: SavePolicy | None = None) -> None:
     """Train to the end, from the newest good checkpoint in `folder` when there is one; save after `every` steps.
 
-    Raises CheckpointError, and what the task raises.
+    Returns when the last checkpoint is on disk. Raises CheckpointError, and what the task raises.
     """
-    start = resume(task, folder)
+    policy = policy or SavePolicy()
+    start = resume(task, folder, policy)
     steps = task.steps(start)
-    with closing(steps):  # type: ignore[type-var]
+    saver = Saver(task, folder, policy)
+    with closing(saver), closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
-            if done % every == 0 or done == task.total_steps:
+            if saver.due(done, every):
                 task.check()
-                save(task, folder, done)
+                saver.save(done)
+        saver.finish()
 
 
-def save(task: Task, folder: Path, step: int) -> None:
-    """Checkpoint on rank 0; the others wait."""
-    if distributed.is_main():
-        save_checkpoint(folder, step, task.parts(), task.notes())
-    distributed.barrier()
+def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
+    """Hand the newest good checkpoint, by rank 0's judgement, to the task; returns the step to go on with."""
+    found = None
 
+    def choose() -> int:
+        nonlocal found
+        policy.fence()
+        remove_leftovers(folder)
+        found = load_latest(folder)
+        return -1 if found is None else found[0]
 
-def resume(task: Task, folder: Path) -> int:
-    """Hand the newest good checkpoint to the task; returns the step to go on with."""
-    found = load_latest(folder)
-    if found is None:
+    step = int(distributed.on_main(choose))
+    if step < 0:
         return 0
-    step, parts, notes = found
+    _, parts, notes = found or load_checkpoint(folder / folder_name(step))
     try:
         task.load(parts, notes)
     except (KeyError, RuntimeError) as error:

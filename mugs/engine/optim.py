@@ -24,8 +24,19 @@ def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, 
 
 
 def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
-    """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
-    return torch.optim.AdamW(parameter_groups(model, patch_lr_scale), lr=0.0, fused=True)
+    """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step.
+
+    Moments are there from the start, zero, so that a checkpoint has the same tensors and size at every step.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, patch_lr_scale), lr=0.0, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from mugs.data.order import Order
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.agreement import require_equal
-from mugs.engine.checkpoint import Parts
+from mugs.engine.checkpoint import Parts, SavePolicy
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
@@ -40,7 +40,12 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
     CheckpointError.
     """
     task = Pretraining(method, source, config, run_dir, device)
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps)
+    policy = SavePolicy(
+        keep=config.keep_checkpoints,
+        milestone_steps=config.keep_every_epochs * task.order.steps_per_epoch,
+        retry_seconds=60 * config.checkpoint_retry_minutes,
+    )
+    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy)
 
 
 class Pretraining:

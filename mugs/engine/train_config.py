@@ -10,8 +10,10 @@ from mugs.engine.step import StepConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The run around the method. `batch_size` is global; the last eight fields cannot change a number.
+    """The run around the method. `batch_size` is global; the fields after `views` cannot change a number.
 
+    keep_checkpoints: that many newest ones stay; those after every `keep_every_epochs` epochs stay too (0: none).
+    checkpoint_retry_minutes: for so long a full or stumbling disk is tried again before the run fails.
     calibration: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
     """
 
@@ -32,6 +34,9 @@ class TrainConfig:
     renderer: RendererName = "fast"
     threads: int = 2
     checkpoint_steps: int = 500
+    keep_checkpoints: int = 2
+    keep_every_epochs: int = 0
+    checkpoint_retry_minutes: float = 10.0
     log_steps: int = 10
     profile_steps: int = 0
     calibration: Mapping[int, Mapping[str, float]] = field(default_factory=dict)

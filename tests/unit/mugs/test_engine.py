@@ -25,7 +25,7 @@ PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}
 
 def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, PARTS, {"note": step}, keep=2)
+        save_checkpoint(tmp_path, step, PARTS, {"note": step})
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002", "step_00000003"]
     step, parts, meta = load_latest(tmp_path)
     assert (step, meta) == (3, {"note": 3})

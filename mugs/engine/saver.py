@@ -1,0 +1,55 @@
+"""Checkpoints of a training on all ranks: rank 0 writes in the background, its errors reach everyone."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from mugs.engine import distributed
+from mugs.engine.background import BackgroundWriter, Saved
+from mugs.engine.checkpoint import Parts, SavePolicy, require_room_for_run
+
+
+class State(Protocol):
+    """What is saved of a task."""
+
+    total_steps: int
+
+    def parts(self) -> Parts:
+        """Tensors to save, by file and name."""
+
+    def notes(self) -> dict[str, Any]:
+        """JSON-able facts to save beside them."""
+
+
+class Saver:
+    """Saves a task's state into `folder`; how long it took goes into `metrics.jsonl` beside the folder.
+
+    Every call is made by all ranks together, and raises on all of them what goes wrong on rank 0.
+    """
+
+    def __init__(self, task: State, folder: Path, policy: SavePolicy) -> None:
+        self.task, self.policy = task, policy
+        self.metrics = folder.parent / "metrics.jsonl"
+        self.writer = BackgroundWriter(folder, policy)
+        distributed.on_main(lambda: require_room_for_run(folder, task.parts(), task.total_steps, policy))
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a checkpoint is taken after this step."""
+        return step % every == 0 or step == self.task.total_steps or self.policy.is_milestone(step)
+
+    def save(self, step: int) -> None:
+        """Copy the state and let it be written; first waits for the write before."""
+        distributed.on_main(lambda: self._note(self.writer.save(step, self.task.parts(), self.task.notes())))
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk."""
+        distributed.on_main(lambda: self._note(self.writer.wait()))
+
+    def close(self) -> None:
+        """Let no write outlive the training; errors are only logged."""
+        self.writer.close()
+
+    def _note(self, saved: Saved | None) -> None:
+        if saved is not None:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(saved.fields()) + "\n")

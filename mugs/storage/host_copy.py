@@ -1,0 +1,29 @@
+"""A state copied to main memory, so that training may go on while the copy is written."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """Buffers for one copy of a state, used again; page-locked where the state is on a GPU."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, str], Tensor] = {}
+
+    def take(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Copy tensors by part and name; the former copy is overwritten. Returns when the copy is complete."""
+        sources = {(part, name): tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        self.buffers = {key: self._buffer(key, tensor) for key, tensor in sources.items()}
+        for key, tensor in sources.items():
+            self.buffers[key].copy_(tensor.detach(), non_blocking=True)
+        for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return {part: {name: self.buffers[part, name] for name in tensors} for part, tensors in parts.items()}
+
+    def _buffer(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
+        old = self.buffers.get(key)
+        if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+            return old
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)

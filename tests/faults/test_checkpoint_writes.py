@@ -1,0 +1,67 @@
+"""Small versions of the campaign on cut-short writes; `make chaos` runs it at full size."""
+
+from pathlib import Path
+
+import pytest
+from campaign_writes import NEW, OLD, WAYS, boundaries, calls_of_a_save, kills, prepared
+from checkpoint_cases import loaded_step, only
+from outcome import Outcome
+from shim import dead_after, intercepted
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_save_cut_short_after_any_call_leaves_old_or_new(tmp_path: Path, way: str) -> None:
+    outcome = Outcome(way)
+    boundaries(outcome, tmp_path, way)
+    assert outcome.trials > 30
+    assert outcome.complaints == []
+
+
+def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+    outcome = Outcome("kills")
+    kills(outcome, tmp_path, 20)
+    assert outcome.trials == 20
+    assert outcome.complaints == []
+
+
+def test_a_save_without_its_rename_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mugs.engine.checkpoint.replacing", in_place)
+    outcome = Outcome("in place")
+    boundaries(outcome, tmp_path, "raise")
+    assert outcome.complaints
+
+
+class in_place:
+    """Stands in for `replacing` and writes where the file is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path) -> None:
+    calls = [name for name, _ in calls_of_a_save(tmp_path)]
+    renamed = calls.index("replace")
+    writes = [i for i, name in enumerate(calls) if name == "write"]
+    opens = [i for i, name in enumerate(calls[:renamed]) if name == "open"][1:]  # after the check for room
+    assert max(writes) < renamed and calls[renamed + 1] == "fsync", "the parent folder, after the rename"
+    for first, last in zip(opens, [*opens[1:], renamed], strict=True):
+        assert "fsync" in calls[first:last], "each file, before the next"
+    assert calls[renamed - 1] == "fsync", "the folder itself, last"
+    assert calls.index("rename") > renamed, "an old one goes after the new one is there"
+
+
+def test_a_dead_process_removes_nothing(tmp_path: Path) -> None:
+    """The shim itself: after a crash no clean-up happens, so the leftover is there."""
+    prepared(tmp_path)
+    with pytest.raises(BaseException), intercepted(dead_after(10)):  # noqa: B017
+        from checkpoint_cases import save
+
+        save(tmp_path, NEW)
+    assert loaded_step(tmp_path) == OLD
+    assert [p.name for p in tmp_path.iterdir() if p.name not in only(2, OLD)] != []

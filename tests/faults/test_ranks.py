@@ -1,0 +1,117 @@
+"""What happens to rank 0's checkpoints happens to all ranks."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+from checkpoint_cases import POLICY, loaded_step, save
+from shim import failing, intercepted
+
+from mugs.engine import distributed
+from mugs.engine.checkpoint import CheckpointError, load_latest
+from mugs.engine.distributed import MainRankError, from_main, on_main
+from mugs.engine.saver import Saver
+
+ERROR = (CheckpointError, MainRankError)
+
+
+class Counted:
+    """A state that is rank 0's alone to hand out."""
+
+    total_steps = 9
+
+    def parts(self) -> dict[str, object]:
+        assert distributed.is_main()
+        return {"x": {}}
+
+    def notes(self) -> dict[str, object]:
+        return {}
+
+
+def on_two_ranks(work: Callable[[], None]) -> None:
+    """Do some work on two ranks; both must end well."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def rank(number: int) -> None:
+        os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        distributed.init(timeout_minutes=1)
+        work()
+        distributed.shutdown()
+
+    ranks = [processes.start(lambda number=number: rank(number)) for number in (0, 1)]
+    assert [processes.end(process) for process in ranks] == [0, 0]
+
+
+def test_texts_and_errors_of_rank_0_reach_rank_1() -> None:
+    def work() -> None:
+        main = distributed.is_main()
+        for text in ("", "step 3", "größer" * 1000):
+            assert from_main(text if main else "?") == text
+        assert on_main(lambda: 7) == "7"
+        with pytest.raises(KeyError if main else MainRankError, match=r"no such thing"):
+            on_main(lambda: {}["no such thing"])
+        assert on_main(lambda: "go on") == "go on"
+
+    on_two_ranks(work)
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_an_error_of_the_writer_surfaces_on_both(tmp_path: Path, at_the_end: bool) -> None:
+    def work() -> None:
+        saver = Saver(Counted(), tmp_path / "checkpoints", POLICY)
+        with intercepted(failing(6, 28)):
+            saver.save(1)
+            with pytest.raises(ERROR, match="No space left on device"):
+                saver.finish() if at_the_end else saver.save(2)
+        saver.save(3)
+        saver.finish()
+        saver.close()
+
+    on_two_ranks(work)
+    assert load_latest(tmp_path / "checkpoints")[0] == 3
+
+
+def test_no_room_stops_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        assert distributed.is_main()
+        raise CheckpointError("1 MB free")
+
+    monkeypatch.setattr("mugs.engine.saver.require_room_for_run", full)
+
+    def work() -> None:
+        with pytest.raises(ERROR, match="1 MB free"):
+            Saver(Counted(), tmp_path, POLICY)
+
+    on_two_ranks(work)
+
+
+def test_both_resume_where_rank_0_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mugs.engine import loop
+
+    for step in (1, 2):
+        save(tmp_path, step)
+    load, loaded = loop.load_latest, []
+
+    def blind(folder: Path) -> object:
+        assert distributed.is_main()
+        (tmp_path / "step_00000002").rename(tmp_path / "hidden")
+        found = load(folder)
+        (tmp_path / "hidden").rename(tmp_path / "step_00000002")
+        return found
+
+    class Task(Counted):
+        def load(self, parts: object, notes: dict[str, object]) -> None:
+            loaded.append(notes["history"][0])
+
+    monkeypatch.setattr(loop, "load_latest", blind)
+
+    def work() -> None:
+        assert loop.resume(Task(), tmp_path, POLICY) == 1
+        assert loaded == [1]
+
+    on_two_ranks(work)
+    assert loaded_step(tmp_path) == 2
