@@ -11,6 +11,8 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,32 @@ FORMAT = 1
 Parts = dict[str, dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class Writer:
+    """Who writes: the number of the attempt, part of temporary names, and a check that raises when it may not.
+
+    The check comes right before the rename, and a newer attempt removes what older ones have begun before it reads
+    (`remove_leftovers`). So an older one's rename either comes before that, and is seen, or finds nothing to rename.
+    What remains is a shared file system that shows an old listing of the attempts for longer than a save takes.
+    """
+
+    attempt: int = 1
+    check: Callable[[], None] = lambda: None
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message names the file and the reason."""
 
 
-def save_checkpoint(folder: Path, step: int, parts: Parts, meta: dict[str, Any], *, keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, parts: Parts, meta: dict[str, Any], *, keep: int = 2, writer: Writer | None = None
+) -> Path:
     """Write `step_XXXXXXXX` and remove all but the newest `keep`; an existing folder of that step is left as it is."""
+    writer = writer or Writer()
+    writer.check()
     target = folder / f"step_{step:08d}"
     if not target.exists():
-        with replacing(target) as temporary:
+        with replacing(target, f"attempt{writer.attempt}", writer.check) as temporary:
             temporary.mkdir()
             files = {}
             for name, tensors in parts.items():
@@ -45,6 +64,14 @@ def save_checkpoint(folder: Path, step: int, parts: Parts, meta: dict[str, Any],
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def remove_leftovers(folder: Path, attempt: int) -> None:
+    """Remove what attempts before this one began to write and did not finish."""
+    for path in folder.glob(".step_*.tmp"):
+        found = re.search(r"\.attempt(\d+)\.", path.name)
+        if found is None or int(found[1]) < attempt:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,13 +1,23 @@
 """The loop around every training: resume, step, save now and then, save and stop when told to."""
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mugs.engine import distributed
-from mugs.engine.checkpoint import CheckpointError, Parts, load_latest, save_checkpoint
+from mugs.engine.checkpoint import (
+    CheckpointError,
+    Parts,
+    Writer,
+    load_latest,
+    remove_leftovers,
+    save_checkpoint,
+)
+from mugs.engine.control import Control, StopVote, Unattended, fence
 
 logger = logging.getLogger(__name__)
 
@@ -33,24 +43,42 @@ class Task(Protocol):
         """Take over saved state. Raises KeyError or RuntimeError where it does not fit."""
 
 
-def train(task: Task, folder: Path, *, every: int) -> None:
+def train(task: Task, folder: Path, *, every: int, control: Control | None = None) -> None:
     """Train to the end, from the newest good checkpoint in `folder` when there is one; save after `every` steps.
 
-    Raises CheckpointError, and what the task raises.
+    When `control` asks one rank to stop, all save after the same step and leave through `control.interrupted`.
+    Raises CheckpointError, StaleWriterError, and what the task and `interrupted` raise.
     """
+    control = control or Unattended()
+    if distributed.is_main():
+        remove_leftovers(folder, control.attempt)
+    distributed.barrier()  # from here on no older attempt adds a checkpoint, so all ranks find the same
     start = resume(task, folder)
+    control.beat(start)
+    vote = StopVote(control)
     steps = task.steps(start)
     with closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
-            if done % every == 0 or done == task.total_steps:
+            control.beat(done)
+            last = done == task.total_steps
+            stop = vote.stop() and not last
+            if stop or last or done % every == 0:
                 task.check()
-                save(task, folder, done)
+                save(task, folder, done, control)
+            if stop:
+                vote.close()
+                control.interrupted(done)
+    vote.close()
+    control.rest()
 
 
-def save(task: Task, folder: Path, step: int) -> None:
-    """Checkpoint on rank 0; the others wait."""
+def save(task: Task, folder: Path, step: int, control: Control) -> None:
+    """Checkpoint on rank 0, unless a newer attempt has started; the others wait."""
     if distributed.is_main():
-        save_checkpoint(folder, step, task.parts(), task.notes())
+        began = time.monotonic()
+        writer = Writer(control.attempt, partial(fence, control))
+        save_checkpoint(folder, step, task.parts(), task.notes(), writer=writer)
+        control.saved(step, time.monotonic() - began)
     distributed.barrier()
 
 
