@@ -1,6 +1,6 @@
 """Command line of the reproduction: plan | submit | run | status | tables | verify | logs | cancel.
 
-It parses, wires the packages and exits: 0 fine, 1 a run failed, 2 a usage or configuration error.
+It parses, wires the packages and exits: 0 fine, 1 a run failed, 2 a usage or configuration error, 75 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ app = typer.Typer(
     A REPRODUCTION is a bundled name, such as mini, or a YAML file like those in pipeline/configs: runs of stages, each
     with its configuration and the runs it needs. Every command takes all its runs, or those of --only.
 
-    Exit code: 0 fine, 1 a run failed or a check found something, 2 usage or configuration error.""",
+    Exit code: 0 fine, 1 a run failed or a check found something, 2 usage or configuration error, 75 interrupted (the
+    same command goes on).""",
 )
 
 Name = Annotated[str, typer.Argument(metavar="REPRODUCTION", help="Bundled name (mini, ...), or path of a YAML file.")]
@@ -110,7 +111,8 @@ def run_command(
 ) -> None:
     """Run here and now what is not done.
 
-    One run after the other on this machine, without Slurm. What depends on a run that failed is left out.
+    One run after the other on this machine, without Slurm. What depends on a run that failed is left out. Ctrl-C saves
+    and stops, the same command goes on from there; twice stops at once.
     """
     from slurm import console
     from slurm.local import run_here
@@ -120,6 +122,9 @@ def run_command(
     root, _ = _place(run_root, None)
     outcomes = run_here(_profiled(runs, profile), root, ranks=ranks, started=console.announce)
     console.show_outcomes(outcomes)
+    if any(outcome.state == "interrupted" for outcome in outcomes):
+        typer.echo("interrupted, run again to resume", err=True)
+        raise typer.Exit(75)
     if any(outcome.state in ("failed", "not run") for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,16 +52,21 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write; on success it is synced and renamed to `path`, else removed."""
+def replacing(path: Path, tag: str = "", check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Yield a temporary sibling to write; on success it is synced and renamed to `path`, else removed.
+
+    `tag` becomes part of the temporary name; `check` may raise right before the rename.
+    """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    mark = f"{tag}." if tag else ""
+    temporary = path.with_name(f".{path.name}.{mark}{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         if temporary.is_dir():
             for inner in temporary.iterdir():
                 fsync_path(inner)
         fsync_path(temporary)
+        check()
         os.replace(temporary, path)
         fsync_path(path.parent)
     finally:

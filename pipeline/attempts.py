@@ -1,7 +1,8 @@
 """Attempts of a run: each takes the next number, and only the newest may publish.
 
 `<run_dir>/attempts/NNNN.json` is created with O_EXCL, so two processes can never hold one number.
-`<run_dir>/attempts/NNNN.failed.json` says how an attempt ended when it failed.
+`NNNN.failed.json` beside it says how an attempt ended when it failed, `NNNN.interrupted.json` that it was asked to stop
+and did, `NNNN.saved.json` what its newest checkpoint is and what saving cost.
 A process that was thought dead and is not (a node that lost its daemon) finds a newer number and must stop.
 """
 
@@ -24,12 +25,18 @@ class StaleAttemptError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt failed: its last error line, the log that holds the rest, and when (Unix time)."""
+    """How an attempt failed: its last error line, the log that holds the rest, when (Unix time), the step, the host.
+
+    `repeatable`: an error in code or configuration, which the next attempt would meet again.
+    """
 
     attempt: int
     error: str
     log: str
     time: float
+    step: int | None = None
+    host: str | None = None
+    repeatable: bool = False
 
 
 def _folder(run_dir: Path) -> Path:
@@ -91,11 +98,21 @@ def is_current(run_dir: Path, attempt: int) -> bool:
     return latest(run_dir) <= attempt
 
 
-def fail(run_dir: Path, attempt: int, *, error: str, log: Path) -> None:
+def fail(
+    run_dir: Path,
+    attempt: int,
+    *,
+    error: str,
+    log: Path,
+    step: int | None = None,
+    host: str | None = None,
+    repeatable: bool = False,
+) -> None:
     """Note that an attempt failed; the first rank to say so wins, later ones are mostly its consequences."""
     path = _folder(run_dir) / f"{attempt:04d}.failed.json"
     if not path.exists():
-        write_json_atomic(path, {"error": error, "log": str(log), "time": time.time()})
+        facts = {"step": step, "host": host, "repeatable": repeatable}
+        write_json_atomic(path, {"error": error, "log": str(log), "time": time.time(), **facts})
 
 
 def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
@@ -104,8 +121,34 @@ def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     note = read_json(_folder(run_dir) / f"{number:04d}.failed.json")
     if note is None:
         return None
-    when = note.get("time", 0.0)
-    return Failure(number, str(note.get("error", "")), str(note.get("log", "")), float(when))
+    when = float(note.get("time", 0.0))
+    facts = note.get("step"), note.get("host"), bool(note.get("repeatable", False))
+    return Failure(number, str(note.get("error", "")), str(note.get("log", "")), when, *facts)
+
+
+def interrupt(run_dir: Path, attempt: int, reason: str) -> None:
+    """Note that an attempt was asked to stop and did."""
+    path = _folder(run_dir) / f"{attempt:04d}.interrupted.json"
+    write_json_atomic(path, {"reason": reason, "time": time.time()})
+
+
+def interruption(run_dir: Path, attempt: int) -> str | None:
+    """Why an attempt stopped when asked to, or None when it did not."""
+    note = read_json(_folder(run_dir) / f"{attempt:04d}.interrupted.json")
+    return None if note is None else str(note.get("reason", ""))
+
+
+def note_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
+    """Note the newest checkpoint of an attempt and the longest time that saving one took."""
+    path = _folder(run_dir) / f"{attempt:04d}.saved.json"
+    longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
+    write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
+
+
+def saves(run_dir: Path) -> list[dict[str, Any]]:
+    """`step`, `seconds` and `time` of each attempt that saved, oldest first."""
+    notes = (read_json(_folder(run_dir) / f"{number:04d}.saved.json") for number in numbers(run_dir))
+    return [note for note in notes if note is not None]
 
 
 def running_here(run_dir: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.attempts import is_current
+from pipeline.control import Control, Unattended
 
 if TYPE_CHECKING:
     from pipeline.manifest import ManifestEntry
@@ -48,7 +49,11 @@ class StageConfig(BaseModel):
 
 
 class Resources(BaseModel):
-    """What a stage run needs; a cluster profile says how that is spelled on a cluster."""
+    """What a stage run needs; a cluster profile says how that is spelled on a cluster.
+
+    A job that failed is queued again until `max_failures` of its attempts have failed; preemptions do not count. A
+    training whose step has not moved for `hang_minutes` counts as failed: longer than compiling and the first batch.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +63,8 @@ class Resources(BaseModel):
     cpus_per_rank: int = Field(default=8, ge=1)
     hours: float = Field(default=1.0, gt=0)
     memory_gb: int | None = Field(default=None, ge=1)
+    max_failures: int = Field(default=3, ge=1)
+    hang_minutes: float = Field(default=30.0, gt=0)
 
     @property
     def ranks(self) -> int:
@@ -126,7 +133,10 @@ class StageRun:
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given besides its configuration; `inputs` maps each role to the run that fills it."""
+    """What a stage is given besides its configuration.
+
+    `inputs` maps each role to the run that fills it; a stage that trains step by step hands `control` to its loop.
+    """
 
     stage: str
     name: str
@@ -134,6 +144,7 @@ class StageContext:
     run_dir: Path
     inputs: Mapping[str, ManifestEntry]
     attempt: int
+    control: Control = field(default_factory=Unattended)
 
     def is_current(self) -> bool:
         """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import hint, parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources
+from slurm.environment import LEAD_SECONDS
+from slurm.signals import BLOCKED
 
 OWNED_OPTIONS = frozenset(
     (
@@ -129,9 +132,10 @@ def job_minutes(profile: ClusterProfile, need: Resources) -> int:
     return max(1, math.ceil(60 * min(need.hours, profile.max_hours or need.hours)))
 
 
-def python_command(profile: ClusterProfile) -> str:
-    """Python as the job starts it: USR2 stays pending until the handlers are there."""
-    return f"env --block-signal=USR2 {profile.python or sys.executable}"
+def job_command(profile: ClusterProfile, run_dir: Path) -> str:
+    """What srun starts on every rank; signals stay pending until the handlers are there."""
+    python = profile.python or shlex.quote(sys.executable)
+    return f"env --block-signal={','.join(BLOCKED)} {python} -u -m slurm.job {shlex.quote(str(run_dir))}"
 
 
 def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path) -> dict[str, Any]:
@@ -177,6 +181,7 @@ def _setup(profile: ClusterProfile, code: Path) -> list[str]:
     lines = list(profile.setup)
     lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
     lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
+    lines.append(f"export {LEAD_SECONDS}={profile.signal_delay_s}")
     lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines.append("export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot")
     return lines

@@ -13,8 +13,8 @@ from typing import Any
 import submitit
 
 from slurm import queue
-from slurm.requeue import settle
 
+LEAD_SECONDS = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
 _PORTS = range(12000, 32000)  # below the ephemeral range
 
 
@@ -37,7 +37,6 @@ def enter(run_dir: Path) -> Launch:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT where not set, and say who we are."""
     if under_submitit():
         env = submitit.JobEnvironment()
-        settle(env)
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         _export(env, int(restart))
         return Launch(f"slurm-{env.job_id}-{restart}", env.global_rank, env.num_tasks, str(env.job_id))

@@ -1,28 +1,37 @@
 """The job: one stage run, on every rank, under Slurm, torchrun or the local executor.
 
-`python -m slurm.job RUN_DIR` is the command of the last two. The pickle of the first holds two texts; all
-else is read from the run's folder, so a requeued job starts from what is on disk then.
+`python -m slurm.job RUN_DIR` is the command of all three. All else is read from the run's folder, so a requeued job
+starts from what is on disk then. Exit code: 0 done, 1 failed, 75 interrupted (the next attempt goes on).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import submitit
+from typing import Any, NoReturn
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.atomic import write_json_atomic
-from pipeline.spec import StageContext, StageOutput, StageRun
-from slurm.environment import Launch, enter
+from pipeline.control import Interrupted
+from pipeline.spec import ConfigError, StageContext, StageOutput, StageRun
+from slurm.control import Guard, JobControl, Reactions
+from slurm.environment import LEAD_SECONDS, Launch, enter, under_submitit
+from slurm.requeue import RequeueError, requeue
+from slurm.signals import Inbox
 
 logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
 FILE_ONLY = "file_only"  # attribute of a log record that does not go to the screen
+INTERRUPTED = 75  # exit code, EX_TEMPFAIL
+HUNG = 70
+_REPEATABLE = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
 
 
 class StageError(RuntimeError):
@@ -30,27 +39,33 @@ class StageError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class StageJob:
-    """Pickled callable that submitit runs on every rank."""
+class Place:
+    """One rank's part in one attempt."""
 
-    run_dir: str
-    entrypoint: str
-
-    def __call__(self) -> str:
-        """Run the stage; returns the run's folder. Truth is the manifest entry, not this value."""
-        run_stage(Path(self.run_dir), self.entrypoint)
-        return self.run_dir
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What to run after a requeue: the same, since state is on disk."""
-        return submitit.helpers.DelayedSubmission(self)
+    run_dir: Path
+    attempt: int
+    launch: Launch
+    log: Path
 
 
-def run_stage(run_dir: Path, entrypoint: str | None = None) -> None:
+def run_stage(run_dir: Path) -> None:
     """Run one stage run on this rank; rank 0 records rows and then the manifest entry, last.
 
-    A failure is noted in the attempt's record and raised again. Nothing happens when the run is done already.
+    A failure is noted in the attempt's record and raised again; so is an interruption, after which a job of Slurm
+    does not come back from here: rank 0 requeues it. Nothing happens when the run is done already.
     """
+    with Inbox(patient=under_submitit()) as inbox:
+        try:
+            inbox.listen()
+            _run_stage(run_dir, inbox)
+        except Interrupted as interrupted:
+            logger.info("interrupted: %s", interrupted)
+            if under_submitit():
+                _leave(inbox)
+            raise
+
+
+def _run_stage(run_dir: Path, inbox: Inbox) -> None:
     launch = enter(run_dir)
     provenance.check_one_root()
     run_root = run_dir.parents[1]
@@ -58,16 +73,94 @@ def run_stage(run_dir: Path, entrypoint: str | None = None) -> None:
         logger.info("%s is done already", run_dir.name)
         return
     attempt = _take_attempt(run_dir, launch)
-    log = _start_logging(run_dir, attempt, launch.rank)
+    place = Place(run_dir, attempt, launch, _start_logging(run_dir, attempt, launch.rank))
+    control = JobControl(run_dir, attempt, inbox)
     try:
-        _attempt(run_dir, run_root, attempt, launch, entrypoint)
-    except Exception as error:
-        kind = type(error).__name__
-        line = f"{kind}: {error}".strip().splitlines()[0]
-        logger.error("%s failed in attempt %d, rank %d: %s: %s", run_dir.name, attempt, launch.rank, kind, error)
-        logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
-        attempts.fail(run_dir, attempt, error=line, log=log)
+        with _guarded(place, control):
+            _attempt(place, run_root, control)
+    except Interrupted as interrupted:
+        if launch.rank == 0:
+            attempts.interrupt(run_dir, attempt, str(interrupted))
         raise
+    except Exception as error:
+        if inbox.warned:  # another rank left first, this one met a closed connection
+            logger.info("%s: %s, after the warning: counts as interrupted", type(error).__name__, error)
+            raise Interrupted(f"{inbox.name}, then {type(error).__name__}: {error}") from error
+        _note_failure(place, control, error)
+        raise
+
+
+def _note_failure(place: Place, control: JobControl, error: Exception) -> None:
+    kind = type(error).__name__
+    line = f"{kind}: {error}".strip().splitlines()[0]
+    where = f"attempt {place.attempt}, rank {place.launch.rank}"
+    logger.error("%s failed in %s: %s: %s", place.run_dir.name, where, kind, error)
+    logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
+    repeatable = isinstance(error, (ConfigError, StageError, *_REPEATABLE))
+    _fail(place, control, line, repeatable=repeatable)
+
+
+def _fail(place: Place, control: JobControl, line: str, *, repeatable: bool = False) -> None:
+    where: dict[str, Any] = {"log": place.log, "step": control.step, "host": socket.gethostname()}
+    attempts.fail(place.run_dir, place.attempt, error=line, repeatable=repeatable, **where)
+
+
+@contextmanager
+def _guarded(place: Place, control: JobControl) -> Iterator[None]:
+    """With a guard that ends a rank which hangs or is out of date, and requeues the job when the loop is too slow."""
+    launch, resources = place.launch, runfile.read(place.run_dir).resources
+    lead_s = float(os.environ.get(LEAD_SECONDS, "120"))
+    reactions = Reactions(
+        patience_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
+        hang_s=60 * float(resources.get("hang_minutes", 30)),
+        hung=partial(_hung, place, control),
+        late=partial(_late, launch.job_id) if launch.job_id and launch.rank == 0 else None,
+        stale=partial(_stale, place) if launch.rank == 0 else None,
+    )
+    with place.log.open("a", encoding="utf-8") as log:
+        guard = Guard(control, reactions, log)
+        guard.start()
+        try:
+            yield
+        finally:
+            guard.end()
+
+
+def _hung(place: Place, control: JobControl, seconds: float) -> None:
+    line = f"hung: no step for {seconds / 60:.1f} minutes after step {control.step}, rank {place.launch.rank}"
+    logger.error("%s; where each thread is stands in %s", line, place.log)
+    _fail(place, control, line)
+    _exit(HUNG)
+
+
+def _late(job_id: str) -> None:
+    logger.warning("no step boundary in time: job %s is requeued as it is, to go on from the last checkpoint", job_id)
+    requeue(job_id)
+
+
+def _stale(place: Place) -> None:
+    logger.error("attempt %d of %s is not the newest any more: it ends", place.attempt, place.run_dir.name)
+    _exit(INTERRUPTED)
+
+
+def _leave(inbox: Inbox) -> NoReturn:
+    """Rank 0 requeues the job, the others wait until Slurm ends them: an exit code of theirs would end it as failed."""
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        try:
+            requeue(os.environ["SLURM_JOB_ID"])
+        except RequeueError as error:
+            logger.error("%s; submit again to go on from the last checkpoint", error)
+            _exit(1)
+        _exit(INTERRUPTED)
+    while not inbox.terminated:
+        time.sleep(0.5)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: no destructor, thread or exit handler can hold up what is over."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _take_attempt(run_dir: Path, launch: Launch) -> int:
@@ -76,8 +169,8 @@ def _take_attempt(run_dir: Path, launch: Launch) -> int:
     return attempts.start(run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size)
 
 
-def _attempt(run_dir: Path, run_root: Path, attempt: int, launch: Launch, entrypoint: str | None) -> None:
-    run = runfile.read(run_dir).build()
+def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
+    run, launch = runfile.read(place.run_dir).build(), place.launch
     inputs = {}
     for role, run_id in run.needs.items():
         entry = manifest.find_done(run_root, run_id)
@@ -86,14 +179,14 @@ def _attempt(run_dir: Path, run_root: Path, attempt: int, launch: Launch, entryp
         inputs[role] = entry
     facts = provenance.collect()
     if launch.rank == 0:
-        write_json_atomic(run_dir / "provenance.json", facts)
-    context = StageContext(run.stage, run.name, run.run_id, run_dir, inputs, attempt)
-    logger.info("%s: attempt %d, %d ranks", run.key, attempt, launch.world_size)
-    output = runfile.resolve(entrypoint or run.entrypoint)(context, run.config)
+        write_json_atomic(place.run_dir / "provenance.json", facts)
+    context = StageContext(run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control)
+    logger.info("%s: attempt %d, %d ranks", run.key, place.attempt, launch.world_size)
+    output = runfile.resolve(run.entrypoint)(context, run.config)
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
-        _publish(run, run_root, output, attempt, launch, facts)
+        _publish(run, run_root, output, place.attempt, launch, facts)
         logger.info("%s is done", run.key)
 
 
@@ -170,12 +263,14 @@ def _start_logging(run_dir: Path, attempt: int, rank: int) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line of a local rank: `RUN_DIR`; 0 when the run is done, 1 when it failed."""
+    """Command line of a rank: `RUN_DIR`; returns the exit code."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m slurm.job RUN_DIR\n")
         return 2
     try:
         run_stage(Path(arguments[0]).absolute())
+    except Interrupted:
+        return INTERRUPTED
     except Exception:
         if not logging.getLogger().handlers:
             logging.getLogger(__name__).exception("%s could not start", arguments[0])
@@ -184,4 +279,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if code := main(sys.argv[1:]):
+        sys.stdout.flush()
+        _exit(code)

@@ -12,20 +12,23 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import attempts, manifest, runfile
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, StageRun
 from slurm import queue
 from slurm.environment import free_port
+from slurm.job import INTERRUPTED
 
 logger = logging.getLogger(__name__)
 _GRACE_S = 10.0
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `state` is done (before) | finished (now) | failed | not run."""
+    """What became of one run: `state` is done (before) | finished (now) | failed | interrupted | not run."""
 
     run: StageRun
     state: str
@@ -43,8 +46,8 @@ def run_here(
 ) -> list[Outcome]:
     """Run what is not done, in the given (topological) order; `started` is told of each run and its ranks.
 
-    When a run fails, what depends on it is not run and the rest is. ConfigError when an input is neither done
-    nor among `runs`.
+    When a run fails, what depends on it is not run and the rest is; after an interruption nothing more is run.
+    ConfigError when an input is neither done nor among `runs`.
     """
     outcomes: list[Outcome] = []
     bad: dict[str, str] = {}
@@ -68,6 +71,8 @@ def run_here(
             if started:
                 started(run, count)
             outcomes.append(_run_one(run, run_root, count))
+        if outcomes[-1].state == "interrupted":
+            return outcomes
         if outcomes[-1].state != "finished":
             bad[run.run_id] = run.name
     return outcomes
@@ -88,10 +93,13 @@ def _run_one(run: StageRun, run_root: Path, ranks: int) -> Outcome:
         return Outcome(run, "failed", f"is running on this machine already, process {pid}")
     runfile.write(run_root, run)
     began, launch = time.monotonic(), f"local-{uuid.uuid4().hex[:12]}"
-    codes = _spawn_and_wait(run_dir, launch, ranks)
+    codes, signalled = _spawn_and_wait(run_dir, launch, ranks)
     seconds = time.monotonic() - began
     if not any(codes) and manifest.find_done(run_root, run.run_id) is not None:
         return Outcome(run, "finished", "", seconds)
+    if signalled or INTERRUPTED in codes:
+        reason = attempts.interruption(run_dir, attempts.latest(run_dir)) or "stopped at once"
+        return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)
     failure = _failure(run_dir, launch, codes)
     return Outcome(run, "failed", failure.error, seconds, failure.log)
 
@@ -129,29 +137,51 @@ def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str
     }
 
 
-def _spawn_and_wait(run_dir: Path, launch: str, ranks: int) -> list[int | None]:
-    """Exit codes of all ranks; when one fails, the others get ten seconds to notice and are then stopped.
+class _Forwarding:
+    """Signals to this process, passed on to the ranks: the first as SIGTERM, which they act on; the second kills."""
 
-    They are stopped too when this process is: by Ctrl-C or, through an exception as well, by SIGTERM.
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.count = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Forwarding:
+        self.before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _stop(self.processes)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, *_: object) -> None:
+        self.count += 1
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM if self.count == 1 else signal.SIGKILL)
+
+
+def _spawn_and_wait(run_dir: Path, launch: str, ranks: int) -> tuple[list[int | None], bool]:
+    """Exit codes of all ranks, and whether this process was told to stop (Ctrl-C, SIGTERM, hang-up).
+
+    When one rank ends with an error, the others get ten seconds to notice and are then stopped. The ranks are a
+    session of their own each: signals reach them through this process only.
     """
     port = free_port()
     command = [sys.executable, "-m", "slurm.job", str(run_dir)]
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    processes: list[subprocess.Popen[bytes]] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+    with _Forwarding() as forwarding:
         for rank in range(ranks):
+            if forwarding.count:
+                break
             env = _environment(launch, rank, ranks, port)
-            if rank == 0:
-                processes.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL))
-                continue
             with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:
-                quiet = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            processes.append(quiet)
-        return _wait(processes)
-    finally:
-        _stop(processes)
-        signal.signal(signal.SIGTERM, before)
+                out = None if rank == 0 else log
+                process = subprocess.Popen(
+                    command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                )
+            forwarding.processes.append(process)
+        return _wait(forwarding.processes), forwarding.count > 0
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
+SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 NEVER = "DependencyNeverSatisfied"
 _TIMEOUT_S = 60
 _GONE = ("Invalid job id", "already completing or completed")  # scancel about a job that has ended
@@ -70,6 +72,14 @@ def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
         if len(parts) == 4 and parts[1].startswith(JOB_PREFIX):
             jobs.setdefault(parts[1], []).append(QueuedJob(*parts))
     return jobs
+
+
+def sbatch(script: Path) -> str:
+    """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
+    code, out, err = _call("sbatch", "--parsable", str(script))
+    if code != 0 or not out.strip():
+        raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
+    return out.strip().splitlines()[-1].split(";")[0]
 
 
 def cancel(job_ids: Iterable[str]) -> None:

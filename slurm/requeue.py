@@ -1,50 +1,75 @@
-"""Requeueing that survives what Slurm does around it.
+"""Putting our own job back into the queue, from inside it, whatever Slurm does meanwhile.
 
-submitit requeues a job with one `scontrol requeue`. When the signal is a preemption, SIGTERM follows and
-kills that command; when the controller is away, it fails; when Slurm was faster, it is refused. In all three
-cases submitit records an error for a job that should go on. Importing this module, which unpickling a job
-does, puts a patient version in its place.
+When the signal was a preemption, SIGTERM follows and would kill a plain `scontrol requeue`; the controller may be away;
+Slurm may have been faster; or it is ending the job for good (scancel), which must stay so. So: ask for the state first,
+requeue only a job that Slurm means to leave running, and go on asking until there is an answer.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import time
-from typing import Any
 
-from submitit.slurm.slurm import SlurmJobEnvironment
-
+logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0
+_STAYS = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
+_REFUSED = ("disabled", "denied", "Invalid job id", "not permitted")
+
+
+class RequeueError(RuntimeError):
+    """Slurm does not take the job back."""
+
+
+def requeue(job_id: str, *, exclude: str | None = None, patience_s: float = _PATIENCE_S) -> bool:
+    """Have the job start again, on other nodes than `exclude`; False when Slurm is ending or requeueing it by itself.
+
+    Raises RequeueError when Slurm refuses, or gives no answer in time.
+    """
+    end = time.monotonic() + patience_s
+    while True:
+        state, error = _state(job_id)
+        if state is not None and state not in _STAYS:
+            logger.info("job %s is %s: not requeued by itself", job_id, state)
+            return False
+        if state is not None:
+            if exclude:
+                _scontrol("update", f"JobId={job_id}", f"ExcNodeList={exclude}")
+            code, error = _scontrol("requeue", job_id)
+            if code == 0 or "pending execution" in error:
+                logger.info("job %s requeued", job_id)
+                return True
+        if any(word in error for word in _REFUSED) or time.monotonic() > end:
+            raise RequeueError(f"scontrol requeue {job_id}: {error.strip() or 'no answer'}")
+        time.sleep(2)
+
+
+def _state(job_id: str) -> tuple[str | None, str]:
+    code, out = _scontrol("-o", "show", "job", job_id)
+    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
+    return (facts.get("JobState"), "") if code == 0 else (None, out)
+
+
+def excluded(job_id: str) -> str:
+    """Nodes that the job may not run on, as Slurm writes them; empty when there are none."""
+    code, out = _scontrol("-o", "show", "job", job_id)
+    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
+    found = facts.get("ExcNodeList", "") if code == 0 else ""
+    return "" if found == "(null)" else found
+
+
+def _scontrol(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of scontrol, which does not mind the SIGTERM that comes with a preemption."""
+    command = ["scontrol", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=_ignore_sigterm)
+    except FileNotFoundError:
+        raise RequeueError("scontrol: not found on this node") from None
+    except subprocess.TimeoutExpired:
+        return 124, "scontrol: no answer in 60 s"
+    return done.returncode, done.stdout or done.stderr
 
 
 def _ignore_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def requeue(self: Any, countdown: int) -> None:
-    """Requeue this job, again until Slurm takes it or has done it itself; RuntimeError after ten minutes."""
-    end = time.monotonic() + _PATIENCE_S
-    while True:
-        command = ["scontrol", "requeue", self.job_id]
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_ignore_sigterm)
-        if done.returncode == 0 or "pending execution" in done.stderr:
-            return
-        if time.monotonic() > end:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-        time.sleep(2)
-
-
-SlurmJobEnvironment._requeue = requeue  # type: ignore[method-assign]
-
-
-def settle(env: Any) -> None:
-    """Remove what an earlier attempt of this job left in the log folder, then let the signal through."""
-    env.paths.result_pickle.unlink(missing_ok=True)
-    patterns = [f"*_{env.global_rank}_result.pkl.save_tmp"]
-    if env.global_rank == 0:
-        patterns.append("*_submitted.pkl.save_tmp")
-    for pattern in patterns:
-        for file in env.paths.folder.glob(pattern):
-            file.unlink(missing_ok=True)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})

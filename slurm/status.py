@@ -84,6 +84,8 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
     if failure is None and (attempts.running_here(run_dir) or (not of_slurm and _fresh(run_dir))):
         return RunStatus(run, "running", _progress(run_dir), None, newest_log(run_dir))
     suffix = f" [job {known}]" if known else ""
+    if failure is None and (why := attempts.interruption(run_dir, number)) is not None:
+        return RunStatus(run, "waiting", f"interrupted ({why}), goes on when run or submitted again{suffix}", of_slurm)
     if failure is not None:
         return RunStatus(run, "failed", failure.error + suffix, of_slurm, failure.log)
     return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir))

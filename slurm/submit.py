@@ -12,13 +12,11 @@ from pathlib import Path
 import submitit
 
 from pipeline import manifest, runfile
-from pipeline.atomic import write_json_atomic
+from pipeline.atomic import write_json_atomic, write_text_atomic
 from pipeline.spec import ConfigError, StageRun
 from slurm import queue, snapshot
-from slurm.cluster import ClusterProfile, check_fit, python_command, sbatch_parameters
-from slurm.job import StageJob
+from slurm.cluster import ClusterProfile, check_fit, job_command, sbatch_parameters
 
-_MAX_TIMEOUTS = 100_000  # how often a job may outlive its time limit and be requeued
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 
@@ -76,25 +74,28 @@ def _check_inputs(root: Path, run: StageRun, waits: dict[str, str]) -> None:
 
 def _submit_one(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> str:
     run_dir = runfile.write(profile.run_root, run)
-    built = executor(run, profile, parents, code)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    script = run_dir / queue.SCRIPT
+    write_text_atomic(script, sbatch_text(run, profile, parents, code))
     with clean_environment():
-        job = built.submit(StageJob(str(run_dir), run.entrypoint))
-    write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job.job_id, "time": time.time(), "code": str(code)})
-    return str(job.job_id)
+        job_id = queue.sbatch(script)
+    write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)})
+    return job_id
 
 
-def executor(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> submitit.SlurmExecutor:
-    """submitit's executor for one run; `parents` are ids of jobs it must wait for.
+def sbatch_text(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> str:
+    """The batch script of one run, made by submitit; `parents` are ids of jobs it must wait for.
 
-    `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it.
+    `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it. The command is
+    a plain one, not a pickle, so that a job is whole once sbatch has it, whatever becomes of the submission.
     """
-    logs = run.run_dir(profile.run_root) / "logs"
-    built = submitit.SlurmExecutor(logs, max_num_timeout=_MAX_TIMEOUTS, python=python_command(profile))
+    run_dir = run.run_dir(profile.run_root)
+    built = submitit.SlurmExecutor(run_dir / "logs")
     waits = ([f"afterok:{':'.join(parents)}"] if parents else []) + ["singleton"]
     parameters = sbatch_parameters(profile, run.resources, code=code)
     name = queue.job_name(run.run_id)
     built.update_parameters(**parameters, job_name=name, dependency=",".join(waits))
-    return built
+    return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))
 
 
 @contextlib.contextmanager

@@ -145,7 +145,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
     if distributed.is_main() and not outputs["initial"].exists():
         export("initial")
-    pretrain(method, open_source(data.output("train")), train_config(cfg), ctx.run_dir, device)
+    pretrain(method, open_source(data.output("train")), train_config(cfg), ctx.run_dir, device, ctx.control)
     if distributed.is_main():
         export("teacher")
         export("student")

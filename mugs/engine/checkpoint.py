@@ -37,12 +37,18 @@ class SavePolicy:
 
     keep: that many newest checkpoints stay; those of every `milestone_steps` stay too (0: none).
     retry_seconds: for so long, at growing intervals, a write is tried again after ENOSPC, EDQUOT, EIO or ESTALE.
+    attempt: number of this start of the run, part of temporary names; of two, the higher one is the newer.
     fence: called before anything is published or removed; raises where this process may no longer write.
+
+    The fence comes right before the rename, and a newer attempt removes what older ones have begun before it reads. So
+    an older one's rename either comes before that, and is seen, or finds nothing to rename. What remains is a shared
+    file system that shows an old listing of the attempts for longer than a save takes.
     """
 
     keep: int = 2
     milestone_steps: int = 0
     retry_seconds: float = 600.0
+    attempt: int = 1
     fence: Callable[[], None] = anyone
 
     def __post_init__(self) -> None:
@@ -92,9 +98,9 @@ def save_checkpoint(
 
     def attempt() -> None:
         policy.fence()
-        _tidy(folder, step)
+        _tidy(folder, step, policy)
         if not target.exists():
-            _write(target, step, parts, meta, policy.fence)
+            _write(target, step, parts, meta, policy)
         published()
         _read_back(target)
 
@@ -104,9 +110,9 @@ def save_checkpoint(
     return target
 
 
-def _tidy(folder: Path, step: int) -> None:
+def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
     """Remove leftovers; set aside what is in the way or would pass for newer, and is not good."""
-    record.remove_leftovers(folder)
+    record.remove_leftovers(folder, policy.attempt)
     for path in checkpoints(folder):
         if record.step_of(path) >= step:
             try:
@@ -116,15 +122,14 @@ def _tidy(folder: Path, step: int) -> None:
                 record.set_aside(path)
 
 
-def _write(target: Path, step: int, parts: Parts, meta: Mapping[str, Any], fence: Callable[[], None]) -> None:
+def _write(target: Path, step: int, parts: Parts, meta: Mapping[str, Any], policy: SavePolicy) -> None:
     make_folder(target.parent)
     require_room(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
-    with replacing(target) as temporary:
+    with replacing(target, f"attempt{policy.attempt}", policy.fence) as temporary:
         temporary.mkdir()
         files = {f"{name}.safetensors": tensors for name, tensors in parts.items()}
         stored = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
         record.write_record(temporary, Record(step, meta, stored))
-        fence()
 
 
 def _read_back(target: Path) -> None:

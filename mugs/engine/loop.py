@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mugs.engine import distributed
 from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, load_checkpoint, load_latest
+from mugs.engine.control import Control, StopVote, Unattended, fence
 from mugs.engine.saver import Saver
 from mugs.storage.record import folder_name, remove_leftovers
 
@@ -35,21 +38,36 @@ class Task(Protocol):
         """Take over saved state. Raises KeyError or RuntimeError where it does not fit."""
 
 
-def train(task: Task, folder: Path, *, every: int, policy: SavePolicy | None = None) -> None:
+def train(
+    task: Task, folder: Path, *, every: int, policy: SavePolicy | None = None, control: Control | None = None
+) -> None:
     """Train to the end, from the newest good checkpoint in `folder` when there is one; save after `every` steps.
 
-    Returns when the last checkpoint is on disk. Raises CheckpointError, and what the task raises.
+    When `control` asks one rank to stop, all save after the same step and leave through `control.interrupted`.
+    Returns when the last checkpoint is on disk. Raises CheckpointError, StaleWriterError, and what the task and
+    `interrupted` raise.
     """
-    policy = policy or SavePolicy()
+    control = control or Unattended()
+    policy = replace(policy or SavePolicy(), attempt=control.attempt, fence=partial(fence, control))
     start = resume(task, folder, policy)
+    control.beat(start)
+    vote = StopVote(control)
     steps = task.steps(start)
-    saver = Saver(task, folder, policy)
+    saver = Saver(task, folder, policy, control)
     with closing(saver), closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
-            if saver.due(done, every):
+            control.beat(done)
+            stop = vote.stop() and done < task.total_steps
+            if stop or saver.due(done, every):
                 task.check()
                 saver.save(done)
+            if stop:
+                saver.finish()
+                vote.close()
+                control.interrupted(done)
         saver.finish()
+    vote.close()
+    control.rest()
 
 
 def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
@@ -59,7 +77,7 @@ def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
     def choose() -> int:
         nonlocal found
         policy.fence()
-        remove_leftovers(folder)
+        remove_leftovers(folder, policy.attempt)
         found = load_latest(folder)
         return -1 if found is None else found[0]
 

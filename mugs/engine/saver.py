@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from mugs.engine import distributed
 from mugs.engine.background import BackgroundWriter, Saved
 from mugs.engine.checkpoint import Parts, SavePolicy, require_room_for_run
+from mugs.engine.control import Control
 
 
 class State(Protocol):
@@ -27,8 +28,8 @@ class Saver:
     Every call is made by all ranks together, and raises on all of them what goes wrong on rank 0.
     """
 
-    def __init__(self, task: State, folder: Path, policy: SavePolicy) -> None:
-        self.task, self.policy = task, policy
+    def __init__(self, task: State, folder: Path, policy: SavePolicy, control: Control) -> None:
+        self.task, self.policy, self.control = task, policy, control
         self.metrics = folder.parent / "metrics.jsonl"
         self.writer = BackgroundWriter(folder, policy)
         distributed.on_main(lambda: require_room_for_run(folder, task.parts(), task.total_steps, policy))
@@ -51,5 +52,6 @@ class Saver:
 
     def _note(self, saved: Saved | None) -> None:
         if saved is not None:
+            self.control.saved(saved.step, saved.durable_s)
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(saved.fields()) + "\n")

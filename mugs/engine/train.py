@@ -23,6 +23,7 @@ from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.agreement import require_equal
 from mugs.engine.checkpoint import Parts, SavePolicy
+from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
@@ -33,11 +34,18 @@ from mugs.engine.train_config import TrainConfig
 from mugs.methods.base import Method
 
 
-def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
+def pretrain(
+    method: Any,
+    source: Source,
+    config: TrainConfig,
+    run_dir: Path,
+    device: torch.device,
+    control: Control | None = None,
+) -> None:
     """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
 
     Raises ValueError when the batch does not divide over the ranks, NonFiniteError, StateMismatchError,
-    CheckpointError.
+    CheckpointError, StaleWriterError, and what `control.interrupted` raises.
     """
     task = Pretraining(method, source, config, run_dir, device)
     policy = SavePolicy(
@@ -45,7 +53,7 @@ def pretrain(method: Any, source: Source, config: TrainConfig, run_dir: Path, de
         milestone_steps=config.keep_every_epochs * task.order.steps_per_epoch,
         retry_seconds=60 * config.checkpoint_retry_minutes,
     )
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy)
+    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy, control=control)
 
 
 class Pretraining:

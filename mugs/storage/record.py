@@ -29,6 +29,7 @@ RECORD = "state.json"
 RECORD_LIMIT = 64 << 20
 _FOLDER = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step_\d{8,}|room)\..*tmp")
+_ATTEMPT = re.compile(r"\.attempt(\d+)\.")
 _FILE = re.compile(r"\w+\.safetensors", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -73,9 +74,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=step_of)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """What writes and removals left behind that were cut short."""
-    return sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name)) if folder.is_dir() else []
+def leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
+    """What writes and removals left behind that were cut short; with `attempt`, not those of newer attempts."""
+    found = sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name)) if folder.is_dir() else []
+    tags = ((path, _ATTEMPT.search(path.name)) for path in found)
+    return [path for path, tag in tags if attempt is None or tag is None or int(tag[1]) <= attempt]
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -172,9 +175,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, attempt: int | None = None) -> None:
     """Remove what interrupted writes and removals left; what cannot be removed is named in the log."""
-    for path in leftovers(folder):
+    for path in leftovers(folder, attempt):
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:

@@ -34,7 +34,7 @@ def test_a_save_without_its_rename_would_be_noticed(tmp_path: Path, monkeypatch:
 class in_place:
     """Stands in for `replacing` and writes where the file is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *_: object) -> None:
         self.path = path
 
     def __enter__(self) -> Path:

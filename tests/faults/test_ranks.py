@@ -12,6 +12,7 @@ from shim import failing, intercepted
 
 from mugs.engine import distributed
 from mugs.engine.checkpoint import CheckpointError, load_latest
+from mugs.engine.control import Unattended
 from mugs.engine.distributed import MainRankError, from_main, on_main
 from mugs.engine.saver import Saver
 
@@ -62,7 +63,7 @@ def test_texts_and_errors_of_rank_0_reach_rank_1() -> None:
 @pytest.mark.parametrize("at_the_end", [True, False])
 def test_an_error_of_the_writer_surfaces_on_both(tmp_path: Path, at_the_end: bool) -> None:
     def work() -> None:
-        saver = Saver(Counted(), tmp_path / "checkpoints", POLICY)
+        saver = Saver(Counted(), tmp_path / "checkpoints", POLICY, Unattended())
         with intercepted(failing(6, 28)):
             saver.save(1)
             with pytest.raises(ERROR, match="No space left on device"):
@@ -84,7 +85,7 @@ def test_no_room_stops_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def work() -> None:
         with pytest.raises(ERROR, match="1 MB free"):
-            Saver(Counted(), tmp_path, POLICY)
+            Saver(Counted(), tmp_path, POLICY, Unattended())
 
     on_two_ranks(work)
 

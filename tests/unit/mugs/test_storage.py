@@ -292,7 +292,7 @@ def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:
         patiently(lambda: work(errno.EROFS), "saving", **options)
     assert len(calls) == 1, "nothing to wait for"
     calls.clear()
-    with pytest.raises(CheckpointError, match="Input/output error .tried for 0 s|Input/output error"):
+    with pytest.raises(CheckpointError, match="Input/output error"):
         patiently(lambda: work(*[errno.EIO] * 9999), "saving", seconds=0.05, stop=stop, first_pause=0.001)
     assert len(calls) > 2
     stop.set()

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
-from slurm import cluster
+from slurm import cluster, submit
 from slurm.cluster import ClusterProfile
-from slurm.submit import executor
 
 NEED = Resources(nodes=2, ranks_per_node=8, cpus_per_rank=8, hours=30, memory_gb=None)
 GOLDEN = Path(__file__).parent / "golden_a100_8x80g.sbatch"
@@ -35,7 +34,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "env": ({"A_B": "c d"}, 'export A_B="c d"'),
     "container_image": ("i.sqsh", "--container-image=i.sqsh"),
     "container_mounts": ("/a:/b", "--container-mounts=/a:/b"),
-    "python": ("/opt/py", "env --block-signal=USR2 /opt/py "),
+    "python": ("/opt/py", "env --block-signal=USR2,TERM /opt/py "),
     "sbatch": ({"mail-type": "END"}, "--mail-type=END"),
     "srun": (["--cpu-bind=none"], "srun --unbuffered.*--cpu-bind=none"),
 }
@@ -43,10 +42,7 @@ KEYS: dict[str, tuple[Any, str]] = {
 
 def sbatch_text(profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()) -> str:
     run = StageRun("pretrain", "main", "0123456789ab", StageConfig(), {}, need, "x:run")
-    built = executor(run, profile, parents, Path("/runs/code/c0de"))
-    command = built._submitit_command_str
-    text: str = built._make_submission_file_text(command, "UID")
-    return text
+    return submit.sbatch_text(run, profile, parents, Path("/runs/code/c0de"))
 
 
 @pytest.fixture(autouse=True)

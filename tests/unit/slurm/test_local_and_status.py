@@ -104,17 +104,22 @@ def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
     assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
 
 
-def test_terminated_command_takes_its_processes_along(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_command_takes_its_processes_along(tiny: Any, tmp_path: Path, signum: int) -> None:
     """`run_here` in a process of its own, whose run never ends."""
     lines = "from pathlib import Path; from slurm.local import run_here; from tiny_local import *"
     make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
-    code = f"{lines}; from pipeline.spec import *; run_here([{make}], Path({str(tmp_path)!r}))"
-    command = subprocess.Popen([sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.DEVNULL)
+    code = f"{lines}; from pipeline.spec import *; print(run_here([{make}] * 2, Path({str(tmp_path)!r})))"
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True)
     run_dir = tmp_path / "tiny" / f"w-{'i' * 12}"
     until(lambda: attempts.running_here(run_dir) and (run_dir / "rank0").exists())
-    command.terminate()
-    assert command.wait(20) == 128 + signal.SIGTERM
-    assert not attempts.running_here(run_dir)
+    command.send_signal(signum)
+    out = command.communicate(timeout=20)[0]
+    assert command.returncode == 0 and out.count("Outcome(") == 1 and "'interrupted'" in out
+    assert not attempts.running_here(run_dir) and attempts.failure(run_dir) is None
+    waiting = StageRun("tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run")
+    found = status([waiting], tmp_path)[0]
+    assert found.state == "waiting" and "interrupted (SIGTERM" in found.detail
 
 
 def until(true: Callable[[], bool], timeout_s: float = 60) -> None:

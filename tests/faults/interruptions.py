@@ -1,0 +1,237 @@
+"""Campaign: a small pretraining, interrupted at random steps, ends with the same state and the same sample stream.
+
+    python tests/faults/interruptions.py TRIALS [SEED]
+
+Ranks are forked from a process that has imported everything, so that a start costs no imports.
+"""
+
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pipeline import config, manifest, runfile
+from pipeline.atomic import read_json
+from pipeline.plan import build_plan
+from pipeline.spec import StageRun
+from stages import STAGES
+
+STEPS = 24
+SETS = (
+    "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8", "checkpoint_steps=5", "log_steps=1",
+    "mugs.head_hidden=32", "mugs.predictor_hidden=32", "mugs.head_out=16", "mugs.group_bottleneck=16",
+    "mugs.num_prototypes=32", "mugs.queue_size=48", "mugs.memory_size=40", "mugs.drop_path=0.1",
+)  # fmt: skip
+KINDS = ("usr2", "term", "kill_rank", "kill_job")
+PATIENCE_S = 120.0
+
+
+@dataclass
+class Start:
+    """One start of the run: its ranks' processes and, once they ended, their exit codes."""
+
+    pids: list[int]
+    codes: dict[int, int] = field(default_factory=dict)
+
+    def poll(self) -> bool:
+        """Whether all ranks have ended."""
+        for pid in set(self.pids) - set(self.codes):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self.codes[pid] = os.waitstatus_to_exitcode(status)
+        return len(self.codes) == len(self.pids)
+
+    def signal(self, number: int, pids: Iterable[int] | None = None) -> None:
+        """Send a signal to those that are still there."""
+        for pid in pids or self.pids:
+            if pid not in self.codes:
+                os.kill(pid, number)
+
+
+class Campaign:
+    """A folder with the converted data set, and the state that the undisturbed run ends with."""
+
+    def __init__(self, folder: Path, seed: int, *, ranks: tuple[int, ...] = (1, 2)) -> None:
+        self.folder, self.random, self.ranks = folder, random.Random(seed), ranks
+        self.ends: Counter[str] = Counter()
+        overrides = [f"pretrain.{item}" for item in SETS]
+        digits, self.pretrain, *_ = build_plan(config.load("mini", STAGES, overrides))
+        self._imports()
+        digits_dir = runfile.write(folder, digits)
+        self._finish(self._start(digits_dir, 1))
+        assert manifest.find_done(folder, digits.run_id) is not None
+        self.expected = {count: self._undisturbed(count) for count in ranks}
+
+    def _imports(self) -> None:
+        for module in ("mugs.engine.train", "mugs.methods", "mugs.weights", "slurm.job", "stages.pretrain"):
+            importlib.import_module(module)
+
+    def _run(self, name: str) -> StageRun:
+        return replace(self.pretrain, name=name, run_id=f"{zlib.crc32(name.encode()):012x}")
+
+    def _undisturbed(self, count: int) -> dict[str, Any]:
+        run_dir = runfile.write(self.folder, self._run(f"straight{count}"))
+        codes = self._finish(self._start(run_dir, count))
+        assert set(codes) == {0}, (run_dir / "log").read_text()[-3000:]
+        return {"files": final_files(run_dir), "stream": stream(run_dir)}
+
+    def _start(self, run_dir: Path, count: int) -> Start:
+        """Fork the ranks of one start."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        launch = f"trial-{time.monotonic_ns()}"
+        pids = []
+        for rank in range(count):
+            pid = os.fork()
+            if pid == 0:
+                _become_rank(run_dir, rank, count, port, launch)
+            pids.append(pid)
+        return Start(pids)
+
+    def _finish(self, start: Start, grace_s: float = PATIENCE_S) -> list[int]:
+        """Wait for all ranks; a few seconds after the first bad end the others are killed, as executors do."""
+        end = time.monotonic() + grace_s
+        while not start.poll():
+            if start.codes and any(start.codes.values()):
+                end = min(end, time.monotonic() + 5)
+            if time.monotonic() > end:
+                start.signal(signal.SIGKILL)
+            time.sleep(0.005)
+        return list(start.codes.values())
+
+    def trial(self, number: int) -> str | None:
+        """One run with one to three random interruptions; None, or what was wrong."""
+        count = self.random.choice(self.ranks)
+        run = self._run(f"trial{number}")
+        run_dir = runfile.write(self.folder, run)
+        story, wrong = [], "an exception"
+        try:
+            for _ in range(self.random.randint(1, 3)):
+                story.append(self._interrupt(run_dir, count))
+            codes = self._finish(self._start(run_dir, count))
+            wrong = self._compare(run, run_dir, count, codes) or ""
+            return f"{count} ranks, {', '.join(story)}: {wrong}" if wrong else None
+        finally:
+            if not wrong:
+                shutil.rmtree(run_dir)
+
+    def _interrupt(self, run_dir: Path, count: int) -> str:
+        """Start, wait for a random step and a random part of the next, and strike."""
+        kind, after = self.random.choice(KINDS), self.random.randint(0, STEPS - 2)
+        delay = self.random.uniform(0, 0.05)
+        before = lines(run_dir)
+        start, end = self._start(run_dir, count), time.monotonic() + PATIENCE_S
+        while not start.poll() and lines(run_dir) - before < after and time.monotonic() < end:
+            time.sleep(0.002)
+        time.sleep(delay)
+        if kind == "kill_rank":
+            start.signal(signal.SIGKILL, [self.random.choice(start.pids)])
+        else:
+            number = {"usr2": signal.SIGUSR2, "term": signal.SIGTERM, "kill_job": signal.SIGKILL}[kind]
+            start.signal(number)
+        codes = self._finish(start)
+        self.ends[f"{kind} {'came too late' if not any(codes) else 'saved' if 75 in codes else 'lost steps'}"] += 1
+        return f"{kind} after {after} steps and {1000 * delay:.0f} ms {codes}"
+
+    def _compare(self, run: StageRun, run_dir: Path, count: int, codes: list[int]) -> str | None:
+        if set(codes) != {0} or manifest.find_done(self.folder, run.run_id) is None:
+            return f"not finished, exit codes {codes}, see {run_dir}/log"
+        if (files := final_files(run_dir)) != self.expected[count]["files"]:
+            differing = sorted(k for k in files if files[k] != self.expected[count]["files"].get(k))
+            return f"final state differs in {differing}"
+        if (seen := stream(run_dir)) != self.expected[count]["stream"]:
+            return f"sample stream differs at {set(seen.items()) ^ set(self.expected[count]['stream'].items())}"
+        return None
+
+
+def _become_rank(run_dir: Path, rank: int, count: int, port: int, launch: str) -> None:
+    """In the forked process: be one rank, note which samples each step got, and never return."""
+    log = os.open(run_dir / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MUGS_LAUNCH": launch}
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), **ports)
+    code = 1
+    try:
+        from mugs.engine.step_log import StepLog
+        from slurm import job
+
+        plain = StepLog.record
+
+        def record(self: StepLog, step: int, result: Any, batch: Any, waited: float) -> None:
+            with (run_dir / f"stream{rank}").open("a") as file:
+                file.write(f"{step} {zlib.crc32(batch.ids.numpy().tobytes())}\n")
+            plain(self, step, result, batch, waited)
+
+        StepLog.record = record  # type: ignore[method-assign]
+        code = job.main([str(run_dir)])
+    finally:
+        os._exit(code)
+
+
+def lines(run_dir: Path) -> int:
+    """Steps taken so far, repeated ones included."""
+    path = run_dir / "stream0"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stream(run_dir: Path) -> dict[tuple[str, str], set[str]]:
+    """(rank, step) -> the checksums of the samples it ever got: one."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for path in run_dir.glob("stream*"):
+        for line in path.read_text().splitlines():
+            step, checksum = line.split()
+            seen.setdefault((path.name, step), set()).add(checksum)
+    return {key: frozenset(values) for key, values in seen.items()}  # type: ignore[misc]
+
+
+def final_files(run_dir: Path) -> dict[str, Any]:
+    """SHA-256 of the files of the last checkpoint and of the exported weights."""
+    state = read_json(run_dir / "checkpoints" / f"step_{STEPS:08d}" / "state.json") or {}
+    return {
+        **{name: facts["sha256"] for name, facts in state.get("files", {}).items()},
+        **{path.name: manifest.content_sha256(path) for path in (run_dir / "weights").glob("*")},
+    }
+
+
+def run_campaign(trials: int, seed: int = 0) -> tuple[int, str]:
+    """Number of failed trials and a note, for a row of the chaos table."""
+    folder = Path(tempfile.mkdtemp(prefix="interruptions-"))
+    campaign = Campaign(folder, seed)
+    failures = []
+    for number in range(trials):
+        if wrong := campaign.trial(number):
+            failures.append(wrong)
+            sys.stderr.write(f"trial {number}: {wrong}\n")
+    if not failures:
+        shutil.rmtree(folder)
+    ends = ", ".join(f"{times} {how}" for how, times in sorted(campaign.ends.items()))
+    note = f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: {ends}"
+    return len(failures), f"{note}; {failures[0]}" if failures else note
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    count = int(sys.argv[1])
+    failed, text = run_campaign(count, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    print(f"{count} trials, {failed} failures, {time.monotonic() - began:.0f} s: {text}")
+    sys.exit(bool(failed))

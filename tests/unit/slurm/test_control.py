@@ -1,0 +1,175 @@
+"""Signals, guard and fencing of a rank, in processes of their own where a signal is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import attempts
+from pipeline.control import Interrupted
+from pipeline.provenance import code_root
+from slurm.control import Guard, JobControl, Reactions
+from slurm.signals import Inbox
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from pipeline.control import Interrupted
+from slurm.control import JobControl
+from slurm.signals import Inbox
+with Inbox(patient={patient}) as inbox:
+    control = JobControl(Path("."), 1, inbox)
+    try:
+        {body}
+    except Interrupted as reason:
+        print("left:", reason, flush=True)
+"""
+
+
+def play(body: str, *, patient: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run lines under an inbox, in a process of its own."""
+    lines = body.strip().replace("\n", "\n        ")
+    code = SCRIPT.format(patient=patient, body=lines)
+    return subprocess.run([sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=30)
+
+
+def test_without_a_loop_a_signal_is_acted_on_at_once() -> None:
+    done = play("os.kill(os.getpid(), signal.SIGUSR2)\ntime.sleep(20)")
+    assert done.stdout == "left: SIGUSR2 while no step was running\n"
+
+
+def test_a_loop_is_asked_to_stop_and_leaves_when_it_has_saved() -> None:
+    body = """
+control.beat(3)
+os.kill(os.getpid(), signal.SIGTERM)
+print(control.stop_requested(), inbox.terminated, inbox.warned)
+control.interrupted(4)
+"""
+    done = play(body)
+    assert done.stdout == "True True False\nleft: SIGTERM, saved after step 4\n"
+
+
+def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
+    done = play("control.beat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.rest()\nprint('never')")
+    assert done.stdout == "left: SIGTERM after the last step\n"
+
+
+def test_the_second_signal_stops_at_once_unless_slurm_sends_it() -> None:
+    body = "control.beat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nprint('alive')"
+    assert play(body).returncode == 128 + signal.SIGINT
+    assert play(body, patient=True).stdout == "alive\n"
+
+
+def test_a_signal_held_back_at_the_start_arrives() -> None:
+    body = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+os.kill(os.getpid(), signal.SIGUSR2)
+print("held", flush=True)
+inbox.listen()
+time.sleep(20)
+"""
+    assert play(body).stdout == "held\nleft: SIGUSR2 while no step was running\n"
+
+
+class Watched:
+    """A guard over a control in a folder, and what it did."""
+
+    def __init__(self, folder: Path, *, hang_s: float = 100.0, patience_s: float = 100.0) -> None:
+        self.calls: list[str] = []
+        self.called = threading.Event()
+        self.control = JobControl(folder, attempts.start(folder), Inbox(patient=True))
+        reactions = Reactions(
+            patience_s=patience_s,
+            hang_s=hang_s,
+            hung=lambda seconds: self._call("hung"),
+            late=lambda: self._call("late"),
+            stale=lambda: self._call("stale"),
+        )
+        self.log = (folder / "log").open("a")
+        self.guard = Guard(self.control, reactions, self.log)
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        self.called.set()
+
+    def look(self, seconds_later: float) -> list[str]:
+        """What the guard does when it looks that much later."""
+        self.guard._look(time.monotonic() + seconds_later)
+        return self.calls
+
+
+def test_a_loop_that_does_not_move_is_noticed_with_stacks(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, hang_s=60)
+    assert watched.look(1000) == [], "nothing beats yet: another kind of stage"
+    watched.control.beat(1)
+    assert watched.look(50) == []
+    assert watched.look(61) == ["hung"]
+    watched.log.flush()
+    assert "most recent call first" in (tmp_path / "log").read_text()
+
+
+def test_a_loop_at_rest_does_not_hang(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, hang_s=60)
+    watched.control.beat(1)
+    watched.control.rest()
+    assert watched.look(1000) == []
+
+
+def test_too_late_for_a_boundary(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, patience_s=60)
+    watched.control.beat(1)
+    watched.control.inbox.since = time.monotonic()
+    assert watched.look(50) == []
+    assert watched.look(61) == ["late"]
+    assert watched.look(70) == ["late"], "once"
+
+
+def test_nobody_waits_for_a_stage_that_has_nothing_to_save(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, patience_s=600)
+    watched.control.inbox.since = time.monotonic()
+    assert watched.look(10) == ["late"]
+
+
+def test_an_older_attempt_is_told_to_end(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    assert watched.look(20) == []
+    attempts.start(tmp_path)
+    assert watched.look(40) == ["stale"]
+    assert not watched.control.may_write()
+
+
+def test_the_guard_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
+    """The main thread sits in one long C call: no handler runs, the guard acts all the same."""
+    code = f"""
+import os, signal, subprocess, time, hashlib
+from pathlib import Path
+from slurm.control import Guard, JobControl, Reactions
+from slurm.signals import Inbox
+with Inbox(patient=True) as inbox:
+    control = JobControl(Path({str(tmp_path)!r}), 1, inbox)
+    control.beat(1)
+    def late():
+        print("late", flush=True)
+        os._exit(0)
+    guard = Guard(control, Reactions(patience_s=0.2, hang_s=60, hung=print, late=late), open("/dev/null", "w"))
+    guard.start()
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)  # minutes, without the interpreter's lock
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "late\n", done.stderr
+
+
+def test_handlers_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), Inbox(patient=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before
