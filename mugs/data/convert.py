@@ -5,7 +5,7 @@ import io
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from mugs.data.decode import DecodeError, decode_rgb
 from mugs.data.source import FolderSource, SourceError
 
 logger = logging.getLogger(__name__)
+S = TypeVar("S")
 T = TypeVar("T")
 Report = Callable[[int, int], None]
 NAMED, LISTED = 5, 200  # bad files named in the first line of a refusal, and listed below it
@@ -113,7 +114,7 @@ def find_bad(source: FolderSource, threads: int, report: Report) -> dict[str, st
     return dict(found for found in results if found is not None)
 
 
-def ahead(function: Callable[[int], T], items: Sequence[int], threads: int) -> Iterator[T]:
+def ahead(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
     """Results in order, computed by a pool that runs at most a few items ahead."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()

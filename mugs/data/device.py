@@ -81,12 +81,16 @@ def mix(value: int) -> int:
 
 def hashed_normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """N(0, 1) values of a shape, a function of the key alone (splitmix64, then Box-Muller)."""
-    count = math.prod(shape)
-    counter = torch.arange(count, dtype=torch.int64, device=device)
-    bits = _mix_tensor(counter * _signed(0x9E3779B97F4A7C15) + _signed(key))
+    bits = hashed_bits(key, math.prod(shape), device)
     low = (bits & 0xFFFFFF).float().add_(0.5).div_(1 << 24)
     high = ((bits >> 24) & 0xFFFFFF).float().div_(1 << 24)
     return (torch.sqrt(-2 * torch.log(low)) * torch.cos(2 * math.pi * high)).view(shape)
+
+
+def hashed_bits(key: int, count: int, device: torch.device) -> Tensor:
+    """Uniform 64-bit integers (count,), a function of the key alone (splitmix64 of a counter)."""
+    counter = torch.arange(count, dtype=torch.int64, device=device)
+    return _mix_tensor(counter * _signed(0x9E3779B97F4A7C15) + _signed(key))
 
 
 def _signed(value: int) -> int:

@@ -21,15 +21,17 @@ from mugs.data.render.reference import resize as resize_image
 from mugs.data.source import Source
 
 Augmentation = Literal["strong", "crop_flip"]
+Interpolation = Literal["bicubic", "bilinear"]
+RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
 
 
-def eval_image(image: Image.Image, short_side: int, crop: int) -> np.ndarray:
-    """Shorter side to `short_side` (bicubic), centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
+def eval_image(image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
+    """Shorter side to `short_side`, centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
     width, height = image.size
     short = min(width, height)
     size = (int(short_side * width / short), int(short_side * height / short))
-    image = resize_image(image, *size)
+    image = resize_image(image, *size, resample=RESAMPLE[interpolation])
     left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
 
@@ -39,6 +41,7 @@ def eval_batches(
     *,
     resize: int = 256,
     crop: int = 224,
+    interpolation: Interpolation = "bicubic",
     batch_size: int = 256,
     indices: Sequence[int] | None = None,
     threads: int = 2,
@@ -48,7 +51,7 @@ def eval_batches(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def pixels(index: int) -> np.ndarray:
-        return eval_image(decode_rgb(source.read(index), source.describe(index)), resize, crop)
+        return eval_image(decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation)
 
     images = ahead(pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
@@ -76,34 +79,36 @@ def probe_view(
 def probe_batches(
     source: Source,
     order: Order,
+    start: int,
+    stop: int,
     *,
-    epoch: int,
     seed: int,
     augmentation: Augmentation,
     crop: int,
     device: torch.device,
     threads: int = 2,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's training batches of one epoch: normalised views (N, 3, crop, crop) and labels, on the device.
+    """This rank's training batches of global steps start to stop: normalised views (N, 3, crop, crop) and labels.
 
-    Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the release).
+    Both on the device. Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the
+    release). Views of the next batch are drawn while one is used.
     """
     recipe = replace(ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False)
     stage = DeviceStage(device, recipe, seed)
-    for within in range(order.steps_per_epoch):
-        step = epoch * order.steps_per_epoch + within
+    each = order.steps_per_epoch
+
+    def view(item: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        epoch, sample = item
+        return probe_view(source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe)
+
+    items = ((step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step))
+    views = ahead(view, items, threads)
+    for step in range(start, stop):
         ids = order.indices(step)
-        views = list(
-            ahead(
-                lambda i: probe_view(source, i, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe),
-                [int(i) for i in ids],
-                threads,
-            )
-        )
+        drawn = [next(views) for _ in ids]
         labels = torch.tensor([source.label(int(i)) for i in ids])
-        large = torch.from_numpy(np.stack([view for view, _ in views]))[None]
-        erase = torch.tensor([box for _, box in views], dtype=torch.int16)[None]
-        batch = Batch(
-            large, large[:0], erase, torch.ones(len(ids), dtype=torch.bool), torch.from_numpy(ids), labels, epoch, step
-        )
+        large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
+        erase = torch.tensor([box for _, box in drawn], dtype=torch.int16)[None]
+        weak = torch.ones(len(ids), dtype=torch.bool)
+        batch = Batch(large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step)
         yield stage(batch).large[0], labels.to(device)

@@ -22,7 +22,15 @@ class Layout:
         return Layout(known.classes if self.classes is None else self.classes, images)
 
 
-KNOWN = {"imagenet1k": Layout(1000, {"train": 1_281_167, "val": 50_000})}  # ILSVRC 2012
+KNOWN = {
+    "imagenet1k": Layout(1000, {"train": 1_281_167, "val": 50_000}),  # ILSVRC 2012
+    "cifar10": Layout(10, {"train": 50_000, "val": 10_000}),
+    "cifar100": Layout(100, {"train": 50_000, "val": 10_000}),
+    "inat18": Layout(8142, {"train": 437_513, "val": 24_426}),
+    "inat19": Layout(1010, {"train": 265_213, "val": 3_030}),
+    "flowers102": Layout(102, {"train": 2_040, "val": 6_149}),  # train: its training and validation images
+    "cars": Layout(196, {"train": 8_144, "val": 8_041}),
+}
 
 
 def check_layout(dataset: str, sources: Mapping[str, FolderSource | SourceError], expected: Layout) -> None:

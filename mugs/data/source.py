@@ -29,6 +29,10 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Where a sample lies, for messages."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the data set holds."""
+
 
 class FolderSource:
     """`root/class/image`, classes and images sorted as torchvision does. `by_folder`: the class is the folder."""

@@ -32,10 +32,11 @@ def resized_crop(image: Image.Image, crop: CropPlan) -> Image.Image:
     return resize(image.crop((left, top, left + width, top + height)), crop.size, crop.size)
 
 
-def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Bicubic with antialiasing, rows first. (From Pillow 13 on, one call may take the columns first.)"""
-    rows = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    return rows.resize((width, height), Image.Resampling.BICUBIC)
+def resize(
+    image: Image.Image, width: int, height: int, *, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """With antialiasing, rows first. (From Pillow 13 on, one call may take the columns first.)"""
+    return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
 def _strong(image: Image.Image, crop: CropPlan) -> Image.Image:

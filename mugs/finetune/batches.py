@@ -1,0 +1,159 @@
+"""Training batches: which sample is in which, and its view by timm's transform.
+
+A view is a function of (seed, epoch, sample, copy): the generators that timm's transforms draw from are set for each
+image, whichever process makes it.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data.auto_augment import RandAugment
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mugs.data.decode import DecodeError, decode_rgb
+from mugs.data.order import Order
+from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
+from mugs.data.source import Source, SourceError
+from mugs.finetune.config import ImageOptions
+
+Item = tuple[Tensor, int, int]
+ROUND = 256  # with repeated augmentation, images per epoch are rounded down to a multiple of this (timm)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One view to make."""
+
+    epoch: int
+    sample: int
+    copy: int
+
+
+class Batches:
+    """The global batches of a run, the incomplete last one of an epoch left out.
+
+    With `repeats` each sample of the permutation comes that many times in a row and the epoch is cut to the number of
+    images, rounded down. Raises ValueError where there is no whole batch.
+    """
+
+    def __init__(self, num: int, *, seed: int, batch_size: int, repeats: int) -> None:
+        self.order = Order(num, seed=seed, world=1, rank=0, batch_size=1)
+        self.batch_size, self.repeats = batch_size, repeats
+        used = num if repeats == 1 else num // ROUND * ROUND
+        self.steps_per_epoch = used // batch_size
+        if self.steps_per_epoch == 0:
+            cut = "" if repeats == 1 else f" ({used} with repeats {repeats}: rounded down to a multiple of {ROUND})"
+            raise ValueError(f"batch_size {batch_size} exceeds the data set's {num} images{cut}")
+
+    def draws(self, step: int, columns: np.ndarray) -> list[Draw]:
+        """What is in these columns of the global batch of a step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        places = within * self.batch_size + columns
+        samples = self.order.permutation(epoch)[places // self.repeats]
+        return [Draw(epoch, int(s), int(p)) for s, p in zip(samples, places % self.repeats, strict=True)]
+
+
+def training_transform(options: ImageOptions) -> Any:
+    """RGB image -> normalised, augmented float tensor (3, S, S), as timm makes it."""
+    transform = create_transform(
+        options.size,
+        is_training=True,
+        scale=options.scale,
+        hflip=options.flip_prob,
+        color_jitter=None,  # type: ignore[arg-type]
+        auto_augment=options.randaugment or None,
+        interpolation="bicubic",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        re_prob=options.erase_prob,
+        re_mode="pixel",
+    )
+    for stage in transform.transforms:
+        if isinstance(stage, RandAugment):
+            for operation in stage.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the upper bits of each level; none of them gives a black image, where Pillow from 13 on refuses."""
+    return image.point(lambda _: 0) if bits == 0 else ImageOps.posterize(image, bits)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """The global generators of Python, NumPy and torch (CPU) as a function of the key; as they were, afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
+    random.seed(words[0])
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed(words[2])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class Views(Dataset[Any]):
+    """Views by draw. An image that cannot be read comes back as its error, to be raised where its batch is due."""
+
+    def __init__(self, source: Source, options: ImageOptions, seed: int) -> None:
+        self.source, self.seed = source, seed
+        self.transform = training_transform(options)
+
+    def __getitem__(self, draw: Draw) -> Item | Exception:
+        try:
+            image = decode_rgb(self.source.read(draw.sample), self.source.describe(draw.sample))
+        except (DecodeError, SourceError, OSError) as error:
+            return error
+        with seeded(self.seed, draw.epoch, draw.sample, draw.copy):
+            return self.transform(image), self.source.label(draw.sample), draw.sample
+
+
+class Batch(NamedTuple):
+    """Views (N, 3, S, S), labels (N,) and sample ids (N,) of one rank."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+def load_batches(
+    views: Views, batches: Batches, columns: np.ndarray, start: int, stop: int, workers: int
+) -> Iterator[Batch]:
+    """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
+
+    Raises what an image raised, where its batch is due.
+    """
+    loader = DataLoader(
+        views,
+        batch_sampler=(batches.draws(step, columns) for step in range(start, stop)),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers else None,
+    )
+    for made in loader:
+        if isinstance(made, Exception):
+            raise made
+        yield made
+
+
+def collate(items: Sequence[Item | Exception]) -> Batch | Exception:
+    """Stacked views, labels and sample ids, or the first error."""
+    good = [item for item in items if not isinstance(item, Exception)]
+    if len(good) < len(items):
+        return next(item for item in items if isinstance(item, Exception))
+    views, labels, ids = zip(*good, strict=True)
+    return Batch(torch.stack(views), torch.tensor(labels), torch.tensor(ids))

@@ -1,0 +1,48 @@
+"""Accuracy of a classifier on a whole split, over any number of ranks."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mugs.data.evaluation import eval_batches
+from mugs.data.source import Source
+from mugs.engine import distributed
+from mugs.engine.step import autocast
+from mugs.finetune.classifier import Classifier
+from mugs.finetune.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Validation accuracy after an epoch, percent."""
+
+    epoch: int
+    top1: float
+    top5: float
+
+
+@torch.no_grad()
+def accuracy(
+    model: Classifier, source: Source, config: FinetuneConfig, device: torch.device, batch_size: int
+) -> tuple[float, float]:
+    """Top-1 and top-5 in percent; each rank takes every world-th image. Leaves the model in training mode."""
+    model.eval()
+    model.backbone.set_depth_uniforms(None)
+    hits = torch.zeros(2, dtype=torch.int64, device=device)
+    batches = eval_batches(
+        source,
+        resize=config.images.resize,
+        crop=config.images.size,
+        interpolation=config.images.eval_interpolation,
+        batch_size=batch_size,
+        indices=range(distributed.rank(), len(source), distributed.world_size()),
+        threads=max(config.workers, 1),
+    )
+    for images, labels, _ in batches:
+        with autocast(config.precision, device):
+            scores = model(images.to(device))
+        hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.to(device)[:, None]
+        hits += torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()])
+    model.train()
+    top1, top5 = distributed.all_gather_rows(hits[None]).sum(dim=0).tolist()
+    return 100 * top1 / len(source), 100 * top5 / len(source)
