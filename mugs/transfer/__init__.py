@@ -1,0 +1,1 @@
+"""Dense transfer: detection, segmentation and video around the one ViT."""

@@ -1,0 +1,104 @@
+"""Which images are trained on together, and getting them ready ahead of the loop."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, Philox
+from torch import Tensor
+
+from mugs.data.convert import ahead
+from mugs.data.plan import generator
+from mugs.transfer.detection.coco import CocoSplit
+from mugs.transfer.detection.targets import Targets, image_key
+from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, normalised, padded
+
+VIEW = 202  # crop number of the generator of a detection view, beside those of pretraining and probing
+
+
+class GroupedOrder:
+    """Passes of `images_per_pass` images that are all wide or all not, shuffled by (seed, epoch).
+
+    What is padded to a common size and sent through the network together does not depend on the number of ranks. Images
+    are repeated to fill the last pass of either kind and the last batch.
+    """
+
+    def __init__(
+        self, wide: Sequence[bool], *, seed: int, world: int, rank: int, batch_size: int, images_per_pass: int
+    ) -> None:
+        if batch_size % (world * images_per_pass):
+            raise ValueError(
+                f"batch_size {batch_size} does not divide over {world} ranks into passes of {images_per_pass} images"
+            )
+        if not len(wide):
+            raise ValueError("no image to train on")
+        self.groups = [np.flatnonzero(np.asarray(wide) == kind) for kind in (False, True)]
+        self.seed, self.world, self.rank, self.size = seed, world, rank, images_per_pass
+        self.passes_per_step = batch_size // images_per_pass
+        passes = sum(-(-len(group) // images_per_pass) for group in self.groups)
+        self.steps_per_epoch = -(-passes // self.passes_per_step)
+        self._epoch, self._order = -1, np.empty((0, images_per_pass), dtype=np.int64)
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All passes of an epoch in order, (passes, images_per_pass)."""
+        if epoch != self._epoch:
+            rng = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
+            shuffled = [rng.permutation(group) for group in self.groups if len(group)]
+            passes = np.concatenate([self._passes(group) for group in shuffled])
+            order = rng.permutation(len(passes))
+            self._epoch = epoch
+            self._order = passes[np.resize(order, self.steps_per_epoch * self.passes_per_step)]
+        return self._order
+
+    def _passes(self, group: np.ndarray) -> np.ndarray:
+        count = -(-len(group) // self.size)
+        return np.resize(group, (count, self.size))
+
+    def passes(self, step: int) -> np.ndarray:
+        """This rank's passes of a step, (passes_per_step / world, images_per_pass)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        batch = self.permutation(epoch)[within * self.passes_per_step : (within + 1) * self.passes_per_step]
+        share = self.passes_per_step // self.world
+        return batch[self.rank * share : (self.rank + 1) * share]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Images (N, 3, H, W), normalised and padded, their objects and their numbers in the split."""
+
+    images: Tensor
+    targets: tuple[Targets, ...]
+    indices: tuple[int, ...]
+
+
+def training_passes(
+    split: CocoSplit,
+    chosen: Sequence[int],
+    order: GroupedOrder,
+    steps: range,
+    *,
+    scales: Scales,
+    multiple: int,
+    threads: int,
+) -> Iterator[list[Pass]]:
+    """This rank's passes of each step, from `chosen` images; views are a function of (seed, epoch, image id)."""
+    share = order.passes_per_step // order.world
+
+    def ready(position: int) -> Pass:
+        step, number = divmod(position, share)
+        epoch = step // order.steps_per_epoch
+        indices = tuple(chosen[i] for i in order.passes(step)[number])
+        views = [training_view(split, index, order.seed, epoch, scales) for index in indices]
+        return Pass(padded([v[0] for v in views], multiple), tuple(v[1] for v in views), indices)
+
+    passes = ahead(ready, range(steps.start * share, steps.stop * share), threads)
+    for _ in steps:
+        yield [next(passes) for _ in range(share)]
+
+
+def training_view(split: CocoSplit, index: int, seed: int, epoch: int, scales: Scales) -> tuple[Tensor, Targets]:
+    """Normalised view (3, h, w) of an image and the objects in it."""
+    entry = split.images[index]
+    plan = draw_plan(generator(seed, epoch, entry.number, VIEW), entry.size, scales)
+    image, targets = apply_plan(plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number))
+    return normalised(image), targets

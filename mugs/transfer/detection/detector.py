@@ -1,0 +1,100 @@
+"""Cascade Mask R-CNN: pyramid of the ViT, FPN, proposals, three stages."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from mugs.backbones.vit import ViT
+from mugs.data.device import hashed_bits, mix
+from mugs.transfer.detection.boxes import clip
+from mugs.transfer.detection.cascade import POSITIVE_SHARE, STAGES, Cascade
+from mugs.transfer.detection.config import DetectorConfig
+from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT
+from mugs.transfer.detection.regions import paste
+from mugs.transfer.detection.rpn import RPN
+from mugs.transfer.detection.targets import Detections, Targets
+from mugs.transfer.pyramid import Pyramid
+
+DRAW_DEPTH = 1 + len(STAGES)  # after the draws of the RPN and of the stages
+
+
+class Detector(nn.Module):
+    """Boxes, classes and masks of the objects in images; normalised, padded with 0 to a common size."""
+
+    def __init__(self, vit: ViT, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = vit.config.patch_size
+        vit.allocate_positions(config.image_size[0] // patch, config.image_size[1] // patch)
+        self.pyramid = Pyramid(vit, normed=False)
+        self.fpn = FeaturePyramidNetwork([self.pyramid.width] * 4, config.width, LastLevelMaxPool())
+        for module in self.fpn.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+        strides = self.pyramid.strides
+        self.rpn = RPN(config, (*strides, 2 * strides[-1]))
+        self.cascade = Cascade(config, strides)
+
+    def forward(self, images: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Losses by name, weighted; their sum is what is trained. images (N, 3, H, W)."""
+        self.pyramid.vit.set_depth_uniforms(self._depth_uniforms(targets, images.device))
+        maps = self._maps(images)
+        logits, deltas, anchors = self.rpn(maps)
+        losses = self.rpn.losses(logits, deltas, anchors, targets)
+        proposals = self.rpn.proposals(logits, deltas, anchors, [t.size for t in targets])
+        return losses | self.cascade.losses([m.float() for m in maps[:-1]], proposals, targets)
+
+    @torch.no_grad()
+    def detect(self, image: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Detections:
+        """Objects of one image (1, 3, H, W) whose part without padding is `size`, in pixels of the `original` one.
+
+        Sizes are (height, width).
+        """
+        self.pyramid.vit.set_depth_uniforms(None)
+        maps = self._maps(image)
+        logits, deltas, anchors = self.rpn(maps)
+        proposals = self.rpn.proposals(logits, deltas, anchors, [size])[0]
+        boxes, scores, labels, masks = self.cascade.detect([m.float() for m in maps[:-1]], proposals, size)
+        scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
+        boxes = clip(boxes * scale, original)
+        return Detections(boxes, scores, labels, paste(masks, boxes, original))
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """Five maps of the FPN, finest first."""
+        found = {str(index): feature for index, feature in enumerate(self.pyramid(images))}
+        return list(self.fpn(found).values())
+
+    def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
+        """U(0, 1) draws (2 * depth, N), each image's a function of its key."""
+        count = 2 * self.pyramid.vit.config.depth
+        draws = [hashed_bits(mix(t.key + DRAW_DEPTH), count, device) & 0xFFFFFF for t in targets]
+        return torch.stack(draws, dim=1).float() / (1 << 24)
+
+
+def build_detector(vit: ViT, config: DetectorConfig, *, seed: int) -> Detector:
+    """The detector on a backbone; new weights are drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Detector(vit, config)
+
+
+def training_flops(model: Detector, size: tuple[int, int]) -> float:
+    """Floating-point operations of a training step's part of one image of (height, width); backward counts twice.
+
+    Counted on a copy without memory, with as many boxes as are sampled at most. RoIAlign is not in it.
+    """
+    config, twin = model.config, copy.deepcopy(model).to("meta").eval()
+    twin.pyramid.vit.set_depth_uniforms(None)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin.rpn(twin._maps(torch.empty(1, 3, *size, device="meta")))
+        for head in twin.cascade.box_heads:
+            head(torch.empty(config.roi_samples, config.width, BOX_SIZE, BOX_SIZE, device="meta"))
+        positives = int(config.roi_samples * POSITIVE_SHARE)
+        for head in twin.cascade.mask_heads:
+            head(torch.empty(positives, config.width, MASK_INPUT, MASK_INPUT, device="meta"))
+    return 3.0 * float(counter.get_total_flops())

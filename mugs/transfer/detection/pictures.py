@@ -1,0 +1,70 @@
+"""Detections with boxes and masks drawn over their images, beside the truth."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+from mugs.transfer.detection.coco import CocoSplit
+from mugs.transfer.pictures import colours, save_png, side_by_side
+
+OPACITY = 0.5
+MIN_SCORE = 0.3
+MIN_WIDTH = 320  # smaller images are shown enlarged, so that the text can be read
+
+
+def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) -> list[Path]:
+    """One PNG file for each of the first `num` images: the truth, and what was found with a score of at least 0.3."""
+    found: dict[int, list[dict[str, Any]]] = {image.number: [] for image in split.images[:num]}
+    for one in json.loads(detections.read_bytes()):
+        if one["image_id"] in found and one["score"] >= MIN_SCORE:
+            found[one["image_id"]].append(one)
+    paths = []
+    for index, entry in enumerate(split.images[:num]):
+        pixels = split.read(index).permute(1, 2, 0).numpy()
+        path = folder / f"{Path(entry.file).stem}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        pair = [drawn(pixels, truth(split, index)), drawn(pixels, [shown(split, one) for one in found[entry.number]])]
+        save_png(path, side_by_side(pair))
+        paths.append(path)
+    return paths
+
+
+Shown = tuple[int, str, Sequence[float], np.ndarray]
+"""Label, text, box (x1, y1, x2, y2) and mask (H, W)."""
+
+
+def truth(split: CocoSplit, index: int) -> list[Shown]:
+    """The objects that count."""
+    boxes, labels, masks = split.objects(index)
+    names = [split.names[split.categories[label]] for label in labels.tolist()]
+    return list(zip(labels.tolist(), names, boxes.tolist(), list(masks.numpy().astype(bool)), strict=True))
+
+
+def shown(split: CocoSplit, one: dict[str, Any]) -> Shown:
+    """A detection in COCO's format."""
+    x, y, width, height = one["bbox"]
+    text = f"{split.names[one['category_id']]} {one['score']:.2f}"
+    mask = np.asarray(rle.decode(one["segmentation"])).astype(bool)
+    return split.categories.index(one["category_id"]), text, (x, y, x + width, y + height), mask
+
+
+def drawn(pixels: np.ndarray, objects: Sequence[Shown]) -> np.ndarray:
+    """Image (H, W, 3) with masks in the colours of their classes, boxes and texts; enlarged where it is small."""
+    table, mixed = colours(), pixels.astype(np.float32)
+    for label, _, _, mask in objects:
+        mixed[mask] = (1 - OPACITY) * mixed[mask] + OPACITY * table[label % 255 + 1]
+    scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
+    small = Image.fromarray(mixed.round().astype(np.uint8))
+    picture = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    for label, text, box, _ in objects:
+        colour = tuple(table[label % 255 + 1].tolist())
+        x1, y1, x2, y2 = (value * scale for value in box)
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour)
+        pen.text((x1 + 2, y1 + 1), text, fill=(255, 255, 255))
+    return np.asarray(picture)

@@ -1,0 +1,111 @@
+"""Training views and test images: what is done to an image is drawn first, then applied to pixels, boxes and masks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_image, resize_mask
+
+from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
+from mugs.transfer.detection.targets import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """Sizes in pixels, as in DETR's and iBOT's training.
+
+    Flip; then shorter side to one of `short_sides`, or, as often as `crop_prob` says, shorter side to one of
+    `crop_short_sides`, a crop whose height and width are drawn apart from `crop_sides`, and then the first resize. The
+    longer side is at most `max_side`. Test: shorter side to `test_short_side`.
+    """
+
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    max_side: int = 1333
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_sides: tuple[int, int] = (384, 600)
+    crop_prob: float = 0.5
+    flip_prob: float = 0.5
+    test_short_side: int = 800
+
+
+def usual_size(scales: Scales, multiple: int) -> tuple[int, int]:
+    """Height and width of a view of 4 to 3 with the mean shorter side, padded to multiples."""
+    short = sum(scales.short_sides) / len(scales.short_sides)
+    sides = fitted((3, 4), round(short), scales.max_side)
+    return -(-sides[0] // multiple) * multiple, -(-sides[1] // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of an image, in order; sizes are (height, width), the crop is top, left, height, width."""
+
+    flip: bool
+    first: tuple[int, int] | None
+    crop: tuple[int, int, int, int] | None
+    size: tuple[int, int]
+
+
+def fitted(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
+    """Size with the shorter side at `short_side`, or less where the longer one would exceed `max_side`; rounded."""
+    scale = min(short_side / min(size), max_side / max(size))
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+
+def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
+    """The random choices for an image of (height, width)."""
+    flip = bool(rng.random() < scales.flip_prob)
+    if rng.random() >= scales.crop_prob:
+        return Plan(flip, None, None, fitted(size, int(rng.choice(scales.short_sides)), scales.max_side))
+    first = fitted(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
+    low, high = scales.crop_sides
+    sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in first]
+    place = [int(rng.integers(0, side - cut + 1)) for side, cut in zip(first, sides, strict=True)]
+    last = fitted((sides[0], sides[1]), int(rng.choice(scales.short_sides)), scales.max_side)
+    return Plan(flip, first, (place[0], place[1], sides[0], sides[1]), last)
+
+
+def apply_plan(
+    plan: Plan, image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, key: int
+) -> tuple[Tensor, Targets]:
+    """Image uint8 (3, H, W), boxes (n, 4), labels (n,), masks uint8 (n, H, W) -> view and what is left in it.
+
+    Boxes are cut at the crop; objects of which no box is left are dropped.
+    """
+    if plan.flip:
+        image, masks = image.flip(-1), masks.flip(-1)
+        width = image.shape[-1]
+        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+    if plan.first is not None and plan.crop is not None:
+        image, boxes, masks = resized(image, boxes, masks, plan.first)
+        top, left, height, width = plan.crop
+        image, masks = crop_image(image, *plan.crop), crop_mask(masks, *plan.crop)
+        boxes = boxes - boxes.new_tensor([left, top, left, top])
+        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        left_over = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, labels, masks = boxes[left_over], labels[left_over], masks[left_over]
+    image, boxes, masks = resized(image, boxes, masks, plan.size)
+    return image, Targets(boxes, labels, masks, plan.size, key)
+
+
+def resized(image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """To (height, width): bilinear without antialiasing, as in the reference, and nearest for masks."""
+    scale = boxes.new_tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
+    target = list(size)
+    image = resize_image(image, target, InterpolationMode.BILINEAR, antialias=False)
+    return image, boxes * scale, resize_mask(masks, target) if len(masks) else masks.new_zeros(0, *size)
+
+
+def normalised(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) -> float32, ImageNet's mean and standard deviation."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.float() / 255 - mean) / std
+
+
+def padded(images: list[Tensor], multiple: int) -> Tensor:
+    """Normalised images as one batch (N, 3, H, W), zeros right and below, sides the next multiples of `multiple`."""
+    height, width = (-(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2))
+    batch = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    return torch.stack(batch)

@@ -1,0 +1,70 @@
+"""The test: every validation image once, on one rank, by sliding windows at its own size."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mugs.engine import distributed
+from mugs.engine.progress import Progress
+from mugs.engine.step import autocast
+from mugs.transfer.pictures import overlay, save_png, side_by_side
+from mugs.transfer.segmentation.batches import Scene, whole_scenes
+from mugs.transfer.segmentation.config import SegmentationConfig
+from mugs.transfer.segmentation.inference import label_map, slide
+from mugs.transfer.segmentation.metrics import Scores, confusion, scores
+from mugs.transfer.segmentation.model import Segmenter
+from mugs.transfer.segmentation.scenes import SceneFolder
+
+
+@torch.no_grad()
+def evaluate(
+    model: Segmenter,
+    scenes: SceneFolder,
+    config: SegmentationConfig,
+    device: torch.device,
+    *,
+    run_dir: Path,
+    num_pictures: int = 0,
+) -> Scores:
+    """Scores over all scenes, the same on all ranks; the first `num_pictures` go to `run_dir/pictures`.
+
+    Ranks take turns, none sees an image twice, and only their counts are summed.
+    """
+    model = model.to(device).eval()
+    classes = config.model.num_classes
+    mine = range(distributed.rank(), len(scenes), distributed.world_size())
+    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    path = run_dir / "progress.json" if distributed.is_main() else None
+    quiet = not distributed.is_main()
+    progress = Progress("segmentation test", len(mine), unit="images", path=path, quiet=quiet)
+    for done, scene in enumerate(whole_scenes(scenes, config.scenes, mine, workers=config.workers), 1):
+        predicted = predict(model, scene, config, device)
+        counts += confusion(predicted, scene.labels.to(device), classes)
+        if scene.sample < num_pictures:
+            name = scenes.names[scene.sample]
+            save_png(run_dir / "pictures" / f"{name}.png", picture(scene, predicted.cpu().numpy()))
+        progress.update(done)
+    progress.close()
+    return scores(distributed.all_gather_rows(counts[None]).sum(dim=0))
+
+
+def predict(model: Segmenter, scene: Scene, config: SegmentationConfig, device: torch.device) -> torch.Tensor:
+    """The label map (H, W) of a scene at the size of its annotation."""
+    recipe = config.scenes
+    with autocast(config.precision, device):
+        logits = slide(
+            model.logits,
+            scene.view.to(device),
+            num_classes=config.model.num_classes,
+            window=recipe.window,
+            stride=recipe.stride,
+        )
+    return label_map(logits, *scene.labels.shape)
+
+
+def picture(scene: Scene, predicted: np.ndarray) -> np.ndarray:
+    """The image, the prediction over it, the truth over it."""
+    image = scene.picture.permute(1, 2, 0).numpy()
+    maps = (predicted.astype(np.uint8), scene.labels.numpy())
+    return side_by_side([image, *(overlay(image, labels, first=1) for labels in maps)])

@@ -1,0 +1,99 @@
+"""UPerNet's decode head, the auxiliary FCN head and the linear head.
+
+Shapes: N images, D width of the ViT, C channels of the head, K classes. Convolutions in front of a batch norm have no
+bias; all resizing is bilinear with align_corners off (mmsegmentation).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mugs.batch_norm import BatchNorm2d
+
+POOL_SCALES = (1, 2, 3, 6)
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels whose draws are handed in, so that they depend on the sample and not on the rank.
+
+    `uniform` (N, C) holds draws from U(0, 1) for the coming pass; without them nothing is dropped.
+    """
+
+    uniform: Tensor | None
+
+    def __init__(self, channels: int, rate: float) -> None:
+        super().__init__()
+        self.channels, self.rate = channels, rate
+        self.uniform = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> same; kept channels are divided by the keep probability."""
+        if self.rate == 0.0 or self.uniform is None:
+            return x
+        keep = 1.0 - self.rate
+        mask = (self.uniform < keep).to(x.dtype) / keep
+        return x * mask[:, :, None, None]
+
+
+class Classifier(nn.Sequential):
+    """Dropout and a 1x1 convolution with weights N(0, 0.01) and bias 0."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        layer = nn.Conv2d(channels, num_classes, 1)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(nn.Module.get_parameter(layer, "bias"))
+        super().__init__(ChannelDropout(channels, dropout), layer)
+
+
+def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
+    """Convolution of the same size without bias (Kaiming normal, fan out), batch norm, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, BatchNorm2d(outputs), nn.ReLU())
+
+
+def resized(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """(N, C, h, w) -> (N, C, *size), bilinear."""
+    return x if x.shape[2:] == size else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class UPerHead(nn.Module):
+    """Pyramid pooling on the coarsest map, a top-down sum over the others, all levels fused at the finest."""
+
+    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *conv_norm(width, channels, 1)) for scale in POOL_SCALES
+        )
+        self.bottleneck = conv_norm(width + len(POOL_SCALES) * channels, channels, 3)
+        self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for _ in range(3))
+        self.outputs = nn.ModuleList(conv_norm(channels, channels, 3) for _ in range(3))
+        self.fuse = conv_norm(4 * channels, channels, 3)
+        self.classifier = Classifier(channels, num_classes, dropout)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Four maps (N, D, h, w), finest first -> logits (N, K, h, w) at the size of the finest."""
+        top = maps[-1]
+        pooled = [resized(pool(top), top.shape[2:]) for pool in self.pools]
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:3], strict=True)]
+        levels.append(self.bottleneck(torch.cat([top, *pooled], dim=1)))
+        for index in (2, 1, 0):
+            levels[index] = levels[index] + resized(levels[index + 1], levels[index].shape[2:])
+        smoothed = [output(x) for output, x in zip(self.outputs, levels[:3], strict=True)]
+        aligned = [resized(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
+        logits: Tensor = self.classifier(self.fuse(torch.cat(aligned, dim=1)))
+        return logits
+
+
+class FCNHead(nn.Sequential):
+    """(N, D, h, w) -> (N, K, h, w): one 3x3 convolution and a classifier."""
+
+    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__(*conv_norm(width, channels, 3), Classifier(channels, num_classes, dropout))
+
+
+class LinearHead(nn.Sequential):
+    """(N, 4D, h, w) -> (N, K, h, w): batch norm and a classifier, no hidden convolution (iBOT)."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+        super().__init__(BatchNorm2d(4 * width), Classifier(4 * width, num_classes, dropout))

@@ -1,0 +1,43 @@
+"""Confusion matrix and what follows from it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mugs.transfer.label_maps import VOID
+
+
+@dataclass(frozen=True)
+class Scores:
+    """In percent: mean intersection over union, mean class accuracy, pixel accuracy."""
+
+    miou: float
+    macc: float
+    aacc: float
+
+
+def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts (K, K) of (label, prediction) over the pixels that are not void.
+
+    Raises ValueError for a label that is no class and for shapes that differ.
+    """
+    if predicted.shape != labels.shape:
+        raise ValueError(f"prediction {tuple(predicted.shape)} and label map {tuple(labels.shape)} differ in shape")
+    known = labels != VOID
+    pairs = labels[known].long() * num_classes + predicted[known].long()
+    if len(pairs) and int(labels[known].max()) >= num_classes:
+        raise ValueError(f"label {int(labels[known].max())} in a label map of {num_classes} classes")
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def scores(counts: Tensor) -> Scores:
+    """Scores of summed counts (K, K); classes that are neither labelled nor predicted are left out of the means."""
+    counts = counts.double()
+    hit, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    iou = hit / (labelled + predicted - hit)
+    return Scores(
+        miou=100 * iou.nanmean().item(),
+        macc=100 * (hit / labelled).nanmean().item(),
+        aacc=100 * (hit.sum() / labelled.sum()).item(),
+    )

@@ -1,0 +1,57 @@
+"""COCO where it lies: files, sizes, categories and outlines checked, before GPUs are spent on it."""
+
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+
+BUILTIN_DIGITS = "builtin:digit_scenes"
+
+
+class CocoDataConfig(StageConfig):
+    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+
+    `data_dir` holds `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`. Of coco2017 the counts
+    are known; others are checked where they are given.
+    """
+
+    dataset: str = Field("coco2017", min_length=1)
+    num_classes: int | None = Field(None, ge=1)
+    num_train_images: int | None = Field(None, ge=1)
+    num_val_images: int | None = Field(None, ge=1)
+    data_dir: str | None = Runtime(None, required_at_run=True)
+    threads: int = Runtime(8, ge=1)
+
+
+def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
+    """Check both splits; output `layout` says where they lie."""
+    import json
+    from pathlib import Path
+
+    from mugs.atomic import write_text_atomic
+    from mugs.engine.progress import Progress
+    from mugs.transfer.detection.digits import materialize_coco
+    from mugs.transfer.detection.layout import CocoLayout, check_coco
+
+    if cfg.data_dir is None:
+        raise ValueError("data_dir is not set")
+    outputs: dict[str, Path] = {"layout": ctx.run_dir / "layout.json"}
+    root = Path(cfg.data_dir).expanduser().absolute()
+    if cfg.data_dir == BUILTIN_DIGITS:
+        root = outputs["scenes"] = ctx.run_dir / "scenes"
+        materialize_coco(root, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50)
+    progress = Progress("check", 1, unit="images", path=ctx.run_dir / "progress.json")
+
+    def report(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    expected = CocoLayout(cfg.num_classes, images).or_known(cfg.dataset)
+    splits = check_coco(root, expected, threads=cfg.threads, report=report)
+    progress.close()
+    facts: dict[str, Any] = {name: {"images": len(split)} for name, split in splits.items()}
+    write_text_atomic(outputs["layout"], json.dumps({"root": str(root), **facts}, indent=1))
+    info = {"dataset": cfg.dataset, "num_classes": len(splits["train"].categories)}
+    return StageOutput(outputs=outputs, info=info)

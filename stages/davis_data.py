@@ -1,0 +1,43 @@
+"""DAVIS-2017 where it lies: videos, frames and masks checked, before GPUs are spent on it."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from stages.located import write_root
+
+BUILTIN_VIDEOS = "builtin:digit_videos"
+
+
+class DavisDataConfig(StageConfig):
+    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+
+    `data_dir` holds `ImageSets/2017/val.txt`, `JPEGImages/480p/` and `Annotations/480p/`.
+    """
+
+    dataset: str = Field("davis2017", min_length=1)
+    num_videos: int = Field(30, ge=1)
+    num_frames: int = Field(1999, ge=3)
+    data_dir: str | None = Runtime(None, required_at_run=True)
+    threads: int = Runtime(8, ge=1)
+
+
+def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
+    """Check the validation videos; output `layout` says where they lie."""
+    from mugs.engine.progress import Progress
+    from mugs.transfer.davis import VideoFolder, check_videos
+    from mugs.transfer.digit_scenes import materialize_videos
+
+    if cfg.data_dir is None:
+        raise ValueError("data_dir is not set")
+    outputs: dict[str, Path] = {}
+    root = Path(cfg.data_dir).expanduser().absolute()
+    if cfg.data_dir == BUILTIN_VIDEOS:
+        root = outputs["videos"] = ctx.run_dir / "videos"
+        materialize_videos(root, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos)
+    progress = Progress("check", cfg.num_videos, unit="videos", path=ctx.run_dir / "progress.json")
+    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=progress.update)
+    progress.close()
+    outputs["layout"] = write_root(ctx.run_dir, root)
+    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})

@@ -1,0 +1,74 @@
+"""Video object segmentation on DAVIS-2017 by label propagation with frozen features."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from stages.evaluate import Weights, load_vit, result_row
+from stages.located import read_root
+
+if TYPE_CHECKING:
+    from mugs.transfer.video import PropagationRecipe
+
+
+class DavisSegmentationConfig(StageConfig):
+    """DINO's protocol. `num_previous` lists how many frames before the one at hand count: 7 in DINO and iBOT, 20 in the
+    script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.PropagationRecipe`.
+    """
+
+    weights: Weights = "teacher"
+    num_previous: tuple[int, ...] = Field((7, 20), min_length=1)
+    num_neighbours: int = Field(5, ge=1)
+    temperature: float = Field(0.1, gt=0)
+    radius: int = Field(12, ge=0)
+    short_side: int = Field(480, ge=1)
+    multiple: int = Field(64, ge=1)
+    num_pictures: int = Runtime(8, ge=0)
+
+
+def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
+    """Propagate for each number of frames; rows J&F, J and F, masks and pictures."""
+    from mugs.engine import distributed
+    from mugs.transfer.davis import VideoFolder
+    from mugs.transfer.video_evaluate import evaluate_videos
+
+    device = distributed.init()
+    videos = VideoFolder(read_root(ctx))
+    vit = load_vit(ctx, cfg.weights)
+    outputs, rows = {}, []
+    for previous in cfg.num_previous:
+        folder = ctx.run_dir / f"previous_{previous}"
+        recipe = propagation_recipe(cfg, previous)
+        found = evaluate_videos(
+            vit,
+            videos,
+            recipe,
+            device,
+            out_dir=folder,
+            num_pictures=cfg.num_pictures,
+            progress_path=ctx.run_dir / "progress.json",
+        )
+        distributed.barrier()
+        outputs[f"masks_{previous}"] = folder / "masks"
+        if cfg.num_pictures:
+            outputs[f"pictures_{previous}"] = folder / "pictures"
+        rows += [
+            result_row(ctx, cfg.weights, setting=f"n={previous}", metric=metric, value=value)
+            for metric, value in (("J&F", found.jf), ("J", found.j), ("F", found.f))
+        ]
+    return StageOutput(outputs=outputs, rows=rows, info={"dataset": ctx.inputs["data"].info["dataset"]})
+
+
+def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "PropagationRecipe":
+    """The recipe with one number of previous frames."""
+    from mugs.transfer.video import PropagationRecipe
+
+    return PropagationRecipe(
+        short_side=cfg.short_side,
+        multiple=cfg.multiple,
+        num_previous=num_previous,
+        num_neighbours=cfg.num_neighbours,
+        temperature=cfg.temperature,
+        radius=cfg.radius,
+    )

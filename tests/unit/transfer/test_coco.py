@@ -1,0 +1,192 @@
+"""Reading and checking COCO: what counts as an object, outlines, and errors that name the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coco_cases import SQUARE, entry, write_coco
+from PIL import Image
+from pycocotools import mask as rle
+
+from mugs.data.decode import DecodeError
+from mugs.data.source import SourceError
+from mugs.transfer.detection.coco import CocoSplit, bitmap, trainable
+from mugs.transfer.detection.digits import materialize_coco
+from mugs.transfer.detection.layout import KNOWN, CocoLayout, check_coco
+
+
+def test_classes_boxes_and_masks(tmp_path: Path) -> None:
+    annotations = [entry(1, 1), entry(2, 2, category_id=3, bbox=[30.0, 50.0, 20.0, 20.0])]
+    split = CocoSplit(write_coco(tmp_path, annotations), "train")
+    assert (split.categories, split.names[3]) == ([3, 7], "three")
+    boxes, labels, masks = split.objects(0)
+    assert (boxes.tolist(), labels.tolist()) == ([[10, 10, 30, 30]], [1])
+    assert masks.shape == (1, 40, 60) and masks.sum() == 400 and masks[0, 10:30, 10:30].all()
+    boxes, labels, _ = split.objects(1)
+    assert (boxes.tolist(), labels.tolist()) == ([[30, 50, 40, 60]], [0])  # cut at the 40 x 60 image
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"iscrowd": 1, "segmentation": {"size": [40, 60], "counts": [2400]}},
+        {"ignore": 1},
+        {"area": 0.0},
+        {"bbox": [10.0, 10.0, 0.5, 20.0]},
+        {"bbox": [10.0, 10.0, 20.0, 0.9]},
+        {"bbox": [60.0, 10.0, 20.0, 20.0]},
+        {"bbox": [-30.0, -30.0, 20.0, 20.0]},
+        {"category_id": 99},
+    ],
+)
+def test_what_does_not_count(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """An image of which nothing is left is not trained on, but it is tested on."""
+    split = CocoSplit(write_coco(tmp_path, [entry(1, 1, **fields), entry(2, 2)]), "train")
+    assert [len(image.objects) for image in split.images] == [0, 1]
+    boxes, labels, masks = split.objects(0)
+    assert (boxes.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0, 40, 60))
+    assert trainable(split, 32) == [1]
+
+
+def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
+    dot = entry(1, 1, bbox=[5.0, 6.0, 1.0, 1.0], area=1.0, segmentation=[[5.0, 6, 6, 6, 6, 7, 5, 7]])
+    split = CocoSplit(write_coco(tmp_path, [dot]), "train")
+    boxes, _, masks = split.objects(0)
+    assert boxes.tolist() == [[5, 6, 6, 7]] and masks[0].nonzero().tolist() == [[6, 5]]
+
+
+def test_small_images_are_not_trained_on(tmp_path: Path) -> None:
+    sizes = {1: (31, 200), 2: (32, 200), 3: (200, 31)}
+    split = CocoSplit(write_coco(tmp_path, [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes], sizes=sizes), "train")
+    assert trainable(split, 32) == [1]
+
+
+def test_polygons_outside_the_image_are_cut() -> None:
+    """The part within the image, against a count of pixel centres inside the square."""
+    found = bitmap([[-10.0, -5, 8, -5, 8, 12, -10, 12]], 40, 60)
+    expected = np.zeros((40, 60), np.uint8)
+    expected[:12, :8] = 1
+    assert np.array_equal(found, expected)
+    assert not bitmap([[100.0, 100, 120, 100, 120, 120]], 40, 60).any()
+
+
+def test_several_polygons_are_one_object_and_lines_enclose_nothing() -> None:
+    other = [40.0, 10, 50, 10, 50, 20, 40, 20]
+    both = bitmap([SQUARE, other, [1.0, 1, 5, 5]], 40, 60)
+    assert both.sum() == 400 + 100
+    assert not bitmap([[1.0, 1, 5, 5]], 40, 60).any() and not bitmap([], 40, 60).any()
+
+
+def test_run_length_codes_of_both_kinds() -> None:
+    mask = np.zeros((40, 60), np.uint8, order="F")
+    mask[3:9, 4:20] = 1
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    assert np.array_equal(bitmap({"size": [40, 60], "counts": counts}, 40, 60), mask)
+    assert np.array_equal(bitmap(rle.encode(mask), 40, 60), mask)
+    with pytest.raises(ValueError, match="40 x 60 pixels, its image 60 x 40"):
+        bitmap({"size": [60, 40], "counts": [2400]}, 40, 60)
+
+
+@pytest.mark.parametrize("outline", [[[1.0, 2, 3, 4, 5, 6, 7]], {"size": [40, 60]}, 5, "polygon", {"counts": "x"}])
+def test_bad_outlines_name_file_and_annotation(tmp_path: Path, outline: object) -> None:
+    split = CocoSplit(write_coco(tmp_path, [entry(12, 1, segmentation=outline)]), "val")
+    with pytest.raises(SourceError, match=r"instances_val2017.json: annotation 12 of 000000000001.jpg"):
+        split.objects(0)
+
+
+def test_bad_images_are_named(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    split = CocoSplit(root, "train")
+    path = root / "train2017" / "000000000001.jpg"
+    Image.new("RGB", (60, 41)).save(path)
+    with pytest.raises(SourceError, match=r"000000000001.jpg: 60 x 41 pixels, instances_train2017.json says 60 x 40"):
+        split.read(0)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DecodeError, match=str(path)):
+        split.read(0)
+    path.unlink()
+    with pytest.raises(SourceError, match=str(path)):
+        split.read(0)
+
+
+def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    Image.new("L", (60, 40), 9).save(root / "train2017" / "000000000001.jpg")
+    assert torch.equal(CocoSplit(root, "train").read(0), torch.full((3, 40, 60), 9, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "JSONDecodeError"),
+        ('{"images": [], "annotations": []}', "KeyError: 'categories'"),
+        ('{"categories": [], "images": [], "annotations": [{"id": 4, "image_id": 9}]}', "annotation 4 is of image 9"),
+    ],
+)
+def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_text(content)
+    with pytest.raises(SourceError, match=f"{path}.*{said}"):
+        CocoSplit(root, "train")
+
+
+def test_known_layout() -> None:
+    assert KNOWN["coco2017"] == CocoLayout(80, {"train": 118287, "val": 5000})
+
+
+def test_layout_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1), entry(2, 2)])
+    assert set(check_coco(root, CocoLayout(2, {"train": 2, "val": 2}), threads=1)) == {"train", "val"}
+    (root / "train2017" / "000000000002.jpg").unlink()
+    Image.new("RGB", (7, 7)).save(root / "val2017" / "000000000001.jpg")
+    (root / "val2017" / "000000000002.jpg").write_bytes(b"no image")
+    with pytest.raises(SourceError) as caught:
+        check_coco(root, CocoLayout(80, {"train": 3, "val": None}), threads=1)
+    for text in (
+        "train: instances_train2017.json has 2 categories, 80 expected",
+        "train: instances_train2017.json has 2 images, 3 expected",
+        "train: 1 images are not as annotated: 000000000002.jpg (missing)",
+        "val: 2 images are not as annotated: 000000000001.jpg (7 x 7, annotated 60 x 40), 000000000002.jpg",
+    ):
+        assert text in str(caught.value)
+
+
+def test_layout_without_annotations_or_with_other_categories(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "eight"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match="different categories"):
+        check_coco(root, CocoLayout(), threads=1)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"val: .*instances_val2017.json: not there \(expected"):
+        check_coco(root, CocoLayout(), threads=1)
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1, iscrowd=1)])
+    with pytest.raises(SourceError, match="has no object that counts"):
+        check_coco(root, CocoLayout(), threads=1)
+
+
+def test_mini_coco_of_digits(tmp_path: Path) -> None:
+    """The same files every time, sound, with outlines that fill their boxes from edge to edge."""
+    for name in ("one", "two"):
+        materialize_coco(tmp_path / name, train=6, val=4)
+    splits = check_coco(tmp_path / "one", CocoLayout(10, {"train": 6, "val": 4}), threads=1)
+    for path in sorted((tmp_path / "one").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+    for index in range(6):
+        boxes, labels, masks = splits["train"].objects(index)
+        assert 1 <= len(boxes) <= 4 and labels.max() < 10
+        for box, mask in zip(boxes.int().tolist(), masks, strict=True):
+            rows, columns = mask.nonzero().unbind(1)
+            edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(np.array(edges) - box).max() <= 1

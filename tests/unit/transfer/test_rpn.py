@@ -1,0 +1,115 @@
+"""RPN losses and proposals against naive loops."""
+
+import math
+
+import pytest
+import torch
+from detection_cases import naive_match
+from torch import Tensor
+from torchvision.ops import nms
+
+from mugs.data.device import mix
+from mugs.transfer.detection.boxes import clip, decode, encode
+from mugs.transfer.detection.config import DetectorConfig
+from mugs.transfer.detection.matching import sample
+from mugs.transfer.detection.rpn import RPN, STDS
+from mugs.transfer.detection.targets import Targets
+
+CONFIG = DetectorConfig(width=8, rpn_samples=32, proposals_train=20, proposals_test=10)
+STRIDES = (4, 8)
+
+
+def outputs(seed: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    torch.manual_seed(seed)
+    rpn = RPN(CONFIG, STRIDES)
+    maps = [torch.randn(2, 8, 24, 32), torch.randn(2, 8, 12, 16)]
+    logits, deltas, anchors = rpn(maps)
+    return [x * 30 for x in logits], [x * 10 for x in deltas], anchors
+
+
+def truth(key: int, *boxes: list[float]) -> Targets:
+    found = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    return Targets(found, torch.zeros(len(found), dtype=torch.long), torch.zeros(len(found), 90, 120), (90, 120), key)
+
+
+def test_layout_of_the_outputs() -> None:
+    """Logit and deltas of anchor a at a cell are the channels of that anchor at that cell."""
+    rpn = RPN(CONFIG, STRIDES)
+    features = torch.randn(1, 8, 3, 5)
+    logits, deltas, anchors = rpn([features, features])
+    raw_logits, raw_deltas = rpn.head([features])
+    row, column, anchor = 2, 4, 1
+    place = (row * 5 + column) * 3 + anchor
+    assert logits[0][0, place] == raw_logits[0][0, anchor, row, column]
+    assert torch.equal(deltas[0][0, place], raw_deltas[0][0, 4 * anchor : 4 * anchor + 4, row, column])
+    assert ((anchors[1][place, :2] + anchors[1][place, 2:]) / 2).tolist() == [column * 8, row * 8]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_losses_against_a_loop(empty: bool) -> None:
+    logits, deltas, anchors = outputs()
+    targets = [truth(5, [10, 12, 45, 40], [50, 30, 80, 62], [100, 5, 118, 88]), truth(6)]
+    if empty:
+        targets = [truth(7), truth(6)]
+    boxes = torch.cat(anchors)
+    objectness, regression, count = 0.0, 0.0, 0
+    for image, one in enumerate(targets):
+        score = torch.cat([x[image] for x in logits])
+        shift = torch.cat([x[image] for x in deltas])
+        usable = [
+            i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x1 >= 0 and y1 >= 0 and x2 < 120 and y2 < 90
+        ]
+        matched = [-1] * len(usable)
+        if len(one.boxes):
+            matched = naive_match(boxes[usable], one.boxes, 0.7, 0.3, 0.3)
+        positive, negative = sample(torch.tensor(matched), 32, 0.5, mix(one.key))
+        for place in [*positive.tolist(), *negative.tolist()]:
+            index, label = usable[place], matched[place]
+            p = 1 / (1 + math.exp(-score[index].item()))
+            objectness -= math.log(p if label >= 0 else 1 - p)
+            if label >= 0:
+                gap = (shift[index] - encode(boxes[index][None], one.boxes[label][None], STDS)[0]).abs()
+                for d in gap.tolist():
+                    regression += 0.5 * d * d * 9 if d < 1 / 9 else d - 0.5 / 9
+            count += 1
+    losses = RPN(CONFIG, STRIDES).losses(logits, deltas, anchors, targets)
+    assert count == 64 and (empty or regression > 0)
+    assert losses["rpn_objectness"].item() == pytest.approx(objectness / count, rel=1e-4)
+    assert losses["rpn_box"].item() == pytest.approx(regression / count, rel=1e-4)
+
+
+def test_anchors_over_the_border_take_no_part() -> None:
+    """Trap: torchvision samples them as background; here that would cost 1000 for each."""
+    _, deltas, anchors = outputs()
+    every = torch.cat(anchors)
+    crossing = (every[:, :2] < 0).any(dim=1) | (every[:, 2] >= 120) | (every[:, 3] >= 90)
+    logits = list(torch.where(crossing, 1000.0, 0.0)[None].split([len(a) for a in anchors], dim=1))
+    losses = RPN(CONFIG, STRIDES).losses(logits, [x[:1] for x in deltas], anchors, [truth(3)])
+    assert 0.3 < crossing.float().mean() < 0.9
+    assert losses["rpn_objectness"].item() == pytest.approx(math.log(2))
+
+
+def test_image_smaller_than_every_anchor() -> None:
+    logits, deltas, anchors = outputs()
+    small = [Targets(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 8, 8), (8, 8), k) for k in (1, 2)]
+    losses = RPN(CONFIG, STRIDES).losses(logits, deltas, anchors, small)
+    assert [v.item() for v in losses.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_proposals_against_a_loop(training: bool) -> None:
+    logits, deltas, anchors = outputs()
+    most = 20 if training else 10
+    found = RPN(CONFIG, STRIDES).train(training).proposals(logits, deltas, anchors, [(90, 120), (96, 128)])
+    for image, size in enumerate([(90, 120), (96, 128)]):
+        kept = []
+        for level in range(2):
+            ranked = sorted(enumerate(logits[level][image].tolist()), key=lambda p: -p[1])[:most]
+            boxes = torch.stack(
+                [clip(decode(anchors[level][i], deltas[level][image, i], STDS), size) for i, _ in ranked]
+            )
+            scores = torch.tensor([s for _, s in ranked])
+            kept += [(float(scores[k]), boxes[k].tolist()) for k in nms(boxes, scores, 0.7)]
+        expected = [box for _, box in sorted(kept, key=lambda p: -p[0])[:most]]
+        torch.testing.assert_close(found[image], torch.tensor(expected))
+        assert len(found[image]) == most

@@ -1,0 +1,219 @@
+"""Scenes on disk, training crops and test inputs; the mini data set."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import Generator, Philox
+from PIL import Image
+
+from mugs.data.decode import DecodeError
+from mugs.data.source import SourceError
+from mugs.transfer.digit_scenes import materialize_scenes, reflected
+from mugs.transfer.segmentation.photometric import distort, saturated
+from mugs.transfer.segmentation.recipe import SceneRecipe
+from mugs.transfer.segmentation.scenes import SceneFolder, check_scenes
+from mugs.transfer.segmentation.views import draw_crop, fitted_size, mixed, training_view, whole_view
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes") / "mini"
+    materialize_scenes(root, train=6, val=2)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images of 6 x 4 pixels with labels 0 to 3."""
+    for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+        (tmp_path / kind / "validation").mkdir(parents=True)
+        for name in "ab":
+            values = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
+            Image.fromarray(values).save(tmp_path / kind / "validation" / f"{name}.{suffix}")
+    return tmp_path
+
+
+def test_zero_becomes_void_and_the_others_shift(folder: Path) -> None:
+    image, labels = SceneFolder(folder, "val", num_classes=3).read(1)
+    assert (image.shape, image.dtype, labels.dtype) == ((3, 4, 6), torch.uint8, torch.uint8)
+    assert labels[0].tolist() == [255, 0, 1, 2, 255, 0]
+    assert SceneFolder(folder, "val", num_classes=4, reduce_zero=False).read(1)[1][0].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_void_of_the_file_stays_void(folder: Path) -> None:
+    Image.fromarray(np.array([[255, 0, 1, 3, 2, 255]] * 4, dtype=np.uint8)).save(
+        folder / "annotations/validation/a.png"
+    )
+    assert SceneFolder(folder, "val", num_classes=3).read(0)[1][0].tolist() == [255, 255, 0, 2, 1, 255]
+
+
+def test_bad_files_are_named(folder: Path) -> None:
+    with pytest.raises(SourceError, match=r"a\.png: label 2 among 2 classes"):
+        SceneFolder(folder, "val", num_classes=2).read(0)
+    scenes = SceneFolder(folder, "val", num_classes=3)
+    annotation = folder / "annotations" / "validation" / "b.png"
+    Image.fromarray(np.ones((5, 6), np.uint8)).save(annotation)
+    with pytest.raises(SourceError, match=r"b\.png: 6 x 5 pixels, its image has 6 x 4"):
+        scenes.read(1)
+    Image.fromarray(np.ones((4, 6, 3), np.uint8)).save(annotation)
+    with pytest.raises(SourceError, match=r"b\.png: a map of mode RGB"):
+        scenes.read(1)
+    annotation.write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"b\.png: not a readable PNG"):
+        scenes.read(1)
+    (folder / "images" / "validation" / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(DecodeError, match=r"a\.jpg"):
+        scenes.read(0)
+
+
+def test_layout_is_checked(folder: Path) -> None:
+    with pytest.raises(SourceError, match=r"images/training: not a folder"):
+        SceneFolder(folder, "train", num_classes=3)
+    (folder / "annotations" / "validation" / "b.png").rename(folder / "annotations" / "validation" / "c.png")
+    with pytest.raises(SourceError, match=r"1 images without annotation: b; 1 annotations without image: c"):
+        SceneFolder(folder, "val", num_classes=3)
+
+
+def test_counts_and_files_are_checked(mini: Path) -> None:
+    seen: list[int] = []
+    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": seen.append}
+    check_scenes(mini, {"train": 6, "val": 2}, **options)
+    assert seen == list(range(1, 9))
+    with pytest.raises(SourceError, match=r"2 problems: .*: 6 images found, 20210 expected, .*: 2 images found, 2000"):
+        check_scenes(mini, {"train": 20210, "val": 2000}, **options)
+    with pytest.raises(SourceError, match=r"\d problems: .*training_000\d\.png: label \d+ among 2 classes"):
+        check_scenes(mini, {"train": 6, "val": 2}, **options | {"num_classes": 2})
+
+
+def test_sizes() -> None:
+    assert fitted_size(480, 640, 2048, 512) == (512, 683)
+    assert fitted_size(640, 480, 2048, 512) == (683, 512)
+    assert fitted_size(100, 4000, 2048, 512) == (51, 2048)
+    assert fitted_size(1, 9000, 2048, 512) == (1, 2048)
+
+
+RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (5, 7), (8, 400), (400, 8)])
+def test_crops_of_any_image(size: tuple[int, int]) -> None:
+    """Portrait, smaller than the crop, very long: what is missing is zero in the image and void in the labels."""
+    image = torch.full((3, *size), 200, dtype=torch.uint8)
+    labels = torch.zeros(size, dtype=torch.uint8)
+    smaller = 0
+    for sample in range(30):
+        pixels, target = training_view(image, labels, seed=0, epoch=0, sample=sample, recipe=RECIPE)
+        assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
+        assert target.shape == (32, 32) and target.dtype == torch.int64
+        missing = target == 255
+        assert torch.equal(missing, (pixels == 0).all(dim=0))
+        smaller += bool(missing.any())
+    assert smaller > 0  # ratio 0.5 at least
+
+
+def test_image_and_labels_move_together() -> None:
+    """Labels that repeat the picture still do so after every step, at places where nothing is interpolated."""
+    labels = torch.zeros(64, 96, dtype=torch.uint8)
+    labels[16:48, 24:72] = 1
+    image = (labels * 200)[None].repeat(3, 1, 1)
+    recipe = SceneRecipe(long_side=192, short_side=64, crop=48, photometric_prob=0.0)
+    for sample in range(20):
+        pixels, target = training_view(image, labels, seed=1, epoch=2, sample=sample, recipe=recipe)
+        bright = pixels[0] > 0.5
+        known = target != 255
+        assert (bright == (target == 1))[known].float().mean() > 0.9
+
+
+def test_views_are_a_function_of_seed_epoch_and_image(mini: Path) -> None:
+    image, labels = SceneFolder(mini, "train", num_classes=11).read(0)
+    views = {
+        key: training_view(image, labels, seed=key[0], epoch=key[1], sample=key[2], recipe=RECIPE)
+        for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    }
+    again = training_view(image, labels, seed=0, epoch=0, sample=0, recipe=RECIPE)
+    assert all(torch.equal(a, b) for a, b in zip(views[0, 0, 0], again, strict=True))
+    assert len({view[0].sum().item() for view in views.values()}) == 4
+
+
+def test_ratio_scales_the_limits_not_the_image() -> None:
+    """A quarter-size image is scaled up to the limits: sides between 16 and 64 for a short side of 32."""
+    recipe = SceneRecipe(long_side=128, short_side=32, crop=200, max_class_share=1.0)
+    sides = set()
+    for sample in range(60):
+        _, target = training_view(
+            torch.zeros(3, 8, 8, dtype=torch.uint8),
+            torch.zeros(8, 8, dtype=torch.uint8),
+            seed=0,
+            epoch=0,
+            sample=sample,
+            recipe=recipe,
+        )
+        sides.add(int((target != 255).any(dim=0).sum()))
+    assert min(sides) >= 16 and max(sides) <= 64 and len(sides) > 20
+
+
+def test_mixed_crops() -> None:
+    labels = torch.zeros(10, 10, dtype=torch.uint8)
+    assert not mixed(labels, 0.75)  # a single class
+    labels[:, :2] = 3
+    assert not mixed(labels, 0.75)  # 80%
+    labels[:, 5:] = 255
+    assert mixed(labels, 0.75)  # 60% of what is not void
+    assert not mixed(torch.full((4, 4), 255, dtype=torch.uint8), 0.75)
+
+
+def test_a_mixed_crop_is_preferred() -> None:
+    labels = torch.zeros(32, 200, dtype=torch.uint8)
+    labels[:, 100:116] = 1
+    recipe = SceneRecipe(crop=32)
+    tops = [draw_crop(labels, Generator(Philox(i)), recipe) for i in range(40)]
+    good = [mixed(labels[:32, left : left + 32], 0.75) for _, left in tops]
+    assert sum(good) >= 25  # each of ten draws hits with probability 0.19 or so: 88% of 40
+
+
+def test_test_view_keeps_the_aspect() -> None:
+    image = torch.full((3, 10, 30), 255, dtype=torch.uint8)
+    view = whole_view(image, RECIPE)
+    assert view.shape == (3, 32, 96)
+    assert view[:, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+
+
+def test_saturation_is_that_of_hsv() -> None:
+    import colorsys
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 5, 5), generator=generator).float()
+    image[:, 0, 0] = 70.0
+    for factor in (0.5, 1.0, 1.5):
+        got = saturated(image, factor)
+        for y in range(5):
+            for x in range(5):
+                h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x] / 255).tolist())
+                want = colorsys.hsv_to_rgb(h, min(s * factor, 1.0), v)
+                assert (got[:, y, x] / 255).tolist() == pytest.approx(want, abs=1e-5)
+
+
+def test_distortion() -> None:
+    image = torch.randint(0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert torch.equal(distort(image, Generator(Philox(0)), 0.0), image)
+    changed = [distort(image, Generator(Philox(i)), 0.5) for i in range(20)]
+    assert all(x.dtype == torch.uint8 for x in changed)
+    assert len({int(x.sum()) for x in changed}) >= 15  # none of the four in one of 16
+
+
+def test_mini_data_set(mini: Path, tmp_path: Path) -> None:
+    scenes = SceneFolder(mini, "train", num_classes=11)
+    image, labels = scenes.read(0)
+    digit = (labels > 0) & (labels != 255)
+    assert image.float().mean(0)[digit].min() > 60 > image.float().mean(0)[labels == 0].max()
+    assert 0.02 < (labels == 255).float().mean() < 0.3
+    materialize_scenes(tmp_path / "again", train=6, val=2)
+    files = sorted(p.relative_to(mini) for p in mini.rglob("*.*"))
+    assert len(files) == 16
+    assert all((mini / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
+
+
+def test_bouncing() -> None:
+    assert reflected(np.array([3.0, 12.0, -2.0, 21.0]), np.array(10.0)).tolist() == [3.0, 8.0, 2.0, 1.0]

@@ -1,0 +1,259 @@
+"""Heads, loss, sliding windows and scores against naive versions and values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mugs.backbones.vit import ViTConfig, build_vit
+from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
+from mugs.transfer.segmentation.inference import label_map, slide, window_starts
+from mugs.transfer.segmentation.metrics import Scores, confusion, scores
+from mugs.transfer.segmentation.model import (
+    Segmenter,
+    SegmenterConfig,
+    UPerNet,
+    build_segmenter,
+    pixel_loss,
+    training_flops,
+)
+
+TINY = ViTConfig(embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
+
+
+def segmenter(variant: str, **options: float) -> Segmenter:
+    torch.manual_seed(0)
+    config = SegmenterConfig(variant=variant, num_classes=5, auxiliary_channels=12, **options)
+    return build_segmenter(build_vit(TINY), config, seed=0)
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """The module with batch norms that do something."""
+    for inner in module.modules():
+        if isinstance(inner, nn.BatchNorm2d):
+            for tensor in (inner.weight, inner.bias, inner.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(inner.running_var, 0.5, 2)
+    return module
+
+
+def plain(x: torch.Tensor, block: nn.Sequential) -> torch.Tensor:
+    conv, norm = (m for m in block if isinstance(m, nn.Conv2d | nn.BatchNorm2d))
+    assert conv.bias is None
+    x = F.conv2d(x, conv.weight, padding=conv.weight.shape[-1] // 2)
+    x = (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + 1e-5).sqrt()
+    return (x * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+
+
+def up(x: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def test_upernet_is_its_pieces() -> None:
+    torch.manual_seed(1)
+    head = shaken(UPerHead(6, 4, 3, dropout=0.1)).eval()
+    a, b, c, d = (torch.randn(2, 6, size, size) for size in (16, 8, 4, 2))
+    pooled = [up(plain(F.adaptive_avg_pool2d(d, s), p), 2) for s, p in zip((1, 2, 3, 6), head.pools, strict=True)]
+    top = plain(torch.cat([d, *pooled], dim=1), head.bottleneck)
+    third = plain(c, head.laterals[2]) + up(top, 4)
+    second = plain(b, head.laterals[1]) + up(third, 8)
+    first = plain(a, head.laterals[0]) + up(second, 16)
+    levels = [plain(x, out) for x, out in zip((first, second, third), head.outputs, strict=True)]
+    fused = plain(torch.cat([up(x, 16) for x in (*levels, top)], dim=1), head.fuse)  # no convolution on the top
+    classifier = head.classifier[1]
+    want = torch.einsum("nchw,kc->nkhw", fused, classifier.weight[:, :, 0, 0]) + classifier.bias[:, None, None]
+    torch.testing.assert_close(head([a, b, c, d]), want, rtol=1e-4, atol=1e-5)
+
+
+def test_auxiliary_head_sees_the_third_map() -> None:
+    net = shaken(segmenter("upernet"))
+    images = torch.randn(2, 3, 32, 64)
+    with torch.no_grad():
+        maps = net.eval().backbone(images)
+        hidden = plain(maps[2], net.auxiliary)
+        classifier = net.auxiliary[-1][1]
+        want = F.conv2d(hidden, classifier.weight, classifier.bias)
+        torch.testing.assert_close(net.auxiliary(maps[2]), want)
+        assert [tuple(x.shape) for x in net.train()(images)] == [(2, 5, 16, 32), (2, 5, 4, 8)]
+        assert len(net.eval()(images)) == 1  # not computed for nothing
+
+
+def test_widths_and_parameters_of_the_specification() -> None:
+    config = SegmenterConfig(variant="upernet", num_classes=150)
+    vit = build_vit("vit_s16")
+    with torch.device("meta"):
+        net = UPerNet(vit, config)
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    assert net.head.fuse[0].weight.shape == (384, 4 * 384, 3, 3)
+    assert net.auxiliary[0].weight.shape == (256, 384, 3, 3)
+    assert millions == pytest.approx(41.7, abs=0.6)  # with the position table of 224 pixels
+    assert training_flops(net, 512) / 3 == pytest.approx(315e9, rel=0.02)  # as another implementation counted
+
+
+def test_linear_variant_is_a_frozen_vit_and_one_layer() -> None:
+    net = shaken(segmenter("linear")).eval()
+    assert {n for n, p in net.named_parameters() if p.requires_grad} == {
+        "head.0.weight",
+        "head.0.bias",
+        "head.1.1.weight",
+        "head.1.1.bias",
+    }
+    images = torch.randn(2, 3, 32, 32)
+    x, maps = net.backbone.vit._pos_embed(net.backbone.vit.patch_embed(images)), []
+    for block in net.backbone.vit.blocks:
+        x = block(x)
+        maps.append(net.backbone.vit.norm(x)[:, 1:].transpose(1, 2).unflatten(2, (4, 4)))
+    four = torch.cat([maps[i] for i in (1, 1, 2, 3)], dim=1)
+    norm, classifier = net.head[0], net.head[1][1]
+    four = F.batch_norm(four, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    torch.testing.assert_close(net(images)[0], F.conv2d(four, classifier.weight, classifier.bias))
+
+
+def test_void_pixels_count_in_the_divisor() -> None:
+    """Uniform logits over ten classes on a map one quarter void: 0.75 ln 10 = 1.73, where a plain mean gives 2.31."""
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    labels[:, :4, :4] = 255
+    logits = torch.zeros(1, 10, 4, 4)
+    assert pixel_loss(logits, labels).item() == pytest.approx(0.75 * math.log(10), rel=1e-6)
+    assert F.cross_entropy(torch.zeros(1, 10, 8, 8), labels, ignore_index=255).item() == pytest.approx(2.3026, abs=1e-4)
+
+
+def test_loss_is_taken_at_the_size_of_the_labels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 3, 3), torch.randint(0, 4, (2, 9, 9))
+    labels[0, :, 2] = 255
+    full = F.interpolate(logits, size=(9, 9), mode="bilinear")
+    total = 0.0
+    for n in range(2):
+        for y in range(9):
+            for x in range(9):
+                if labels[n, y, x] != 255:
+                    total += (full[n, :, y, x].logsumexp(0) - full[n, labels[n, y, x], y, x]).item()
+    assert pixel_loss(logits, labels).item() == pytest.approx(total / 162, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["upernet", "linear"])
+def test_an_all_void_crop_costs_nothing_and_reaches_every_parameter(variant: str) -> None:
+    net = segmenter(variant)
+    labels = torch.full((2, 32, 32), 255)
+    losses = net.loss(net(torch.randn(2, 3, 32, 32)), labels)
+    total = sum(losses.values())
+    total.backward()
+    assert total.item() == 0
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().max() == 0, name
+
+
+def test_weights_of_the_heads() -> None:
+    net = segmenter("upernet")
+    labels = torch.zeros(1, 32, 32, dtype=torch.int64)
+    losses = net.loss([torch.zeros(1, 5, 8, 8), torch.zeros(1, 5, 4, 4)], labels)
+    assert {n: round(v.item(), 4) for n, v in losses.items()} == {
+        "decode": round(math.log(5), 4),
+        "auxiliary": round(0.4 * math.log(5), 4),
+    }
+
+
+def test_channel_dropout() -> None:
+    dropout = ChannelDropout(3, 0.25)
+    x = torch.ones(2, 3, 2, 2)
+    assert torch.equal(dropout(x), x)
+    dropout.uniform = torch.tensor([[0.1, 0.8, 0.7], [0.74, 0.75, 0.0]])
+    kept = torch.tensor([[1.0, 0, 1], [1, 0, 1]]) / 0.75
+    torch.testing.assert_close(dropout(x), kept[:, :, None, None].expand_as(x))
+
+
+def test_draws_are_those_of_the_global_batch() -> None:
+    net = segmenter("upernet", dropout=0.5)
+    images = torch.randn(4, 3, 32, 32)
+
+    def outputs(mine: slice) -> torch.Tensor:
+        net.set_draws(3, 7, 4, mine, torch.device("cpu"))
+        net.backbone.vit.blocks[-1].drop_path1.rate = 0.5
+        net.eval()
+        return net(images[mine])[0]
+
+    whole = outputs(slice(0, 4))
+    torch.testing.assert_close(outputs(slice(2, 4)), whole[2:])
+    net.clear_draws()
+    assert not torch.allclose(net(images)[0], whole)
+
+
+def test_images_of_any_size_are_padded_with_zeros_and_cropped() -> None:
+    net = shaken(segmenter("upernet")).eval()
+    image = torch.randn(1, 3, 33, 50)
+    padded = torch.zeros(1, 3, 48, 64)
+    padded[:, :, :33, :50] = image
+    want = F.interpolate(net(padded)[0], size=(48, 64), mode="bilinear")[:, :, :33, :50]
+    torch.testing.assert_close(net.logits(image), want)
+
+
+def test_windows() -> None:
+    assert window_starts(512, 512, 341) == [0]
+    assert window_starts(683, 512, 341) == [0, 171]
+    assert window_starts(1024, 512, 341) == [0, 341, 512]
+    assert window_starts(300, 512, 341) == [0]
+
+
+@pytest.mark.parametrize("size", [(20, 31), (8, 8), (5, 40), (3, 4)])
+def test_slide_is_the_mean_over_windows(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    image, weights = torch.randn(3, *size), torch.randn(4, 3)
+
+    def logits(windows: torch.Tensor) -> torch.Tensor:
+        """Depends on the place in the window, so that overlaps matter."""
+        place = torch.arange(windows.shape[-1]) + 10.0 * torch.arange(windows.shape[-2])[:, None]
+        return torch.einsum("kc,nchw->nkhw", weights, windows) * place
+
+    height, width = size
+    want = torch.zeros(4, height, width)
+    for y in range(height):
+        for x in range(width):
+            values = []
+            for top in sorted({min(t, max(height - 8, 0)) for t in range(0, height, 5)}):
+                for left in sorted({min(t, max(width - 8, 0)) for t in range(0, width, 5)}):
+                    if top <= y < top + 8 and left <= x < left + 8:
+                        values.append(logits(image[None, :, top : top + 8, left : left + 8])[0, :, y - top, x - left])
+            want[:, y, x] = torch.stack(values).mean(dim=0)
+    torch.testing.assert_close(slide(logits, image, num_classes=4, window=8, stride=5, at_once=3), want)
+
+
+def test_label_map_is_the_arg_max_of_the_resized_logits() -> None:
+    logits = torch.randn(37, 6, 9, generator=torch.Generator().manual_seed(0))
+    want = F.interpolate(logits[None], size=(13, 10), mode="bilinear")[0].argmax(dim=0)
+    assert torch.equal(label_map(logits, 13, 10), want)
+
+
+def test_scores_by_hand() -> None:
+    """Classes 0, 1 and 4 occur, 2 is only predicted, 3 and 5 are neither; void pixels count nowhere."""
+    labels = torch.tensor([[0, 0, 0, 1], [1, 4, 255, 255]])
+    predicted = torch.tensor([[0, 0, 2, 0], [1, 4, 0, 3]])
+    counts = confusion(predicted, labels, 6)
+    assert counts.sum() == 6 and counts[0].tolist() == [2, 0, 1, 0, 0, 0]
+    got = scores(counts)
+    want = Scores(miou=100 * (2 / 4 + 1 / 2 + 0 + 1) / 4, macc=100 * (2 / 3 + 1 / 2 + 1) / 3, aacc=100 * 4 / 6)
+    assert (got.miou, got.macc, got.aacc) == pytest.approx((want.miou, want.macc, want.aacc))
+
+
+def test_scores_against_sets_of_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (4, 30, 30), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    predicted = torch.randint(0, 4, labels.shape, generator=generator)
+    ious = []
+    for k in range(5):
+        mine, theirs = (predicted == k) & (labels != 255), labels == k
+        ious.append((mine & theirs).sum().item() / (mine | theirs).sum().item())
+    total = sum(confusion(p, t, 5) for p, t in zip(predicted, labels, strict=True))
+    assert scores(total).miou == pytest.approx(100 * sum(ious) / 5)
+    assert torch.equal(total, confusion(predicted, labels, 5))
+
+
+def test_confusion_names_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="label 7 in a label map of 5 classes"):
+        confusion(torch.zeros(1, 2), torch.tensor([[7, 255]]), 5)
+    with pytest.raises(ValueError, match=r"\(2, 2\) and label map \(2, 3\)"):
+        confusion(torch.zeros(2, 2), torch.zeros(2, 3), 5)
