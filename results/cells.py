@@ -1,46 +1,88 @@
-"""From rows to the one number of a cell: best setting, mean over seeds."""
+"""From results to the one number of a cell: best setting, mean over seeds."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from fnmatch import fnmatchcase
+from statistics import fmean, stdev
 
-from results.schema import ResultRow
-
-
-class CellError(ValueError):
-    """Two rows claim one cell; the message names both."""
+from results.collect import conflict_free
+from results.schema import Result
+from results.store import RowsError
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over seeds of the best setting, its spread, and what was chosen."""
+    """Mean over seeds of the best setting. `beside`: other settings worth telling, with their means."""
 
     value: float
     spread: float | None
     setting: str
-    others: tuple[tuple[str, float], ...]
+    results: tuple[Result, ...]
+    beside: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return len(self.results)
 
     def text(self) -> str:
-        """`72.3`, or `72.3 ± 0.1` with several seeds."""
-        return f"{self.value:.1f}" if self.spread is None else f"{self.value:.1f} ± {self.spread:.1f}"
+        """`72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
+        shown = fixed(self.value)
+        return shown if self.spread is None else f"{shown} ± {fixed(self.spread)} (n={self.seeds})"
 
 
-def best_cell(rows: Iterable[ResultRow]) -> Cell | None:
-    """The cell of rows that differ in setting and seed only. Raises CellError for two rows of one setting and seed."""
-    by_setting: dict[str, dict[int, ResultRow]] = defaultdict(dict)
-    for row in rows:
-        other = by_setting[row.setting].setdefault(row.seed, row)
-        if other is not row:
-            raise CellError(
-                f"two rows for one cell: runs {other.run_id} ({other.value}) and {row.run_id} ({row.value}), both "
-                f"{row.method} {row.arch} {row.epochs} epochs, {row.stage} on {row.dataset}, "
-                f"{row.setting!r}, seed {row.seed}"
-            )
+def fixed(value: float) -> str:
+    """One decimal."""
+    return f"{value:.1f}"
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign, which zero has none of."""
+    shown = f"{value:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown
+
+
+def parts(setting: str) -> list[str]:
+    """`cls`, `k=20` and `T=0.07` of `cls, k=20, T=0.07`."""
+    return [part.strip() for part in setting.split(",")]
+
+
+def has(setting: str, pattern: str) -> bool:
+    """Whether a part of a setting matches a pattern (`*% of labels`)."""
+    return any(fnmatchcase(part, pattern) for part in parts(setting))
+
+
+def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | None:
+    """The cell of results that differ in setting and seed only; None without any.
+
+    Settings that not every seed has are no choice where others have more. Raises RowsError for two results of one
+    setting and seed.
+    """
+    by_setting: dict[str, list[Result]] = defaultdict(list)
+    everything = tuple(results)
+    _, conflicts = conflict_free(everything)
+    if conflicts:
+        raise RowsError("\n".join(conflicts))
+    for result in everything:
+        by_setting[result.row.setting].append(result)
     if not by_setting:
         return None
-    values = {s: [row.value for row in seeds.values()] for s, seeds in by_setting.items()}
-    chosen = max(values, key=lambda s: mean(values[s]))
-    spread = stdev(values[chosen]) if len(values[chosen]) > 1 else None
-    others = tuple((s, mean(v)) for s, v in values.items() if s != chosen)
-    return Cell(mean(values[chosen]), spread, chosen, others)
+    most = max(len(found) for found in by_setting.values())
+    means = {s: fmean(r.row.value for r in found) for s, found in sorted(by_setting.items()) if len(found) == most}
+    chosen = max(means, key=lambda setting: means[setting])
+    used = tuple(sorted(by_setting[chosen], key=lambda result: result.row.seed))
+    values = [result.row.value for result in used]
+    spread = stdev(values) if len(values) > 1 else None
+    return Cell(means[chosen], spread, chosen, used, _beside(means, chosen, beside))
+
+
+def _beside(means: dict[str, float], chosen: str, patterns: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """The best of the settings that match each pattern, unless it is the chosen one."""
+    found = []
+    for pattern in patterns:
+        matching = {s: v for s, v in means.items() if has(s, pattern)}
+        best = max(matching, key=lambda setting: matching[setting], default=chosen)
+        if best != chosen:
+            found.append((best, means[best]))
+    return tuple(found)

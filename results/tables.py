@@ -1,178 +1,209 @@
-"""The paper's tables, ours beside the paper's: pure functions of rows, specs and the paper's numbers."""
+"""The paper's tables, ours beside the paper's: pure functions of results, specs and the paper's numbers."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
-import yaml
 
 from results.cells import Cell, best_cell
-from results.schema import ResultRow
+from results.collect import Collection, words
+from results.gaps import Gap, gaps
+from results.schema import Result
+from results.spec import Column, PaperLine, Spec, load
+from results.vocabulary import vocabulary
 
-Format = Literal["md", "latex", "csv"]
-SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
-MISSING = "--"
-MINI = {"sklearn_digits": "Mini data set (scikit-learn digits, 10 classes): not comparable with ImageNet-1K"}
+
+@dataclass(frozen=True)
+class Ours:
+    """A line of ours: what sets it apart from other lines of ours, and its cells by column."""
+
+    label: str
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A printed line with ours below it, or a line of ours alone (not `printed`).
+
+    `comparable`: whether a line of ours is shown even without a number.
+    """
+
+    group: str
+    method: str
+    arch: str
+    epochs: str
+    ours: tuple[Ours, ...]
+    paper: dict[str, float]
+    notes: dict[str, str]
+    comparable: bool
+    printed: bool = True
+
+    def words(self) -> str:
+        """The line in words, as footnotes name it."""
+        epochs = f", {self.epochs} epochs" if self.epochs else ""
+        return f"{self.method} {self.arch}{epochs}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Entries under common columns (key -> title)."""
+
+    title: str
+    columns: dict[str, str]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Title, cells as text (first column `Group`), and footnotes."""
+    """The printed table with ours, what ours has that the paper has not, the leads, and general notes."""
 
+    name: str
     title: str
-    cells: pd.DataFrame
-    notes: list[str]
+    printed: Block
+    elsewhere: Block
+    gaps: tuple[Gap, ...]
+    notes: tuple[str, ...]
+    used: frozenset[Result]
 
 
-def names() -> list[str]:
-    """Tables there are specs for."""
-    specs = files("results").joinpath("specs")
-    return sorted(p.name.removesuffix(".yaml") for p in specs.iterdir() if p.name.endswith(".yaml"))
+def build(name: str, results: Iterable[Result]) -> Table:
+    """A table of results. Raises ValueError for an unknown table, RowsError where two results claim one cell."""
+    spec = load(name)
+    wanted = [result for result in results if any(column.takes(result) for column in spec.columns)]
+    printed, means, used = _printed(spec, wanted)
+    elsewhere, shown = _elsewhere(spec, [result for result in wanted if result not in used])
+    found = gaps(name, spec.paper, means)
+    return Table(name, spec.title, printed, elsewhere, tuple(found), spec.notes, frozenset(used | shown))
 
 
-def write_all(rows: Sequence[ResultRow], out_dir: Path, tables: Sequence[str] | None = None) -> dict[str, Path]:
-    """Write every table in all three formats; file name -> path."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for name in tables or names():
-        table = build(name, rows)
-        for fmt, suffix in SUFFIX.items():
-            path = out_dir / f"{name}.{suffix}"
-            path.write_text(to_text(table, fmt), encoding="utf-8")
-            written[path.name] = path
-    return written
+def _printed(spec: Spec, results: Sequence[Result]) -> tuple[Block, dict[tuple[int, str], float], set[Result]]:
+    """The paper's lines with ours, the means of the first line of ours of each, and the results these took."""
+    entries, used = [], set()
+    means: dict[tuple[int, str], float] = {}
+    by_line: dict[tuple[object, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        row = result.row
+        by_line[vocabulary().method(row.method), row.arch, row.epochs, result.variant].append(result)
+    for index, line in enumerate(spec.paper):
+        mine = by_line[base(line.method), line.arch, line.pretrain_epochs, line.variant]
+        by_column = {c: [r for r in mine if c.takes(r) and r.row.dataset == c.dataset] for c in spec.columns}
+        used |= {result for found in by_column.values() for result in found}
+        ours = our_lines(by_column)
+        if ours:
+            means |= {(index, key): cell.value for key, cell in ours[0].cells.items()}
+        entries.append(_entry(line, ours))
+    columns = {column.key: column.title for column in spec.columns}
+    return Block(spec.title, columns, tuple(entries)), means, used
 
 
-def render(name: str, rows: Sequence[ResultRow], fmt: Format = "md") -> str:
-    """One table as text. Raises ValueError for a table or format that does not exist."""
-    if fmt not in SUFFIX:
-        raise ValueError(f"unknown format {fmt!r} (valid: {', '.join(SUFFIX)})")
-    return to_text(build(name, rows), fmt)
+def base(method: str) -> str:
+    """`Mugs` for `Mugs w/o IDS`, `iBOT` for `iBOT (re-run)`."""
+    return method.split(" w/o ")[0].removesuffix(" (re-run)")
 
 
-def build(name: str, rows: Sequence[ResultRow]) -> Table:
-    """Paper's rows with ours joined, then our rows the paper has none for, then rows of other data sets."""
-    if name not in names():
-        raise ValueError(f"unknown table {name!r} (valid: {', '.join(names())})")
-    spec: dict[str, Any] = yaml.safe_load(files("results").joinpath("specs", f"{name}.yaml").read_text("utf-8"))
-    with files("results").joinpath("paper", spec["paper"]).open(encoding="utf-8") as stream:
-        paper = pd.read_csv(stream)
-    notes = [" ".join(spec["note"].split())]
-    rows = [row for row in rows if row.metric == spec["metric"]]
-    here = [row for row in rows if row.dataset == spec["dataset"]]
-    lines, used = _paper_lines(spec, paper, here, notes)
-    rest = [row for row in here if _identity(spec, row) not in used]
-    lines += _our_lines(spec, rest, "Ours, without a counterpart in the paper", notes)
-    for dataset in sorted({row.dataset for row in rows} - {spec["dataset"]}):
-        group = MINI.get(dataset, f"Other data set ({dataset}): not comparable with ImageNet-1K")
-        lines += _our_lines(spec, [row for row in rows if row.dataset == dataset], group, notes)
-    return Table(spec["title"], pd.DataFrame(lines), notes)
+def _entry(line: PaperLine, ours: tuple[Ours, ...]) -> Entry:
+    arch = vocabulary().arch(line.arch)
+    comparable = bool(ours) or base(line.method) == "Mugs"
+    return Entry(line.group, line.method, arch, line.epochs, ours, line.values, line.notes, comparable)
 
 
-def _identity(spec: dict[str, Any], row: ResultRow) -> tuple[str, str, int]:
-    """(method, arch, effective epochs) as the paper has them."""
-    return spec["methods"].get(row.method, row.method), row.arch, row.epochs * spec["effective_epochs"]
+def our_lines(by_column: dict[Column, list[Result]]) -> tuple[Ours, ...]:
+    """Lines of ours: one per pretraining, and further ones where an evaluation was done with several settings.
 
-
-def _paper_lines(
-    spec: dict[str, Any], paper: pd.DataFrame, rows: list[ResultRow], notes: list[str]
-) -> tuple[list[dict[str, str]], set[tuple[str, str, int]]]:
-    lines, used = [], set()
-    for key, entry in paper.groupby(["group", "method", "arch", "params_m", "effective_epochs"], sort=False):
-        group, method, arch, params, printed_epochs = map(str, key)
-        epochs = int(printed_epochs)
-        mine = [row for row in rows if _identity(spec, row) == (method, arch, epochs)]
-        used.add((method, arch, epochs))
-        line = {"Group": group, "Method": method, "Arch": arch, "Params (M)": params, "Epochs": printed_epochs}
-        for column in spec["columns"]:
-            printed = entry.loc[entry["task"] == column["task"], "value"]
-            value = None if printed.empty else float(printed.iloc[0])
-            line |= _columns(column, value, mine, f"{method} {arch}, {epochs} epochs", notes)
-        lines.append(line)
-    return lines, used
-
-
-def _our_lines(spec: dict[str, Any], rows: list[ResultRow], group: str, notes: list[str]) -> list[dict[str, str]]:
+    Our own pretraining comes before imported weights, fewer differing settings before more; nothing is left out.
+    """
+    keys = {_pretraining(result) for found in by_column.values() for result in found}
     lines = []
-    for method, arch, epochs in sorted({(row.method, row.arch, row.epochs) for row in rows}):
-        mine = [row for row in rows if (row.method, row.arch, row.epochs) == (method, arch, epochs)]
-        shown = method
-        for ours, theirs in spec["methods"].items():
-            shown = shown.replace(ours, theirs, 1) if shown.startswith(ours) else shown
-        line = {"Group": group, "Method": shown, "Arch": arch, "Params (M)": MISSING}
-        line["Epochs"] = "0" if method.endswith("(initialisation)") else str(epochs)
-        for column in spec["columns"]:
-            line |= _columns(column, None, mine, f"{shown} {arch}, {mine[0].dataset}", notes)
-        lines.append(line)
+    for key in sorted(keys, key=lambda key: (key[0], len(key[1]), key[1])):
+        cells: dict[str, list[Cell]] = {}
+        for column, found in by_column.items():
+            cells[column.key] = _alternatives([r for r in found if _pretraining(r) == key], column)
+        for rank in range(max(map(len, cells.values()))):
+            here = {key: found[rank] for key, found in cells.items() if rank < len(found)}
+            lines.append(Ours(_label(key, rank), here))
+    return tuple(lines)
+
+
+def _pretraining(result: Result) -> tuple[bool, tuple[str, ...]]:
+    return result.imported, tuple(line for line in result.differs if not line.startswith(f"{result.row.stage}."))
+
+
+def _alternatives(results: Sequence[Result], column: Column) -> list[Cell]:
+    """One cell per set of differing settings, the smallest set first."""
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.differs].append(result)
+    cells = (best_cell(groups[key], column.beside) for key in sorted(groups, key=lambda key: (len(key), key)))
+    return [cell for cell in cells if cell is not None]
+
+
+def _label(key: tuple[bool, tuple[str, ...]], rank: int) -> str:
+    imported, differs = key
+    parts = ["imported weights"] if imported else []
+    if differs:
+        parts.append(differs[0].split(" (recipe")[0] if len(differs) == 1 else f"{len(differs)} settings differ")
+    if rank:
+        parts.append("other evaluation settings" if rank == 1 else f"other evaluation settings {rank}")
+    return f"ours ({', '.join(parts)})" if parts else "ours"
+
+
+def _elsewhere(spec: Spec, results: Sequence[Result]) -> tuple[Block, set[Result]]:
+    """Lines of ours that have no counterpart in the paper, by data set, and the results these took."""
+    kinds = {column.kind: column for column in reversed(spec.columns)}
+    columns = [column for column in spec.columns if kinds[column.kind] is column]
+    shown = [result for result in results if spec.shows(result)]
+    if spec.vary and "*" not in spec.vary:
+        varied = {_same_but_variant(result) for result in shown if result.variant}
+        shown = [result for result in shown if _same_but_variant(result) in varied]
+    entries = []
+    for key in sorted({_line_key(result) for result in shown}):
+        mine = [result for result in shown if _line_key(result) == key]
+        ours = our_lines({column: [r for r in mine if column.takes(r)] for column in columns})
+        entries.append(_own_entry(mine[0], ours))
+    titles = {column.key: column.elsewhere or column.title for column in columns}
+    return Block("Ours, without a counterpart in the paper", titles, tuple(entries)), set(shown)
+
+
+def _same_but_variant(result: Result) -> tuple[object, ...]:
+    row = result.row
+    return row.method, row.arch, row.epochs, row.dataset, result.imported
+
+
+def _line_key(result: Result) -> tuple[str, str, str, int, str]:
+    row = result.row
+    return row.dataset, row.arch, row.method, row.epochs, result.variant
+
+
+def _own_entry(result: Result, ours: tuple[Ours, ...]) -> Entry:
+    row, known = result.row, vocabulary()
+    group = known.dataset(row.dataset)
+    if not known.knows_dataset(row.dataset):
+        group = f"{row.dataset} (unknown data set)"
+    elif row.dataset.startswith("sklearn_digits"):
+        group += ": compares with nothing in the paper"
+    method = known.method(row.method) + (f" {result.variant}" if result.variant else "")
+    epochs = 0 if row.method.endswith(("(initialisation)", "(scratch)")) else row.epochs
+    return Entry(group, method, known.arch(row.arch), str(epochs), ours, {}, {}, True, printed=False)
+
+
+def build_all(results: Sequence[Result], names: Iterable[str]) -> list[Table]:
+    """Several tables."""
+    return [build(name, results) for name in names]
+
+
+def left_over(collection: Collection, tables: Iterable[Table]) -> list[str]:
+    """A line for each name that no table knows, and each result of a column's kind that none of the tables shows."""
+    lines = [f"in no table of the paper: {line}" for line in collection.unknown]
+    told = {line.partition(": unknown")[0] for line in collection.unknown}
+    shown = list(tables)
+    columns = [column for table in shown for column in load(table.name).columns]
+    for result in unplaced(shown, collection.results):
+        if result.where not in told and any(column.takes(result) for column in columns):
+            kind = f" ({result.variant})" if result.variant else ""
+            lines.append(f"in no table of the paper: {result.where}: {words(result.row)}{kind}")
     return lines
 
 
-def _columns(
-    column: dict[str, str], paper: float | None, rows: Iterable[ResultRow], label: str, notes: list[str]
-) -> dict[str, str]:
-    cell: Cell | None = best_cell(row for row in rows if row.stage == column["task"])
-    title = column["title"]
-    if cell is not None:
-        last = "".join(f"; {s}: {v:.1f}" for s, v in cell.others if "last epoch" in s)
-        notes.append(f"{title}, {label}: {cell.setting}{last}")
-    difference = MISSING if cell is None or paper is None else f"{cell.value - paper:+.1f}"
-    return {
-        f"{title} paper": MISSING if paper is None else f"{paper:.1f}",
-        f"{title} ours": MISSING if cell is None else cell.text(),
-        f"{title} diff": difference,
-    }
-
-
-def to_text(table: Table, fmt: Format) -> str:
-    """Markdown with one heading row per group, LaTeX (booktabs), or plain CSV."""
-    if fmt == "csv":
-        return table.cells.to_csv(index=False, lineterminator="\n")
-    return _markdown(table) if fmt == "md" else _latex(table)
-
-
-def _markdown(table: Table) -> str:
-    columns = [c for c in table.cells.columns if c != "Group"]
-    body: list[list[str]] = []
-    group = None
-    for record in table.cells.to_dict("records"):
-        if record["Group"] != group:
-            group = record["Group"]
-            body.append([f"**{group}**"] + [""] * (len(columns) - 1))
-        body.append([str(record[c]) for c in columns])
-    plain = [r for r in body if not r[0].startswith("**")]
-    widths = [max(len(r[i]) for r in [columns, *plain]) for i in range(len(columns))]
-    lines = [_pipe(columns, widths), _pipe(["-" * w for w in widths], widths)]
-    lines += [_pipe(r, widths) for r in body]
-    notes = "\n".join(f"- {note}" for note in table.notes)
-    return f"### {table.title}\n\n" + "\n".join(lines) + f"\n\n{notes}\n"
-
-
-def _pipe(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-
-def _latex(table: Table) -> str:
-    columns = [c for c in table.cells.columns if c != "Group"]
-    lines = [r"\begin{tabular}{lll" + "r" * (len(columns) - 3) + "}", r"\toprule", _row(columns), r"\midrule"]
-    group = None
-    for record in table.cells.to_dict("records"):
-        if record["Group"] != group:
-            group = record["Group"]
-            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(group)}}}}} \\")
-        lines.append(_row([str(record[c]) for c in columns]))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    return f"% {table.title}\n" + "\n".join(lines) + "\n" + "".join(f"% {note}\n" for note in table.notes)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return " & ".join(escape(c) for c in cells) + r" \\"
-
-
-def escape(text: str) -> str:
-    """Text for LaTeX."""
-    for plain, latex in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, latex)
-    return text.replace("±", r"$\pm$")
+def unplaced(tables: Iterable[Table], results: Iterable[Result]) -> list[Result]:
+    """Results that none of the tables shows."""
+    used = frozenset[Result]().union(*(table.used for table in tables))
+    return [result for result in results if result not in used]

@@ -1,53 +1,128 @@
-"""Tables are pure functions of rows, the paper's numbers beside ours."""
+"""Tables are pure functions of results, the paper's numbers beside ours."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from results.cells import CellError
-from results.schema import ResultRow
-from results.store import RowsError, read_rows, write_rows
-from results.tables import escape, render, write_all
+from results.render import escape, render, to_text, write_all
+from results.schema import Result
+from results.spec import names
+from results.store import RowsError
+from results.tables import build, build_all, unplaced
+from results.vocabulary import vocabulary
+from stages import STAGES
 
-ROW = ResultRow("abc", "mugs", "vit_s16", 800, "knn", "imagenet1k", "cls, k=20, T=0.05", "top1", 75.1, "%", 0)
-
-
-def line(text: str, *words: str) -> str:
-    found = [part for part in text.splitlines() if all(word in part for word in words) and part.startswith("|")]
-    assert len(found) == 1, found
-    return found[0]
+Make = Callable[..., list[Result]]
 
 
-def test_ours_stands_beside_the_paper_with_the_difference() -> None:
-    rows = [ROW, replace(ROW, setting="cls, k=10, T=0.05", value=74.0)]
-    cells = [c.strip() for c in line(render("table1", rows), "Mugs", "vit_s16", "3200").split("|")]
-    assert cells[5:11] == ["78.9", "--", "--", "75.6", "75.1", "-0.5"]
+def cells(text: str, *words: str) -> list[str]:
+    """Cells of the one Markdown line that has all the words."""
+    pattern = ".*".join(map(re.escape, words))
+    found = [part for part in text.splitlines() if part.startswith("|") and re.search(pattern, part)]
+    assert len(found) == 1, (words, found)
+    return [cell.strip() for cell in found[0].split("|")[1:-1]]
+
+
+def below(text: str, *words: str) -> list[str]:
+    """Cells of the line after that one."""
+    lines = text.splitlines()
+    found = [i for i, part in enumerate(lines) if all(word in part for word in words)]
+    return [cell.strip() for cell in lines[found[0] + 1].split("|")[1:-1]]
+
+
+def test_there_are_ten_tables_and_the_figure() -> None:
+    assert names() == [*(f"table{number}" for number in range(1, 11)), "figure2"]
+    for name in names():
+        assert "Mugs, ours" in render(name, []), name
+
+
+def test_ours_stands_below_the_paper_with_the_difference(results: Make) -> None:
+    text = render("table1", results({}, {"setting": "cls, k=10, T=0.07", "value": 74.0}))
+    assert cells(text, "| Mugs  ", "ViT-S/16", "3200") == ["Mugs", "ViT-S/16", "3200", "78.9", "75.6"]
+    ours = cells(text, "Mugs, ours", "ViT-S/16", "3200")
+    assert ours[3] == "--" and ours[4].startswith("75.1 [")
+    assert below(text, "Mugs, ours", "ViT-S/16", "3200")[3:] == ["--", "*-0.5*"]
+    assert "run abc; cls, k=20, T=0.05; cls, k=10, T=0.07: 74.0" in text
 
 
 def test_without_rows_ours_is_empty() -> None:
-    cells = [c.strip() for c in line(render("table1", []), "Mugs", "vit_l16", "1000").split("|")]
-    assert cells[5:11] == ["82.1", "--", "--", "80.3", "--", "--"]
+    text = render("table1", [])
+    assert cells(text, "Mugs, ours", "ViT-L/16", "1000")[3:] == ["--", "--"]
+    assert "difference" not in text
 
 
-def test_mini_rows_have_a_group_of_their_own() -> None:
-    rows = [
-        replace(ROW, arch="vit_mini", dataset="sklearn_digits", method=m) for m in ("mugs", "mugs (initialisation)")
-    ]
+def test_a_difference_of_nothing_has_no_sign(results: Make) -> None:
+    assert "*0.0*" in render("table1", results({"value": 75.56}))
+
+
+def test_mini_rows_have_a_part_of_their_own(results: Make) -> None:
+    mini = {"arch": "vit_mini", "dataset": "sklearn_digits", "epochs": 24}
+    text = render("table1", results(mini, {**mini, "method": "mugs (initialisation)", "value": 20.0}))
+    assert "compares with nothing in the paper" in text
+    assert cells(text, "Mugs (initialisation)", "ViT-mini")[2] == "0"
+
+
+def test_seeds_give_mean_spread_and_count(results: Make) -> None:
+    rows = results(*({"seed": s, "value": v, "run_id": f"r{s}"} for s, v in enumerate((74.0, 75.0, 76.0))))
     text = render("table1", rows)
-    assert "not comparable with ImageNet-1K" in text
-    assert "75.1" in line(text, "Mugs (initialisation)", "vit_mini")
+    assert "75.0 ± 1.0 (n=3)" in text and "r1 (seed 1: 75.0)" in text
+    assert r"75.0 $\pm$ 1.0 (n=3)" in render("table1", rows, "latex")
 
 
-def test_seeds_give_mean_and_spread() -> None:
-    rows = [replace(ROW, seed=s, value=v, run_id=str(s)) for s, v in enumerate((74.0, 75.0, 76.0))]
-    assert "75.0 ± 1.0" in render("table1", rows)
-    assert r"75.0 $\pm$ 1.0" in render("table1", rows, "latex")
+def test_a_setting_that_some_seeds_lack_is_not_chosen(results: Make) -> None:
+    lucky = {"seed": 1, "value": 99.0, "setting": "cls, k=50, T=0.05"}
+    text = render("table1", results({}, {"seed": 1, "value": 76.1}, lucky))
+    assert "75.6 ± 0.7 (n=2)" in text and "99.0" not in text
 
 
-def test_two_rows_for_one_cell_are_refused() -> None:
-    with pytest.raises(CellError, match=r"abc.*other"):
-        render("table1", [ROW, replace(ROW, run_id="other")])
+def test_two_rows_for_one_cell_are_refused(results: Make) -> None:
+    with pytest.raises(RowsError, match=r"line 2: 75.1 of run abc; rows.csv, line 3: 80 of run other: rows that claim"):
+        render("table1", results({}, {"run_id": "other", "value": 80.0}))
+
+
+def test_labelled_parts_and_transfer_go_to_their_tables(results: Make) -> None:
+    fine = {"stage": "finetune", "setting": "best epoch", "value": 80.0}
+    few = {**fine, "setting": "1% of labels, best epoch", "value": 66.0}
+    ten = {**fine, "setting": "10% of labels, best epoch", "value": 77.0}
+    rows = results(fine, few, ten, {**fine, "dataset": "cifar10", "value": 99.0})
+    assert cells(render("table2", rows), "Mugs, ours", "ViT-S/16")[3].startswith("80.0")
+    third = cells(render("table3", rows), "Mugs, ours", "ViT-S/16")
+    assert third[3:5] == ["--", "--"] and third[5].startswith("66.0") and third[6].startswith("77.0")
+    assert cells(render("table4", rows), "Mugs, ours", "ViT-S/16")[3].startswith("99.0")
+    assert not unplaced(build_all(rows, names()), rows)
+
+
+def test_variants_fill_the_ablations_and_nothing_else(results: Make) -> None:
+    (main,) = results({"epochs": 100, "stage": "linear", "setting": "best epoch", "value": 76.0})
+    other = replace(main, row=replace(main.row, run_id="x", value=75.0), variant="w/o group supervision")
+    weak = replace(main, row=replace(main.row, run_id="y", value=72.5), variant="weak augmentation")
+    rows = [main, other, weak]
+    assert cells(render("table7", rows), "w/o GDS, ours")[3].startswith("75.0")
+    assert cells(render("table8", rows), "Mugs, ours", "72.5")
+    first, rest = render("table1", rows).split("without a counterpart")
+    assert "76.0 [" in first and "75.0 [" not in first and "72.5" not in first
+    assert cells(rest, "Mugs w/o group supervision", "75.0 [")
+    assert not unplaced(build_all(rows, names()), rows)
+
+
+def test_settings_that_differ_and_released_weights_have_lines_of_their_own(results: Make) -> None:
+    (main,) = results({})
+    bf16 = replace(main, row=replace(main.row, run_id="b"), differs=("pretrain.precision=bf16 (recipe: fp32)",))
+    theirs = replace(main, row=replace(main.row, run_id="c"), imported=True)
+    text = render("table1", [theirs, bf16, main])
+    assert cells(text, "Mugs, ours  ", "ViT-S/16", "3200")[4].startswith("75.1")
+    assert cells(text, "Mugs, ours (pretrain.precision=bf16)")[4].startswith("75.1")
+    assert cells(text, "Mugs, ours (imported weights)")
+    assert "differs: pretrain.precision=bf16 (recipe: fp32)" in text
+
+
+def test_unknown_data_sets_are_shown_as_such_and_unknown_stages_are_left_over(results: Make) -> None:
+    rows = results({"dataset": "my_photos"}, {"stage": "guessing"})
+    assert "my\\_photos (unknown data set)" in render("table1", rows)
+    assert unplaced(build_all(rows, names()), rows) == rows[1:]
 
 
 def test_unknown_table_and_format() -> None:
@@ -57,20 +132,51 @@ def test_unknown_table_and_format() -> None:
         render("table1", [], "pdf")  # type: ignore[arg-type]
 
 
-def test_all_formats_are_written(tmp_path: Path) -> None:
-    assert set(write_all([ROW], tmp_path)) == {"table1.md", "table1.tex", "table1.csv"}
-    assert (tmp_path / "table1.csv").read_text().startswith("Group,Method,Arch")
-    assert escape("a_b 5% & #") == r"a\_b 5\% \& \#"
+def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
+    assert set(write_all([build("table1", results({}))], tmp_path)) == {"table1.md", "table1.tex", "table1.csv"}
+    lines = (tmp_path / "table1.csv").read_text().splitlines()
+    assert lines[0].startswith("table,part,group,method")
+    assert any("ViT-S/16,3200,ours,knn,75.6,75.1,,1,-0.5" in line for line in lines)
+    assert escape("a_b 5% & # {^~} \\") == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
 
 
-def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rows.csv", [ROW])
-    assert read_rows(tmp_path / "rows.csv") == [ROW]
+def test_markdown_and_csv_agree_on_the_number_of_cells(results: Make) -> None:
+    table = build("table4", results({"stage": "finetune", "dataset": "cars", "value": 93.0}))
+    printed = sum(len(entry.paper) for entry in table.printed.entries)
+    assert printed == 65
+    assert len(to_text(table, "csv").splitlines()) == 1 + printed
 
 
-def test_a_damaged_row_names_file_and_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    write_rows(path, [ROW, ROW])
-    path.write_text(path.read_text().replace("75.1", "many", 1))
-    with pytest.raises(RowsError, match=r"rows\.csv, line 2"):
-        read_rows(path)
+def test_rows_of_every_stage_have_a_place(results: Make) -> None:
+    coco = {"stage": "coco_detection", "dataset": "coco2017", "setting": "12 epochs, lr=0.0002, layer decay=0.8"}
+    ade = {"stage": "ade20k_segmentation", "dataset": "ade20k", "metric": "mIoU", "value": 47.0}
+    davis = {"stage": "davis_segmentation", "dataset": "davis2017", "arch": "vit_b16", "epochs": 400, "value": 60.0}
+    scratch = {"stage": "finetune", "method": "mugs (scratch)", "dataset": "sklearn_digits", "arch": "vit_mini"}
+    rows = results(
+        {**coco, "metric": "box AP", "value": 49.0},
+        {**coco, "metric": "mask AP", "value": 43.5},
+        {**ade, "setting": "upernet, lr=3e-05, layer decay=0.9"},
+        {**ade, "setting": "linear, lr=3e-05, layer decay=1", "value": 40.0},
+        *({**davis, "metric": metric, "setting": f"n={n}"} for metric in ("J&F", "J", "F") for n in (7, 20)),
+        {"stage": "logistic", "setting": "1% of labels, lambda=0.1", "value": 66.0},
+        {**scratch, "setting": "last epoch"},
+    )
+    tables = build_all(rows, names())
+    assert not unplaced(tables, rows)
+    sixth = render("table6", rows)
+    assert [cell.split(" ")[0] for cell in cells(sixth, "Mugs, ours")[3:]] == ["49.0", "43.5", "47.0", "40.0"]
+    assert below(sixth, "Mugs, ours")[3:] == ["*-0.8*", "*+0.5*", "*-0.4*", "--"]
+    assert cells(render("table5", rows), "Mugs, ours", "ViT-B/16")[3].startswith("60.0")
+    assert cells(render("table2", rows), "Mugs (scratch)", "ViT-mini")[2] == "0"
+
+
+def test_the_vocabulary_has_every_stage_that_makes_rows() -> None:
+    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "import"}
+    assert set(STAGES) - without_rows <= set(vocabulary().stages)
+
+
+def test_columns_of_the_same_note_share_it() -> None:
+    text = render("table5", [])
+    assert "J&F, J, F, Mugs ViT-B/16: the paper reports it; the value is lost" in text
+    marked = [cell for cell in cells(text, "Mugs  ", "ViT-B/16")[3:]]
+    assert len(set(marked)) == 1 and marked[0].startswith("-- [")

@@ -1,0 +1,72 @@
+"""Two sets of results, cell by cell of the tables."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from results.cells import Cell, signed
+from results.explain import line_words
+from results.lines import MISSING, Laid, Line, Part, Text
+from results.schema import Result
+from results.tables import build
+
+HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A cell here and there; at least one is not None."""
+
+    table: str
+    group: str
+    line: str
+    column: str
+    here: Cell | None
+    there: Cell | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether both are there with the same numbers."""
+        both = self.here is not None and self.there is not None
+        return both and _numbers(self.here) == _numbers(self.there)
+
+
+def _numbers(cell: Cell | None) -> tuple[object, ...]:
+    return () if cell is None else (cell.value, cell.spread, cell.seeds, cell.setting)
+
+
+def compare(here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]) -> list[Pair]:
+    """Every cell that has a number of ours in either, in the order of the tables, here first."""
+    pairs = []
+    for name in tables:
+        mine, theirs = dict(_cells(name, here)), dict(_cells(name, there))
+        pairs += [Pair(name, *key, mine.get(key), theirs.get(key)) for key in dict.fromkeys([*mine, *theirs])]
+    return pairs
+
+
+def _cells(name: str, results: Sequence[Result]) -> Iterator[tuple[tuple[str, str, str], Cell]]:
+    table = build(name, results)
+    for block in (table.printed, table.elsewhere):
+        for entry in block.entries:
+            for ours in entry.ours:
+                for key, cell in ours.cells.items():
+                    yield (entry.group, line_words(entry, ours), block.columns[key]), cell
+
+
+def laid(pairs: Sequence[Pair]) -> Laid:
+    """The comparison as a table, ready for any format."""
+    lines = [Line(pair.group, "ours", tuple(Text(text) for text in _texts(pair))) for pair in pairs]
+    equal = sum(pair.equal for pair in pairs)
+    only = sum(pair.here is None or pair.there is None for pair in pairs)
+    summary = f"{len(pairs)} cells: {equal} equal, {len(pairs) - equal - only} different, {only} in one only."
+    title = "Two run roots, cell by cell"
+    return Laid("against", title, (Part(title, HEADER, 3, tuple(lines)),), (), (summary,))
+
+
+def _texts(pair: Pair) -> tuple[str, ...]:
+    shown = [cell.text() if cell else MISSING for cell in (pair.here, pair.there)]
+    difference = MISSING
+    if pair.here and pair.there:
+        change = pair.here.value - pair.there.value
+        settings = "" if pair.here.setting == pair.there.setting else f" ({pair.here.setting} / {pair.there.setting})"
+        difference = ("equal" if pair.equal else signed(change)) + settings
+    return pair.table, pair.line, pair.column, *shown, difference

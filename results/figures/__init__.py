@@ -1,0 +1,1 @@
+"""Figures of a run root, in two formats and two themes."""

@@ -1,0 +1,122 @@
+"""How every figure looks, and how it becomes the same bytes each time."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Format = Literal["svg", "png"]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure: text, faint lines, ours, and one for each method of others."""
+
+    name: str
+    background: str
+    text: str
+    faint: str
+    ours: str
+    others: dict[str, str]
+    cycle: tuple[str, ...]
+
+    def color(self, method: str) -> str:
+        """Colour of a method of others."""
+        return self.others.get(method, self.others["other"])
+
+
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1f2933",
+    "#c4ccd4",
+    "#b3400e",
+    {"Mugs": "#1f5fbf", "iBOT": "#0f766e", "DINO": "#7a3e9d", "other": "#64748b"},
+    ("#1f5fbf", "#b3400e", "#0f766e", "#7a3e9d", "#8a6d00", "#be185d", "#3f6212", "#475569", "#0369a1", "#7f1d1d"),
+)
+DARK = Theme(
+    "dark",
+    "#14181d",
+    "#e4e9ee",
+    "#47525e",
+    "#ff9d5c",
+    {"Mugs": "#7db4ff", "iBOT": "#4fd1c0", "DINO": "#d0a2f2", "other": "#a3b1c2"},
+    ("#7db4ff", "#ff9d5c", "#4fd1c0", "#d0a2f2", "#e3c341", "#ff8fbf", "#a3d977", "#a3b1c2", "#5cc8ff", "#ff9a9a"),
+)
+MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "BYOL": "v", "SwAV": "P", "MST": "X"}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn in any theme."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Theme], Figure]
+
+
+def rc(theme: Theme) -> dict[Any, Any]:
+    """matplotlib settings of a theme; the salt makes the ids of an SVG the same each time."""
+    return {
+        "svg.hashsalt": "mugs-repro",
+        "svg.fonttype": "path",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.linewidth": 0.5,
+        "grid.color": theme.faint,
+        "axes.edgecolor": theme.faint,
+        "axes.labelcolor": theme.text,
+        "axes.titlecolor": theme.text,
+        "text.color": theme.text,
+        "xtick.color": theme.text,
+        "ytick.color": theme.text,
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+        "legend.frameon": False,
+        "path.simplify": True,
+    }
+
+
+def image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
+    """A drawing as a file: no dates, no versions, the same bytes for the same numbers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(rc(theme)):
+        figure = drawing.draw(theme)
+        metadata = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
+        figure.savefig(buffer, format=fmt, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, fmt: str) -> str:
+    """Bytes of an image as the source of an `<img>`."""
+    kind = "image/svg+xml" if fmt == "svg" else f"image/{fmt}"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def write(drawings: list[Drawing], out_dir: Path) -> list[Path]:
+    """Every drawing as PNG and SVG, light."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for drawing in drawings:
+        for fmt in ("png", "svg"):
+            path = out_dir / f"{drawing.name}.{fmt}"
+            path.write_bytes(image(drawing, LIGHT, "png" if fmt == "png" else "svg"))
+            written.append(path)
+    return written

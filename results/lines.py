@@ -1,0 +1,166 @@
+"""A table as lines of text with footnotes: what every format prints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from results.cells import Cell, fixed, signed
+from results.gaps import Gap
+from results.tables import Block, Entry, Ours, Table
+
+MISSING = "--"
+Kind = Literal["paper", "ours", "difference"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell: what it says, the numbers of its footnotes, and the ids of the runs behind it."""
+
+    text: str
+    marks: tuple[int, ...] = ()
+    run_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table; the first cells are its labels."""
+
+    group: str
+    kind: Kind
+    cells: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Lines under one heading row."""
+
+    title: str
+    header: tuple[str, ...]
+    labels: int
+    lines: tuple[Line, ...]
+
+
+@dataclass
+class Footnotes:
+    """Numbered notes; the same text has one number."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, text: str) -> int:
+        """Number of a note."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A table ready to print: one part, or two, leads, numbered footnotes, general notes."""
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    footnotes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+LABELS = ("Method", "Arch", "Epochs")
+
+
+def lay_out(table: Table) -> Laid:
+    """The lines and footnotes of a table."""
+    footnotes = Footnotes()
+    parts = [_part(table.printed, footnotes, table.title)]
+    if table.elsewhere.entries:
+        parts.append(_part(table.elsewhere, footnotes, table.elsewhere.title))
+    if table.gaps:
+        parts.append(_gaps(table.gaps, table.printed.columns, footnotes))
+    return Laid(table.name, table.title, tuple(parts), tuple(footnotes.texts), table.notes)
+
+
+def _part(block: Block, footnotes: Footnotes, title: str) -> Part:
+    lines = [line for entry in block.entries for line in _lines(entry, block.columns, footnotes)]
+    epochs = "Epochs" if block.entries and block.entries[0].printed else "Real epochs"
+    return Part(title, (*LABELS[:2], epochs, *block.columns.values()), len(LABELS), tuple(lines))
+
+
+def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[Line]:
+    found = []
+    if entry.printed:
+        notes = _noted(entry, columns, footnotes)
+        cells = [
+            Text(fixed(entry.paper[key]) if key in entry.paper else MISSING, _one(notes.get(key))) for key in columns
+        ]
+        found.append(Line(entry.group, "paper", (*_labels(entry, entry.method), *cells)))
+    if not entry.comparable:
+        return found
+    for ours in entry.ours or (Ours("ours", {}),):
+        alone = not entry.printed and ours.label == "ours"
+        label = entry.method if alone else f"{entry.method}, {ours.label}"
+        cells = [
+            _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes) for key, title in columns.items()
+        ]
+        found.append(Line(entry.group, "ours", (*_labels(entry, label), *cells)))
+        if any(key in entry.paper for key in ours.cells):
+            cells = [_difference(ours.cells.get(key), entry.paper.get(key)) for key in columns]
+            found.append(Line(entry.group, "difference", (Text("difference"), Text(""), Text(""), *cells)))
+    return found
+
+
+def _noted(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> dict[str, int]:
+    """Number of the note of each column that has one; columns of the same note share it."""
+    marks: dict[str, int] = {}
+    for note in dict.fromkeys(entry.notes.values()):
+        keys = [key for key in columns if entry.notes.get(key) == note]
+        mark = footnotes.mark(f"{', '.join(columns[key] for key in keys)}, {entry.words()}: {note}")
+        marks |= dict.fromkeys(keys, mark)
+    return marks
+
+
+def _labels(entry: Entry, method: str) -> tuple[Text, ...]:
+    return Text(method), Text(entry.arch), Text(entry.epochs or MISSING)
+
+
+def _one(mark: int | None) -> tuple[int, ...]:
+    return () if mark is None else (mark,)
+
+
+def _our_cell(cell: Cell | None, what: str, footnotes: Footnotes) -> Text:
+    if cell is None:
+        return Text(MISSING)
+    ids = tuple(result.row.run_id for result in cell.results)
+    return Text(cell.text(), (footnotes.mark(f"{what}: {source(cell)}"),), ids)
+
+
+def source(cell: Cell) -> str:
+    """Where a cell comes from: runs, setting, other settings, what differs from the recipe."""
+    if len(cell.results) == 1:
+        text = f"run {cell.results[0].row.run_id}"
+    else:
+        each = (f"{r.row.run_id} (seed {r.row.seed}: {fixed(r.row.value)})" for r in cell.results)
+        text = f"runs {', '.join(each)}"
+    text += f"; {cell.setting}" if cell.setting else ""
+    text += "".join(f"; {setting}: {fixed(value)}" for setting, value in cell.beside)
+    differs = cell.results[0].differs
+    return text + (f"; differs: {', '.join(differs)}" if differs else "")
+
+
+def _difference(cell: Cell | None, paper: float | None) -> Text:
+    return Text(MISSING if cell is None or paper is None else signed(cell.value - paper))
+
+
+def _gaps(gaps: Sequence[Gap], columns: dict[str, str], footnotes: Footnotes) -> Part:
+    """Leads: as the text prints them, from the paper's table, and of ours over the other's printed number."""
+    lines = []
+    for gap in gaps:
+        marks = []
+        if not gap.consistent or gap.note:
+            disagree = "" if gap.consistent else "text and table disagree"
+            note = "; ".join(part for part in (disagree, gap.note) if part)
+            marks.append(footnotes.mark(f"{columns[gap.column]}, {gap.claim}: {note}"))
+        printed = Text(MISSING if gap.printed is None else signed(gap.printed), tuple(marks))
+        ours = Text(MISSING if gap.ours is None else signed(gap.ours))
+        cells = (Text(gap.claim), Text(columns[gap.column]), printed, Text(signed(gap.computed)), ours)
+        lines.append(Line("", "paper", cells))
+    header = ("Lead, in points", "Column", "Printed in the text", "From the table", "Ours over theirs")
+    return Part("Leads", header, 2, tuple(lines))

@@ -1,0 +1,161 @@
+"""`tables` as a user meets it: the same bytes anywhere, origins of cells, comparison of run roots, refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.schema import ResultRow
+
+ROOT = Path(__file__).resolve().parents[3]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+PROVENANCE = {"git_sha": "c0ffee", "git_dirty": True, "versions": {"torch": "2.0"}}
+
+
+@pytest.fixture
+def cli(run_root: Any) -> Cli:
+    """A command on the run root."""
+
+    def call(*arguments: str, command: str = "tables", **env: str) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS", "LC_", "LANG"))}
+        line = [sys.executable, str(ROOT / "run_stage.py"), command, "--run-root", str(run_root.path), *arguments]
+        return subprocess.run(line, env=clean | env, capture_output=True, text=True, timeout=60, encoding="utf-8")
+
+    return call
+
+
+@pytest.fixture
+def filled(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Any:
+    """A data set, a pretraining, and its k-NN of two settings."""
+    root = run_root
+    config = {**pretraining, "epochs": 800, "weight_decay": [0.0, 0.0]}
+    teacher = {"teacher": {"path": "pretrain/pretrain-pre/teacher.safetensors", "size": 1, "sha256": ""}}
+    root.add("data", "convert", info={"dataset": "imagenet1k"})
+    facts = {"gpu_hours": 12.5, "provenance": PROVENANCE, "outputs": teacher}
+    root.add("pre", "pretrain", upstream={"data": "data"}, config=config, **facts)
+    (root.path / teacher["teacher"]["path"]).write_text("w")
+    rows = [row, replace(row, setting="cls, k=10, T=0.07", value=74.0)]
+    root.add("abc", "knn", rows, upstream={"data": "data", "weights": "pre"}, config={"weights": "teacher"})
+    return root
+
+
+def test_the_same_bytes_in_any_locale_time_zone_and_hash_seed(cli: Cli, filled: Any, tmp_path: Path) -> None:
+    outputs = []
+    places = ({"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"})
+    for number, env in enumerate((*places, {"LC_ALL": "de_DE.ISO-8859-1", "PYTHONHASHSEED": "77", "PYTHONUTF8": "0"})):
+        done = cli("--out", str(tmp_path / str(number)), **env)
+        assert done.returncode == 0, done.stderr
+        outputs.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(number)).iterdir())})
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0]) == 33
+    assert b"75.1" in outputs[0]["table1.md"]
+    assert [line[:12] for line in cli("--filled").stdout.splitlines() if line.startswith("###")][:1] == ["### Table 1:"]
+    assert cli("--filled").stdout.count("\n### ") == 1  # and Table 9, whose multi-crop line is the same run
+
+
+def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
+    text = cli("--explain", "table1", "mugs vit-s/16 3200", "k-nn").stdout
+    for words in (
+        "table1, Mugs ViT-S/16 3200 epochs, ours (",
+        "), k-NN: 75.1 (paper 75.6, -0.5)",
+        "differs from the released recipe: pretrain.weight_decay=[0, 0] (recipe: [0.04, 0.1])",
+        "setting: cls, k=20, T=0.05",
+        "seed 0: 75.1 %, knn/knn-abc/rows.csv, line 2",
+        "checkpoint: pretrain/pretrain-pre/teacher.safetensors",
+        "run pre  pretrain",
+        "code: c0ffee, with uncommitted changes",
+        "cost: 12.5 GPU-hours",
+        "mugs.drop_path: 0.1",
+        "run data  convert",
+    ):
+        assert words in text, (words, text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("table1", "mugs", "linear"), "no cell of ours in a column 'linear' (columns with one: k-NN)"),
+        (("table1", "dino", "k-nn"), "0 lines have the words 'dino', of these:"),
+        (("table11", "mugs", "k-nn"), "--explain table11: expected one of"),
+    ],
+)
+def test_what_cannot_be_explained_is_told(cli: Cli, filled: Any, arguments: tuple[str, ...], words: str) -> None:
+    done = cli("--explain", *arguments)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: ResultRow) -> None:
+    filled.add("def", "knn", [replace(row, run_id="def", value=70.0)], upstream={"weights": "pre"})
+    done = cli()
+    assert done.returncode == 2 and done.stdout == ""
+    assert "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def" in done.stderr
+
+
+def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
+    filled.add("odd", "knn", [replace(row, run_id="odd", stage="guess")])
+    done = cli("--table", "table1")
+    assert done.returncode == 0 and "75.1" in done.stdout
+    assert "in no table of the paper: knn/knn-odd/rows.csv, line 2: unknown stage 'guess'" in done.stderr
+
+
+def test_run_roots_are_compared_cell_by_cell(cli: Cli, filled: Any, row: ResultRow, tmp_path: Path) -> None:
+    other = type(filled)(tmp_path / "other")
+    other.add("new", "knn", [replace(row, run_id="new", value=74.6)])
+    other.add("lin", "linear", [replace(row, run_id="lin", stage="linear", setting="best epoch", value=78.0)])
+    text = cli("--against", str(other.path), "--table", "table1").stdout
+    assert "3 cells: 0 equal, 0 different, 3 in one only." in text  # other settings here than there
+    assert "1 equal, 0 different, 0 in one only." in cli("--against", str(filled.path), "--table", "table1").stdout
+
+
+def test_a_published_folder_is_compared_with_too(cli: Cli, filled: Any, tmp_path: Path) -> None:
+    assert cli("--publish", str(tmp_path / "kept")).returncode == 0
+    assert (
+        "1 equal, 0 different, 0 in one only." in cli("--against", str(tmp_path / "kept"), "--table", "table1").stdout
+    )
+    done = cli("--against", str(tmp_path / "gone"))
+    assert done.returncode == 2 and "there is no such folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--out", "x", "--against", "y"), "--out and --against do different things"),
+        (("--publish", "x", "--table", "table1"), "--table says nothing with --publish"),
+        (("--publish", "x", "--filled"), "--filled says nothing with --publish"),
+    ],
+)
+def test_options_that_do_not_go_together(cli: Cli, arguments: tuple[str, ...], words: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_report_and_figures_are_written(cli: Cli, filled: Any, row: ResultRow, tmp_path: Path) -> None:
+    filled.add("bad", "knn", [replace(row, run_id="bad", value=500.0)])
+    done = cli(command="report")
+    assert done.returncode == 0, done.stderr
+    assert "refused: knn/knn-bad/rows.csv, line 2: value 500" in done.stderr
+    assert "75.1" in (filled.path / "report.html").read_text(encoding="utf-8")
+    failed = cli("--out", str(tmp_path / "figures"), command="figures")
+    assert failed.returncode == 2 and "rows.csv, line 2" in failed.stderr
+    (filled.path / "manifest/bad.json").unlink()
+    assert cli("--out", str(tmp_path / "figures"), command="figures").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["figure2.png", "figure2.svg"]
+
+
+def test_nothing_heavy_is_imported(filled: Any) -> None:
+    code = (
+        f"import sys\nsys.argv = ['run_stage.py', 'tables', '--run-root', {str(filled.path)!r}]\n"
+        "import run_stage\n"
+        "try:\n    run_stage.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'submitit', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

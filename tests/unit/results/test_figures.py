@@ -1,0 +1,159 @@
+"""Figures: what they take from results and files, and that they are the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from results.figures import tsne
+from results.figures.accuracy import figure2, knn_over_epochs
+from results.figures.curves import read, thinned, training_curves
+from results.figures.gallery import pictures, small
+from results.figures.style import DARK, LIGHT, image
+from results.runs import Run
+from results.schema import Result
+
+Make = Callable[..., list[Result]]
+ROOT = Path(__file__).resolve().parents[3]
+LINES = [
+    {"step": 0, "epoch": 0, "loss": 9.0, "loss_instance": 9.0, "lr": 0.1, "images_per_second": 5.0},
+    {"step": 1, "epoch": 0, "loss": 8.0, "loss_instance": 8.0, "lr": 0.2, "images_per_second": 5.0},
+    {"step": 1, "epoch": 0, "calibration": {"ours": {"total": 8.5}, "target": {"total": 8.6}, "partial": False}},
+    {"step": 1, "epoch": 0, "loss": 7.5, "loss_instance": 7.0, "lr": 0.2, "images_per_second": 5.0},
+    {"step": 3, "epoch": 1, "loss": 7.0, "loss_instance": 6.0, "lr": 0.1, "images_per_second": 5.0},
+]
+
+
+@pytest.fixture
+def pretraining_run(tmp_path: Path) -> tuple[Run, Path]:
+    """A run whose metrics.jsonl has a step twice, a comparison, and a line cut short."""
+    run = Run("pre", "pretrain", "p")
+    folder = tmp_path / run.folder
+    folder.mkdir(parents=True)
+    text = "\n".join(json.dumps(line) for line in LINES)
+    (folder / "metrics.jsonl").write_text(text + '\n{"step": 4, "ep')
+    return run, tmp_path
+
+
+def test_figure_2_holds_our_points(results: Make) -> None:
+    ours = results({"stage": "linear", "setting": "best epoch", "value": 78.5})
+    from matplotlib.figure import Figure
+
+    drawn: Figure = figure2(ours).draw(LIGHT)
+    left, right = drawn.axes
+    for axes, x in ((left, 21), (right, 800)):
+        (points,) = [line for line in axes.get_lines() if line.get_marker() == "*"]
+        assert list(points.get_xydata()[0]) == [x, 78.5]
+    assert not any(line.get_marker() == "*" for axes in figure2([]).draw(LIGHT).axes for line in axes.get_lines())
+
+
+def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
+    assert knn_over_epochs(results({})) is None
+    drawing = knn_over_epochs(results({}, {"epochs": 100, "value": 70.0}))
+    assert drawing is not None
+    (ours,) = [line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"][:1]
+    assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
+
+
+def test_curves_take_the_later_of_a_step_written_twice(pretraining_run: tuple[Run, Path]) -> None:
+    run, root = pretraining_run
+    curves = read(root / run.folder / "metrics.jsonl")
+    assert curves is not None and curves.steps_per_epoch == 2
+    assert [line["loss"] for line in curves.steps] == [9.0, 7.5, 7.0]
+    assert [line["epoch"] for line in curves.epochs] == [0]
+    assert read(root / "nothing.jsonl") is None
+
+
+def test_the_band_is_around_the_released_run(pretraining_run: tuple[Run, Path]) -> None:
+    drawing = training_curves(*pretraining_run)
+    assert drawing is not None and "± 2%" in drawing.caption
+    (band,) = drawing.draw(LIGHT).axes[0].collections
+    low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+    assert (low, high) == (pytest.approx(8.6 * 0.98), pytest.approx(8.6 * 1.02))
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> tuple[Run, Run, Path]:
+    """Stored features of 90 images of three classes, in two shards, and their data set."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    cls = rng.normal(size=(90, 2, 8)) * 0.1 + np.eye(8)[labels][:, None]
+    folder = tmp_path / "features/f-feat/features/val"
+    folder.mkdir(parents=True)
+    for shard, part in enumerate((slice(0, 60), slice(60, 90))):
+        tensors = {"cls": cls[part].astype(np.float32), "labels": labels[part].astype(np.int64)}
+        save_file(tensors, folder / f"shard_{shard:05d}.safetensors")
+    (tmp_path / "side.json").write_text(json.dumps({"classes": ["tench", "goldfish", "shark"]}))
+    run = Run("feat", "features", "f", {"weights": "pre"}, outputs={"features": "features/f-feat/features"})
+    return run, Run("data", "convert", "d", outputs={"val_sidecar": "side.json"}), tmp_path
+
+
+def test_t_sne_shows_the_chosen_classes_by_name(features: tuple[Run, Run, Path]) -> None:
+    run, data, root = features
+    chosen = tsne.read(root / run.outputs["features"] / "val", ["tench", "goldfish", "shark"], [0, 2])
+    assert chosen.names == {0: "tench", 2: "shark"} and len(chosen.features) == 60
+    assert np.allclose(np.linalg.norm(chosen.features, axis=1), 1)
+    drawing = tsne.tsne(run, root, data)
+    assert drawing is not None and "tench, goldfish, shark" in drawing.caption and "seed 0" in drawing.caption
+    assert len(drawing.draw(DARK).axes[0].collections) == 3
+    with pytest.raises(ValueError, match=r"no class 7 \(classes: 0 to 2\)"):
+        tsne.tsne(run, root, data, [7])
+
+
+def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    for name, width in (("b", 1800), ("a", 100)):
+        Image.new("RGB", (width, 60), "red").save(tmp_path / f"scenes/{name}.png")
+        outputs = {"figure_scenes": "scenes", "weights": "w", "figure_x": "gone.png"}
+    run = Run("seg", "ade20k_segmentation", "s", outputs=outputs)
+    found = pictures([run], tmp_path)
+    assert [picture.path.name for picture in found] == ["a.png", "b.png"]
+    assert "figure scenes: a, run seg" in found[0].title
+    content, fmt = small(found[1].path)
+    (tmp_path / "out").write_bytes(content)
+    assert fmt == "jpeg" and Image.open(tmp_path / "out").size == (900, 30)
+    assert small(found[0].path) == (found[0].path.read_bytes(), "png")
+    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    assert len(small(tmp_path / "noise.png")[0]) < 400_000
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    lines = [{"step": step, "loss": float(step % 2)} for step in range(10_000)]
+    thin = thinned(lines, 100)
+    assert len(thin) == 100 and {line["loss"] for line in thin} == {0.5}
+    assert [line["step"] for line in thin[:2]] == [99, 199]
+    assert thinned(lines[:3], 100) == lines[:3]
+
+
+def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) -> None:
+    _, root = pretraining_run
+    code = (
+        "import hashlib, pathlib, sys\nfrom results.figures.curves import training_curves\n"
+        "from results.figures.accuracy import figure2\nfrom results.figures.style import LIGHT, image\n"
+        "from results.runs import Run\n"
+        f"drawings = [figure2([]), training_curves(Run('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r}))]\n"
+        "for d in drawings:\n    for f in ('svg', 'png'):\n"
+        "        print(hashlib.sha256(image(d, LIGHT, f)).hexdigest())\n"
+    )
+    seen = set()
+    for seed, place in (("1", "UTC"), ("2", "Asia/Tokyo")):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "TZ": place, "SOURCE_DATE_EPOCH": ""}
+        env.pop("SOURCE_DATE_EPOCH")
+        seen.add(subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout)
+    assert len(seen) == 1 and len(seen.pop().splitlines()) == 4
+    assert b"<dc:date>" not in image(figure2([]), LIGHT, "svg")
+
+
+def test_nothing_is_drawn_without_material(tmp_path: Path) -> None:
+    assert training_curves(Run("x", "pretrain", "p"), tmp_path) is None
+    assert tsne.tsne(Run("x", "features", "f"), tmp_path, None) is None

@@ -1,0 +1,118 @@
+"""What `results/paper` holds is what the paper prints: `reported.csv`, a copy of the figures as they were collected."""
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from results import resources
+from results.gaps import gaps
+from results.spec import load, names
+from results.tables import build
+
+REPORTED = Path(__file__).with_name("reported.csv")
+SEMI = {"semi_logreg": "logistic", "semi_finetune": "finetune"}
+TRANSFER = {"iNaturalist-2018": "inat18", "iNaturalist-2019": "inat19", "Stanford-Cars": "cars"}
+METRICS = {"AP_box": "box_ap", "AP_mask": "mask_ap", "mIoU": "miou", "JF_mean": "jf", "J_mean": "j", "F_mean": "f"}
+FROM = {"Fig. 2a": "figure2", "Fig. 2b": "figure2", "README Table 1": "table1", "DINOv2 Table 4": "table1"}
+FROM |= {"DINO Table 5": "table5", "iBOT Table 16": "table5"}
+
+
+def reported() -> list[dict[str, str]]:
+    with REPORTED.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def column(record: dict[str, str]) -> str:
+    """Our name of the column a reported figure is in."""
+    task, data, metric = record["task"], record["dataset"], record["metric"]
+    if task in SEMI:
+        return f"{SEMI[task]}_{'10' if '10%' in data else '1'}pct"
+    if task == "transfer":
+        return TRANSFER.get(data, data.lower().replace("-", ""))
+    return METRICS.get(metric, metric.removesuffix("_top1") if task.startswith("ablation") else task)
+
+
+def key(table: str, method: str, arch: str, column: str, value: str) -> tuple[str, ...]:
+    return table, method.removesuffix(" (by DINOv2)"), re.sub(r"\W", "", arch.lower()), column, value
+
+
+def ours() -> Counter[tuple[str, ...]]:
+    """Every number of the tables' files."""
+    archs = resources.read_yaml("specs", "vocabulary.yaml")["archs"]
+    found: Counter[tuple[str, ...]] = Counter()
+    for name in names():
+        for cell in resources.read_csv("paper", f"{name}.csv"):
+            if cell["value"]:
+                found[key(name, cell["method"], archs[cell["arch"]], cell["column"], cell["value"])] += 1
+    return found
+
+
+def theirs() -> Counter[tuple[str, ...]]:
+    """Every reported number that belongs into a table of ours."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for r in reported():
+        table = FROM.get(r["table"]) or (r["table"].lower().replace(" ", "") if r["table"].startswith("Table") else "")
+        plotted = r["row_group"] == "plotted markers"
+        repeated = r["table"] == "README Table 1" and r["epochs"] not in ("100", "300")
+        other_data = r["table"] == "DINOv2 Table 4" and r["dataset"] != "ImageNet-1K"
+        if table and r["value"] and not (plotted or repeated or other_data):
+            found[key(table, r["method"], r["arch"], column(r), r["value"])] += 1
+    return found
+
+
+def test_every_number_is_the_printed_one_and_none_is_missing() -> None:
+    assert ours() == theirs()
+    assert sum(ours().values()) == 215
+
+
+def test_plotted_markers() -> None:
+    plotted = [r for r in reported() if r["row_group"] == "plotted markers"]
+    mine = resources.read_csv("paper", "figure2_markers.csv")
+    assert [(m["panel"], m["method"], m["epochs"], m["value"]) for m in mine] == [
+        (r["table"][-1], r["method"], r["epochs"], r["value"]) for r in plotted
+    ]
+
+
+def test_printed_leads() -> None:
+    said = Counter(r["value"] for r in reported() if r["table"] == "text" and r["metric"].startswith("delta"))
+    claims = {(g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "gaps.csv")}
+    assert Counter(claims.values()) == said
+
+
+def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> None:
+    found = {gap.claim: gap for name in names() for gap in gaps(name, load(name).paper, {})}
+    wrong = [claim for claim, gap in found.items() if not gap.consistent]
+    assert wrong == ["sec. 4.1.3, ViT-S/16 over iBOT"]
+    assert found[wrong[0]].computed == pytest.approx(0.3) and "82.5" in found[wrong[0]].note
+
+
+def test_the_lead_of_ours_is_over_the_printed_baseline() -> None:
+    lines = load("table1").paper
+    mine = next(i for i, line in enumerate(lines) if line.method == "Mugs" and line.arch == "vit_l16")
+    (gap,) = [
+        gap for gap in gaps("table1", lines, {(mine, "knn"): 79.5}) if "ViT-L" in gap.claim and gap.column == "knn"
+    ]
+    assert gap.ours == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("table2", "82.5"),
+        ("table2", "84.0"),
+        ("table2", "are not"),
+        ("table4", "a tie with iBOT"),
+        ("table5", "never cites a Table 5"),
+        ("table1", "77.7"),
+        ("table1", "1200 effective epochs"),
+        ("table9", "1600 epochs"),
+        ("table7", "labels of the columns are partly lost"),
+    ],
+)
+def test_inconsistencies_of_the_paper_carry_a_note(table: str, words: str) -> None:
+    built = build(table, [])
+    notes = [note for entry in built.printed.entries for note in entry.notes.values()]
+    assert any(words in " ".join(note.split()) for note in [*notes, *built.notes])

@@ -1,0 +1,217 @@
+"""The report: complete in itself, every link resolves, readable; in a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from results import resources
+from results.collect import Collection, collect
+from results.report.costs import by_stage, duration
+from results.report.graph import Node, graph
+from results.report.page import filled, report
+from results.runs import Run
+from results.schema import ResultRow
+from results.tables import build
+
+PROBE = Path(__file__).with_name("report_probe.js")
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
+<iframe src="report.html" style="width: %dpx; height: 900px; border: 0"></iframe><pre id="probe"></pre>
+<script>addEventListener("message", (event) => { document.getElementById("probe").textContent = event.data; });</script>
+"""
+SAYS = {"pre": ["mugs.relation_depth=1, the paper says 2"]}
+NODES = [
+    Node("data", "convert", "imagenet"),
+    Node("pre", "pretrain", "pretrain", needs=("data",)),
+    Node("abc", "knn", "knn", needs=("data", "pre")),
+    Node("lin", "linear", "linear <b>", "failed", "ValueError: no", ("data", "pre")),
+    Node("fin", "finetune", "finetune", "queued", "pending: Priority", ("pre",)),
+    Node("det", "coco_detection", "a_name_that_is_much_too_long_for_its_box", "waiting", "needs finetune", ("fin",)),
+]
+
+
+class Page(HTMLParser):
+    """Ids, links, sources of images, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [found["id"]] if found.get("id") else []
+        self.links += [found["href"]] if found.get("href") else []
+        self.sources += [found[key] for key in ("src", "srcset") if found.get(key)]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Collection:
+    """A k-NN of a pretraining with curves, a refused row, an unknown name, and a picture."""
+    rows = [row, replace(row, dataset="my_photos"), replace(row, setting="other", value=float("nan"))]
+    rows += [replace(row, arch="vit_mini", epochs=24, dataset="sklearn_digits", value=60.0)]
+    path = run_root.add("abc", "knn", rows)
+    Image.new("RGB", (300, 200), "teal").save(path.parent / "figure.png")
+    metrics = run_root.path / "pretrain/pretrain-pre/metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    lines = [{"step": s, "epoch": 0, "loss": 9 - s, "lr": 0.1, "images_per_second": 3.0} for s in range(3)]
+    metrics.write_text("\n".join(map(json.dumps, lines)))
+    facts: dict[str, Any] = {"git_sha": "c0ffee", "seconds": 4000.0, "gpu_hours": 8.5, "restarts": 2}
+    runs = [
+        Run("data", "convert", "imagenet", config={"dataset": "<script>alert(1)</script>"}),
+        Run("pre", "pretrain", "pretrain", {"data": "data"}, pretraining, **facts),
+        Run(
+            "abc",
+            "knn",
+            "knn",
+            {"data": "data", "weights": "pre"},
+            rows="knn/knn-abc/rows.csv",
+            outputs={"pictures": "knn/knn-abc/figure.png"},
+        ),
+    ]
+    return collect(run_root.path, runs)
+
+
+@pytest.fixture
+def page(collection: Collection, run_root: Any) -> str:
+    """The report of it."""
+    return report(
+        collection, run_root.path, nodes=NODES, paper_says={"pre": ["mugs.relation_depth=1, the paper says 2"]}
+    )
+
+
+def test_it_is_complete_in_itself_and_every_link_resolves(page: str) -> None:
+    found = Page(page)
+    assert len(found.ids) == len(set(found.ids))
+    assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
+    assert all(link.startswith("#") or link == "data:," for link in found.links)
+    assert found.sources and all(source.startswith("data:image/") for source in found.sources)
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert len(page.encode()) < 10_000_000
+
+
+def test_it_says_what_there_is(page: str) -> None:
+    text = " ".join(Page(page).text.split())
+    for words in (
+        "1 refused: rows that are damaged",
+        "knn/knn-abc/rows.csv, line 4: value nan",
+        "line 3: unknown data set 'my_photos'",
+        "Mugs ViT-S/16 3200 epochs",
+        "mugs.relation_depth=1, the paper says 2",
+        "scikit-learn digits (mini): compares with nothing in the paper",
+        "1 h 06 min",
+        "pictures: figure, run abc (knn knn)",
+        "linear <b>",
+        "ValueError: no",
+        "Table 10: fine-tuning ViT-L/16",
+    ):
+        assert words in text, words
+    assert "<script>alert" not in page
+
+
+def test_the_same_page_each_time(page: str, collection: Collection, run_root: Any) -> None:
+    again = report(
+        collection, run_root.path, nodes=NODES, paper_says={"pre": ["mugs.relation_depth=1, the paper says 2"]}
+    )
+    assert again == page
+
+
+def test_an_empty_run_root_has_a_report_too(tmp_path: Path) -> None:
+    text = " ".join(Page(report(Collection(()), tmp_path)).text.split())
+    assert "No run with results is finished yet" in text and "There are no runs." in text
+
+
+def test_filled_cells_are_counted(collection: Collection) -> None:
+    assert filled(build("table1", collection.results)) == (1, 10, 2)
+    assert filled(build("table5", ())) == (0, 3, 0)
+
+
+def test_each_run_is_right_of_those_it_needs() -> None:
+    drawn = graph(NODES)
+    x = {box.node.run_id: box.x for box in drawn.boxes}
+    assert x["data"] < x["pre"] < x["abc"] == x["lin"] == x["fin"] < x["det"]
+    assert len({(box.x, box.y) for box in drawn.boxes}) == len(NODES)
+    assert len(drawn.curves) == 7
+    assert graph([]).boxes == ()
+
+
+def test_costs_by_stage_and_what_earlier_attempts_took(tmp_path: Path) -> None:
+    run = Run("pre", "pretrain", "p", seconds=500.0, gpu_hours=1.0, restarts=1, finished="2026-01-01T00:05:00+0000")
+    folder = tmp_path / run.folder / "attempts"
+    folder.mkdir(parents=True)
+    (folder / "0001.json").write_text('{"time": 1.0}')
+    (folder / "0002.json").write_text('{"time": 1767225600.0}')  # five minutes before the end
+    costs = by_stage([run, Run("k", "knn", "k", seconds=10.0)], tmp_path)
+    assert [(c.stage, c.runs, c.seconds, c.earlier) for c in costs] == [
+        ("pretrain", 1, 500.0, 200.0),
+        ("knn", 1, 10.0, 0.0),
+        ("all stages", 2, 510.0, 200.0),
+    ]
+    assert [duration(s) for s in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of `#rrggbb`, as WCAG 2 defines it."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_have_the_contrast_of_wcag_aa() -> None:
+    blocks = re.findall(r":root \{(.*?)\}", resources.read_text("report", "templates", "report.css"), re.S)
+    for block in blocks:
+        colors = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+        pairs = [(name, "bg") for name in ("text", "muted", "link")] + [(name, "surface") for name in ("text", "muted")]
+        pairs += [(name, f"{name}-bg") for name in ("ours", "done", "running", "queued", "failed", "waiting")]
+        for front, back in [*pairs, ("text", "queued-bg")]:
+            light, dark = sorted((luminance(colors[front]), luminance(colors[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back, colors[front], colors[back])
+    assert len(blocks) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
+def test_in_a_browser(page: str, tmp_path: Path, width: int, scheme: str) -> None:
+    chromium: Callable[[str], str | None] = shutil.which
+    browser = chromium("chromium") or chromium("google-chrome") or chromium("chromium-browser")
+    if browser is None:
+        pytest.skip("no Chromium on PATH (Debian: apt-get install chromium)")
+    (tmp_path / "report.html").write_text(
+        page.replace("</body>", f"<script>{PROBE.read_text()}</script></body>"), encoding="utf-8"
+    )
+    (tmp_path / "frame.html").write_text(FRAME % width)
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"]
+    command += [
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+        (tmp_path / "frame.html").as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not console, console
+    _, found, rest = done.stdout.rpartition('<pre id="probe">')
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    seen = json.loads(rest.partition("</pre>")[0].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
+    assert seen["dark"] == (scheme == "dark")
+    assert seen["width"] == width and not seen["overflow"], seen
+    assert seen["images"] == 3 and not seen["broken_images"] and not seen["dead_links"], seen
+    assert not seen["low_contrast"], seen["low_contrast"]
+    assert not seen["unreachable"], seen["unreachable"]
