@@ -38,6 +38,20 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
+def create_exclusive(path: Path, value: Any) -> None:
+    """Create a JSON file with its whole content, at once; FileExistsError when somebody else has."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None when the file is missing, unreadable, or holds anything else."""
     try:

@@ -27,7 +27,8 @@ class StaleAttemptError(RuntimeError):
 class Failure:
     """How an attempt failed: its last error line, the log that holds the rest, when (Unix time), the step, the host.
 
-    `repeatable`: an error in code or configuration, which the next attempt would meet again.
+    `repeatable`: an error in code or configuration, which the next attempt would meet again. `verdict`: why there is
+    no next attempt.
     """
 
     attempt: int
@@ -37,6 +38,7 @@ class Failure:
     step: int | None = None
     host: str | None = None
     repeatable: bool = False
+    verdict: str = ""
 
 
 def _folder(run_dir: Path) -> Path:
@@ -122,8 +124,14 @@ def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     if note is None:
         return None
     when = float(note.get("time", 0.0))
-    facts = note.get("step"), note.get("host"), bool(note.get("repeatable", False))
+    facts = note.get("step"), note.get("host"), bool(note.get("repeatable", False)), str(note.get("verdict", ""))
     return Failure(number, str(note.get("error", "")), str(note.get("log", "")), when, *facts)
+
+
+def give_up(run_dir: Path, attempt: int, reason: str) -> None:
+    """Add to a failure why no other attempt follows."""
+    path = _folder(run_dir) / f"{attempt:04d}.failed.json"
+    write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
 
 
 def interrupt(run_dir: Path, attempt: int, reason: str) -> None:

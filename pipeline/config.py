@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 
 RESERVED = ("stage", "needs", "resources")
 _Model = TypeVar("_Model", bound=BaseModel)
-_TOP = ("name", "description", "runs")
+_DEEPEST = 200
+_MERGE = "tag:yaml.org,2002:merge"
+_TOP = ("name", "description", "include", "runs")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == _MERGE:
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
             twice = f"key {key!r} is written twice"
@@ -98,18 +103,37 @@ def read_text(path: Path) -> str:
 
 def parse_yaml(source: str, text: str) -> Any:
     """YAML content; ConfigError with file, line and column where it is malformed."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > _DEEPEST:  # the parser would take time that grows with the square of it
+        raise ConfigError(f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
+    source, document, runs = read(name_or_path)
+    changed = [apply_override(runs, override, what="run") for override in overrides]
+    default_name = Path(source).stem
+    checked = {str(name): _check_run(source, str(name), raw, stages, changed) for name, raw in runs.items()}
+    description = " ".join(str(document.get("description", "")).split())
+    return Reproduction(str(document.get("name", default_name)), source, checked, description)
+
+
+def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Source name, document and runs of a reproduction, unchecked; runs it includes come first.
+
+    `include` maps another reproduction to the names of the runs that are taken from it, as they are there.
+    """
     source, text = find(name_or_path)
     document = parse_yaml(source, text)
     if not isinstance(document, dict):
@@ -117,14 +141,29 @@ def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence
     for key in document:
         if key not in _TOP:
             raise ConfigError(f"{source}: unknown key {key!r}{hint(key, _TOP)}")
-    runs = document.get("runs")
-    if not isinstance(runs, dict) or not runs:
+    if source in outer:
+        raise ConfigError(f"reproductions include each other: {' -> '.join([*outer, source])}")
+    own = document.get("runs")
+    if not isinstance(own, dict) or not own:
         raise ConfigError(f"{source}: runs: expected a mapping from run names to their stage and settings")
-    changed = [apply_override(runs, override, what="run") for override in overrides]
-    default_name = Path(source).stem
-    checked = {str(name): _check_run(source, str(name), raw, stages, changed) for name, raw in runs.items()}
-    description = " ".join(str(document.get("description", "")).split())
-    return Reproduction(str(document.get("name", default_name)), source, checked, description)
+    included = document.get("include") or {}
+    if not isinstance(included, dict) or not all(isinstance(names, list) for names in included.values()):
+        raise ConfigError(f"{source}: include: expected a mapping from reproductions to lists of their runs")
+    runs: dict[str, Any] = {}
+    for other, names in included.items():
+        try:
+            there = read(str(other), [*outer, source])[2]
+        except ConfigError as error:
+            raise ConfigError(f"{source}: include: {error}") from None
+        for name in names:
+            if name in runs:
+                raise ConfigError(f"{source}: include.{other}: a run {name!r} is included already")
+            if name not in there:
+                raise ConfigError(f"{source}: include.{other}: it has no run {name!r}{hint(str(name), there)}")
+            runs[name] = there[name]
+    if twice := sorted(set(runs) & set(own)):
+        raise ConfigError(f"{source}: runs.{twice[0]}: a run of that name is included; give it another one")
+    return source, document, {**runs, **own}
 
 
 def apply_override(tree: dict[str, Any], override: str, *, what: str) -> str:

@@ -37,6 +37,17 @@ def science(value: Any) -> Any:
     return to_jsonable_python(value)
 
 
+def runtime_names(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted names of the fields of a configuration that cannot change a number, nested ones too."""
+    names: set[str] = set()
+    for name, info in model.model_fields.items():
+        if marked(info, "runtime"):
+            names.add(f"{prefix}{name}")
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            names |= runtime_names(info.annotation, f"{prefix}{name}.")
+    return names
+
+
 def run_id(stage: str, config: BaseModel, upstream: Mapping[str, str]) -> str:
     """Identity of a run, 12 hex digits: stage, science fields, and the run ids that fill its roles."""
     payload = json.dumps([stage, science(config), dict(upstream)], sort_keys=True, allow_nan=True)

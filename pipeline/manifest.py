@@ -1,29 +1,51 @@
-"""One JSON per finished run: `<run_root>/manifest/<run_id>.json`, written last; present and valid = done."""
+"""One JSON per finished run: `<run_root>/manifest/<run_id>.json`, written last; present and valid = done.
+
+An entry holds its own checksum and those of all files it names; none of these may lie outside the run root.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.atomic import write_text_atomic
 from pipeline.attempts import StaleAttemptError, is_current
+from pipeline.checksum import sealed, unsealed
 from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
 _CHUNK = 1 << 22
+_LIMIT = 64 << 20
+
+
+def _below_run_root(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise ValueError(f"{path!r} does not lie below the run root")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_below_run_root)]
+Plain = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+
+class DamagedError(ValueError):
+    """A file is not what a run made; the message names it."""
 
 
 class Output(BaseModel):
     """A file or folder made by a run: path below the run root, size in bytes, SHA-256 of the content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
+    path: RelativePath
     size: int
     sha256: str
 
@@ -32,13 +54,14 @@ class ManifestEntry(BaseModel):
     """Record of one finished run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str
-    name: str
-    run_id: str
+    stage: Plain
+    name: Plain
+    run_id: Plain
     upstream: Mapping[str, str] = Field(default_factory=dict)
     config: Mapping[str, Any] = Field(default_factory=dict)
     outputs: Mapping[str, Output] = Field(default_factory=dict)
-    rows: str | None = None
+    rows: RelativePath | None = None
+    rows_sha256: str | None = None
     info: Mapping[str, Any] = Field(default_factory=dict)
     provenance: Mapping[str, Any] = Field(default_factory=dict)
     attempt: int = 1
@@ -89,7 +112,9 @@ class Split:
 
 
 def entry_path(run_root: Path, run_id: str) -> Path:
-    """Where the entry of a run is."""
+    """Where the entry of a run is; ValueError for what is no run id."""
+    if not re.fullmatch(r"\w[\w.-]*", run_id):
+        raise ValueError(f"{run_id!r} is not a run id")
     return run_root / "manifest" / f"{run_id}.json"
 
 
@@ -133,20 +158,30 @@ def record(run_root: Path, entry: ManifestEntry) -> Path:
     run_dir = entry.at(run_root).run_dir
     if not is_current(run_dir, entry.attempt):
         raise StaleAttemptError(f"{run_dir}: attempt {entry.attempt} is not the newest, it may not publish")
+    rows = entry.at(run_root).rows_path
+    if rows is not None:
+        entry = entry.model_copy(update={"rows_sha256": content_sha256(rows)})
     path = entry_path(run_root, entry.run_id)
-    write_text_atomic(path, entry.model_dump_json(indent=1) + "\n")
+    write_text_atomic(path, json.dumps(sealed(entry.model_dump(mode="json")), indent=1) + "\n")
     return path
+
+
+def parse(content: bytes) -> ManifestEntry:
+    """The entry in a file. Raises ValueError, RecursionError when it is none, or not what was written."""
+    return ManifestEntry.model_validate(unsealed(json.loads(content)))
 
 
 def read(run_root: Path, run_id: str) -> ManifestEntry | None:
     """The entry of a run, or None; one that does not parse or is of another run is named and ignored."""
     path = entry_path(run_root, run_id)
     try:
-        entry = ManifestEntry.model_validate_json(path.read_bytes())
+        if (size := path.stat().st_size) > _LIMIT:
+            raise ValueError(f"{size} bytes, at most {_LIMIT} are read")
+        entry = parse(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, RecursionError) as error:
+        reason = _reason(error)
         logger.warning("%s: not a readable manifest entry, the run counts as not done (%s)", path, reason)
         return None
     if entry.run_id != run_id:
@@ -155,11 +190,24 @@ def read(run_root: Path, run_id: str) -> ManifestEntry | None:
     return entry.at(run_root)
 
 
-def problems(entry: ManifestEntry, *, hashes: bool = False) -> list[str]:
-    """What is wrong with the files of an entry: missing, wrong size, and with `hashes` wrong content."""
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -> list[str]:
+    """What is wrong with the files of an entry: missing, outside, wrong size, and with `hashes` wrong content.
+
+    Rows are few, so their content is checked too, unless `rows` is false: whoever reads them then does it.
+    """
     found = []
     for label, output in entry.outputs.items():
         path = entry.output(label)
+        if outside := leading_out(entry.run_root, path):
+            found.append(f"{outside}: leads out of the run root {entry.run_root}, output {label!r} is not read")
+            continue
         try:
             size = content_size(path)
         except OSError:
@@ -169,18 +217,45 @@ def problems(entry: ManifestEntry, *, hashes: bool = False) -> list[str]:
             found.append(f"{path}: output {label!r} has {size} bytes, the manifest says {output.size}")
         elif hashes and content_sha256(path) != output.sha256:
             found.append(f"{path}: output {label!r} differs from the SHA-256 in the manifest")
+    return found + _rows_problems(entry, content=rows)
+
+
+def require_intact(entry: ManifestEntry, label: str) -> None:
+    """Raise DamagedError unless an output has the content it was made with."""
+    path = entry.output(label)
+    if content_sha256(path) != entry.outputs[label].sha256:
+        raise DamagedError(f"{path}: output {label!r} differs from the SHA-256 in the manifest; run {entry.name} again")
+
+
+def _rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
     rows = entry.rows_path
-    if rows is not None and not rows.is_file():
-        found.append(f"{rows}: result rows are missing")
-    return found
+    if rows is None:
+        return []
+    if leading_out(entry.run_root, rows):
+        return [f"{rows}: leads out of the run root {entry.run_root}, the result rows are not read"]
+    if not rows.is_file():
+        return [f"{rows}: result rows are missing"]
+    if content and content_sha256(rows) != entry.rows_sha256:
+        return [f"{rows}: result rows differ from the SHA-256 in the manifest"]
+    return []
 
 
-def find_done(run_root: Path, run_id: str) -> ManifestEntry | None:
-    """The entry of a run when it is valid: it parses, the id matches, every output is there with its size."""
+def leading_out(run_root: Path, path: Path) -> Path | None:
+    """The path, or the first below it, that a symbolic link leads out of the run root."""
+    root = run_root.resolve()
+    every = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return next((p for p in every if not p.resolve().is_relative_to(root)), None)
+
+
+def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntry | None:
+    """The entry of a run when it is valid: it parses, the id matches, every output is there with its size.
+
+    And the rows are those that were written; with `rows` false whoever reads them finds out.
+    """
     entry = read(run_root, run_id)
     if entry is None:
         return None
-    wrong = problems(entry)
+    wrong = problems(entry, rows=rows)
     for problem in wrong:
         logger.warning("%s; run %s-%s counts as not done", problem, entry.name, run_id)
     return None if wrong else entry

@@ -20,6 +20,9 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         run = reproduction.runs[name]
         if misfit := run.config.misfit(run.resources):
             raise ConfigError(f"{reproduction.source}: runs.{name}: {misfit}")
+        inputs = {role: reproduction.runs[filler].config for role, filler in run.needs.items()}
+        if wrong := run.config.wrong_inputs(inputs):
+            raise ConfigError(f"{reproduction.source}: runs.{name}.needs: {wrong}")
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, run.config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)

@@ -17,7 +17,7 @@ from pipeline.atomic import read_json
 
 PACKAGES = ("pipeline", "mugs", "results", "slurm", "stages")
 SNAPSHOT_NOTE = "SNAPSHOT.json"
-_DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pandas", "pydantic", "submitit", "ffcv", "numba")
+_DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pydantic", "submitit", "ffcv", "numba")
 
 
 class IntruderError(RuntimeError):

@@ -1,4 +1,7 @@
-"""A stage run as a file in its own folder, from which a job anywhere starts: `<run_dir>/config.yaml`."""
+"""A stage run as a file in its own folder, from which a job anywhere starts: `<run_dir>/config.yaml`.
+
+It holds its own checksum: what a job does is what was planned. To change a run, change the reproduction.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 import yaml
 
 from pipeline.atomic import write_text_atomic
-from pipeline.config import parse_yaml, validate
+from pipeline.checksum import ChecksumError, sealed, unsealed
+from pipeline.config import parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
 FILE_NAME = "config.yaml"
@@ -79,18 +83,19 @@ def write(run_root: Path, run: StageRun) -> Path:
         "config": run.config.model_dump(mode="json"),
     }
     run_dir = run.run_dir(run_root)
-    write_text_atomic(run_dir / FILE_NAME, yaml.safe_dump(content, sort_keys=False))
+    write_text_atomic(run_dir / FILE_NAME, yaml.safe_dump(sealed(content), sort_keys=False))
     return run_dir
 
 
 def read(run_dir: Path) -> RunFile:
-    """Read a run's file; ConfigError naming it when it is missing or lacks a key."""
+    """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
     path = run_dir / FILE_NAME
     try:
-        content = parse_yaml(str(path), path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return RunFile(**content)
+        found = RunFile(**unsealed(parse_yaml(str(path), read_text(path))))
+    except ChecksumError as error:
+        raise ConfigError(f"{path}: {error}; run or submit the reproduction to have it written anew") from None
     except TypeError:
         raise ConfigError(f"{path}: expected the keys {', '.join(RunFile.__annotations__)}") from None
+    if run_dir.parts[-2:] != (found.stage, f"{found.name}-{found.run_id}"):
+        raise ConfigError(f"{path}: is of the {found.stage} run {found.name}-{found.run_id}")
+    return found

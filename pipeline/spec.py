@@ -47,6 +47,14 @@ class StageConfig(BaseModel):
         """Why this configuration cannot run on these resources, or None; asked when a plan is made."""
         return None
 
+    def state_gb(self) -> float:
+        """Size of a checkpoint as far as it can be told before one is written; 0 for what saves little or nothing."""
+        return 0.0
+
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Why these inputs, configurations by role, do not go together or with this one, or None; asked likewise."""
+        return None
+
 
 class Resources(BaseModel):
     """What a stage run needs; a cluster profile says how that is spelled on a cluster.

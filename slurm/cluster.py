@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import hint, parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources
-from slurm.environment import LEAD_SECONDS
-from slurm.signals import BLOCKED
+from slurm.signals import BLOCKED, LEAD_SECONDS
 
 OWNED_OPTIONS = frozenset(
     (
@@ -75,7 +74,7 @@ class ClusterProfile(BaseModel):
     cpus_per_rank: int | None = Field(default=None, ge=1)
     memory_gb: int | None = Field(default=None, ge=0)
     max_hours: float | None = Field(default=None, gt=0)
-    signal_delay_s: int = Field(default=120, ge=1)
+    signal_delay_s: int | None = Field(default=None, ge=1)
     setup: tuple[str, ...] = ()
     env: Mapping[str, str] = Field(default_factory=dict)
     container_image: str | None = None
@@ -134,12 +133,25 @@ def job_minutes(profile: ClusterProfile, need: Resources) -> int:
 
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
     """What srun starts on every rank; signals stay pending until the handlers are there."""
-    python = profile.python or shlex.quote(sys.executable)
+    python = _python(profile)
     return f"env --block-signal={','.join(BLOCKED)} {python} -u -m slurm.job {shlex.quote(str(run_dir))}"
 
 
-def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path) -> dict[str, Any]:
-    """Parameters of `submitit.SlurmExecutor` for one run, but for its name and dependencies."""
+def end_of_script(profile: ClusterProfile, run_dir: Path) -> list[str]:
+    """Shell lines after srun. Python runs outside the container here: where it is not, failed jobs stay ended."""
+    aftermath = f"{_python(profile)} -m slurm.aftermath {shlex.quote(str(run_dir))} $code"
+    return ["code=$?", f"[ $code -eq 0 ] || {aftermath}", "exit $code"]
+
+
+def _python(profile: ClusterProfile) -> str:
+    return profile.python or shlex.quote(sys.executable)
+
+
+def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int) -> dict[str, Any]:
+    """Parameters of `submitit.SlurmExecutor` for one run, but for its name and dependencies.
+
+    Slurm warns the job `lead_s` seconds before its end.
+    """
     cpus = profile.cpus_per_rank or need.cpus_per_rank
     memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
     additional: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
@@ -160,8 +172,8 @@ def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path) -
         "nodes": need.nodes,
         "ntasks_per_node": need.ranks_per_node,
         "cpus_per_task": cpus,
-        "signal_delay_s": profile.signal_delay_s,
-        "setup": _setup(profile, code),
+        "signal_delay_s": lead_s,
+        "setup": _setup(profile, code, lead_s),
         "srun_args": [*srun, *profile.srun],
         "additional_parameters": additional,
         "wckey": None,
@@ -176,12 +188,12 @@ def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path) -
     return parameters
 
 
-def _setup(profile: ClusterProfile, code: Path) -> list[str]:
+def _setup(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
     """Shell lines before srun: the profile's own, its environment, and our code first on the path."""
     lines = list(profile.setup)
     lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
     lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
-    lines.append(f"export {LEAD_SECONDS}={profile.signal_delay_s}")
+    lines.append(f"export {LEAD_SECONDS}={lead_s}")
     lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines.append("export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot")
     return lines

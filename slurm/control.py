@@ -48,7 +48,7 @@ class JobControl:
 
     def interrupted(self, step: int) -> NoReturn:
         """Leave after the state of `step` was saved."""
-        self.inbox.trusted, self.inbox.leaving = False, True
+        self.inbox.trusted, self.inbox.leaving, self.inbox.saved = False, True, True
         raise Interrupted(f"{self.inbox.name}, saved after step {step}")
 
     def rest(self) -> None:
@@ -62,7 +62,7 @@ class JobControl:
 class Reactions:
     """What the guard does; each is called at most once. None: that case is not looked for.
 
-    late: the loop came to no stop in `patience_s` after a signal. hung: no step for `hang_s`. stale: a newer attempt
+    late: the loop came to no stop in `patience_s` after the warning. hung: no step for `hang_s`. stale: a newer attempt
     has started.
     """
 
@@ -88,6 +88,8 @@ class Guard(threading.Thread):
         self._arm()
         while not self.ended.is_set():
             self.inbox.wait(1.0)
+            if self.ended.is_set():
+                return
             now = time.monotonic()
             if now - self._armed > 10.0:
                 self._arm()
@@ -117,4 +119,6 @@ class Guard(threading.Thread):
     def end(self) -> None:
         """Stop watching."""
         self.ended.set()
+        self.inbox.wake()
+        self.join(5.0)
         faulthandler.cancel_dump_traceback_later()

@@ -14,7 +14,6 @@ import submitit
 
 from slurm import queue
 
-LEAD_SECONDS = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
 _PORTS = range(12000, 32000)  # below the ephemeral range
 
 

@@ -23,9 +23,9 @@ from pipeline.atomic import write_json_atomic
 from pipeline.control import Interrupted
 from pipeline.spec import ConfigError, StageContext, StageOutput, StageRun
 from slurm.control import Guard, JobControl, Reactions
-from slurm.environment import LEAD_SECONDS, Launch, enter, under_submitit
+from slurm.environment import Launch, enter, under_submitit
 from slurm.requeue import RequeueError, requeue
-from slurm.signals import Inbox
+from slurm.signals import LEAD_SECONDS, Inbox
 
 logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
 FILE_ONLY = "file_only"  # attribute of a log record that does not go to the screen
@@ -144,8 +144,13 @@ def _stale(place: Place) -> None:
 
 
 def _leave(inbox: Inbox) -> NoReturn:
-    """Rank 0 requeues the job, the others wait until Slurm ends them: an exit code of theirs would end it as failed."""
+    """Rank 0 requeues the job, the others wait until Slurm ends them: an exit code of theirs would end it as failed.
+
+    A SIGTERM that met no loop may also come from srun, because another rank died: then the batch script decides.
+    """
     if os.environ.get("SLURM_PROCID", "0") == "0":
+        if not inbox.warned and not inbox.saved:
+            _exit(INTERRUPTED)
         try:
             requeue(os.environ["SLURM_JOB_ID"])
         except RequeueError as error:

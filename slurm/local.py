@@ -56,7 +56,7 @@ def run_here(
         for role, need in run.needs.items():
             if need not in ids and manifest.find_done(run_root, need) is None:
                 raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; run it too")
-    jobs = queue.queued()
+    jobs = queue.queued(runs, run_root)
     for run in runs:
         blocked = [bad[need] for need in run.needs.values() if need in bad]
         if manifest.find_done(run_root, run.run_id) is not None:
@@ -64,7 +64,7 @@ def run_here(
             continue
         if blocked:
             outcomes.append(Outcome(run, "not run", f"needs {', '.join(blocked)}"))
-        elif alive := [job for job in jobs.get(queue.job_name(run.run_id), []) if job.alive]:
+        elif alive := [job for job in jobs.get(run.run_id, []) if job.alive]:
             outcomes.append(Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}"))
         else:
             count = ranks or default_ranks(run)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipeline.spec import StageRun
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
@@ -23,17 +25,23 @@ class SlurmError(RuntimeError):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue: pending, running or ending."""
+    """A job in the queue: pending, running or ending. `parents`: ids of jobs that it still waits for."""
 
     job_id: str
     name: str
     state: str
     reason: str
+    parents: tuple[str, ...] = ()
+    script: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it has run, runs or can still run: not so when a job it waits for failed."""
         return not (self.state == "PENDING" and self.reason == NEVER)
+
+    def of(self, run_dir: Path) -> bool:
+        """Whether it is of this run here: another run root may hold a run of the same id."""
+        return self.script in ("", "(null)") or Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
 
 
 def job_name(run_id: str) -> str:
@@ -56,11 +64,15 @@ def _call(*command: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
-    """Our jobs in the queue by name; `required` raises SlurmError when the queue cannot be asked."""
-    if not available() and not required:
+def queued(runs: Iterable[StageRun], run_root: Path, *, required: bool = False) -> dict[str, list[QueuedJob]]:
+    """Jobs of these runs in the queue, whoever queued them, by run id.
+
+    `required` raises SlurmError when the queue cannot be asked, else there are none then.
+    """
+    by_name = {job_name(run.run_id): run for run in runs}
+    if not by_name or (not available() and not required):
         return {}
-    code, out, err = _call("squeue", "-h", "-u", str(os.getuid()), "-o", "%i|%j|%T|%r")
+    code, out, err = _call("squeue", "-h", f"--name={','.join(by_name)}", "-o", "%i|%j|%T|%r|%E|%o")
     if code != 0:
         if required:
             last = (err or out).strip().splitlines()[-1:]
@@ -68,10 +80,20 @@ def queued(*, required: bool = False) -> dict[str, list[QueuedJob]]:
         return {}
     jobs: dict[str, list[QueuedJob]] = {}
     for line in out.splitlines():
-        parts = line.strip().split("|", 3)
-        if len(parts) == 4 and parts[1].startswith(JOB_PREFIX):
-            jobs.setdefault(parts[1], []).append(QueuedJob(*parts))
+        parts = line.strip().split("|", 5)
+        if len(parts) == 6 and parts[1] in by_name:
+            run = by_name[parts[1]]
+            job_id, name, state, reason, dependency, script = parts
+            job = QueuedJob(job_id, name, state, reason, _parents(dependency), script)
+            if job.of(run.run_dir(run_root)):
+                jobs.setdefault(run.run_id, []).append(job)
     return jobs
+
+
+def _parents(dependency: str) -> tuple[str, ...]:
+    """`afterok:41(unfulfilled),singleton(unfulfilled)` -> ("41",)."""
+    parts = [part for part in dependency.split(",") if part.startswith("after")]
+    return tuple(number for part in parts for number in re.findall(r"(?<=:)\d+", part))
 
 
 def sbatch(script: Path) -> str:

@@ -15,6 +15,7 @@ import time
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0
 _STAYS = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
+_SCRIPT_KILLED = ("JobLaunchFailure", "NonZeroExitCode")  # what the batch script's end looks like to a rank that lives
 _REFUSED = ("disabled", "denied", "Invalid job id", "not permitted")
 
 
@@ -22,20 +23,20 @@ class RequeueError(RuntimeError):
     """Slurm does not take the job back."""
 
 
-def requeue(job_id: str, *, exclude: str | None = None, patience_s: float = _PATIENCE_S) -> bool:
-    """Have the job start again, on other nodes than `exclude`; False when Slurm is ending or requeueing it by itself.
+def requeue(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
+    """Have the job start again; False when Slurm is ending or requeueing it by itself.
 
     Raises RequeueError when Slurm refuses, or gives no answer in time.
     """
     end = time.monotonic() + patience_s
     while True:
-        state, error = _state(job_id)
-        if state is not None and state not in _STAYS:
+        facts, error = _job(job_id)
+        state = facts.get("JobState")
+        orphaned = state == "COMPLETING" and facts.get("Reason") in _SCRIPT_KILLED
+        if state is not None and state not in _STAYS and not orphaned:
             logger.info("job %s is %s: not requeued by itself", job_id, state)
             return False
         if state is not None:
-            if exclude:
-                _scontrol("update", f"JobId={job_id}", f"ExcNodeList={exclude}")
             code, error = _scontrol("requeue", job_id)
             if code == 0 or "pending execution" in error:
                 logger.info("job %s requeued", job_id)
@@ -45,18 +46,32 @@ def requeue(job_id: str, *, exclude: str | None = None, patience_s: float = _PAT
         time.sleep(2)
 
 
-def _state(job_id: str) -> tuple[str | None, str]:
-    code, out = _scontrol("-o", "show", "job", job_id)
-    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
-    return (facts.get("JobState"), "") if code == 0 else (None, out)
+def exclude(job_id: str, node: str) -> bool:
+    """Keep a pending job off a node; not where too few others would be left, or the job names its nodes.
+
+    Without effect when Slurm refuses: the job may then meet the node again.
+    """
+    facts, _ = _job(job_id)
+    before = [name for name in facts.get("ExcNodeList", "").split(",") if name not in ("", "(null)")]
+    _, partition = _scontrol("-o", "show", "partition", facts.get("Partition", ""))
+    total = int(_facts(partition).get("TotalNodes", "0"))
+    needed = int(facts.get("NumNodes", "1").split("-")[0])
+    named = facts.get("ReqNodeList", "(null)") != "(null)"
+    if node in before or named or total - len(before) - 1 < needed:
+        return False
+    code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={','.join([*before, node])}")
+    logger.info("node %s is %s", node, "excluded" if code == 0 else f"not excluded: {error.strip()}")
+    return code == 0
 
 
-def excluded(job_id: str) -> str:
-    """Nodes that the job may not run on, as Slurm writes them; empty when there are none."""
+def _job(job_id: str) -> tuple[dict[str, str], str]:
+    """What Slurm says about a job, and what it says when it does not."""
     code, out = _scontrol("-o", "show", "job", job_id)
-    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
-    found = facts.get("ExcNodeList", "") if code == 0 else ""
-    return "" if found == "(null)" else found
+    return (_facts(out), "") if code == 0 else ({}, out)
+
+
+def _facts(line: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
 def _scontrol(*arguments: str) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.control import Interrupted
 
+LEAD_SECONDS = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
 BLOCKED = ("USR2", "TERM")  # pending from the start of Python to the handlers
 _ASKING = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -29,8 +30,9 @@ class Inbox:
         self.patient = patient
         self.trusted = False  # a loop asks now and then
         self.leaving = False
+        self.saved = False  # the loop has saved and left, with all ranks
         self.received: list[int] = []
-        self.since: float | None = None  # when the first came, noted by the guard, also while Python is in a C call
+        self.since: float | None = None  # when the warning came, noted by the guard, also while Python is in a C call
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before: dict[int, Any] = {}
@@ -77,8 +79,12 @@ class Inbox:
             self.leaving = True
             raise Interrupted(reason)
 
+    def wake(self) -> None:
+        """End a `wait`."""
+        os.write(self._writer, b"\0")
+
     def wait(self, seconds: float) -> None:
         """Sleep, at most until a signal arrives; for a thread of its own."""
         ready, _, _ = select.select([self._reader], [], [], seconds)
-        if ready and set(os.read(self._reader, 4096)) & set(_ASKING) and self.since is None:
+        if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.since is None:
             self.since = time.monotonic()

@@ -31,15 +31,15 @@ class RunStatus:
 
 def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     """Status of the runs, in the given order; works with and without Slurm."""
+    jobs = queue.queued(runs, run_root)
     done = manifest.split(run_root, runs).done
-    jobs = queue.queued()
     names = {run.run_id: run.name for run in runs}
     found = []
     for run in runs:
         if (entry := done.get(run.run_id)) is not None:
             found.append(RunStatus(run, "done", _cost(entry)))
             continue
-        mine = [job for job in jobs.get(queue.job_name(run.run_id), []) if job.alive]
+        mine = [job for job in jobs.get(run.run_id, []) if job.alive]
         missing = [names.get(need, need) for need in run.needs.values() if need not in done]
         if mine:
             found.append(_queued(run, run.run_dir(run_root), mine[-1]))
@@ -59,7 +59,9 @@ def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
         return RunStatus(run, "running", _progress(run_dir), job.job_id, newest_log(run_dir))
     restarts = attempts.latest(run_dir)
     again = f", {restarts} attempts before" if restarts else ""
-    return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}", job.job_id)
+    failure = attempts.failure(run_dir)
+    why = f", the last failed: {failure.error}" if failure else ""
+    return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}{why}", job.job_id)
 
 
 def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
@@ -87,7 +89,8 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
     if failure is None and (why := attempts.interruption(run_dir, number)) is not None:
         return RunStatus(run, "waiting", f"interrupted ({why}), goes on when run or submitted again{suffix}", of_slurm)
     if failure is not None:
-        return RunStatus(run, "failed", failure.error + suffix, of_slurm, failure.log)
+        verdict = f" ({failure.verdict})" if failure.verdict else ""
+        return RunStatus(run, "failed", failure.error + verdict + suffix, of_slurm, failure.log)
     return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import submitit
 from pipeline import manifest, runfile
 from pipeline.atomic import write_json_atomic, write_text_atomic
 from pipeline.spec import ConfigError, StageRun
-from slurm import queue, snapshot
-from slurm.cluster import ClusterProfile, check_fit, job_command, sbatch_parameters
+from slurm import claims, queue, snapshot
+from slurm.cluster import ClusterProfile, check_fit, end_of_script, job_command, sbatch_parameters
+from slurm.estimates import lead_seconds
 
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
@@ -30,55 +31,98 @@ class Submission:
     job_id: str | None = None
 
 
+@dataclass
+class View:
+    """What the queue and then the manifest said: a job that ends in between is done in the latter."""
+
+    runs: Mapping[str, StageRun]
+    jobs: dict[str, list[queue.QueuedJob]]
+    done: set[str]
+
+    def job(self, run_id: str) -> str | None:
+        """Id of the run's job, if it has one that runs or can still run.
+
+        A pending one must wait for the present jobs of all inputs that are not done: one that waits for a job that
+        failed never runs, and one that waits for none would run too early.
+        """
+        run = self.runs.get(run_id)
+        jobs = self.jobs.get(run_id, [])
+        if run is None or not jobs:
+            return None
+        needed = {self.job(need) for need in run.needs.values() if need not in self.done}
+        fit = [job.job_id for job in jobs if job.alive and (job.state != "PENDING" or needed.issubset(job.parents))]
+        return fit[-1] if fit else None
+
+
+def look(runs: Sequence[StageRun], run_root: Path) -> View:
+    """The runs' jobs and what is done of the runs and their inputs; SlurmError when the queue cannot be asked."""
+    jobs = queue.queued(runs, run_root, required=True)
+    done = set(manifest.split(run_root, runs).done)
+    outside = {need for run in runs for need in run.needs.values()} - {run.run_id for run in runs}
+    by_id = {run.run_id: run for run in runs}
+    return View(by_id, jobs, done | {need for need in outside if manifest.find_done(run_root, need)})
+
+
 def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission]:
     """Queue the runs that are neither done nor queued, in the given (topological) order.
 
-    A job whose input failed, or is submitted anew here, can never run as it was queued: it is replaced.
+    It may die anywhere and be run again, by several at once: a run is queued under its claim, after another look.
     ConfigError when a run does not fit the cluster or needs one that is neither done nor in `runs`.
     """
-    root = profile.run_root
     for run in runs:
         check_fit(profile, run.name, run.resources)
-    done = manifest.split(root, runs).done
-    jobs = queue.queued(required=True)
+    view = look(runs, profile.run_root)
+    _check_inputs(runs, view)
     code: Path | None = None
-    new: set[str] = set()
-    waits: dict[str, str] = {}
     result = []
     for run in runs:
-        if run.run_id in done:
+        if run.run_id in view.done:
             result.append(Submission(run, "done"))
-            continue
-        _check_inputs(root, run, waits)
-        mine = jobs.get(queue.job_name(run.run_id), [])
-        stale = [job for job in mine if not job.alive or new & set(run.needs.values())]
-        queue.cancel(job.job_id for job in stale)
-        alive = [job for job in mine if job not in stale]
-        if alive:
-            waits[run.run_id] = alive[-1].job_id
-            result.append(Submission(run, "queued", alive[-1].job_id))
-            continue
-        code = code or snapshot.take(root)
-        parents = [waits[need] for need in run.needs.values() if need in waits]
-        waits[run.run_id] = _submit_one(run, profile, parents, code)
-        new.add(run.run_id)
-        result.append(Submission(run, "submitted", waits[run.run_id]))
+        elif job_id := view.job(run.run_id):
+            result.append(Submission(run, "queued", job_id))
+        else:
+            code = code or snapshot.take(profile.run_root)
+            submission, view = _settle(run, runs, profile, code)
+            result.append(submission)
     return result
 
 
-def _check_inputs(root: Path, run: StageRun, waits: dict[str, str]) -> None:
-    for role, need in run.needs.items():
-        if need not in waits and manifest.find_done(root, need) is None:
-            raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; submit it too")
+def _check_inputs(runs: Sequence[StageRun], view: View) -> None:
+    known = view.done | {run.run_id for run in runs}
+    for run in runs:
+        for role, need in run.needs.items():
+            if need not in known:
+                raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; submit it too")
 
 
-def _submit_one(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> str:
+def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, code: Path) -> tuple[Submission, View]:
+    """Under the run's claim: look again, since others may have been here, and queue it if it is still missing."""
+    root = profile.run_root
+    with claims.claimed(run.run_dir(root)) as claim:
+        view = look(runs, root)
+        if run.run_id in view.done:
+            return Submission(run, "done"), view
+        if job_id := view.job(run.run_id):
+            return Submission(run, "queued", job_id), view
+        parents = {need: view.job(need) for need in run.needs.values() if need not in view.done}
+        if lost := [view.runs[need].name for need, job_id in parents.items() if job_id is None]:
+            raise queue.SlurmError(f"{run.name}: {', '.join(lost)} left the queue without being done; submit again")
+        waits = tuple(job_id for job_id in parents.values() if job_id)
+        queue.cancel(job.job_id for job in view.jobs.get(run.run_id, []))
+        job_id = _queue(run, profile, waits, code, claim)
+        queued = queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", waits)
+        view.jobs[run.run_id] = [queued]
+        return Submission(run, "submitted", job_id), view
+
+
+def _queue(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path, claim: claims.Claim) -> str:
     run_dir = runfile.write(profile.run_root, run)
     (run_dir / "logs").mkdir(exist_ok=True)
-    script = run_dir / queue.SCRIPT
-    write_text_atomic(script, sbatch_text(run, profile, parents, code))
+    write_text_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, parents, code))
+    if not claim.is_current():
+        raise queue.SlurmError(f"{run.name}: somebody else has taken over submitting it; submit again to see")
     with clean_environment():
-        job_id = queue.sbatch(script)
+        job_id = queue.sbatch(run_dir / queue.SCRIPT)
     write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)})
     return job_id
 
@@ -92,9 +136,10 @@ def sbatch_text(run: StageRun, profile: ClusterProfile, parents: Sequence[str], 
     run_dir = run.run_dir(profile.run_root)
     built = submitit.SlurmExecutor(run_dir / "logs")
     waits = ([f"afterok:{':'.join(parents)}"] if parents else []) + ["singleton"]
-    parameters = sbatch_parameters(profile, run.resources, code=code)
+    parameters = sbatch_parameters(profile, run.resources, code=code, lead_s=lead_seconds(profile, run))
     name = queue.job_name(run.run_id)
-    built.update_parameters(**parameters, job_name=name, dependency=",".join(waits))
+    teardown = end_of_script(profile, run_dir)
+    built.update_parameters(**parameters, job_name=name, dependency=",".join(waits), teardown=teardown)
     return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))
 
 

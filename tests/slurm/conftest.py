@@ -46,6 +46,7 @@ SlurmctldParameters=preempt_send_user_signal
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=low_at_once PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 NODE = (
@@ -108,13 +109,41 @@ class Cluster:
         }
         self._spawn("munged", "--foreground", *(f"--{key}={munge}/{name}" for key, name in files.items()))
         self._until(lambda: (munge / "socket").exists(), end)
-        self._spawn("slurmctld", "-D")
+        self.start_controller()
         for name in self.nodes:
-            wrap = [*NAMESPACES, *ENTER, str(self.root), name] if self.namespaces else []
-            self._spawn("slurmd", "-D", "-N", name, wrap=wrap, label=name)
+            self.start_node(name)
         command = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
         idle = ["idle"] * len(self.nodes)
         self._until(lambda: self.run(*command, check=False).stdout.split() == idle, end)
+
+    def start_controller(self) -> None:
+        """Start slurmctld; also again, after `kill`."""
+        self._spawn("slurmctld", "-D")
+
+    def start_node(self, name: str) -> None:
+        """Start the slurmd of a node; also again, after `kill`."""
+        wrap = [*NAMESPACES, *ENTER, str(self.root), name] if self.namespaces else []
+        self._spawn("slurmd", "-D", "-N", name, wrap=wrap, label=name)
+
+    def kill(self, name: str) -> None:
+        """Kill -9 a daemon; a node in namespaces takes all its processes along."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop_controller(self) -> None:
+        """SIGTERM slurmctld, which saves its state, and wait for its end."""
+        process = self.processes.pop("slurmctld")
+        process.terminate()
+        process.wait(20)
+
+    def configure(self, old: str, new: str) -> None:
+        """Replace a line of slurm.conf and have the daemons read it."""
+        path = self.root / "slurm.conf"
+        text = path.read_text()
+        assert old in text, old
+        path.write_text(text.replace(old, new))
+        self.run("scontrol", "reconfigure")
 
     def _until(self, true: Callable[[], bool], end: float) -> None:
         while not true():

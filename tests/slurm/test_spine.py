@@ -196,7 +196,8 @@ def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
     spine.until(lambda s: set(s.values()) == {"done"})
 
 
-def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any) -> None:
+@pytest.mark.parametrize("name", ["USR2", "TERM"])
+def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any, name: str) -> None:
     spine.submit()
     spine.until(lambda s: s["first"] == "running")
     first = spine.runs[0].run_dir(spine.profile.run_root)
@@ -205,7 +206,7 @@ def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any
         assert time.monotonic() < end
         time.sleep(0.1)
     job = json.loads((first / "job.json").read_text())["job_id"]
-    slurm_cluster.run("scancel", "--signal=USR2", job)
+    slurm_cluster.run("scancel", f"--signal={name}", job)
     spine.until(lambda s: s["first"] == "queued")
     assert spine.states()["last"] == "queued"
     spine.gate.touch()
@@ -216,6 +217,7 @@ def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     """The bundled reproduction `mini`, on two nodes with two ranks each, from submission to its table."""
     if "mini" not in config.bundled():
@@ -227,7 +229,11 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     profile.write_text(text + "env: {OMP_NUM_THREADS: '1'}\n")
     cluster = ["--cluster", str(profile)]
     sets = ["pretrain.resources.nodes=2", "pretrain.resources.ranks_per_node=2", "pretrain.epochs=2"]
-    sets += ["pretrain.steps_per_epoch=3", "pretrain.warmup_epochs=1", "linear.epochs=1"]
+    sets += ["pretrain.steps_per_epoch=3", "pretrain.warmup_epochs=1", "linear.epochs=1", "linear_sweep.epochs=1"]
+    sets += ["detection.epochs=1", "detection.decay_epochs=[]", "detection.warmup_steps=2"]
+    sets += [f"segmentation{name}.{part}" for name in ("", "_linear") for part in ("steps=4", "warmup_steps=2")]
+    sets += [f"finetune{name}.epochs=2" for name in ("", "_scratch")]
+    sets += [f"finetune_10pct{name}.epochs=5" for name in ("", "_scratch")]
     options = [*cluster, *(part for item in sets for part in ("--set", item))]
 
     def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -243,7 +249,7 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
 
     submitted = call("submit")
     assert submitted.returncode == 0, submitted.stderr
-    end, states = time.monotonic() + 600, {""}
+    end, states = time.monotonic() + 1200, {""}
     while states != {"done"}:
         found = json.loads(call("status", "--json").stdout)
         states = {s["state"] for s in found}

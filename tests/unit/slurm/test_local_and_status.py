@@ -146,7 +146,7 @@ def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
 def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tiny, "a")
     job = queue.QueuedJob("7", queue.job_name(run.run_id), "RUNNING", "None")
-    monkeypatch.setattr(queue, "queued", lambda **_: {job.name: [job]})
+    monkeypatch.setattr(queue, "queued", lambda *_, **__: {run.run_id: [job]})
     assert status([run], tmp_path)[0].detail == "starting"
     attempts.start(run.run_dir(tmp_path), job_id="7")
     note = {"done": 3, "total": 9, "unit": "steps", "rate": 1234.5, "eta_s": 125, "time": time.time()}

@@ -1,0 +1,47 @@
+"""The model of failures, preemptions and checkpoints against sums done by hand and against itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from pipeline.availability import Conditions, best_interval_s, expected_ratio, simulate
+
+DAY = 86400.0
+RUN = Conditions(gpus=40, stall_s=2, durable_s=20, restart_s=120, preempt_every_s=7200)
+
+
+def test_failure_rate_is_the_published_one() -> None:
+    whole = replace(RUN, gpus=16384, preempt_every_s=math.inf)
+    assert whole.failure_every_s == pytest.approx(54 * DAY / 419)
+    assert RUN.failure_every_s / DAY == pytest.approx(52.8, abs=0.1)
+    assert replace(RUN, warned=False).failure_every_s == pytest.approx(7200, rel=0.01)
+
+
+def test_the_best_interval_is_a_minimum_of_the_loss() -> None:
+    best = best_interval_s(RUN)
+    assert best == pytest.approx(math.sqrt(2 * 2 * RUN.failure_every_s), rel=0.01)
+    for other in (best / 2, best * 2):
+        assert expected_ratio(RUN, other) < expected_ratio(RUN, best)
+
+
+def test_preemptions_alone_by_hand() -> None:
+    """Two hours of training, then 20 s to save and 120 s to be back; a checkpoint each hour but at the warning."""
+    calm = replace(RUN, gpus=0 + 1, stall_s=0)
+    account = simulate(calm, need_s=DAY, interval_s=3600, seed=3)
+    assert account.failures == 0 and account.lost_s == 0
+    assert account.preemptions == 11 and account.total_s == pytest.approx(DAY + 11 * 140)
+
+
+def test_without_a_warning_the_time_since_the_checkpoint_is_lost() -> None:
+    account = simulate(replace(RUN, gpus=1, stall_s=0, warned=False), need_s=DAY, interval_s=5000, seed=3)
+    assert account.lost_s == pytest.approx(account.preemptions * 2200, rel=0.01)
+    assert account.total_s == pytest.approx(DAY + account.lost_s + account.restarting_s)
+
+
+def test_simulation_agrees_with_the_expectation() -> None:
+    busy = replace(RUN, gpus=16384)
+    found = [simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)]
+    assert sum(found) / 5 == pytest.approx(expected_ratio(busy, 600), abs=0.005)

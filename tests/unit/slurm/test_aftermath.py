@@ -1,0 +1,141 @@
+"""What becomes of a job that failed: decided from its attempts' records, with Slurm's command replaced."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import attempts, runfile
+from pipeline.atomic import write_json_atomic
+from pipeline.attempts import Failure
+from pipeline.spec import Resources, StageConfig, StageRun
+from slurm import requeue
+from slurm.aftermath import settle, verdict
+
+RUN = StageRun("tiny", "x", "0123456789ab", StageConfig(), {}, Resources(max_failures=3), "x:run")
+
+
+def failed(step: int | None, **facts: Any) -> Failure:
+    return Failure(1, "RuntimeError: x", "log", 0.0, step=step, **facts)
+
+
+@pytest.mark.parametrize(
+    ("failures", "words"),
+    [
+        ([failed(5)], None),
+        ([failed(5), failed(9)], None),
+        ([failed(5, repeatable=True)], "would happen again"),
+        ([failed(5), failed(5)], "failed twice after step 5"),
+        ([failed(None), failed(None)], "failed twice before the first step"),
+        ([failed(1), failed(2), failed(3)], "3 attempts failed"),
+    ],
+)
+def test_verdicts(failures: list[Failure], words: str | None) -> None:
+    found = verdict(failures, 3)
+    assert found is None if words is None else found is not None and words in found
+
+
+class Slurm:
+    """Answers of scontrol: a running job in a partition of four nodes."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.job = "JobState=RUNNING Partition=p NumNodes=1 ReqNodeList=(null) ExcNodeList=n9"
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        if arguments[:2] == ("-o", "show"):
+            return 0, self.job if arguments[2] == "job" else "PartitionName=p TotalNodes=4"
+        self.calls.append(arguments)
+        return 0, ""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    fake = Slurm()
+    monkeypatch.setattr(requeue, "_scontrol", fake)
+    for key, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "JOB_NODELIST": "n1", "JOB_NUM_NODES": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    return fake
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return runfile.write(tmp_path, RUN)
+
+
+def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(run_dir: Path, slurm: Slurm) -> None:
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    settle(run_dir, 128 + signal.SIGKILL)
+    failure = attempts.failure(run_dir)
+    assert failure is not None and "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
+    assert slurm.calls == [("requeue", "7"), ("update", "JobId=7", "ExcNodeList=n9,n1")]
+
+
+def test_a_start_that_came_to_nothing_is_an_attempt(run_dir: Path, slurm: Slurm) -> None:
+    attempts.start(run_dir, launch="slurm-6-0", job_id="6")
+    settle(run_dir, 1)
+    assert attempts.latest(run_dir) == 2 and attempts.failure(run_dir) is not None
+    assert slurm.calls[0] == ("requeue", "7")
+    settle(run_dir, 1)
+    failure = attempts.failure(run_dir)
+    assert failure is not None and failure.verdict == "", "the same attempt once more, not a second failure"
+
+
+def test_the_same_step_twice_ends_it_with_the_reason(run_dir: Path, slurm: Slurm) -> None:
+    for restart in (0, 1):
+        number = attempts.start(run_dir, launch=f"slurm-7-{restart}", job_id="7")
+        attempts.fail(run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40, host="n1")
+    settle(run_dir, 1)
+    failure = attempts.failure(run_dir)
+    assert failure is not None and failure.verdict == "failed twice after step 40"
+    assert slurm.calls == []
+
+
+def test_failures_before_this_submission_do_not_count(run_dir: Path, slurm: Slurm) -> None:
+    for job_id in ("5", "6", "7"):
+        number = attempts.start(run_dir, launch=f"slurm-{job_id}-1", job_id=job_id)
+        attempts.fail(run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40)
+    settle(run_dir, 1)
+    assert slurm.calls == [("requeue", "7")]
+
+
+def test_the_step_of_a_killed_rank_is_what_its_progress_said(run_dir: Path, slurm: Slurm) -> None:
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    write_json_atomic(run_dir / "progress.json", {"done": 31, "unit": "steps", "time": 1e12})
+    settle(run_dir, 137)
+    failure = attempts.failure(run_dir)
+    assert failure is not None and failure.step == 31
+
+
+def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slurm: Slurm) -> None:
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    settle(run_dir, 75)
+    assert slurm.calls == [("requeue", "7")] and attempts.failure(run_dir) is None
+    slurm.job = "JobState=PENDING"
+    settle(run_dir, 75)
+    assert slurm.calls == [("requeue", "7")]
+
+
+def test_a_job_that_was_overtaken_does_nothing(run_dir: Path, slurm: Slurm) -> None:
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    attempts.start(run_dir, launch="slurm-7-2", job_id="7")
+    settle(run_dir, 137)
+    attempts.start(run_dir, launch="slurm-8-0", job_id="8")
+    settle(run_dir, 137)
+    assert slurm.calls == [] and attempts.failure(run_dir) is None
+
+
+def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
+    slurm.job = "JobState=COMPLETING"
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    settle(run_dir, 137)
+    assert slurm.calls == []
+
+
+@pytest.mark.parametrize("job", ["NumNodes=3 ExcNodeList=n9", "NumNodes=1 ReqNodeList=n1 ExcNodeList=(null)"])
+def test_no_node_is_excluded_that_cannot_be_spared(slurm: Slurm, job: str) -> None:
+    slurm.job = f"JobState=PENDING Partition=p {job}"
+    assert not requeue.exclude("7", "n1") and slurm.calls == []

@@ -1,0 +1,144 @@
+"""Claims: one at a time, stale ones are noticed, and jobs that can never run are told from those that will."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.spec import Resources, StageConfig, StageRun
+from slurm import claims, queue
+from slurm.claims import claimed
+from slurm.submit import View
+
+
+def edit(run_dir: Path, number: int, **facts: Any) -> None:
+    path = run_dir / "claims" / f"{number:04d}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def leave_a_dead_claim(run_dir: Path) -> None:
+    """A claim of a process that is gone, some time ago."""
+    code = "import sys; from pathlib import Path; from slurm.claims import _take; _take(Path(sys.argv[1]), 5)"
+    subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3])
+    edit(run_dir, 1, time=time.time() - 60)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    inside, most = 0, 0
+
+    def enter() -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with claimed(tmp_path):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.001)
+                inside -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    left = sorted(path.name for path in (tmp_path / "claims").iterdir())
+    assert left == ["0030.json", "0030.released.json"]
+
+
+def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"):
+        claims._take(tmp_path, 0)
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    leave_a_dead_claim(tmp_path)
+    edit(tmp_path, 1, time=time.time() - 1)
+    with pytest.raises(queue.SlurmError):
+        claims._take(tmp_path, 0.2)  # its sbatch may have been heard just now
+    edit(tmp_path, 1, time=time.time() - 60)
+    assert claims._take(tmp_path, 0).number == 2
+
+
+def test_the_number_of_a_process_may_have_been_given_to_another(tmp_path: Path) -> None:
+    claims._take(tmp_path, 0)
+    edit(tmp_path, 1, time=time.time() - 60)
+    with pytest.raises(queue.SlurmError):
+        claims._take(tmp_path, 0)
+    edit(tmp_path, 1, began="1")
+    assert claims._take(tmp_path, 0).number == 2
+
+
+def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) -> None:
+    leave_a_dead_claim(tmp_path)
+    sbatch = subprocess.Popen(["sh", "-c", "sleep 60; true", "sbatch", str(tmp_path / queue.SCRIPT)])
+    try:
+        with pytest.raises(queue.SlurmError):
+            claims._take(tmp_path, 0.2)
+    finally:
+        sbatch.send_signal(signal.SIGKILL)
+        sbatch.wait()
+    assert claims._take(tmp_path, 0).number == 2
+
+
+def test_a_claim_of_another_host_is_stale_after_minutes(tmp_path: Path) -> None:
+    claims._take(tmp_path, 0)
+    edit(tmp_path, 1, host="elsewhere", time=time.time() - 300)
+    with pytest.raises(queue.SlurmError, match="on elsewhere"):
+        claims._take(tmp_path, 0)
+    edit(tmp_path, 1, time=time.time() - 700)
+    assert claims._take(tmp_path, 0).number == 2
+
+
+def test_who_was_overtaken_notices(tmp_path: Path) -> None:
+    mine = claims._take(tmp_path, 0)
+    assert mine.is_current()
+    edit(tmp_path, 1, host="elsewhere", time=0)
+    claims._take(tmp_path, 0)
+    assert not mine.is_current()
+
+
+def run(name: str, *needs: str) -> StageRun:
+    return StageRun("x", name, name, StageConfig(), {f"in{i}": n for i, n in enumerate(needs)}, Resources(), "x:run")
+
+
+def job(number: str, state: str = "PENDING", reason: str = "Dependency", parents: tuple[str, ...] = ()) -> Any:
+    return queue.QueuedJob(number, "mugs-x", state, reason, parents)
+
+
+RUNS = {"a": run("a"), "b": run("b", "a"), "c": run("c", "b", "a")}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "done", "expected"),
+    [
+        ({"a": [job("1")], "b": [job("2", parents=("1",))]}, set(), "2"),
+        ({"b": [job("2", parents=("1",))]}, set(), None),  # job 1 is gone and a is not done
+        ({"b": [job("2", parents=("1",))]}, {"a"}, "2"),  # Slurm will notice that job 1 is over
+        ({"a": [job("3")], "b": [job("2", parents=("1",))]}, set(), None),  # a was submitted anew
+        ({"a": [job("3")], "b": [job("2", "RUNNING")]}, set(), "2"),
+        ({"b": [job("2", reason=queue.NEVER)]}, {"a"}, None),
+        ({"a": [job("1")], "b": [job("2", parents=("0",)), job("4", parents=("1",))]}, set(), "4"),
+    ],
+)
+def test_jobs_that_can_still_run(jobs: dict[str, Any], done: set[str], expected: str | None) -> None:
+    assert View(RUNS, jobs, done).job("b") == expected
+
+
+def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = RUNS["b"].run_dir(tmp_path) / queue.SCRIPT, tmp_path / "other" / queue.SCRIPT
+    waits = "afterok:41(unfulfilled),afterok:42(unfulfilled),singleton(unfulfilled)"
+    lines = [f"7|mugs-b|PENDING|Dependency|{waits}|{here}", f"8|mugs-b|RUNNING|None|(null)|{there}"]
+    monkeypatch.setattr(queue, "_call", lambda *_: (0, "\n".join(lines), ""))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    (found,) = queue.queued(RUNS.values(), tmp_path)["b"]
+    assert (found.job_id, found.parents) == ("7", ("41", "42"))
