@@ -1,18 +1,19 @@
 PYTHON := .venv/bin/python
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint bench bench-gpu setup
+.PHONY: demo test test-fast lint bench bench-gpu chaos setup
 
 demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
-	$(PYTHON) run_stage.py tables mini --run-root $(DEMO)
+	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --filled
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
+	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 
 test: setup lint  ## everything, with a Slurm cluster of its own
 	$(PYTHON) -m pytest
 
-test-fast: setup  ## without the slow tests and Slurm
-	$(PYTHON) -m pytest -m "not slow and not slurm"
+test-fast: setup  ## without the slow tests and Slurm, on two cores
+	$(PYTHON) -m pytest -n 2 -m "not slow and not slurm"
 
 lint: setup
 	$(PYTHON) -m ruff check .
@@ -24,6 +25,9 @@ bench: setup  ## ratios against the naive ways, into build/bench.csv
 
 bench-gpu: setup  ## training steps on the GPU of this machine, under nine minutes
 	$(PYTHON) tests/benchmarks/bench_gpu.py
+
+chaos: setup  ## campaigns of faults at full size, into build/chaos.csv; CAMPAIGNS="2_ 4_" chooses some
+	$(PYTHON) tests/faults/chaos.py $(CAMPAIGNS)
 
 setup:
 	@bash .ci/setup.sh

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from pipeline.spec import Resources, StageSpec
+from stages.ade20k_data import Ade20kDataConfig
+from stages.ade20k_segmentation import Ade20kSegmentationConfig
+from stages.coco_data import CocoDataConfig
+from stages.coco_detection import CocoDetectionConfig
 from stages.convert import ConvertConfig
+from stages.davis_data import DavisDataConfig
+from stages.davis_segmentation import DavisSegmentationConfig
+from stages.features import FeaturesConfig
+from stages.finetune import FinetuneConfig
+from stages.import_weights import ImportConfig
 from stages.knn import KnnConfig
 from stages.linear import LinearConfig
+from stages.logistic import LogisticConfig
 from stages.pretrain import PretrainConfig
+
+WEIGHTS = "pretrain|import"
+FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}  # either features, or the other two
 
 STAGES: dict[str, StageSpec] = {
     "convert": StageSpec(
@@ -23,18 +36,84 @@ STAGES: dict[str, StageSpec] = {
         needs={"data": "convert"},
         resources=Resources(nodes=1, ranks_per_node=8, hours=36.0),
     ),
+    "import": StageSpec(
+        name="import",
+        config=ImportConfig,
+        entrypoint="stages.import_weights:run",
+        resources=Resources(gpu=False, cpus_per_rank=4, hours=0.5),
+    ),
+    "features": StageSpec(
+        name="features",
+        config=FeaturesConfig,
+        entrypoint="stages.features:run",
+        needs={"data": "convert", "weights": WEIGHTS},
+        resources=Resources(ranks_per_node=8, hours=2.0),
+    ),
     "knn": StageSpec(
         name="knn",
         config=KnnConfig,
         entrypoint="stages.knn:run",
-        needs={"data": "convert", "weights": "pretrain"},
+        needs=FROZEN,
         resources=Resources(ranks_per_node=1, hours=2.0),
     ),
     "linear": StageSpec(
         name="linear",
         config=LinearConfig,
         entrypoint="stages.linear:run",
-        needs={"data": "convert", "weights": "pretrain"},
+        needs=FROZEN,
+        resources=Resources(ranks_per_node=8, hours=24.0),
+    ),
+    "logistic": StageSpec(
+        name="logistic",
+        config=LogisticConfig,
+        entrypoint="stages.logistic:run",
+        needs={"features": "features"},
+        resources=Resources(ranks_per_node=1, hours=4.0),
+    ),
+    "finetune": StageSpec(
+        name="finetune",
+        config=FinetuneConfig,
+        entrypoint="stages.finetune:run",
+        needs={"data": "convert", "weights": WEIGHTS},
+        resources=Resources(ranks_per_node=4, hours=24.0),
+    ),
+    "ade20k_data": StageSpec(
+        name="ade20k_data",
+        config=Ade20kDataConfig,
+        entrypoint="stages.ade20k_data:run",
+        resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+    ),
+    "ade20k_segmentation": StageSpec(
+        name="ade20k_segmentation",
+        config=Ade20kSegmentationConfig,
+        entrypoint="stages.ade20k_segmentation:run",
+        needs={"data": "ade20k_data", "weights": WEIGHTS},
+        resources=Resources(ranks_per_node=4, hours=24.0),
+    ),
+    "davis_data": StageSpec(
+        name="davis_data",
+        config=DavisDataConfig,
+        entrypoint="stages.davis_data:run",
+        resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+    ),
+    "davis_segmentation": StageSpec(
+        name="davis_segmentation",
+        config=DavisSegmentationConfig,
+        entrypoint="stages.davis_segmentation:run",
+        needs={"data": "davis_data", "weights": WEIGHTS},
+        resources=Resources(ranks_per_node=1, hours=2.0),
+    ),
+    "coco_data": StageSpec(
+        name="coco_data",
+        config=CocoDataConfig,
+        entrypoint="stages.coco_data:run",
+        resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+    ),
+    "coco_detection": StageSpec(
+        name="coco_detection",
+        config=CocoDetectionConfig,
+        entrypoint="stages.coco_detection:run",
+        needs={"data": "coco_data", "weights": WEIGHTS},
         resources=Resources(ranks_per_node=8, hours=24.0),
     ),
 }

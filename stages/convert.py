@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mugs.data.source import FolderSource
 
 BUILTIN_DIGITS = "builtin:sklearn_digits"
+PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
 
 
 class ConvertConfig(StageConfig):
@@ -20,7 +21,8 @@ class ConvertConfig(StageConfig):
     Images are looked for in `<dir>/<class>/`. `train_list` and `val_list` are text files that name them instead, a path
     relative to the folder a line, or path, space, class; their number then has to be declared. `num_classes: 0` is for
     images without labels, `num_val_images: 0` for a data set without validation images. Counts are those of the files
-    found, `allow_bad` included; of imagenet1k they are known.
+    found, `allow_bad` included; of imagenet1k and the public data sets they are known. Those of `PUBLIC` are read from
+    `root` as they are downloaded (layouts: `mugs/data/public.py`), unless folders are given.
     """
 
     dataset: str = Field(min_length=1)
@@ -30,9 +32,22 @@ class ConvertConfig(StageConfig):
     allow_bad: tuple[str, ...] = ()
     train_dir: str | None = Runtime(None, required_at_run=True)
     val_dir: str | None = Runtime(None, required_at_run=True)
+    root: str | None = Runtime(None, required_at_run=True)
     train_list: str | None = Runtime(None)
     val_list: str | None = Runtime(None)
     threads: int = Runtime(4, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either_root_or_folders(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        folders = any(values.get(f"{split}_{kind}") for split in ("train", "val") for kind in ("dir", "list"))
+        public = values.get("dataset") in PUBLIC and not folders
+        unneeded = ("train_dir", "val_dir") if public else ("root",)
+        if not public and values.get("root"):
+            raise ValueError(f"root for {', '.join(PUBLIC)} without folders; others need train_dir and val_dir")
+        return {**values, **{name: "" for name in unneeded if values.get(name) is None}}
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +94,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
     from mugs.data.layout import Layout, check_layout
     from mugs.data.listing import open_images
+    from mugs.data.public import open_public
     from mugs.data.source import SourceError
 
     good: dict[str, FolderSource] = {}
@@ -86,6 +102,9 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     for split in cfg.splits:
         listed = getattr(cfg, f"{split}_list")
         try:
+            if cfg.root:
+                good[split] = open_public(cfg.dataset, Path(cfg.root).expanduser(), split)
+                continue
             folder = resolve(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()
             good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)

@@ -1,29 +1,109 @@
-"""What the evaluations of a frozen backbone share: the backbone itself and the columns of its result rows."""
+"""What the evaluations of a frozen backbone share: its features, and the columns of their result rows."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.spec import StageContext
+from pydantic import Field
+
+from pipeline.manifest import require_intact
+from pipeline.spec import StageConfig, StageContext
 from results.schema import ResultRow
+from stages.import_weights import ImportConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from mugs.backbones.vit import ViT
+    from mugs.evaluation.features import Feature
 
 Weights = Literal["teacher", "student", "initial"]
 
 
-def load_vit(ctx: StageContext, weights: Weights) -> "ViT":
-    """The pretrained backbone, frozen and in eval mode."""
+class Backbone(StageConfig):
+    """Which backbone sees the images, and how: shorter side to `resize`, centre crop of `crop` pixels."""
+
+    weights: Weights = "teacher"
+    resize: int = Field(256, ge=1)
+    crop: int = Field(224, ge=1)
+
+
+def only_teacher(weights: Weights, inputs: Mapping[str, StageConfig]) -> str | None:
+    """Why there are no such weights, or None: imported ones are a single network."""
+    if weights == "teacher" or not isinstance(inputs["weights"], ImportConfig):
+        return None
+    return f"weights {weights}: imported weights are a single network, named teacher"
+
+
+class FrozenEvaluation(Backbone):
+    """An evaluation that takes stored features, or computes its own: then `data` and `weights` are what it needs."""
+
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Roles that are missing or too many, and settings that belong to the stored features."""
+        others = [role for role in ("data", "weights") if role in inputs]
+        if "features" not in inputs:
+            return (
+                only_teacher(self.weights, inputs) if len(others) == 2 else "needs either features, or data and weights"
+            )
+        if others:
+            return f"needs either features, or data and weights; features and {' and '.join(others)} are given"
+        defaults = {name: field.default for name, field in Backbone.model_fields.items()}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        return f"{', '.join(given)}: belongs to the run that fills the role features; set it there" if given else None
+
+
+def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
+    """The pretrained backbone, frozen and in eval mode. Raises WeightsError and DamagedError naming the file."""
     from mugs.backbones.vit import ViTConfig, build_vit
     from mugs.weights import load_backbone
 
     state, meta = load_backbone(ctx.inputs["weights"].output(weights))
-    vit = build_vit(ViTConfig(**meta["arch"]))
+    require_intact(ctx.inputs["weights"], weights)
+    vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
     vit.load_state_dict(state)
     return vit.eval().requires_grad_(False)
 
 
+def frozen_features(
+    ctx: StageContext,
+    cfg: Backbone,
+    name: "Feature",
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    images_per_pass: int = 256,
+    threads: int = 2,
+) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
+    """Features (N, D) and labels (N,) by split, whole on every rank's device: stored, or computed by all ranks."""
+    from mugs.data.evaluation import eval_batches
+    from mugs.data.source import open_source
+    from mugs.engine import distributed
+    from mugs.evaluation.feature_store import FeatureStore
+    from mugs.evaluation.features import backbone_feature, extract
+
+    device = distributed.init()
+    if "features" in ctx.inputs:
+        store = FeatureStore(ctx.inputs["features"].output("features"))
+        stored = {split: store.load(split, name) for split in splits}
+        return {split: (values.to(device), labels.to(device)) for split, (values, labels) in stored.items()}
+    model = backbone_feature(load_vit(ctx, cfg.weights).to(device), name)
+    found = {}
+    for split in splits:
+        source = open_source(ctx.inputs["data"].output(split))
+        batches = eval_batches(
+            source,
+            resize=cfg.resize,
+            crop=cfg.crop,
+            batch_size=images_per_pass,
+            indices=range(distributed.rank(), len(source), distributed.world_size()),
+            threads=threads,
+        )
+        found[split] = extract(model, batches, device=device)[:2]
+    return found
+
+
 def num_classes(ctx: StageContext) -> int:
     """Classes of the data set. Raises ValueError where it has no labels or no validation images."""
+    if "features" in ctx.inputs:
+        return int(ctx.inputs["features"].info["num_classes"])
     data = ctx.inputs["data"]
     count: int = data.info["num_classes"]
     missing = "labels" if count == 0 else "validation images" if "val" not in data.outputs else None
@@ -32,17 +112,33 @@ def num_classes(ctx: StageContext) -> int:
     return count
 
 
-def result_row(ctx: StageContext, weights: Weights, *, setting: str, value: float, metric: str = "top1") -> ResultRow:
-    """One number of this run."""
-    info = ctx.inputs["weights"].info
-    method = info["method"] + (" (initialisation)" if weights == "initial" else "")
+def backbone_info(ctx: StageContext, weights: Weights, dataset: str | None = None) -> dict[str, Any]:
+    """What result rows say of the backbone and the data set: of the stored features, or of the inputs."""
+    if "features" in ctx.inputs:
+        return dict(ctx.inputs["features"].info)
+    source = ctx.inputs["weights"].info
+    facts = {name: source[name] for name in ("method", "arch", "epochs", "seed")}
+    return {**facts, "weights": weights, "dataset": dataset or ctx.inputs["data"].info["dataset"]}
+
+
+def result_row(
+    ctx: StageContext,
+    weights: Weights,
+    *,
+    setting: str,
+    value: float,
+    metric: str = "top1",
+    dataset: str | None = None,
+) -> ResultRow:
+    """One number of this run, on `dataset` or else the one that fills the role `data`."""
+    info = backbone_info(ctx, weights, dataset)
     return ResultRow(
         run_id=ctx.run_id,
-        method=method,
+        method=info["method"] + (" (initialisation)" if info["weights"] == "initial" else ""),
         arch=info["arch"],
         epochs=info["epochs"],
         stage=ctx.stage,
-        dataset=ctx.inputs["data"].info["dataset"],
+        dataset=info["dataset"],
         setting=setting,
         metric=metric,
         value=value,

@@ -1,70 +1,159 @@
-"""Linear probing on frozen features (the released ViT-S recipes; best and last epoch are both recorded)."""
+"""Linear probing on frozen features: the five released settings, and the released sweep of 360 classifiers."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, num_classes, result_row
+from stages.evaluate import FrozenEvaluation, frozen_features, load_vit, num_classes, result_row
 from stages.global_batch import uneven
+from stages.presets import filled
+
+if TYPE_CHECKING:
+    import torch
+
+    from mugs.evaluation.linear import Batches, LinearProbe
 
 
-class LinearConfig(StageConfig):
-    """`augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip.
+class Sweep(StageConfig):
+    """Classifiers trained together, one for each combination; defaults are those of the released ViT-L probe."""
 
-    "none" trains on the features of centre crops, which are computed once.
+    base_lrs: tuple[float, ...] = tuple(round(n * 10.0**e, 4) for e in (-4, -3, -2, -1) for n in range(1, 10))
+    weight_decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    optimizers: tuple[Literal["sgd", "lars"], ...] = ("sgd", "lars")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "s100": {"feature": "last4_cls", "base_lr": 0.015, "final_lr": 1e-5, "batch_size": 1024},
+    "s300": {"feature": "last4_cls", "base_lr": 0.02, "final_lr": 0.0, "batch_size": 1024},
+    "s800": {"feature": "last4_cls", "base_lr": 0.01, "final_lr": 0.0, "batch_size": 1024},
+    "b400": {"feature": "cls_patchmean", "base_lr": 0.002, "final_lr": 1e-5, "batch_size": 512},
+    "l250": {"feature": "cls_patchmean", "sweep": {}, "final_lr": 1e-5, "batch_size": 1024},
+}
+
+
+class LinearConfig(FrozenEvaluation):
+    """`preset` fills what is not given from a released run; the run id follows the fields, not the preset.
+
+    `augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip; "none" trains on
+    features of centre crops, computed once, and is what stored features are for. `sweep` stands for `base_lr`.
     """
 
-    weights: Weights = "teacher"
-    feature: Literal["last4_cls", "cls_patchmean"] = "last4_cls"
-    base_lr: float = Field(0.015, gt=0)
+    preset: Literal["none", "s100", "s300", "s800", "b400", "l250"] = Runtime("none")
+    feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
+    base_lr: float | None = Field(None, gt=0)
+    sweep: Sweep | None = None
     final_lr: float = Field(1e-5, ge=0)
     batch_size: int = Field(1024, ge=1)
     epochs: int = Field(100, ge=1)
     augmentation: Literal["strong", "crop_flip", "none"] = "strong"
-    resize: int = Field(256, ge=1)
-    crop: int = Field(224, ge=1)
     seed: int = 0
     threads: int = Runtime(2, ge=1)
+    checkpoint_steps: int = Runtime(1000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        preset = dict(PRESETS.get(str(values.get("preset")), {}))
+        if "base_lr" in given or "sweep" in given:
+            preset = {name: value for name, value in preset.items() if name not in ("base_lr", "sweep")}
+        values = filled(values, preset)
+        if values.get("base_lr") is None and values.get("sweep") is None:
+            return {**values, "base_lr": 0.015}
+        return values
+
+    @model_validator(mode="after")
+    def _one_or_a_sweep(self) -> "LinearConfig":
+        if self.base_lr is not None and self.sweep is not None:
+            raise ValueError("either base_lr or sweep")
+        return self
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""
         return uneven(self.batch_size, resources)
 
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """As of every evaluation; stored features have no augmentation."""
+        if "features" in inputs and self.augmentation != "none":
+            return f"augmentation {self.augmentation} needs data and weights; stored features go with none"
+        return super().wrong_inputs(inputs)
+
 
 def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     """Train the probe; rows `best epoch` (the released selection, on the validation split) and `last epoch`."""
-    from mugs.data.source import open_source
     from mugs.engine import distributed
-    from mugs.evaluation.linear import LinearProbe, train_on_images
+    from mugs.engine.loop import train
+    from mugs.evaluation.linear import Probing
 
-    classes = num_classes(ctx)
-    device = distributed.init()
-    data = ctx.inputs["data"]
-    probe = LinearProbe(
-        feature=cfg.feature,
-        base_lr=cfg.base_lr,
+    classes, device = num_classes(ctx), distributed.init()
+    if device.type == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")  # TF32, as released
+    probe = linear_probe(cfg)
+    batches, steps, validation = probe_data(ctx, cfg, device)
+    task = Probing(probe, batches, steps, validation, classes, ctx.run_dir)
+    train(task, ctx.run_dir / "checkpoints", every=cfg.checkpoint_steps, control=ctx.control)
+    history = ctx.run_dir / "history.csv"
+    if distributed.is_main():
+        task.write_history(history)
+    best, last = task.best(range(cfg.epochs)), task.best([cfg.epochs - 1])
+    feature = cfg.feature if len(probe.settings) == 1 else f"{cfg.feature}, best of {len(probe.settings)}"
+    rows = [
+        result_row(ctx, cfg.weights, setting=f"{feature}, {cfg.augmentation}, {which} epoch", value=chosen.top1)
+        for which, chosen in (("best", best), ("last", last))
+    ]
+    info = {"best_epoch": best.epoch, "best_setting": str(best.setting), "last_setting": str(last.setting)}
+    return StageOutput(outputs={"history": history}, rows=rows, info=info)
+
+
+def linear_probe(cfg: LinearConfig) -> "LinearProbe":
+    """The engine's settings."""
+    import itertools
+
+    from mugs.evaluation.classifiers import Setting
+    from mugs.evaluation.linear import LinearProbe
+
+    sweep = cfg.sweep or Sweep(base_lrs=(cfg.base_lr or 0.0,), weight_decays=(0.0,), optimizers=("sgd",))
+    every = itertools.product(sweep.optimizers, sweep.weight_decays, sweep.base_lrs)
+    settings = [Setting(rate, decay, optimizer) for optimizer, decay, rate in every]
+    return LinearProbe(
+        settings=tuple(settings),
         final_lr=cfg.final_lr,
         batch_size=cfg.batch_size,
         epochs=cfg.epochs,
         seed=cfg.seed,
     )
-    history = train_on_images(
-        probe,
-        load_vit(ctx, cfg.weights).to(device),
-        open_source(data.output("train")),
-        open_source(data.output("val")),
-        num_classes=classes,
+
+
+def probe_data(
+    ctx: StageContext, cfg: LinearConfig, device: "torch.device"
+) -> "tuple[Batches, int, tuple[torch.Tensor, torch.Tensor]]":
+    """Training batches, their number in an epoch, and features and labels of the validation images."""
+    from mugs.data.source import open_source
+    from mugs.evaluation.features import backbone_feature
+    from mugs.evaluation.linear_data import epoch_order, fixed_batches, image_batches
+
+    if cfg.augmentation == "none":
+        found = frozen_features(ctx, cfg, cfg.feature, threads=cfg.threads)
+        order = epoch_order(len(found["train"][0]), seed=cfg.seed, batch_size=cfg.batch_size)
+        return fixed_batches(*found["train"], order), order.steps_per_epoch, found["val"]
+    validation = frozen_features(ctx, cfg, cfg.feature, ["val"], threads=cfg.threads)["val"]
+    source = open_source(ctx.inputs["data"].output("train"))
+    order = epoch_order(len(source), seed=cfg.seed, batch_size=cfg.batch_size)
+    model = backbone_feature(load_vit(ctx, cfg.weights).to(device), cfg.feature)
+    batches = image_batches(
+        model,
+        source,
+        order,
+        seed=cfg.seed,
         augmentation=cfg.augmentation,
-        resize=cfg.resize,
         crop=cfg.crop,
         threads=cfg.threads,
-        run_dir=ctx.run_dir,
         device=device,
     )
-    best, last = max(history, key=lambda e: e.top1), history[-1]
-    rows = [
-        result_row(ctx, cfg.weights, setting=f"{cfg.feature}, best epoch", value=best.top1),
-        result_row(ctx, cfg.weights, setting=f"{cfg.feature}, last epoch", value=last.top1),
-    ]
-    return StageOutput(rows=rows, info={"best_epoch": best.epoch})
+    return batches, order.steps_per_epoch, validation

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from mugs.engine.train_config import TrainConfig
 
 
+_SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
+
+
 class MugsOptions(StageConfig):
     """Fields and defaults of `mugs.methods.mugs.MugsConfig`, whose docstrings and README name the sources."""
 
@@ -114,6 +117,15 @@ class PretrainConfig(StageConfig):
             return values
         return filled(values, paper(str(values.get("arch", cls.model_fields["arch"].default))))
 
+    def state_gb(self) -> float:
+        """Student, teacher and two moments in 32 bits: backbone of the usual shapes, heads and prototypes; queues."""
+        width, depth = _SHAPES.get(self.arch, (192, 12))
+        options = self.mugs
+        heads = 3 * (width * options.head_hidden + options.head_hidden * (options.head_hidden + options.head_out))
+        parameters = 12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
+        queues = 2 * (options.queue_size + 2 * options.memory_size) * options.head_out
+        return 4 * (4 * parameters + queues) / 1e9
+
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks, or a rank's share over its passes."""
         whole = self.mugs.head_norm == "batch"
@@ -122,7 +134,10 @@ class PretrainConfig(StageConfig):
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
-    """Train and export the backbones: outputs `teacher`, `student` and `initial` (safetensors)."""
+    """Train and export: outputs `teacher`, `student`, `initial` (backbones, safetensors), and `projection`.
+
+    That is the first layer of the teacher's group head, left out where there is none.
+    """
     from dataclasses import asdict
 
     from mugs.data.source import open_source
@@ -149,6 +164,10 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     if distributed.is_main():
         export("teacher")
         export("student")
+    if (head := method.teacher.group_head) is not None:
+        outputs["projection"] = ctx.run_dir / "weights" / "projection.safetensors"
+        if distributed.is_main():
+            save_backbone(outputs["projection"], head.projector[0].state_dict(), {"weights": "projection"})
     distributed.barrier()
     info = {
         "method": cfg.method,

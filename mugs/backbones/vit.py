@@ -3,6 +3,7 @@
 Shapes: N images, L tokens (class token first), D width.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,6 +59,8 @@ class ViT(VisionTransformer):
             weight_init="skip",
         )
         self.config = config
+        side = config.image_size // config.patch_size
+        self.position_grid = (side, side)
         self.recompute = False  # keep only the input of each block and run it again on the way back
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
@@ -74,17 +77,41 @@ class ViT(VisionTransformer):
         """Patches (N, H, W, D) -> tokens (N, 1 + H*W, D) with class token and positions."""
         num, height, width, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(num, -1, -1), x.reshape(num, -1, dim)], dim=1)
-        return tokens + resize_positions(self.pos_embed, height, width)
+        return tokens + resize_positions(self.pos_embed, height, width, self.position_grid)
+
+    @torch.no_grad()
+    def allocate_positions(self, height: int, width: int) -> None:
+        """Make the position table one of height x width patches: resized once, bicubic, then trained as it is.
+
+        This is how dense tasks start (released code): a resize to the size, without the scale-factor rule.
+        """
+        table, dim = self.pos_embed, self.pos_embed.shape[2]
+        grid = table[:, 1:].reshape(1, *self.position_grid, dim).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        patches = grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)
+        self.pos_embed = nn.Parameter(torch.cat([table[:, :1], patches], dim=1))
+        self.position_grid = (height, width)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, L, D): the last block's output *before* the final LayerNorm."""
         x = self._pos_embed(self.patch_embed(images))
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False)
-            else:
-                x = block(x)
+            x = self._block(block, x)
         return x
+
+    def block_outputs(self, images: Tensor) -> Iterator[Tensor]:
+        """(N, 3, H, W) -> (N, L, D) after every block in turn, before the final LayerNorm."""
+        x = self._pos_embed(self.patch_embed(images))
+        for block in self.blocks:
+            x = self._block(block, x)
+            yield x
+
+    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        recompute = self.recompute and torch.is_grad_enabled()
+        out: Tensor = (
+            checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False) if recompute else block(x)
+        )
+        return out
 
     def relate(self, query: Tensor, neighbours: Tensor) -> Tensor:
         """Query (N, D) and neighbours (N, k, D) -> local-group feature (N, D), after the shared final LayerNorm."""
@@ -108,10 +135,13 @@ class ViT(VisionTransformer):
                 outputs.append(self.norm(x))
         return outputs
 
+    def depth_branches(self) -> list[StochasticDepth]:
+        """The stochastic-depth branches, first to last."""
+        return [m for m in self.modules() if isinstance(m, StochasticDepth)]
+
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Hand (2 * depth, N) draws to the stochastic-depth branches of the next pass; None keeps every branch."""
-        branches = (m for m in self.modules() if isinstance(m, StochasticDepth))
-        for index, branch in enumerate(branches):
+        for index, branch in enumerate(self.depth_branches()):
             branch.uniform = None if uniforms is None else uniforms[index]
 
 
@@ -140,21 +170,21 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
-    """Position table (1, 1 + s*s, D) for a grid of height x width patches -> (1, 1 + height*width, D).
+def resize_positions(table: Tensor, height: int, width: int, table_grid: tuple[int, int] | None = None) -> Tensor:
+    """Position table (1, 1 + r*c, D) for a grid of height x width patches -> (1, 1 + height*width, D).
 
     Released rule: bicubic by scale factor (n + 0.1) / s, the factor kept for the sampling positions. This is not
-    a resize to size n; 96-pixel crops sample with step 14 / 6.1.
+    a resize to size n; 96-pixel crops sample with step 14 / 6.1. `table_grid` is (r, c), square when not given.
     """
     count, dim = table.shape[1] - 1, table.shape[2]
     if count == height * width and height == width:
         return table
-    side = round(count**0.5)
-    grid = table[:, 1:].reshape(1, side, side, dim).permute(0, 3, 1, 2)
-    factors = ((height + 0.1) / side, (width + 0.1) / side)
+    rows, columns = table_grid or (round(count**0.5),) * 2
+    grid = table[:, 1:].reshape(1, rows, columns, dim).permute(0, 3, 1, 2)
+    factors = ((height + 0.1) / rows, (width + 0.1) / columns)
     grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", recompute_scale_factor=False)
     if grid.shape[2:] != (height, width):
-        raise ValueError(f"position table of {side}x{side} resized to {tuple(grid.shape[2:])}, not {height}x{width}")
+        raise ValueError(f"position table of {rows}x{columns} resized to {tuple(grid.shape[2:])}, not {height}x{width}")
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)], dim=1)
 
 

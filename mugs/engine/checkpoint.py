@@ -22,7 +22,16 @@ from mugs.storage.record import CheckpointError, Record, checkpoints, folder_nam
 from mugs.storage.space import gigabytes, patiently, require_room
 from mugs.storage.tensors import read_tensors, write_tensors
 
-__all__ = ["CheckpointError", "Parts", "SavePolicy", "checkpoints", "load_checkpoint", "load_latest", "save_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "Parts",
+    "SavePolicy",
+    "checkpoints",
+    "load_checkpoint",
+    "load_latest",
+    "retain",
+    "save_checkpoint",
+]
 logger = logging.getLogger(__name__)
 Parts = dict[str, dict[str, Tensor]]
 
@@ -106,7 +115,7 @@ def save_checkpoint(
 
     patiently(attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event())
     policy.fence()
-    _retain(folder, target, policy)
+    retain(folder, target, policy)
     return target
 
 
@@ -141,7 +150,7 @@ def _read_back(target: Path) -> None:
         raise OSError(errno.EIO, f"read back wrong right after it was written ({error})", str(target)) from error
 
 
-def _retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
+def retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
     """Remove old checkpoints; `newest` has been read back and stays whatever else there is."""
     for old in checkpoints(folder)[: -policy.keep]:
         if old != newest and not policy.is_milestone(record.step_of(old)):

@@ -109,10 +109,15 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 def mean_with_grad(value: Tensor) -> Tensor:
     """Mean over ranks, through which gradients flow back to all of them."""
+    return sum_with_grad(value) / world_size()
+
+
+def sum_with_grad(value: Tensor) -> Tensor:
+    """Sum over ranks, through which gradients flow back to all of them."""
     if world_size() == 1:
         return value
     total: Tensor = SumOverRanks.apply(value)
-    return total / world_size()
+    return total
 
 
 class SumOverRanks(torch.autograd.Function):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mugs.engine import distributed
-from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, load_checkpoint, load_latest
+from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, load_checkpoint, load_latest, retain
 from mugs.engine.control import Control, StopVote, Unattended, fence
 from mugs.engine.saver import Saver
 from mugs.storage.record import folder_name, remove_leftovers
@@ -29,7 +29,7 @@ class Task(Protocol):
         """Raise, on all ranks, where the state must not be saved."""
 
     def parts(self) -> Parts:
-        """Tensors to save, by file and name."""
+        """Tensors to save, by file and name; called on all ranks."""
 
     def notes(self) -> dict[str, Any]:
         """JSON-able facts to save beside them."""
@@ -79,6 +79,8 @@ def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
         policy.fence()
         remove_leftovers(folder, policy.attempt)
         found = load_latest(folder)
+        if found is not None and found[0] == task.total_steps:
+            retain(folder, folder / folder_name(found[0]), policy)  # no save will follow that does it
         return -1 if found is None else found[0]
 
     step = int(distributed.on_main(choose))

@@ -1,9 +1,19 @@
 """AdamW with the released parameter groups, and clipping of each tensor on its own."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from mugs.engine.schedules import Schedule
+
+class Rates(Protocol):
+    """Learning rate and weight decay at every optimizer step."""
+
+    def lr(self, step: int) -> float:
+        """Learning rate, before the scale of a group."""
+
+    def wd(self, step: int) -> float:
+        """Weight decay of the groups that have one."""
 
 
 def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, object]]:
@@ -54,11 +64,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Rates, step: int) -> None:
     """Learning rate and weight decay of every group for this step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr(step) * group["lr_scale"]
         group["weight_decay"] = schedule.wd(step) if group["decay"] else 0.0
+
+
+def guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Step of a fused optimizer, skipped on the device where `finite` is false: nothing waits, no weight goes bad."""
+    optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 @torch.no_grad()

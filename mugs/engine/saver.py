@@ -16,7 +16,7 @@ class State(Protocol):
     total_steps: int
 
     def parts(self) -> Parts:
-        """Tensors to save, by file and name."""
+        """Tensors to save, by file and name; called on all ranks, which may gather them."""
 
     def notes(self) -> dict[str, Any]:
         """JSON-able facts to save beside them."""
@@ -32,7 +32,8 @@ class Saver:
         self.task, self.policy, self.control = task, policy, control
         self.metrics = folder.parent / "metrics.jsonl"
         self.writer = BackgroundWriter(folder, policy)
-        distributed.on_main(lambda: require_room_for_run(folder, task.parts(), task.total_steps, policy))
+        parts = task.parts()
+        distributed.on_main(lambda: require_room_for_run(folder, parts, task.total_steps, policy))
 
     def due(self, step: int, every: int) -> bool:
         """Whether a checkpoint is taken after this step."""
@@ -40,7 +41,8 @@ class Saver:
 
     def save(self, step: int) -> None:
         """Copy the state and let it be written; first waits for the write before."""
-        distributed.on_main(lambda: self._note(self.writer.save(step, self.task.parts(), self.task.notes())))
+        parts, notes = self.task.parts(), self.task.notes()
+        distributed.on_main(lambda: self._note(self.writer.save(step, parts, notes)))
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk."""
@@ -53,5 +55,8 @@ class Saver:
     def _note(self, saved: Saved | None) -> None:
         if saved is not None:
             self.control.saved(saved.step, saved.durable_s)
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(saved.fields()) + "\n")
+            try:
+                with self.metrics.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(saved.fields()) + "\n")
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.metrics)) from error

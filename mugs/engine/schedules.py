@@ -38,6 +38,10 @@ class Schedule:
         """Cosine from the start value to 1."""
         return _cosine(self.momentum, 1.0, step / self.total_steps)
 
+    def rates(self, step: int) -> dict[str, float]:
+        """All of them, by the names of the log."""
+        return {"lr": self.lr(step), "weight_decay": self.wd(step), "teacher_momentum": self.teacher_momentum(step)}
+
 
 def _cosine(start: float, end: float, progress: float) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))

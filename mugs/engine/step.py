@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mugs.engine.distributed import all_ranks
-from mugs.engine.optim import clip_each, set_rates
+from mugs.engine.optim import clip_each, guarded_update, set_rates
 from mugs.engine.schedules import Schedule
 from mugs.methods.base import Method
 from mugs.views import Views
@@ -77,9 +77,7 @@ class Trainer:
         if epoch < self.config.freeze_last_layer_epochs:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
-        # The fused optimizer skips the update on the device when this is 1: no wait for the device, no bad weights.
-        self.optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        guarded_update(self.optimizer, finite)
         self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
         return StepResult(total, losses, finite)
 
@@ -91,7 +89,8 @@ class Trainer:
         features = []
         for index, views in enumerate(micro_batches):
             self.method.set_depth_uniforms(None if uniforms is None else uniforms[index])
-            with self._sync(last=index == len(micro_batches) - 1), self._autocast(views.large.device):
+            last = index == len(micro_batches) - 1
+            with synced(self.student, last=last), autocast(self.config.precision, views.large.device):
                 losses, carried = self.method.losses(self.student, views, epoch)
                 total = weighted_mean(losses, weights)
                 torch.autograd.backward(total * share)
@@ -100,15 +99,15 @@ class Trainer:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share
         return weighted_mean(sums, weights), sums, features
 
-    def _sync(self, *, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self.student, DistributedDataParallel) and not last:
-            return self.student.no_sync()
-        return nullcontext()
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        if self.config.precision == "bf16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()
+def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over ranks in the last micro-batch's backward pass only."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Mixed precision where `precision` is "bf16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -1,38 +1,53 @@
-"""metrics.jsonl, progress and the check for non-finite steps of a pretraining run."""
+"""metrics.jsonl, progress and the check for non-finite steps of a training run."""
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from mugs.data.loader import Batch
 from mugs.engine import distributed
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.failures import NonFiniteError, write_failure
 from mugs.engine.metering import Meter
 from mugs.engine.progress import Progress
-from mugs.engine.schedules import Schedule
 from mugs.engine.step import StepResult
-from mugs.engine.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What the log has to know of a run. `batch_size` is global; `rates`: learning rate and the like of a step.
+
+    targets: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
+    """
+
+    label: str
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    log_steps: int
+    seed: int
+    rates: Callable[[int], Mapping[str, float]]
+    targets: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 class StepLog:
     """metrics.jsonl and progress of rank 0; holds device tensors and reads them only when a line is due."""
 
-    def __init__(self, run_dir: Path, schedule: Schedule, config: TrainConfig, meter: Meter) -> None:
-        self.run_dir, self.schedule, self.config, self.meter = run_dir, schedule, config, meter
+    def __init__(self, run_dir: Path, settings: LogSettings, meter: Meter) -> None:
+        self.run_dir, self.settings, self.meter = run_dir, settings, meter
         self.main = distributed.is_main()
         self.metrics: TextIO | None = None
         self.pending: list[StepResult] = []
         self.ids: list[Tensor] = []
-        self.means = EpochMeans(config.calibration, schedule.steps_per_epoch, {})
+        self.means = EpochMeans(settings.targets, settings.steps_per_epoch, {})
 
     def open(self, start: int) -> None:
         """Before step `start`: open the files and start the clocks."""
@@ -40,23 +55,23 @@ class StepLog:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         path = self.run_dir / "progress.json" if self.main else None
-        total = self.schedule.total_steps
-        self.progress = Progress("pretrain", total, path=path, start=start, quiet=not self.main)
+        label, total = self.settings.label, self.settings.total_steps
+        self.progress = Progress(label, total, path=path, start=start, quiet=not self.main)
         self.waited, self.since = 0.0, time.monotonic()
         self.last = start
 
-    def record(self, step: int, result: StepResult, batch: Batch, waited: float) -> None:
+    def record(self, step: int, result: StepResult, ids: Tensor, waited: float) -> None:
         """Note one step; every `log_steps` write a line of means."""
         self.pending.append(result)
         self.waited += waited
-        self.ids.append(batch.ids)
+        self.ids.append(ids)
         self.last = step
         detail = ""
-        if (step + 1) % self.config.log_steps == 0 or step + 1 == self.schedule.total_steps:
+        if (step + 1) % self.settings.log_steps == 0 or step + 1 == self.settings.total_steps:
             detail = self._write(step)
         self.means.add(step, result)
         self._calibrate(step)
-        self.progress.update(step + 1, items=self.config.batch_size, detail=detail)
+        self.progress.update(step + 1, items=self.settings.batch_size, detail=detail)
 
     def notes(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log."""
@@ -64,16 +79,24 @@ class StepLog:
 
     def load(self, notes: Mapping[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
-        self.means = EpochMeans(self.config.calibration, self.schedule.steps_per_epoch, notes.get("epoch_means", {}))
+        self.means = EpochMeans(self.settings.targets, self.settings.steps_per_epoch, notes.get("epoch_means", {}))
 
     def _calibrate(self, step: int) -> None:
         comparison = self.means.compare(step)
         if comparison is None:
             return
         self.check_finite()
-        if self.metrics is not None:
+        if self.main:
             logger.info("%s", comparison.line())
-            line = {"step": step, "epoch": comparison.epoch, "calibration": comparison.record()}
+        self._put({"step": step, "epoch": comparison.epoch, "calibration": comparison.record()})
+
+    def event(self, line: Mapping[str, Any], seconds: float) -> None:
+        """A line of its own; the seconds it took are not those of training steps."""
+        self.since += seconds
+        self._put(line)
+
+    def _put(self, line: Mapping[str, Any]) -> None:
+        if self.metrics is not None:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
 
@@ -81,20 +104,16 @@ class StepLog:
         steps, seconds = len(self.pending), time.monotonic() - self.since
         line = {
             "step": step,
-            "epoch": step // self.schedule.steps_per_epoch,
+            "epoch": step // self.settings.steps_per_epoch,
             **self._mean_losses(),
-            "lr": self.schedule.lr(step),
-            "weight_decay": self.schedule.wd(step),
-            "teacher_momentum": self.schedule.teacher_momentum(step),
-            "images_per_second": self.config.batch_size * steps / seconds,
+            **self.settings.rates(step),
+            "images_per_second": self.settings.batch_size * steps / seconds,
             "step_ms": 1000 * seconds / steps,
             "data_wait_share": self.waited / seconds,
             **self.meter.fields(steps, seconds),
         }
         self.check_finite()
-        if self.metrics is not None:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
+        self._put(line)
         self.pending, self.ids = [], []
         self.waited, self.since = 0.0, time.monotonic()
         text = f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
@@ -114,10 +133,10 @@ class StepLog:
         if not all(finite):
             bad = finite.index(False)
             step = self.last - len(finite) + 1 + bad
-            epoch, ids = step // self.schedule.steps_per_epoch, self.ids[bad].tolist()
-            path = write_failure(self.run_dir, step, epoch, self.config.seed, ids, self.pending[bad])
+            epoch, ids = step // self.settings.steps_per_epoch, self.ids[bad].tolist()
+            path = write_failure(self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad])
             raise NonFiniteError(
-                f"loss or gradient not finite at step {step}; it changed no weight and no queue, the last "
+                f"loss or gradient not finite at step {step}; it changed neither weights nor state, the last "
                 f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"
             )
 

@@ -29,7 +29,7 @@ from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
 from mugs.engine.schedules import Schedule
 from mugs.engine.step import Trainer, split
-from mugs.engine.step_log import StepLog
+from mugs.engine.step_log import LogSettings, StepLog
 from mugs.engine.train_config import TrainConfig
 from mugs.methods.base import Method
 
@@ -75,7 +75,7 @@ class Pretraining:
         self.optimizer = build_adamw(method.student, config.patch_lr_scale)
         flops = method.flops(config.views, config.batch_size // distributed.world_size())
         meter = Meter(device, config.step.precision, flops)
-        self.log = StepLog(run_dir, self.schedule, config, meter)
+        self.log = StepLog(run_dir, log_settings(config, self.schedule), meter)
 
     def steps(self, start: int) -> Iterator[None]:
         """One optimizer step per item: batch -> views on the device -> step of the method -> log."""
@@ -102,7 +102,7 @@ class Pretraining:
                 views = list(split(stage(batch), self.micro))
                 masks = depth_masks(self.method, config, step, self.micro, self.device)
                 result = trainer.step(views, step, masks)
-                self.log.record(step, result, batch, waited)
+                self.log.record(step, result, batch.ids, waited)
                 trace.step()
                 yield
 
@@ -170,6 +170,20 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         weight_decay=config.weight_decay[0],
         weight_decay_end=config.weight_decay[1],
         momentum=config.teacher_momentum,
+    )
+
+
+def log_settings(config: TrainConfig, schedule: Schedule) -> LogSettings:
+    """What the log has to know of the run."""
+    return LogSettings(
+        label="pretrain",
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        batch_size=config.batch_size,
+        log_steps=config.log_steps,
+        seed=config.seed,
+        rates=schedule.rates,
+        targets=config.calibration,
     )
 
 

@@ -1,188 +1,187 @@
-"""Linear probing: one linear layer on frozen features, SGD, cosine per epoch, no warm-up.
+"""Linear probing as a task of the training loop: SGD or LARS, cosine per epoch, no warm-up.
 
-The classifier starts from N(0, 0.01) with bias 0; the learning rate is base_lr * batch_size / 256.
+The classifiers of a sweep are trained together on the same features and divided over the ranks; features and labels
+of the global batch go to all of them, so the number of ranks changes no number.
 """
 
-import logging
+import csv
+import io
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from mugs.backbones.vit import ViT
-from mugs.data.evaluation import Augmentation, eval_batches, probe_batches
-from mugs.data.order import Order
-from mugs.data.source import Source
+from mugs.atomic import write_text_atomic
 from mugs.engine import distributed
-from mugs.engine.checkpoint import load_latest, save_checkpoint
+from mugs.engine.checkpoint import Parts
 from mugs.engine.progress import Progress
-from mugs.evaluation.features import Feature, backbone_feature, extract
+from mugs.evaluation.classifiers import Classifiers, Setting
+from mugs.evaluation.features import gather_uneven
 
-logger = logging.getLogger(__name__)
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+"""(start, stop) -> this rank's features and labels of the global steps from start to stop; equal parts on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
     """Settings of a probe; `batch_size` is global."""
 
-    feature: Feature = "last4_cls"
-    base_lr: float = 0.015
+    settings: tuple[Setting, ...]
     final_lr: float = 1e-5
     batch_size: int = 1024
     epochs: int = 100
     momentum: float = 0.9
     seed: int = 0
 
-    def lr(self, epoch: int) -> float:
-        """Cosine from base_lr * batch_size / 256 to final_lr, one value per epoch."""
-        peak = self.base_lr * self.batch_size / 256
-        return self.final_lr + 0.5 * (peak - self.final_lr) * (1 + math.cos(math.pi * epoch / self.epochs))
+    def rates(self, epoch: int) -> list[float]:
+        """Cosine from base_lr * batch_size / 256 to final_lr, one value per epoch and classifier."""
+        fall = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        peaks = [s.base_lr * self.batch_size / 256 for s in self.settings]
+        return [self.final_lr + fall * (peak - self.final_lr) for peak in peaks]
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Validation accuracy after an epoch, percent."""
+    """Training loss and validation accuracies in percent after an epoch, a value per classifier."""
 
+    loss: list[float]
+    top1: list[float]
+    top5: list[float]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The classifier and epoch with the best validation accuracy."""
+
+    setting: Setting
     epoch: int
-    loss: float
     top1: float
     top5: float
 
 
-def new_classifier(width: int, num_classes: int, seed: int) -> nn.Linear:
-    """Linear layer with weights N(0, 0.01) drawn from the seed, bias 0."""
-    classifier = nn.Linear(width, num_classes)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(seed)
-        classifier.weight.copy_(torch.randn(num_classes, width, generator=generator) * 0.01)
-        classifier.bias.zero_()
-    return classifier
+class DivergedError(ValueError):
+    """No classifier has a finite loss any more."""
 
 
-def train_probe(
-    probe: LinearProbe,
-    classifier: nn.Linear,
-    train: Callable[[int], Batches],
-    validation: tuple[Tensor, Tensor],
-    run_dir: Path,
-) -> list[EpochResult]:
-    """Train on the feature batches `train(epoch)` yields on this rank; resumes at the last finished epoch.
+class Probing:
+    """Classifiers on features: the task that the loop of `mugs.engine.loop` trains.
 
     validation: features and labels of the whole split, the same on all ranks.
     """
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.0, momentum=probe.momentum)
-    history = _resume(classifier, optimizer, run_dir / "checkpoints")
-    model: nn.Module = DistributedDataParallel(classifier) if distributed.world_size() > 1 else classifier
-    path = run_dir / "progress.json" if distributed.is_main() else None
-    start = len(history)
-    progress = Progress("linear", probe.epochs, unit="epochs", path=path, start=start, quiet=not distributed.is_main())
-    for epoch in range(start, probe.epochs):
-        optimizer.param_groups[0]["lr"] = probe.lr(epoch)
-        losses, seen = [], 0
-        for features, labels in train(epoch):
-            loss = F.cross_entropy(model(features), labels)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            losses.append(loss.detach())
-            seen += len(labels)
-        mean = float(distributed.all_reduce_mean(torch.stack(losses).mean()))
-        if not math.isfinite(mean):
-            raise ValueError(f"linear probe: loss not finite in epoch {epoch}; lower base_lr ({probe.base_lr})")
-        history.append(EpochResult(epoch, mean, *accuracy(classifier, *validation)))
-        _save(classifier, optimizer, run_dir / "checkpoints", history)
-        progress.update(epoch + 1, items=seen * distributed.world_size(), detail=f"top-1 {history[-1].top1:.2f}%")
-    progress.close()
-    return history
 
-
-@torch.no_grad()
-def accuracy(classifier: nn.Linear, features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in percent."""
-    scores = classifier(features)
-    hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-    return 100 * hit[:, 0].float().mean().item(), 100 * hit.any(dim=1).float().mean().item()
-
-
-def _save(classifier: nn.Linear, optimizer: torch.optim.SGD, folder: Path, history: list[EpochResult]) -> None:
-    if distributed.is_main():
-        momentum = {n: optimizer.state[p]["momentum_buffer"] for n, p in classifier.named_parameters()}
-        parts = {"classifier": dict(classifier.state_dict()), "momentum": momentum}
-        save_checkpoint(folder, len(history), parts, {"history": [asdict(e) for e in history]})
-    distributed.barrier()
-
-
-def _resume(classifier: nn.Linear, optimizer: torch.optim.SGD, folder: Path) -> list[EpochResult]:
-    found = load_latest(folder)
-    if found is None:
-        return []
-    step, parts, meta = found
-    classifier.load_state_dict(parts["classifier"])
-    for name, parameter in classifier.named_parameters():
-        optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
-    logger.info("resumed the probe at epoch %d", step)
-    return [EpochResult(**entry) for entry in meta["history"]]
-
-
-def train_on_images(
-    probe: LinearProbe,
-    vit: ViT,
-    train: Source,
-    val: Source,
-    *,
-    num_classes: int,
-    augmentation: Augmentation | Literal["none"],
-    resize: int,
-    crop: int,
-    threads: int,
-    run_dir: Path,
-    device: torch.device,
-) -> list[EpochResult]:
-    """Probe a frozen backbone: fresh views every epoch, validation features extracted once.
-
-    With augmentation "none" the features of the training images are extracted once as well. The last batch of an epoch
-    is short, as released.
-    """
-    world, rank = distributed.world_size(), distributed.rank()
-    model = backbone_feature(vit, probe.feature)
-
-    def centre_features(source: Source) -> tuple[Tensor, Tensor]:
-        mine = list(range(rank, len(source), world))
-        views = eval_batches(source, resize=resize, crop=crop, batch_size=256, indices=mine, threads=threads)
-        return extract(model, views, device=device)[:2]
-
-    validation = centre_features(val)
-    fixed = centre_features(train) if augmentation == "none" else None
-    order = Order(len(train), seed=probe.seed, world=world, rank=rank, batch_size=probe.batch_size, short_last=True)
-
-    def feature_batches(epoch: int) -> Batches:
-        if augmentation == "none":
-            assert fixed is not None
-            for within in range(order.steps_per_epoch):
-                ids = torch.from_numpy(order.indices(epoch * order.steps_per_epoch + within)).to(device)
-                yield fixed[0][ids], fixed[1][ids]
-            return
-        views = probe_batches(
-            train,
-            order,
-            epoch=epoch,
-            seed=probe.seed,
-            augmentation=augmentation,
-            crop=crop,
-            device=device,
-            threads=threads,
+    def __init__(
+        self,
+        probe: LinearProbe,
+        batches: Batches,
+        steps_per_epoch: int,
+        validation: tuple[Tensor, Tensor],
+        num_classes: int,
+        run_dir: Path,
+    ) -> None:
+        self.probe, self.batches, self.steps_per_epoch, self.run_dir = probe, batches, steps_per_epoch, run_dir
+        self.validation, self.total_steps = validation, probe.epochs * steps_per_epoch
+        self.mine = share(probe.settings, distributed.rank(), distributed.world_size())
+        self.device, width = validation[0].device, validation[0].shape[1]
+        chosen = [probe.settings[i] for i in self.mine]
+        self.classifiers = Classifiers(
+            chosen, width, num_classes, seed=probe.seed, momentum=probe.momentum, device=self.device
         )
-        for images, target in views:
-            with torch.no_grad():
-                batch = model(images)
-            yield batch, target
+        self.losses = torch.zeros(len(self.mine), device=self.device)  # sums over the steps of the epoch so far
+        self.history: list[EpochResult] = []
 
-    classifier = new_classifier(validation[0].shape[1], num_classes, probe.seed).to(device)
-    return train_probe(probe, classifier, feature_batches, validation, run_dir)
+    def steps(self, start: int) -> Iterator[None]:
+        """One optimizer step of all classifiers per item."""
+        rates, rated = torch.empty(0), -1
+        with closing(self._progress(start)) as progress:
+            for step, (features, labels) in enumerate(self.batches(start, self.total_steps), start):
+                epoch, within = divmod(step, self.steps_per_epoch)
+                if epoch != rated:
+                    rates, rated = self._rates(epoch), epoch
+                inputs, targets = distributed.all_gather_rows(features), distributed.all_gather_rows(labels)
+                self.losses += self.classifiers.update(inputs, targets, rates)
+                if within == self.steps_per_epoch - 1:
+                    self._finish_epoch()
+                detail = f"top-1 {max(self.history[-1].top1):.2f}%" if self.history else ""
+                progress.update(step + 1, items=len(targets), detail=detail)
+                yield
+
+    def _progress(self, start: int) -> Progress:
+        main = distributed.is_main()
+        path = self.run_dir / "progress.json" if main else None
+        return Progress("linear", self.total_steps, path=path, start=start, quiet=not main)
+
+    def _rates(self, epoch: int) -> Tensor:
+        every = self.probe.rates(epoch)
+        return torch.tensor([every[i] for i in self.mine], device=self.device)
+
+    def _finish_epoch(self) -> None:
+        """Validate, and note the epoch on all ranks."""
+        means = self.losses / self.steps_per_epoch
+        mine = torch.cat([means[:, None], self.classifiers.accuracy(*self.validation)], dim=1)
+        loss, top1, top5 = self._of_all(mine).T.tolist()
+        self.history.append(EpochResult(loss, top1, top5))
+        self.losses.zero_()
+
+    def _of_all(self, mine: Tensor) -> Tensor:
+        """Entries of this rank's classifiers -> entries of all, in the order of the settings."""
+        world = distributed.world_size()
+        order = [i for rank in range(world) for i in share(self.probe.settings, rank, world)]
+        grouped = gather_uneven(mine)
+        result = torch.empty_like(grouped)
+        result[torch.tensor(order, device=mine.device)] = grouped
+        return result
+
+    def check(self) -> None:
+        """Some classifier still has a finite loss, in the epoch so far and in the last one."""
+        finite = torch.isfinite(self._of_all(self.losses)).tolist()
+        if self.history:
+            finite = [f and math.isfinite(loss) for f, loss in zip(finite, self.history[-1].loss, strict=True)]
+        if not any(finite):
+            rates = sorted({s.base_lr for s in self.probe.settings})
+            raise DivergedError(
+                f"linear probe: no finite loss in epoch {len(self.history)}; lower base_lr ({rates[0]:g} is the lowest)"
+            )
+
+    def parts(self) -> Parts:
+        """Weights, biases, momenta and loss sums of the classifiers of all ranks."""
+        state = {name: self._of_all(value).cpu() for name, value in self.classifiers.tensors.items()}
+        return {"classifiers": state, "epoch": {"losses": self._of_all(self.losses).cpu()}}
+
+    def notes(self) -> dict[str, Any]:
+        """Results of the finished epochs."""
+        return {"history": [{"loss": list(map(str, e.loss)), "top1": e.top1, "top5": e.top5} for e in self.history]}
+
+    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        for name, value in self.classifiers.tensors.items():
+            value.copy_(parts["classifiers"][name][self.mine])
+        self.losses.copy_(parts["epoch"]["losses"][self.mine])
+        self.history = [EpochResult(list(map(float, e["loss"])), e["top1"], e["top5"]) for e in notes["history"]]
+
+    def best(self, epochs: Sequence[int]) -> Chosen:
+        """The best classifier of the given epochs by top-1 on the validation images, the first of equals."""
+        pairs = ((epoch, i) for epoch in epochs for i in range(len(self.probe.settings)))
+        epoch, i = max(pairs, key=lambda pair: self.history[pair[0]].top1[pair[1]])
+        result = self.history[epoch]
+        return Chosen(self.probe.settings[i], epoch, result.top1[i], result.top5[i])
+
+    def write_history(self, path: Path) -> None:
+        """A CSV line per epoch and classifier."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["epoch", "base_lr", "weight_decay", "optimizer", "loss", "top1", "top5"])
+        for epoch, result in enumerate(self.history):
+            for s, *values in zip(self.probe.settings, result.loss, result.top1, result.top5, strict=True):
+                writer.writerow([epoch, s.base_lr, s.weight_decay, s.optimizer, *(f"{v:.6g}" for v in values)])
+        write_text_atomic(path, text.getvalue())
+
+
+def share(settings: Sequence[Setting], rank: int, world: int) -> list[int]:
+    """Which of the settings a rank trains: every world-th of them, those of SGD first."""
+    order = sorted(range(len(settings)), key=lambda i: settings[i].optimizer == "lars")
+    return order[rank::world]

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read_record(path: Path) -> Record:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = content.pop("sha256")
         if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: checkpoint format {content['format']}, this code reads {FORMAT}")
+            raise CheckpointError(f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}")
         if digest(content) != known:
             raise CheckpointError(f"{file}: SHA-256 differs from the one recorded in it")
         files = {name: StoredFile(**facts) for name, facts in content["files"].items()}
@@ -176,8 +176,13 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, attempt: int | None = None) -> None:
-    """Remove what interrupted writes and removals left; what cannot be removed is named in the log."""
-    for path in leftovers(folder, attempt):
+    """Remove what interrupted writes and removals left, those of newer attempts excepted; see `discard`."""
+    discard(leftovers(folder, attempt))
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Remove leftovers; what cannot be removed is named in the log."""
+    for path in paths:
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:

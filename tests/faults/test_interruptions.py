@@ -1,15 +1,11 @@
-"""A few trials of the interruption campaign, in a process of its own since it forks."""
+"""A few trials of the interruption campaign."""
 
-import subprocess
-import sys
-from pathlib import Path
-
+import campaign_interruptions
 import pytest
 
 
 @pytest.mark.slow
 def test_interrupted_runs_end_with_the_same_state() -> None:
-    script = Path(__file__).parent / "interruptions.py"
-    done = subprocess.run([sys.executable, str(script), "6", "7"], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
-    assert "6 trials, 0 failures" in done.stdout
+    outcome = campaign_interruptions.run(6, seed=7)
+    assert (outcome.trials, outcome.complaints) == (6, [])
+    assert "saved" in outcome.note and "lost steps" in outcome.note

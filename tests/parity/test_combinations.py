@@ -1,6 +1,7 @@
 """All combinations of what release and paper do, on 1, 2 and 4 ranks in 1, 2 and 4 micro-batches, for ten steps.
 
-On several ranks the number of micro-batches goes round over the combinations; MUGS_ALL_COMBINATIONS=1 runs all 576.
+Two ranks take every second and four every fourth combination, the number of micro-batches going round over them;
+MUGS_ALL_COMBINATIONS=1 runs all 576 cases.
 """
 
 import itertools
@@ -39,9 +40,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(path: Path) -> None:
-    all_of_them = distributed.world_size() == 1 or "MUGS_ALL_COMBINATIONS" in os.environ
+    world, everything = distributed.world_size(), "MUGS_ALL_COMBINATIONS" in os.environ
     for index, trace in enumerate(torch.load(path, weights_only=True)):
-        for micro_batches in (1, 2, 4) if all_of_them else (1 << index % 3,):
+        if (index + index // 8) % world and not everything:
+            continue
+        for micro_batches in (1, 2, 4) if everything or world == 1 else (1 << index // world % 3,):
             assert_equal(run_product(replace(case_of(index), micro_batches=micro_batches)), Trace(**trace))
 
 

@@ -185,11 +185,35 @@ def test_checkpoints_cut_short_are_named(done: Place) -> None:
     assert files and all(str(file) in line for file in files)
 
 
+def test_verify_looks_through_checkpoints_and_repairs_them(done: Place) -> None:
+    folder = done.path("pretrain/*/checkpoints")
+    older, newer = sorted(folder.iterdir())
+    os.truncate(newer / "student.safetensors", 1000)
+    (folder / ".step_00000001.abc.tmp").mkdir()
+    (folder / ".step_00000002.abc.tmp").mkdir()
+    os.utime(folder / ".step_00000001.abc.tmp", (1e9, 1e9))  # the other may be a write in progress
+    found = done.call("verify", "tiny.yaml", "--only", "pretrain")
+    assert found.returncode == 1 and f"{newer}/student.safetensors: 1000 bytes" in found.stderr
+    assert found.stderr.count("\n") == 2 and "1 good checkpoints, 2 problems" in found.stdout
+    repaired = done.call("verify", "tiny.yaml", "--only", "pretrain", "--repair")
+    assert repaired.returncode == 0 and "2 repaired, 0 problems" in repaired.stdout, repaired.stderr
+    left = {".step_00000002.abc.tmp", f"bad_{newer.name}", older.name}
+    assert {path.name for path in folder.iterdir()} == left
+    assert done.call("verify", "tiny.yaml").stdout.endswith("1 good checkpoints, 0 problems\n")
+    os.truncate(older / "state.json", 10)
+    last = done.call("verify", "tiny.yaml", "--repair")
+    assert last.returncode == 1 and "no good one to go on from" in last.stderr
+    assert {path.name for path in folder.iterdir()} == left, "nothing set aside where none is good"
+
+
 def test_damaged_weights_are_named(done: Place) -> None:
     forget(done, "knn")
     path = done.path("pretrain/*/weights/teacher.safetensors")
+    whole = path.read_bytes()
     overwrite(path, 8, 64)
     assert str(path) in done.fails("--only", "knn", error="WeightsError")
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert str(path) in done.fails("--only", "knn", error="DamagedError")
 
 
 def test_half_written_manifest_entry_is_named_and_its_run_done_again(done: Place) -> None:
@@ -208,5 +232,9 @@ def test_damaged_rows_are_named(done: Place) -> None:
     path = done.path("knn/*/rows.csv")
     os.truncate(path, path.stat().st_size - 20)
     shown = done.call("tables")
-    assert shown.returncode == 2 and shown.stderr.startswith(f"error: {path}, line 3: "), shown.stderr
+    name = path.relative_to(done.runs)
+    assert shown.returncode == 2 and shown.stderr.startswith(f"error: {name}: differs from the SHA-256"), shown.stderr
     assert shown.stderr.count("\n") == 1
+    again = done.call("run", "tiny.yaml", "--only", "knn")
+    assert again.returncode == 0 and f"{path}: result rows differ" in again.stderr
+    assert done.call("tables").returncode == 0

@@ -39,7 +39,9 @@ def cli(tmp_path: Path) -> Cli:
     return call
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"], ["verify", "mini"]]
+)
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys, atexit\n"
@@ -125,14 +127,17 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
         (folder / name).chmod(0o755)
     ids = {run["run"]: run["run_id"] for run in json.loads(cli("status", "mini", "--json").stdout)}
     jobs = {"11": ids["pretrain"], "12": ids["knn"], "13": "somebodyelses"}
-    (tmp_path / "queue").write_text("".join(f"{job}|mugs-{run}|RUNNING|None\n" for job, run in jobs.items()))
+    lines = [f"{job}|mugs-{run}|RUNNING|None|(null)|(null)\n" for job, run in jobs.items()]
+    elsewhere = f"14|mugs-{ids['knn']}|RUNNING|None|(null)|/other/runs/knn/knn-{ids['knn']}/submission.sh\n"
+    (tmp_path / "queue").write_text("".join([*lines, elsewhere]))
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def test_cancel_ends_the_jobs_of_the_reproduction_only(cli: Cli, fake_slurm: dict[str, str], tmp_path: Path) -> None:
     assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "cancelled 0 jobs\n"
     assert not (tmp_path / "cancelled").exists()
-    assert cli("cancel", "mini", "--only", "knn", env=fake_slurm).stdout == "cancelled 1 jobs: 12\n"
+    root = ["--run-root", str(tmp_path / "runs")]
+    assert cli("cancel", "mini", "--only", "knn", *root, env=fake_slurm).stdout == "cancelled 1 jobs: 12\n"
     assert cli("cancel", "mini", env=fake_slurm).stdout == "cancelled 2 jobs: 11 12\n"
     assert (tmp_path / "cancelled").read_text() == "12\n11 12\n"
 

@@ -29,7 +29,10 @@ FOREIGN_NEVER = {
     "stages": {"submitit"},
     "run_stage": {"torch", "pandas"},
 }
-AT_TOP_NEVER = {"stages": {"torch", "numpy", "pandas"}}
+AT_TOP_NEVER = {
+    "stages": {"torch", "numpy", "pandas"},
+    "results": {"numpy", "matplotlib", "jinja2", "markupsafe", "sklearn", "PIL", "safetensors"},
+}
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

@@ -158,3 +158,10 @@ def test_leftovers_of_older_attempts_only(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     remove_leftovers(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == [names[1]]
+
+
+def test_a_finished_training_removes_what_its_last_save_could_not(tmp_path: Path) -> None:
+    train(Sum(6), tmp_path, every=2, policy=SavePolicy(keep=3))
+    assert [p.name[-1] for p in checkpoints(tmp_path)] == ["2", "4", "6"]
+    train(Sum(6), tmp_path, every=2, policy=SavePolicy(keep=2))
+    assert [p.name[-1] for p in checkpoints(tmp_path)] == ["4", "6"]

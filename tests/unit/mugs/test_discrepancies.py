@@ -17,6 +17,7 @@ from mugs.engine.metering import Meter
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepConfig, Trainer
 from mugs.engine.step_log import StepLog
+from mugs.engine.train import log_settings
 from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 from stages.pretrain import MugsOptions, PretrainConfig
@@ -173,7 +174,7 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for main in (True, False):
         monkeypatch.setattr("mugs.engine.distributed.is_main", lambda main=main: main)
         folder = tmp_path / str(main)
-        log = StepLog(folder, SCHEDULE, TrainConfig(epochs=1, batch_size=4, base_lr=0.1), meter)
+        log = StepLog(folder, log_settings(TrainConfig(epochs=1, batch_size=4, base_lr=0.1), SCHEDULE), meter)
         log.open(0)
         log.close()
         assert (folder / "metrics.jsonl").exists() is main

@@ -111,6 +111,17 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(
         assert read_tensors(path / "state.safetensors")["x"].tolist() == [step] * 10
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_copy_from_the_gpu_is_page_locked_and_of_its_moment() -> None:
+    copy, weight = HostCopy(), torch.zeros(4 << 20, device="cuda")
+    for value in (1.0, 2.0):
+        weight.fill_(value)
+        taken = copy.take({"student": {"weight": weight}})["student"]["weight"]
+        weight.fill_(9.0)  # the next step
+        assert taken.is_pinned() and bool((taken == value).all())
+
+
 @pytest.mark.parametrize("step", [3, 6])
 def test_an_error_of_the_writer_ends_the_run(tmp_path: Path, step: int) -> None:
     folder = tmp_path / "checkpoints"

@@ -7,9 +7,12 @@ import pytest
 from mugs.engine.schedules import Schedule
 from mugs.engine.train import build_schedule
 from pipeline import config
-from pipeline.plan import build_plan
+from pipeline.plan import build_plan, unresolved
 from pipeline.spec import StageRun
 from stages import STAGES
+from stages.convert import PUBLIC
+from stages.finetune import FinetuneConfig
+from stages.logistic import LogisticConfig
 from stages.pretrain import PretrainConfig, train_config
 
 
@@ -56,7 +59,7 @@ LINEAR = {
     "mugs_vit_s16_ep300": ("last4_cls", 0.02, 0.0, 1024, 4),
     "mugs_vit_s16_ep800": ("last4_cls", 0.01, 0.0, 1024, 4),
     "mugs_vit_b16_ep400": ("cls_patchmean", 0.002, 1e-5, 512, 4),
-    "mugs_vit_l16_ep250": ("cls_patchmean", 0.002, 1e-5, 1024, 8),
+    "mugs_vit_l16_ep250": ("cls_patchmean", None, 1e-5, 1024, 8),
 }
 
 
@@ -71,7 +74,8 @@ def pretraining(name: str) -> tuple[PretrainConfig, Schedule]:
 
 
 def test_every_bundled_reproduction_is_here_and_plans() -> None:
-    assert set(config.bundled()) == {"mini", *EXPECTED}
+    transfer = {"mugs_vit_s16_ep800_transfer", "mugs_vit_b16_ep400_transfer", "transfer_data"}
+    assert set(config.bundled()) >= {"mini", *EXPECTED, *transfer, "mugs_vit_s16_ep800_semi"}
     for name in config.bundled():
         assert build_plan(config.load(name, STAGES))
 
@@ -117,3 +121,43 @@ def test_evaluations(name: str) -> None:
     assert linear.config.model_dump()["augmentation"] == "strong" and linear.config.model_dump()["epochs"] == 100
     assert knn["ks"] == (10, 15, 20, 30, 40, 50, 100, 200)
     assert knn["temperatures"] == (0.05 if "_s16" in name else 0.04, 0.07)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_fine_tuning(name: str) -> None:
+    """One GPU's images share a mixup draw, as in the released runs; ViT-L has two groups on each of 8 GPUs."""
+    run, arch = planned(name)["finetune"], planned(name)["pretrain"].config.model_dump()["arch"]
+    cfg = run.config
+    assert isinstance(cfg, FinetuneConfig) and cfg.preset == f"imagenet_{arch}" and cfg.weights == "teacher"
+    share = cfg.batch_size // run.resources.gpus
+    assert (share, cfg.mix.group) == {"vit_s16": (256, 256), "vit_b16": (128, 128), "vit_l16": (128, 64)}[arch]
+    assert run.needs == {"data": planned(name)["imagenet"].run_id, "weights": planned(name)["pretrain"].run_id}
+
+
+@pytest.mark.parametrize(("name", "arch"), [("mugs_vit_s16_ep800", "vit_s16"), ("mugs_vit_b16_ep400", "vit_b16")])
+def test_transfer(name: str, arch: str) -> None:
+    runs = planned(f"{name}_transfer")
+    assert runs["pretrain"].run_id == planned(name)["pretrain"].run_id
+    for dataset in PUBLIC:
+        run, data = runs[f"transfer_{dataset}"], runs[dataset]
+        assert run.needs == {"data": data.run_id, "weights": runs["pretrain"].run_id}
+        assert data.config.model_dump()["dataset"] == dataset
+        assert isinstance(run.config, FinetuneConfig) and run.config.preset == f"{dataset}_{arch}"
+        assert run.config.batch_size // run.resources.gpus == run.config.mix.group == 192
+    missing = [line.split()[0] for line in unresolved(runs.values())]
+    assert sorted(missing) == sorted([*(f"{d}.root" for d in PUBLIC), "imagenet.train_dir", "imagenet.val_dir"])
+
+
+def test_semi_supervised() -> None:
+    runs = planned("mugs_vit_s16_ep800_semi")
+    assert runs["pretrain"].run_id == planned("mugs_vit_s16_ep800")["pretrain"].run_id
+    for part, batch in ((1, 512), (10, 1024)):
+        run = runs[f"finetune_{part}pct"]
+        assert isinstance(run.config, FinetuneConfig) and run.config.labelled is not None
+        assert (run.config.labelled.percent, run.config.labelled.last_line) == (part, "kept")
+        assert (run.config.batch_size, batch // run.resources.gpus) == (batch, run.config.mix.group)
+        logistic = runs[f"logistic_{part}pct"].config
+        assert isinstance(logistic, LogisticConfig) and logistic.labelled.percent == part
+        assert logistic.penalties == (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
+    lists = {line.split()[0] for line in unresolved(runs.values()) if "list_file" in line}
+    assert lists == {f"{kind}_{p}pct.labelled.list_file" for kind in ("finetune", "logistic") for p in (1, 10)}

@@ -1,7 +1,5 @@
 """Campaign: a small pretraining, interrupted at random steps, ends with the same state and the same sample stream.
 
-    python tests/faults/interruptions.py TRIALS [SEED]
-
 Ranks are forked from a process that has imported everything, so that a start costs no imports.
 """
 
@@ -29,12 +27,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from forked import answer, in_own_process
+from outcome import Outcome
+
 from pipeline import config, manifest, runfile
 from pipeline.atomic import read_json
 from pipeline.plan import build_plan
 from pipeline.spec import StageRun
 from stages import STAGES
 
+NAME = "1_interruptions"
 STEPS = 24
 SETS = (
     "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8", "checkpoint_steps=5", "log_steps=1",
@@ -177,10 +179,10 @@ def _become_rank(run_dir: Path, rank: int, count: int, port: int, launch: str) -
 
         plain = StepLog.record
 
-        def record(self: StepLog, step: int, result: Any, batch: Any, waited: float) -> None:
+        def record(self: StepLog, step: int, result: Any, ids: Any, waited: float) -> None:
             with (run_dir / f"stream{rank}").open("a") as file:
-                file.write(f"{step} {zlib.crc32(batch.ids.numpy().tobytes())}\n")
-            plain(self, step, result, batch, waited)
+                file.write(f"{step} {zlib.crc32(ids.numpy().tobytes())}\n")
+            plain(self, step, result, ids, waited)
 
         StepLog.record = record  # type: ignore[method-assign]
         code = job.main([str(run_dir)])
@@ -213,25 +215,25 @@ def final_files(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def run_campaign(trials: int, seed: int = 0) -> tuple[int, str]:
-    """Number of failed trials and a note, for a row of the chaos table."""
+def run(trials: int = 200, seed: int = 0) -> Outcome:
+    """The campaign at the given size."""
+    return in_own_process(__file__, trials, seed)
+
+
+def play(trials: int, seed: int) -> Outcome:
+    """The trials, in this process."""
     folder = Path(tempfile.mkdtemp(prefix="interruptions-"))
-    campaign = Campaign(folder, seed)
-    failures = []
+    campaign, outcome = Campaign(folder, seed), Outcome(NAME, trials)
     for number in range(trials):
         if wrong := campaign.trial(number):
-            failures.append(wrong)
+            outcome.expect(False, f"trial {number}: {wrong}")
             sys.stderr.write(f"trial {number}: {wrong}\n")
-    if not failures:
+    if not outcome.complaints:
         shutil.rmtree(folder)
     ends = ", ".join(f"{times} {how}" for how, times in sorted(campaign.ends.items()))
-    note = f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: {ends}"
-    return len(failures), f"{note}; {failures[0]}" if failures else note
+    outcome.note = f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: {ends}"
+    return outcome
 
 
 if __name__ == "__main__":
-    began = time.monotonic()
-    count = int(sys.argv[1])
-    failed, text = run_campaign(count, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    print(f"{count} trials, {failed} failures, {time.monotonic() - began:.0f} s: {text}")
-    sys.exit(bool(failed))
+    answer(play(int(sys.argv[2]), int(sys.argv[3])))

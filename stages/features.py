@@ -1,0 +1,61 @@
+"""Frozen features of a data set, stored once for every evaluation that needs no augmentation."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from stages.evaluate import Backbone, backbone_info, load_vit, num_classes, only_teacher
+
+
+class FeaturesConfig(Backbone):
+    """Class tokens of the last `blocks` blocks and the patch mean of the last, all after the final LayerNorm.
+
+    `dtype: fp16` halves the files; reported numbers are meant for fp32.
+    """
+
+    blocks: int = Field(4, ge=1)
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    images_per_pass: int = Runtime(256, ge=1)
+    shard_images: int = Runtime(16384, ge=1)
+    threads: int = Runtime(2, ge=1)
+
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Weights that were imported have no student and no start."""
+        return only_teacher(self.weights, inputs)
+
+
+def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
+    """Output `features`: a folder that `mugs.evaluation.feature_store.FeatureStore` reads."""
+    from mugs.data.source import open_source
+    from mugs.engine import distributed
+    from mugs.evaluation.feature_store import Layout, extract_split
+
+    classes = num_classes(ctx)
+    device = distributed.init()
+    data, vit = ctx.inputs["data"], load_vit(ctx, cfg.weights).to(device)
+    folder = ctx.run_dir / "features"
+    for split in ("train", "val"):
+        source = open_source(data.output(split))
+        layout = Layout(
+            images=len(source),
+            fingerprint=source.fingerprint,
+            blocks=cfg.blocks,
+            dtype=cfg.dtype,
+            resize=cfg.resize,
+            crop=cfg.crop,
+            shard_images=cfg.shard_images,
+        )
+        extract_split(
+            vit,
+            source,
+            folder / split,
+            layout,
+            device=device,
+            batch_size=cfg.images_per_pass,
+            threads=cfg.threads,
+            progress_path=ctx.run_dir / "progress.json",
+        )
+    info = {**backbone_info(ctx, cfg.weights), "num_classes": classes}
+    return StageOutput(outputs={"features": folder}, info=info)

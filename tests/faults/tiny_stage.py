@@ -1,0 +1,72 @@
+"""A stage that trains a counter for six steps, saves it after every second one, and reports it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.identity import run_id
+from pipeline.spec import Resources, StageConfig, StageContext, StageOutput, StageRun
+from results.schema import ResultRow
+
+
+class TinyConfig(StageConfig):
+    """Nothing to set but the length."""
+
+    steps: int = 6
+
+
+class Counter:
+    """A task whose state is the sum of its steps."""
+
+    def __init__(self, total_steps: int) -> None:
+        import torch
+
+        self.total_steps, self.state = total_steps, torch.zeros(300)
+
+    def steps(self, start: int) -> Iterator[None]:
+        for step in range(start, self.total_steps):
+            self.state += step
+            yield
+
+    def check(self) -> None:
+        pass
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        return {"state": {"sum": self.state}, "more": {"half": self.state.half()}}
+
+    def notes(self) -> dict[str, Any]:
+        return {"sum": float(self.state[0])}
+
+    def load(self, parts: Any, notes: Any) -> None:
+        self.state.copy_(parts["state"]["sum"])
+
+
+def run(ctx: StageContext, cfg: TinyConfig) -> StageOutput:
+    """Train, export, and report the sum as a row."""
+    from mugs.engine.checkpoint import SavePolicy
+    from mugs.engine.loop import train
+    from mugs.weights import save_backbone
+
+    task = Counter(cfg.steps)
+    train(task, ctx.run_dir / "checkpoints", every=2, policy=SavePolicy(retry_seconds=0))
+    weights = ctx.run_dir / "weights" / "sum.safetensors"
+    save_backbone(weights, {"sum": task.state}, {"steps": cfg.steps})
+    row = ResultRow(ctx.run_id, "mugs", "tiny", 1, ctx.stage, "digits", "sum", "top1", float(task.state[0]), "%", 0)
+    return StageOutput(outputs={"sum": weights}, rows=[row])
+
+
+def tiny_run() -> StageRun:
+    """The run of this stage."""
+    config = TinyConfig()
+    identity = run_id("tiny", config, {})
+    return StageRun("tiny", "tiny", identity, config, {}, Resources(gpu=False), "tiny_stage:run")
+
+
+def finish(root: Path) -> Path:
+    """Run it to the end in this process; returns its folder."""
+    from pipeline import runfile
+    from slurm.job import run_stage
+
+    folder = runfile.write(root, tiny_run())
+    run_stage(folder)
+    return folder

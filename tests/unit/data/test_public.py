@@ -1,0 +1,304 @@
+"""Public data sets in small made-up copies of their layouts: read right, and every mistake in one line."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+from scipy.io import savemat
+
+from mugs.data.beton import PackSource
+from mugs.data.cifar import SIDE
+from mugs.data.layout import KNOWN
+from mugs.data.public import PUBLIC, open_public
+from mugs.data.source import SourceError
+from stages import convert as stage
+from stages.convert import ConvertConfig, open_splits
+
+
+def pixels(num: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, 3 * SIDE * SIDE), dtype=np.uint8)
+
+
+def python2(name: str, rows: np.ndarray, labels: list[int]) -> bytes:
+    """A pickle as Python 2 wrote those that are published: text and array bytes as 8-bit strings."""
+
+    def text(value: str) -> bytes:
+        return b"U" + bytes([len(value)]) + value.encode()
+
+    data = rows.tobytes()
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+        + b"".join(b"M" + size.to_bytes(2, "little") for size in rows.shape)
+        + b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tb"
+    )
+    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(" + text("data") + array + text(name) + numbers + b"u."
+
+
+def cifar10(root: Path) -> Path:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        (folder / name).write_bytes(python2("labels", pixels(2, index), [2 * index % 10, (2 * index + 1) % 10]))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{i}" for i in range(10)]}, protocol=2))
+    return root
+
+
+def cifar100(root: Path) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for index, name in enumerate(("train", "test")):
+        content = {"data": pixels(3, index), "fine_labels": [0, 99, 7], "coarse_labels": [0, 1, 2]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"f{i}" for i in range(100)]}, protocol=2))
+    return root
+
+
+def picture(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), (shade, 0, 0)).save(path, "JPEG")
+
+
+def inat(root: Path, year: int) -> Path:
+    for split, names in (("train", ["Plantae/5/a", "Plantae/9/b", "Aves/7/c"]), ("val", ["Plantae/5/d"])):
+        files = [f"train_val{year}/{name}.jpg" for name in names]
+        for file in files:
+            picture(root / file)
+        content: dict[str, Any] = {
+            "images": [{"id": i, "file_name": file} for i, file in enumerate(files)],
+            "annotations": [{"image_id": i, "category_id": int(f.split("/")[2])} for i, f in enumerate(files)],
+        }
+        kinds = [{"id": i, "name": f"species {i}"} for i in (9, 5, 7)]
+        if split == "val":  # only its own species in it
+            for kind, name in ((7, "e"), (9, "f")):
+                file = f"train_val{year}/x/{kind}/{name}.jpg"
+                picture(root / file)
+                content["images"].append({"id": 10 + kind, "file_name": file})
+                content["annotations"].insert(0, {"image_id": 10 + kind, "category_id": kind})
+        if year != 2018:
+            content["categories"] = kinds
+        else:
+            (root / "categories.json").write_text(json.dumps(kinds))
+        (root / f"{split}{year}.json").write_text(json.dumps(content))
+    return root
+
+
+def flowers(root: Path) -> Path:
+    labels = np.concatenate([np.arange(1, 103), np.arange(1, 103), np.arange(102, 0, -1)])
+    for number in range(1, len(labels) + 1):
+        picture(root / f"jpg/image_{number:05d}.jpg")
+    savemat(root / "imagelabels.mat", {"labels": labels[None]})
+    order = np.arange(1, len(labels) + 1)[None]
+    savemat(root / "setid.mat", {"trnid": order[:, :60], "valid": order[:, 60:102], "tstid": order[:, 204:]})
+    return root
+
+
+def annotations(path: Path, entries: list[tuple[str, int]]) -> None:
+    kinds = [("bbox_x1", "O"), ("class", "O"), ("fname", "O")]
+    table = np.array([(7, number, name) for name, number in entries], dtype=kinds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"annotations": table[None]})
+
+
+def cars(root: Path, *, beside: bool = False) -> Path:
+    of_split = {"train": [("00001.jpg", 2), ("00002.jpg", 1)], "test": [("00001.jpg", 1), ("00002.jpg", 2)]}
+    for split, entries in of_split.items():
+        for name, _ in entries:
+            picture(root / f"cars_{split}" / name)
+        folder = root if beside and split == "test" else root / "devkit"
+        annotations(folder / f"cars_{split}_annos{'' if split == 'train' else '_withlabels'}.mat", entries)
+    savemat(root / "devkit/cars_meta.mat", {"class_names": np.array([["AM General", "Audi"]], dtype=object)})
+    return root
+
+
+def test_cifar10(tmp_path: Path) -> None:
+    root = cifar10(tmp_path)
+    for folder in (root, root / "cifar-10-batches-py"):
+        train, val = (open_public("cifar10", folder, split) for split in ("train", "val"))
+        assert (train.labels, val.labels) == ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1])
+        assert train.classes == [f"c{i}" for i in range(10)] and train.name(3) == "train/00003.jpg"
+        expected = pixels(2, 1)[1].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
+        made = np.asarray(Image.open(io.BytesIO(train.read(3)))).astype(int)
+        assert abs(made - expected).mean() < 1.5
+    assert train.fingerprint != val.fingerprint
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    source = open_public("cifar100", cifar100(tmp_path), "val")
+    assert (source.labels, len(source.classes), source.classes[7]) == ([0, 99, 7], 100, "f7")
+
+
+@pytest.mark.parametrize("year", [2018, 2019])
+def test_inat(tmp_path: Path, year: int) -> None:
+    train, val = (open_public(f"inat{year - 2000}", inat(tmp_path, year), split) for split in ("train", "val"))
+    assert train.classes == val.classes == ["5 species 5", "7 species 7", "9 species 9"]
+    assert (train.labels, val.labels) == ([0, 2, 1], [0, 1, 2])
+    assert train.paths[1] == f"train_val{year}/Plantae/9/b.jpg" and train.read(0)
+
+
+def test_flowers_trains_on_train_and_validation(tmp_path: Path) -> None:
+    train, val = (open_public("flowers102", flowers(tmp_path), split) for split in ("train", "val"))
+    assert (len(train), len(val), train.labels[0], train.labels[101]) == (102, 102, 0, 101)
+    assert (val.paths[0], val.labels[0]) == ("jpg/image_00205.jpg", 101)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_cars_count_from_zero(tmp_path: Path, beside: bool) -> None:
+    train, val = (open_public("cars", cars(tmp_path, beside=beside), split) for split in ("train", "val"))
+    assert (train.labels, val.labels, train.classes) == ([1, 0], [0, 1], ["AM General", "Audi"])
+    assert train.paths == ["cars_train/00001.jpg", "cars_train/00002.jpg"]
+
+
+class Evil:
+    """What a published file never holds."""
+
+    def __reduce__(self) -> Any:
+        return print, ("ran",)
+
+
+def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def spoil(kind: str, root: Path) -> None:
+    """One mistake in a layout."""
+    batches = root / "cifar-10-batches-py"
+    if kind == "evil":
+        (batches / "test_batch").write_bytes(pickle.dumps({"data": Evil()}))
+    elif kind == "cut":
+        (batches / "test_batch").write_bytes((batches / "test_batch").read_bytes()[:-90])
+    elif kind == "no batch":
+        (batches / "test_batch").unlink()
+    elif kind == "high label":
+        (batches / "test_batch").write_bytes(python2("labels", pixels(2, 0), [3, 10]))
+    elif kind == "rows":
+        (batches / "test_batch").write_bytes(python2("labels", pixels(2, 0), [3]))
+    elif kind == "keys":
+        (batches / "test_batch").write_bytes(pickle.dumps({"x": 1}))
+    elif kind == "no json":
+        (root / "val2018.json").unlink()
+    elif kind == "bad json":
+        (root / "val2018.json").write_text("{")
+    elif kind == "other json":
+        (root / "val2018.json").write_text('{"images": [{}]}')
+    elif kind == "unknown species":
+        rewrite(root / "val2018.json", lambda c: c["annotations"][0].update(category_id=77))
+    elif kind == "missing species":
+        rewrite(root / "val2018.json", lambda c: c["annotations"][0].update(category_id=5))
+    elif kind == "missing image":
+        (root / "train_val2018/Plantae/5/d.jpg").unlink()
+    elif kind == "no mat":
+        (root / "setid.mat").unlink()
+    elif kind == "bad mat":
+        (root / "setid.mat").write_bytes(b"no matlab" * 40)
+    elif kind == "variable":
+        savemat(root / "setid.mat", {"x": 1})
+    elif kind == "number":
+        savemat(root / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[999]]})
+    elif kind == "missing picture":
+        (root / "jpg/image_00205.jpg").unlink()
+    elif kind == "no labels":
+        (root / "devkit/cars_test_annos_withlabels.mat").unlink()
+    elif kind == "fields":
+        savemat(root / "devkit/cars_test_annos_withlabels.mat", {"annotations": np.zeros(2)})
+    elif kind == "label 197":
+        annotations(root / "devkit/cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 3)])
+
+
+MISTAKES = {
+    "evil": (cifar10, "cifar10", r"test_batch: not a CIFAR file \(asks for builtins\.print"),
+    "cut": (cifar10, "cifar10", r"test_batch: not a CIFAR file \("),
+    "no batch": (cifar10, "cifar10", r"test_batch: no such file"),
+    "high label": (cifar10, "cifar10", r"test_batch: labels 10, expected 0 to 9"),
+    "rows": (cifar10, "cifar10", r"test_batch: expected 1 rows of 3072 bytes under 'data'"),
+    "keys": (cifar10, "cifar10", r"test_batch: not a CIFAR file \(no 'data', 'labels' in it\)"),
+    "no json": (inat, "inat18", r"val2018\.json: no such file"),
+    "bad json": (inat, "inat18", r"val2018\.json: not readable as JSON"),
+    "other json": (inat, "inat18", r"val2018\.json: not an iNaturalist file"),
+    "unknown species": (inat, "inat18", r"1 images have no category, or one that is not listed: train_val2018/x/9/f"),
+    "missing species": (inat, "inat18", r"1 classes have no image: 9 species 9"),
+    "missing image": (inat, "inat18", r"1 named images are not below .*: train_val2018/Plantae/5/d\.jpg"),
+    "no mat": (flowers, "flowers102", r"setid\.mat: no such file"),
+    "bad mat": (flowers, "flowers102", r"setid\.mat: not readable as a MATLAB file"),
+    "variable": (flowers, "flowers102", r"setid\.mat: no variable 'tstid' in it"),
+    "number": (flowers, "flowers102", r"1 numbers are not those of the 306 labelled images: 999"),
+    "missing picture": (flowers, "flowers102", r"1 named images are not below .*: jpg/image_00205\.jpg"),
+    "no labels": (cars, "cars", r"cars_test_annos_withlabels\.mat is neither in devkit nor beside it"),
+    "fields": (cars, "cars", r"its annotations have no field 'class' or 'fname'"),
+    "label 197": (cars, "cars", r"1 labels are not 1 to 2: cars_test/00002\.jpg \(3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_are_told_in_one_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, dataset, words = MISTAKES[kind]
+    root = make(tmp_path, 2018) if make is inat else make(tmp_path)  # type: ignore[call-arg]
+    spoil(kind, root)
+    with pytest.raises(SourceError, match=words) as caught:
+        open_public(dataset, root, "val")
+    assert "\n" not in str(caught.value) and capsys.readouterr().out == ""
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="none: not a folder"):
+        open_public("cifar10", tmp_path / "none", "train")
+    for dataset in PUBLIC:
+        with pytest.raises(SourceError, match=str(tmp_path)):
+            open_public(dataset, tmp_path, "train")
+
+
+def test_through_the_stage(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"dataset": "cifar10", "root": str(cifar10(tmp_path / "cifar"))}
+    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+    with pytest.raises(SourceError) as caught:
+        stage.run(ctx, ConvertConfig(**values))
+    message = str(caught.value)
+    assert "10 images found, 50000 expected" in message and "2 images found, 10000 expected" in message
+    assert "\n" not in message and not list((tmp_path / "run").glob("*.beton"))
+    out = stage.run(ctx, ConvertConfig(**values, num_train_images=10, num_val_images=2))
+    assert out.info == {"dataset": "cifar10", "num_classes": 10}
+    packed = PackSource(out.outputs["train"])
+    assert [packed.label(i) for i in range(10)] == list(range(10)) and packed.classes[9] == "c9"
+
+
+def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    root = inat(tmp_path / "inat", 2018)
+    path = root / "train_val2018/Plantae/9/b.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    cfg = ConvertConfig(dataset="inat18", root=str(root), num_classes=3, num_train_images=3, num_val_images=3)
+    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+    with pytest.raises(SourceError, match=r"1 of 3 files are not usable images: train_val2018/Plantae/9/b\.jpg"):
+        stage.run(ctx, cfg)
+    assert not list((tmp_path / "run").glob("*.beton"))
+
+
+def test_root_or_folders() -> None:
+    public = ConvertConfig(dataset="cars")
+    assert (public.root, public.train_dir, public.val_dir) == (None, "", "")
+    folders = ConvertConfig(dataset="cars", train_dir="a", val_dir="b")
+    assert (folders.root, folders.train_dir) == ("", "a")
+    assert ConvertConfig(dataset="mine").root == ""
+    with pytest.raises(ValidationError, match="root for cifar10"):
+        ConvertConfig(dataset="mine", root="a")
+    assert set(stage.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k"}
+
+
+def test_splits_of_a_public_data_set(tmp_path: Path) -> None:
+    cfg = ConvertConfig(dataset="cars", root=str(cars(tmp_path)), num_classes=2, num_train_images=2, num_val_images=2)
+    assert {split: source.labels for split, source in open_splits(tmp_path, cfg).items()} == {
+        "train": [1, 0],
+        "val": [0, 1],
+    }

@@ -1,0 +1,160 @@
+"""The stages of segmentation and video end to end, on a tiny network and mini data."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mugs.backbones.vit import ViTConfig, build_vit
+from mugs.data.source import SourceError
+from mugs.transfer.digit_scenes import materialize_scenes, materialize_videos
+from mugs.weights import save_backbone
+from pipeline.manifest import ManifestEntry, Output, content_sha256
+from pipeline.spec import StageConfig, StageContext, StageOutput
+from stages import ade20k_data, ade20k_segmentation, davis_data, davis_segmentation
+from stages.ade20k_data import Ade20kDataConfig
+from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions
+from stages.davis_data import DavisDataConfig
+from stages.davis_segmentation import DavisSegmentationConfig
+
+TINY = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=32)
+SCENES = SceneOptions(long_side=128, short_side=32, crop=32, window=32, stride=21)
+
+
+SCENE_DATA = Ade20kDataConfig(
+    dataset="sklearn_digits_scenes",
+    num_classes=11,
+    num_train_images=6,
+    num_val_images=3,
+    data_dir="builtin:digit_scenes",
+    threads=1,
+)
+VIDEO_DATA = DavisDataConfig(
+    dataset="sklearn_digits_videos", num_videos=2, num_frames=8, data_dir="builtin:digit_videos", threads=1
+)
+
+
+def entry(root: Path, stage: str, outputs: dict[str, Path], info: dict[str, object]) -> ManifestEntry:
+    files = {n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p)) for n, p in outputs.items()}
+    return ManifestEntry(stage=stage, name=stage, run_id="aaa", outputs=files, info=info).at(root)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    """A run with a tiny backbone, and no data yet."""
+    torch.manual_seed(0)
+    path = tmp_path / "teacher.safetensors"
+    save_backbone(path, build_vit(TINY).state_dict(), {"arch": asdict(TINY), "weights": "teacher"})
+    info = {"method": "mugs", "arch": "vit_tiny", "epochs": 3, "seed": 5, "dataset": "sklearn_digits"}
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    return StageContext(
+        "a stage", "name", "bbb", run_dir, {"weights": entry(tmp_path, "pretrain", {"teacher": path}, info)}, 1
+    )
+
+
+def with_data(context: StageContext, stage: Any, cfg: StageConfig) -> StageContext:
+    """The run with the data that another stage has checked."""
+    root = context.run_dir.parent
+    folder = root / "data"
+    folder.mkdir()
+    out = stage.run(replace(context, run_dir=folder), cfg)
+    data = entry(root, "data", dict(out.outputs), dict(out.info))
+    return replace(context, inputs={**context.inputs, "data": data})
+
+
+@pytest.fixture
+def scenes(context: StageContext) -> StageContext:
+    return with_data(context, ade20k_data, SCENE_DATA)
+
+
+def segmentation(**changes: object) -> Ade20kSegmentationConfig:
+    options = {
+        "channels": 8,
+        "auxiliary_channels": 8,
+        "scenes": SCENES,
+        "steps": 3,
+        "batch_size": 4,
+        "precision": "fp32",
+        "workers": 0,
+        "num_pictures": 2,
+    }
+    return Ade20kSegmentationConfig(**options | changes)
+
+
+def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> None:
+    assert [row.metric for row in out.rows] == metrics
+    for row in out.rows:
+        assert (row.run_id, row.method, row.arch, row.epochs, row.seed) == ("bbb", "mugs", "vit_tiny", 3, 5)
+        assert row.dataset == dataset and row.unit == "%" and 0 <= row.value <= 100
+    for path in out.outputs.values():
+        assert path.exists() and path.is_relative_to(run_dir)
+
+
+@pytest.mark.parametrize("variant", ["upernet", "linear"])
+def test_segmentation(scenes: StageContext, variant: str) -> None:
+    out = ade20k_segmentation.run(scenes, segmentation(variant=variant))
+    check(out, scenes.run_dir, ["mIoU", "mAcc", "aAcc"], "sklearn_digits_scenes")
+    assert out.rows[0].setting.startswith(f"{variant}, lr=3e-05")
+    pictures = sorted(p.name for p in out.outputs["pictures"].iterdir())
+    assert pictures == ["validation_0000.png", "validation_0001.png"]
+
+
+def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
+    """As after a preemption during the test: the last checkpoint is taken, and the same rows come out."""
+    rows = [ade20k_segmentation.run(scenes, segmentation()).rows for _ in range(2)]
+    assert rows[0] == rows[1]
+
+
+def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"images/training: not a folder"):
+        ade20k_data.run(context, Ade20kDataConfig(data_dir=str(tmp_path)))
+    root = tmp_path / "mine"
+    materialize_scenes(root, train=6, val=3, classes=3)
+    mine = SCENE_DATA.model_copy(update={"data_dir": str(root)})
+    ade20k_data.run(context, mine)
+    with pytest.raises(SourceError, match=r"images/training: 6 images found, 20210 expected"):
+        ade20k_data.run(context, mine.model_copy(update={"num_train_images": 20210}))
+    with pytest.raises(SourceError, match=r"\.png: label 3 among 3 classes"):
+        ade20k_data.run(context, mine.model_copy(update={"num_classes": 3}))
+    Image.new("L", (9, 9)).save(root / "annotations" / "validation" / "validation_0001.png")
+    (root / "images" / "training" / "training_0004.jpg").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"2 problems: .*training_0004\.jpg: .*validation_0001\.png: 9 x 9 pixels"):
+        ade20k_data.run(context, mine)
+
+
+def test_wrong_videos_are_named(context: StageContext, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"ImageSets/2017/val\.txt: no such file"):
+        davis_data.run(context, DavisDataConfig(data_dir=str(tmp_path)))
+    root = tmp_path / "mine"
+    materialize_videos(root, videos=2, frames=4)
+    mine = VIDEO_DATA.model_copy(update={"data_dir": str(root)})
+    davis_data.run(context, mine)
+    with pytest.raises(SourceError, match=r"2 videos found, 30 expected, 8 frames found, 1999 expected"):
+        davis_data.run(context, DavisDataConfig(data_dir=str(root)))
+    Image.new("L", (96, 64)).save(root / "Annotations" / "480p" / "digits_01" / "00000.png")
+    with pytest.raises(SourceError, match=r"digits_01/00001\.png: object 2, the first map ends with 0"):
+        davis_data.run(context, mine)
+
+
+def test_a_crop_that_patches_do_not_fill(scenes: StageContext) -> None:
+    with pytest.raises(ValueError, match=r"scenes\.crop 36: expected a multiple of the patch size 8"):
+        ade20k_segmentation.run(scenes, segmentation(scenes=SCENES.model_copy(update={"crop": 36})))
+
+
+def test_video(context: StageContext) -> None:
+    cfg = DavisSegmentationConfig(
+        num_previous=(1, 2),
+        radius=2,
+        short_side=64,
+        multiple=8,
+        num_pictures=1,
+    )
+    out = davis_segmentation.run(with_data(context, davis_data, VIDEO_DATA), cfg)
+    check(out, context.run_dir, ["J&F", "J", "F"] * 2, "sklearn_digits_videos")
+    assert [row.setting for row in out.rows] == ["n=1"] * 3 + ["n=2"] * 3
+    assert len(list(out.outputs["masks_2"].rglob("*.png"))) == 8
+    assert [p.name for p in out.outputs["pictures_1"].iterdir()] == ["digits_00.png"]

@@ -1,0 +1,91 @@
+"""Inputs and settings of the evaluations of a frozen backbone, as a plan checks them."""
+
+import re
+
+import pytest
+
+from pipeline.config import load
+from pipeline.plan import build_plan
+from pipeline.spec import ConfigError
+from stages import STAGES
+from stages.linear import PRESETS, LinearConfig, linear_probe
+
+YAML = """
+name: frozen
+runs:
+  digits: {stage: convert, dataset: mine, num_classes: 10, train_dir: /t, val_dir: /v}
+  pretrain: {stage: pretrain, needs: {data: digits}, epochs: 1, batch_size: 8}
+  features: {stage: features, needs: {data: digits, weights: pretrain}, resize: 32, crop: 32}
+  others: {stage: import, arch: vit_s16, epochs: 800, file: /x.pth}
+  test: EVALUATION
+"""
+
+
+def plan(tmp_path, evaluation: str):
+    path = tmp_path / "frozen.yaml"
+    path.write_text(YAML.replace("EVALUATION", evaluation))
+    return {run.name: run for run in build_plan(load(str(path), STAGES))}
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        "{stage: knn, needs: {features: features}}",
+        "{stage: knn, needs: {data: digits, weights: pretrain}, weights: initial, crop: 32}",
+        "{stage: linear, needs: {features: features}, augmentation: none}",
+        "{stage: linear, needs: {data: digits, weights: pretrain}}",
+        "{stage: linear, needs: {data: digits, weights: others}}",
+        "{stage: logistic, needs: {features: features}, labelled: {percent: 1, by: class_balanced}}",
+    ],
+)
+def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
+    assert plan(tmp_path, evaluation)["test"].needs
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ("{stage: knn, needs: {data: digits}}", "needs either features, or data and weights"),
+        ("{stage: knn, needs: {data: digits, features: features}}", "features and data are given"),
+        ("{stage: knn, needs: {features: features}, weights: initial}", "weights: belongs to the run that fills"),
+        ("{stage: knn, needs: {features: features}, resize: 32, crop: 32}", "resize, crop: belongs to the run"),
+        (
+            "{stage: knn, needs: {data: digits, weights: others}, weights: initial}",
+            "imported weights are a single network",
+        ),
+        (
+            "{stage: features, needs: {data: digits, weights: others}, weights: student}",
+            "weights student: imported weights are a single network, named teacher",
+        ),
+        (
+            "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, resources: {ranks_per_node: 2}}",
+            "logistic regression runs on one rank, not 2",
+        ),
+        ("{stage: linear, needs: {features: features}}", "augmentation strong needs data and weights"),
+        ("{stage: linear, needs: {data: digits, weights: pretrain}, base_lr: 1, sweep: {}}", "either base_lr or sweep"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"frozen\.yaml: runs\.test.*{re.escape(words)}"):
+        plan(tmp_path, evaluation)
+
+
+def test_the_released_sweep_has_360_classifiers() -> None:
+    settings = linear_probe(LinearConfig(preset="l250")).settings
+    assert len(settings) == len(set(settings)) == 360
+    rates = sorted({s.base_lr for s in settings})
+    assert rates == pytest.approx([n * 10**e for e in (-4, -3, -2, -1) for n in range(1, 10)], rel=1e-12)
+    assert {s.weight_decay for s in settings} == {0, 1e-6, 1e-5, 1e-4, 1e-3}
+    assert {s.optimizer for s in settings} == {"sgd", "lars"}
+
+
+def test_presets_fill_what_is_not_given() -> None:
+    expected = {"s100": 0.015, "s300": 0.02, "s800": 0.01, "b400": 0.002}
+    assert {name: LinearConfig(preset=name).base_lr for name in expected} == expected
+    assert LinearConfig(preset="b400").batch_size == 512 and LinearConfig(preset="b400").feature == "cls_patchmean"
+    assert LinearConfig(preset="s300").final_lr == 0 and LinearConfig().base_lr == 0.015
+    given = LinearConfig(preset="l250", base_lr=0.3, batch_size=256)
+    assert (given.base_lr, given.sweep, given.batch_size) == (0.3, None, 256)
+    for name in PRESETS:
+        cfg = LinearConfig(preset=name)
+        assert LinearConfig.model_validate(cfg.model_dump(mode="json")) == cfg
