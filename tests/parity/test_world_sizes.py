@@ -65,6 +65,7 @@ def run(world: int, exact: bool, data: Path, out: Path) -> tuple[list[dict[str, 
         port = server.getsockname()[1]
     mp.spawn(on_rank, args=(world, port, exact, data, out), nprocs=world)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]  # others tell of checkpoints
     shares = [json.loads((out / f"samples_{rank}.json").read_text()) for rank in range(world)]
     return lines, [set().union(*parts) for parts in zip(*shares, strict=True)]
 
