@@ -87,13 +87,11 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     """Train the probe; rows `best epoch` (the released selection, on the validation split) and `last epoch`."""
     from mugs.engine import distributed
     from mugs.engine.loop import train
+    from mugs.engine.precision import allow_tf32
     from mugs.evaluation.linear import Probing
 
     classes, device = num_classes(ctx), distributed.init()
-    if device.type == "cuda":
-        import torch
-
-        torch.set_float32_matmul_precision("high")  # TF32, as released
+    allow_tf32(device)
     probe = linear_probe(cfg)
     batches, steps, validation = probe_data(ctx, cfg, device)
     task = Probing(probe, batches, steps, validation, classes, ctx.run_dir)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class MainRankError(RuntimeError):
@@ -87,6 +88,18 @@ def on_main(work: Callable[[], object]) -> str:
     if answer.startswith("-"):
         raise MainRankError(f"rank 0: {answer[1:]}")
     return answer[1:]
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """The model, its gradients averaged over ranks where there are several.
+
+    Buffers are not sent around: whoever changes them does so in the same way on all ranks.
+    """
+    if world_size() == 1:
+        return model
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # an argument of that name is deprecated from torch 2.15 on
+    return wrapped
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:

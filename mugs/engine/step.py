@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs.engine.distributed import all_ranks
 from mugs.engine.optim import clip_each, guarded_update, set_rates
+from mugs.engine.precision import autocast
 from mugs.engine.schedules import Schedule
 from mugs.methods.base import Method
 from mugs.views import Views
@@ -103,11 +104,6 @@ class Trainer:
 def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Average gradients over ranks in the last micro-batch's backward pass only."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Mixed precision where `precision` is "bf16"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

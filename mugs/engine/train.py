@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.data.device import DeviceStage
@@ -27,6 +26,7 @@ from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
+from mugs.engine.precision import allow_tf32
 from mugs.engine.schedules import Schedule
 from mugs.engine.step import Trainer, split
 from mugs.engine.step_log import LogSettings, StepLog
@@ -66,8 +66,7 @@ class Pretraining:
                 f"max_images_per_step {config.max_images_per_step}: batch normalisation wants each rank's "
                 f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
             )
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, as released
+        allow_tf32(device)
         self.method, self.source, self.config, self.run_dir, self.device = method, source, config, run_dir, device
         self.schedule = build_schedule(config, self.order.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
@@ -107,9 +106,7 @@ class Pretraining:
                 yield
 
     def _trainer(self) -> Trainer:
-        student: nn.Module = self.method.student
-        if distributed.world_size() > 1:
-            student = DistributedDataParallel(student, gradient_as_bucket_view=True)
+        student = distributed.data_parallel(self.method.student)
         return Trainer(self.method, self.optimizer, self.schedule, self.config.step, student)
 
     def check(self) -> None:

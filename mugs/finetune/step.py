@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.engine.distributed import all_ranks
 from mugs.engine.optim import clip_each, guarded_update, set_rates
-from mugs.engine.step import StepResult, autocast, synced
+from mugs.engine.precision import autocast
+from mugs.engine.step import StepResult, synced
 from mugs.finetune.batches import Batch
 from mugs.finetune.classifier import Classifier
 from mugs.finetune.config import FinetuneConfig

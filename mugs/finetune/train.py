@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mugs.data.source import Source
 from mugs.engine import distributed
@@ -24,6 +22,7 @@ from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import load_optimizer, optimizer_tensors
+from mugs.engine.precision import allow_tf32
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.finetune.batches import Batches, Views, load_batches
 from mugs.finetune.classifier import Classifier, parameter_groups
@@ -70,8 +69,7 @@ class Finetuning:
         device: torch.device,
         num_classes: int,
     ) -> None:
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
+        allow_tf32(device)
         (self.source, self.val), self.config, self.device, self.num_classes = sources, config, device, num_classes
         world = distributed.world_size()
         self.micro = micro_batch(config, world)
@@ -103,9 +101,7 @@ class Finetuning:
 
     def steps(self, start: int) -> Iterator[None]:
         """One optimizer step per item; that of an epoch's last step includes the validation."""
-        wrapped: nn.Module = self.model
-        if distributed.world_size() > 1:
-            wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        wrapped = distributed.data_parallel(self.model)
         advance = FinetuneStep(
             self.model,
             wrapped,

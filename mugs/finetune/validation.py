@@ -7,7 +7,7 @@ import torch
 from mugs.data.evaluation import eval_batches
 from mugs.data.source import Source
 from mugs.engine import distributed
-from mugs.engine.step import autocast
+from mugs.engine.precision import autocast
 from mugs.finetune.classifier import Classifier
 from mugs.finetune.config import FinetuneConfig
 

@@ -18,8 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from mugs.atomic import write_text_atomic
 from mugs.data.convert import ahead
 from mugs.engine import distributed
+from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.engine.step import autocast
 from mugs.transfer.detection.coco import CocoSplit, listed
 from mugs.transfer.detection.detector import Detector
 from mugs.transfer.detection.targets import Detections

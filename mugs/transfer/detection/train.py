@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mugs.batch_norm import synchronised
 from mugs.engine import distributed
@@ -21,7 +20,8 @@ from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import clip_each, guarded_update, load_optimizer, optimizer_tensors, set_rates
-from mugs.engine.step import StepResult, autocast, synced
+from mugs.engine.precision import allow_tf32, autocast
+from mugs.engine.step import StepResult, synced
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.transfer.detection.batches import GroupedOrder, Pass, training_passes
 from mugs.transfer.detection.coco import CocoSplit, trainable
@@ -55,8 +55,7 @@ class DetectionTraining:
     def __init__(
         self, model: Detector, split: CocoSplit, config: DetectionConfig, run_dir: Path, device: torch.device
     ) -> None:
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
+        allow_tf32(device)
         self.model, self.split, self.config, self.device = model, split, config, device
         synchronised(model.to(device), device).train()
         self.chosen = trainable(split, config.min_side)
@@ -88,9 +87,7 @@ class DetectionTraining:
 
     def steps(self, start: int) -> Iterator[None]:
         """One optimizer step per item: views -> losses of all passes -> update -> log."""
-        wrapped: nn.Module = self.model
-        if distributed.world_size() > 1:
-            wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        wrapped = distributed.data_parallel(self.model)
         steps = training_passes(
             self.split,
             self.chosen,

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from mugs.engine import distributed
+from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.engine.step import autocast
 from mugs.transfer.pictures import overlay, save_png, side_by_side
 from mugs.transfer.segmentation.batches import Scene, whole_scenes
 from mugs.transfer.segmentation.config import SegmentationConfig

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mugs.batch_norm import synchronised
 from mugs.data.order import Order
@@ -22,7 +21,8 @@ from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import clip_each, guarded_update, load_optimizer, optimizer_tensors, set_rates
-from mugs.engine.step import StepResult, autocast
+from mugs.engine.precision import allow_tf32, autocast
+from mugs.engine.step import StepResult
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import PolySchedule
@@ -56,8 +56,7 @@ class SegmentationTraining:
     def __init__(
         self, model: Segmenter, scenes: SceneFolder, config: SegmentationConfig, run_dir: Path, device: torch.device
     ) -> None:
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
+        allow_tf32(device)
         self.model, self.scenes, self.config, self.device = model, scenes, config, device
         share = config.batch_size // distributed.world_size()
         meter = Meter(device, config.precision, share * training_flops(model, config.scenes.crop))
@@ -87,7 +86,7 @@ class SegmentationTraining:
 
     def steps(self, start: int) -> Iterator[None]:
         """One optimizer step per item: crops -> losses of the heads -> update -> log."""
-        config, wrapped = self.config, self._wrapped()
+        config, wrapped = self.config, distributed.data_parallel(self.model)
         batches = training_batches(
             self.scenes,
             config.scenes,
@@ -105,11 +104,6 @@ class SegmentationTraining:
                 waited = time.monotonic() - waited
                 self.log.record(step, self._step(wrapped, batch, step), batch.ids, waited)
                 yield
-
-    def _wrapped(self) -> nn.Module:
-        if distributed.world_size() == 1:
-            return self.model
-        return DistributedDataParallel(self.model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def _step(self, wrapped: nn.Module, batch: Batch, step: int) -> StepResult:
         config, device = self.config, self.device

@@ -18,7 +18,6 @@ from coco_cases import entry, write_coco
 from detection_cases import SETTINGS, SMALL, small_detector, targets
 from PIL import Image
 from pycocotools import mask as rle
-from torch.nn.parallel import DistributedDataParallel
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.decode import DecodeError
@@ -104,7 +103,7 @@ def on_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init()
     model = small_detector().train()
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = distributed.data_parallel(model)
     for objects in ((0, 0), (0, rank), (2, 0)):  # nothing anywhere; something on one rank; something everywhere
         model.zero_grad(set_to_none=True)
         losses = wrapped(torch.ones(2, 3, 64, 64), [targets(n, key=7 * rank + i) for i, n in enumerate(objects)])

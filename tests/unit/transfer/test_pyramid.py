@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def on_rank(rank: int, world: int, port: int, folder: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init(timeout_minutes=1)
-    norm = DistributedDataParallel(BatchNorm2d(6), broadcast_buffers=False)
+    warnings.simplefilter("error")
+    norm = distributed.data_parallel(BatchNorm2d(6))
     got = norm_with_gradients(norm, batch()[2 * rank : 2 * rank + 2], 1.0)
     torch.save(got, folder / f"{rank}.pt")
     distributed.shutdown()
