@@ -1,6 +1,6 @@
 """One optimizer step: losses of all micro-batches, refresh of the method's state, clip, update, teacher."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mugs.engine.distributed import all_ranks
-from mugs.engine.optim import clip_each, guarded_update, set_rates
+from mugs.engine.optim import Rates, clip_each, guarded_update, set_rates
 from mugs.engine.precision import autocast
 from mugs.engine.schedules import Schedule
 from mugs.methods.base import Method
 from mugs.views import Views
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+"""Total and losses by name, without gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,22 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share
         return weighted_mean(sums, weights), sums, features
+
+
+def guarded_step(
+    optimizer: torch.optim.Optimizer, rates: Rates, step: int, backward: Callable[[], Losses]
+) -> StepResult:
+    """Optimizer step `step` on the gradients that `backward` leaves; not finite on any rank, it changes nothing.
+
+    The optimizer is a fused one; nothing waits for the device.
+    """
+    set_rates(optimizer, rates, step)
+    optimizer.zero_grad(set_to_none=True)
+    total, losses = backward()
+    norms = clip_each([p for group in optimizer.param_groups for p in group["params"]], 0.0)
+    finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
+    guarded_update(optimizer, finite)
+    return StepResult(total, losses, finite)
 
 
 def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:

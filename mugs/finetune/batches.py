@@ -5,7 +5,7 @@ image, whichever process makes it.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -131,7 +131,7 @@ class Batch(NamedTuple):
 
 def load_batches(
     views: Views, batches: Batches, columns: np.ndarray, start: int, stop: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what an image raised, where its batch is due.

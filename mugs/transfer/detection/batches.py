@@ -1,10 +1,10 @@
 """Which images are trained on together, and getting them ready ahead of the loop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.random import Generator, Philox
+from numpy.random import Philox
 from torch import Tensor
 
 from mugs.data.convert import ahead
@@ -42,7 +42,7 @@ class GroupedOrder:
     def permutation(self, epoch: int) -> np.ndarray:
         """All passes of an epoch in order, (passes, images_per_pass)."""
         if epoch != self._epoch:
-            rng = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
+            rng = np.random.Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
             shuffled = [rng.permutation(group) for group in self.groups if len(group)]
             passes = np.concatenate([self._passes(group) for group in shuffled])
             order = rng.permutation(len(passes))
@@ -80,7 +80,7 @@ def training_passes(
     scales: Scales,
     multiple: int,
     threads: int,
-) -> Iterator[list[Pass]]:
+) -> Generator[list[Pass]]:
     """This rank's passes of each step, from `chosen` images; views are a function of (seed, epoch, image id)."""
     share = order.passes_per_step // order.world
 

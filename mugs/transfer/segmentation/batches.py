@@ -1,6 +1,6 @@
 """Scenes by the batch: training crops in the exact order of `Order`, test inputs one by one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class Wholes(Dataset[Any]):
 
 def training_batches(
     scenes: SceneFolder, recipe: SceneRecipe, order: Order, *, seed: int, start: int, stop: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what a scene raised, where its batch is due.
@@ -83,7 +83,7 @@ def whole_scenes(scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int
     return _made(Wholes(scenes, recipe), ([index] for index in indices), _only, workers)
 
 
-def _made(dataset: Dataset[Any], keys: Iterable[Any], collate: Any, workers: int) -> Iterator[Any]:
+def _made(dataset: Dataset[Any], keys: Iterable[Any], collate: Any, workers: int) -> Generator[Any]:
     loader = DataLoader(
         dataset,
         batch_sampler=keys,

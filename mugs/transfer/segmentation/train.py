@@ -4,26 +4,19 @@ State to resume is the step, the network with its running statistics and the opt
 (seed, step) or (seed, epoch, image).
 """
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mugs.batch_norm import synchronised
 from mugs.data.order import Order
 from mugs.engine import distributed
-from mugs.engine.checkpoint import Parts
 from mugs.engine.control import Control
 from mugs.engine.loop import train
-from mugs.engine.metering import Meter
-from mugs.engine.optim import clip_each, guarded_update, load_optimizer, optimizer_tensors, set_rates
-from mugs.engine.precision import allow_tf32, autocast
-from mugs.engine.step import StepResult
-from mugs.engine.step_log import LogSettings, StepLog
+from mugs.engine.model_task import ModelTask, ready
+from mugs.engine.precision import autocast
+from mugs.engine.step import Losses
 from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.batches import Batch, training_batches
@@ -50,65 +43,56 @@ def train_segmenter(
     model.clear_draws()
 
 
-class SegmentationTraining:
+class SegmentationTraining(ModelTask[Batch]):
     """A segmenter on its scenes: the task that the loop of `mugs.engine.loop` trains."""
+
+    label = "segmentation"
 
     def __init__(
         self, model: Segmenter, scenes: SceneFolder, config: SegmentationConfig, run_dir: Path, device: torch.device
     ) -> None:
-        allow_tf32(device)
-        self.model, self.scenes, self.config, self.device = model, scenes, config, device
-        share = config.batch_size // distributed.world_size()
-        meter = Meter(device, config.precision, share * training_flops(model, config.scenes.crop))
-        synchronised(model.to(device), device).train()
-        self.total_steps = config.steps
+        flops = training_flops(model, config.scenes.crop)  # before `ready`: SyncBatchNorm wants a GPU
+        ready(model, device)
+        self.model, self.scenes, self.config = model, scenes, config
         self.order = scene_order(len(scenes), config)
+        share = config.batch_size // distributed.world_size()
         self.mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
-        self.optimizer = build_adamw(model, model.backbone.vit, config.layer_decay)
-        self.schedule = PolySchedule(
+        schedule = PolySchedule(
             peak_lr=config.lr,
             total_steps=config.steps,
             weight_decay=config.weight_decay,
             warmup_steps=config.warmup_steps,
         )
-        self.log = StepLog(run_dir, self._log_settings(), meter)
-
-    def _log_settings(self) -> LogSettings:
-        return LogSettings(
-            label="segmentation",
-            total_steps=self.total_steps,
+        super().__init__(
+            model,
+            build_adamw(model, model.backbone.vit, config.layer_decay),
+            schedule,
+            config,
+            run_dir,
+            device,
             steps_per_epoch=self.order.steps_per_epoch,
-            batch_size=self.config.batch_size,
-            log_steps=self.config.log_steps,
-            seed=self.config.seed,
-            rates=self.schedule.rates,
+            flops=flops,
         )
 
-    def steps(self, start: int) -> Iterator[None]:
-        """One optimizer step per item: crops -> losses of the heads -> update -> log."""
-        config, wrapped = self.config, distributed.data_parallel(self.model)
-        batches = training_batches(
+    def batches(self, start: int) -> Generator[Batch]:
+        """Crops of this rank."""
+        return training_batches(
             self.scenes,
-            config.scenes,
+            self.config.scenes,
             self.order,
-            seed=config.seed,
+            seed=self.config.seed,
             start=start,
             stop=self.total_steps,
-            workers=config.workers,
+            workers=self.config.workers,
         )
-        self.log.open(start)
-        with closing(self.log), closing(batches):  # type: ignore[type-var]
-            for step in range(start, self.total_steps):
-                waited = time.monotonic()
-                batch = next(batches)
-                waited = time.monotonic() - waited
-                self.log.record(step, self._step(wrapped, batch, step), batch.ids, waited)
-                yield
 
-    def _step(self, wrapped: nn.Module, batch: Batch, step: int) -> StepResult:
+    def sample_ids(self, batch: Batch) -> Tensor:
+        """Numbers of the scenes."""
+        return batch.ids
+
+    def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
+        """Gradients of the summed losses of the heads."""
         config, device = self.config, self.device
-        set_rates(self.optimizer, self.schedule, step)
-        self.optimizer.zero_grad(set_to_none=True)
         self.model.set_draws(config.seed, step, config.batch_size, self.mine, device)
         images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
         with autocast(config.precision, device):
@@ -116,27 +100,7 @@ class SegmentationTraining:
         losses = self.model.loss(outputs, labels)
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
-        norms = clip_each([p for group in self.optimizer.param_groups for p in group["params"]], 0.0)
-        finite = distributed.all_ranks(torch.isfinite(norms).all() & torch.isfinite(total.detach()))
-        guarded_update(self.optimizer, finite)
-        return StepResult(total.detach(), {name: loss.detach() for name, loss in losses.items()}, finite)
-
-    def check(self) -> None:
-        """Every step so far was finite."""
-        self.log.check_finite()
-
-    def parts(self) -> Parts:
-        """Network and moments."""
-        return {"segmenter": dict(self.model.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
-
-    def notes(self) -> dict[str, Any]:
-        """Nothing besides the tensors."""
-        return {}
-
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.model.load_state_dict(parts["segmenter"])
-        load_optimizer(self.optimizer, parts["optimizer"])
+        return total.detach(), {name: loss.detach() for name, loss in losses.items()}
 
 
 def scene_order(num_scenes: int, config: SegmentationConfig) -> Order:

@@ -82,11 +82,11 @@ def test_resume_in_the_middle_of_an_epoch_is_bitwise_exact(mini: Path, tmp_path:
 
 def test_recomputed_activations_change_nothing(mini: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    plain = load_latest(trained(mini, tmp_path / "plain").parent)[1]["segmenter"]
+    plain = load_latest(trained(mini, tmp_path / "plain").parent)[1]["model"]
     model = network()
     model.backbone.vit.recompute = True
     train_segmenter(model, scenes(mini), CONFIG, tmp_path / "recomputed", CPU)
-    for name, value in load_latest(tmp_path / "recomputed" / "checkpoints")[1]["segmenter"].items():
+    for name, value in load_latest(tmp_path / "recomputed" / "checkpoints")[1]["model"].items():
         torch.testing.assert_close(value, plain[name], msg=name)
 
 
@@ -166,7 +166,7 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     found = [json.loads((tmp_path / f"scores_{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     assert found[0] == pytest.approx([want.miou, want.macc, want.aacc], abs=0.2)
-    one, two = (load_latest(tmp_path / n / "checkpoints")[1]["segmenter"] for n in ("one", "two"))
+    one, two = (load_latest(tmp_path / n / "checkpoints")[1]["model"] for n in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
     names = [sorted(p.name for p in (tmp_path / n / "pictures").iterdir()) for n in ("one", "two")]

@@ -1,0 +1,140 @@
+"""What trainings share whose state is one network and its optimizer."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mugs.batch_norm import synchronised
+from mugs.engine import distributed
+from mugs.engine.checkpoint import Parts
+from mugs.engine.metering import Meter
+from mugs.engine.optim import Rates, load_optimizer, optimizer_tensors
+from mugs.engine.precision import allow_tf32
+from mugs.engine.step import Losses, guarded_step
+from mugs.engine.step_log import LogSettings, StepLog
+
+Batch = TypeVar("Batch")
+
+
+class Settings(Protocol):
+    """What is needed of a training's configuration."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all ranks."""
+
+    @property
+    def log_steps(self) -> int:
+        """Steps between lines of the log."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of all randomness."""
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16."""
+
+
+class Schedule(Rates, Protocol):
+    """Rates from the first step to the last."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+
+    def rates(self, step: int) -> Mapping[str, float]:
+        """What the log notes of a step."""
+
+
+class ModelTask(ABC, Generic[Batch]):
+    """Base of such tasks for `mugs.engine.loop`; a subclass gives the batches and their gradients."""
+
+    label: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: Settings,
+        run_dir: Path,
+        device: torch.device,
+        *,
+        steps_per_epoch: int,
+        flops: float,
+    ) -> None:
+        """`model` is `ready`, the optimizer made after that; `flops` is what one image takes."""
+        self.network, self.optimizer, self.schedule, self.device = model, optimizer, schedule, device
+        self.total_steps = schedule.total_steps
+        settings = LogSettings(
+            label=self.label,
+            total_steps=self.total_steps,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=config.batch_size,
+            log_steps=config.log_steps,
+            seed=config.seed,
+            rates=schedule.rates,
+        )
+        share = config.batch_size // distributed.world_size()
+        self.log = StepLog(run_dir, settings, Meter(device, config.precision, share * flops))
+
+    @abstractmethod
+    def batches(self, start: int) -> Generator[Batch]:
+        """This rank's batches from step `start` to the end."""
+
+    @abstractmethod
+    def sample_ids(self, batch: Batch) -> Tensor:
+        """Which samples are in a batch."""
+
+    @abstractmethod
+    def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
+        """Leave the gradients of a batch in the network, which `wrapped` averages over ranks."""
+
+    def after(self, step: int) -> None:
+        """What follows a step once it is logged."""
+
+    def steps(self, start: int) -> Generator[None]:
+        """One optimizer step per item: batch -> gradients -> update -> log."""
+        wrapped, batches = distributed.data_parallel(self.network), self.batches(start)
+        self.log.open(start)
+        with closing(self.log), closing(batches):
+            for step in range(start, self.total_steps):
+                waited = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - waited
+                backward = partial(self.backward, wrapped, batch, step)
+                result = guarded_step(self.optimizer, self.schedule, step, backward)
+                self.log.record(step, result, self.sample_ids(batch), waited)
+                self.after(step)
+                yield
+
+    def check(self) -> None:
+        """Every step so far was finite."""
+        self.log.check_finite()
+
+    def parts(self) -> Parts:
+        """Network and moments."""
+        return {"model": dict(self.network.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
+
+    def notes(self) -> dict[str, Any]:
+        """Nothing besides the tensors."""
+        return {}
+
+    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.network.load_state_dict(parts["model"])
+        load_optimizer(self.optimizer, parts["optimizer"])
+
+
+def ready(model: nn.Module, device: torch.device) -> None:
+    """Put a model in training mode on its device, its batch statistics those of all ranks."""
+    allow_tf32(device)
+    synchronised(model.to(device), device).train()
