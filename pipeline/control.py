@@ -33,30 +33,3 @@ class Control(Protocol):
 
     def rest(self) -> None:
         """No step will follow."""
-
-
-class Unattended:
-    """Control of a stage that runs without a job around it: nobody stops it, nobody else writes."""
-
-    attempt = 1
-
-    def stop_requested(self) -> bool:
-        """Never."""
-        return False
-
-    def may_write(self) -> bool:
-        """Always."""
-        return True
-
-    def beat(self, step: int) -> None:
-        """Nobody listens."""
-
-    def saved(self, step: int, seconds: float) -> None:
-        """Nobody listens."""
-
-    def interrupted(self, step: int) -> NoReturn:
-        """Leave all the same."""
-        raise Interrupted(f"stopped after step {step}")
-
-    def rest(self) -> None:
-        """Nobody listens."""

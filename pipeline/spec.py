@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.attempts import is_current
-from pipeline.control import Control, Unattended
+from pipeline.control import Control
 
 if TYPE_CHECKING:
     from pipeline.manifest import ManifestEntry
@@ -143,7 +143,8 @@ class StageRun:
 class StageContext:
     """What a stage is given besides its configuration.
 
-    `inputs` maps each role to the run that fills it; a stage that trains step by step hands `control` to its loop.
+    `inputs` maps each role to the run that fills it; a stage that trains step by step hands `control`, None
+    where no job surrounds it, to its loop.
     """
 
     stage: str
@@ -152,7 +153,7 @@ class StageContext:
     run_dir: Path
     inputs: Mapping[str, ManifestEntry]
     attempt: int
-    control: Control = field(default_factory=Unattended)
+    control: Control | None = None
 
     def is_current(self) -> bool:
         """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""
