@@ -43,17 +43,6 @@ class Settings(Protocol):
         """fp32 or bf16."""
 
 
-class Schedule(Rates, Protocol):
-    """Rates from the first step to the last."""
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-
-    def rates(self, step: int) -> Mapping[str, float]:
-        """What the log notes of a step."""
-
-
 class ModelTask(ABC, Generic[Batch]):
     """Base of such tasks for `mugs.engine.loop`; a subclass gives the batches and their gradients."""
 
@@ -63,7 +52,7 @@ class ModelTask(ABC, Generic[Batch]):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        schedule: Rates,
         config: Settings,
         run_dir: Path,
         device: torch.device,

@@ -9,11 +9,18 @@ from torch import Tensor, nn
 class Rates(Protocol):
     """Learning rate and weight decay at every optimizer step."""
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+
     def lr(self, step: int) -> float:
         """Learning rate, before the scale of a group."""
 
     def wd(self, step: int) -> float:
         """Weight decay of the groups that have one."""
+
+    def rates(self, step: int) -> dict[str, float]:
+        """What the log notes of a step."""
 
 
 def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, object]]:

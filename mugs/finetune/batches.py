@@ -5,10 +5,10 @@ image, whichever process makes it.
 """
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,14 @@ from PIL import Image, ImageOps
 from timm.data.auto_augment import RandAugment
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from mugs.data.decode import DecodeError, decode_rgb
+from mugs.data.decode import decode_rgb
+from mugs.data.keyed import Batch, made, stacked
 from mugs.data.order import Order
 from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.data.source import Source, SourceError
+from mugs.data.source import Source
 from mugs.finetune.config import ImageOptions
 
-Item = tuple[Tensor, int, int]
 ROUND = 256  # with repeated augmentation, images per epoch are rounded down to a multiple of this (timm)
 
 
@@ -105,28 +104,17 @@ def seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class Views(Dataset[Any]):
-    """Views by draw. An image that cannot be read comes back as its error, to be raised where its batch is due."""
+class Views:
+    """Views, labels and sample numbers by draw. Raises DecodeError and SourceError naming the image."""
 
     def __init__(self, source: Source, options: ImageOptions, seed: int) -> None:
         self.source, self.seed = source, seed
         self.transform = training_transform(options)
 
-    def __getitem__(self, draw: Draw) -> Item | Exception:
-        try:
-            image = decode_rgb(self.source.read(draw.sample), self.source.describe(draw.sample))
-        except (DecodeError, SourceError, OSError) as error:
-            return error
+    def __call__(self, draw: Draw) -> tuple[Tensor, int, int]:
+        image = decode_rgb(self.source.read(draw.sample), self.source.describe(draw.sample))
         with seeded(self.seed, draw.epoch, draw.sample, draw.copy):
             return self.transform(image), self.source.label(draw.sample), draw.sample
-
-
-class Batch(NamedTuple):
-    """Views (N, 3, S, S), labels (N,) and sample ids (N,) of one rank."""
-
-    images: Tensor
-    labels: Tensor
-    ids: Tensor
 
 
 def load_batches(
@@ -136,24 +124,4 @@ def load_batches(
 
     Raises what an image raised, where its batch is due.
     """
-    loader = DataLoader(
-        views,
-        batch_sampler=(batches.draws(step, columns) for step in range(start, stop)),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="fork" if workers else None,
-    )
-    for made in loader:
-        if isinstance(made, Exception):
-            raise made
-        yield made
-
-
-def collate(items: Sequence[Item | Exception]) -> Batch | Exception:
-    """Stacked views, labels and sample ids, or the first error."""
-    good = [item for item in items if not isinstance(item, Exception)]
-    if len(good) < len(items):
-        return next(item for item in items if isinstance(item, Exception))
-    views, labels, ids = zip(*good, strict=True)
-    return Batch(torch.stack(views), torch.tensor(labels), torch.tensor(ids))
+    return made(views, (batches.draws(step, columns) for step in range(start, stop)), stacked, workers)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from mugs.backbones.stochastic_depth import depth_uniforms
+from mugs.data.keyed import Batch
 from mugs.engine.precision import autocast
 from mugs.engine.step import synced
-from mugs.finetune.batches import Batch
 from mugs.finetune.classifier import Classifier
 from mugs.finetune.config import FinetuneConfig
 from mugs.finetune.mixing import group_size, mix_batch, soft_cross_entropy, soft_targets

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mugs.data.keyed import Batch
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
@@ -22,7 +23,7 @@ from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.step import Losses
-from mugs.finetune.batches import Batch, Batches, Views, load_batches
+from mugs.finetune.batches import Batches, Views, load_batches
 from mugs.finetune.classifier import Classifier, parameter_groups
 from mugs.finetune.config import FinetuneConfig
 from mugs.finetune.mixing import columns_of

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mugs.data.keyed import Batch
 from mugs.data.order import Order
 from mugs.engine import distributed
 from mugs.engine.control import Control
@@ -19,7 +20,7 @@ from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
 from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import PolySchedule
-from mugs.transfer.segmentation.batches import Batch, training_batches
+from mugs.transfer.segmentation.batches import training_batches
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.model import Segmenter, training_flops
 from mugs.transfer.segmentation.scenes import SceneFolder

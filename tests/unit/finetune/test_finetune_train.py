@@ -111,7 +111,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
     views, columns = Views(source, config.images, 3), columns_of(16, config.mix, 1, 0)
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(12):
-        draws = [views[d] for d in batches.draws(step, columns)]
+        draws = [views(d) for d in batches.draws(step, columns)]
         images = torch.stack([d[0] for d in draws])
         targets = soft_targets(torch.tensor([d[1] for d in draws]), 10, 0.1)
         images, targets = mix_batch(images, targets, columns % 2, config.mix, seed=3, step=step)
