@@ -1,70 +1,42 @@
 """UPerNet on ViT-S/16 at full size: a training step of two crops of 512, the test of an image, a frame of a video.
 
-The baseline of the times is the same network with attention that writes out its matrix, and of the video step a full
-sort in place of the search for the best five. The baseline of the memory is a step that keeps all activations, ours
-one that computes those of the ViT again. Each is measured in a process of its own; peak memory is what it adds to the
-built model, so gradients and moments count.
+The baseline of the frame is a full sort in place of the search for the best five.
 """
 
-import json
-import os
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_step_vits import peak_mb
+from dense_step import Measured, backbone, measured, report, row, rows
 
-from mugs.backbones.vit import build_vit
 from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.segmentation.inference import slide
-from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
+from mugs.transfer.segmentation.model import SegmenterConfig, build_segmenter
 from mugs.transfer.video import neighbourhood, propagated
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Measured:
-    """Seconds of a step and of an image, MB above the built model after the step."""
-
-    train: float
-    test: float
-    added: float
-
-
-def network(attention: str, memory: str) -> Segmenter:
-    vit = build_vit("vit_s16", drop_path=0.1)
-    vit.allocate_positions(32, 32)
-    vit.recompute = memory == "recomputed"
-    for module in vit.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = attention == "fused"
-    return build_segmenter(vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0)
-
-
 def measure(attention: str, memory: str) -> Measured:
-    torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(0)
-    model = network(attention, memory).train()
+    vit = backbone(attention, memory)
+    vit.allocate_positions(32, 32)
+    model = build_segmenter(vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0).train()
     optimizer = build_adamw(model, model.backbone.vit, 0.9)
     images = torch.randn(2, 3, 512, 512, generator=generator)
     labels = torch.randint(0, 150, (2, 512, 512), generator=generator)
-    before, start = peak_mb(), time.perf_counter()
-    model.set_draws(0, 0, 2, slice(0, 2), CPU)
-    total = sum(model.loss(model(images), labels).values())
-    total.backward()
-    optimizer.step()
-    train, added = time.perf_counter() - start, peak_mb() - before
-    start = time.perf_counter()
-    with torch.no_grad():
+
+    def train() -> None:
+        model.set_draws(0, 0, 2, slice(0, 2), CPU)
+        torch.stack(list(model.loss(model(images), labels).values())).sum().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def test() -> None:
         slide(model.eval().logits, torch.randn(3, 512, 683), num_classes=150, window=512, stride=341)
-    return Measured(train, time.perf_counter() - start, added)
+
+    return measured(train, test)
 
 
 def video_frame() -> dict[str, Any]:
@@ -89,29 +61,10 @@ def video_frame() -> dict[str, Any]:
     return row("video_propagation", ours, theirs, "s", note)
 
 
-def row(name: str, ours: float, baseline: float, unit: str, note: str) -> dict[str, Any]:
-    return {"name": name, "ours": ours, "baseline": baseline, "ratio": baseline / ours, "unit": unit, "note": note}
-
-
-def in_process(attention: str, memory: str) -> Measured:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests" / "parity")])
-    command = [sys.executable, __file__, attention, memory]
-    environment = {**os.environ, "PYTHONPATH": path}
-    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return Measured(**json.loads(out.stdout))
-
-
 def run() -> list[dict[str, Any]]:
-    ways = (("fused", "kept"), ("written", "kept"), ("fused", "recomputed"))
-    ours, written, recomputed = (in_process(*way) for way in ways)
-    memory = f"peak above the built model of a training step; {ours.added:.0f} MB without recomputation"
-    return [
-        row("segmentation_train", ours.train, written.train, "s", "UPerNet ViT-S/16, 2 crops of 512, first step"),
-        row("segmentation_test", ours.test, written.test, "s", "512 x 683, two windows"),
-        row("segmentation_memory", recomputed.added, ours.added, "MB", f"{memory}, step {recomputed.train:.1f} s"),
-        video_frame(),
-    ]
+    step = "UPerNet ViT-S/16, 2 crops of 512"
+    return [*rows(__file__, "segmentation", train=step, test="512 x 683, two windows"), video_frame()]
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure(*sys.argv[1:]))))
+    report(measure)

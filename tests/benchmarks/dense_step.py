@@ -1,0 +1,79 @@
+"""What the benchmarks of detection and segmentation share: a step and a test of a network on ViT-S/16, in three ways.
+
+The baseline of the times is the same network with attention that writes out its matrix; that of the memory is a step
+that keeps all activations, ours one that computes those of the ViT again. Each is measured in a process of its own;
+peak memory is what it adds to the built model, so gradients and moments count.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_step_vits import peak_mb
+
+from mugs.backbones.vit import ViT, build_vit
+
+HERE = Path(__file__).resolve().parent
+WAYS = (("fused", "kept"), ("written", "kept"), ("fused", "recomputed"))
+
+
+@dataclass
+class Measured:
+    """Seconds of a step and of an image, MB above the built model after the step."""
+
+    train: float
+    test: float
+    added: float
+
+
+def backbone(attention: str, memory: str) -> ViT:
+    vit = build_vit("vit_s16", drop_path=0.1)
+    vit.recompute = memory == "recomputed"
+    for module in vit.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = attention == "fused"
+    return vit
+
+
+def measured(train: Callable[[], None], test: Callable[[], None]) -> Measured:
+    before, start = peak_mb(), time.perf_counter()
+    train()
+    middle, added = time.perf_counter(), peak_mb() - before
+    test()
+    return Measured(middle - start, time.perf_counter() - middle, added)
+
+
+def row(name: str, ours: float, baseline: float, unit: str, note: str) -> dict[str, Any]:
+    return {"name": name, "ours": ours, "baseline": baseline, "ratio": baseline / ours, "unit": unit, "note": note}
+
+
+def rows(script: str, name: str, *, train: str, test: str) -> list[dict[str, Any]]:
+    """Rows of what `script` measures, with notes on its step and on its test."""
+    ours, written, recomputed = (in_process(script, *way) for way in WAYS)
+    memory = f"peak above the built model of a training step; {ours.added:.0f} MB without recomputation"
+    return [
+        row(f"{name}_train", ours.train, written.train, "s", f"{train}, first step"),
+        row(f"{name}_test", ours.test, written.test, "s", test),
+        row(f"{name}_memory", recomputed.added, ours.added, "MB", f"{memory}, step {recomputed.train:.1f} s"),
+    ]
+
+
+def in_process(script: str, attention: str, memory: str) -> Measured:
+    path = os.pathsep.join(map(str, (HERE.parent.parent, HERE, HERE.parent / "parity")))
+    command = [sys.executable, script, attention, memory]
+    environment = {**os.environ, "PYTHONPATH": path}
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return Measured(**json.loads(out.stdout))
+
+
+def report(measure: Callable[[str, str], Measured]) -> None:
+    """The other end of `in_process`."""
+    torch.set_num_threads(2)
+    sys.stdout.write(json.dumps(asdict(measure(*sys.argv[1:]))))
