@@ -1,0 +1,137 @@
+"""Faults of the cluster around a training: preemption, controller and nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fault_case import Case, Fault
+
+from pipeline import attempts, manifest
+
+
+def preempted(case: Case) -> None:
+    """By a job of the high partition that needs the whole node."""
+    case.at_step(33)
+    case.preempt()
+    case.finish()
+    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+
+
+def preempted_with_time(case: Case) -> None:
+    """The same with time to save: no step is lost."""
+    preempted(case)
+    assert case.steps() <= 61, case.steps()
+
+
+def controller_restarted(case: Case) -> None:
+    case.at_step(20)
+    case.cluster.stop_controller()
+    try:
+        case.at_step(30)
+    finally:
+        case.cluster.start_controller()
+    case.finish()
+    assert case.attempts() == 1
+
+
+def controller_away(case: Case) -> None:
+    """The warning comes while the controller is away: rank 0 saves and asks until it is back."""
+    case.at_step(33)
+    ranks = case.processes("-m slurm.job")
+    case.cluster.stop_controller()
+    try:
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+        case.until(lambda: attempts.interruption(case.run_dir, 1), "saved")
+        time.sleep(5)
+    finally:
+        case.cluster.start_controller()
+    case.finish()
+    assert case.attempts() == 2 and case.steps() <= 61
+
+
+def node_down(case: Case) -> None:
+    """An administrator takes the node away."""
+    case.at_step(30)
+    with lost(case) as node:
+        case.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        case.finish()
+    assert case.attempts() == 2 and case.steps() <= 75
+
+
+def node_dies(case: Case) -> None:
+    """kill -9 of slurmd; a node of this cluster takes all its processes along. Slurm finds out by itself."""
+    case.at_step(30)
+    with lost(case) as node:
+        case.cluster.kill(node)
+        case.finish()
+        case.cluster.start_node(node)
+    assert case.attempts() == 2
+
+
+def node_seems_dead(case: Case) -> None:
+    """slurmd stops answering, the ranks go on: two attempts live at once, and only the newer one writes."""
+    case.at_step(8)
+    with lost(case) as node:
+        (old,) = case.processes("-m slurm.job")
+        pids = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if daemon_of(p, node, case)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            case.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+            case.until(lambda: case.attempts() == 2, "second attempt")
+            assert Path(f"/proc/{old}").exists(), "the first attempt should be alive"
+            case.until(lambda: not Path(f"/proc/{old}").exists(), "the first attempt ends")
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        case.finish()
+    log = (case.run_dir / "logs" / "attempt_0001_rank0.log").read_text()
+    assert "not the newest" in log, log
+    entry = manifest.find_done(case.root, case.train.run_id)
+    assert entry is not None and entry.attempt == 2
+
+
+def daemon_of(cmdline: Path, node: str, case: Case) -> bool:
+    """Whether this is the slurmd of a node of the test's cluster."""
+    with contextlib.suppress(OSError):
+        words = cmdline.read_bytes().split(b"\0")
+        conf = f"SLURM_CONF={case.cluster.env['SLURM_CONF']}".encode()
+        ours = conf in (cmdline.parent / "environ").read_bytes().split(b"\0")
+        return ours and words[0].endswith(b"slurmd") and words[-2] == node.encode()
+    return False
+
+
+@contextlib.contextmanager
+def lost(case: Case) -> Iterator[str]:
+    """The node of a training, which is given back in the end."""
+    node = case.facts()["NodeList"]
+    try:
+        yield node
+    finally:
+        case.until(lambda: node in case.cluster.processes, "slurmd")
+        idle = ("idle", "mixed", "allocated")
+        while case.cluster.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T").stdout.strip() not in idle:
+            case.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+            time.sleep(0.5)
+
+
+CLUSTER_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
+    "preempted_warned": (preempted_with_time, {}),
+    "preempted_warned_at_once": (preempted, {"partition": "low_at_once"}),
+    "preempted_with_grace": (preempted_with_time, {}),
+    "preempted_at_once": (preempted, {"partition": "low_at_once"}),
+    "controller_restarted": (controller_restarted, {"seconds": 0.3}),
+    "controller_away": (controller_away, {"seconds": 0.3}),
+    "node_down": (node_down, {}),
+    "node_seems_dead": (node_seems_dead, {"seconds": 1.5, "later_seconds": 0.1}),
+    "node_dies": (node_dies, {}),
+}
+WITHOUT_USER_SIGNAL = ("preempted_with_grace", "preempted_at_once")

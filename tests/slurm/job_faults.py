@@ -1,0 +1,128 @@
+"""Faults that concern one job: what is done to a training, and what must be seen of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fault_case import Case, Fault
+
+from pipeline import attempts
+
+
+def undisturbed(case: Case) -> None:
+    case.finish()
+    assert case.attempts() == 1
+
+
+def requeued(case: Case) -> None:
+    case.at_step(30)
+    case.scontrol("requeue", case.job_id)
+    case.finish()
+    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+
+
+def warned(case: Case) -> None:
+    """USR2 alone, as before a time limit or at a preemption with `preempt_send_user_signal`: no step is lost."""
+    case.at_step(33)
+    case.cluster.run("scancel", "--signal=USR2", case.job_id)
+    case.finish()
+    assert case.attempts() == 2 and case.steps() <= 61, case.steps()
+
+
+def terminated(case: Case) -> None:
+    """SIGTERM alone, as in the grace time of a preemption: saved as well."""
+    case.at_step(33)
+    case.cluster.run("scancel", "--signal=TERM", case.job_id)
+    case.finish()
+    assert case.attempts() == 2 and case.steps() <= 61, case.steps()
+
+
+def warned_while_importing(case: Case) -> None:
+    case.until(lambda: case.processes("-m slurm.job"), "Python runs")
+    case.cluster.run("scancel", "--signal=USR2", case.job_id)
+    case.until(lambda: case.facts().get("Restarts") == "1", "requeued")
+    assert case.steps() == 0, "too late for this test"
+    case.finish()
+
+
+def cancelled(case: Case) -> None:
+    case.at_step(30)
+    case.cluster.run("scancel", case.job_id)
+    case.until(lambda: case.states()[0].state in ("failed", "waiting"), "stopped")
+    case.until(lambda: case.states()[1].state == "waiting", "dependent left the queue")
+    assert "CANCELLED" in case.states()[0].detail and case.facts()["Restarts"] == "0"
+    case.submit()
+    case.finish()
+
+
+def rank_killed(case: Case) -> None:
+    case.at_step(30)
+    case.kill("-m slurm.job")
+    case.finish()
+    failure = attempts.failure(case.run_dir, 1)
+    assert failure is not None and "killed by SIGKILL" in failure.error and case.attempts() == 2
+
+
+def crashed(case: Case) -> None:
+    """An error that another attempt may not meet: again, on the other node."""
+    case.finish()
+    failure = attempts.failure(case.run_dir, 1)
+    assert failure is not None and failure.step == 30 and "CUDA error" in failure.error
+    hosts = [str((attempts.describe(case.run_dir, number) or {})["host"]) for number in (1, 2)]
+    assert hosts[0] != hosts[1] or not case.cluster.namespaces, hosts
+
+
+def crashes_always(case: Case) -> None:
+    case.until(lambda: case.states()[0].state == "failed", "failed")
+    detail = case.states()[0].detail
+    assert "failed twice after step 30" in detail and case.attempts() == 2, detail
+
+
+def hung(case: Case) -> None:
+    case.finish()
+    failure = attempts.failure(case.run_dir, 1)
+    assert failure is not None and "hung: no step for" in failure.error and failure.step == 30
+    assert "toy_training.py" in Path(failure.log).read_text(), "no stacks"
+
+
+def batch_step_killed(case: Case) -> None:
+    """The batch script's slurmstepd: the ranks go on and finish; Slurm takes it for a lost node and starts it again."""
+    case.at_step(30)
+    case.kill(f"slurmstepd: [{case.job_id}.batch]")
+    case.until(
+        lambda: case.facts()["Restarts"] == "1" and case.facts()["JobState"] == "COMPLETED", "again, for nothing"
+    )
+    case.finish()
+    assert case.attempts() == 1
+
+
+def batch_shell_killed(case: Case) -> None:
+    """The batch script itself: nobody is left to queue the job again but rank 0."""
+    case.at_step(30)
+    case.kill("slurm_script")
+    case.finish()
+    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+
+
+def time_limit(case: Case) -> None:
+    """One minute for a training of two, saved on the warning half a minute before."""
+    case.finish()
+    assert case.attempts() >= 2 and case.steps() <= 60 + case.attempts(), (case.attempts(), case.steps())
+
+
+JOB_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
+    "time_limit": (time_limit, {"seconds": 0.5, "max_hours": 1 / 60}),
+    "undisturbed": (undisturbed, {}),
+    "requeued": (requeued, {}),
+    "warned": (warned, {}),
+    "terminated": (terminated, {}),
+    "warned_while_importing": (warned_while_importing, {}),
+    "cancelled": (cancelled, {}),
+    "rank_killed": (rank_killed, {}),
+    "crashed": (crashed, {"fault": "crash"}),
+    "crashes_always": (crashes_always, {"fault": "crash always"}),
+    "hung": (hung, {"fault": "hang", "hang_minutes": 0.1}),
+    "batch_step_killed": (batch_step_killed, {}),
+    "batch_shell_killed": (batch_shell_killed, {}),
+}
