@@ -1,13 +1,11 @@
 """ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
 
-from pathlib import Path
+from functools import partial
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import write_root
-
-BUILTIN_SCENES = "builtin:digit_scenes"
+from stages.located import locate, write_root
 
 
 class Ade20kDataConfig(StageConfig):
@@ -32,14 +30,9 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     from mugs.transfer.digit_scenes import materialize_scenes
     from mugs.transfer.segmentation.scenes import check_scenes
 
-    if cfg.data_dir is None:
-        raise ValueError("data_dir is not set")
     counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    outputs: dict[str, Path] = {}
-    root = Path(cfg.data_dir).expanduser().absolute()
-    if cfg.data_dir == BUILTIN_SCENES:
-        root = outputs["scenes"] = ctx.run_dir / "scenes"
-        materialize_scenes(root, **counts, classes=cfg.num_classes - 1)
+    materialize = partial(materialize_scenes, train=counts["train"], val=counts["val"], classes=cfg.num_classes - 1)
+    root, outputs = locate(ctx, cfg.data_dir, "scenes", materialize)
     progress = Progress("check", sum(counts.values()), unit="images", path=ctx.run_dir / "progress.json")
     check_scenes(
         root,

@@ -1,12 +1,11 @@
 """COCO where it lies: files, sizes, categories and outlines checked, before GPUs are spent on it."""
 
-from typing import Any
+from functools import partial
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-
-BUILTIN_DIGITS = "builtin:digit_scenes"
+from stages.located import locate, write_root
 
 
 class CocoDataConfig(StageConfig):
@@ -26,21 +25,12 @@ class CocoDataConfig(StageConfig):
 
 def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
-    import json
-    from pathlib import Path
-
-    from mugs.atomic import write_text_atomic
     from mugs.engine.progress import Progress
     from mugs.transfer.detection.digits import materialize_coco
     from mugs.transfer.detection.layout import CocoLayout, check_coco
 
-    if cfg.data_dir is None:
-        raise ValueError("data_dir is not set")
-    outputs: dict[str, Path] = {"layout": ctx.run_dir / "layout.json"}
-    root = Path(cfg.data_dir).expanduser().absolute()
-    if cfg.data_dir == BUILTIN_DIGITS:
-        root = outputs["scenes"] = ctx.run_dir / "scenes"
-        materialize_coco(root, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50)
+    materialize = partial(materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50)
+    root, outputs = locate(ctx, cfg.data_dir, "scenes", materialize)
     progress = Progress("check", 1, unit="images", path=ctx.run_dir / "progress.json")
 
     def report(done: int, total: int) -> None:
@@ -51,7 +41,6 @@ def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     expected = CocoLayout(cfg.num_classes, images).or_known(cfg.dataset)
     splits = check_coco(root, expected, threads=cfg.threads, report=report)
     progress.close()
-    facts: dict[str, Any] = {name: {"images": len(split)} for name, split in splits.items()}
-    write_text_atomic(outputs["layout"], json.dumps({"root": str(root), **facts}, indent=1))
+    outputs["layout"] = write_root(ctx.run_dir, root)
     info = {"dataset": cfg.dataset, "num_classes": len(splits["train"].categories)}
     return StageOutput(outputs=outputs, info=info)

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from stages.evaluate import Weights, load_vit, result_row
 from stages.global_batch import uneven
+from stages.located import read_root
 
 if TYPE_CHECKING:
     from mugs.transfer.detection.coco import CocoSplit
@@ -115,13 +116,9 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":
     """A split where the check found it."""
-    import json
-    from pathlib import Path
-
     from mugs.transfer.detection.coco import CocoSplit
 
-    layout = json.loads(ctx.inputs["data"].output("layout").read_text(encoding="utf-8"))
-    return CocoSplit(Path(layout["root"]), split)
+    return CocoSplit(read_root(ctx), split)
 
 
 def detection_config(cfg: CocoDetectionConfig, num_classes: int) -> "DetectionConfig":

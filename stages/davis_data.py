@@ -1,13 +1,11 @@
 """DAVIS-2017 where it lies: videos, frames and masks checked, before GPUs are spent on it."""
 
-from pathlib import Path
+from functools import partial
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import write_root
-
-BUILTIN_VIDEOS = "builtin:digit_videos"
+from stages.located import locate, write_root
 
 
 class DavisDataConfig(StageConfig):
@@ -29,13 +27,8 @@ def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     from mugs.transfer.davis import VideoFolder, check_videos
     from mugs.transfer.digit_scenes import materialize_videos
 
-    if cfg.data_dir is None:
-        raise ValueError("data_dir is not set")
-    outputs: dict[str, Path] = {}
-    root = Path(cfg.data_dir).expanduser().absolute()
-    if cfg.data_dir == BUILTIN_VIDEOS:
-        root = outputs["videos"] = ctx.run_dir / "videos"
-        materialize_videos(root, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos)
+    materialize = partial(materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos)
+    root, outputs = locate(ctx, cfg.data_dir, "videos", materialize)
     progress = Progress("check", cfg.num_videos, unit="videos", path=ctx.run_dir / "progress.json")
     check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=progress.update)
     progress.close()

@@ -1,9 +1,26 @@
 """Where a checked data set lies: written by the stage that checks it, read by those that use it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.spec import StageContext
+
+
+def locate(
+    ctx: StageContext, data_dir: str | None, kind: str, materialize: Callable[[Path], None]
+) -> tuple[Path, dict[str, Path]]:
+    """The folder of the data set; for "builtin:digit_<kind>" it is written by `materialize` and an output of the run.
+
+    Raises ValueError where `data_dir` is None.
+    """
+    if data_dir is None:
+        raise ValueError("data_dir is not set")
+    if data_dir != f"builtin:digit_{kind}":
+        return Path(data_dir).expanduser().absolute(), {}
+    root = ctx.run_dir / kind
+    materialize(root)
+    return root, {kind: root}
 
 
 def write_root(run_dir: Path, root: Path) -> Path:
