@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.data.keyed import Batch
 from mugs.data.source import Source
 from mugs.engine import distributed
@@ -22,13 +23,13 @@ from mugs.engine.checkpoint import Parts
 from mugs.engine.control import Control
 from mugs.engine.loop import train
 from mugs.engine.model_task import ModelTask, ready
-from mugs.engine.step import Losses
+from mugs.engine.precision import autocast
+from mugs.engine.step import Losses, synced
 from mugs.finetune.batches import Batches, Views, load_batches
 from mugs.finetune.classifier import Classifier, parameter_groups
 from mugs.finetune.config import FinetuneConfig
-from mugs.finetune.mixing import columns_of
+from mugs.finetune.mixing import columns_of, group_size, mix_batch, soft_cross_entropy, soft_targets
 from mugs.finetune.schedules import build_schedule
-from mugs.finetune.step import Gradients
 from mugs.finetune.validation import EpochResult, accuracy
 from mugs.methods.flops import backbone_macs, linear_macs
 
@@ -71,11 +72,11 @@ class Finetuning(ModelTask[Batch]):
         num_classes: int,
     ) -> None:
         ready(model, device)
-        self.model, (self.source, self.val), self.config = model, sources, config
+        self.model, (self.source, self.val), self.config, self.num_classes = model, sources, config, num_classes
         self.micro = micro_batch(config, distributed.world_size())
         self.order = Batches(len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats)
         self.columns = columns_of(config.batch_size, config.mix, distributed.world_size(), distributed.rank())
-        self.gradients = Gradients(model, config, self.columns, num_classes=num_classes, micro=self.micro)
+        self.drop_rates = [branch.rate for branch in model.backbone.depth_branches()]
         self.history: list[EpochResult] = []
         if config.rate.min_lr > config.peak_lr:
             logger.warning("min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr)
@@ -101,8 +102,36 @@ class Finetuning(ModelTask[Batch]):
         return batch.ids
 
     def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
-        """Gradients of the mean loss."""
-        return self.gradients(wrapped, batch, step, self.device), {}
+        """Gradients of the mean loss over this rank's images, in micro-batches."""
+        (images, targets), depth = self._mixed(batch, step), self._depth(step)
+        loss = torch.zeros((), device=self.device)
+        parts = range(0, len(images), self.micro)
+        for first in parts:
+            part = slice(first, first + self.micro)
+            self.model.backbone.set_depth_uniforms(None if depth is None else depth[:, part])
+            with synced(wrapped, last=first == parts[-1]), autocast(self.config.precision, self.device):
+                share = soft_cross_entropy(wrapped(images[part]), targets[part]) / len(parts)
+                torch.autograd.backward(share)
+            loss += share.detach()
+        return loss, {}
+
+    def _mixed(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, S, S) and soft targets (N, C) on the device."""
+        options, config = self.config.mix, self.config
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = soft_targets(batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing)
+        if not options.on:
+            return images, targets
+        groups = self.columns % (config.batch_size // group_size(config.batch_size, options))
+        return mix_batch(images, targets, groups, options, seed=config.seed, step=step)
+
+    def _depth(self, step: int) -> Tensor | None:
+        """Stochastic-depth draws (branches, N) of this rank's images, cut out of those of the global batch."""
+        if not any(self.drop_rates):
+            return None
+        seed, size = self.config.seed, self.config.batch_size
+        draws = depth_uniforms(seed, step, branches=len(self.drop_rates), crops=1, batch_size=size)
+        return draws[:, 0, torch.from_numpy(self.columns)].to(self.device)
 
     def after(self, step: int) -> None:
         """Validation, after the last step of an epoch."""

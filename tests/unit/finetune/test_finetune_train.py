@@ -27,7 +27,7 @@ from mugs.data.source import FolderSource
 from mugs.engine import distributed
 from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
-from mugs.finetune import step as step_module
+from mugs.finetune import train as train_module
 from mugs.finetune.batches import Batches, Views
 from mugs.finetune.classifier import Classifier, build_head, level
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
@@ -277,16 +277,16 @@ def test_validation_resolution_and_interpolation(data: Path) -> None:
 
 def poison(at: int) -> Callable[[], None]:
     """Make the loss of the given step NaN; returns what undoes it."""
-    original, calls = step_module.soft_cross_entropy, [0]
+    original, calls = train_module.soft_cross_entropy, [0]
 
     def poisoned(logits: Tensor, targets: Tensor) -> Tensor:
         calls[0] += 1
         return original(logits, targets) * (float("nan") if calls[0] == at + 1 else 1.0)
 
-    step_module.soft_cross_entropy = poisoned
+    train_module.soft_cross_entropy = poisoned
 
     def undo() -> None:
-        step_module.soft_cross_entropy = original
+        train_module.soft_cross_entropy = original
 
     return undo
 
