@@ -9,9 +9,12 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.spec import StageRun
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,10 +57,9 @@ def plan(
     """
     from pipeline import manifest
     from pipeline.plan import unresolved
-    from slurm import console, estimates, place
-    from stages.reproduction import chosen
+    from slurm import console, estimates
 
-    runs, root = chosen(reproduction, overrides, only), place.run_root(run_root, cluster)
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     if cluster is not None:
         from slurm.cluster import check_fit, load_profile
 
@@ -84,9 +86,8 @@ def submit(
     from pipeline.plan import require_resolved, traced
     from slurm import console, place
     from slurm.submit import submit as queue_runs
-    from stages.reproduction import chosen
 
-    runs = chosen(reproduction, overrides, only)
+    runs, _ = _chosen(reproduction, overrides, only, cluster, run_root)
     require_resolved(runs)
     console.show_submissions(queue_runs(traced(runs, profile), place.cluster_profile(cluster, run_root)))
 
@@ -106,21 +107,13 @@ def run_command(
     and stops, the same command goes on from there; twice stops at once.
     """
     from pipeline.plan import require_resolved, traced
-    from slurm import console, place
+    from slurm import console
     from slurm.local import run_here
-    from stages.reproduction import chosen
 
-    runs = chosen(reproduction, overrides, only)
+    runs, root = _chosen(reproduction, overrides, only, None, run_root)
     require_resolved(runs)
-    root = place.run_root(run_root, None)
     outcomes = run_here(traced(runs, profile), root, ranks=ranks, started=console.announce)
-    console.show_outcomes(outcomes)
-    states = {outcome.state for outcome in outcomes}
-    if "interrupted" in states:
-        typer.echo("interrupted, run again to resume", err=True)
-        raise typer.Exit(75)
-    if states & {"failed", "not run"}:
-        raise typer.Exit(1)
+    raise typer.Exit(console.show_outcomes(outcomes))
 
 
 @app.command()
@@ -137,11 +130,10 @@ def status(
 
     With speed and time left, or the line it failed with and the log that holds the rest. Exit code 1 when one failed.
     """
-    from slurm import console, place
+    from slurm import console
     from slurm import status as states
-    from stages.reproduction import chosen
 
-    runs, root = chosen(reproduction, overrides, only), place.run_root(run_root, cluster)
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     for found in states.watch(runs, root) if watch else [states.status(runs, root)]:
         typer.echo(states.as_json(found)) if as_json else console.show_status(found)
     if any(s.state == "failed" for s in found):
@@ -174,33 +166,14 @@ def tables(
     Printed numbers beside ours; runs that compare with nothing in the paper form a part of their own. Rows that are
     damaged, or two that claim one cell, stop it and are named with file and line.
     """
-    from results import compare, options, render, spec
-    from results import publish as publication
-    from results.explain import explain as origin
-    from results.tables import build_all, left_over
-    from slurm import place
-    from stages.collected import collected, rivals
-    from stages.reproduction import chosen
+    from results import options
+    from stages import tabulated
 
     options.check(table, filled, out=out, explain=explain, against=against, publish=publish)
-    runs = chosen(reproduction, overrides) if reproduction else None
-    collection = collected(place.run_root(run_root, cluster), runs).checked()
-    if publish is not None:
-        _show(publication.publish(collection, publish))
-    elif explain is not None:
-        typer.echo(origin(collection, *explain), nl=False)
-    elif against is not None:
-        theirs = rivals(against, runs).checked()
-        pairs = compare.compare(collection.results, theirs.results, table or spec.names())
-        typer.echo(render.laid_text(compare.laid(pairs), format))
-    else:
-        built = build_all(collection.results, table or spec.names())
-        _show(left_over(collection, () if table else built), err=True)
-        built = [each for each in built if each.used or not filled]
-        if out is None:
-            typer.echo("\n".join(render.to_text(each, format) for each in built))
-        else:
-            _show(f"{file}: {path}" for file, path in render.write_all(built, out).items())
+    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    given = tabulated.Wanted(table or (), format, filled, out, explain, against, publish)
+    for line in tabulated.answer(root, runs if reproduction else None, given, warn=lambda w: typer.echo(w, err=True)):
+        typer.echo(line)
 
 
 @app.command()
@@ -219,13 +192,10 @@ def figures(
     """
     from results.figures.every import drawings
     from results.figures.style import write
-    from slurm import place
     from stages.collected import collected
-    from stages.reproduction import chosen
 
-    root = place.run_root(run_root, cluster)
-    collection = collected(root, chosen(reproduction, overrides) if reproduction else None)
-    _show(write(drawings(collection.checked(), root, classes or ()), out))
+    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    _show(write(drawings(collected(root, runs if reproduction else None).checked(), root, classes or ()), out))
 
 
 @app.command()
@@ -244,14 +214,11 @@ def report(
     from results.report.graph import Node
     from results.report.page import report as page
     from results.report.page import write
-    from slurm import place
     from slurm.status import status as states
     from stages.collected import collected, paper_says
-    from stages.reproduction import chosen
 
-    root = place.run_root(run_root, cluster)
-    runs = chosen(reproduction, overrides) if reproduction else None
-    collection, found = collected(root, runs), states(runs, root) if runs else []
+    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    collection, found = collected(root, runs if reproduction else None), states(runs, root)
     nodes = [Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values())) for s in found]
     text = page(collection, root, nodes=nodes, paper_says=paper_says(collection))
     root.mkdir(parents=True, exist_ok=True)
@@ -279,11 +246,9 @@ def verify(
     --deep every image of the converted data sets: checksum, label, and that it decodes. A line per problem; exit code
     1 when one is left. A bad checkpoint is set aside as bad_step_..., and only where a good one remains.
     """
-    from slurm import place
-    from stages.reproduction import chosen
     from stages.verification import verify as check
 
-    runs, root = chosen(reproduction, overrides, only), place.run_root(run_root, cluster)
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     found = check(runs, root, every=every if deep else 0, repair=repair)
     _show([*found.wrong, *(f"{line} (repaired)" for line in found.repaired)], err=True)
     typer.echo(found.summary(len(runs)))
@@ -304,12 +269,10 @@ def logs(
 
     The logs of all attempts and ranks are beside it.
     """
-    from slurm import place
     from slurm import status as states
-    from stages.reproduction import chosen
 
-    root = place.run_root(run_root, cluster)
-    for found in states.status(chosen(reproduction, overrides, [run]), root):
+    runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
+    for found in states.status(runs, root):
         path = found.log or states.newest_log(found.run.run_dir(root))
         typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
         if path and Path(path).is_file():
@@ -324,14 +287,24 @@ def cancel(
 
     What is done stays done; `submit` goes on from the last checkpoints.
     """
-    from slurm import place, queue
-    from stages.reproduction import chosen
+    from slurm import queue
 
-    runs = chosen(reproduction, overrides, only)
-    jobs = queue.queued(runs, place.run_root(run_root, cluster), required=True)
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
+    jobs = queue.queued(runs, root, required=True)
     ids = [job.job_id for run in runs for job in jobs.get(run.run_id, [])]
     queue.cancel(ids)
     typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
+
+
+def _chosen(
+    reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
+) -> tuple[list[StageRun], Path]:
+    """The chosen runs (none of no reproduction), and where runs are kept."""
+    from slurm import place
+    from stages.reproduction import chosen
+
+    runs = chosen(reproduction, overrides, only) if reproduction else []
+    return runs, place.run_root(run_root, cluster)
 
 
 def _show(lines: Iterable[object], *, err: bool = False) -> None:

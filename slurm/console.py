@@ -88,8 +88,13 @@ def announce(run: StageRun, ranks: int) -> None:
     say(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}")
 
 
-def show_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """What became of every run of a local execution."""
+def show_outcomes(outcomes: Sequence[Outcome]) -> int:
+    """What became of every run of a local execution; the exit code that tells it: 0, 1 failed, 75 interrupted."""
     rows = [(o.run.name, o.run.stage, o.state, duration(o.seconds), o.detail) for o in outcomes]
     show_table(("run", "stage", "outcome", "time", "detail"), rows)
     _show_logs((o.run, o.log) for o in outcomes)
+    states = {outcome.state for outcome in outcomes}
+    if "interrupted" in states:
+        sys.stderr.write("interrupted, run again to resume\n")
+        return 75
+    return 1 if states & {"failed", "not run"} else 0
