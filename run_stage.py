@@ -70,6 +70,35 @@ def plan(
 
 
 @app.command()
+def doctor(
+    reproduction: Name, overrides: Set = None, only: Only = None, cluster: Cluster = None, run_root: Root = None
+) -> None:
+    """What is in the way, before GPUs are spent.
+
+    Python, packages and FFCV; with --cluster Slurm, its partition and account, and a dry run of the jobs; the run root
+    and its room; of every run that is not done its settings, and the data sets, lists and weights it reads. Data sets
+    are looked through as their own runs would, which takes minutes for a large one. Changes nothing; exit code 1 when
+    something is wrong.
+    """
+    from pipeline import environment
+    from slurm import console, place
+    from stages.preflight import preflight
+    from stages.reproduction import all_runs
+
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
+    found = preflight(runs, all_runs(reproduction, overrides), root)
+    ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
+    findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
+    if cluster:
+        from slurm.preflight import preflight as dry_run
+
+        findings += dry_run(place.cluster_profile(cluster, run_root), found.pending)
+    else:
+        findings.append(environment.no_cluster())
+    raise typer.Exit(console.show_findings([*findings, *found.findings]))
+
+
+@app.command()
 def submit(
     reproduction: Name,
     cluster: Annotated[str, typer.Option(help="Cluster profile: bundled name or path.")],

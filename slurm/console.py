@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from slurm.status import duration
 
 if TYPE_CHECKING:
+    from pipeline.findings import Finding
     from pipeline.manifest import Split
     from pipeline.spec import StageRun
     from slurm.local import Outcome
@@ -81,6 +82,17 @@ def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
     for run, log in logs:
         if log:
             say(f"{run.name} log: {log}")
+
+
+def show_findings(findings: Sequence[Finding]) -> int:
+    """A line per finding, and below what is wrong what to do; the exit code: 1 when something is."""
+    for finding in findings:
+        say(f"{finding.state:<8}{finding.subject}: {finding.detail}")
+        if finding.state == "wrong":
+            say(f"        to do: {finding.remedy}")
+    count = sum(finding.state == "wrong" for finding in findings)
+    say(f"{len(findings)} looked at, {count} to put right" if count else f"{len(findings)} looked at, all is well")
+    return 1 if count else 0
 
 
 def announce(run: StageRun, ranks: int) -> None:

@@ -54,7 +54,8 @@ def available() -> bool:
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
-def _call(*command: str) -> tuple[int, str, str]:
+def call(*command: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command; 127 where there is none, 124 where it does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def queued(runs: Iterable[StageRun], run_root: Path, *, required: bool = False) 
     by_name = {job_name(run.run_id): run for run in runs}
     if not by_name or (not available() and not required):
         return {}
-    code, out, err = _call("squeue", "-h", f"--name={','.join(by_name)}", "-o", "%i|%j|%T|%r|%E|%o")
+    code, out, err = call("squeue", "-h", f"--name={','.join(by_name)}", "-o", "%i|%j|%T|%r|%E|%o")
     if code != 0:
         if required:
             last = (err or out).strip().splitlines()[-1:]
@@ -98,7 +99,7 @@ def _parents(dependency: str) -> tuple[str, ...]:
 
 def sbatch(script: Path) -> str:
     """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
-    code, out, err = _call("sbatch", "--parsable", str(script))
+    code, out, err = call("sbatch", "--parsable", str(script))
     if code != 0 or not out.strip():
         raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
     return out.strip().splitlines()[-1].split(";")[0]
@@ -107,7 +108,7 @@ def sbatch(script: Path) -> str:
 def cancel(job_ids: Iterable[str]) -> None:
     """Cancel jobs; ones that are gone already are fine. SlurmError when Slurm refuses."""
     ids = list(job_ids)
-    code, _, err = _call("scancel", *ids) if ids else (0, "", "")
+    code, _, err = call("scancel", *ids) if ids else (0, "", "")
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
     if code != 0 and refusals:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
@@ -115,18 +116,18 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 def final_state(job_id: str) -> str | None:
     """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
-    code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
+    code, out, _ = call("scontrol", "-o", "show", "job", job_id)
     if code == 0:
         facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
         if state := facts.get("JobState"):
             return state
-    code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
+    code, out, _ = call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     return out.split()[0] if code == 0 and out.split() else None
 
 
 def node_address(host: str) -> str | None:
     """Address of a node as Slurm knows it, for names that do not resolve."""
-    code, out, _ = _call("scontrol", "-o", "show", "node", host)
+    code, out, _ = call("scontrol", "-o", "show", "node", host)
     if code != 0:
         return None
     facts = dict(part.split("=", 1) for part in out.split() if "=" in part)

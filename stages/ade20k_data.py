@@ -1,5 +1,6 @@
 """ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -26,11 +27,27 @@ class Ade20kDataConfig(StageConfig):
     threads: int = Runtime(8, ge=1)
 
 
+def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Number of images; nothing is written. Raises SourceError as `run` would."""
+    if cfg.data_dir == BUILTIN_SCENES or cfg.data_dir is None:
+        return "scenes of the digits that come with scikit-learn", 0.0
+    check(Path(cfg.data_dir).expanduser().absolute(), cfg, lambda done: None)
+    return f"{cfg.num_train_images:,} train images, {cfg.num_val_images:,} val images", 0.0
+
+
+def check(root: Path, cfg: Ade20kDataConfig, report: Callable[[int], None]) -> None:
+    """Read all scenes. Raises SourceError naming what is wrong."""
+    from mugs.transfer.segmentation.scenes import check_scenes
+
+    counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    classes, zero = cfg.num_classes, cfg.reduce_zero
+    check_scenes(root, counts, num_classes=classes, reduce_zero=zero, threads=cfg.threads, report=report)
+
+
 def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
     from mugs.engine.progress import Progress
     from mugs.transfer.digit_scenes import materialize_scenes
-    from mugs.transfer.segmentation.scenes import check_scenes
 
     if cfg.data_dir is None:
         raise ValueError("data_dir is not set")
@@ -41,14 +58,7 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
         root = outputs["scenes"] = ctx.run_dir / "scenes"
         materialize_scenes(root, **counts, classes=cfg.num_classes - 1)
     progress = Progress("check", sum(counts.values()), unit="images", path=ctx.run_dir / "progress.json")
-    check_scenes(
-        root,
-        counts,
-        num_classes=cfg.num_classes,
-        reduce_zero=cfg.reduce_zero,
-        threads=cfg.threads,
-        report=progress.update,
-    )
+    check(root, cfg, progress.update)
     progress.close()
     outputs["layout"] = write_root(ctx.run_dir, root)
     info = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}

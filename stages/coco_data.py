@@ -1,10 +1,15 @@
 """COCO where it lies: files, sizes, categories and outlines checked, before GPUs are spent on it."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    from mugs.transfer.detection.layout import CocoLayout
 
 BUILTIN_DIGITS = "builtin:digit_scenes"
 
@@ -24,15 +29,32 @@ class CocoDataConfig(StageConfig):
     threads: int = Runtime(8, ge=1)
 
 
+def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Number of images; nothing is written. Raises SourceError as `run` would."""
+    from mugs.transfer.detection.layout import check_coco
+
+    if cfg.data_dir == BUILTIN_DIGITS or cfg.data_dir is None:
+        return "scenes of the digits that come with scikit-learn", 0.0
+    splits = check_coco(Path(cfg.data_dir).expanduser().absolute(), expected(cfg), threads=cfg.threads)
+    return ", ".join(f"{len(split):,} {name} images" for name, split in splits.items()), 0.0
+
+
+def expected(cfg: CocoDataConfig) -> "CocoLayout":
+    """What the data set is said to hold, or known to."""
+    from mugs.transfer.detection.layout import CocoLayout
+
+    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    return CocoLayout(cfg.num_classes, images).or_known(cfg.dataset)
+
+
 def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
     import json
-    from pathlib import Path
 
     from mugs.atomic import write_text_atomic
     from mugs.engine.progress import Progress
     from mugs.transfer.detection.digits import materialize_coco
-    from mugs.transfer.detection.layout import CocoLayout, check_coco
+    from mugs.transfer.detection.layout import check_coco
 
     if cfg.data_dir is None:
         raise ValueError("data_dir is not set")
@@ -47,9 +69,7 @@ def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
         progress.total = total
         progress.update(done)
 
-    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    expected = CocoLayout(cfg.num_classes, images).or_known(cfg.dataset)
-    splits = check_coco(root, expected, threads=cfg.threads, report=report)
+    splits = check_coco(root, expected(cfg), threads=cfg.threads, report=report)
     progress.close()
     facts: dict[str, Any] = {name: {"images": len(split)} for name, split in splits.items()}
     write_text_atomic(outputs["layout"], json.dumps({"root": str(root), **facts}, indent=1))
