@@ -325,6 +325,69 @@ def cancel(
     typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
 
 
+@app.command(name="import")
+def import_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .pth or .safetensors; download, for one of timm's.")],
+    arch: Annotated[str, typer.Option(help="vit_s16, vit_b16, vit_l16; with --source timm what timm calls it.")],
+    out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],
+    source: Annotated[Literal["mugs", "timm", "ours"], typer.Option(help="Whose layout the file has.")] = "mugs",
+    network: Annotated[Literal["teacher", "student"], typer.Option(help="Of a full Mugs checkpoint.")] = "teacher",
+    sha256: Annotated[str | None, typer.Option(help="What the file must have.")] = None,
+) -> None:
+    """Weights from elsewhere into a file of ours.
+
+    A released Mugs checkpoint, full or backbone only, or a plain ViT of timm. Stops with the keys that are missing or
+    not expected, and writes nothing then. To evaluate weights, see the reproduction evaluate_released.
+    """
+    from stages.weight_files import import_file, import_settings
+
+    _show(import_file(import_settings(file, arch, source=source, network=network, sha256=sha256), out))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder, id or name of a finished run, or a file of ours.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[Literal["timm", "safetensors"], typer.Option(help="timm: a .pth state dict.")] = "timm",
+    weights: Annotated[str, typer.Option(help="teacher, or student or initial of a pretraining.")] = "teacher",
+    cluster: Cluster = None,
+    run_root: Root = None,
+) -> None:
+    """Our backbone into a plain file for timm.
+
+    `timm.create_model(...).load_state_dict(...)` takes it; the whole call is printed. Before it is written timm has to
+    give an image the same class token as our own network does.
+    """
+    from slurm import place
+    from stages.weight_files import export as write
+
+    _show(write(run, out, place.run_root(run_root, cluster), weights=weights, format=format))
+
+
+@app.command()
+def clean(
+    reproduction: Name,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="REPRODUCTION", help="Another one whose runs stay. Repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is shown.")] = False,
+    overrides: Set = None,
+    cluster: Cluster = None,
+    run_root: Root = None,
+) -> None:
+    """What the run root holds that nothing needs any more, with sizes.
+
+    Folders of unfinished runs that neither this reproduction asks for, nor those of --also, nor the bundled ones;
+    leftovers of interrupted writes; checkpoints of finished runs but the last. Removes nothing without --yes, and never
+    what is queued or running, changed within the last hour, or is an output of a finished run.
+    """
+    from slurm.busy import busy
+    from stages import cleaning
+
+    root = _chosen(None, None, None, cluster, run_root)[1]
+    _show(cleaning.clean(root, cleaning.planned(reproduction, overrides, also or ()), busy, yes=yes))
+
+
 def _chosen(
     reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
 ) -> tuple[list[StageRun], Path]:

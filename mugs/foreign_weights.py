@@ -58,19 +58,24 @@ def import_ours(arch: str, file: str, *, network: str = "teacher", sha256: str |
     if network != "teacher":
         raise WeightsError(f"network {network}: a file of ours holds one network; expected teacher")
     digest = checked_sha256(Path(file), sha256)
-    state, meta = load_backbone(Path(file))
-    try:
-        vit = build_vit(ViTConfig(**meta["arch"]))
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{file}: does not say of what shape it is") from error
+    vit = read_ours(Path(file))
     if (known := ARCHITECTURES.get(arch)) is not None and replace(vit.config, image_size=known.image_size) != known:
         raise WeightsError(f"{file}: holds {vit.config}, {arch} is {known}")
+    return Imported(vit, digest, ())
+
+
+def read_ours(path: Path) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
+    state, meta = load_backbone(path)
     try:
+        vit = build_vit(ViTConfig(**meta["arch"]))
         key_report(vit.state_dict(), state).check()
         vit.load_state_dict(state)
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: does not say of what shape it is") from error
     except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{file}: {error}") from error
-    return Imported(vit, digest, ())
+        raise WeightsError(f"{path}: {error}") from error
+    return vit
 
 
 def import_timm(arch: str, file: str, *, network: str = "teacher", sha256: str | None = None) -> Imported:

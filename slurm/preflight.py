@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.findings import Finding, ok, skipped, wrong
@@ -23,36 +23,33 @@ def preflight(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding
     if missing:
         where = "put Slurm's commands on PATH, or do this on a login node"
         return [wrong("slurm", f"not found: {', '.join(missing)}", where)]
-    code, out, error = queue.call("scontrol", "-o", "show", "partition")
-    if code != 0:
-        return [wrong("slurm", (error or out).strip(), "ask the cluster's administrators why it does not answer")]
-    found = [ok("slurm", "its commands are here and it answers"), *_partition(profile, out), *_account(profile)]
+    try:
+        partitions = queue.partitions()
+    except queue.SlurmError as error:
+        return [wrong("slurm", error, "ask the cluster's administrators why it does not answer")]
+    found = [ok("slurm", "its commands are here and it answers"), _partition(profile, partitions), _account(profile)]
     return found if any(f.state == "wrong" for f in found) else [*found, *_jobs(profile, runs)]
 
 
-def _partition(profile: ClusterProfile, shown: str) -> list[Finding]:
-    facts = [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in shown.splitlines()]
-    states = {fact["PartitionName"]: fact.get("State", "?") for fact in facts if "PartitionName" in fact}
+def _partition(profile: ClusterProfile, states: Mapping[str, str]) -> Finding:
     if profile.partition is None:
-        return [ok("partition", "the cluster's default")]
-    bad = [name for name in profile.partition.split(",") if name not in states]
-    if bad:
-        return [wrong("partition", f"there is no {', '.join(bad)}", f"partition: one of {', '.join(sorted(states))}")]
-    return [ok("partition", ", ".join(f"{name} is {states[name]}" for name in profile.partition.split(",")))]
+        return ok("partition", "the cluster's default")
+    names = profile.partition.split(",")
+    if bad := [name for name in names if name not in states]:
+        return wrong("partition", f"there is no {', '.join(bad)}", f"partition: one of {', '.join(sorted(states))}")
+    return ok("partition", ", ".join(f"{name} is {states[name]}" for name in names))
 
 
-def _account(profile: ClusterProfile) -> list[Finding]:
+def _account(profile: ClusterProfile) -> Finding:
     user = getpass.getuser()
-    code, out, _ = queue.call("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
-    known = sorted(set(out.split()))
-    if code != 0 or not known:
-        return [skipped("account", f"the cluster tells of no accounts of {user}")]
+    known = queue.accounts(user)
+    if not known:
+        return skipped("account", f"the cluster tells of no accounts of {user}")
     if profile.account is None:
-        return [ok("account", f"the default one of {', '.join(known)}")]
+        return ok("account", f"the default one of {', '.join(known)}")
     if profile.account not in known:
-        found = f"{user} has no account {profile.account}"
-        return [wrong("account", found, f"account: one of {', '.join(known)}")]
-    return [ok("account", profile.account)]
+        return wrong("account", f"{user} has no account {profile.account}", f"account: one of {', '.join(known)}")
+    return ok("account", profile.account)
 
 
 def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
@@ -68,17 +65,14 @@ def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
         except ConfigError as error:
             findings.append(wrong(f"jobs {names}", error, "change resources, or gpus_per_node of the profile"))
             continue
-        code, words = _dry_run(profile, alike[0])
+        fits, words = _dry_run(profile, alike[0])
         remedy = "change the run's resources, or the profile"
-        findings.append(ok(f"jobs {names}", words) if code == 0 else wrong(f"jobs {names}", words, remedy))
+        findings.append(ok(f"jobs {names}", words) if fits else wrong(f"jobs {names}", words, remedy))
     return findings
 
 
-def _dry_run(profile: ClusterProfile, run: StageRun) -> tuple[int, str]:
-    """Exit code and what `sbatch --test-only` says about the run's job."""
+def _dry_run(profile: ClusterProfile, run: StageRun) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder, clean_environment():
         script = Path(folder) / queue.SCRIPT
         script.write_text(sbatch_text(run, profile, [], profile.run_root / "code"), encoding="utf-8")
-        code, out, error = queue.call("sbatch", "--test-only", str(script))
-    said = (error or out).strip().splitlines()
-    return code, said[-1].removeprefix("sbatch: ").removeprefix("error: ") if said else f"exit code {code}"
+        return queue.dry_run(script)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,7 @@ def available() -> bool:
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
-def call(*command: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command; 127 where there is none, 124 where it does not answer."""
+def _call(*command: str) -> tuple[int, str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError:
@@ -73,21 +72,34 @@ def queued(runs: Iterable[StageRun], run_root: Path, *, required: bool = False) 
     by_name = {job_name(run.run_id): run for run in runs}
     if not by_name or (not available() and not required):
         return {}
-    code, out, err = call("squeue", "-h", f"--name={','.join(by_name)}", "-o", "%i|%j|%T|%r|%E|%o")
+    jobs: dict[str, list[QueuedJob]] = {}
+    for job in _ask(by_name, required=required):
+        run = by_name[job.name]
+        if job.of(run.run_dir(run_root)):
+            jobs.setdefault(run.run_id, []).append(job)
+    return jobs
+
+
+def named(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """Jobs in the queue of runs of these ids, in whatever run root. Raises SlurmError when it cannot be asked."""
+    by_name = {job_name(run_id): run_id for run_id in run_ids}
+    return {by_name[job.name]: job for job in _ask(by_name, required=True)} if by_name else {}
+
+
+def _ask(names: Collection[str], *, required: bool) -> list[QueuedJob]:
+    """Jobs of these names."""
+    code, out, err = _call("squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o")
     if code != 0:
         if required:
             last = (err or out).strip().splitlines()[-1:]
             raise SlurmError(f"cannot ask the queue: {' '.join(last) or f'squeue exit {code}'}")
-        return {}
-    jobs: dict[str, list[QueuedJob]] = {}
+        return []
+    jobs = []
     for line in out.splitlines():
         parts = line.strip().split("|", 5)
-        if len(parts) == 6 and parts[1] in by_name:
-            run = by_name[parts[1]]
+        if len(parts) == 6 and parts[1] in names:
             job_id, name, state, reason, dependency, script = parts
-            job = QueuedJob(job_id, name, state, reason, _parents(dependency), script)
-            if job.of(run.run_dir(run_root)):
-                jobs.setdefault(run.run_id, []).append(job)
+            jobs.append(QueuedJob(job_id, name, state, reason, _parents(dependency), script))
     return jobs
 
 
@@ -99,7 +111,7 @@ def _parents(dependency: str) -> tuple[str, ...]:
 
 def sbatch(script: Path) -> str:
     """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
-    code, out, err = call("sbatch", "--parsable", str(script))
+    code, out, err = _call("sbatch", "--parsable", str(script))
     if code != 0 or not out.strip():
         raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
     return out.strip().splitlines()[-1].split(";")[0]
@@ -108,7 +120,7 @@ def sbatch(script: Path) -> str:
 def cancel(job_ids: Iterable[str]) -> None:
     """Cancel jobs; ones that are gone already are fine. SlurmError when Slurm refuses."""
     ids = list(job_ids)
-    code, _, err = call("scancel", *ids) if ids else (0, "", "")
+    code, _, err = _call("scancel", *ids) if ids else (0, "", "")
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
     if code != 0 and refusals:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
@@ -116,19 +128,41 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 def final_state(job_id: str) -> str | None:
     """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
-    code, out, _ = call("scontrol", "-o", "show", "job", job_id)
+    code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
     if code == 0:
         facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
         if state := facts.get("JobState"):
             return state
-    code, out, _ = call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
+    code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     return out.split()[0] if code == 0 and out.split() else None
 
 
 def node_address(host: str) -> str | None:
     """Address of a node as Slurm knows it, for names that do not resolve."""
-    code, out, _ = call("scontrol", "-o", "show", "node", host)
+    code, out, _ = _call("scontrol", "-o", "show", "node", host)
     if code != 0:
         return None
     facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
     return facts.get("NodeAddr")
+
+
+def partitions() -> dict[str, str]:
+    """Names of the partitions with their states. SlurmError when the cluster does not answer."""
+    code, out, err = _call("scontrol", "-o", "show", "partition")
+    if code != 0:
+        raise SlurmError((err or out).strip() or f"scontrol exit {code}")
+    facts = [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in out.splitlines()]
+    return {fact["PartitionName"]: fact.get("State", "?") for fact in facts if "PartitionName" in fact}
+
+
+def accounts(user: str) -> list[str]:
+    """Accounts of a user; none where the cluster keeps none or does not tell."""
+    code, out, _ = _call("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
+    return sorted(set(out.split())) if code == 0 else []
+
+
+def dry_run(script: Path) -> tuple[bool, str]:
+    """Whether Slurm would take a batch script, and what it says; nothing is queued."""
+    code, out, err = _call("sbatch", "--test-only", str(script))
+    said = (err or out).strip().splitlines()
+    return code == 0, said[-1].removeprefix("sbatch: ").removeprefix("error: ") if said else f"exit code {code}"

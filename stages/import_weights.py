@@ -1,6 +1,7 @@
 """Weights that were trained elsewhere, in place of a pretraining: a released Mugs checkpoint, or a ViT of timm."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -50,19 +51,25 @@ def load(cfg: ImportConfig) -> "Imported":
     return sources[cfg.source](cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
 
 
-def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
-    """Output `teacher`: the backbone in our format, whose tensors timm loads as they are."""
+def save(found: "Imported", path: Path) -> None:
+    """Write the backbone in our format."""
     from dataclasses import asdict
 
     from mugs.weights import save_backbone
 
-    found = load(cfg)
-    shape, target = asdict(found.vit.config), ctx.run_dir / "weights" / "teacher.safetensors"
-    save_backbone(target, dict(found.vit.state_dict()), {"arch": shape, "weights": "teacher"})
+    save_backbone(path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"})
+
+
+def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
+    """Output `teacher`: the backbone in our format, whose tensors timm loads as they are."""
+    from dataclasses import asdict
+
+    found, target = load(cfg), ctx.run_dir / "weights" / "teacher.safetensors"
+    save(found, target)
     info = {
         "method": cfg.method,
         "arch": cfg.arch,
-        "shape": shape,
+        "shape": asdict(found.vit.config),
         "epochs": cfg.epochs,
         "seed": cfg.seed,
         "sha256": found.sha256,
