@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,17 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from mugs.backbones.vit import ViT, ViTConfig, build_vit
+from mugs.backbones.vit import ARCHITECTURES, ViT, ViTConfig, build_vit
 from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.weights import KeyReport, State, WeightsError, backbone_state, load_released_backbone, read_checkpoint
+from mugs.weights import (
+    KeyReport,
+    State,
+    WeightsError,
+    backbone_state,
+    load_backbone,
+    load_released_backbone,
+    read_checkpoint,
+)
 
 HEAD = ("head.", "head_dist.", "fc.", "mask_token")  # of classifiers and reconstruction, which features do not need
 SAME = 1e-4
@@ -29,6 +37,11 @@ class Imported:
     sha256: str
     discarded: tuple[str, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the backbone's tensors."""
+        return sum(tensor.nbytes for tensor in self.vit.state_dict().values())
+
 
 def import_released(
     arch: str, file: str, *, network: Literal["teacher", "student"] = "teacher", sha256: str | None = None
@@ -38,6 +51,31 @@ def import_released(
     vit = build_vit(arch)
     report = load_released_backbone(vit, Path(file), network)
     return Imported(vit, digest, report.discarded)
+
+
+def import_ours(arch: str, file: str, *, network: str = "teacher", sha256: str | None = None) -> Imported:
+    """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
+    if network != "teacher":
+        raise WeightsError(f"network {network}: a file of ours holds one network; expected teacher")
+    digest = checked_sha256(Path(file), sha256)
+    vit = read_ours(Path(file))
+    if (known := ARCHITECTURES.get(arch)) is not None and replace(vit.config, image_size=known.image_size) != known:
+        raise WeightsError(f"{file}: holds {vit.config}, {arch} is {known}")
+    return Imported(vit, digest, ())
+
+
+def read_ours(path: Path) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
+    state, meta = load_backbone(path)
+    try:
+        vit = build_vit(ViTConfig(**meta["arch"]))
+        key_report(vit.state_dict(), state).check()
+        vit.load_state_dict(state)
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: does not say of what shape it is") from error
+    except (WeightsError, RuntimeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return vit
 
 
 def import_timm(arch: str, file: str, *, network: str = "teacher", sha256: str | None = None) -> Imported:

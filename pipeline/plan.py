@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel
 
@@ -112,6 +113,25 @@ def unresolved(runs: Iterable[StageRun]) -> list[str]:
             dotted = f"{run.name}.{key}"
             lines.append(f"{dotted} is not set: --set {dotted}=/path/to/{key.rsplit('.', 1)[-1]}")
     return lines
+
+
+def require_resolved(runs: Iterable[StageRun]) -> None:
+    """Raise ConfigError with all settings that are required and not set."""
+    if lines := unresolved(runs):
+        raise ConfigError("; ".join(lines))
+
+
+def traced(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
+    """The runs, those that train told to trace `steps` steps. Their ids stay: a trace changes no number."""
+    if steps == 0:
+        return runs
+    if not any(hasattr(run.config, "profile_steps") for run in runs):
+        raise ConfigError("--profile: none of the chosen runs can be traced")
+    changed = {"profile_steps": steps}
+    return [
+        replace(run, config=run.config.model_copy(update=changed)) if hasattr(run.config, "profile_steps") else run
+        for run in runs
+    ]
 
 
 def _unset(config: BaseModel) -> Iterator[str]:

@@ -51,6 +51,10 @@ class StageConfig(BaseModel):
         """Size of a checkpoint as far as it can be told before one is written; 0 for what saves little or nothing."""
         return 0.0
 
+    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """What a run will leave in its folder as far as it can be told; `inputs`: configurations by role."""
+        return 3 * self.state_gb()
+
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Why these inputs, configurations by role, do not go together or with this one, or None; asked likewise."""
         return None
@@ -96,7 +100,9 @@ class StageSpec:
 
     `needs` maps a role to the stage that may fill it; alternatives are written `"pretrain|import"` and a
     trailing `?` (`"pretrain?"`) makes the role optional. `entrypoint` is text ("stages.knn:run"), imported
-    where it runs; so is `check`, `(entry, every) -> problems`, which looks inside the outputs of a finished run.
+    where it runs; so is `check`, `(entry, every) -> problems`, which looks inside the outputs of a finished run, and
+    `preflight`, `(config, inputs) -> (what was found, bytes the run will write)`, which looks at the files that a run
+    will read and raises ValueError or OSError saying what is wrong; inputs are configurations by role, also indirect.
     """
 
     name: str
@@ -106,6 +112,7 @@ class StageSpec:
     resources: Resources = field(default_factory=Resources)
     rows_writer: str = ROWS_WRITER
     check: str | None = None
+    preflight: str | None = None
 
     def fillers(self, role: str) -> tuple[str, ...]:
         """Names of the stages that may fill a role."""

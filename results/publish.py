@@ -21,9 +21,9 @@ LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256")
 
 
 def publish(collection: Collection, folder: Path) -> list[Path]:
-    """Write the folder; returns its files. Raises RowsError when anything was refused, ValueError without results."""
+    """Write the folder; returns its files. Raises RowsError when anything was refused, or without results."""
     if not collection.checked().results:
-        raise ValueError(f"{folder}: there are no results to publish")
+        raise RowsError(f"{folder}: there are no results to publish")
     folder.mkdir(parents=True, exist_ok=True)
     rows = sorted((r.row for r in collection.results), key=lambda row: (row.stage, row.run_id, row.metric, row.setting))
     write_rows(folder / "rows.csv", rows)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from slurm.status import duration
 
 if TYPE_CHECKING:
+    from pipeline.findings import Finding
     from pipeline.manifest import Split
     from pipeline.spec import StageRun
     from slurm.local import Outcome
@@ -83,13 +84,29 @@ def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
             say(f"{run.name} log: {log}")
 
 
+def show_findings(findings: Sequence[Finding]) -> int:
+    """A line per finding, and below what is wrong what to do; the exit code: 1 when something is."""
+    for finding in findings:
+        say(f"{finding.state:<8}{finding.subject}: {finding.detail}")
+        if finding.state == "wrong":
+            say(f"        to do: {finding.remedy}")
+    count = sum(finding.state == "wrong" for finding in findings)
+    say(f"{len(findings)} looked at, {count} to put right" if count else f"{len(findings)} looked at, all is well")
+    return 1 if count else 0
+
+
 def announce(run: StageRun, ranks: int) -> None:
     """A line before a run starts here."""
     say(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}")
 
 
-def show_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """What became of every run of a local execution."""
+def show_outcomes(outcomes: Sequence[Outcome]) -> int:
+    """What became of every run of a local execution; the exit code that tells it: 0, 1 failed, 75 interrupted."""
     rows = [(o.run.name, o.run.stage, o.state, duration(o.seconds), o.detail) for o in outcomes]
     show_table(("run", "stage", "outcome", "time", "detail"), rows)
     _show_logs((o.run, o.log) for o in outcomes)
+    states = {outcome.state for outcome in outcomes}
+    if "interrupted" in states:
+        sys.stderr.write("interrupted, run again to resume\n")
+        return 75
+    return 1 if states & {"failed", "not run"} else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,21 +72,34 @@ def queued(runs: Iterable[StageRun], run_root: Path, *, required: bool = False) 
     by_name = {job_name(run.run_id): run for run in runs}
     if not by_name or (not available() and not required):
         return {}
-    code, out, err = _call("squeue", "-h", f"--name={','.join(by_name)}", "-o", "%i|%j|%T|%r|%E|%o")
+    jobs: dict[str, list[QueuedJob]] = {}
+    for job in _ask(by_name, required=required):
+        run = by_name[job.name]
+        if job.of(run.run_dir(run_root)):
+            jobs.setdefault(run.run_id, []).append(job)
+    return jobs
+
+
+def named(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
+    """Jobs in the queue of runs of these ids, in whatever run root. Raises SlurmError when it cannot be asked."""
+    by_name = {job_name(run_id): run_id for run_id in run_ids}
+    return {by_name[job.name]: job for job in _ask(by_name, required=True)} if by_name else {}
+
+
+def _ask(names: Collection[str], *, required: bool) -> list[QueuedJob]:
+    """Jobs of these names."""
+    code, out, err = _call("squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o")
     if code != 0:
         if required:
             last = (err or out).strip().splitlines()[-1:]
             raise SlurmError(f"cannot ask the queue: {' '.join(last) or f'squeue exit {code}'}")
-        return {}
-    jobs: dict[str, list[QueuedJob]] = {}
+        return []
+    jobs = []
     for line in out.splitlines():
         parts = line.strip().split("|", 5)
-        if len(parts) == 6 and parts[1] in by_name:
-            run = by_name[parts[1]]
+        if len(parts) == 6 and parts[1] in names:
             job_id, name, state, reason, dependency, script = parts
-            job = QueuedJob(job_id, name, state, reason, _parents(dependency), script)
-            if job.of(run.run_dir(run_root)):
-                jobs.setdefault(run.run_id, []).append(job)
+            jobs.append(QueuedJob(job_id, name, state, reason, _parents(dependency), script))
     return jobs
 
 
@@ -131,3 +144,25 @@ def node_address(host: str) -> str | None:
         return None
     facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
     return facts.get("NodeAddr")
+
+
+def partitions() -> dict[str, str]:
+    """Names of the partitions with their states. SlurmError when the cluster does not answer."""
+    code, out, err = _call("scontrol", "-o", "show", "partition")
+    if code != 0:
+        raise SlurmError((err or out).strip() or f"scontrol exit {code}")
+    facts = [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in out.splitlines()]
+    return {fact["PartitionName"]: fact.get("State", "?") for fact in facts if "PartitionName" in fact}
+
+
+def accounts(user: str) -> list[str]:
+    """Accounts of a user; none where the cluster keeps none or does not tell."""
+    code, out, _ = _call("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
+    return sorted(set(out.split())) if code == 0 else []
+
+
+def dry_run(script: Path) -> tuple[bool, str]:
+    """Whether Slurm would take a batch script, and what it says; nothing is queued."""
+    code, out, err = _call("sbatch", "--test-only", str(script))
+    said = (err or out).strip().splitlines()
+    return code == 0, said[-1].removeprefix("sbatch: ").removeprefix("error: ") if said else f"exit code {code}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
         else:
             found.append(_unqueued(run, run.run_dir(run_root), missing))
     return found
+
+
+def watch(runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0) -> Iterator[list[RunStatus]]:
+    """The status again and again, as long as a run is running or queued."""
+    while True:
+        found = status(runs, run_root)
+        yield found
+        if not any(s.state in ("running", "queued") for s in found):
+            return
+        time.sleep(pause_s)
 
 
 def _cost(entry: manifest.ManifestEntry) -> str:

@@ -26,6 +26,7 @@ STAGES: dict[str, StageSpec] = {
         name="convert",
         config=ConvertConfig,
         entrypoint="stages.convert:run",
+        preflight="stages.convert:preflight",
         check="stages.convert:check",
         resources=Resources(gpu=False, cpus_per_rank=16, hours=4.0),
     ),
@@ -40,6 +41,7 @@ STAGES: dict[str, StageSpec] = {
         name="import",
         config=ImportConfig,
         entrypoint="stages.import_weights:run",
+        preflight="stages.import_weights:preflight",
         resources=Resources(gpu=False, cpus_per_rank=4, hours=0.5),
     ),
     "features": StageSpec(
@@ -67,6 +69,7 @@ STAGES: dict[str, StageSpec] = {
         name="logistic",
         config=LogisticConfig,
         entrypoint="stages.logistic:run",
+        preflight="stages.logistic:preflight",
         needs={"features": "features"},
         resources=Resources(ranks_per_node=1, hours=4.0),
     ),
@@ -74,6 +77,7 @@ STAGES: dict[str, StageSpec] = {
         name="finetune",
         config=FinetuneConfig,
         entrypoint="stages.finetune:run",
+        preflight="stages.finetune:preflight",
         needs={"data": "convert", "weights": WEIGHTS},
         resources=Resources(ranks_per_node=4, hours=24.0),
     ),
@@ -81,6 +85,7 @@ STAGES: dict[str, StageSpec] = {
         name="ade20k_data",
         config=Ade20kDataConfig,
         entrypoint="stages.ade20k_data:run",
+        preflight="stages.ade20k_data:preflight",
         resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
     ),
     "ade20k_segmentation": StageSpec(
@@ -94,6 +99,7 @@ STAGES: dict[str, StageSpec] = {
         name="davis_data",
         config=DavisDataConfig,
         entrypoint="stages.davis_data:run",
+        preflight="stages.davis_data:preflight",
         resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
     ),
     "davis_segmentation": StageSpec(
@@ -107,6 +113,7 @@ STAGES: dict[str, StageSpec] = {
         name="coco_data",
         config=CocoDataConfig,
         entrypoint="stages.coco_data:run",
+        preflight="stages.coco_data:preflight",
         resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
     ),
     "coco_detection": StageSpec(

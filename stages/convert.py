@@ -1,5 +1,7 @@
 """Images -> FFCV files (`.beton`) of the train and validation split."""
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +90,40 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
         progress.close()
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)})
+
+
+def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Numbers of images and classes, and the bytes of the images. Raises SourceError, ValueError as `run` would."""
+    if BUILTIN_DIGITS in (cfg.train_dir or ""):
+        return "the digits that come with scikit-learn", 0.0
+    sources = opened(cfg)
+    counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
+    size = sum(sampled_bytes(source) for source in sources.values())
+    words = f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
+    return words, size
+
+
+@cache
+def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
+    """The splits of a data set that is not built in, looked through once."""
+    return open_splits(Path(), cfg)
+
+
+def sampled_bytes(source: "FolderSource", samples: int = 1000) -> float:
+    """Bytes of all images, by the mean of some."""
+    every = max(1, len(source) // samples)
+    files = [source.root / path for path in source.paths[::every]]
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    return len(source) * sum(sizes) / max(1, len(sizes))
+
+
+def num_images(cfg: ConvertConfig) -> int:
+    """Images of all splits as declared or known; 0 for what is neither."""
+    from mugs.data.layout import Layout
+
+    declared = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    known = Layout(None, declared).or_known(cfg.dataset).images or {}
+    return sum(known.get(split) or 0 for split in cfg.splits)
 
 
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":

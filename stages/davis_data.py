@@ -1,11 +1,12 @@
 """DAVIS-2017 where it lies: videos, frames and masks checked, before GPUs are spent on it."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import locate, write_root
+from stages.located import folder, locate, write_root
 
 
 class DavisDataConfig(StageConfig):
@@ -19,6 +20,17 @@ class DavisDataConfig(StageConfig):
     num_frames: int = Field(1999, ge=3)
     data_dir: str | None = Runtime(None, required_at_run=True)
     threads: int = Runtime(8, ge=1)
+
+
+def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Number of videos; nothing is written. Raises SourceError as `run` would."""
+    from mugs.transfer.davis import VideoFolder, check_videos
+
+    root = folder(cfg.data_dir, "videos")
+    if root is None:
+        return "videos of the digits that come with scikit-learn", 0.0
+    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=lambda done: None)
+    return f"{cfg.num_videos} videos, {cfg.num_frames:,} frames", 0.0
 
 
 def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:

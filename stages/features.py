@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from stages.convert import ConvertConfig, num_images
 from stages.evaluate import Backbone, backbone_info, load_vit, num_classes, only_teacher
+from stages.pretrain import OTHER, SHAPES
 
 
 class FeaturesConfig(Backbone):
@@ -24,6 +26,13 @@ class FeaturesConfig(Backbone):
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Weights that were imported have no student and no start."""
         return only_teacher(self.weights, inputs)
+
+    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """Class tokens and the patch mean of all images, where their number is known."""
+        data, arch = inputs["data"], getattr(inputs["weights"], "arch", "")
+        images = num_images(data) if isinstance(data, ConvertConfig) else 0
+        width = SHAPES.get(arch, OTHER)[0]
+        return images * (self.blocks + 1) * width * (4 if self.dtype == "fp32" else 2) / 1e9
 
 
 def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: on all labels, on a part of them, on other data sets (best and last epoch are recorded)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.manifest import require_intact
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from results.schema import ResultRow
+from stages.convert import ConvertConfig
 from stages.evaluate import num_classes, result_row
 from stages.finetune_presets import PRESETS, Preset
 from stages.global_batch import uneven, uneven_pairs, uneven_passes
@@ -129,6 +131,13 @@ class FinetuneConfig(StageConfig):
         pairs = uneven_pairs(self.batch_size, resources, self.mix.group) if self.mix.on else None
         passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=False)
         return uneven(self.batch_size, resources) or pairs or passes
+
+
+def preflight(cfg: FinetuneConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """What the list of labelled images names, if there is one. Raises SourceError."""
+    data = inputs["data"]
+    assert isinstance(data, ConvertConfig)
+    return cfg.labelled.look(data) if cfg.labelled else "all labels", 0.0
 
 
 def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:

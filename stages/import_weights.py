@@ -1,10 +1,15 @@
 """Weights that were trained elsewhere, in place of a pretraining: a released Mugs checkpoint, or a ViT of timm."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    from mugs.foreign_weights import Imported
 
 
 class ImportConfig(StageConfig):
@@ -12,10 +17,11 @@ class ImportConfig(StageConfig):
 
     `source: mugs` reads a released `.pth`, full or backbone only, of an `arch` of ours (vit_s16, vit_b16, vit_l16).
     `source: timm` reads a `.pth` or `.safetensors` of the plain ViT that timm calls `arch`; `file: download` lets timm
-    fetch its own. `method`, `epochs` and `seed` go into result rows; tables find their row by them.
+    fetch its own. `source: ours` reads a `.safetensors` that a pretraining or the command `import` wrote. `method`,
+    `epochs` and `seed` go into result rows; tables find their row by them.
     """
 
-    source: Literal["mugs", "timm"] = "mugs"
+    source: Literal["mugs", "timm", "ours"] = "mugs"
     arch: str = Field(min_length=1)
     method: str = Field("mugs", min_length=1)
     epochs: int = Field(ge=0)
@@ -29,21 +35,41 @@ class ImportConfig(StageConfig):
         return f"weights are imported by one rank, not {resources.ranks}" if resources.ranks > 1 else None
 
 
+def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """What the weights are. Raises WeightsError as `run` would, with the keys that do not fit."""
+    if cfg.file == "download":
+        return f"timm fetches {cfg.arch} when the run starts", 0.0
+    found = load(cfg)
+    return f"{cfg.arch} of {cfg.file}, all keys fit ({len(found.discarded)} left out)", float(found.nbytes)
+
+
+def load(cfg: ImportConfig) -> "Imported":
+    """The backbone. Raises WeightsError naming the file and the keys."""
+    from mugs.foreign_weights import import_ours, import_released, import_timm
+
+    sources: dict[str, Callable[..., Imported]] = {"mugs": import_released, "timm": import_timm, "ours": import_ours}
+    return sources[cfg.source](cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
+
+
+def save(found: "Imported", path: Path) -> None:
+    """Write the backbone in our format."""
+    from dataclasses import asdict
+
+    from mugs.weights import save_backbone
+
+    save_backbone(path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"})
+
+
 def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
     """Output `teacher`: the backbone in our format, whose tensors timm loads as they are."""
     from dataclasses import asdict
 
-    from mugs.foreign_weights import import_released, import_timm
-    from mugs.weights import save_backbone
-
-    load = import_timm if cfg.source == "timm" else import_released
-    found = load(cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
-    shape, target = asdict(found.vit.config), ctx.run_dir / "weights" / "teacher.safetensors"
-    save_backbone(target, dict(found.vit.state_dict()), {"arch": shape, "weights": "teacher"})
+    found, target = load(cfg), ctx.run_dir / "weights" / "teacher.safetensors"
+    save(found, target)
     info = {
         "method": cfg.method,
         "arch": cfg.arch,
-        "shape": shape,
+        "shape": asdict(found.vit.config),
         "epochs": cfg.epochs,
         "seed": cfg.seed,
         "sha256": found.sha256,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Runtime, StageConfig
+from stages.convert import ConvertConfig, opened
 
 if TYPE_CHECKING:
     from mugs.data.source import Source
@@ -49,6 +50,22 @@ class LabelledPart(StageConfig):
         if self.list_sha256 is not None and (found := file_sha256(list_file)) != self.list_sha256:
             raise SourceError(f"{list_file}: SHA-256 {found}, list_sha256 says {self.list_sha256}")
         return Subset(source, indices)
+
+    def look(self, data: ConvertConfig) -> str:
+        """What the list names. Raises SourceError as `choose` would, without the images where they are not there."""
+        from pathlib import Path
+
+        from mugs.data.source import SourceError
+        from mugs.data.subset import read_names
+
+        if self.by == "class_balanced":
+            return self.words()
+        names = read_names(Path(self.list_file or "").expanduser())
+        try:
+            images = opened(data)["train"]
+        except (SourceError, ValueError):
+            return f"{self.list_file} names {len(names):,} images; whether they are there shows with {data.dataset}"
+        return f"{self.list_file} names {len(self.choose(images, data.dataset)):,} images, of all classes"
 
     def words(self) -> str:
         """`1% of labels`, for the setting of a result row."""

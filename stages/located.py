@@ -16,11 +16,18 @@ def locate(
     """
     if data_dir is None:
         raise ValueError("data_dir is not set")
-    if data_dir != f"builtin:digit_{kind}":
-        return Path(data_dir).expanduser().absolute(), {}
+    if own := folder(data_dir, kind):
+        return own, {}
     root = ctx.run_dir / kind
     materialize(root)
     return root, {kind: root}
+
+
+def folder(data_dir: str | None, kind: str) -> Path | None:
+    """The user's folder; None where it is not set, or "builtin:digit_<kind>", which a run writes for itself."""
+    if data_dir is None or data_dir == f"builtin:digit_{kind}":
+        return None
+    return Path(data_dir).expanduser().absolute()
 
 
 def write_root(run_dir: Path, root: Path) -> Path:

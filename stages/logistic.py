@@ -1,11 +1,13 @@
 """Semi-supervised logistic regression: the labelled part's frozen features, and a path of L2 penalties."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from pipeline.manifest import ManifestEntry, find_done
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.convert import ConvertConfig
 from stages.evaluate import result_row
 from stages.labelled import LabelledPart
 
@@ -31,6 +33,13 @@ class LogisticConfig(StageConfig):
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""
         return f"logistic regression runs on one rank, not {resources.ranks}" if resources.ranks > 1 else None
+
+
+def preflight(cfg: LogisticConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """What the list of labelled images names. Raises SourceError."""
+    data = inputs["data"]
+    assert isinstance(data, ConvertConfig)
+    return cfg.labelled.look(data), 0.0
 
 
 def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:

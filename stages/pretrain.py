@@ -1,5 +1,6 @@
 """Pretraining: converted images -> teacher weights."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from mugs.engine.train_config import TrainConfig
 
 
-_SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
+SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
+OTHER = (192, 12)
 
 
 class MugsOptions(StageConfig):
@@ -119,12 +121,17 @@ class PretrainConfig(StageConfig):
 
     def state_gb(self) -> float:
         """Student, teacher and two moments in 32 bits: backbone of the usual shapes, heads and prototypes; queues."""
-        width, depth = _SHAPES.get(self.arch, (192, 12))
+        width, depth = SHAPES.get(self.arch, OTHER)
         options = self.mugs
         heads = 3 * (width * options.head_hidden + options.head_hidden * (options.head_hidden + options.head_out))
         parameters = 12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
         queues = 2 * (options.queue_size + 2 * options.memory_size) * options.head_out
         return 4 * (4 * parameters + queues) / 1e9
+
+    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """The checkpoints that are kept, and one in the making."""
+        milestones = self.epochs // self.keep_every_epochs if self.keep_every_epochs else 0
+        return (self.keep_checkpoints + milestones + 1) * self.state_gb()
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks, or a rank's share over its passes."""

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import run_stage
-from pipeline.spec import StageRun
+from pipeline.spec import ConfigError, StageRun
 
 ROOT = Path(__file__).resolve().parents[2]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -182,4 +182,5 @@ def test_profile_reaches_the_pretraining_and_nothing_else(monkeypatch: pytest.Mo
     assert {name: run.run_id for name, run in seen.items()} == {name: run.run_id for name, run in plain.items()}
     assert seen["knn"] == plain["knn"]
     refused = call(run_stage.app, ["run", "mini", "--only", "digits", "--profile", "3", *root])
-    assert refused.exit_code == 2 and "none of the chosen runs can be traced" in refused.output
+    assert isinstance(refused.exception, ConfigError)
+    assert "none of the chosen runs can be traced" in str(refused.exception)

@@ -1,0 +1,61 @@
+"""Our backbones for timm: the same names and tensors, tried before they are written."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+
+from mugs.atomic import replacing
+from mugs.backbones.vit import ViT, ViTConfig
+from mugs.foreign_weights import SAME, read_ours
+from mugs.storage.tensors import write_tensors
+from mugs.weights import WeightsError
+
+NAMES = {(384, 12): "vit_small_patch16_224", (768, 12): "vit_base_patch16_224", (1024, 24): "vit_large_patch16_224"}
+OTHER = "vit_small_patch16_224"
+
+
+def arguments(shape: ViTConfig) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for a shape."""
+    return {
+        "model_name": NAMES.get((shape.embed_dim, shape.depth), OTHER),
+        "num_classes": 0,
+        "img_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "embed_dim": shape.embed_dim,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+    }
+
+
+def timm_call(shape: ViTConfig) -> str:
+    """The call that makes timm's model, as one writes it."""
+    return f"timm.create_model({', '.join(f'{key}={value!r}' for key, value in arguments(shape).items())})"
+
+
+@torch.no_grad()
+def exported(path: Path) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError unless timm's model gives an image the same class token."""
+    vit = read_ours(path).eval()
+    model = timm.create_model(**arguments(vit.config)).eval()
+    try:
+        model.load_state_dict(vit.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: timm's model does not take it: {error}") from error
+    image = torch.randn(1, 3, vit.config.image_size, vit.config.image_size, generator=torch.Generator().manual_seed(0))
+    theirs = model(image)
+    apart = float((vit.cls_feature(image) - theirs).abs().max() / theirs.abs().max())
+    if not apart < SAME:
+        raise WeightsError(f"{path}: timm's class token differs from ours by {apart:.1e} relatively")
+    return vit
+
+
+def write_plain(path: Path, vit: ViT, format: Literal["timm", "safetensors"]) -> None:
+    """Names and tensors alone: as `torch.load` reads them ("timm"), or as safetensors."""
+    state = {key: value.contiguous() for key, value in vit.state_dict().items()}
+    with replacing(path) as temporary:
+        if format == "timm":
+            torch.save(state, temporary)
+        else:
+            write_tensors(temporary, state, {"format": "pt"})

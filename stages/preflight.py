@@ -1,0 +1,83 @@
+"""What can be known about runs before one is started: settings, inputs, the files they will read, room they take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import manifest
+from pipeline.findings import Finding, ok, wrong
+from pipeline.identity import marked
+from pipeline.plan import unresolved
+from pipeline.runfile import resolve
+from pipeline.spec import StageConfig, StageRun
+from stages import STAGES
+
+
+@dataclass
+class Preflight:
+    """A finding or more for each run, and the bytes that those not done will write, as far as it can be told."""
+
+    findings: list[Finding] = field(default_factory=list)
+    pending: list[StageRun] = field(default_factory=list)
+    bytes: float = 0.0
+
+
+def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> Preflight:
+    """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found."""
+    done = manifest.split(root, every).done
+    by_id, chosen = {run.run_id: run for run in every}, {run.run_id for run in runs}
+    found = Preflight()
+    for run in runs:
+        if run.run_id in done:
+            found.findings.append(ok(run.name, "done"))
+            continue
+        found.pending.append(run)
+        found.findings += [
+            wrong(run.name, f"needs {by_id[need].name}, which is not done", f"--only {by_id[need].name} too")
+            for need in run.needs.values()
+            if need not in done and need not in chosen
+        ]
+        findings, size = _look(run, inputs_of(run, by_id))
+        found.findings += findings
+        found.bytes += max(0.0, size - _there(run.run_dir(root)))
+    return found
+
+
+def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
+    """Configurations by role, those of inputs of inputs too; the nearest of a role counts."""
+    direct = {role: by_id[need] for role, need in run.needs.items()}
+    found: dict[str, StageConfig] = {role: filler.config for role, filler in direct.items()}
+    for filler in direct.values():
+        found = {**inputs_of(filler, by_id), **found}
+    return found
+
+
+def _look(run: StageRun, inputs: Mapping[str, StageConfig]) -> tuple[list[Finding], float]:
+    size = 1e9 * run.config.disk_gb(inputs)
+    if unset := [line.split(": ", 1) for line in unresolved([run])]:
+        return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
+    entry = STAGES[run.stage].preflight
+    if entry is None:
+        return [ok(run.name, "nothing of its own to look at")], size
+    try:
+        words, more = resolve(entry)(run.config, inputs)
+    except (ValueError, OSError, ImportError) as error:
+        places = [f"{run.name}.{name}" for name in paths(run.config)]
+        return [wrong(run.name, error, f"correct the files, or {', '.join(places) or 'the run'}")], size
+    return [ok(run.name, words)], size + more
+
+
+def paths(config: StageConfig) -> list[str]:
+    """Dotted names of the settings that say where the files of a run are, of those that are set."""
+    found = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, StageConfig):
+            found += [f"{name}.{inner}" for inner in paths(value)]
+        elif value and marked(info, "required_at_run"):
+            found.append(name)
+    return found
+
+
+def _there(folder: Path) -> int:
+    return manifest.content_size(folder) if folder.is_dir() else 0

@@ -1,0 +1,38 @@
+"""What the doctor says about a real Slurm, which takes and refuses jobs as it would when they are submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.findings import Finding
+from slurm.cluster import load_profile
+from slurm.preflight import preflight
+from stages.reproduction import chosen
+
+pytestmark = pytest.mark.slurm
+
+
+def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
+    """By subject, about a reproduction of a data set and a pretraining on 8 GPUs."""
+    path, plan = folder / "cluster.yaml", folder / "two.yaml"
+    path.write_text(f"run_root: {folder}/runs\ncpus_per_rank: 1\nmemory_gb: 1\n{profile}\n")
+    plan.write_text(
+        "name: two\nruns:\n  digits: {stage: convert, dataset: d, num_classes: 10}\n"
+        "  train: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, batch_size: 64}\n"
+    )
+    return {found.subject: found for found in preflight(load_profile(str(path)), chosen(str(plan), overrides))}
+
+
+def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
+    found = findings(tmp_path, "partition: low")
+    assert {f.state for f in found.values()} <= {"ok", "skipped"}, found
+    assert found["partition"].detail == "low is UP"
+    assert "to start at" in found["jobs train"].detail
+    assert not slurm_cluster.run("squeue", "-h").stdout.strip()
+    found = findings(tmp_path, "partition: lo")
+    assert found["partition"].remedy == "partition: one of high, low, low_at_once"
+    found = findings(tmp_path, "partition: low\nconstraint: h100", "train.resources.nodes=4")
+    assert found["jobs train"].state == found["jobs digits"].state == "wrong", found

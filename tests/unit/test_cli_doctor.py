@@ -1,0 +1,165 @@
+"""`doctor`: each thing that would stop a run is told with what to do about it, and the exit code is 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+import run_stage
+from mugs.backbones.vit import build_vit
+from pipeline import environment
+
+Doctor = Callable[..., Result]
+YAML = """
+name: small
+runs:
+  photos: {{stage: convert, dataset: photos, num_classes: 2, num_train_images: 4, num_val_images: 4,
+            train_dir: {images}, val_dir: {images}}}
+  weights: {{stage: import, arch: vit_mini, epochs: 1, file: {file}}}
+  features: {{stage: features, needs: {{data: photos, weights: weights}}}}
+  logistic: {{stage: logistic, needs: {{features: features}}, labelled: {{percent: 50, list_file: {list}}}}}
+"""
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    """The command on a reproduction whose files are all there; nothing costly is imported in a process of its own."""
+    monkeypatch.setattr(environment, "_python", lambda code: (0, "imported"))
+    monkeypatch.chdir(tmp_path)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (40, 36)).save(tmp_path / "images" / label / f"{label}{index}.jpg")
+    torch.save({"teacher": build_vit("vit_mini", relation_depth=1).state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "list.txt").write_text("cat0.jpg\ndog1.jpg\n")
+    (tmp_path / "small.yaml").write_text(
+        YAML.format(images=tmp_path / "images", file=tmp_path / "w.pth", list=tmp_path / "list.txt")
+    )
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(
+            run_stage.app, ["doctor", "small.yaml", "--run-root", str(tmp_path / "runs"), *arguments]
+        )
+
+    return call
+
+
+def told(result: Result, line: str, remedy: str) -> None:
+    """A wrong finding with its remedy below, and the exit code."""
+    lines = result.output.splitlines()
+    (index,) = (i for i, text in enumerate(lines) if text.startswith("wrong") and line in text)
+    assert lines[index + 1].startswith("        to do: ") and remedy in lines[index + 1], lines[index + 1]
+    assert result.exit_code == 1 and "to put right" in lines[-1]
+
+
+def test_where_all_is_well(doctor: Doctor, tmp_path: Path) -> None:
+    result = doctor()
+    assert result.exit_code == 0 and "wrong" not in result.output, (result.output, result.exception)
+    for words in (
+        "photos: 4 train images, 4 val images of 2 classes",
+        "all keys fit (",
+        "list.txt names 2 images, of all classes",
+        "slurm: not looked at",
+    ):
+        assert words in result.output, result.output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words", "remedy"),
+    [
+        ("photos.train_dir=null", "photos.train_dir is not set", "--set photos.train_dir="),
+        ("photos.train_dir=/nowhere", "train_dir: /nowhere is not a folder", "photos.train_dir"),
+        ("photos.num_train_images=5", "4 images found, 5 expected", "photos.train_dir"),
+        ("photos.num_classes=3", "2 classes found, 3 expected", "photos.train_dir"),
+        ("weights.file=/nowhere.pth", "/nowhere.pth: No such file", "weights.file"),
+        ("weights.arch=vit_s16", "missing ['blocks.10", "weights.file"),
+        ("logistic.labelled.list_file=/nowhere", "/nowhere: cannot be read", "logistic.labelled.list_file"),
+        (f"logistic.labelled.list_sha256={'a' * 64}", "list_sha256 says aa", "logistic.labelled.list_file"),
+    ],
+)
+def test_what_a_setting_breaks(doctor: Doctor, override: str, words: str, remedy: str) -> None:
+    told(doctor("--set", override), words, remedy)
+
+
+def test_damaged_files(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:5000])
+    (tmp_path / "images/cat/cat0.jpg").unlink()
+    (tmp_path / "images/emu").mkdir()
+    (tmp_path / "list.txt").write_text("cat1.jpg\n")
+    result = doctor()
+    told(result, "w.pth: damaged", "weights.file")
+    told(result, "class folders without images: emu", "photos.train_dir")
+    assert "ok      logistic" in result.output  # its images show with the data set's own finding
+
+
+def test_a_list_that_names_what_is_not_there(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("cat1.jpg\nowl.jpg\ndog0.jpg\n")
+    told(doctor(), "name no image of the data set: owl.jpg", "logistic.labelled.list_file")
+    (tmp_path / "list.txt").write_text("cat1.jpg\ncat0.jpg\n")
+    told(doctor(), "1 of 2 classes have no image in it: dog", "logistic.labelled.list_file")
+
+
+def test_inputs_outside_the_chosen_runs(doctor: Doctor) -> None:
+    told(doctor("--only", "features"), "features: needs photos, which is not done", "--only photos too")
+
+
+def test_room_and_rights(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1})())
+    told(doctor(), "0.0 GB free", "make room")
+
+    def read_only(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(environment.tempfile, "NamedTemporaryFile", read_only)
+    told(doctor(), "cannot be written to (Permission denied)", "--run-root")
+
+
+def test_packages_that_are_missing_old_or_broken(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy"])
+    monkeypatch.setattr(environment, "_python", lambda code: (1, "ImportError: libx.so"))
+    result = doctor()
+    told(result, "expected >=99", "make setup")
+    told(result, "no-such-package: not installed", "make setup")
+    told(result, "torch: cannot be imported: ImportError: libx.so", "make setup")
+
+
+def fake(folder: Path, **scripts: str) -> str:
+    """A PATH whose Slurm commands are these shell lines."""
+    folder.mkdir(exist_ok=True)
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "sacctmgr"):
+        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 0')}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:/usr/bin:/bin"
+
+
+PARTITIONS = "echo 'PartitionName=gpu State=UP'; echo 'PartitionName=cpu State=DOWN'"
+
+
+def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, call = tmp_path / "c.yaml", ("--cluster", str(tmp_path / "c.yaml"))
+    profile.write_text(f"run_root: {tmp_path}/runs\npartition: gpu\naccount: mine\n")
+    monkeypatch.setenv("PATH", "/nowhere")
+    told(doctor(*call), "not found: sbatch, squeue", "login node")
+    dry = "grep -q 'partition=gpu' $2 && echo 'sbatch: Job 1 to start at noon' >&2"
+    monkeypatch.setenv("PATH", fake(tmp_path / "bin", scontrol=PARTITIONS, sacctmgr="echo mine", sbatch=dry))
+    result = doctor(*call)
+    assert result.exit_code == 0 and "jobs photos: Job 1 to start at noon" in result.output, result.output
+    assert "ok      partition: gpu is UP" in result.output and "ok      account: mine" in result.output
+    profile.write_text(f"run_root: {tmp_path}/runs\npartition: gpus\naccount: yours\ngpus_per_node: 1\n")
+    result = doctor(*call)
+    told(result, "there is no gpus", "partition: one of cpu, gpu")
+    told(result, "has no account yours", "account: one of mine")
+    profile.write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 1\n")
+    fake(tmp_path / "bin", scontrol=PARTITIONS, sbatch="echo 'sbatch: error: QOS is full' >&2; exit 1")
+    result = doctor(*call)
+    told(result, "jobs features: features.resources.ranks_per_node: 8 GPUs per node", "gpus_per_node")
+    told(result, "jobs photos: QOS is full", "resources")
+    fake(tmp_path / "bin", scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
+    told(doctor(*call), "Unable to contact slurm controller", "administrators")
