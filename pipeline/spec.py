@@ -51,6 +51,10 @@ class StageConfig(BaseModel):
         """Size of a checkpoint as far as it can be told before one is written; 0 for what saves little or nothing."""
         return 0.0
 
+    def alongside(self) -> frozenset[str]:
+        """Roles whose runs need only have begun, not ended, before this one starts; `StageContext.running` has them."""
+        return frozenset()
+
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Why these inputs, configurations by role, do not go together or with this one, or None; asked likewise."""
         return None
@@ -143,7 +147,8 @@ class StageRun:
 class StageContext:
     """What a stage is given besides its configuration.
 
-    `inputs` maps each role to the run that fills it; a stage that trains step by step hands `control` to its loop.
+    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.alongside` whose runs are
+    not done yet to their folders; a stage that trains step by step hands `control` to its loop.
     """
 
     stage: str
@@ -153,6 +158,7 @@ class StageContext:
     inputs: Mapping[str, ManifestEntry]
     attempt: int
     control: Control = field(default_factory=Unattended)
+    running: Mapping[str, Path] = field(default_factory=dict)
 
     def is_current(self) -> bool:
         """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""
