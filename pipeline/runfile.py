@@ -87,6 +87,11 @@ def write(run_root: Path, run: StageRun) -> Path:
     return run_dir
 
 
+def find(run_root: Path, run_id: str) -> Path | None:
+    """Folder of a run that has begun or is queued, or None."""
+    return next((path.parent for path in run_root.glob(f"*/*-{run_id}/{FILE_NAME}")), None)
+
+
 def read(run_dir: Path) -> RunFile:
     """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
     path = run_dir / FILE_NAME

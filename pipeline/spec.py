@@ -55,6 +55,10 @@ class StageConfig(BaseModel):
         """What a run will leave in its folder as far as it can be told; `inputs`: configurations by role."""
         return 3 * self.state_gb()
 
+    def alongside(self) -> frozenset[str]:
+        """Roles whose runs need only have begun, not ended, before this one starts; `StageContext.running` has them."""
+        return frozenset()
+
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Why these inputs, configurations by role, do not go together or with this one, or None; asked likewise."""
         return None
@@ -150,8 +154,9 @@ class StageRun:
 class StageContext:
     """What a stage is given besides its configuration.
 
-    `inputs` maps each role to the run that fills it; a stage that trains step by step hands `control`, None
-    where no job surrounds it, to its loop.
+    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.alongside` whose runs are
+    not done yet to their folders; a stage that trains step by step hands `control`, None where no job surrounds it,
+    to its loop.
     """
 
     stage: str
@@ -161,6 +166,7 @@ class StageContext:
     inputs: Mapping[str, ManifestEntry]
     attempt: int
     control: Control | None = None
+    running: Mapping[str, Path] = field(default_factory=dict)
 
     def is_current(self) -> bool:
         """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""

@@ -178,7 +178,7 @@ def _own_entry(result: Result, ours: tuple[Ours, ...]) -> Entry:
     group = known.dataset(row.dataset)
     if not known.knows_dataset(row.dataset):
         group = f"{row.dataset} (unknown data set)"
-    elif row.dataset.startswith("sklearn_digits"):
+    elif row.dataset.startswith("sklearn_"):
         group += ": compares with nothing in the paper"
     method = known.method(row.method) + (f" {result.variant}" if result.variant else "")
     epochs = 0 if row.method.endswith(("(initialisation)", "(scratch)")) else row.epochs

@@ -176,16 +176,11 @@ def _take_attempt(run_dir: Path, launch: Launch) -> int:
 
 def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
     run, launch = runfile.read(place.run_dir).build(), place.launch
-    inputs = {}
-    for role, run_id in run.needs.items():
-        entry = manifest.find_done(run_root, run_id)
-        if entry is None:
-            raise StageError(f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest")
-        inputs[role] = entry
+    inputs, running = _inputs(run, run_root)
     facts = provenance.collect()
     if launch.rank == 0:
         write_json_atomic(place.run_dir / "provenance.json", facts)
-    context = StageContext(run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control)
+    context = StageContext(run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control, running)
     logger.info("%s: attempt %d, %d ranks", run.key, place.attempt, launch.world_size)
     output = runfile.resolve(run.entrypoint)(context, run.config)
     if not isinstance(output, StageOutput):
@@ -193,6 +188,20 @@ def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
     if launch.rank == 0:
         _publish(run, run_root, output, place.attempt, launch, facts)
         logger.info("%s is done", run.key)
+
+
+def _inputs(run: StageRun, run_root: Path) -> tuple[dict[str, manifest.ManifestEntry], dict[str, Path]]:
+    """Inputs that are done, and the folders of those that may still run."""
+    inputs, running = {}, {}
+    for role, run_id in run.needs.items():
+        entry = manifest.find_done(run_root, run_id)
+        if entry is not None:
+            inputs[role] = entry
+        elif role in run.config.alongside() and (folder := runfile.find(run_root, run_id)) is not None:
+            running[role] = folder
+        else:
+            raise StageError(f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest")
+    return inputs, running
 
 
 def _publish(

@@ -31,6 +31,20 @@ class Submission:
     job_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Waits:
+    """Ids of the jobs that must have ended well, and of those that must have begun, before a job starts."""
+
+    ended: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ()
+
+    @property
+    def dependency(self) -> str:
+        """As sbatch spells it."""
+        kinds = {"afterok": self.ended, "after": self.begun}
+        return ",".join([":".join((kind, *ids)) for kind, ids in kinds.items() if ids] + ["singleton"])
+
+
 @dataclass
 class View:
     """What the queue and then the manifest said: a job that ends in between is done in the latter."""
@@ -43,15 +57,22 @@ class View:
         """Id of the run's job, if it has one that runs or can still run.
 
         A pending one must wait for the present jobs of all inputs that are not done: one that waits for a job that
-        failed never runs, and one that waits for none would run too early.
+        failed never runs, and one that waits for none would run too early. It no longer waits for the beginning of one
+        that has begun.
         """
         run = self.runs.get(run_id)
         jobs = self.jobs.get(run_id, [])
         if run is None or not jobs:
             return None
-        needed = {self.job(need) for need in run.needs.values() if need not in self.done}
+        begun = {need for need in beside(run) if any(job.state != "PENDING" for job in self.jobs.get(need, []))}
+        needed = {self.job(need) for need in run.needs.values() if need not in self.done | begun}
         fit = [job.job_id for job in jobs if job.alive and (job.state != "PENDING" or needed.issubset(job.parents))]
         return fit[-1] if fit else None
+
+
+def beside(run: StageRun) -> set[str]:
+    """Ids of the inputs that need only have begun."""
+    return {run.needs[role] for role in run.config.alongside() if role in run.needs}
 
 
 def look(runs: Sequence[StageRun], run_root: Path) -> View:
@@ -107,18 +128,22 @@ def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, co
         parents = {need: view.job(need) for need in run.needs.values() if need not in view.done}
         if lost := [view.runs[need].name for need, job_id in parents.items() if job_id is None]:
             raise queue.SlurmError(f"{run.name}: {', '.join(lost)} left the queue without being done; submit again")
-        waits = tuple(job_id for job_id in parents.values() if job_id)
+        jobs = {need: job_id for need, job_id in parents.items() if job_id}
+        waits = Waits(
+            ended=tuple(job_id for need, job_id in jobs.items() if need not in beside(run)),
+            begun=tuple(job_id for need, job_id in jobs.items() if need in beside(run)),
+        )
         queue.cancel(job.job_id for job in view.jobs.get(run.run_id, []))
         job_id = _queue(run, profile, waits, code, claim)
-        queued = queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", waits)
+        queued = queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", waits.ended + waits.begun)
         view.jobs[run.run_id] = [queued]
         return Submission(run, "submitted", job_id), view
 
 
-def _queue(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path, claim: claims.Claim) -> str:
+def _queue(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path, claim: claims.Claim) -> str:
     run_dir = runfile.write(profile.run_root, run)
     (run_dir / "logs").mkdir(exist_ok=True)
-    write_text_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, parents, code))
+    write_text_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, waits, code))
     if not claim.is_current():
         raise queue.SlurmError(f"{run.name}: somebody else has taken over submitting it; submit again to see")
     with clean_environment():
@@ -127,19 +152,18 @@ def _queue(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code:
     return job_id
 
 
-def sbatch_text(run: StageRun, profile: ClusterProfile, parents: Sequence[str], code: Path) -> str:
-    """The batch script of one run, made by submitit; `parents` are ids of jobs it must wait for.
+def sbatch_text(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path) -> str:
+    """The batch script of one run, made by submitit.
 
     `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it. The command is
     a plain one, not a pickle, so that a job is whole once sbatch has it, whatever becomes of the submission.
     """
     run_dir = run.run_dir(profile.run_root)
     built = submitit.SlurmExecutor(run_dir / "logs")
-    waits = ([f"afterok:{':'.join(parents)}"] if parents else []) + ["singleton"]
     parameters = sbatch_parameters(profile, run.resources, code=code, lead_s=lead_seconds(profile, run))
     name = queue.job_name(run.run_id)
     teardown = end_of_script(profile, run_dir)
-    built.update_parameters(**parameters, job_name=name, dependency=",".join(waits), teardown=teardown)
+    built.update_parameters(**parameters, job_name=name, dependency=waits.dependency, teardown=teardown)
     return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))
 
 

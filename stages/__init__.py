@@ -14,6 +14,7 @@ from stages.features import FeaturesConfig
 from stages.finetune import FinetuneConfig
 from stages.import_weights import ImportConfig
 from stages.knn import KnnConfig
+from stages.knn_curve import KnnCurveConfig
 from stages.linear import LinearConfig
 from stages.logistic import LogisticConfig
 from stages.pretrain import PretrainConfig
@@ -57,6 +58,13 @@ STAGES: dict[str, StageSpec] = {
         entrypoint="stages.knn:run",
         needs=FROZEN,
         resources=Resources(ranks_per_node=1, hours=2.0),
+    ),
+    "knn_curve": StageSpec(
+        name="knn_curve",
+        config=KnnCurveConfig,
+        entrypoint="stages.knn_curve:run",
+        needs={"data": "convert", "weights": "pretrain"},
+        resources=Resources(ranks_per_node=1, hours=12.0),
     ),
     "linear": StageSpec(
         name="linear",

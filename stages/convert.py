@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from pipeline import runfile
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
 
 if TYPE_CHECKING:
     from mugs.data.source import FolderSource
 
-BUILTIN_DIGITS = "builtin:sklearn_digits"
+BUILTIN = {
+    "builtin:sklearn_digits": "mugs.data.digits:materialize_digits",
+    "builtin:sklearn_photo_patches": "mugs.data.photographs:materialize_patches",
+}
+"""Images that come with scikit-learn: what writes them as an image folder, `train/` and `val/` in it."""
 PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
 
 
@@ -160,15 +165,15 @@ def check(entry: ManifestEntry, every: int) -> list[str]:
 
 
 def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
-    """The folder to convert; the built-in digits are first written as JPEG files below the run's folder."""
+    """The folder to convert; built-in images are first written as JPEG files below the run's folder."""
     if folder is None:
         raise ValueError(f"{split}_dir is not set")
-    if folder.startswith(BUILTIN_DIGITS):
-        from mugs.data.digits import materialize_digits
-
+    if folder in BUILTIN:
         images = run_dir / "images"
-        materialize_digits(images)
+        runfile.resolve(BUILTIN[folder])(images)
         return images / split
+    if folder.startswith("builtin:"):
+        raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ValueError(f"{split}_dir: {path} is not a folder")

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from mugs.backbones.vit import ViT
     from mugs.evaluation.features import Feature
 
+    Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
 Weights = Literal["teacher", "student", "initial"]
 
 
-class Backbone(StageConfig):
-    """Which backbone sees the images, and how: shorter side to `resize`, centre crop of `crop` pixels."""
+class Crop(StageConfig):
+    """What a frozen backbone sees of an image: shorter side to `resize`, centre crop of `crop` pixels."""
 
-    weights: Weights = "teacher"
     resize: int = Field(256, ge=1)
     crop: int = Field(224, ge=1)
+
+
+class Backbone(Crop):
+    """Which backbone sees the images, and how."""
+
+    weights: Weights = "teacher"
 
 
 def only_teacher(weights: Weights, inputs: Mapping[str, StageConfig]) -> str | None:
@@ -71,27 +78,45 @@ def frozen_features(
     *,
     images_per_pass: int = 256,
     threads: int = 2,
-) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
+) -> "Features":
     """Features (N, D) and labels (N,) by split, whole on every rank's device: stored, or computed by all ranks."""
-    from mugs.data.evaluation import eval_batches
-    from mugs.data.source import open_source
     from mugs.engine import distributed
     from mugs.evaluation.feature_store import FeatureStore
-    from mugs.evaluation.features import backbone_feature, extract
 
     device = distributed.init()
     if "features" in ctx.inputs:
         store = FeatureStore(ctx.inputs["features"].output("features"))
         stored = {split: store.load(split, name) for split in splits}
         return {split: (values.to(device), labels.to(device)) for split, (values, labels) in stored.items()}
-    model = backbone_feature(load_vit(ctx, cfg.weights).to(device), name)
+    vit = load_vit(ctx, cfg.weights)
+    return computed_features(ctx, vit, cfg, name, splits, images_per_pass=images_per_pass, threads=threads)
+
+
+def computed_features(
+    ctx: StageContext,
+    vit: "ViT",
+    size: Crop,
+    name: "Feature",
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    images_per_pass: int,
+    threads: int,
+) -> "Features":
+    """The same of a frozen network, computed by all ranks."""
+    from mugs.data.evaluation import eval_batches
+    from mugs.data.source import open_source
+    from mugs.engine import distributed
+    from mugs.evaluation.features import backbone_feature, extract
+
+    device = distributed.init()
+    model = backbone_feature(vit.to(device), name)
     found = {}
     for split in splits:
         source = open_source(ctx.inputs["data"].output(split))
         batches = eval_batches(
             source,
-            resize=cfg.resize,
-            crop=cfg.crop,
+            resize=size.resize,
+            crop=size.crop,
             batch_size=images_per_pass,
             indices=range(distributed.rank(), len(source), distributed.world_size()),
             threads=threads,

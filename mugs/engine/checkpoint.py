@@ -29,6 +29,7 @@ __all__ = [
     "checkpoints",
     "load_checkpoint",
     "load_latest",
+    "load_part",
     "retain",
     "save_checkpoint",
 ]
@@ -184,3 +185,10 @@ def load_checkpoint(path: Path) -> tuple[int, Parts, dict[str, Any]]:
     found = verify(path)
     parts = {os.path.splitext(name)[0]: read_tensors(path / name) for name in found.files}
     return found.step, parts, dict(found.meta)
+
+
+def load_part(path: Path, name: str) -> dict[str, Tensor]:
+    """Verify and read one part of a checkpoint. Raises CheckpointError naming the bad file."""
+    file = f"{name}.safetensors"
+    verify(path, only=file)
+    return read_tensors(path / file)

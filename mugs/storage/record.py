@@ -131,10 +131,17 @@ def require_plain(file: Path, *, size: int | None = None, limit: int | None = No
         raise CheckpointError(f"{file}: {found} bytes, at most {limit} are read")
 
 
-def verify(path: Path) -> Record:
-    """Check a checkpoint folder: record, sizes and SHA-256 of all files. Raises CheckpointError naming the bad one."""
+def verify(path: Path, only: str | None = None) -> Record:
+    """Check a checkpoint folder: record, sizes and SHA-256 of all files, or of one.
+
+    Raises CheckpointError naming the bad one.
+    """
     record = read_record(path)
+    if only is not None and only not in record.files:
+        raise CheckpointError(f"{path}: has no {only} (it has: {', '.join(sorted(record.files))})")
     for name, facts in record.files.items():
+        if only not in (None, name):
+            continue
         require_plain(path / name, size=facts.size)
         try:
             found = sha256(path / name)

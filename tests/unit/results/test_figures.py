@@ -18,6 +18,7 @@ from results.figures import tsne
 from results.figures.accuracy import figure2, knn_over_epochs
 from results.figures.curves import read, thinned, training_curves
 from results.figures.gallery import pictures, small
+from results.figures.knn_curve import knn_during_pretraining
 from results.figures.style import DARK, LIGHT, image
 from results.runs import Run
 from results.schema import Result
@@ -62,6 +63,20 @@ def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
     assert drawing is not None
     (ours,) = [line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"][:1]
     assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
+
+
+def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
+    assert knn_during_pretraining(results({})) is None
+    points = [("a", 0, 10, 5.0), ("a", 0, 20, 6.0), ("a", 9, 10, 50.0), ("a", 9, 20, 40.0), ("b", 3, 20, 30.0)]
+    rows = [
+        {"run_id": run, "stage": "knn_curve", "setting": f"epoch={epoch}, cls, k={k}, T=0.07", "value": value}
+        for run, epoch, k, value in points
+    ]
+    drawing = knn_during_pretraining(results(*rows))
+    assert drawing is not None
+    (axes,) = drawing.draw(LIGHT).axes
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[0, 5.0], [9, 50.0]], [[3, 30.0]]]
+    assert "k=10" in axes.get_lines()[0].get_label() and "ViT-S/16" in axes.get_lines()[0].get_label()
 
 
 def test_curves_take_the_later_of_a_step_written_twice(pretraining_run: tuple[Run, Path]) -> None:

@@ -65,6 +65,15 @@ def test_mini_rows_have_a_part_of_their_own(results: Make) -> None:
     assert cells(text, "Mugs (initialisation)", "ViT-mini")[2] == "0"
 
 
+def test_transfer_of_the_mini_network_has_lines_of_its_own(results: Make) -> None:
+    mini = {"arch": "vit_mini", "dataset": "sklearn_photo_patches", "epochs": 24, "stage": "finetune"}
+    rows = results({**mini, "setting": "best epoch"}, {**mini, "setting": "best epoch", "method": "mugs (scratch)"})
+    text = render("table4", rows)
+    assert "patches of scikit-learn's photographs (mini): compares with nothing in the paper" in text
+    assert cells(text, "Mugs (scratch)", "ViT-mini")[2] == "0"
+    assert "photograph" not in render("table2", rows)
+
+
 def test_seeds_give_mean_spread_and_count(results: Make) -> None:
     rows = results(*({"seed": s, "value": v, "run_id": f"r{s}"} for s, v in enumerate((74.0, 75.0, 76.0))))
     text = render("table1", rows)

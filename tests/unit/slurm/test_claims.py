@@ -18,7 +18,7 @@ import pytest
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm import claims, queue
 from slurm.claims import claimed
-from slurm.submit import View
+from slurm.submit import View, Waits
 
 
 def edit(run_dir: Path, number: int, **facts: Any) -> None:
@@ -132,6 +132,34 @@ RUNS = {"a": run("a"), "b": run("b", "a"), "c": run("c", "b", "a")}
 )
 def test_jobs_that_can_still_run(jobs: dict[str, Any], done: set[str], expected: str | None) -> None:
     assert View(RUNS, jobs, done).job("b") == expected
+
+
+class Watching(StageConfig):
+    def alongside(self) -> frozenset[str]:
+        return frozenset({"in0"})
+
+
+WATCH = StageRun("x", "w", "w", Watching(), {"in0": "a", "in1": "b"}, Resources(), "x:run")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ({"a": [job("1")], "w": [job("9", parents=("1", "2"))]}, "9"),
+        ({"a": [job("1")], "w": [job("9", parents=("2",))]}, None),  # would start before a does
+        ({"a": [job("1", "RUNNING")], "w": [job("9", parents=("2",))]}, "9"),  # Slurm has noticed that a began
+        ({"a": [job("1", "RUNNING")], "w": [job("9")]}, None),  # b has to end first
+        ({"w": [job("9", parents=("2",))]}, None),  # a is neither queued nor done
+    ],
+)
+def test_what_watches_waits_for_a_beginning(jobs: dict[str, Any], expected: str | None) -> None:
+    runs = {"a": run("a"), "b": run("b"), "w": WATCH}
+    assert View(runs, {"b": [job("2")], **jobs}, set()).job("w") == expected
+
+
+def test_dependencies_as_sbatch_spells_them() -> None:
+    assert Waits().dependency == "singleton"
+    assert Waits(("1", "2"), ("3",)).dependency == "afterok:1:2,after:3,singleton"
 
 
 def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ KEYS: dict[str, tuple[Any, str]] = {
 
 def sbatch_text(profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()) -> str:
     run = StageRun("pretrain", "main", "0123456789ab", StageConfig(), {}, need, "x:run")
-    return submit.sbatch_text(run, profile, parents, Path("/runs/code/c0de"))
+    return submit.sbatch_text(run, profile, submit.Waits(ended=parents), Path("/runs/code/c0de"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from pipeline.atomic import write_json_atomic
 from pipeline.identity import run_id
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
-from slurm import queue, snapshot
+from slurm import local, queue, snapshot
 from slurm.environment import meeting_point
 from slurm.local import run_here
 from slurm.status import duration, status
@@ -33,6 +33,9 @@ class Config(StageConfig):
     text: str = "x"
     fault: str = Runtime("")
 
+    def alongside(self):
+        return frozenset({"in0"}) if self.fault == "watch" else frozenset()
+
 def run(ctx, cfg):
     rank = os.environ["RANK"]
     (ctx.run_dir / f"rank{rank}").touch()
@@ -40,6 +43,16 @@ def run(ctx, cfg):
         time.sleep(0.02)
     while cfg.fault == "wait":
         time.sleep(0.1)
+    for folder in ctx.running.values():
+        (folder / "watched").write_text(str(os.nice(0)))
+        while not list(ctx.run_dir.parents[1].glob("manifest/*")):
+            time.sleep(0.02)
+    if cfg.fault.startswith("until watched"):
+        end = time.monotonic() + 60
+        while not (ctx.run_dir / "watched").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert cfg.fault == "until watched", "no such luck"
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
     if cfg.fault == "kill" and rank == "1":
@@ -96,6 +109,37 @@ def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> Non
     cured = make(tiny, "bad")
     assert cured.run_id == bad.run_id, "the fault is a runtime field"
     assert [o.state for o in run_here([cured, below], tmp_path)] == ["finished", "finished"]
+
+
+def test_a_run_that_watches_another_runs_beside_it(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    a = make(tiny, "a", fault="until watched")
+    between, watch = make(tiny, "between"), make(tiny, "watch", a, fault="watch")
+    told: list[str] = []
+    outcomes = run_here([a, between, watch], tmp_path, ranks=1, started=lambda run, _: told.append(run.name))
+    assert [(o.run.name, o.state) for o in outcomes] == [(n, "finished") for n in ("a", "between", "watch")]
+    assert told == ["a", "watch", "between"] and (a.run_dir(tmp_path) / "watched").read_text() == "19"
+    after = make(tiny, "after", a, fault="watch")
+    assert [o.state for o in run_here([a, after], tmp_path, ranks=1)] == ["done", "finished"]
+
+
+def test_it_ends_with_a_run_that_fails(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    bad = make(tiny, "bad", fault="until watched, raise")
+    watch = make(tiny, "watch", bad, fault="watch")
+    outcomes = run_here([bad, watch], tmp_path, ranks=1)
+    assert [(o.state, o.detail.split(":")[0]) for o in outcomes] == [
+        ("failed", "AssertionError"),
+        ("not run", "needs bad"),
+    ]
+    assert not attempts.running_here(watch.run_dir(tmp_path)) and attempts.failure(watch.run_dir(tmp_path)) is None
+
+
+def test_with_gpus_it_comes_after(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: 1)
+    a = make(tiny, "a")
+    assert [o.state for o in run_here([a, make(tiny, "w", a, fault="watch")], tmp_path)] == ["finished", "finished"]
+    assert not (a.run_dir(tmp_path) / "watched").exists()
 
 
 def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
