@@ -1,6 +1,7 @@
 """ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -51,5 +52,7 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     )
     progress.close()
     outputs["layout"] = write_root(ctx.run_dir, root)
-    info = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
+    info: dict[str, Any] = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
+    if cfg.data_dir == BUILTIN_SCENES:
+        info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(cfg.num_classes - 1))]
     return StageOutput(outputs=outputs, info=info)

@@ -147,8 +147,8 @@ class ViT(VisionTransformer):
         qkv = last.attn.qkv(last.norm1(x)).unflatten(-1, (3, last.attn.num_heads, -1))
         query, key = (part.transpose(1, 2).float() for part in (qkv[:, :1, 0], qkv[:, :, 1]))
         weights: Tensor = (query @ key.transpose(-2, -1) * last.attn.scale).softmax(dim=-1)
-        grid = tuple(side // self.config.patch_size for side in images.shape[2:])
-        return weights[:, :, 0, 1:].unflatten(-1, grid)
+        height, width = (side // self.config.patch_size for side in images.shape[2:])
+        return weights[:, :, 0, 1:].reshape(len(images), -1, height, width)
 
     def depth_branches(self) -> list[StochasticDepth]:
         """The stochastic-depth branches, first to last."""

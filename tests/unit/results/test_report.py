@@ -85,6 +85,7 @@ def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Co
             {"data": "data", "weights": "pre"},
             rows="knn/knn-abc/rows.csv",
             outputs={"pictures": "knn/knn-abc/figure.png"},
+            info={"captions": {"pictures": "All teal."}, "colours": {"pictures": {"teal <i>": "#008080"}}},
         ),
     ]
     return collect(run_root.path, runs)
@@ -118,7 +119,7 @@ def test_it_says_what_there_is(page: str) -> None:
         "mugs.relation_depth=1, the paper says 2",
         "scikit-learn digits (mini): compares with nothing in the paper",
         "1 h 06 min",
-        "pictures: figure, run abc (knn knn)",
+        "knn knn Run abc. All teal. teal <i> figure",
         "linear <b>",
         "ValueError: no",
         "Table 10: fine-tuning ViT-L/16",
