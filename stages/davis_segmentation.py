@@ -52,8 +52,8 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
         distributed.barrier()
         outputs[f"masks_{previous}"] = folder / "masks"
         if cfg.num_pictures:
-            outputs[f"pictures_{previous}"] = folder / "pictures"
-            captions[f"pictures_{previous}"] = CAPTION.format(previous=previous)
+            outputs[f"pictures_n={previous}"] = folder / "pictures"
+            captions[f"pictures_n={previous}"] = CAPTION.format(previous=previous)
         rows += [
             result_row(ctx, cfg.weights, setting=f"n={previous}", metric=metric, value=value)
             for metric, value in (("J&F", found.jf), ("J", found.j), ("F", found.f))

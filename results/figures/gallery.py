@@ -14,6 +14,13 @@ WIDTH = 900
 ENOUGH = 150_000  # bytes
 MOST = 40  # of all runs together
 MOST_OF_ONE = 12
+WIDE = 3.0  # width over height of pictures that get more of the page
+TITLES = {
+    "attention": "Attention maps",
+    "coco_detection": "Detection and instance segmentation",
+    "ade20k_segmentation": "Semantic segmentation",
+    "davis_segmentation": "Video object segmentation",
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,9 @@ class Gallery:
 
     @property
     def title(self) -> str:
-        """`ade20k_segmentation ade20k`, and what follows `pictures` in the label."""
+        """`Video object segmentation (video), n=7`: stage, run, and what follows `pictures` in the label."""
         rest = self.label.partition("_")[2].replace("_", " ")
-        return f"{self.run.stage} {self.run.name}" + (f": {rest}" if rest else "")
+        return f"{TITLES.get(self.run.stage, self.run.stage)} ({self.run.name})" + (f", {rest}" if rest else "")
 
     @property
     def caption(self) -> str:
@@ -60,6 +67,14 @@ def galleries(runs: Iterable[Run], root: Path) -> list[Gallery]:
     filled = [entry for entry in found if entry[2]]
     most = min(MOST_OF_ONE, max(1, MOST // max(1, len(filled))))
     return [Gallery(run, label, tuple(files[:most]), max(0, len(files) - most)) for run, label, files in filled]
+
+
+def wide(path: Path) -> bool:
+    """Whether a picture is many in a row."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.width >= WIDE * image.height
 
 
 def small(path: Path, width: int = WIDTH) -> tuple[bytes, str]:

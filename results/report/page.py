@@ -14,7 +14,7 @@ from results.cells import signed
 from results.collect import Collection
 from results.explain import code, line_words
 from results.figures.every import drawings
-from results.figures.gallery import galleries, small
+from results.figures.gallery import galleries, small, wide
 from results.figures.style import DARK, LIGHT, Drawing, data_uri, image
 from results.lines import lay_out
 from results.report.costs import by_stage, duration
@@ -41,12 +41,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a run: `images` by name, `colours` by class."""
+    """Pictures of a run: `images` by name, `colours` by class; `wide` ones need more of the page."""
 
     title: str
     caption: str
     colours: Mapping[str, str]
     images: Mapping[str, str]
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,11 @@ def _shown(drawing: Drawing) -> Shown:
 
 
 def _galleries(runs: Sequence[Run], root: Path) -> list[Pictures]:
-    return [
-        Pictures(found.title, found.caption, found.colours, {p.stem: data_uri(*small(p)) for p in found.paths})
-        for found in galleries(runs, root)
-    ]
+    shown = []
+    for found in galleries(runs, root):
+        images = {path.stem: data_uri(*small(path)) for path in found.paths}
+        shown.append(Pictures(found.title, found.caption, found.colours, images, wide(found.paths[0])))
+    return shown
 
 
 def _differs(collection: Collection) -> dict[str, list[str]]:

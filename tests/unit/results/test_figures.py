@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from results.figures import tsne
 from results.figures.accuracy import figure2, knn_over_epochs
 from results.figures.curves import read, thinned, training_curves
-from results.figures.gallery import galleries, small
+from results.figures.gallery import galleries, small, wide
 from results.figures.style import DARK, LIGHT, image
 from results.runs import Run
 from results.schema import Result
@@ -127,8 +127,8 @@ def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
     }
     run = Run("seg", "ade20k_segmentation", "s", outputs=outputs, info=info)
     (found,) = galleries([run], tmp_path)
-    assert [path.name for path in found.paths] == ["a.png", "b.png"]
-    assert found.title == "ade20k_segmentation s: scenes" and found.colours == {"a": "#000000"}
+    assert [path.name for path in found.paths] == ["a.png", "b.png"] and [wide(p) for p in found.paths] == [False, True]
+    assert found.title == "Semantic segmentation (s), scenes" and found.colours == {"a": "#000000"}
     assert found.caption == "Data: ADE20K; run seg. Left, right."
     content, fmt = small(found.paths[1])
     (tmp_path / "out").write_bytes(content)

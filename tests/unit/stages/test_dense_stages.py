@@ -159,8 +159,6 @@ def test_video(context: StageContext) -> None:
     check(out, context.run_dir, ["J&F", "J", "F"] * 2, "sklearn_digits_videos")
     assert [row.setting for row in out.rows] == ["n=1"] * 3 + ["n=2"] * 3
     assert len(list(out.outputs["masks_2"].rglob("*.png"))) == 8
-    assert [p.name for p in out.outputs["pictures_1"].iterdir()] == ["digits_00.png"]
-    assert (
-        set(out.info["captions"]) == {"pictures_1", "pictures_2"}
-        and "2 before it" in out.info["captions"]["pictures_2"]
-    )
+    assert [p.name for p in out.outputs["pictures_n=1"].iterdir()] == ["digits_00.png"]
+    captions = out.info["captions"]
+    assert set(captions) == {"pictures_n=1", "pictures_n=2"} and "2 before it" in captions["pictures_n=2"]
