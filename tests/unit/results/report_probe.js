@@ -1,7 +1,12 @@
 // Looks at the finished page and tells the page around it what it found, as JSON.
 addEventListener("load", async () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
-  await Promise.all(all("img").map((image) => { image.loading = "eager"; return image.decode().catch(() => null); }));
+  const loaded = (image) => new Promise((done) => {
+    image.onload = image.onerror = done;
+    image.loading = "eager";
+    if (image.complete) done();
+  });
+  await Promise.all(all("img").map(loaded));
   all("details").forEach((details) => { details.open = true; });
   const numbers = (color) => (color.match(/[\d.]+/g) || []).map(Number);
   const channel = (value) => (value /= 255, value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
