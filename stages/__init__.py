@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.spec import Resources, StageSpec
 from stages.ade20k_data import Ade20kDataConfig
 from stages.ade20k_segmentation import Ade20kSegmentationConfig
+from stages.attention import AttentionConfig
 from stages.coco_data import CocoDataConfig
 from stages.coco_detection import CocoDetectionConfig
 from stages.convert import ConvertConfig
@@ -80,6 +81,13 @@ STAGES: dict[str, StageSpec] = {
         preflight="stages.logistic:preflight",
         needs={"features": "features"},
         resources=Resources(ranks_per_node=1, hours=4.0),
+    ),
+    "attention": StageSpec(
+        name="attention",
+        config=AttentionConfig,
+        entrypoint="stages.attention:run",
+        needs={"data": "convert", "weights": WEIGHTS},
+        resources=Resources(ranks_per_node=1, hours=0.5),
     ),
     "finetune": StageSpec(
         name="finetune",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -56,5 +57,7 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     check(root, cfg, progress.update)
     progress.close()
     outputs["layout"] = write_root(ctx.run_dir, root)
-    info = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
+    info: dict[str, Any] = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
+    if "scenes" in outputs:
+        info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(cfg.num_classes - 1))]
     return StageOutput(outputs=outputs, info=info)

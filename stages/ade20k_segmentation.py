@@ -78,7 +78,8 @@ class Ade20kSegmentationConfig(StageConfig):
 def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     """Train and test; rows mIoU, mAcc and aAcc, the segmenter's weights and pictures of the first images."""
     from mugs.engine import distributed
-    from mugs.transfer.segmentation.evaluate import evaluate
+    from mugs.transfer.pictures import hex_colours
+    from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import train_segmenter
     from mugs.weights import save_backbone
@@ -95,14 +96,17 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
             outputs["segmenter"], model.state_dict(), {"variant": cfg.variant, "classes": data["num_classes"]}
         )
     distributed.barrier()
+    info: dict[str, Any] = {"dataset": data["dataset"]}
     if cfg.num_pictures:
         outputs["pictures"] = ctx.run_dir / "pictures"
+        colours = hex_colours(data.get("class_names", ()), first=1)
+        info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colours}}
     setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
     rows = [
         result_row(ctx, cfg.weights, setting=setting, metric=metric, value=value)
         for metric, value in (("mIoU", found.miou), ("mAcc", found.macc), ("aAcc", found.aacc))
     ]
-    return StageOutput(outputs=outputs, rows=rows, info={"dataset": data["dataset"]})
+    return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
 def trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":

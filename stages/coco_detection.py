@@ -86,7 +86,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     from mugs.engine import distributed
     from mugs.transfer.detection.detector import build_detector
     from mugs.transfer.detection.evaluate import average_precision, detect_split
-    from mugs.transfer.detection.pictures import draw_pictures
+    from mugs.transfer.detection.pictures import CAPTION, draw_pictures
     from mugs.transfer.detection.train import train_detector
     from mugs.weights import save_backbone
 
@@ -111,7 +111,8 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
             for metric, value in average_precision(val.annotations, detections).items()
         ]
     distributed.barrier()
-    return StageOutput(outputs=outputs, rows=rows, info={"dataset": ctx.inputs["data"].info["dataset"]})
+    info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": {"pictures": CAPTION}}
+    return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":

@@ -99,8 +99,8 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
 
 def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """Numbers of images and classes, and the bytes of the images. Raises SourceError, ValueError as `run` would."""
-    if BUILTIN_DIGITS in (cfg.train_dir or ""):
-        return "the digits that come with scikit-learn", 0.0
+    if cfg.train_dir in BUILTIN:
+        return "images that come with scikit-learn", 0.0
     sources = opened(cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(sampled_bytes(source) for source in sources.values())

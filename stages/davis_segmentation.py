@@ -31,12 +31,12 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     """Propagate for each number of frames; rows J&F, J and F, masks and pictures."""
     from mugs.engine import distributed
     from mugs.transfer.davis import VideoFolder
-    from mugs.transfer.video_evaluate import evaluate_videos
+    from mugs.transfer.video_evaluate import CAPTION, evaluate_videos
 
     device = distributed.init()
     videos = VideoFolder(read_root(ctx))
     vit = load_vit(ctx, cfg.weights)
-    outputs, rows = {}, []
+    outputs, rows, captions = {}, [], {}
     for previous in cfg.num_previous:
         folder = ctx.run_dir / f"previous_{previous}"
         recipe = propagation_recipe(cfg, previous)
@@ -52,12 +52,14 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
         distributed.barrier()
         outputs[f"masks_{previous}"] = folder / "masks"
         if cfg.num_pictures:
-            outputs[f"pictures_{previous}"] = folder / "pictures"
+            outputs[f"pictures_n={previous}"] = folder / "pictures"
+            captions[f"pictures_n={previous}"] = CAPTION.format(previous=previous)
         rows += [
             result_row(ctx, cfg.weights, setting=f"n={previous}", metric=metric, value=value)
             for metric, value in (("J&F", found.jf), ("J", found.j), ("F", found.f))
         ]
-    return StageOutput(outputs=outputs, rows=rows, info={"dataset": ctx.inputs["data"].info["dataset"]})
+    info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": captions}
+    return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
 def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "PropagationRecipe":

@@ -135,6 +135,21 @@ class ViT(VisionTransformer):
                 outputs.append(self.norm(x))
         return outputs
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, heads, h, w): what the class token of the last block attends to, by patch.
+
+        The softmax is over all tokens: a map sums to one less the share of the class token itself.
+        """
+        x = self._pos_embed(self.patch_embed(images))
+        for block in self.blocks[:-1]:
+            x = block(x)
+        last: Any = self.blocks[-1]
+        qkv = last.attn.qkv(last.norm1(x)).unflatten(-1, (3, last.attn.num_heads, -1))
+        query, key = (part.transpose(1, 2).float() for part in (qkv[:, :1, 0], qkv[:, :, 1]))
+        weights: Tensor = (query @ key.transpose(-2, -1) * last.attn.scale).softmax(dim=-1)
+        height, width = (side // self.config.patch_size for side in images.shape[2:])
+        return weights[:, :, 0, 1:].reshape(len(images), -1, height, width)
+
     def depth_branches(self) -> list[StochasticDepth]:
         """The stochastic-depth branches, first to last."""
         return [m for m in self.modules() if isinstance(m, StochasticDepth)]

@@ -24,6 +24,12 @@ def colours() -> np.ndarray:
     return table
 
 
+def hex_colours(names: Sequence[str], *, first: int) -> dict[str, str]:
+    """`#rrggbb` of classes 0, 1, ... by name, as `overlay` shows them."""
+    table = np.roll(colours(), -first, axis=0)
+    return {name: "#" + bytes(table[label].tolist()).hex() for label, name in enumerate(names)}
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, *, first: int, opacity: float = 0.6) -> np.ndarray:
     """Image (H, W, 3) under the colours of a label map (H, W); label 0 has colour number `first`, void has none.
 

@@ -21,6 +21,10 @@ from mugs.transfer.video import PropagationRecipe, frame_features, frame_size, h
 
 logger = logging.getLogger(__name__)
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # places in a video
+CAPTION = (
+    "Five frames of a video, first to last; above the masks that were propagated, each from the first frame and the "
+    "{previous} before it, below the truth. Every object has a colour of its own."
+)
 
 
 @torch.no_grad()

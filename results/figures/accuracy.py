@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from results import resources
@@ -113,15 +113,19 @@ def knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
                 series[f"{entry.arch} on {row.dataset} {suffix}".rstrip()][epochs] = cell
     if not any(len(found) > 1 for found in series.values()):
         return None
-    return Drawing(
-        "knn_over_epochs", "k-NN over pretraining epochs", KNN_CAPTION, lambda theme: _draw_knn(series, theme)
-    )
+    caption = KNN_CAPTION + (KNN_DASHED if _has_small(series) else "")
+    return Drawing("knn_over_epochs", "k-NN over pretraining epochs", caption, lambda theme: _draw_knn(series, theme))
 
 
 KNN_CAPTION = (
     "Best k and temperature of each pretraining. 0 epochs is the network at initialisation; vertical bars are the "
-    "standard deviation over seeds. Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
+    "standard deviation over seeds."
 )
+KNN_DASHED = " Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
+
+
+def _has_small(series: Iterable[str]) -> bool:
+    return any("ViT-S/16" in name for name in series)
 
 
 def _draw_knn(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
@@ -133,7 +137,7 @@ def _draw_knn(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
         xs = sorted(found)
         errors = [found[x].spread or 0.0 for x in xs]
         axes.errorbar(xs, [found[x].value for x in xs], yerr=errors, marker="o", capsize=3, color=color, label=name)
-    if any("ViT-S/16" in name for name in series):
+    if _has_small(series):
         lines = [line for line in load("table1").paper if line.method == "Mugs" and line.arch == "vit_s16"]
         points = sorted((line.pretrain_epochs or 0, line.values["knn"]) for line in lines)
         axes.plot(*zip(*points, strict=True), "--", color=theme.color("Mugs"), label="ViT-S/16, paper")

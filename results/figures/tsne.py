@@ -94,6 +94,7 @@ def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
+    axes.spines[:].set_visible(False)
     figure.legend(loc="outside right center", title="Class", markerscale=1.6)
     return figure
 

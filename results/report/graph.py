@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-WIDTH, HEIGHT, ACROSS, DOWN, EDGE = 190, 46, 44, 14, 4
+WIDTH, HEIGHT, ACROSS, DOWN, EDGE = 206, 46, 44, 14, 4
 
 
 @dataclass(frozen=True)

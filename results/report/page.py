@@ -14,7 +14,7 @@ from results.cells import signed
 from results.collect import Collection
 from results.explain import code, line_words
 from results.figures.every import drawings
-from results.figures.gallery import pictures, small
+from results.figures.gallery import galleries, small, wide
 from results.figures.style import DARK, LIGHT, Drawing, data_uri, image
 from results.lines import lay_out
 from results.report.costs import by_stage, duration
@@ -30,13 +30,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure or picture as the page shows it; `dark` is for dark screens, where there is one."""
+    """A figure as the page shows it; `dark` is for dark screens."""
 
     name: str
     title: str
     caption: str
     light: str
-    dark: str | None = None
+    dark: str
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a run: `images` by name, `colours` by class; `wide` ones need more of the page."""
+
+    title: str
+    caption: str
+    colours: Mapping[str, str]
+    images: Mapping[str, str]
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def context(
         "left_over": left_over(collection, tables),
         "linked": lambda text: linked(text, collection.runs),
         "figures": [_shown(drawing) for drawing in drawings(collection, root)],
-        "pictures": _gallery(runs, root),
+        "galleries": _galleries(runs, root),
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": code,
@@ -155,9 +166,12 @@ def _shown(drawing: Drawing) -> Shown:
     return Shown(drawing.name, drawing.title, drawing.caption, light, dark)
 
 
-def _gallery(runs: Sequence[Run], root: Path) -> list[Shown]:
-    found = pictures(runs, root)
-    return [Shown(f"picture-{i}", p.title, "", data_uri(*small(p.path))) for i, p in enumerate(found, 1)]
+def _galleries(runs: Sequence[Run], root: Path) -> list[Pictures]:
+    shown = []
+    for found in galleries(runs, root):
+        images = {path.stem: data_uri(*small(path)) for path in found.paths}
+        shown.append(Pictures(found.title, found.caption, found.colours, images, wide(found.paths[0])))
+    return shown
 
 
 def _differs(collection: Collection) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 
 from mugs.transfer.detection.coco import CocoSplit
@@ -15,6 +15,11 @@ from mugs.transfer.pictures import colours, save_png, side_by_side
 OPACITY = 0.5
 MIN_SCORE = 0.3
 MIN_WIDTH = 320  # smaller images are shown enlarged, so that the text can be read
+LINES, TEXT = 160, 18  # widths of the picture that give the thickness of a line and the size of the text
+CAPTION = (
+    f"Left the truth, right what was found with a score of at least {MIN_SCORE}: box, mask and name of each object, "
+    "in the colour of its class, and the score."
+)
 
 
 def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) -> list[Path]:
@@ -61,10 +66,12 @@ def drawn(pixels: np.ndarray, objects: Sequence[Shown]) -> np.ndarray:
     scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
     small = Image.fromarray(mixed.round().astype(np.uint8))
     picture = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(picture)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(10, picture.width // TEXT))
+    line = max(1, picture.width // LINES)
     for label, text, box, _ in objects:
-        colour = tuple(table[label % 255 + 1].tolist())
+        light = tuple((128 + table[label % 255 + 1] // 2).tolist())
         x1, y1, x2, y2 = (value * scale for value in box)
-        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour)
-        pen.text((x1 + 2, y1 + 1), text, fill=(255, 255, 255))
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=light, width=line)
+        place = (x1 + 2 * line, y1 + line)
+        pen.text(place, text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(picture)

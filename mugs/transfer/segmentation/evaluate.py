@@ -16,6 +16,11 @@ from mugs.transfer.segmentation.metrics import Scores, confusion, scores
 from mugs.transfer.segmentation.model import Segmenter
 from mugs.transfer.segmentation.scenes import SceneFolder
 
+CAPTION = (
+    "The image, the prediction over it, the truth over it. A pixel has the colour of its class, class k colour k + 1 "
+    "of PASCAL VOC's; void pixels have none."
+)
+
 
 @torch.no_grad()
 def evaluate(

@@ -1,7 +1,12 @@
 // Looks at the finished page and tells the page around it what it found, as JSON.
 addEventListener("load", async () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
-  await Promise.all(all("img").map((image) => { image.loading = "eager"; return image.decode().catch(() => null); }));
+  const loaded = (image) => new Promise((done) => {
+    image.onload = image.onerror = done;
+    image.loading = "eager";
+    if (image.complete) done();
+  });
+  await Promise.all(all("img").map(loaded));
   all("details").forEach((details) => { details.open = true; });
   const numbers = (color) => (color.match(/[\d.]+/g) || []).map(Number);
   const channel = (value) => (value /= 255, value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
@@ -26,8 +31,10 @@ addEventListener("load", async () => {
     overflow: document.documentElement.scrollWidth > innerWidth,
     images: all("img").length,
     broken_images: all("img").filter((image) => !image.complete || !image.naturalWidth).map((image) => image.alt),
+    uncaptioned: all("img").filter((image) => !image.alt || !image.closest("figure")?.querySelector("figcaption")?.textContent.trim()).map((image) => image.alt),
     dead_links: all("a[href^='#']").map((a) => a.getAttribute("href")).filter((h) => !document.getElementById(h.slice(1))),
     low_contrast: written.filter((e) => contrast(e) < 4.5).map((e) => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`),
+    too_small: all("img").filter((image) => image.getBoundingClientRect().width < 250).map((image) => image.alt),
     unreachable: scrolls.filter((e) => e.tabIndex !== 0 || !e.getAttribute("aria-label")).map((e) => e.outerHTML.slice(0, 80)),
   };
   parent.postMessage(JSON.stringify(found), "*");

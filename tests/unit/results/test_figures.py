@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from results.figures import tsne
 from results.figures.accuracy import figure2, knn_over_epochs
 from results.figures.curves import read, thinned, training_curves
-from results.figures.gallery import pictures, small
+from results.figures.gallery import galleries, small, wide
 from results.figures.knn_curve import knn_during_pretraining
 from results.figures.style import DARK, LIGHT, image
 from results.runs import Run
@@ -60,7 +60,7 @@ def test_figure_2_holds_our_points(results: Make) -> None:
 def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
     assert knn_over_epochs(results({})) is None
     drawing = knn_over_epochs(results({}, {"epochs": 100, "value": 70.0}))
-    assert drawing is not None
+    assert drawing is not None and "Dashed" in drawing.caption
     (ours,) = [line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"][:1]
     assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
 
@@ -77,6 +77,12 @@ def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
     (axes,) = drawing.draw(LIGHT).axes
     assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[0, 5.0], [9, 50.0]], [[3, 30.0]]]
     assert "k=10" in axes.get_lines()[0].get_label() and "ViT-S/16" in axes.get_lines()[0].get_label()
+
+
+def test_the_caption_names_the_dashed_line_only_where_it_is(results: Make) -> None:
+    rows = ({"arch": "vit_mini", "epochs": n, "value": 60.0, "dataset": "sklearn_digits"} for n in (12, 24))
+    drawing = knn_over_epochs(results(*rows))
+    assert drawing is not None and "Dashed" not in drawing.caption
 
 
 def test_curves_take_the_later_of_a_step_written_twice(pretraining_run: tuple[Run, Path]) -> None:
@@ -129,17 +135,42 @@ def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
     for name, width in (("b", 1800), ("a", 100)):
         Image.new("RGB", (width, 60), "red").save(tmp_path / f"scenes/{name}.png")
         outputs = {"figure_scenes": "scenes", "weights": "w", "figure_x": "gone.png"}
-    run = Run("seg", "ade20k_segmentation", "s", outputs=outputs)
-    found = pictures([run], tmp_path)
-    assert [picture.path.name for picture in found] == ["a.png", "b.png"]
-    assert "figure scenes: a, run seg" in found[0].title
-    content, fmt = small(found[1].path)
+    info = {
+        "dataset": "ade20k",
+        "captions": {"figure_scenes": "Left, right."},
+        "colours": {"figure_scenes": {"a": "#000000"}},
+    }
+    run = Run("seg", "ade20k_segmentation", "s", outputs=outputs, info=info)
+    (found,) = galleries([run], tmp_path)
+    assert [path.name for path in found.paths] == ["a.png", "b.png"] and [wide(p) for p in found.paths] == [False, True]
+    assert found.title == "Semantic segmentation (s), scenes" and found.colours == {"a": "#000000"}
+    assert found.caption == "Data: ADE20K; run seg. Left, right."
+    content, fmt = small(found.paths[1])
     (tmp_path / "out").write_bytes(content)
     assert fmt == "jpeg" and Image.open(tmp_path / "out").size == (900, 30)
-    assert small(found[0].path) == (found[0].path.read_bytes(), "png")
+    assert small(found.paths[0]) == (found.paths[0].read_bytes(), "png")
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     assert len(small(tmp_path / "noise.png")[0]) < 400_000
+
+
+def test_every_run_has_its_share_of_the_pictures(tmp_path: Path) -> None:
+    """What is left out is said, and no run crowds out another."""
+    runs = []
+    for run_id, count in (("a", 30), ("b", 30), ("c", 1), ("d", 30), ("e", 0)):
+        (tmp_path / run_id).mkdir()
+        for index in range(count):
+            Image.new("RGB", (2, 2)).save(tmp_path / f"{run_id}/{index:02d}.png")
+        runs.append(Run(run_id, "coco_detection", "d", outputs={"pictures": run_id}))
+    found = galleries(runs, tmp_path)
+    assert [(g.run.run_id, len(g.paths), g.left_out) for g in found] == [
+        ("a", 10, 20),
+        ("b", 10, 20),
+        ("c", 1, 0),
+        ("d", 10, 20),
+    ]
+    assert found[0].caption == "Run a. 20 more in a." and found[2].caption == "Run c."
+    assert len(galleries(runs[:1], tmp_path)[0].paths) == 12
 
 
 def test_long_curves_are_thinned_to_means() -> None:

@@ -85,6 +85,7 @@ def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Co
             {"data": "data", "weights": "pre"},
             rows="knn/knn-abc/rows.csv",
             outputs={"pictures": "knn/knn-abc/figure.png"},
+            info={"captions": {"pictures": "All teal."}, "colours": {"pictures": {"teal <i>": "#008080"}}},
         ),
     ]
     return collect(run_root.path, runs)
@@ -118,7 +119,7 @@ def test_it_says_what_there_is(page: str) -> None:
         "mugs.relation_depth=1, the paper says 2",
         "scikit-learn digits (mini): compares with nothing in the paper",
         "1 h 06 min",
-        "pictures: figure, run abc (knn knn)",
+        "knn (knn) Run abc. All teal. teal <i> figure",
         "linear <b>",
         "ValueError: no",
         "Table 10: fine-tuning ViT-L/16",
@@ -213,5 +214,6 @@ def test_in_a_browser(page: str, tmp_path: Path, width: int, scheme: str) -> Non
     assert seen["dark"] == (scheme == "dark")
     assert seen["width"] == width and not seen["overflow"], seen
     assert seen["images"] == 3 and not seen["broken_images"] and not seen["dead_links"], seen
+    assert not seen["uncaptioned"] and not seen["too_small"], seen
     assert not seen["low_contrast"], seen["low_contrast"]
     assert not seen["unreachable"], seen["unreachable"]

@@ -139,6 +139,7 @@ def test_both_stages_on_digits(context: StageContext, tmp_path: Path) -> None:
     assert out.rows == again.rows
     assert set(out.outputs) == {"detector", "detections", "pictures"}
     assert len(list(out.outputs["pictures"].iterdir())) == 2
+    assert "score of at least 0.3" in out.info["captions"]["pictures"]
 
 
 def test_wrong_data_is_named_before_gpus_are_used(context: StageContext, tmp_path: Path) -> None:

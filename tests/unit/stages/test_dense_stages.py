@@ -101,6 +101,8 @@ def test_segmentation(scenes: StageContext, variant: str) -> None:
     assert out.rows[0].setting.startswith(f"{variant}, lr=3e-05")
     pictures = sorted(p.name for p in out.outputs["pictures"].iterdir())
     assert pictures == ["validation_0000.png", "validation_0001.png"]
+    colours = out.info["colours"]["pictures"]
+    assert colours["ground"] == "#800000" and len(colours) == 11 and "the truth" in out.info["captions"]["pictures"]
 
 
 def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
@@ -157,4 +159,6 @@ def test_video(context: StageContext) -> None:
     check(out, context.run_dir, ["J&F", "J", "F"] * 2, "sklearn_digits_videos")
     assert [row.setting for row in out.rows] == ["n=1"] * 3 + ["n=2"] * 3
     assert len(list(out.outputs["masks_2"].rglob("*.png"))) == 8
-    assert [p.name for p in out.outputs["pictures_1"].iterdir()] == ["digits_00.png"]
+    assert [p.name for p in out.outputs["pictures_n=1"].iterdir()] == ["digits_00.png"]
+    captions = out.info["captions"]
+    assert set(captions) == {"pictures_n=1", "pictures_n=2"} and "2 before it" in captions["pictures_n=2"]

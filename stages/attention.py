@@ -1,0 +1,65 @@
+"""Attention maps of the class token on some validation images, as pictures."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from pipeline.spec import StageConfig, StageContext, StageOutput
+from stages.evaluate import Backbone, backbone_info, load_vit, only_teacher
+
+
+class AttentionConfig(Backbone):
+    """Maps of `num_images` validation images, spread evenly over the data set, or of those that `images` numbers.
+
+    The combined map shows the patches that hold a share `keep` of a head's attention; it and 480 pixels are DINO's.
+    """
+
+    resize: int = Field(480, ge=1)
+    crop: int = Field(480, ge=1)
+    keep: float = Field(0.6, gt=0, le=1)
+    num_images: int = Field(8, ge=1)
+    images: tuple[int, ...] = ()
+
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Weights that were imported have no student and no start."""
+        return only_teacher(self.weights, inputs)
+
+
+def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
+    """Output `pictures`: a PNG file per image. Raises ValueError for images there are not, and for parts of a patch."""
+    from mugs.data.source import open_source
+    from mugs.engine import distributed
+    from mugs.evaluation.attention import CAPTION, draw_attention
+
+    data = ctx.inputs["data"]
+    if "val" not in data.outputs:
+        raise ValueError(f"data set {data.info['dataset']!r} has no validation images, which stage attention needs")
+    device = distributed.init()
+    vit = load_vit(ctx, cfg.weights).to(device)
+    if cfg.crop % vit.config.patch_size:
+        raise ValueError(f"crop {cfg.crop}: expected a multiple of the patch size {vit.config.patch_size}")
+    source, folder = open_source(data.output("val")), ctx.run_dir / "pictures"
+    draw_attention(
+        vit,
+        source,
+        chosen(cfg, len(source)),
+        folder,
+        resize=cfg.resize,
+        crop=cfg.crop,
+        keep=cfg.keep,
+        device=device,
+        progress_path=ctx.run_dir / "progress.json",
+    )
+    distributed.barrier()
+    caption = CAPTION.format(keep=cfg.keep, heads=vit.config.num_heads)
+    info = {**backbone_info(ctx, cfg.weights), "captions": {"pictures": caption}}
+    return StageOutput(outputs={"pictures": folder}, info=info)
+
+
+def chosen(cfg: AttentionConfig, count: int) -> list[int]:
+    """Numbers of the images to show. Raises ValueError where the data set has not so many."""
+    if wrong := [index for index in cfg.images if not 0 <= index < count]:
+        raise ValueError(f"images {wrong[0]}: the data set has validation images 0 to {count - 1}")
+    if not cfg.images and cfg.num_images > count:
+        raise ValueError(f"num_images {cfg.num_images}: the data set has {count} validation images")
+    return list(cfg.images) or [number * count // cfg.num_images for number in range(cfg.num_images)]
