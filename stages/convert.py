@@ -171,5 +171,7 @@ def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
         return images / split
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"{split}_dir: {path} is not a folder")
+        from mugs.data.source import SourceError
+
+        raise SourceError(f"{split}_dir: {path} is not a folder")
     return path
