@@ -407,19 +407,27 @@ def _show(lines: Iterable[object], *, err: bool = False) -> None:
 def main() -> None:
     """Entry point; user errors become one line and exit code 2."""
     from pipeline.provenance import IntruderError, check_one_root
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        check_one_root()
+        app()
+    except Exception as error:
+        if not isinstance(error, (IntruderError, OSError)) and not isinstance(error, _mistakes()):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """Errors of users; imported when there is one, since --help needs none of this."""
     from pipeline.spec import ConfigError
     from results.explain import NoSuchCellError
     from results.options import OptionError
     from results.store import RowsError
     from slurm.queue import SlurmError
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        check_one_root()
-        app()
-    except (ConfigError, IntruderError, NoSuchCellError, OptionError, RowsError, SlurmError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    return ConfigError, NoSuchCellError, OptionError, RowsError, SlurmError
 
 
 if __name__ == "__main__":

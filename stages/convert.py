@@ -176,5 +176,7 @@ def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
         raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"{split}_dir: {path} is not a folder")
+        from mugs.data.source import SourceError
+
+        raise SourceError(f"{split}_dir: {path} is not a folder")
     return path

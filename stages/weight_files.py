@@ -26,7 +26,7 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     try:
         found = load(cfg)
     except WeightsError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(brief(error)) from error
     save(found, out)
     left_out = "".join(f"\n  left out: {key}" for key in found.discarded)
     return [f"{out}: {len(found.vit.state_dict())} tensors of {cfg.arch}, SHA-256 of the file {found.sha256}{left_out}"]
@@ -40,7 +40,7 @@ def export(run: str, out: Path, run_root: Path, *, weights: str = "teacher", for
     try:
         vit = exported(backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(brief(error)) from error
     write_plain(out.expanduser(), vit, format)
     return [
         f"{out}: {len(vit.state_dict())} tensors, loaded into timm and compared",
@@ -73,3 +73,10 @@ def finished(run: str, run_root: Path) -> ManifestEntry:
         raise ConfigError(f"{run}: several runs: {', '.join(entry.run_dir.name for entry in named)}")
     known = ", ".join(entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import")) or "none"
     raise ConfigError(f"{run}: neither a file nor a finished run in {run_root} (those with weights: {known})")
+
+
+def brief(error: Exception) -> str:
+    """An error in one line: of many tensors of another shape the first, and how many more."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return " ".join(lines[:2]) + more

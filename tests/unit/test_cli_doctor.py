@@ -88,6 +88,11 @@ def test_what_a_setting_breaks(doctor: Doctor, override: str, words: str, remedy
     told(doctor("--set", override), words, remedy)
 
 
+def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:
+    result = doctor("--set", "photos.train_dir=/nowhere", "--set", "photos.val_dir=/elsewhere")
+    told(result, "/nowhere is not a folder; val: val_dir: /elsewhere is not a folder", "photos.val_dir")
+
+
 def test_damaged_files(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:5000])
     (tmp_path / "images/cat/cat0.jpg").unlink()

@@ -102,6 +102,8 @@ def test_import_features_export_timm(tmp_path: Path, images: Path, arch: str, fo
 def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path) -> None:
     path, out = released(tmp_path / "r.pth", "vit_mini"), tmp_path / "o.safetensors"
     assert "missing ['blocks.10" in refused("import", path, "--arch", "vit_s16", "--out", out)
+    wider = refused("import", released(tmp_path / "s.pth", "vit_s16"), "--arch", "vit_b16", "--out", out)
+    assert "size mismatch for cls_token" in wider and " more)" in wider and "\n" not in wider
     assert "No such file" in refused("import", tmp_path / "none.pth", "--arch", "vit_s16", "--out", out)
     assert "expected 00" in refused("import", path, "--arch", "vit_mini", "--out", out, "--sha256", "0" * 64)
     assert "ends in .safetensors" in refused("import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth")
