@@ -137,6 +137,7 @@ def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
     lines = (tmp_path / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("table,part,group,method")
     assert any("ViT-S/16,3200,ours,knn,75.6,75.1,,1,-0.5" in line for line in lines)
+    assert escape('"one" and "two" of 3"') == "``one'' and ``two'' of 3\""
     assert escape("a_b 5% & # {^~} \\") == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
 
 
