@@ -10,18 +10,18 @@ demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on th
 	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 
 test: setup lint  ## everything, with a Slurm cluster of its own
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 test-fast: setup  ## without the slow tests and Slurm, on two cores
-	$(PYTHON) -m pytest -n 2 -m "not slow and not slurm"
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not slurm"
 
 lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup  ## ratios against the naive ways, into build/bench.csv
-	$(PYTHON) tests/benchmarks/run_all.py
+bench: setup  ## ratios against the naive ways, into build/bench.csv; BENCHMARKS="loader knn" chooses some
+	$(PYTHON) tests/benchmarks/run_all.py $(BENCHMARKS)
 
 bench-gpu: setup  ## training steps on the GPU of this machine, under nine minutes
 	$(PYTHON) tests/benchmarks/bench_gpu.py

@@ -98,16 +98,14 @@ class ThreadLoader:
 
     def _submit(self, request: Request) -> tuple[BatchBuffer, list[Future[None]]]:
         buffer = BatchBuffer(request, self.recipe, self.render)
-        parts = np.array_split(np.arange(len(request.ids)), min(len(request.ids), 2 * self.threads))
-        return buffer, [self.pool.submit(self._fill, buffer, part.tolist()) for part in parts]
+        return buffer, [self.pool.submit(self._fill, buffer, slot) for slot in range(len(request.ids))]
 
-    def _fill(self, buffer: BatchBuffer, slots: list[int]) -> None:
+    def _fill(self, buffer: BatchBuffer, slot: int) -> None:
+        sample = int(buffer.request.ids[slot])
+        image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
         epoch = buffer.request.step // self.order.steps_per_epoch
-        for slot in slots:
-            sample = int(buffer.request.ids[slot])
-            image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
-            plan = draw_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
-            buffer.draw(slot, image, plan)
+        plan = draw_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
+        buffer.draw(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
         for future in futures:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +75,7 @@ class Cluster:
         self.root.chmod(0o755)
         self.nodes = [f"n{i}" for i in range(nodes)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.namespaces = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         self.env["SLURM_CONF"] = str(self.root / "slurm.conf")
@@ -93,8 +96,7 @@ class Cluster:
         for held in sockets:
             held.close()
         nodes = "\n".join(NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports[1:], strict=True))
-        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONF.format(root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=user)
+        text = CONF.format(root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=self.user)
         (root / "slurm.conf").write_text(text)
 
     def start(self, timeout_s: float = 30) -> None:
@@ -112,9 +114,33 @@ class Cluster:
         self.start_controller()
         for name in self.nodes:
             self.start_node(name)
-        command = ("sinfo", "-h", "-N", "-p", "low", "-o", "%T")
-        idle = ["idle"] * len(self.nodes)
-        self._until(lambda: self.run(*command, check=False).stdout.split() == idle, end)
+        self._until(self.is_idle, end)
+
+    def is_idle(self) -> bool:
+        """Whether all nodes wait for work."""
+        states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T", check=False).stdout.split()
+        return states == ["idle"] * len(self.nodes)
+
+    def describe(self) -> str:
+        """Queue and nodes with Slurm's reasons, for messages."""
+        commands = (["squeue", "-o", "%i %P %j %T %r %N"], ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"])
+        return "\n".join(self.run(*command, check=False).stdout for command in commands)
+
+    def recover(self, timeout_s: float = 60) -> None:
+        """All nodes idle again after whatever a test did: jobs cancelled, nodes resumed, or a fresh start."""
+        self.run("scancel", "-u", self.user, check=False)
+        end = time.monotonic() + timeout_s
+        while not self.is_idle():
+            if time.monotonic() > end:
+                warnings.warn(f"Slurm is started afresh:\n{self.describe()}", stacklevel=2)
+                self.stop_daemons()
+                shutil.rmtree(self.root / "state")
+                (self.root / "state").mkdir(mode=0o755)
+                self.start()
+                return
+            for name in self.nodes:
+                self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
+            time.sleep(0.5)
 
     def start_controller(self) -> None:
         """Start slurmctld; also again, after `kill`."""
@@ -172,8 +198,8 @@ class Cluster:
         out = self.run("scontrol", "-o", "show", "job", job_id, check=False).stdout
         return dict(part.split("=", 1) for part in out.split() if "=" in part)
 
-    def stop(self) -> None:
-        """Stop nodes, then the controller, then munge, and whatever they left running; remove the folder."""
+    def stop_daemons(self) -> None:
+        """Stop nodes, then the controller, then munge, and whatever they left running."""
         for name in reversed(list(self.processes)):
             process = self.processes.pop(name)
             if name in self.nodes and self.namespaces:
@@ -186,6 +212,10 @@ class Cluster:
                 process.kill()
                 process.wait()
         self._kill_orphans()
+
+    def stop(self) -> None:
+        """Stop everything and remove the folder."""
+        self.stop_daemons()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _kill_orphans(self) -> None:
@@ -213,13 +243,11 @@ def shared_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slurm_cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """The shared cluster, selected by the environment; jobs that a test leaves behind are cancelled."""
+def slurm_cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The shared cluster, selected by the environment; what an earlier test left of it is put right."""
     for key in list(os.environ):
         if key.startswith(FOREIGN):
             monkeypatch.delenv(key)
     monkeypatch.setenv("SLURM_CONF", shared_cluster.env["SLURM_CONF"])
-    yield shared_cluster
-    jobs = shared_cluster.run("squeue", "-h", "-o", "%i", check=False).stdout.split()
-    if jobs:
-        shared_cluster.run("scancel", *jobs, check=False)
+    shared_cluster.recover()
+    return shared_cluster

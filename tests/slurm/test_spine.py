@@ -68,7 +68,8 @@ runs:
 class Spine:
     """A reproduction of tiny stages, its files, and short names for what the tests do with it."""
 
-    def __init__(self, folder: Path, module: Any) -> None:
+    def __init__(self, cluster: Any, folder: Path, module: Any) -> None:
+        self.cluster = cluster
         small = Resources(cpus_per_rank=1, hours=0.5, memory_gb=1)
         common: dict[str, Any] = {
             "config": module.Config,
@@ -102,7 +103,7 @@ class Spine:
         """Poll the states until they satisfy a condition."""
         end = time.monotonic() + timeout_s
         while not true(states := self.states()):
-            assert time.monotonic() < end, (states, self.status())
+            assert time.monotonic() < end, (states, self.status(), self.cluster.describe())
             time.sleep(0.2)
         return states
 
@@ -116,7 +117,7 @@ def spine(slurm_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(str(package))
     monkeypatch.setenv("PYTHONPATH", str(package))
     sys.modules.pop("tiny_stages", None)
-    return Spine(tmp_path, importlib.import_module("tiny_stages"))
+    return Spine(slurm_cluster, tmp_path, importlib.import_module("tiny_stages"))
 
 
 def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
@@ -168,12 +169,13 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
     assert entry is not None and entry.attempt == 2 and entry.restarts == 1
 
 
-def test_job_that_dies_before_it_starts_is_explained(spine: Spine) -> None:
-    broken = spine.profile.model_copy(update={"setup": ("echo no such module >&2; exit 3",)})
-    good, spine.profile = spine.profile, broken
+def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Path) -> None:
+    submitted = tmp_path / "submitted"
+    setup = f"until [ -e {submitted} ]; do sleep 0.1; done; echo no such module >&2; exit 3"
+    good, spine.profile = spine.profile, spine.profile.model_copy(update={"setup": (setup,)})
     spine.submit()
-    states = spine.until(lambda s: s["first"] == "failed" and s["last"] == "waiting")
-    assert states["middle"] == "waiting"
+    submitted.touch()
+    spine.until(lambda s: list(s.values()) == ["failed", "waiting", "waiting", "waiting"])
     failed = spine.status()["first"]
     assert "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
     spine.profile = good
