@@ -172,7 +172,7 @@ def test_rows_of_every_stage_have_a_place(results: Make) -> None:
 
 
 def test_the_vocabulary_has_every_stage_that_makes_rows() -> None:
-    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "import"}
+    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "attention", "import"}
     assert set(STAGES) - without_rows <= set(vocabulary().stages)
 
 
