@@ -1,5 +1,6 @@
 """Tables as Markdown, LaTeX (booktabs) and CSV; the same bytes in any locale, time zone and hash seed."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -133,8 +134,9 @@ _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX."""
-    return "".join(_TEX.get(character, character) for character in text)
+    """Text for LaTeX; straight quotes in pairs become opening and closing ones."""
+    escaped = "".join(_TEX.get(character, character) for character in text)
+    return re.sub('"([^"]*)"', r"``\1''", escaped)
 
 
 CSV_COLUMNS = [

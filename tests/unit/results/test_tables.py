@@ -146,6 +146,7 @@ def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
     lines = (tmp_path / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("table,part,group,method")
     assert any("ViT-S/16,3200,ours,knn,75.6,75.1,,1,-0.5" in line for line in lines)
+    assert escape('"one" and "two" of 3"') == "``one'' and ``two'' of 3\""
     assert escape("a_b 5% & # {^~} \\") == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
 
 
@@ -180,7 +181,7 @@ def test_rows_of_every_stage_have_a_place(results: Make) -> None:
 
 
 def test_the_vocabulary_has_every_stage_that_makes_rows() -> None:
-    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "import"}
+    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "attention", "import"}
     assert set(STAGES) - without_rows <= set(vocabulary().stages)
 
 
