@@ -1,6 +1,8 @@
 """Semi-supervised logistic regression: the labelled part's frozen features, and a path of L2 penalties."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mugs.data.subset import Subset
+    from mugs.evaluation.logistic import Fit
+
+logger = logging.getLogger(__name__)
 
 
 class LogisticConfig(StageConfig):
@@ -22,6 +27,10 @@ class LogisticConfig(StageConfig):
 
     The release uses cyanure, which has no wheels beyond Linux on x86-64; L-BFGS reaches the same minimum. Its text
     calls this AdamW, which is not what made the printed numbers (row E14).
+
+    One process does it, on its GPU or all its cores: each step of L-BFGS follows from the one before, and all labelled
+    features fit one device. Ranks beyond the first end at once. Every penalty that is finished is kept in the run's
+    folder and not computed again.
     """
 
     labelled: LabelledPart
@@ -33,6 +42,10 @@ class LogisticConfig(StageConfig):
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""
         return f"logistic regression runs on one rank, not {resources.ranks}" if resources.ranks > 1 else None
+
+    def kept(self, run_dir: Path, penalty: float) -> Path:
+        """Where the result of a penalty is kept."""
+        return run_dir / "penalties" / f"lambda_{penalty!r}.safetensors"
 
 
 def preflight(cfg: LogisticConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -47,32 +60,74 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     import torch.nn.functional as F
 
     from mugs.engine import distributed
+    from mugs.engine.progress import Progress
     from mugs.evaluation.feature_store import FeatureStore
     from mugs.evaluation.logistic import fit, top1
 
-    device = distributed.init()
+    device, world = distributed.init(), distributed.world_size()
+    if not distributed.is_main():
+        logger.info("nothing to do on rank %d: logistic regression runs on rank 0 of %d", distributed.rank(), world)
+        return StageOutput()
     store = FeatureStore(ctx.inputs["features"].output("features"))
     train, val = (store.load(split, cfg.feature) for split in ("train", "val"))
     part = labelled_part(ctx, cfg)
     x, y = (t[part.indices].to(device) for t in train)
     x, queries, targets = F.normalize(x, dim=1), F.normalize(val[0].to(device), dim=1), val[1].to(device)
+    penalties, shape = sorted(cfg.penalties, reverse=True), (len(part.classes), x.shape[1])
+    logger.info("rank 0 of %d on %s: %d labelled images, %d penalties", world, device, len(part), len(penalties))
+    progress = Progress("logistic", len(penalties), unit="penalties", path=ctx.run_dir / "progress.json")
     rows, facts = [], []
     weight: Tensor | None = None
-    for penalty in sorted(cfg.penalties, reverse=True):
-        found = fit(
-            x,
-            y,
-            num_classes=len(part.classes),
-            penalty=penalty,
-            start=weight,
-            tolerance=cfg.tolerance,
-            max_iterations=cfg.max_iterations,
-        )
+    for number, penalty in enumerate(penalties, 1):
+        found = read_fit(ctx, cfg, penalty, shape)
+        if found is None:
+            found = fit(
+                x,
+                y,
+                num_classes=len(part.classes),
+                penalty=penalty,
+                start=weight,
+                tolerance=cfg.tolerance,
+                max_iterations=cfg.max_iterations,
+            )
+            keep_fit(ctx, cfg, penalty, found)
+        else:
+            logger.info("lambda %g: done before, not computed again", penalty)
         weight, value = found.weight, top1(found.weight, queries, targets)
         setting = f"{cfg.labelled.words()}, {cfg.feature}, lambda={penalty:g}"
         rows.append(result_row(ctx, "teacher", setting=setting, value=value))
         facts.append({"penalty": penalty, "objective": found.objective, "gap": found.gap, "top1": value})
+        progress.update(number)
+    progress.close()
     return StageOutput(rows=rows, info={"labelled_images": len(part), "path": facts})
+
+
+def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Fit") -> None:
+    """Write the result of a penalty, and of which features it is."""
+    from mugs.weights import save_backbone
+
+    facts = {"objective": found.objective, "gap": found.gap, "iterations": found.iterations}
+    meta = {"features": ctx.inputs["features"].outputs["features"].sha256, "fit": facts}
+    save_backbone(cfg.kept(ctx.run_dir, penalty), {"weight": found.weight}, meta)
+
+
+def read_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tuple[int, int]) -> "Fit | None":
+    """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
+    from mugs.evaluation.logistic import Fit
+    from mugs.weights import WeightsError, load_backbone
+
+    path = cfg.kept(ctx.run_dir, penalty)
+    if not path.exists():
+        return None
+    try:
+        state, meta = load_backbone(path)
+        if meta["features"] == ctx.inputs["features"].outputs["features"].sha256 and state["weight"].shape == shape:
+            return Fit(state["weight"], **meta["fit"])
+    except (WeightsError, KeyError, TypeError) as error:
+        logger.warning("%s: not a readable result (%s)", path, error)
+        return None
+    logger.warning("%s: of other features; lambda %g is computed again", path, penalty)
+    return None
 
 
 def labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":

@@ -158,8 +158,7 @@ class Probing:
 
     def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        for name, value in self.classifiers.tensors.items():
-            value.copy_(parts["classifiers"][name][self.mine])
+        self.classifiers.load({name: value[self.mine] for name, value in parts["classifiers"].items()})
         self.losses.copy_(parts["epoch"]["losses"][self.mine])
         self.history = [EpochResult(list(map(float, e["loss"])), e["top1"], e["top5"]) for e in notes["history"]]
 

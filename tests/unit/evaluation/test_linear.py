@@ -96,9 +96,9 @@ def plain(setting: Setting, probe: LinearProbe = PROBE) -> nn.Linear:
 def test_same_weights_as_a_plain_loop(tmp_path: Path) -> None:
     x, y = features()
     ours, model = trained(tmp_path), plain(PROBE.settings[0])
-    assert ours.classifiers.weight[0].std() > 0.05
-    torch.testing.assert_close(ours.classifiers.weight[0], model.weight.data, atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours.classifiers.bias[0], model.bias.data, atol=1e-5, rtol=0)
+    assert ours.classifiers.tensors["weight"][0].std() > 0.05
+    torch.testing.assert_close(ours.classifiers.tensors["weight"][0], model.weight.data, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.classifiers.tensors["bias"][0], model.bias.data, atol=1e-5, rtol=0)
     scores = model(x)
     assert ours.history[-1].top1 == [pytest.approx(100 * (scores.argmax(1) == y).float().mean().item())]
     assert ours.history[-1].top5 == [100.0] and len(ours.history) == 7
@@ -119,9 +119,9 @@ def test_a_sweep_is_each_of_its_classifiers_alone(tmp_path: Path) -> None:
     assert sorted(map(str, order)) == sorted(map(str, SWEEP)) and order[0].optimizer == "sgd"
     for index, setting in enumerate(order):
         model, limit = plain(setting), 1e-4 if setting.optimizer == "sgd" else 1e-7
-        torch.testing.assert_close(together.classifiers.weight[index], model.weight.data, atol=limit, rtol=0)
-        torch.testing.assert_close(together.classifiers.bias[index], model.bias.data, atol=limit, rtol=0)
-    ends = together.classifiers.weight
+        torch.testing.assert_close(together.classifiers.tensors["weight"][index], model.weight.data, atol=limit, rtol=0)
+        torch.testing.assert_close(together.classifiers.tensors["bias"][index], model.bias.data, atol=limit, rtol=0)
+    ends = together.classifiers.tensors["weight"]
     apart = (ends[:, None] - ends[None]).abs().amax(dim=(2, 3)) + torch.eye(len(SWEEP))
     assert apart[:6, :6].min() > 1e-3 and apart[6:].min() > 1e-7  # every setting ends somewhere else
 
@@ -169,7 +169,7 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
         train(probing, tmp_path / "checkpoints", every=4)
     assert not list((tmp_path / "checkpoints").glob("step_*"))
     good = task(tmp_path, replace(PROBE, settings=SWEEP))
-    good.classifiers.weight[0] = float("nan")
+    good.classifiers.groups[0].weight[:, 0] = float("nan")
     steps = good.steps(0)
     for _ in range(4):
         next(steps)
