@@ -31,8 +31,11 @@ WORLDS = (1, 2, 4)
 
 def mini() -> PretrainConfig:
     """The pretraining of the demo, one line of metrics for each of its steps."""
-    options = [f"pretrain.epochs={max(1, STEPS // 22)}", "pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"]
-    runs = plan.build_plan(config.load("mini", STAGES, [*options, "pretrain.warmup_epochs=0"]))
+    epochs = max(1, STEPS // 22)
+    options = [f"pretrain.epochs={epochs}", "pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"]
+    if epochs <= 4:  # all of it would be warm-up
+        options.append("pretrain.warmup_epochs=0")
+    runs = plan.build_plan(config.load("mini", STAGES, options))
     (found,) = [run.config for run in runs if isinstance(run.config, PretrainConfig)]
     return found
 

@@ -169,12 +169,13 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
     assert entry is not None and entry.attempt == 2 and entry.restarts == 1
 
 
-def test_job_that_dies_before_it_starts_is_explained(spine: Spine) -> None:
-    broken = spine.profile.model_copy(update={"setup": ("echo no such module >&2; exit 3",)})
-    good, spine.profile = spine.profile, broken
+def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Path) -> None:
+    submitted = tmp_path / "submitted"
+    setup = f"until [ -e {submitted} ]; do sleep 0.1; done; echo no such module >&2; exit 3"
+    good, spine.profile = spine.profile, spine.profile.model_copy(update={"setup": (setup,)})
     spine.submit()
-    states = spine.until(lambda s: s["first"] == "failed" and s["last"] == "waiting")
-    assert states["middle"] == "waiting"
+    submitted.touch()
+    spine.until(lambda s: list(s.values()) == ["failed", "waiting", "waiting", "waiting"])
     failed = spine.status()["first"]
     assert "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
     spine.profile = good
