@@ -84,7 +84,9 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     pretraining = find(ctx, cfg)
     main, began = distributed.is_main(), time.monotonic()
     path = ctx.run_dir / "progress.json" if main else None
-    progress = Progress("knn curve", len(pretraining.steps), unit="checkpoints", path=path, quiet=not main)
+    progress = Progress(
+        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=not main
+    )
     while (chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))) != "none":
         if chosen == "wait":
             time.sleep(cfg.poll_seconds)

@@ -22,30 +22,34 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbo
     """Cosines (Q, k), descending, and bank indices (Q, k), in fp32.
 
     Works in blocks of queries and bank rows, so that what it needs beside its inputs and result stays below
-    `memory_mb`.
+    `memory_mb`. A block of the bank takes every so-many-th row, whatever their order: neighbours are then spread over
+    the blocks, and each has little to add to what the ones before it gave.
     """
     floats = max(memory_mb * 2**20 // (4 * 4), 4 * k)  # a quarter for cosines, the rest for finding the best of them
     bank_rows = min(len(bank), max(k, min(BANK_ROWS, floats)))
     query_rows = max(1, min(len(queries), QUERY_ROWS, floats // max(bank_rows, 4 * k)))
     similarity = torch.empty(query_rows * bank_rows, device=bank.device)
     best: list[Neighbours] = []
-    for first in range(0, len(bank), bank_rows):
-        rows = F.normalize(bank[first : first + bank_rows].float(), dim=-1)
+    blocks = -(-len(bank) // bank_rows)
+    for first in range(blocks):
+        rows = F.normalize(bank[first::blocks].float(), dim=-1)
         for part, start in enumerate(range(0, len(queries), query_rows)):
             query = F.normalize(queries[start : start + query_rows].float(), dim=-1)
             block = similarity[: len(query) * len(rows)].view(len(query), len(rows))
-            cosine, index = largest(torch.mm(query, rows.T, out=block), min(k, len(rows)))
+            above = best[part][0][:, -1:] if first and best[part][0].shape[1] == k else None
+            cosine, index = largest(torch.mm(query, rows.T, out=block), min(k, len(rows)), above)
             if first == 0:
-                best.append((cosine, index))
+                best.append((cosine, index * blocks))
             else:
-                best[part] = merge(best[part], (cosine, index + first), k)
+                best[part] = merge(best[part], (cosine, index * blocks + first), k)
     return torch.cat([cosine for cosine, _ in best]), torch.cat([index for _, index in best])
 
 
-def largest(values: Tensor, k: int) -> Neighbours:
+def largest(values: Tensor, k: int, above: Tensor | None = None) -> Neighbours:
     """`topk` of the rows of (Q, n), at a fraction of its time when n is many times k.
 
-    Columns are taken in groups; the k best lie in the k groups with the largest maxima.
+    Columns are taken in groups; the k best lie in the k groups with the largest maxima. With `above` (Q, 1) only larger
+    values are asked for: those lie in groups whose maximum is larger, and fewer than k may come back.
     """
     rows, columns = values.shape
     size = math.isqrt(columns // k)
@@ -53,13 +57,15 @@ def largest(values: Tensor, k: int) -> Neighbours:
     if size < 4:
         return values.topk(k, dim=1)
     table = values[:, : size * groups].view(rows, size, groups)  # column = place in its group * groups + group
-    group = table.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    maxima = table.amax(dim=1)
+    chosen = k if above is None else min(k, int((maxima > above).sum(dim=1).max()))
+    group = maxima.topk(chosen, dim=1, sorted=False).indices
     candidates = table.gather(2, group[:, None].expand(-1, size, -1)).flatten(1)
     column = (torch.arange(size, device=values.device)[:, None] * groups + group[:, None]).flatten(1)
     if rest := columns - size * groups:
         last = torch.arange(columns - rest, columns, device=values.device).expand(rows, -1)
         candidates, column = torch.cat([candidates, values[:, -rest:]], dim=1), torch.cat([column, last], dim=1)
-    best, place = candidates.topk(k, dim=1)
+    best, place = candidates.topk(min(k, candidates.shape[1]), dim=1)
     return best, column.gather(1, place)
 
 

@@ -99,6 +99,16 @@ def test_largest_is_topk(columns: int, k: int) -> None:
     assert all(len(set(row)) == k for row in index.tolist())
 
 
+@pytest.mark.parametrize("quantile", [0.0, 0.9, 0.999, 1.0])
+def test_largest_above_a_value_leaves_out_none_of_them(quantile: float) -> None:
+    values = torch.randn(20, 5003, generator=torch.Generator().manual_seed(0))
+    above = values.quantile(quantile, dim=1, keepdim=True)
+    best, index = largest(values, 100, above)
+    assert torch.equal(values.gather(1, index), best)
+    for row, wanted, limit in zip(best, values.topk(100, dim=1).values, above, strict=True):
+        assert torch.equal(row[row > limit], wanted[wanted > limit])
+
+
 def test_blocks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     bank = torch.randn(5000, 8, generator=torch.Generator().manual_seed(1))
     whole = nearest(bank, bank[:300], 5, memory_mb=4096)
