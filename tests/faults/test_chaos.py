@@ -10,7 +10,7 @@ from outcome import Outcome
 def test_campaigns_are_found_by_their_names() -> None:
     found = [module.NAME for module in campaigns()]
     assert found == sorted(found) and len(set(found)) == len(found)
-    assert {"2_checkpoint_writes", "3_disk_errors", "4_damage", "5_malicious_files"} <= set(found)
+    assert {"2_checkpoint_writes", "3_disk_errors", "4_damage", "5_malicious_files", "6_slurm"} <= set(found)
     assert [module.NAME for module in campaigns(["4_"])] == ["4_damage"]
     assert campaigns(["nothing"]) == []
     assert all(callable(module.run) for module in campaigns())
