@@ -16,6 +16,7 @@ from slurm import queue
 
 _FRESH_S = 180.0
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+_NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")  # squeue may miss a job that is being queued again
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
         return RunStatus(run, "failed", f"{_last_line(log) or 'no output'} [job {state}]", job_id, log)
     of_slurm = (attempts.describe(run_dir, number) or {}).get("job_id")
     known = queue.final_state(str(of_slurm)) if of_slurm else None
+    if known in _NOT_OVER:
+        return RunStatus(run, "queued", f"{known.lower()}, {number} attempts before", of_slurm)
     failure = attempts.failure(run_dir, number)
     if failure is None and (attempts.running_here(run_dir) or (not of_slurm and _fresh(run_dir))):
         return RunStatus(run, "running", _progress(run_dir), None, newest_log(run_dir))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import attempts, manifest
+from pipeline import attempts, manifest, runfile
 from pipeline.atomic import write_json_atomic
 from pipeline.identity import run_id
 from pipeline.provenance import code_root
@@ -197,6 +197,21 @@ def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     write_json_atomic(run.run_dir(tmp_path) / "progress.json", note)
     found = status([run], tmp_path)[0]
     assert (found.state, found.job_id, found.detail) == ("running", "7", "3/9 steps, 1234 img/s, 2m05s left")
+
+
+@pytest.mark.parametrize(("slurm", "state"), [("PENDING", "queued"), ("FAILED", "failed")])
+def test_a_failed_attempt_whose_job_slurm_starts_again(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, state: str
+) -> None:
+    """The queue may miss the job for a moment; `scontrol` knows it."""
+    one = make(tiny, "one")
+    run_dir = runfile.write(tmp_path, one)
+    number = attempts.start(run_dir, job_id="7")
+    attempts.fail(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
+    monkeypatch.setattr("slurm.queue.queued", lambda runs, root: {})
+    monkeypatch.setattr("slurm.queue.final_state", {"7": slurm}.get)
+    (found,) = status([one], tmp_path)
+    assert (found.state, found.job_id) == (state, "7")
 
 
 def test_durations() -> None:
