@@ -8,7 +8,6 @@ state; gradients and optimizer moments count as added.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE
 
+from mugs.engine.metering import peak_memory_mb
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepConfig, Trainer
 from mugs.methods import Mugs, MugsConfig
@@ -28,6 +28,7 @@ from mugs.views import Views
 
 PARITY = Path(__file__).resolve().parent.parent / "parity"
 BATCH = 8
+CPU = torch.device("cpu")
 STEPS = {"ours fp32": 4, "ours bf16": 2, "naive fp32": 1}
 RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
 
@@ -77,16 +78,12 @@ class Measured:
 def measure(side: str, precision: str) -> Measured:
     torch.set_num_threads(2)
     batch, run = views(), Ours(precision) if side == "ours" else Naive()
-    before, times, losses = peak_mb(), [], []
+    before, times, losses = peak_memory_mb(CPU), [], []
     for _ in range(STEPS[f"{side} {precision}"]):
         start = time.perf_counter()
         losses.append(run.step(batch))
         times.append(time.perf_counter() - start)
-    return Measured(times, losses, peak_mb() - before, peak_mb())
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Measured(times, losses, peak_memory_mb(CPU) - before, peak_memory_mb(CPU))
 
 
 def in_process(side: str, precision: str) -> Measured:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step_vits import peak_mb
 
 from mugs.backbones.vit import ViT, build_vit
+from mugs.engine.metering import peak_memory_mb
 
 HERE = Path(__file__).resolve().parent
+CPU = torch.device("cpu")
 WAYS = (("fused", "kept"), ("written", "kept"), ("fused", "recomputed"))
 
 
@@ -43,9 +44,9 @@ def backbone(attention: str, memory: str) -> ViT:
 
 
 def measured(train: Callable[[], None], test: Callable[[], None]) -> Measured:
-    before, start = peak_mb(), time.perf_counter()
+    before, start = peak_memory_mb(CPU), time.perf_counter()
     train()
-    middle, added = time.perf_counter(), peak_mb() - before
+    middle, added = time.perf_counter(), peak_memory_mb(CPU) - before
     test()
     return Measured(middle - start, time.perf_counter() - middle, added)
 
