@@ -142,9 +142,9 @@ class Cluster:
                 self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
             time.sleep(0.5)
 
-    def start_controller(self) -> None:
-        """Start slurmctld; also again, after `kill`."""
-        self._spawn("slurmctld", "-D")
+    def start_controller(self, *, forget: bool = False) -> None:
+        """Start slurmctld; also again, after `kill`. `forget`: without the jobs it knew."""
+        self._spawn("slurmctld", "-D", *(["-c"] if forget else []))
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node; also again, after `kill`."""

@@ -35,6 +35,10 @@ class Config(StageConfig):
     text: str = "x"
     gate: str | None = Runtime(None)
     poison: str | None = Runtime(None)
+    watch: bool = False
+
+    def alongside(self):
+        return frozenset({"data"}) if self.watch else frozenset()
 
 def write_rows(path, rows):
     with open(path, "w", newline="") as file:
@@ -52,7 +56,8 @@ def run(ctx, cfg):
     note = ctx.run_dir / f"rank{rank}.txt"
     note.write_text(f"{rank}/{world} {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} {time.time()}")
     below = [entry.output("note").read_text() for entry in ctx.inputs.values()]
-    return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info={"world": int(world)})
+    seen = [(folder / "here-1-0").exists() for folder in ctx.running.values()]
+    return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info={"world": int(world), "seen": seen})
 '''
 
 REPRODUCTION = """
@@ -65,10 +70,18 @@ runs:
 """
 
 
+WATCHING = """
+name: tiny
+runs:
+  first:   {{stage: make, text: a, gate: {gate}, poison: {poison}}}
+  watcher: {{stage: use, needs: {{data: first}}, text: e, watch: true}}
+"""
+
+
 class Spine:
     """A reproduction of tiny stages, its files, and short names for what the tests do with it."""
 
-    def __init__(self, cluster: Any, folder: Path, module: Any) -> None:
+    def __init__(self, cluster: Any, folder: Path, module: Any, reproduction: str = REPRODUCTION) -> None:
         self.cluster = cluster
         small = Resources(cpus_per_rank=1, hours=0.5, memory_gb=1)
         common: dict[str, Any] = {
@@ -83,7 +96,7 @@ class Spine:
             "use": StageSpec(name="use", needs={"data": "make|use"}, **common),
         }
         path = folder / "tiny.yaml"
-        path.write_text(REPRODUCTION.format(gate=self.gate, poison=self.poison))
+        path.write_text(reproduction.format(gate=self.gate, poison=self.poison))
         self.runs: list[StageRun] = build_plan(config.load(str(path), stages))
         self.profile = ClusterProfile(run_root=folder / "runs", partition="low", gpu_type="a100")
 
@@ -109,7 +122,7 @@ class Spine:
 
 
 @pytest.fixture
-def spine(slurm_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spine:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tiny stages in a package of their own, which jobs find through PYTHONPATH."""
     package = tmp_path / "package"
     package.mkdir()
@@ -117,7 +130,13 @@ def spine(slurm_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.syspath_prepend(str(package))
     monkeypatch.setenv("PYTHONPATH", str(package))
     sys.modules.pop("tiny_stages", None)
-    return Spine(slurm_cluster, tmp_path, importlib.import_module("tiny_stages"))
+    return importlib.import_module("tiny_stages")
+
+
+@pytest.fixture
+def spine(slurm_cluster: Any, tmp_path: Path, tiny: Any) -> Spine:
+    """A reproduction of four of them."""
+    return Spine(slurm_cluster, tmp_path, tiny)
 
 
 def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
@@ -181,6 +200,32 @@ def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Pat
     spine.profile = good
     spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
+    spine.until(lambda s: set(s.values()) == {"done"})
+
+
+def test_a_parent_that_slurm_has_forgotten_is_judged_by_the_manifest(spine: Spine, slurm_cluster: Any) -> None:
+    spine.gate.touch()
+    everything, spine.runs = spine.runs, spine.runs[:1]
+    assert spine.submit() == {"first": "submitted"}
+    job = spine.status()["first"].job_id
+    spine.until(lambda s: s["first"] == "done")
+    assert job is not None and slurm_cluster.job(job)
+    slurm_cluster.stop_controller()
+    slurm_cluster.start_controller(forget=True)
+    spine.runs = everything
+    spine.until(lambda s: slurm_cluster.is_idle() and not slurm_cluster.job(job))
+    assert spine.submit() == {"first": "done", "middle": "submitted", "side": "submitted", "last": "submitted"}
+    spine.until(lambda s: set(s.values()) == {"done"})
+
+
+def test_a_run_that_watches_starts_with_the_one_it_watches(slurm_cluster: Any, tmp_path: Path, tiny: Any) -> None:
+    spine = Spine(slurm_cluster, tmp_path, tiny, WATCHING)
+    assert set(spine.submit().values()) == {"submitted"}
+    states = spine.until(lambda s: s["watcher"] == "done")
+    assert states["first"] == "running"
+    entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
+    assert entry is not None and entry.info["seen"] == [True]
+    spine.gate.touch()
     spine.until(lambda s: set(s.values()) == {"done"})
 
 
