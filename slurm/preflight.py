@@ -12,7 +12,7 @@ from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.spec import ConfigError, StageRun
 from slurm import queue
 from slurm.cluster import ClusterProfile, check_fit
-from slurm.submit import Waits, clean_environment, sbatch_text
+from slurm.submit import Waits, sbatch_text
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
@@ -72,7 +72,7 @@ def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
 
 
 def _dry_run(profile: ClusterProfile, run: StageRun) -> tuple[bool, str]:
-    with tempfile.TemporaryDirectory() as folder, clean_environment():
+    with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / queue.SCRIPT
         script.write_text(sbatch_text(run, profile, Waits(), profile.run_root / "code"), encoding="utf-8")
         return queue.dry_run(script)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 NEVER = "DependencyNeverSatisfied"
+_STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
+_RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 _TIMEOUT_S = 60
 _GONE = ("Invalid job id", "already completing or completed")  # scancel about a job that has ended
 
@@ -54,9 +57,15 @@ def available() -> bool:
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
-def _call(*command: str) -> tuple[int, str, str]:
+def clean_environment() -> dict[str, str]:
+    """Without what an interactive job or a launcher left in the environment, which sbatch would pass on."""
+    left = {key for key in os.environ if key.startswith(_STRIPPED) and key != "SLURM_CONF"}
+    return {key: value for key, value in os.environ.items() if key not in left and key not in _RENDEZVOUS}
+
+
+def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
     except FileNotFoundError:
         return 127, "", f"{command[0]}: not found"
     except subprocess.TimeoutExpired:
@@ -111,7 +120,7 @@ def _parents(dependency: str) -> tuple[str, ...]:
 
 def sbatch(script: Path) -> str:
     """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
-    code, out, err = _call("sbatch", "--parsable", str(script))
+    code, out, err = _call("sbatch", "--parsable", str(script), environment=clean_environment())
     if code != 0 or not out.strip():
         raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
     return out.strip().splitlines()[-1].split(";")[0]
@@ -163,6 +172,6 @@ def accounts(user: str) -> list[str]:
 
 def dry_run(script: Path) -> tuple[bool, str]:
     """Whether Slurm would take a batch script, and what it says; nothing is queued."""
-    code, out, err = _call("sbatch", "--test-only", str(script))
+    code, out, err = _call("sbatch", "--test-only", str(script), environment=clean_environment())
     said = (err or out).strip().splitlines()
     return code == 0, said[-1].removeprefix("sbatch: ").removeprefix("error: ") if said else f"exit code {code}"

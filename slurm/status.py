@@ -16,7 +16,7 @@ from slurm import queue
 
 _FRESH_S = 180.0
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
-_NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")  # squeue may miss a job that is being queued again
+_NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")  # where squeue did not answer
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,6 @@ from pipeline.spec import ConfigError, StageRun
 from slurm import claims, queue, snapshot
 from slurm.cluster import ClusterProfile, check_fit, end_of_script, job_command, sbatch_parameters
 from slurm.estimates import lead_seconds
-
-_STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
-_RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 
 
 @dataclass(frozen=True)
@@ -146,8 +141,7 @@ def _queue(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path, cla
     write_text_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, waits, code))
     if not claim.is_current():
         raise queue.SlurmError(f"{run.name}: somebody else has taken over submitting it; submit again to see")
-    with clean_environment():
-        job_id = queue.sbatch(run_dir / queue.SCRIPT)
+    job_id = queue.sbatch(run_dir / queue.SCRIPT)
     write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)})
     return job_id
 
@@ -165,17 +159,3 @@ def sbatch_text(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path
     teardown = end_of_script(profile, run_dir)
     built.update_parameters(**parameters, job_name=name, dependency=waits.dependency, teardown=teardown)
     return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Without what an interactive job or a launcher left in the environment, which sbatch would pass on."""
-    saved = dict(os.environ)
-    try:
-        for key in saved:
-            if (key.startswith(_STRIPPED) and key != "SLURM_CONF") or key in _RENDEZVOUS:
-                del os.environ[key]
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)

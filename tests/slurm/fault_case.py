@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +26,6 @@ from slurm.submit import submit
 class Case:
     """One training and its dependent on the cluster, and what a fault needs to know of them."""
 
-    lock = threading.Lock()
-
     def __init__(self, cluster: Any, folder: Path, name: str, **options: Any) -> None:
         self.cluster, self.name, self.root = cluster, name, folder / "runs"
         fields = {key: options.pop(key) for key in ("fault", "seconds", "later_seconds") if key in options}
@@ -48,9 +45,8 @@ class Case:
         self.profile = ClusterProfile(run_root=self.root, **options)
 
     def submit(self) -> None:
-        """Queue both; one thread at a time, since the environment is cleaned meanwhile."""
-        with self.lock:
-            submit(self.runs, self.profile)
+        """Queue both."""
+        submit(self.runs, self.profile)
 
     @property
     def job_id(self) -> str:

@@ -203,7 +203,7 @@ def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_failed_attempt_whose_job_slurm_starts_again(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, state: str
 ) -> None:
-    """The queue may miss the job for a moment; `scontrol` knows it."""
+    """Where squeue does not answer for a moment, scontrol may."""
     one = make(tiny, "one")
     run_dir = runfile.write(tmp_path, one)
     number = attempts.start(run_dir, job_id="7")
@@ -241,12 +241,10 @@ def test_meeting_point_falls_back_to_what_slurm_knows() -> None:
 
 
 def test_submission_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slurm.submit import clean_environment
-
     kept = {"SLURM_CONF": "/c", "OTHER": "1"}
     for key, value in {**kept, "SLURM_JOB_ID": "3", "SBATCH_QOS": "x", "RANK": "1"}.items():
         monkeypatch.setenv(key, value)
-    with clean_environment():
-        assert {k: os.environ.get(k) for k in kept} == kept
-        assert not {"SLURM_JOB_ID", "SBATCH_QOS", "RANK"} & set(os.environ)
+    clean = queue.clean_environment()
+    assert {k: clean.get(k) for k in kept} == kept
+    assert not {"SLURM_JOB_ID", "SBATCH_QOS", "RANK"} & set(clean)
     assert os.environ["SLURM_JOB_ID"] == "3"
