@@ -1,13 +1,15 @@
 """Tables as Markdown, LaTeX (booktabs) and CSV; the same bytes in any locale, time zone and hash seed."""
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from results import atomic
 from results.lines import Laid, Line, Part, Text, lay_out
-from results.schema import Result
-from results.tables import Block, Entry, Table, build
+from results.tables import Block, Entry, Table
 
 Format = Literal["md", "latex", "csv"]
 SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
@@ -15,21 +17,12 @@ SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 def write_all(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
     """Write tables in all three formats; file name -> path."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     written = {}
     for table in tables:
         for fmt, suffix in SUFFIX.items():
-            path = out_dir / f"{table.name}.{suffix}"
-            path.write_text(to_text(table, fmt), encoding="utf-8", newline="\n")
-            written[path.name] = path
+            name = f"{table.name}.{suffix}"
+            written[name] = atomic.write(out_dir / name, to_text(table, fmt))
     return written
-
-
-def render(name: str, results: Iterable[Result], fmt: Format = "md") -> str:
-    """One table as text. Raises ValueError for a table or format that does not exist."""
-    if fmt not in SUFFIX:
-        raise ValueError(f"unknown format {fmt!r} (valid: {', '.join(SUFFIX)})")
-    return to_text(build(name, results), fmt)
 
 
 def to_text(table: Table, fmt: Format) -> str:
@@ -41,7 +34,7 @@ def laid_text(laid: Laid, fmt: Format) -> str:
     """Anything laid out, in a format; as CSV only its cells."""
     if fmt == "csv":
         lines = [[line.group, *(cell.text for cell in line.cells)] for part in laid.parts for line in part.lines]
-        return _as_csv(lines, ["Group", *laid.parts[0].header])
+        return _as_csv([["Group", *laid.parts[0].header], *lines])
     return markdown(laid) if fmt == "md" else latex(laid)
 
 
@@ -168,15 +161,13 @@ def to_csv(table: Table) -> str:
         for entry in block.entries
         for record in _records(entry, block)
     ]
-    return _as_csv(records, CSV_COLUMNS)
+    return _as_csv([CSV_COLUMNS, *([record.get(name, "") for name in CSV_COLUMNS] for record in records)])
 
 
-def _as_csv(records: Sequence[object], columns: Sequence[str]) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame(records, columns=list(columns), dtype=object)
-    text: str = frame.to_csv(index=False, lineterminator="\n", na_rep="")
-    return text
+def _as_csv(lines: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
@@ -202,10 +193,3 @@ def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
                     "differs": "; ".join(cell.results[0].differs),
                     "note": note,
                 }
-
-
-def document(tables: Sequence[str]) -> str:
-    """A LaTeX document of rendered tables."""
-    head = [r"\documentclass{article}", r"\usepackage[utf8]{inputenc}", r"\usepackage[T1]{fontenc}"]
-    head += [r"\usepackage[a4paper,margin=15mm]{geometry}", r"\usepackage{booktabs,caption}", r"\begin{document}"]
-    return "\n".join([*head, *tables, r"\end{document}"]) + "\n"
