@@ -56,7 +56,7 @@ DARK = Theme(
     {"Mugs": "#7db4ff", "iBOT": "#4fd1c0", "DINO": "#d0a2f2", "other": "#a3b1c2"},
     ("#ff9d5c", "#7db4ff", "#4fd1c0", "#d0a2f2", "#e3c341", "#ff8fbf", "#a3d977", "#a3b1c2", "#5cc8ff", "#ff9a9a"),
 )
-MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "BYOL": "v", "SwAV": "P", "MST": "X"}
+MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "MST": "X"}
 
 
 @dataclass(frozen=True)
