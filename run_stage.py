@@ -132,8 +132,8 @@ def run_command(
 ) -> None:
     """Run here and now what is not done.
 
-    One run after the other on this machine, without Slurm. What depends on a run that failed is left out. Ctrl-C saves
-    and stops, the same command goes on from there; twice stops at once.
+    One run after the other on this machine, without Slurm; one that watches another runs beside it. What depends on a
+    run that failed is left out. Ctrl-C saves and stops, the same command goes on from there; twice stops at once.
     """
     from pipeline.plan import require_resolved, traced
     from slurm import console
