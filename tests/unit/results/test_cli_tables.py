@@ -109,6 +109,11 @@ def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: Resul
     assert "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def" in done.stderr
 
 
+def test_filled_says_when_there_is_nothing(cli: Cli) -> None:
+    done = cli("--filled")
+    assert (done.returncode, done.stdout) == (0, "") and "no table has a number of ours" in done.stderr
+
+
 def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
     filled.add("odd", "knn", [replace(row, run_id="odd", stage="guess")])
     done = cli("--table", "table1")
