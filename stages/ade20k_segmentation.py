@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
 
@@ -29,14 +29,13 @@ class SceneOptions(StageConfig):
     stride: int = Field(341, ge=1)
 
 
-class Ade20kSegmentationConfig(StageConfig):
+class Ade20kSegmentationConfig(Pretrained):
     """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings.
 
     `lr` and `layer_decay` are 3e-5 and 0.9 for UPerNet; the linear variant has 3e-5 for ViT-S, 7e-4 for
     ViT-B (iBOT's configuration) and no layer decay. `channels`: those of the UPerNet head, the ViT's width when null.
     """
 
-    weights: Weights = "teacher"
     variant: Literal["upernet", "linear"] = "upernet"
     channels: int | None = Field(None, ge=1)
     auxiliary_channels: int = Field(256, ge=1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
 
@@ -42,14 +42,13 @@ class ScaleOptions(StageConfig):
     test_short_side: int = Field(800, ge=1)
 
 
-class CocoDetectionConfig(StageConfig):
+class CocoDetectionConfig(Pretrained):
     """ViT-S/16 as released by default; ViT-B/16 has the same settings (no release has other ones).
 
     `lr`: iBOT's configuration has 1e-4. `layer_decay`: iBOT sweeps 0.65, 0.75, 0.8 and 0.9. `images_per_pass`: images
     that are padded together and over which losses are averaged first, 4 on each of 8 GPUs in the release.
     """
 
-    weights: Weights = "teacher"
     detector: DetectorOptions = DetectorOptions()
     scales: ScaleOptions = ScaleOptions()
     epochs: int = Field(12, ge=1)

@@ -4,20 +4,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from pipeline.spec import Runtime, StageContext, StageOutput
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.located import read_root
 
 if TYPE_CHECKING:
     from mugs.transfer.video import PropagationRecipe
 
 
-class DavisSegmentationConfig(StageConfig):
+class DavisSegmentationConfig(Pretrained):
     """DINO's protocol. `num_previous` lists how many frames before the one at hand count: 7 in DINO and iBOT, 20 in the
     script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.PropagationRecipe`.
     """
 
-    weights: Weights = "teacher"
     num_previous: tuple[int, ...] = Field((7, 20), min_length=1)
     num_neighbours: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)

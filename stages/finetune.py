@@ -10,7 +10,7 @@ from pipeline.manifest import require_intact
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
-from stages.evaluate import num_classes, result_row
+from stages.evaluate import Pretrained, num_classes, result_row
 from stages.finetune_presets import PRESETS, Preset
 from stages.global_batch import uneven, uneven_pairs, uneven_passes
 from stages.labelled import LabelledPart
@@ -131,6 +131,10 @@ class FinetuneConfig(StageConfig):
         pairs = uneven_pairs(self.batch_size, resources, self.mix.group) if self.mix.on else None
         passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=False)
         return uneven(self.batch_size, resources) or pairs or passes
+
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Weights that there are not; any say what shape to start from scratch with."""
+        return None if self.weights == "scratch" else Pretrained(weights=self.weights).wrong_inputs(inputs)
 
 
 def preflight(cfg: FinetuneConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
