@@ -17,10 +17,11 @@ from pycocotools.cocoeval import COCOeval
 
 from mugs.atomic import write_text_atomic
 from mugs.data.convert import ahead
+from mugs.data.source import listed
 from mugs.engine import distributed
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.transfer.detection.coco import CocoSplit, listed
+from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.detector import Detector
 from mugs.transfer.detection.targets import Detections
 from mugs.transfer.detection.training_config import DetectionConfig

@@ -77,10 +77,10 @@ def test_layout_is_checked(folder: Path) -> None:
 
 
 def test_counts_and_files_are_checked(mini: Path) -> None:
-    seen: list[int] = []
-    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": seen.append}
+    seen: list[tuple[int, int]] = []
+    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": lambda *told: seen.append(told)}
     check_scenes(mini, {"train": 6, "val": 2}, **options)
-    assert seen == list(range(1, 9))
+    assert seen == [(done, 8) for done in range(1, 9)]
     with pytest.raises(SourceError, match=r"2 problems: .*: 6 images found, 20210 expected, .*: 2 images found, 2000"):
         check_scenes(mini, {"train": 20210, "val": 2000}, **options)
     with pytest.raises(SourceError, match=r"\d problems: .*training_000\d\.png: label \d+ among 2 classes"):
