@@ -16,6 +16,7 @@ from mugs.data.convert import Report, ahead, counted
 from mugs.data.decode import DecodeError, decode_rgb
 from mugs.data.source import SourceError, listed
 from mugs.transfer.label_maps import VOID, read_map, sizes
+from mugs.transfer.pixels import normalised
 
 RESOLUTION = "480p"
 
@@ -101,8 +102,7 @@ def read_frame(path: Path, size: tuple[int, int], mean: tuple[float, ...], std: 
     """Normalised frame (3, *size), resized bilinearly without antialias (OpenCV's way). Raises DecodeError."""
     pixels = torch.from_numpy(np.array(decode_rgb(path.read_bytes(), str(path)))).permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
-    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
-    return resized.round().div_(255).sub_(shift).div_(scale)
+    return normalised(resized.round(), mean, std)
 
 
 def one_hot_patches(mask: np.ndarray, grid: tuple[int, int], num_objects: int) -> Tensor:

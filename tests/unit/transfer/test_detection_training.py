@@ -26,7 +26,7 @@ from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, test_image
+from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, whole_view
 from mugs.transfer.detection.pictures import draw_pictures, drawn
 from mugs.transfer.detection.train import train_detector
 from mugs.transfer.detection.training_config import DetectionConfig, build_schedule
@@ -34,7 +34,6 @@ from mugs.transfer.detection.views import Scales
 from mugs.transfer.layer_decay import layer_decay_groups
 
 CPU = torch.device("cpu")
-test_image.__test__ = False  # a function of the evaluation, not a test
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +203,7 @@ def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
         width, height = sizes[one["image_id"]]
         assert one["segmentation"]["size"] == [height, width]
         assert one["bbox"][0] + one["bbox"][2] <= width + 1e-3 and one["bbox"][1] + one["bbox"][3] <= height + 1e-3
-    assert test_image(split, 1, settings).shape == (3, 2, 80)  # 400 x 8, held by the longer side of 80
+    assert whole_view(split, 1, settings.scales).shape == (3, 2, 80)  # 400 x 8, held by the longer side of 80
 
 
 def test_pictures(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from PIL import Image
 from mugs.data.decode import DecodeError
 from mugs.data.source import SourceError
 from mugs.transfer.digit_scenes import materialize_scenes, reflected
+from mugs.transfer.pixels import fitted
 from mugs.transfer.segmentation.photometric import distort, saturated
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.scenes import SceneFolder, check_scenes
-from mugs.transfer.segmentation.views import draw_crop, fitted_size, mixed, training_view, whole_view
+from mugs.transfer.segmentation.views import draw_crop, mixed, training_view, whole_view
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,10 @@ def test_counts_and_files_are_checked(mini: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert fitted_size(480, 640, 2048, 512) == (512, 683)
-    assert fitted_size(640, 480, 2048, 512) == (683, 512)
-    assert fitted_size(100, 4000, 2048, 512) == (51, 2048)
-    assert fitted_size(1, 9000, 2048, 512) == (1, 2048)
+    assert fitted((480, 640), 512, 2048) == (512, 683)
+    assert fitted((640, 480), 512, 2048) == (683, 512)
+    assert fitted((100, 4000), 512, 2048) == (51, 2048)
+    assert fitted((1, 9000), 512, 2048) == (1, 2048)
 
 
 RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)
