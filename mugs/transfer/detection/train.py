@@ -20,9 +20,10 @@ from mugs.transfer.detection.batches import GroupedOrder, Pass, training_passes
 from mugs.transfer.detection.coco import CocoSplit, trainable
 from mugs.transfer.detection.detector import Detector, training_flops
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.training_config import DetectionConfig, build_schedule
+from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import usual_size
 from mugs.transfer.layer_decay import build_adamw
+from mugs.transfer.schedules import StepSchedule
 
 
 def train_detector(
@@ -105,3 +106,16 @@ def on_device(target: Targets, device: torch.device) -> Targets:
     """The same objects on a device."""
     boxes, labels, masks = (x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks))
     return Targets(boxes, labels, masks, target.size, target.key)
+
+
+def build_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
+    """The schedule of a run."""
+    return StepSchedule(
+        peak_lr=config.lr,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        weight_decay=config.weight_decay,
+        decay_epochs=config.decay_epochs,
+        warmup_steps=config.warmup_steps,
+        warmup_start=config.warmup_start,
+    )

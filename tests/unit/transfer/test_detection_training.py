@@ -28,8 +28,8 @@ from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.digits import materialize_coco
 from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, whole_view
 from mugs.transfer.detection.pictures import draw_pictures, drawn
-from mugs.transfer.detection.train import train_detector
-from mugs.transfer.detection.training_config import DetectionConfig, build_schedule
+from mugs.transfer.detection.train import build_schedule, train_detector
+from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import Scales
 from mugs.transfer.layer_decay import layer_decay_groups
 

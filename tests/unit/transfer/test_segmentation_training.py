@@ -209,7 +209,7 @@ def test_layer_decay_groups() -> None:
 
 def test_schedule() -> None:
     """Values of mmcv's poly policy with linear warm-up, worked out by hand."""
-    schedule = PolySchedule(peak_lr=3e-5, total_steps=160_000)
+    schedule = PolySchedule(peak_lr=3e-5, total_steps=160_000, weight_decay=0.05, warmup_steps=1500)
     assert schedule.lr(0) == pytest.approx(3e-11)
     assert schedule.lr(750) == pytest.approx(3e-5 * (1 - 750 / 160_000) * 0.5000005)
     assert schedule.lr(1500) == pytest.approx(3e-5 * 0.990625)
