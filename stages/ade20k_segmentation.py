@@ -80,14 +80,14 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     from mugs.transfer.pictures import hex_colours
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
     from mugs.transfer.segmentation.model import build_segmenter
-    from mugs.transfer.segmentation.train import train_segmenter
+    from mugs.transfer.segmentation.train import SegmentationTraining
     from mugs.weights import save_backbone
 
     device = distributed.init()
     data = ctx.inputs["data"].info
     config = segmentation_config(cfg, data["num_classes"])
     model = build_segmenter(trainable_vit(ctx, cfg), config.model, seed=cfg.seed)
-    train_segmenter(model, open_scenes(ctx, "train"), config, ctx.run_dir, device, ctx.control)
+    SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
     found = evaluate(model, open_scenes(ctx, "val"), config, device, run_dir=ctx.run_dir, num_pictures=cfg.num_pictures)
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
     if distributed.is_main():

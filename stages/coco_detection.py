@@ -86,7 +86,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     from mugs.transfer.detection.detector import build_detector
     from mugs.transfer.detection.evaluate import average_precision, detect_split
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
-    from mugs.transfer.detection.train import train_detector
+    from mugs.transfer.detection.train import DetectionTraining
     from mugs.weights import save_backbone
 
     device = distributed.init()
@@ -94,7 +94,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     vit = load_vit(ctx, cfg.weights, drop_path=cfg.detector.drop_path).requires_grad_(True)
     vit.recompute = cfg.activation_checkpointing
     model = build_detector(vit, config.detector, seed=cfg.seed)
-    train_detector(model, open_split(ctx, "train"), config, ctx.run_dir, device, ctx.control)
+    DetectionTraining(model, open_split(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
     val = open_split(ctx, "val")
     detections = detect_split(model, val, config, ctx.run_dir, device)
     outputs = {"detector": ctx.run_dir / "weights" / "detector.safetensors"}

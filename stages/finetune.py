@@ -153,7 +153,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
 
     from mugs.data.source import open_source
     from mugs.engine import distributed
-    from mugs.finetune.train import finetune
+    from mugs.finetune.train import Finetuning
     from mugs.weights import save_backbone
 
     classes = num_classes(ctx)
@@ -164,7 +164,8 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
         train = cfg.labelled.choose(train, data.info["dataset"])
     model = build_model(ctx, cfg, classes)
     sources = (train, open_source(data.output("val")))
-    history = finetune(model, sources, settings(cfg), ctx.run_dir, device, num_classes=classes, control=ctx.control)
+    task = Finetuning(model, sources, settings(cfg), ctx.run_dir, device, classes)
+    task.train(ctx.control)
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
     if distributed.is_main():
@@ -172,7 +173,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     distributed.barrier()
     facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
     info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
-    return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, history), info=info)
+    return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, task.history), info=info)
 
 
 def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochResult]") -> list[ResultRow]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class WarmedUp(ABC):
-    """A decaying rate, in its first steps times a linear warm-up that starts at `warmup_start`; constant weight decay."""
+    """A rate that decays, times a linear warm-up from `warmup_start` in its first steps; constant weight decay."""
 
     peak_lr: float
     weight_decay: float

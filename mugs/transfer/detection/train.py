@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mugs.engine import distributed
-from mugs.engine.control import Control
-from mugs.engine.loop import train
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
@@ -26,33 +24,20 @@ from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import StepSchedule
 
 
-def train_detector(
-    model: Detector,
-    split: CocoSplit,
-    config: DetectionConfig,
-    run_dir: Path,
-    device: torch.device,
-    control: Control | None = None,
-) -> None:
-    """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
-
-    Raises ValueError when the batch does not divide over the ranks, NonFiniteError, CheckpointError, DecodeError or
-    SourceError naming a bad file, StaleWriterError, and what `control.interrupted` raises.
-    """
-    task = DetectionTraining(model, split, config, run_dir, device)
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, control=control)
-
-
 class DetectionTraining(ModelTask[list[Pass]]):
-    """A detector on its images: the task that the loop of `mugs.engine.loop` trains."""
+    """A detector on its images. Raises ValueError when the batch does not divide over the ranks.
+
+    An image that cannot be used ends training with a DecodeError or SourceError naming it.
+    """
 
     label = "detection"
+    config: DetectionConfig
 
     def __init__(
         self, model: Detector, split: CocoSplit, config: DetectionConfig, run_dir: Path, device: torch.device
     ) -> None:
         ready(model, device)
-        self.split, self.config, self.multiple = split, config, model.pyramid.strides[-1]
+        self.split, self.multiple = split, model.pyramid.strides[-1]
         self.chosen = trainable(split, config.min_side)
         self.order = GroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],

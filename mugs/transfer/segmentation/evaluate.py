@@ -37,6 +37,7 @@ def evaluate(
     Ranks take turns, none sees an image twice, and only their counts are summed.
     """
     model = model.to(device).eval()
+    model.clear_draws()
     classes = config.model.num_classes
     mine = range(distributed.rank(), len(scenes), distributed.world_size())
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)

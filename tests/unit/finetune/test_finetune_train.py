@@ -32,7 +32,7 @@ from mugs.finetune.batches import Batches, Views
 from mugs.finetune.classifier import Classifier, build_head, level
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
-from mugs.finetune.train import finetune
+from mugs.finetune.train import Finetuning
 from mugs.finetune.validation import EpochResult
 
 CPU = torch.device("cpu")
@@ -98,8 +98,9 @@ def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> Classifier
 def run(folder: Path, data: Path, config: FinetuneConfig = CONFIG) -> tuple[dict[str, Tensor], list[EpochResult]]:
     source = Few(data)
     classifier = model(head=config.head)
-    history = finetune(classifier, (source, source), config, folder, CPU, num_classes=10)
-    return {n: v.clone() for n, v in classifier.state_dict().items()}, history
+    task = Finetuning(classifier, (source, source), config, folder, CPU, num_classes=10)
+    task.train()
+    return {n: v.clone() for n, v in classifier.state_dict().items()}, task.history
 
 
 def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
@@ -178,7 +179,7 @@ class StopAfter(Unattended):
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, data: Path, base: dict[str, Tensor]) -> None:
     source, config = Few(data), replace(CONFIG, workers=1, checkpoint_steps=99)
     with pytest.raises(Interrupted, match="5"):
-        finetune(model(), (source, source), config, tmp_path, CPU, num_classes=10, control=StopAfter(5))
+        Finetuning(model(), (source, source), config, tmp_path, CPU, num_classes=10).train(StopAfter(5))
     assert multiprocessing.active_children() == []
     again, _ = run(tmp_path, data, config)
     assert all(torch.equal(again[name], base[name]) for name in base)
