@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.engine_config import same_named
 from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
@@ -130,15 +131,9 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
 
 def segmentation_config(cfg: Ade20kSegmentationConfig, num_classes: int) -> "SegmentationConfig":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.transfer.segmentation.config import SegmentationConfig
     from mugs.transfer.segmentation.model import SegmenterConfig
     from mugs.transfer.segmentation.recipe import SceneRecipe
 
-    shape = [field.name for field in fields(SegmenterConfig) if field.name != "num_classes"]
-    model: dict[str, Any] = {name: getattr(cfg, name) for name in shape}
-    names = [field.name for field in fields(SegmentationConfig) if field.name not in ("model", "scenes")]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
-    scenes = SceneRecipe(**cfg.scenes.model_dump())
-    return SegmentationConfig(model=SegmenterConfig(num_classes=num_classes, **model), scenes=scenes, **same)
+    model = same_named(SegmenterConfig, cfg, num_classes=num_classes)
+    return same_named(SegmentationConfig, cfg, model=model, scenes=SceneRecipe(**cfg.scenes.model_dump()))

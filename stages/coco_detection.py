@@ -1,10 +1,11 @@
 """Detection and instance segmentation: Cascade Mask R-CNN on the pretrained ViT (released 1x schedule)."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.engine_config import same_named
 from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
@@ -123,13 +124,9 @@ def open_split(ctx: StageContext, split: str) -> "CocoSplit":
 
 def detection_config(cfg: CocoDetectionConfig, num_classes: int) -> "DetectionConfig":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.transfer.detection.config import DetectorConfig
     from mugs.transfer.detection.training_config import DetectionConfig
     from mugs.transfer.detection.views import Scales
 
-    names = [f.name for f in fields(DetectionConfig) if f.name not in ("detector", "scales")]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
     detector = DetectorConfig(num_classes=num_classes, **cfg.detector.model_dump())
-    return DetectionConfig(detector=detector, scales=Scales(**cfg.scales.model_dump()), **same)
+    return same_named(DetectionConfig, cfg, detector=detector, scales=Scales(**cfg.scales.model_dump()))

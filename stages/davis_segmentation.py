@@ -65,11 +65,5 @@ def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "Prop
     """The recipe with one number of previous frames."""
     from mugs.transfer.video import PropagationRecipe
 
-    return PropagationRecipe(
-        short_side=cfg.short_side,
-        multiple=cfg.multiple,
-        num_previous=num_previous,
-        num_neighbours=cfg.num_neighbours,
-        temperature=cfg.temperature,
-        radius=cfg.radius,
-    )
+    same = cfg.model_dump(exclude={"weights", "num_previous", "num_pictures"})
+    return PropagationRecipe(num_previous=num_previous, **same)

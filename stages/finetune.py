@@ -10,6 +10,7 @@ from pipeline.manifest import require_intact
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
+from stages.engine_config import same_named
 from stages.evaluate import Pretrained, num_classes, result_row
 from stages.finetune_presets import PRESETS, Preset
 from stages.global_batch import uneven, uneven_pairs, uneven_passes
@@ -236,16 +237,13 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
 
 def settings(cfg: FinetuneConfig) -> "Settings":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.finetune import config as engine
 
-    nested: dict[str, Any] = {
-        "rate": engine.RateOptions(**cfg.rate.model_dump()),
-        "images": engine.ImageOptions(**cfg.images.model_dump()),
-        "mix": engine.MixOptions(**cfg.mix.model_dump()),
-        "head": engine.HeadOptions(**cfg.head.model_dump(exclude={"init"})),
-    }
-    plain = [field.name for field in fields(engine.FinetuneConfig) if field.name not in nested]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in plain}
-    return engine.FinetuneConfig(**nested, **same)
+    return same_named(
+        engine.FinetuneConfig,
+        cfg,
+        rate=engine.RateOptions(**cfg.rate.model_dump()),
+        images=engine.ImageOptions(**cfg.images.model_dump()),
+        mix=engine.MixOptions(**cfg.mix.model_dump()),
+        head=engine.HeadOptions(**cfg.head.model_dump(exclude={"init"})),
+    )
