@@ -43,8 +43,8 @@ def detect_split(
     """
     world, rank = distributed.world_size(), distributed.rank()
     mine = range(rank, len(split), world)
-    path = run_dir / "progress.json" if distributed.is_main() else None
-    progress = Progress("detect", len(mine), unit="images", path=path, quiet=not distributed.is_main())
+    path, quiet = run_dir / "progress.json", not distributed.is_main()
+    progress = Progress("detect", len(mine), unit="images", path=path, quiet=quiet)
     found = []
     images = ahead(lambda index: whole_view(split, index, config.scales), mine, config.threads)
     model.eval()

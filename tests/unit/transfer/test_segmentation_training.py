@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import SourceError
@@ -21,7 +22,7 @@ from mugs.transfer.layer_decay import layer_decay_groups
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.evaluate import evaluate
-from mugs.transfer.segmentation.metrics import Scores
+from mugs.transfer.segmentation.metrics import Scores, scores
 from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.scenes import SceneFolder
@@ -118,8 +119,6 @@ def test_bf16_is_close(mini: Path, tmp_path: Path) -> None:
 
 def voided(root: Path, folder: Path) -> Path:
     """A copy with nothing but void."""
-    from PIL import Image
-
     shutil.copytree(root, folder)
     for path in folder.glob("annotations/*/*.png"):
         Image.new("L", Image.open(path).size, 0).save(path)
@@ -184,8 +183,6 @@ def test_evaluation_sees_every_image_once(mini: Path, tmp_path: Path, monkeypatc
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
-    from mugs.transfer.segmentation.metrics import scores
-
     assert scores(sum(g[0] for g in gathered)) == alone
 
 
