@@ -20,6 +20,7 @@ from mugs.data.keyed import Batch
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
+from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
@@ -65,7 +66,7 @@ class Finetuning(ModelTask[Batch]):
         macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
-            torch.optim.AdamW(parameter_groups(model, config.layer_decay), lr=0.0, fused=True),
+            build_adamw(parameter_groups(model, config.layer_decay)),
             build_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,

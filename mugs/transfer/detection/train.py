@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mugs.engine import distributed
+from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
@@ -20,7 +21,6 @@ from mugs.transfer.detection.detector import Detector, training_flops
 from mugs.transfer.detection.targets import Targets
 from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import usual_size
-from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import StepSchedule
 
 
@@ -49,7 +49,7 @@ class DetectionTraining(ModelTask[list[Pass]]):
         )
         super().__init__(
             model,
-            build_adamw(model, model.pyramid.vit, config.layer_decay),
+            build_adamw(layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
             build_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,

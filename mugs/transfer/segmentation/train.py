@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mugs.data.keyed import Batch
 from mugs.data.order import Order
 from mugs.engine import distributed
+from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
-from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.batches import training_batches
 from mugs.transfer.segmentation.config import SegmentationConfig
@@ -51,7 +51,7 @@ class SegmentationTraining(ModelTask[Batch]):
         )
         super().__init__(
             model,
-            build_adamw(model, model.backbone.vit, config.layer_decay),
+            build_adamw(layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
             schedule,
             config,
             run_dir,

@@ -29,7 +29,7 @@ from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
 from mugs.finetune.batches import Batches, Views
-from mugs.finetune.classifier import Classifier, build_head, level
+from mugs.finetune.classifier import Classifier, build_head
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
 from mugs.finetune.train import Finetuning
@@ -103,6 +103,13 @@ def run(folder: Path, data: Path, config: FinetuneConfig = CONFIG) -> tuple[dict
     return {n: v.clone() for n, v in classifier.state_dict().items()}, task.history
 
 
+def layer(name: str) -> int:
+    """0 for the embeddings, 1 and 2 for the blocks, 3 for the rest."""
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return 3 if name.startswith(("backbone.norm.", "head.")) else 0
+
+
 def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
     """Per-sample views, mixing in groups of 8, stochastic depth, layer decay and AdamW spelled out with plain torch."""
     config = replace(CONFIG, epochs=4)
@@ -124,7 +131,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
         warm = 5e-3 * step / 2 if step < 3 else 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * (step - 3) / 9)) / 2
         with torch.no_grad():
             for name, p in plain.named_parameters():
-                lr = warm * 0.7 ** (3 - level(name, 2))
+                lr = warm * 0.7 ** (3 - layer(name))
                 m, v = moments.get(name, (torch.zeros_like(p), torch.zeros_like(p)))
                 m, v = 0.9 * m + 0.1 * p.grad, 0.999 * v + 0.001 * p.grad**2
                 moments[name] = m, v

@@ -22,6 +22,7 @@ from pycocotools import mask as rle
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.decode import DecodeError
 from mugs.engine import distributed
+from mugs.engine.layer_decay import layer_decay_groups
 from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
@@ -31,7 +32,6 @@ from mugs.transfer.detection.pictures import draw_pictures, drawn
 from mugs.transfer.detection.train import DetectionTraining, build_schedule
 from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import Scales
-from mugs.transfer.layer_decay import layer_decay_groups
 
 CPU = torch.device("cpu")
 

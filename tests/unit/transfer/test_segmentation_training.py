@@ -17,8 +17,8 @@ from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import SourceError
 from mugs.engine import distributed
 from mugs.engine.checkpoint import load_latest
+from mugs.engine.layer_decay import layer_decay_groups
 from mugs.transfer.digit_scenes import materialize_scenes
-from mugs.transfer.layer_decay import layer_decay_groups
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.evaluate import evaluate
