@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mugs.transfer.segmentation.config import SegmentationConfig
     from mugs.transfer.segmentation.scenes import SceneFolder
 
+UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
+
 
 class SceneOptions(StageConfig):
     """Fields and defaults of `mugs.transfer.segmentation.recipe.SceneRecipe`, whose docstring explains them."""
@@ -61,14 +63,16 @@ class Ade20kSegmentationConfig(Pretrained):
     @model_validator(mode="before")
     @classmethod
     def _linear_defaults(cls, values: Any) -> Any:
-        """The linear variant trains no ViT: neither layer decay nor drop path means anything there."""
+        """The linear variant trains no ViT and has but one layer: what belongs to either means nothing there."""
         if not isinstance(values, dict) or values.get("variant") != "linear":
             return values
-        for name, off in (("layer_decay", 1.0), ("drop_path", 0.0)):
+        frozen = {"layer_decay": 1.0, "drop_path": 0.0}
+        upernet = {name: cls.model_fields[name].default for name in UPERNET}
+        for name, off in {**frozen, **upernet}.items():
             if values.get(name, off) != off:
-                raise ValueError(f"{name} {values[name]} with variant linear, whose ViT is frozen: leave it out")
-            values = {**values, name: off}
-        return values
+                why = "whose ViT is frozen" if name in frozen else "which is one layer"
+                raise ValueError(f"{name} {values[name]} with variant linear, {why}: leave it out")
+        return {**values, **frozen}
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""

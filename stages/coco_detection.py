@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from stages.engine_config import same_named
@@ -34,9 +34,9 @@ class DetectorOptions(StageConfig):
 class ScaleOptions(StageConfig):
     """Fields and defaults of `mugs.transfer.detection.views.Scales`, whose docstring explains them."""
 
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    short_sides: tuple[PositiveInt, ...] = Field(tuple(range(480, 801, 32)), min_length=1)
     max_side: int = Field(1333, ge=1)
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_short_sides: tuple[PositiveInt, ...] = Field((400, 500, 600), min_length=1)
     crop_sides: tuple[int, int] = (384, 600)
     crop_prob: float = Field(0.5, ge=0, le=1)
     flip_prob: float = Field(0.5, ge=0, le=1)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from pipeline.spec import Runtime, StageContext, StageOutput
 from stages.evaluate import Pretrained, load_vit, result_row
@@ -17,7 +17,7 @@ class DavisSegmentationConfig(Pretrained):
     script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.PropagationRecipe`.
     """
 
-    num_previous: tuple[int, ...] = Field((7, 20), min_length=1)
+    num_previous: tuple[NonNegativeInt, ...] = Field((7, 20), min_length=1)
     num_neighbours: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     radius: int = Field(12, ge=0)

@@ -37,7 +37,6 @@ class SegmentationTraining(ModelTask[Batch]):
     def __init__(
         self, model: Segmenter, scenes: SceneFolder, config: SegmentationConfig, run_dir: Path, device: torch.device
     ) -> None:
-        flops = training_flops(model, config.scenes.crop)  # before `ready`: SyncBatchNorm wants a GPU
         ready(model, device)
         self.scenes = scenes
         self.order = scene_order(len(scenes), config)
@@ -57,7 +56,7 @@ class SegmentationTraining(ModelTask[Batch]):
             run_dir,
             device,
             steps_per_epoch=self.order.steps_per_epoch,
-            flops=flops,
+            flops=training_flops(model, config.scenes.crop),
         )
 
     def batches(self, start: int) -> Generator[Batch]:
