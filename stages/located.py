@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.spec import StageContext
@@ -41,8 +42,8 @@ def locate(
         progress.total = total
         progress.update(done)
 
-    counts = check(root, report)
-    progress.close()
+    with closing(progress):
+        counts = check(root, report)
     write_text_atomic(outputs["layout"], json.dumps({"root": str(root)}, indent=1))
     return outputs, counts
 
