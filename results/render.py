@@ -1,7 +1,5 @@
 """Tables as Markdown, LaTeX (booktabs) and CSV; the same bytes in any locale, time zone and hash seed."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,7 +32,7 @@ def laid_text(laid: Laid, fmt: Format) -> str:
     """Anything laid out, in a format; as CSV only its cells."""
     if fmt == "csv":
         lines = [[line.group, *(cell.text for cell in line.cells)] for part in laid.parts for line in part.lines]
-        return _as_csv([["Group", *laid.parts[0].header], *lines])
+        return _as_csv(lines, ["Group", *laid.parts[0].header])
     return markdown(laid) if fmt == "md" else latex(laid)
 
 
@@ -161,13 +159,15 @@ def to_csv(table: Table) -> str:
         for entry in block.entries
         for record in _records(entry, block)
     ]
-    return _as_csv([CSV_COLUMNS, *([record.get(name, "") for name in CSV_COLUMNS] for record in records)])
+    return _as_csv(records, CSV_COLUMNS)
 
 
-def _as_csv(lines: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+def _as_csv(records: Sequence[object], columns: Sequence[str]) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(records, columns=list(columns), dtype=object)
+    text: str = frame.to_csv(index=False, lineterminator="\n", na_rep="")
+    return text
 
 
 def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
