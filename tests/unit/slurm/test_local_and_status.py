@@ -19,7 +19,7 @@ from pipeline.atomic import write_json_atomic
 from pipeline.identity import run_id
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
-from slurm import local, queue, snapshot
+from slurm import local, processes, queue, snapshot
 from slurm.environment import meeting_point
 from slurm.local import run_here
 from slurm.status import duration, status
@@ -52,6 +52,8 @@ def run(ctx, cfg):
         while not (ctx.run_dir / "watched").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
+        if cfg.fault.endswith("interrupted"):
+            os.kill(os.getpid(), signal.SIGTERM)
         assert cfg.fault == "until watched", "no such luck"
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
@@ -135,6 +137,15 @@ def test_it_ends_with_a_run_that_fails(tiny: Any, tmp_path: Path, monkeypatch: p
     assert not attempts.running_here(watch.run_dir(tmp_path)) and attempts.failure(watch.run_dir(tmp_path)) is None
 
 
+def test_it_ends_with_a_run_that_is_interrupted(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever told that run's process to stop did not tell the other's, which would wait for ever."""
+    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    stopped = make(tiny, "stopped", fault="until watched, interrupted")
+    watch = make(tiny, "watch", stopped, fault="watch")
+    outcomes = run_here([stopped, watch], tmp_path, ranks=1)
+    assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [("interrupted", "SIGTERM"), ("not run", "needs")]
+
+
 def test_with_gpus_it_comes_after(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 1)
     a = make(tiny, "a")
@@ -146,6 +157,28 @@ def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
     run = make(tiny, "victim", fault="kill")
     outcome = run_here([run], tmp_path, ranks=2)[0]
     assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+
+
+def test_a_run_that_runs_already_is_left_alone(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "running_here", lambda run_dir: True)
+    run = make(tiny, "a")
+    (outcome,) = run_here([run], tmp_path)
+    assert outcome.state == "not run" and "running on this machine already" in outcome.detail
+    assert not run.run_dir(tmp_path).exists()
+
+
+def test_a_signal_as_a_run_ends_keeps_the_next_one_from_starting(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(ranks: processes.Ranks) -> list[int | None]:
+        codes = processes.wait(ranks)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return codes
+
+    monkeypatch.setattr(local, "wait", wait)
+    a, b = make(tiny, "a"), make(tiny, "b")
+    assert [o.state for o in run_here([a, b], tmp_path)] == ["finished", "interrupted"]
+    assert not b.run_dir(tmp_path).exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
