@@ -122,7 +122,7 @@ def parse_yaml(source: str, text: str) -> Any:
 def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
     source, document, runs = read(name_or_path)
-    changed = [apply_override(runs, override, what="run") for override in overrides]
+    changed = [apply_override(runs, override) for override in overrides]
     default_name = Path(source).stem
     whole = {str(name): _with_likeness(source, name, runs) for name in runs}
     checked = {name: _check_run(source, name, raw, stages, changed) for name, raw in whole.items()}
@@ -167,20 +167,20 @@ def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, A
     return source, document, {**runs, **own}
 
 
-def apply_override(tree: dict[str, Any], override: str, *, what: str) -> str:
-    """Set one dotted key of a tree in place and return the key; the first part must exist in the tree."""
+def apply_override(runs: dict[str, Any], override: str) -> str:
+    """Set one dotted key of a run and return the key. What YAML anchors let other runs share is copied first."""
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"--set {override}: expected {what}.key=value")
-    if keys[0] not in tree:
-        raise ConfigError(f"--set {override}: unknown {what} {keys[0]!r}{hint(keys[0], map(str, tree))}")
-    node: Any = tree
+        raise ConfigError(f"--set {override}: expected run.key=value")
+    if keys[0] not in runs:
+        raise ConfigError(f"--set {override}: unknown run {keys[0]!r}{hint(keys[0], map(str, runs))}")
+    node = runs
     for key in keys[:-1]:
-        if not isinstance(node.get(key), dict):
-            if node.get(key) is not None:
-                raise ConfigError(f"--set {override}: {key} is {node[key]!r}, not a mapping")
-            node[key] = {}
+        below = node.get(key)
+        if below is not None and not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {key} is {below!r}, not a mapping")
+        node[key] = dict(below or {})
         node = node[key]
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
     return dotted.strip()
