@@ -92,19 +92,6 @@ def select(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
     return [run for run in runs if not only or run.name in only or run.stage in only]
 
 
-def with_upstream(runs: Sequence[StageRun], wanted: Iterable[StageRun]) -> list[StageRun]:
-    """The wanted runs and all they need, directly or not, in plan order."""
-    by_id = {run.run_id: run for run in runs}
-    keep: set[str] = set()
-    todo = [run.run_id for run in wanted]
-    while todo:
-        identity = todo.pop()
-        if identity not in keep:
-            keep.add(identity)
-            todo.extend(by_id[identity].needs.values())
-    return [run for run in runs if run.run_id in keep]
-
-
 def unresolved(runs: Iterable[StageRun]) -> list[str]:
     """One line per setting that a run requires and that is not set, naming the key to set."""
     lines = []
