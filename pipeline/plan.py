@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from pipeline.config import Reproduction, RunConfig, hint
+from pipeline.config import Reproduction, RunConfig
 from pipeline.identity import marked, run_id
+from pipeline.reading import hint
 from pipeline.spec import ConfigError, StageRun
 
 

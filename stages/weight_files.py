@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest
-from pipeline.config import validate
 from pipeline.manifest import ManifestEntry
+from pipeline.reading import validate
 from pipeline.spec import ConfigError
 from stages.import_weights import ImportConfig, load, save
 
