@@ -301,15 +301,13 @@ def logs(
 
     The logs of all attempts and ranks are beside it.
     """
-    from slurm import status as states
+    from slurm import console
     from slurm.logs import newest_log
+    from slurm.status import status as states
 
     runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
-    for found in states.status(runs, root):
-        path = found.log or newest_log(found.run.run_dir(root))
-        typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
-        if path and Path(path).is_file():
-            _show(Path(path).read_text(errors="replace").splitlines()[-lines:])
+    for found in states(runs, root):
+        console.show_log(found.run.name, found.log or newest_log(found.run.run_dir(root)), lines)
 
 
 @app.command()

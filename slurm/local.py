@@ -111,7 +111,7 @@ def _gpus_here() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def default_ranks(run: StageRun) -> int:
+def _default_ranks(run: StageRun) -> int:
     """Processes of a run on this machine: what it asks for, at most one per GPU, one where there is none."""
     if not run.resources.gpu:
         return run.resources.ranks
@@ -147,7 +147,7 @@ class _Executor:
         return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
 
     def _start(self, run: StageRun, *, beside: bool) -> _Start:
-        count = self.ranks or default_ranks(run)
+        count = self.ranks or _default_ranks(run)
         if self.announce:
             self.announce(run, count)
         launch, began = f"local-{uuid.uuid4().hex[:12]}", time.monotonic()
