@@ -63,8 +63,9 @@ def plan(
     if cluster is not None:
         from slurm.cluster import check_fit, load_profile
 
+        profile = load_profile(cluster)
         for run in runs:
-            check_fit(load_profile(cluster), run.name, run.resources)
+            check_fit(profile, run.name, run.resources)
     split = manifest.split(root, runs)
     console.show_plan(runs, split, root, unresolved(runs), estimates.advice(split.pending, root))
 
@@ -260,7 +261,7 @@ def report(
 def verify(
     reproduction: Name,
     deep: Annotated[bool, typer.Option("--deep", help="Also look at every image of .beton files.")] = False,
-    every: Annotated[int, typer.Option(min=1, help="With --deep: only every N-th image.")] = 1,
+    every: Annotated[int | None, typer.Option(min=1, help="With --deep: only every N-th image.")] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set bad checkpoints aside, remove leftovers of interrupted writes.")
     ] = False,
@@ -277,8 +278,10 @@ def verify(
     """
     from stages.verification import verify as check
 
+    if every and not deep:
+        raise typer.BadParameter("expected --deep beside it", param_hint="--every")
     runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    found = check(runs, root, every=every if deep else 0, repair=repair)
+    found = check(runs, root, every=(every or 1) if deep else 0, repair=repair)
     _show([*found.wrong, *(f"{line} (repaired)" for line in found.repaired)], err=True)
     typer.echo(found.summary(len(runs)))
     if found.wrong:
@@ -298,14 +301,13 @@ def logs(
 
     The logs of all attempts and ranks are beside it.
     """
-    from slurm import status as states
+    from slurm import console
+    from slurm.logs import newest_log
+    from slurm.status import status as states
 
     runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
-    for found in states.status(runs, root):
-        path = found.log or states.newest_log(found.run.run_dir(root))
-        typer.echo(f"==> {path or f'{found.run.name}: no log yet'}")
-        if path and Path(path).is_file():
-            _show(Path(path).read_text(errors="replace").splitlines()[-lines:])
+    for found in states(runs, root):
+        console.show_log(found.run.name, found.log or newest_log(found.run.run_dir(root)), lines)
 
 
 @app.command()
@@ -379,12 +381,14 @@ def clean(
 
     Folders of unfinished runs that neither this reproduction asks for, nor those of --also, nor the bundled ones;
     leftovers of interrupted writes; checkpoints of finished runs but the last. Removes nothing without --yes, and never
-    what is queued or running, changed within the last hour, or is an output of a finished run.
+    what is or may be queued or running, changed within the last hour, or is an output of a finished run. Slurm is asked
+    about runs that were submitted; they stay where it does not answer.
     """
+    from slurm import place
     from slurm.busy import busy
     from stages import cleaning
 
-    root = _chosen(None, None, None, cluster, run_root)[1]
+    root = place.run_root(run_root, cluster)
     _show(cleaning.clean(root, cleaning.planned(reproduction, overrides, also or ()), busy, yes=yes))
 
 
@@ -395,6 +399,8 @@ def _chosen(
     from slurm import place
     from stages.reproduction import chosen
 
+    if overrides and not reproduction:
+        raise typer.BadParameter("name the REPRODUCTION that it is about", param_hint="--set")
     runs = chosen(reproduction, overrides, only) if reproduction else []
     return runs, place.run_root(run_root, cluster)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by a file holding `text`; a reader sees the old file or the new one, never a part."""
+@contextmanager
+def _written_beside(path: Path, text: str) -> Iterator[Path]:
+    """A file next to `path` that holds `text`, on disk; it is to get its name within the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -27,10 +30,16 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by a file holding `text`; a reader sees the old file or the new one, never a part."""
+    with _written_beside(path, text) as temporary:
+        os.replace(temporary, path)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -40,16 +49,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def create_exclusive(path: Path, value: Any) -> None:
     """Create a JSON file with its whole content, at once; FileExistsError when somebody else has."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with _written_beside(path, json.dumps(value)) as temporary:
         os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

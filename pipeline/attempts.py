@@ -83,16 +83,16 @@ def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
     end = time.monotonic() + timeout_s
     while True:
         for number in reversed(numbers(run_dir)):
-            if (describe(run_dir, number) or {}).get("launch") == launch:
+            if describe(run_dir, number).get("launch") == launch:
                 return number
         if time.monotonic() > end:
             raise TimeoutError(f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s")
         time.sleep(0.05)
 
 
-def describe(run_dir: Path, attempt: int) -> dict[str, Any] | None:
-    """What was noted when an attempt started, or None."""
-    return read_json(_folder(run_dir) / f"{attempt:04d}.json")
+def describe(run_dir: Path, attempt: int) -> dict[str, Any]:
+    """What was noted when an attempt started; nothing when there is no such attempt."""
+    return read_json(_folder(run_dir) / f"{attempt:04d}.json") or {}
 
 
 def is_current(run_dir: Path, attempt: int) -> bool:
@@ -161,11 +161,11 @@ def saves(run_dir: Path) -> list[dict[str, Any]]:
 
 def running_here(run_dir: Path) -> bool:
     """Whether the newest attempt's first process is alive on this machine."""
-    note = describe(run_dir, latest(run_dir)) or {}
+    note = describe(run_dir, latest(run_dir))
     if note.get("host") != socket.gethostname() or "pid" not in note:
         return False
     try:
         command = Path(f"/proc/{int(note['pid'])}/cmdline").read_bytes()
     except OSError:
         return False
-    return b"slurm.job" in command or b"submitit" in command
+    return b"slurm.job" in command

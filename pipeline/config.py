@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
+from pipeline import reading
+from pipeline.reading import hint, parse_yaml, validate
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 
 RESERVED = ("stage", "like", "needs", "resources")
-_Model = TypeVar("_Model", bound=BaseModel)
-_DEEPEST = 200
-_MERGE = "tag:yaml.org,2002:merge"
 _TOP = ("name", "description", "include", "runs")
 
 
@@ -44,85 +36,20 @@ class Reproduction:
     description: str = ""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice in one mapping."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == _MERGE:
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str) and key in seen:
-            twice = f"key {key!r} is written twice"
-            raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
-        if isinstance(key, str):
-            seen.add(key)
-    loader.flatten_mapping(node)
-    return dict(loader.construct_mapping(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def hint(key: str, known: Iterable[str]) -> str:
-    """Text naming the closest valid choice, if any, and all of them."""
-    names = sorted(known)
-    guess = difflib.get_close_matches(str(key), names, n=1)
-    close = f"; did you mean {guess[0]!r}?" if guess else ""
-    return f"{close} (valid: {', '.join(names) or 'none'})"
-
-
 def bundled() -> list[str]:
     """Names of the reproductions that come with the package."""
-    folder = resources.files("pipeline") / "configs"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return reading.bundled("pipeline", "configs")
 
 
 def find(name_or_path: str) -> tuple[str, str]:
     """Source name and text of a reproduction; ConfigError when there is none of that name."""
-    if name_or_path in bundled():
-        file = resources.files("pipeline") / "configs" / f"{name_or_path}.yaml"
-        return f"{name_or_path}.yaml", file.read_text(encoding="utf-8")
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return str(path), read_text(path)
-    choices = hint(name_or_path, bundled())
-    raise ConfigError(f"no reproduction {name_or_path!r}: neither a file nor bundled{choices}")
-
-
-def read_text(path: Path) -> str:
-    """Text of a file; ConfigError naming it when it cannot be read or holds something else."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-
-
-def parse_yaml(source: str, text: str) -> Any:
-    """YAML content; ConfigError with file, line and column where it is malformed."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[{\]}]", text):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > _DEEPEST:  # the parser would take time that grows with the square of it
-        raise ConfigError(f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other")
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    return reading.find(name_or_path, "pipeline", "configs", what="reproduction")
 
 
 def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
     source, document, runs = read(name_or_path)
-    changed = [apply_override(runs, override, what="run") for override in overrides]
+    changed = [apply_override(runs, override) for override in overrides]
     default_name = Path(source).stem
     whole = {str(name): _with_likeness(source, name, runs) for name in runs}
     checked = {name: _check_run(source, name, raw, stages, changed) for name, raw in whole.items()}
@@ -167,20 +94,20 @@ def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, A
     return source, document, {**runs, **own}
 
 
-def apply_override(tree: dict[str, Any], override: str, *, what: str) -> str:
-    """Set one dotted key of a tree in place and return the key; the first part must exist in the tree."""
+def apply_override(runs: dict[str, Any], override: str) -> str:
+    """Set one dotted key of a run and return the key. What YAML anchors let other runs share is copied first."""
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"--set {override}: expected {what}.key=value")
-    if keys[0] not in tree:
-        raise ConfigError(f"--set {override}: unknown {what} {keys[0]!r}{hint(keys[0], map(str, tree))}")
-    node: Any = tree
+        raise ConfigError(f"--set {override}: expected run.key=value")
+    if keys[0] not in runs:
+        raise ConfigError(f"--set {override}: unknown run {keys[0]!r}{hint(keys[0], map(str, runs))}")
+    node = runs
     for key in keys[:-1]:
-        if not isinstance(node.get(key), dict):
-            if node.get(key) is not None:
-                raise ConfigError(f"--set {override}: {key} is {node[key]!r}, not a mapping")
-            node[key] = {}
+        below = node.get(key)
+        if below is not None and not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {key} is {below!r}, not a mapping")
+        node[key] = dict(below or {})
         node = node[key]
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
     return dotted.strip()
@@ -226,49 +153,3 @@ def _check_run(source: str, name: str, raw: Any, stages: Mapping[str, StageSpec]
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
     config = validate(spec.config, fields, where, name, changed, extra_choices=RESERVED)
     return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found)
-
-
-def validate(
-    model: type[_Model],
-    values: Mapping[str, Any],
-    where: str,
-    dotted: str = "",
-    changed: Sequence[str] = (),
-    *,
-    extra_choices: Sequence[str] = (),
-) -> _Model:
-    """Build a model, or raise ConfigError with file (or --set), key and what was expected."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    full = f"{dotted}.{key}" if dotted else key
-    by_set = next((c for c in changed if full == c or full.startswith(f"{c}.")), None)
-    place = f"--set {by_set}" if by_set else where
-    if first["type"] == "extra_forbidden":
-        known = [*_fields_at(model, location[:-1]), *(extra_choices if len(location) == 1 else ())]
-        prefix = "" if by_set or len(location) == 1 else f".{'.'.join(location[:-1])}"
-        raise ConfigError(f"{place}{prefix}: unknown key {location[-1]!r}{hint(location[-1], known)}")
-    if first["type"] == "missing":
-        raise ConfigError(f"{place}: key {key!r} is missing")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    head = place if by_set or not key else f"{place}.{key}"
-    raise ConfigError(f"{head}: expected {expected}, got {first['input']!r}")
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the model reached by a location, through nested models and optional ones."""
-    current: Any = model
-    for part in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        info = current.model_fields.get(part)
-        options = [info.annotation, *typing.get_args(info.annotation)] if info else []
-        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not models:
-            return []
-        current = models[0]
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from pipeline.config import Reproduction, RunConfig, hint
+from pipeline.config import Reproduction, RunConfig
 from pipeline.identity import marked, run_id
+from pipeline.reading import hint
 from pipeline.spec import ConfigError, StageRun
 
 
@@ -90,19 +91,6 @@ def select(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
         if name not in known:
             raise ConfigError(f"--only {name}: no such run or stage{hint(name, known)}")
     return [run for run in runs if not only or run.name in only or run.stage in only]
-
-
-def with_upstream(runs: Sequence[StageRun], wanted: Iterable[StageRun]) -> list[StageRun]:
-    """The wanted runs and all they need, directly or not, in plan order."""
-    by_id = {run.run_id: run for run in runs}
-    keep: set[str] = set()
-    todo = [run.run_id for run in wanted]
-    while todo:
-        identity = todo.pop()
-        if identity not in keep:
-            keep.add(identity)
-            todo.extend(by_id[identity].needs.values())
-    return [run for run in runs if run.run_id in keep]
 
 
 def unresolved(runs: Iterable[StageRun]) -> list[str]:

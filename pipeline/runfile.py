@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.atomic import write_text_atomic
 from pipeline.checksum import ChecksumError, sealed, unsealed
-from pipeline.config import parse_yaml, read_text, validate
+from pipeline.reading import parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
 FILE_NAME = "config.yaml"

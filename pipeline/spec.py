@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.attempts import is_current
 from pipeline.control import Control
 
 if TYPE_CHECKING:
@@ -145,6 +144,11 @@ class StageRun:
         """Name of the run's folder: `<name>-<run_id>`."""
         return f"{self.name}-{self.run_id}"
 
+    @property
+    def watched(self) -> set[str]:
+        """Ids of the inputs that need only have begun (`StageConfig.alongside`)."""
+        return {self.needs[role] for role in self.config.alongside() if role in self.needs}
+
     def run_dir(self, run_root: Path) -> Path:
         """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""
         return run_root / self.stage / self.key
@@ -167,10 +171,6 @@ class StageContext:
     attempt: int
     control: Control | None = None
     running: Mapping[str, Path] = field(default_factory=dict)
-
-    def is_current(self) -> bool:
-        """Whether no newer attempt of the run has started; a stage asks before it writes a checkpoint."""
-        return is_current(self.run_dir, self.attempt)
 
 
 @dataclass

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
 from pipeline.atomic import read_json
-from slurm.job import HUNG, INTERRUPTED, log_path
+from slurm.job import HUNG, INTERRUPTED
+from slurm.logs import log_path
 from slurm.requeue import RequeueError, exclude, requeue
 
 logger = logging.getLogger("slurm.aftermath")
@@ -64,7 +65,7 @@ def verdict(failures: Sequence[attempts.Failure], limit: int) -> str | None:
 def _attempt(run_dir: Path, job_id: str, restart: int) -> int | None:
     """Number of this start's attempt, taken now where nobody came that far; None when there is a newer one."""
     number = attempts.latest(run_dir)
-    note = attempts.describe(run_dir, number) or {}
+    note = attempts.describe(run_dir, number)
     launch = str(note.get("launch", ""))
     if launch == f"slurm-{job_id}-{restart}":
         return number
@@ -89,7 +90,7 @@ def _note(run_dir: Path, attempt: int, code: int) -> None:
 
 def _last_step(run_dir: Path, attempt: int) -> int | None:
     """The last step that the attempt told of."""
-    began = float((attempts.describe(run_dir, attempt) or {}).get("time", time.time()))
+    began = float(attempts.describe(run_dir, attempt).get("time", time.time()))
     progress = read_json(run_dir / "progress.json") or {}
     told = float(progress.get("time", 0.0)) > began and progress.get("unit") == "steps"
     return int(progress["done"]) if told else None
@@ -97,7 +98,7 @@ def _last_step(run_dir: Path, attempt: int) -> int | None:
 
 def _failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
     """Failures of this job's attempts, oldest first: a new submission starts to count anew."""
-    mine = [n for n in attempts.numbers(run_dir) if (attempts.describe(run_dir, n) or {}).get("job_id") == job_id]
+    mine = [n for n in attempts.numbers(run_dir) if attempts.describe(run_dir, n).get("job_id") == job_id]
     return [failure for n in mine if (failure := attempts.failure(run_dir, n)) is not None]
 
 

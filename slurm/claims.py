@@ -58,7 +58,6 @@ def claimed(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[Claim]:
 
 def _take(run_dir: Path, patience_s: float) -> Claim:
     folder, end, pause = _folder(run_dir), time.monotonic() + patience_s, 0.05
-    folder.mkdir(parents=True, exist_ok=True)
     while True:
         last = _latest(run_dir)
         if last == 0 or _released(run_dir, last) or _stale(run_dir, last):

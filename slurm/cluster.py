@@ -7,13 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import hint, parse_yaml, read_text, validate
+from pipeline import reading
+from pipeline.reading import hint, parse_yaml, validate
 from pipeline.spec import ConfigError, Resources
 from slurm.signals import BLOCKED, LEAD_SECONDS
 
@@ -86,22 +86,12 @@ class ClusterProfile(BaseModel):
 
 def bundled_profiles() -> list[str]:
     """Names of the profiles that come with the package."""
-    folder = resources.files("slurm") / "profiles"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return reading.bundled("slurm", "profiles")
 
 
 def load_profile(name_or_path: str) -> ClusterProfile:
     """Read and check a profile by bundled name or path; `~` and `$VARIABLES` in `run_root` are expanded."""
-    if name_or_path in bundled_profiles():
-        source = f"{name_or_path}.yaml"
-        text = (resources.files("slurm") / "profiles" / source).read_text(encoding="utf-8")
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            choices = hint(name_or_path, bundled_profiles())
-            raise ConfigError(f"no cluster profile {name_or_path!r}: neither a file nor bundled{choices}")
-        source, text = str(path), read_text(path)
+    source, text = reading.find(name_or_path, "slurm", "profiles", what="cluster profile")
     values = parse_yaml(source, text)
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected a mapping{hint('', ClusterProfile.model_fields)}")

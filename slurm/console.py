@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +82,15 @@ def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
     for run, log in logs:
         if log:
             say(f"{run.name} log: {log}")
+
+
+def show_log(name: str, log: str | None, lines: int) -> None:
+    """Where a run's log is, and its last lines."""
+    say(f"==> {log or f'{name}: no log yet'}")
+    if log and Path(log).is_file():
+        with open(log, encoding="utf-8", errors="replace") as file:
+            for line in deque(file, lines):
+                say(line.rstrip("\n"))
 
 
 def show_findings(findings: Sequence[Finding]) -> int:

@@ -21,14 +21,16 @@ from typing import Any, NoReturn
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.atomic import write_json_atomic
 from pipeline.control import Interrupted
+from pipeline.runfile import RunFile
 from pipeline.spec import ConfigError, StageContext, StageOutput, StageRun
 from slurm.control import Guard, JobControl, Reactions
 from slurm.environment import Launch, enter, under_submitit
+from slurm.logs import FILE_ONLY, log_path, start_logging
+from slurm.publish import publish
 from slurm.requeue import RequeueError, requeue
 from slurm.signals import LEAD_SECONDS, Inbox
 
 logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
-FILE_ONLY = "file_only"  # attribute of a log record that does not go to the screen
 INTERRUPTED = 75  # exit code, EX_TEMPFAIL
 HUNG = 70
 _REPEATABLE = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
@@ -42,6 +44,7 @@ class StageError(RuntimeError):
 class Place:
     """One rank's part in one attempt."""
 
+    file: RunFile
     run_dir: Path
     attempt: int
     launch: Launch
@@ -68,12 +71,13 @@ def run_stage(run_dir: Path) -> None:
 def _run_stage(run_dir: Path, inbox: Inbox) -> None:
     launch = enter(run_dir)
     provenance.check_one_root()
-    run_root = run_dir.parents[1]
-    if manifest.find_done(run_root, runfile.read(run_dir).run_id) is not None:
+    file, run_root = runfile.read(run_dir), run_dir.parents[1]
+    if manifest.find_done(run_root, file.run_id) is not None:
         logger.info("%s is done already", run_dir.name)
         return
     attempt = _take_attempt(run_dir, launch)
-    place = Place(run_dir, attempt, launch, _start_logging(run_dir, attempt, launch.rank))
+    place = Place(file, run_dir, attempt, launch, log_path(run_dir, attempt, launch.rank))
+    start_logging(place.log, screen=launch.rank == 0)
     control = JobControl(run_dir, attempt, inbox)
     try:
         with _guarded(place, control):
@@ -108,7 +112,7 @@ def _fail(place: Place, control: JobControl, line: str, *, repeatable: bool = Fa
 @contextmanager
 def _guarded(place: Place, control: JobControl) -> Iterator[None]:
     """With a guard that ends a rank which hangs or is out of date, and requeues the job when the loop is too slow."""
-    launch, resources = place.launch, runfile.read(place.run_dir).resources
+    launch, resources = place.launch, place.file.resources
     lead_s = float(os.environ.get(LEAD_SECONDS, "120"))
     reactions = Reactions(
         patience_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
@@ -175,7 +179,7 @@ def _take_attempt(run_dir: Path, launch: Launch) -> int:
 
 
 def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
-    run, launch = runfile.read(place.run_dir).build(), place.launch
+    run, launch = place.file.build(), place.launch
     inputs, running = _inputs(run, run_root)
     facts = provenance.collect()
     if launch.rank == 0:
@@ -186,7 +190,7 @@ def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
-        _publish(run, run_root, output, place.attempt, launch, facts)
+        publish(run, place.run_dir, output, attempt=place.attempt, ranks=launch.world_size, facts=facts)
         logger.info("%s is done", run.key)
 
 
@@ -197,83 +201,11 @@ def _inputs(run: StageRun, run_root: Path) -> tuple[dict[str, manifest.ManifestE
         entry = manifest.find_done(run_root, run_id)
         if entry is not None:
             inputs[role] = entry
-        elif role in run.config.alongside() and (folder := runfile.find(run_root, run_id)) is not None:
+        elif run_id in run.watched and (folder := runfile.find(run_root, run_id)) is not None:
             running[role] = folder
         else:
             raise StageError(f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest")
     return inputs, running
-
-
-def _publish(
-    run: StageRun, run_root: Path, output: StageOutput, attempt: int, launch: Launch, facts: dict[str, Any]
-) -> None:
-    run_dir = run.run_dir(run_root)
-    if not attempts.is_current(run_dir, attempt):
-        raise attempts.StaleAttemptError(f"{run_dir}: attempt {attempt} is not the newest, it may not publish")
-    rows = None
-    if output.rows:
-        path = run_dir / "rows.csv"
-        runfile.resolve(run.rows_writer)(path, list(output.rows))
-        rows = path.relative_to(run_root).as_posix()
-    described = {k: manifest.describe_output(run_root, run_dir / v) for k, v in output.outputs.items()}
-    gpus = run.resources.gpus if (devices := provenance.devices()) else 0
-    seconds = _seconds(run_dir, attempt)
-    entry = manifest.ManifestEntry(
-        stage=run.stage,
-        name=run.name,
-        run_id=run.run_id,
-        upstream=dict(run.needs),
-        config=run.config.model_dump(mode="json"),
-        outputs=described,
-        rows=rows,
-        info=dict(output.info),
-        provenance=facts,
-        attempt=attempt,
-        restarts=len(attempts.numbers(run_dir)) - 1,
-        device=devices[0] if devices else "cpu",
-        ranks=launch.world_size,
-        gpus=gpus,
-        seconds=round(seconds, 3),
-        gpu_hours=round(gpus * seconds / 3600, 4),
-        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
-    manifest.record(run_root, entry)
-
-
-def _seconds(run_dir: Path, attempt: int) -> float:
-    """Running time of all attempts: earlier ones from their start to their last log line."""
-    total = 0.0
-    for number in attempts.numbers(run_dir):
-        began = float((attempts.describe(run_dir, number) or {}).get("time", 0.0))
-        log = log_path(run_dir, number, 0)
-        ended = time.time() if number == attempt else log.stat().st_mtime if log.exists() else began
-        total += max(0.0, ended - began) if began else 0.0
-    return total
-
-
-def log_path(run_dir: Path, attempt: int, rank: int) -> Path:
-    """Log file of one rank in one attempt."""
-    return run_dir / "logs" / f"attempt_{attempt:04d}_rank{rank}.log"
-
-
-def _start_logging(run_dir: Path, attempt: int, rank: int) -> Path:
-    path = log_path(run_dir, attempt, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
-    if rank == 0:
-        screen = logging.StreamHandler(sys.stdout)
-        screen.addFilter(lambda record: not hasattr(record, FILE_ONLY))
-        handlers.append(screen)
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        root.addHandler(handler)
-    root.setLevel(os.environ.get("MUGS_LOG_LEVEL", "INFO").upper())
-    logging.captureWarnings(True)
-    return path
 
 
 def main(arguments: list[str]) -> int:

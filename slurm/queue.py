@@ -135,13 +135,16 @@ def cancel(job_ids: Iterable[str]) -> None:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
 
 
+def facts(line: str) -> dict[str, str]:
+    """A line of `scontrol -o show`: `JobId=3 JobState=RUNNING ...`."""
+    return dict(part.split("=", 1) for part in line.split() if "=" in part)
+
+
 def final_state(job_id: str) -> str | None:
     """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
     code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
-    if code == 0:
-        facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
-        if state := facts.get("JobState"):
-            return state
+    if code == 0 and (state := facts(out).get("JobState")):
+        return state
     code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     return out.split()[0] if code == 0 and out.split() else None
 
@@ -149,10 +152,7 @@ def final_state(job_id: str) -> str | None:
 def node_address(host: str) -> str | None:
     """Address of a node as Slurm knows it, for names that do not resolve."""
     code, out, _ = _call("scontrol", "-o", "show", "node", host)
-    if code != 0:
-        return None
-    facts = dict(part.split("=", 1) for part in out.split() if "=" in part)
-    return facts.get("NodeAddr")
+    return facts(out).get("NodeAddr") if code == 0 else None
 
 
 def partitions() -> dict[str, str]:
@@ -160,8 +160,8 @@ def partitions() -> dict[str, str]:
     code, out, err = _call("scontrol", "-o", "show", "partition")
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
-    facts = [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in out.splitlines()]
-    return {fact["PartitionName"]: fact.get("State", "?") for fact in facts if "PartitionName" in fact}
+    found = [facts(line) for line in out.splitlines()]
+    return {each["PartitionName"]: each.get("State", "?") for each in found if "PartitionName" in each}
 
 
 def accounts(user: str) -> list[str]:

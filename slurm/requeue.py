@@ -12,6 +12,8 @@ import signal
 import subprocess
 import time
 
+from slurm.queue import facts
+
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0
 _STAYS = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
@@ -30,9 +32,9 @@ def requeue(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
     """
     end = time.monotonic() + patience_s
     while True:
-        facts, error = _job(job_id)
-        state = facts.get("JobState")
-        orphaned = state == "COMPLETING" and facts.get("Reason") in _SCRIPT_KILLED
+        job, error = _job(job_id)
+        state = job.get("JobState")
+        orphaned = state == "COMPLETING" and job.get("Reason") in _SCRIPT_KILLED
         if state is not None and state not in _STAYS and not orphaned:
             logger.info("job %s is %s: not requeued by itself", job_id, state)
             return False
@@ -51,12 +53,12 @@ def exclude(job_id: str, node: str) -> bool:
 
     Without effect when Slurm refuses: the job may then meet the node again.
     """
-    facts, _ = _job(job_id)
-    before = [name for name in facts.get("ExcNodeList", "").split(",") if name not in ("", "(null)")]
-    _, partition = _scontrol("-o", "show", "partition", facts.get("Partition", ""))
-    total = int(_facts(partition).get("TotalNodes", "0"))
-    needed = int(facts.get("NumNodes", "1").split("-")[0])
-    named = facts.get("ReqNodeList", "(null)") != "(null)"
+    job, _ = _job(job_id)
+    before = [name for name in job.get("ExcNodeList", "").split(",") if name not in ("", "(null)")]
+    _, partition = _scontrol("-o", "show", "partition", job.get("Partition", ""))
+    total = int(facts(partition).get("TotalNodes", "0"))
+    needed = int(job.get("NumNodes", "1").split("-")[0])
+    named = job.get("ReqNodeList", "(null)") != "(null)"
     if node in before or named or total - len(before) - 1 < needed:
         return False
     code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={','.join([*before, node])}")
@@ -67,11 +69,7 @@ def exclude(job_id: str, node: str) -> bool:
 def _job(job_id: str) -> tuple[dict[str, str], str]:
     """What Slurm says about a job, and what it says when it does not."""
     code, out = _scontrol("-o", "show", "job", job_id)
-    return (_facts(out), "") if code == 0 else ({}, out)
-
-
-def _facts(line: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in line.split() if "=" in part)
+    return (facts(out), "") if code == 0 else ({}, out)
 
 
 def _scontrol(*arguments: str) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pipeline import attempts, manifest
 from pipeline.atomic import read_json
 from pipeline.spec import StageRun
 from slurm import queue
+from slurm.logs import last_line, newest_log
 
 _FRESH_S = 180.0
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
@@ -78,7 +79,8 @@ def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
 def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
     """A run that is neither done nor in the queue: running here, failed, or waiting to be started."""
     number = attempts.latest(run_dir)
-    started = float((attempts.describe(run_dir, number) or {}).get("time", 0.0))
+    begun = attempts.describe(run_dir, number)
+    started, of_slurm = float(begun.get("time", 0.0)), begun.get("job_id")
     note: Mapping[str, Any] = read_json(run_dir / queue.JOB_NOTE) or {}
     job_id = str(note["job_id"]) if "job_id" in note else None
     submitted = float(note.get("time", 0.0))
@@ -90,8 +92,7 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
             return RunStatus(run, "waiting", waits, job_id)
         state = queue.final_state(job_id) or "gone"
         log = newest_log(run_dir, f"{job_id}_*")
-        return RunStatus(run, "failed", f"{_last_line(log) or 'no output'} [job {state}]", job_id, log)
-    of_slurm = (attempts.describe(run_dir, number) or {}).get("job_id")
+        return RunStatus(run, "failed", f"{last_line(log) or 'no output'} [job {state}]", job_id, log)
     known = queue.final_state(str(of_slurm)) if of_slurm else None
     if known in _NOT_OVER:
         return RunStatus(run, "queued", f"{known.lower()}, {number} attempts before", of_slurm)
@@ -115,7 +116,7 @@ def _fresh(run_dir: Path) -> bool:
 
 def _progress(run_dir: Path) -> str:
     note = read_json(run_dir / "progress.json")
-    start = (attempts.describe(run_dir, attempts.latest(run_dir)) or {}).get("time", 0.0)
+    start = attempts.describe(run_dir, attempts.latest(run_dir)).get("time", 0.0)
     if note is None or float(note.get("time", 0.0)) < float(start):
         return "starting"
     parts = [f"{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
@@ -127,24 +128,6 @@ def _progress(run_dir: Path) -> str:
     if age > _FRESH_S:
         parts.append(f"no news for {duration(age)}")
     return ", ".join(parts)
-
-
-def newest_log(run_dir: Path, pattern: str = "*") -> str | None:
-    """The log that says most about the last attempt: the newest that is not empty, error logs first."""
-    files = (run_dir / "logs").glob(pattern)
-    logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]
-    if not logs:
-        return None
-    return str(max(logs, key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime)))
-
-
-def _last_line(log: str | None) -> str:
-    if log is None:
-        return ""
-    with open(log, "rb") as file:
-        file.seek(max(0, Path(log).stat().st_size - 8192))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def duration(seconds: float) -> str:

@@ -59,15 +59,10 @@ class View:
         jobs = self.jobs.get(run_id, [])
         if run is None or not jobs:
             return None
-        begun = {need for need in beside(run) if any(job.state != "PENDING" for job in self.jobs.get(need, []))}
+        begun = {need for need in run.watched if any(job.state != "PENDING" for job in self.jobs.get(need, []))}
         needed = {self.job(need) for need in run.needs.values() if need not in self.done | begun}
         fit = [job.job_id for job in jobs if job.alive and (job.state != "PENDING" or needed.issubset(job.parents))]
         return fit[-1] if fit else None
-
-
-def beside(run: StageRun) -> set[str]:
-    """Ids of the inputs that need only have begun."""
-    return {run.needs[role] for role in run.config.alongside() if role in run.needs}
 
 
 def look(runs: Sequence[StageRun], run_root: Path) -> View:
@@ -125,8 +120,8 @@ def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, co
             raise queue.SlurmError(f"{run.name}: {', '.join(lost)} left the queue without being done; submit again")
         jobs = {need: job_id for need, job_id in parents.items() if job_id}
         waits = Waits(
-            ended=tuple(job_id for need, job_id in jobs.items() if need not in beside(run)),
-            begun=tuple(job_id for need, job_id in jobs.items() if need in beside(run)),
+            ended=tuple(job_id for need, job_id in jobs.items() if need not in run.watched),
+            begun=tuple(job_id for need, job_id in jobs.items() if need in run.watched),
         )
         queue.cancel(job.job_id for job in view.jobs.get(run.run_id, []))
         job_id = _queue(run, profile, waits, code, claim)

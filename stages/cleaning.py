@@ -20,14 +20,12 @@ def clean(root: Path, keep: set[str], busy: Busy, *, yes: bool) -> Iterator[str]
     """A line per leftover, removed with `yes`, and the sum; what is in use by then stays."""
     from mugs.storage.space import gigabytes
 
-    leftovers = find(root, keep, busy)
+    leftovers, folders = find(root, keep, busy), run_folders(root)
     removed = 0
     for each in leftovers.found:
         line = f"{gigabytes(each.bytes):>12}  {each.path}: {each.why}"
-        folders = {
-            folder: run_id for folder, run_id in run_folders(root).items() if folder in (each.path, *each.path.parents)
-        }
-        if yes and (busy(folders) or not idle(measured(each.path, each.why))):
+        around = {place: folders[place] for place in (each.path, *each.path.parents) if place in folders}
+        if yes and (busy(around) or not idle(measured(each.path, each.why))):
             yield f"{line}; in use by now, stays"
         elif yes:
             remove(each)

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest
-from pipeline.config import validate
 from pipeline.manifest import ManifestEntry
+from pipeline.reading import validate
 from pipeline.spec import ConfigError
 from stages.import_weights import ImportConfig, load, save
 
@@ -54,6 +54,8 @@ def backbone_file(run: str, run_root: Path, weights: str) -> Path:
     """A file as it is, else the weights of a finished run. Raises ConfigError, DamagedError."""
     path = Path(run).expanduser().absolute()
     if path.is_file():
+        if weights != "teacher":
+            raise ConfigError(f"--weights {weights}: the file {path} holds one network; name a run, or leave it out")
         return path
     entry = finished(path.name, path.parents[1]) if path.is_dir() else finished(run, run_root)
     if weights not in entry.outputs:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from outcome import Outcome
+from simulation import Account, simulate
 
 from mugs.engine.background import BackgroundWriter
 from mugs.engine.checkpoint import Parts, SavePolicy, load_latest
-from pipeline.availability import Account, Conditions, best_interval_s, simulate
+from pipeline.availability import Conditions, best_interval_s
 
 NAME = "8_availability"
 STATE_GB = 6.0  # ViT-L/16: student, teacher, two moments, heads and queues in fp32

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from campaign_malice import cases, harm
+from campaign_malice import cases
+from malice import harm
 
 CASES = cases()
 

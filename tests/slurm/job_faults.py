@@ -69,7 +69,7 @@ def crashed(case: Case) -> None:
     case.finish()
     failure = attempts.failure(case.run_dir, 1)
     assert failure is not None and failure.step == 30 and "CUDA error" in failure.error
-    hosts = [str((attempts.describe(case.run_dir, number) or {})["host"]) for number in (1, 2)]
+    hosts = [str(attempts.describe(case.run_dir, number)["host"]) for number in (1, 2)]
     assert hosts[0] != hosts[1] or not case.cluster.namespaces, hosts
 
 

@@ -93,6 +93,9 @@ def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("plan").returncode == 2
     assert cli("no-such-command").returncode == 2
     assert cli("tables", "--format", "pdf").returncode == 2
+    assert "expected --deep" in cli("verify", "mini", "--every", "2").stderr
+    assert "name the REPRODUCTION" in cli("tables", "--set", "pretrain.epochs=3").stderr
+    assert cli("logs", "mini", "digits", "--lines", "0").returncode == 2
 
 
 def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:

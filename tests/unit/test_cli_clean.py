@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import run_stage
-from pipeline import manifest
+from pipeline import attempts, manifest
 from pipeline.manifest import ManifestEntry, describe_output
 from stages.reproduction import all_runs
 
@@ -109,21 +110,60 @@ def test_what_may_be_queued_or_is_stays(
     clean: Clean, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = root / "pretrain/mine-0123456789ab"
-    (folder / "job.json").write_text('{"job_id": "12"}')
-    for each in (folder / "job.json", folder):
-        os.utime(each, (OLD, OLD))
+    submit(folder, "12")
     assert "may be job 12 of a cluster" in clean("--yes")
-    (tmp_path / "bin").mkdir()
-    for name, body in (("sbatch", "exit 0"), ("squeue", f"cat {tmp_path}/queue")):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", slurm(tmp_path, f"cat {tmp_path}/queue"))
     (tmp_path / "queue").write_text("12|mugs-0123456789ab|PENDING|Priority|(null)|(null)\n")
     assert "is job 12, PENDING" in clean("--yes")
     assert folder.exists()
     (tmp_path / "queue").write_text("")
     clean("--yes")
     assert not folder.exists()
+
+
+def slurm(folder: Path, squeue: str) -> str:
+    """A PATH with such a squeue."""
+    (folder / "bin").mkdir()
+    for name, body in (("sbatch", "exit 1"), ("squeue", squeue)):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return f"{folder}/bin:/usr/bin:/bin"
+
+
+def submit(folder: Path, job: str | None = None) -> None:
+    """What a submission leaves in a run's folder, long ago; without a job one that died after it called sbatch."""
+    (folder / "submission.sh").touch()
+    if job:
+        (folder / "job.json").write_text(json.dumps({"job_id": job}))
+    for each in (*folder.rglob("*"), folder):
+        os.utime(each, (OLD, OLD))
+
+
+def test_where_slurm_gives_no_answer_only_what_was_submitted_stays(
+    clean: Clean, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", slurm(tmp_path, "echo 'squeue: error: no cluster here' >&2; exit 1"))
+    sent, died = root / "pretrain/sent-aaaaaaaaaaaa", root / "pretrain/died-bbbbbbbbbbbb"
+    for folder, job in ((sent, "12"), (died, None)):
+        place(folder / "x.bin")
+        submit(folder, job)
+    (done,) = (run.run_dir(root) for run in all_runs("mini") if run.name == "pretrain")
+    submit(done, "11")
+    said = clean("--yes")
+    assert f"stays: {sent}: may be job 12 of a cluster: cannot ask the queue: squeue: error: no cluster here" in said
+    assert f"stays: {died}: may be job ? of a cluster" in said and sent.exists() and died.exists()
+    assert not (root / "pretrain/mine-0123456789ab").exists(), "it was never submitted"
+    assert not (done / "checkpoints/step_00000020").exists(), "its run is done"
+
+
+@pytest.mark.parametrize(("job", "stays"), [("12", False), ("13", True), (None, True)])
+def test_only_the_last_job_can_give_a_run_up(clean: Clean, root: Path, job: str | None, stays: bool) -> None:
+    folder = root / "pretrain/mine-0123456789ab"
+    attempts.fail(folder, attempts.start(folder, job_id="12"), error="no luck", log=folder / "log")
+    attempts.give_up(folder, 1, "3 attempts failed")
+    submit(folder, job)
+    clean("--yes")
+    assert folder.exists() == stays
 
 
 def test_an_entry_that_cannot_be_read_protects_its_run(clean: Clean, root: Path) -> None:

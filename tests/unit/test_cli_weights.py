@@ -108,6 +108,7 @@ def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path)
     assert "expected 00" in refused("import", path, "--arch", "vit_mini", "--out", out, "--sha256", "0" * 64)
     assert "ends in .safetensors" in refused("import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth")
     assert "not a backbone file of ours" in refused("export", path, "--out", out)
+    assert "holds one network" in refused("export", path, "--out", out, "--weights", "student")
     assert not out.exists()
 
 

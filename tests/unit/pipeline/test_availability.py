@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
+from simulation import simulate
 
-from pipeline.availability import Conditions, best_interval_s, expected_ratio, simulate
+from pipeline.availability import Conditions, best_interval_s, expected_ratio
 
 DAY = 86400.0
 RUN = Conditions(gpus=40, stall_s=2, durable_s=20, restart_s=120, preempt_every_s=7200)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import config
 from pipeline.identity import run_id, science
-from pipeline.plan import build_plan, select, unresolved, with_upstream
+from pipeline.plan import build_plan, select, unresolved
 from pipeline.spec import ConfigError, StageRun, StageSpec
 
 Plan = Callable[..., list[StageRun]]
@@ -135,9 +135,8 @@ def test_unresolved_names_the_key_to_set(plan: Plan) -> None:
     assert unresolved(plan("digits.train_dir=/data")) == []
 
 
-def test_select_and_upstream(plan: Plan) -> None:
+def test_select(plan: Plan) -> None:
     runs = plan()
     assert [run.name for run in select(runs, ["test", "main"])] == ["main", "knn"]
-    assert [run.name for run in with_upstream(runs, [runs[1]])] == ["digits", "main"]
     with pytest.raises(ConfigError, match="did you mean 'main'"):
         select(runs, ["mani"])

@@ -66,6 +66,10 @@ def test_merge_keys_and_keys_written_twice(tmp_path: Path) -> None:
     runs = config.load(str(path), STAGES).runs
     assert [runs[n].config.model_dump()["dataset"] for n in "ab"] == ["one", "two"]
     assert runs["b"].config.model_dump()["threads"] == 3
+    text = text.replace("threads: 3", "threads: 3, resources: {hours: 1}")
+    path.write_text(text % "")
+    runs = config.load(str(path), STAGES, ["b.resources.hours=2"]).runs
+    assert [runs[n].resources.hours for n in "ab"] == [1, 2], "an anchor is shared, an override is not"
     path.write_text(text % ", dataset: three")
     with pytest.raises(ConfigError, match="key 'dataset' is written twice"):
         config.load(str(path), STAGES)

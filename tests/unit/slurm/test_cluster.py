@@ -92,7 +92,7 @@ def test_bundled_profiles_load(name: str) -> None:
 
 def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda _: True)
-    monkeypatch.setattr(cluster, "read_text", lambda _: content)
+    monkeypatch.setattr("pipeline.reading.read_text", lambda _: content)
     cluster.load_profile("/x/mine.yaml")
 
 

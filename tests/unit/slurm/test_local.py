@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import attempts, manifest, runfile
-from pipeline.atomic import write_json_atomic
+from pipeline import attempts, manifest
 from pipeline.identity import run_id
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
-from slurm import local, queue, snapshot
-from slurm.environment import meeting_point
+from slurm import local, processes, queue
 from slurm.local import run_here
-from slurm.status import duration, status
+from slurm.status import status
 
 STAGE = """
 import os, signal, time
@@ -52,6 +50,8 @@ def run(ctx, cfg):
         while not (ctx.run_dir / "watched").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
+        if cfg.fault.endswith("interrupted"):
+            os.kill(os.getpid(), signal.SIGTERM)
         assert cfg.fault == "until watched", "no such luck"
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
@@ -135,6 +135,15 @@ def test_it_ends_with_a_run_that_fails(tiny: Any, tmp_path: Path, monkeypatch: p
     assert not attempts.running_here(watch.run_dir(tmp_path)) and attempts.failure(watch.run_dir(tmp_path)) is None
 
 
+def test_it_ends_with_a_run_that_is_interrupted(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever told that run's process to stop did not tell the other's, which would wait for ever."""
+    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    stopped = make(tiny, "stopped", fault="until watched, interrupted")
+    watch = make(tiny, "watch", stopped, fault="watch")
+    outcomes = run_here([stopped, watch], tmp_path, ranks=1)
+    assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [("interrupted", "SIGTERM"), ("not run", "needs")]
+
+
 def test_with_gpus_it_comes_after(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 1)
     a = make(tiny, "a")
@@ -146,6 +155,28 @@ def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
     run = make(tiny, "victim", fault="kill")
     outcome = run_here([run], tmp_path, ranks=2)[0]
     assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+
+
+def test_a_run_that_runs_already_is_left_alone(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "running_here", lambda run_dir: True)
+    run = make(tiny, "a")
+    (outcome,) = run_here([run], tmp_path)
+    assert outcome.state == "not run" and "running on this machine already" in outcome.detail
+    assert not run.run_dir(tmp_path).exists()
+
+
+def test_a_signal_as_a_run_ends_keeps_the_next_one_from_starting(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(ranks: processes.Ranks) -> list[int | None]:
+        codes = processes.wait(ranks)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return codes
+
+    monkeypatch.setattr(local, "wait", wait)
+    a, b = make(tiny, "a"), make(tiny, "b")
+    assert [o.state for o in run_here([a, b], tmp_path)] == ["finished", "interrupted"]
+    assert not b.run_dir(tmp_path).exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -185,66 +216,3 @@ def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
     lost = StageRun(run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run")
     outcome = run_here([lost], tmp_path)[0]
     assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail
-
-
-def test_progress_is_shown(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make(tiny, "a")
-    job = queue.QueuedJob("7", queue.job_name(run.run_id), "RUNNING", "None")
-    monkeypatch.setattr(queue, "queued", lambda *_, **__: {run.run_id: [job]})
-    assert status([run], tmp_path)[0].detail == "starting"
-    attempts.start(run.run_dir(tmp_path), job_id="7")
-    note = {"done": 3, "total": 9, "unit": "steps", "rate": 1234.5, "eta_s": 125, "time": time.time()}
-    write_json_atomic(run.run_dir(tmp_path) / "progress.json", note)
-    found = status([run], tmp_path)[0]
-    assert (found.state, found.job_id, found.detail) == ("running", "7", "3/9 steps, 1234 img/s, 2m05s left")
-
-
-@pytest.mark.parametrize(("slurm", "state"), [("PENDING", "queued"), ("FAILED", "failed")])
-def test_a_failed_attempt_whose_job_slurm_starts_again(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, state: str
-) -> None:
-    """Where squeue does not answer for a moment, scontrol may."""
-    one = make(tiny, "one")
-    run_dir = runfile.write(tmp_path, one)
-    number = attempts.start(run_dir, job_id="7")
-    attempts.fail(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
-    monkeypatch.setattr("slurm.queue.queued", lambda runs, root: {})
-    monkeypatch.setattr("slurm.queue.final_state", {"7": slurm}.get)
-    (found,) = status([one], tmp_path)
-    assert (found.state, found.job_id) == (state, "7")
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0, 59.4, 185, 7800, 100800)] == ["0s", "59s", "3m05s", "2h10m", "1d04h"]
-
-
-def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
-    source = tmp_path / "src"
-    (source / "pipeline" / "__pycache__").mkdir(parents=True)
-    (source / "pipeline" / "__init__.py").write_text("x = 1\n")
-    (source / "pipeline" / "__pycache__" / "a.pyc").touch()
-    (source / "tests").mkdir()
-    (source / "tests" / "t.py").touch()
-    first = snapshot.take(tmp_path / "runs", source)
-    assert snapshot.take(tmp_path / "runs", source) == first
-    files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
-    assert files == ["SNAPSHOT.json", "pipeline/__init__.py"]
-    (source / "pipeline" / "__init__.py").write_text("x = 2\n")
-    second = snapshot.take(tmp_path / "runs", source)
-    assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
-    assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
-
-
-def test_meeting_point_falls_back_to_what_slurm_knows() -> None:
-    assert meeting_point("localhost", lambda _: "10.0.0.1") == "localhost"
-    assert meeting_point("no-such-host.invalid", lambda _: "10.0.0.1") == "10.0.0.1"
-
-
-def test_submission_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"SLURM_CONF": "/c", "OTHER": "1"}
-    for key, value in {**kept, "SLURM_JOB_ID": "3", "SBATCH_QOS": "x", "RANK": "1"}.items():
-        monkeypatch.setenv(key, value)
-    clean = queue.clean_environment()
-    assert {k: clean.get(k) for k in kept} == kept
-    assert not {"SLURM_JOB_ID", "SBATCH_QOS", "RANK"} & set(clean)
-    assert os.environ["SLURM_JOB_ID"] == "3"

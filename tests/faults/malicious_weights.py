@@ -1,0 +1,122 @@
+"""Files of weights made to do harm: pickles that call something, and safetensors headers that lie."""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from malice import Case, Place
+
+from mugs.engine.checkpoint import load_latest
+from mugs.storage import record
+from mugs.weights import load_backbone, read_checkpoint
+
+
+class Bomb:
+    """Pickles as a call."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def bombs() -> Iterator[tuple[str, Case]]:
+    """Pickles that call something when loaded carelessly."""
+    calls: dict[str, Callable[[str], Bomb]] = {
+        "os.system": lambda fuse: Bomb(os.system, f"touch {fuse}"),
+        "eval": lambda fuse: Bomb(eval, f"open({fuse!r}, 'w')"),
+        "exec": lambda fuse: Bomb(exec, f"open({fuse!r}, 'w')"),
+        "open": lambda fuse: Bomb(open, fuse, "w"),
+        "nested": lambda fuse: Bomb(dict, [("x", Bomb(os.mkdir, fuse))]),
+        "getattr": lambda fuse: Bomb(getattr, Bomb(__import__, "os"), "system"),
+    }
+    for name, make in calls.items():
+        for form, write in {"zip": torch.save, "legacy": legacy, "raw": raw, "late": late}.items():
+
+            def case(place: Place, make: Any = make, write: Any = write) -> Callable[[], object]:
+                path = place.root / "weights.pth"
+                write({"teacher": {"x": torch.ones(2)}, "epoch": make(str(place.fuse))}, path)
+                return lambda: read_checkpoint(path)
+
+            yield f"pickle, {name}, {form}", case
+
+            def as_safetensors(place: Place, make: Any = make, write: Any = write) -> Callable[[], object]:
+                path = place.root / "weights.safetensors"
+                write({"x": make(str(place.fuse))}, path)
+                return lambda: load_backbone(path)
+
+            yield f"pickle as safetensors, {name}, {form}", as_safetensors
+
+
+def legacy(content: object, path: Path) -> None:
+    """torch's format before zip files."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def raw(content: object, path: Path) -> None:
+    """A plain pickle."""
+    path.write_bytes(pickle.dumps(content))
+
+
+def late(content: object, path: Path) -> None:
+    """A zip file whose pickle is appended a second time, as a bomb."""
+    torch.save({"x": torch.ones(1)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{first}/data.pkl", pickle.dumps(content, protocol=2))
+
+
+def tensor_file(header: bytes, length: int | None = None, data: bytes = b"\0" * 8) -> bytes:
+    """A safetensors file with this header, and this length of it written in front."""
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def one(**facts: Any) -> bytes:
+    """A header of one tensor."""
+    return json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **facts}}).encode()
+
+
+HEADERS = {
+    "length of the header 2**63": tensor_file(one(), 2**63),
+    "length of the header beyond the file": tensor_file(one(), 1 << 20),
+    "length of the header 99 MB": tensor_file(one(), 99_000_000),
+    "no header": b"",
+    "shape that overflows": tensor_file(one(shape=[2**40, 2**40])),
+    "shape of terabytes": tensor_file(one(shape=[2**40])),
+    "offsets of terabytes": tensor_file(one(shape=[2**40], data_offsets=[0, 2**42])),
+    "offsets backwards": tensor_file(one(data_offsets=[8, 0])),
+    "negative shape": tensor_file(one(shape=[-2])),
+    "unknown dtype": tensor_file(one(dtype="PICKLE")),
+    "nested deeply": tensor_file(b"[" * 1_000_000),
+    "no JSON": tensor_file(b"\xff\xfe" * 100),
+    "overlap": tensor_file(
+        json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}).encode()
+    ),
+}
+
+
+def headers() -> Iterator[tuple[str, Case]]:
+    """Weights and checkpoints whose safetensors header lies; the checkpoint's record agrees with it."""
+    for name, content in HEADERS.items():
+
+        def weights(place: Place, content: bytes = content) -> Callable[[], object]:
+            path = place.root / "weights.safetensors"
+            path.write_bytes(content)
+            return lambda: load_backbone(path)
+
+        def checkpoint(place: Place, content: bytes = content) -> Callable[[], object]:
+            folder = place.folder / "checkpoints" / "step_00000003"
+            folder.mkdir(parents=True)
+            (folder / "x.safetensors").write_bytes(content)
+            stored = record.StoredFile(len(content), record.sha256(folder / "x.safetensors"))
+            record.write_record(folder, record.Record(3, {}, {"x.safetensors": stored}))
+            return lambda: load_latest(folder.parent)
+
+        yield f"weights, {name}", weights
+        yield f"checkpoint, {name}", checkpoint
