@@ -35,7 +35,7 @@ from mugs.methods.base import Method
 
 
 def pretrain(
-    method: Any,
+    method: Method,
     source: Source,
     config: TrainConfig,
     run_dir: Path,
@@ -59,7 +59,9 @@ def pretrain(
 class Pretraining:
     """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
 
-    def __init__(self, method: Any, source: Source, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
+    def __init__(
+        self, method: Method, source: Source, config: TrainConfig, run_dir: Path, device: torch.device
+    ) -> None:
         self.order, self.micro = plan_batches(len(source), config)
         if method.needs_whole_batch and self.micro * distributed.world_size() < config.batch_size:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.engine.distributed import all_gather_rows, all_reduce_mean
-from mugs.heads import GroupHead, HeadNorm, InfoNCEHead
+from mugs.heads import GroupHead, HeadNorm, InfoNCEHead, PredictorInit
 from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import PairAverage, pair_weights
@@ -21,7 +21,15 @@ from mugs.views import Views
 
 @dataclass(frozen=True, kw_only=True)
 class MugsConfig:
-    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs."""
+    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs, but for `memory_start`.
+
+    loss_weights: of instance, local-group and group loss; 0 leaves out head, queue and memories too (rows M5, M6).
+    relation_depth: transformer blocks over a token and its neighbours, 2 in the paper (M7).
+    memory_pointer, memory_start: `mugs.memory.NeighbourMemory` (M1, M33).
+    memories: "released" has one per network, the student's for weak images only; "shared" one for both (paper, M9).
+    local_group_token: `mugs.methods.network.MugsNetwork` (M3). pair_average: `mugs.losses.pairs` (M8).
+    predictor_init, head_norm: `mugs.heads.InfoNCEHead` (M10).
+    """
 
     arch: str | ViTConfig = "vit_s16"
     drop_path: float = 0.1
@@ -47,17 +55,17 @@ class MugsConfig:
     memories: Literal["released", "shared"] = "released"
     local_group_token: LocalGroupToken = "released"
     pair_average: PairAverage = "released"
-    predictor_init: Literal["released", "0.02"] = "released"
+    predictor_init: PredictorInit = "released"
     head_norm: HeadNorm = "none"
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one micro-batch hands to `Mugs.refresh`; crop-major (2, N, D), memory rows (N, D)."""
+    """What a micro-batch hands to `Mugs.refresh`: crops (2, N, D), mean teacher logits (K,), memory rows (N, D)."""
 
     instance: Tensor | None
     local_group: Tensor | None
-    center_sum: Tensor | None
+    mean_logits: Tensor | None
     student_memory: Tensor | None
     teacher_memory: Tensor | None
     weak: Tensor
@@ -158,17 +166,14 @@ class Mugs:
             teacher: Outputs = self.teacher([views.large[:2]], state.teacher_memory)
         memory = state.teacher_memory if state.student_memory is None else state.student_memory
         out = student([views.large[2:], views.small], memory)
-        num_student = 2 + len(views.small)
-        weights = pair_weights(2, num_student, 2, config.pair_average, views.large.device)
+        weights = pair_weights(2, 2 + len(views.small), 2, config.pair_average, views.large.device)
         losses: dict[str, Tensor] = {}
-        if out.instance is not None and teacher.instance is not None:
-            queue = rows(state.instance_queue)
-            losses["instance"] = info_nce(out.instance, teacher.instance, queue, weights, config.instance_temperature)
-        if out.local_group is not None and teacher.local_group is not None:
-            queue = rows(state.local_group_queue)
-            losses["local_group"] = info_nce(
-                out.local_group, teacher.local_group, queue, weights, config.local_group_temperature
-            )
+        for name, queue, temperature in (
+            ("instance", state.instance_queue, config.instance_temperature),
+            ("local_group", state.local_group_queue, config.local_group_temperature),
+        ):
+            if queue is not None:
+                losses[name] = info_nce(getattr(out, name), getattr(teacher, name), queue.rows, weights, temperature)
         if out.group is not None and teacher.group is not None:
             losses["group"] = clustering(
                 out.group,
@@ -178,8 +183,8 @@ class Mugs:
                 student_temperature=config.group_student_temperature,
                 teacher_temperature=self._teacher_temperature(epoch),
             )
-        center_sum = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
-        features = Features(teacher.instance, teacher.local_group, center_sum, out.memory, teacher.memory, views.weak)
+        mean_logits = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
+        features = Features(teacher.instance, teacher.local_group, mean_logits, out.memory, teacher.memory, views.weak)
         return losses, features
 
     def _teacher_temperature(self, epoch: int) -> float:
@@ -204,9 +209,9 @@ class Mugs:
             state.teacher_memory.write(rows_of["teacher_memory"], accept)
             if state.student_memory is None:
                 state.teacher_memory.write(student_rows, accept)
-        sums = [f.center_sum for f in features if f.center_sum is not None]
-        if sums:
-            mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
+        means = [f.mean_logits for f in features if f.mean_logits is not None]
+        if means:
+            mean = all_reduce_mean(torch.stack(means).mean(dim=0))
             momentum = self.config.center_momentum
             moved = momentum * state.center + (1 - momentum) * mean
             state.center.copy_(torch.where(valid, moved, state.center))
@@ -242,12 +247,6 @@ def gather(features: Sequence[Features]) -> dict[str, Tensor]:
     widths = [value[0].numel() for value in local.values()]
     columns = torch.split(all_gather_rows(packed), widths, dim=1)
     return {n: c.reshape(-1, *value.shape[1:]) for (n, value), c in zip(local.items(), columns, strict=True)}
-
-
-def rows(queue: Queue | None) -> Tensor:
-    """The queue's rows; a loss is only computed where its queue exists."""
-    assert queue is not None
-    return queue.rows
 
 
 def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:

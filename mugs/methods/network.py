@@ -52,17 +52,17 @@ class MugsNetwork(nn.Module):
     def forward(self, crops: list[Tensor], memory: NeighbourMemory | None) -> Outputs:
         """Crops: one tensor (P_i, N, 3, s_i, s_i) per size, large first; crops of one size run in one pass."""
         num_images = crops[0].shape[1]
-        passes, start = [], 0
+        passes, num_crops = [], 0
         for group in crops:
             if len(group):
-                passes.append(self._one_size(group, start, memory))
-                start += len(group)
-        cls, query, stored = passes[0][0], [p[1] for p in passes], passes[0][2]
-        cls = torch.cat([p[0] for p in passes])
-        local = torch.cat([q for q in query if q is not None]) if query[0] is not None else None
+                passes.append(self._one_size(group, num_crops, memory))
+                num_crops += len(group)
+        classes, related, means = zip(*passes, strict=True)
+        cls, stored = torch.cat(classes), means[0]
+        local = None if related[0] is None else torch.cat(related)
 
         def shaped(x: Tensor) -> Tensor:
-            return x.view(start, num_images, -1)
+            return x.view(num_crops, num_images, -1)
 
         return Outputs(
             instance=shaped(self.instance_head(cls)) if self.instance_head else None,
