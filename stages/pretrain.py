@@ -18,7 +18,7 @@ OTHER = (192, 12)
 
 
 class MugsOptions(StageConfig):
-    """Fields and defaults of `mugs.methods.mugs.MugsConfig`, whose docstring explains them."""
+    """Fields and defaults of `mugs.methods.config.MugsConfig`, whose docstring explains them."""
 
     drop_path: float = Field(0.1, ge=0, lt=1)
     head_hidden: int = 2048
