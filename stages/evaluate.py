@@ -60,13 +60,10 @@ class FrozenEvaluation(Backbone):
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
     """The pretrained backbone, frozen and in eval mode. Raises WeightsError and DamagedError naming the file."""
-    from mugs.backbones.vit import ViTConfig, build_vit
-    from mugs.weights import load_backbone
+    from mugs.weights import read_vit
 
-    state, meta = load_backbone(ctx.inputs["weights"].output(weights))
+    vit = read_vit(ctx.inputs["weights"].output(weights), drop_path=drop_path)
     require_intact(ctx.inputs["weights"], weights)
-    vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
-    vit.load_state_dict(state)
     return vit.eval().requires_grad_(False)
 
 

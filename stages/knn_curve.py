@@ -211,13 +211,11 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
 
 def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     """The frozen teacher after an epoch. Raises CheckpointError and WeightsError naming the file."""
-    from mugs.backbones.vit import ViTConfig, build_vit
     from mugs.engine.checkpoint import load_part
-    from mugs.weights import backbone_state, load_backbone
+    from mugs.weights import backbone_state, load_exactly, read_vit
 
-    state, meta = load_backbone(pretraining.file(0))
+    vit, file = read_vit(pretraining.file(0)), pretraining.file(epoch)
     if epoch:
-        state, _ = backbone_state({"teacher": load_part(pretraining.file(epoch).parent, "teacher")})
-    vit = build_vit(ViTConfig(**meta["arch"]), drop_path=0.0)
-    vit.load_state_dict(state)
+        state, _ = backbone_state({"teacher": load_part(file.parent, "teacher")})
+        load_exactly(vit, state, file)
     return vit.eval().requires_grad_(False)
