@@ -1,14 +1,21 @@
 """Where images come from: a folder of class folders, or a `.beton` file."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+NAMED = 5  # of many files or problems, how many a message names
 
 
 class SourceError(ValueError):
     """A data set cannot be read; the message names the file or folder."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names or problems, for a message."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 class Source(Protocol):
@@ -99,6 +106,12 @@ def instead(root: Path) -> str:
             "or say num_classes: 0 for images without labels"
         )
     return ""
+
+
+def refuse(where: object, what: str, bad: Sequence[str]) -> None:
+    """SourceError naming the first of what is wrong, if anything is."""
+    if bad:
+        raise SourceError(f"{where}: {len(bad)} {what}: {listed(bad)}")
 
 
 def open_source(path: Path) -> Source:
