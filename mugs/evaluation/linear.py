@@ -21,7 +21,6 @@ from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
 from mugs.engine.progress import Progress
 from mugs.evaluation.classifiers import Classifiers, Setting
-from mugs.evaluation.features import gather_uneven
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(start, stop) -> this rank's features and labels of the global steps from start to stop; equal parts on all ranks."""
@@ -131,7 +130,7 @@ class Probing:
         """Entries of this rank's classifiers -> entries of all, in the order of the settings."""
         world = distributed.world_size()
         order = [i for rank in range(world) for i in share(self.probe.settings, rank, world)]
-        grouped = gather_uneven(mine)
+        grouped = distributed.gather_uneven(mine)
         result = torch.empty_like(grouped)
         result[torch.tensor(order, device=mine.device)] = grouped
         return result
