@@ -134,13 +134,13 @@ def num_classes(ctx: StageContext) -> int:
     return count
 
 
-def backbone_info(ctx: StageContext, weights: Weights, dataset: str | None = None) -> dict[str, Any]:
+def backbone_info(ctx: StageContext, weights: Weights) -> dict[str, Any]:
     """What result rows say of the backbone and the data set: of the stored features, or of the inputs."""
     if "features" in ctx.inputs:
         return dict(ctx.inputs["features"].info)
     source = ctx.inputs["weights"].info
     facts = {name: source[name] for name in ("method", "arch", "epochs", "seed")}
-    return {**facts, "weights": weights, "dataset": dataset or ctx.inputs["data"].info["dataset"]}
+    return {**facts, "weights": weights, "dataset": ctx.inputs["data"].info["dataset"]}
 
 
 def result_row(
@@ -150,10 +150,9 @@ def result_row(
     setting: str,
     value: float,
     metric: str = "top1",
-    dataset: str | None = None,
 ) -> ResultRow:
-    """One number of this run, on `dataset` or else the one that fills the role `data`."""
-    info = backbone_info(ctx, weights, dataset)
+    """One number of this run, on the data set that fills the role `data`, or that of the stored features."""
+    info = backbone_info(ctx, weights)
     return ResultRow(
         run_id=ctx.run_id,
         method=info["method"] + (" (initialisation)" if info["weights"] == "initial" else ""),

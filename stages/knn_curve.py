@@ -66,7 +66,9 @@ class Pretraining:
         """Where the teacher of an epoch is, once it is there: 0 is the start."""
         if epoch == 0:
             return self.run_dir / "weights" / f"{INITIAL}.safetensors"
-        return self.run_dir / "checkpoints" / f"step_{self.steps[epoch]:08d}" / "teacher.safetensors"
+        from mugs.storage.record import folder_name
+
+        return self.run_dir / "checkpoints" / folder_name(self.steps[epoch]) / "teacher.safetensors"
 
     def silent_minutes(self) -> float:
         """Time since it last showed life: an attempt, progress, a checkpoint."""
