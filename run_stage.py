@@ -132,8 +132,8 @@ def run_command(
 ) -> None:
     """Run here and now what is not done.
 
-    One run after the other on this machine, without Slurm. What depends on a run that failed is left out. Ctrl-C saves
-    and stops, the same command goes on from there; twice stops at once.
+    One run after the other on this machine, without Slurm; one that watches another runs beside it. What depends on a
+    run that failed is left out. Ctrl-C saves and stops, the same command goes on from there; twice stops at once.
     """
     from pipeline.plan import require_resolved, traced
     from slurm import console
@@ -173,7 +173,9 @@ def status(
 def tables(
     reproduction: AnyName = None,
     table: Annotated[list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")] = None,
-    format: Annotated[Literal["md", "latex", "csv"], typer.Option(help="Of what is printed.")] = "md",
+    format: Annotated[
+        Literal["md", "latex", "csv"] | None, typer.Option(help="Of what is printed; default md.")
+    ] = None,
     filled: Annotated[bool, typer.Option("--filled", help="Only tables with a number of ours.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
     explain: Annotated[
@@ -198,11 +200,10 @@ def tables(
     from results import options
     from stages import tabulated
 
-    options.check(table, filled, out=out, explain=explain, against=against, publish=publish)
+    options.check(table=table, format=format, filled=filled, out=out, explain=explain, against=against, publish=publish)
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    given = tabulated.Wanted(table or (), format, filled, out, explain, against, publish)
-    for line in tabulated.answer(root, runs if reproduction else None, given, warn=lambda w: typer.echo(w, err=True)):
-        typer.echo(line)
+    given = tabulated.Wanted(table or (), format or "md", filled, out, explain, against, publish)
+    _show(tabulated.answer(root, runs if reproduction else None, given, warn=lambda line: typer.echo(line, err=True)))
 
 
 @app.command()
@@ -240,9 +241,9 @@ def report(
     Tables, figures, runs and their states, costs, provenance, deviations. It holds all it needs and opens from disk. Of
     a reproduction it shows all runs, done or not. Rows that are refused are listed on it.
     """
+    from results import atomic
     from results.report.graph import Node
     from results.report.page import report as page
-    from results.report.page import write
     from slurm.status import status as states
     from stages.collected import collected, paper_says
 
@@ -250,8 +251,7 @@ def report(
     collection, found = collected(root, runs if reproduction else None), states(runs, root)
     nodes = [Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values())) for s in found]
     text = page(collection, root, nodes=nodes, paper_says=paper_says(collection))
-    root.mkdir(parents=True, exist_ok=True)
-    path = write(text, out or root / "report.html")
+    path = atomic.write(out or root / "report.html", text)
     _show((f"refused: {line}" for line in collection.problems), err=True)
     typer.echo(f"{path} ({len(text.encode()) / 1e6:.1f} MB)")
 
@@ -289,7 +289,7 @@ def verify(
 def logs(
     reproduction: Name,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or a stage.")],
-    lines: Annotated[int, typer.Option(help="How many of the last lines.")] = 40,
+    lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 40,
     overrides: Set = None,
     cluster: Cluster = None,
     run_root: Root = None,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 
-RESERVED = ("stage", "needs", "resources")
+RESERVED = ("stage", "like", "needs", "resources")
 _Model = TypeVar("_Model", bound=BaseModel)
 _DEEPEST = 200
 _MERGE = "tag:yaml.org,2002:merge"
@@ -124,7 +124,8 @@ def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence
     source, document, runs = read(name_or_path)
     changed = [apply_override(runs, override, what="run") for override in overrides]
     default_name = Path(source).stem
-    checked = {str(name): _check_run(source, str(name), raw, stages, changed) for name, raw in runs.items()}
+    whole = {str(name): _with_likeness(source, name, runs) for name in runs}
+    checked = {name: _check_run(source, name, raw, stages, changed) for name, raw in whole.items()}
     description = " ".join(str(document.get("description", "")).split())
     return Reproduction(str(document.get("name", default_name)), source, checked, description)
 
@@ -183,6 +184,26 @@ def apply_override(tree: dict[str, Any], override: str, *, what: str) -> str:
         node = node[key]
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
     return dotted.strip()
+
+
+def _with_likeness(source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()) -> Any:
+    """A run's settings, over those of the run that it is `like`: nested mappings are merged key by key."""
+    raw = runs[name]
+    if not isinstance(raw, dict) or "like" not in raw:
+        return raw
+    other, where = raw["like"], f"{source}: runs.{name}.like"
+    if not isinstance(other, str) or other not in runs:
+        raise ConfigError(f"{where}: no run {other!r}{hint(str(other), map(str, runs))}")
+    if other in (name, *inner):
+        raise ConfigError(f"{where}: runs are like each other: {' -> '.join([*inner, name, other])}")
+    own = {key: value for key, value in raw.items() if key != "like"}
+    return _merged(_with_likeness(source, other, runs, (*inner, name)), own)
+
+
+def _merged(base: Any, own: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}
 
 
 def _check_run(source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]) -> RunConfig:

@@ -1,10 +1,9 @@
 """Two sets of results, cell by cell of the tables."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from results.cells import Cell, signed
-from results.explain import line_words
 from results.lines import MISSING, Laid, Line, Part, Text
 from results.schema import Result
 from results.tables import build
@@ -38,18 +37,13 @@ def compare(here: Sequence[Result], there: Sequence[Result], tables: Iterable[st
     """Every cell that has a number of ours in either, in the order of the tables, here first."""
     pairs = []
     for name in tables:
-        mine, theirs = dict(_cells(name, here)), dict(_cells(name, there))
+        mine, theirs = _cells(name, here), _cells(name, there)
         pairs += [Pair(name, *key, mine.get(key), theirs.get(key)) for key in dict.fromkeys([*mine, *theirs])]
     return pairs
 
 
-def _cells(name: str, results: Sequence[Result]) -> Iterator[tuple[tuple[str, str, str], Cell]]:
-    table = build(name, results)
-    for block in (table.printed, table.elsewhere):
-        for entry in block.entries:
-            for ours in entry.ours:
-                for key, cell in ours.cells.items():
-                    yield (entry.group, line_words(entry, ours), block.columns[key]), cell
+def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
+    return {(own.entry.group, own.line, own.column): own.cell for own in build(name, results).own_cells()}
 
 
 def laid(pairs: Sequence[Pair]) -> Laid:

@@ -1,12 +1,11 @@
 """Where a number of a table comes from: rows, runs, checkpoint, configuration, code, cost, and what came before."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from results.cells import Cell, fixed, signed
+from results.cells import fixed, signed
 from results.collect import Collection
 from results.runs import Run, chain, flat
-from results.tables import Entry, Ours, build
+from results.tables import OwnCell, build
 from results.variants import short
 
 
@@ -14,59 +13,38 @@ class NoSuchCellError(ValueError):
     """No cell, or several, answer to a row and a column; the message lists what there is."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A cell of ours with the line it is in."""
-
-    line: str
-    column: str
-    cell: Cell
-    paper: float | None
-
-
 def explain(collection: Collection, table: str, row: str, column: str) -> str:
-    """The origin of one cell. `row`: words of its line (`mugs vit-s/16 3200`); `column`: its title or key.
+    """The origin of one cell. `row`: words of its group and line (`mugs vit-s/16 3200`); `column`: its title or key.
 
     Raises NoSuchCellError where not exactly one cell has all the words, ValueError for an unknown table.
     """
-    cells = list(_cells(collection, table))
+    cells = list(build(table, collection.results).own_cells())
     words = row.lower().split()
-    matching = [(key, found) for key, found in cells if column.lower() in (key.lower(), found.column.lower())]
+    matching = [own for own in cells if column.lower() in (own.key.lower(), own.column.lower())]
     if not matching:
-        known = ", ".join(sorted({found.column for _, found in cells})) or "none has a number of ours"
+        known = ", ".join(sorted({own.column for own in cells})) or "none has a number of ours"
         raise NoSuchCellError(f"{table}: no cell of ours in a column {column!r} (columns with one: {known})")
-    lines = [found for _, found in matching if all(word in found.line.lower() for word in words)]
-    exact = [found for found in lines if _bare(found.line) == " ".join(words)]
+    lines = [own for own in matching if all(word in _place(own).lower() for word in words)]
+    exact = [own for own in lines if _bare(own.line) == " ".join(words)]
     lines = exact if len(exact) == 1 else lines
     if len(lines) != 1:
-        listed = "".join(f"\n  {found.line}" for found in lines or [found for _, found in matching])
+        listed = "".join(f"\n  {_place(own)}" for own in lines or matching)
         raise NoSuchCellError(f"{table}, {column}: {len(lines)} lines have the words {row!r}, of these:{listed}")
     return "\n".join(_text(table, lines[0], collection)) + "\n"
+
+
+def _place(own: OwnCell) -> str:
+    return f"{own.entry.group}: {own.line}"
 
 
 def _bare(line: str) -> str:
     return line.lower().replace(",", "").removesuffix(" ours").removesuffix(" epochs")
 
 
-def _cells(collection: Collection, name: str) -> Iterator[tuple[str, Found]]:
-    table = build(name, collection.results)
-    for block in (table.printed, table.elsewhere):
-        for entry in block.entries:
-            for ours in entry.ours:
-                for key, cell in ours.cells.items():
-                    yield key, Found(line_words(entry, ours), block.columns[key], cell, entry.paper.get(key))
-
-
-def line_words(entry: Entry, ours: Ours) -> str:
-    """A line of ours in words: `Mugs ViT-S/16 3200 epochs, ours`."""
-    epochs = f" {entry.epochs} epochs" if entry.epochs else ""
-    return f"{entry.method} {entry.arch}{epochs}, {ours.label}"
-
-
-def _text(table: str, found: Found, collection: Collection) -> Iterator[str]:
-    cell = found.cell
-    beside = "" if found.paper is None else f" (paper {fixed(found.paper)}, {signed(cell.value - found.paper)})"
-    yield f"{table}, {found.line}, {found.column}: {cell.text()}{beside}"
+def _text(table: str, own: OwnCell, collection: Collection) -> Iterator[str]:
+    cell, paper, difference = own.cell, own.paper, own.difference
+    beside = "" if paper is None or difference is None else f" (paper {fixed(paper)}, {signed(difference)})"
+    yield f"{table}, {own.line}, {own.column}: {cell.text()}{beside}"
     yield f"setting: {cell.setting}" if cell.setting else "setting: the only one"
     for result in cell.results:
         yield f"  seed {result.row.seed}: {result.row.value:.6g} {result.row.unit}, {result.where}"

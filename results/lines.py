@@ -55,16 +55,13 @@ class Footnotes:
 
 @dataclass(frozen=True)
 class Laid:
-    """A table ready to print: one part, or two, leads, numbered footnotes, general notes."""
+    """A table ready to print: its parts, numbered footnotes, general notes."""
 
     name: str
     title: str
     parts: tuple[Part, ...]
     footnotes: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-LABELS = ("Method", "Arch", "Epochs")
 
 
 def lay_out(table: Table) -> Laid:
@@ -81,7 +78,7 @@ def lay_out(table: Table) -> Laid:
 def _part(block: Block, footnotes: Footnotes, title: str) -> Part:
     lines = [line for entry in block.entries for line in _lines(entry, block.columns, footnotes)]
     epochs = "Epochs" if block.entries and block.entries[0].printed else "Real epochs"
-    return Part(title, (*LABELS[:2], epochs, *block.columns.values()), len(LABELS), tuple(lines))
+    return Part(title, ("Method", "Arch", epochs, *block.columns.values()), 3, tuple(lines))
 
 
 def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[Line]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from results import render, spec
+from results import atomic, render, spec
 from results.collect import Collection, conflict_free, unknown
 from results.runs import Run
 from results.schema import Result
@@ -24,7 +24,6 @@ def publish(collection: Collection, folder: Path) -> list[Path]:
     """Write the folder; returns its files. Raises RowsError when anything was refused, or without results."""
     if not collection.checked().results:
         raise RowsError(f"{folder}: there are no results to publish")
-    folder.mkdir(parents=True, exist_ok=True)
     rows = sorted((r.row for r in collection.results), key=lambda row: (row.stage, row.run_id, row.metric, row.setting))
     write_rows(folder / "rows.csv", rows)
     apart = {
@@ -33,7 +32,7 @@ def publish(collection: Collection, folder: Path) -> list[Path]:
     }
     runs = [_public(run) for _, run in sorted(collection.runs.items())]
     content = {"runs": runs, "results": dict(sorted(apart.items()))}
-    (folder / "runs.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    atomic.write(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     tables = render.write_all(build_all(read(folder).results, spec.names()), folder / "tables")
     return [folder / "rows.csv", folder / "runs.json", *tables.values()]
 
@@ -52,12 +51,16 @@ def is_published(folder: Path) -> bool:
 def read(folder: Path) -> Collection:
     """A published folder. Raises RowsError naming what is wrong with it."""
     results, problems = read_results(folder / "rows.csv", "rows.csv")
-    content = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-    runs = {record["run_id"]: Run(**record) for record in content["runs"]}
-    missing = [r.where for r in results if r.row.run_id not in content["results"]]
+    try:
+        content = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        runs = {record["run_id"]: Run(**record) for record in content["runs"]}
+        facts = content["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RowsError(f"{folder / 'runs.json'}: damaged, publish again: {error!r}") from None
+    missing = [r.where for r in results if r.row.run_id not in facts]
     if missing:
         raise RowsError(f"{folder / 'runs.json'}: nothing about the run of {missing[0]}")
-    described = [_described(result, content["results"][result.row.run_id]) for result in results]
+    described = [_described(result, facts[result.row.run_id]) for result in results]
     kept, conflicts = conflict_free(described)
     return Collection(kept, runs, (*problems, *conflicts), unknown(kept)).checked()
 

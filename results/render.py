@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from results import atomic
 from results.lines import Laid, Line, Part, Text, lay_out
-from results.schema import Result
-from results.tables import Block, Entry, Table, build
+from results.tables import Block, Entry, Table
 
 Format = Literal["md", "latex", "csv"]
 SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
@@ -15,21 +15,12 @@ SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 def write_all(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
     """Write tables in all three formats; file name -> path."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     written = {}
     for table in tables:
         for fmt, suffix in SUFFIX.items():
-            path = out_dir / f"{table.name}.{suffix}"
-            path.write_text(to_text(table, fmt), encoding="utf-8", newline="\n")
-            written[path.name] = path
+            name = f"{table.name}.{suffix}"
+            written[name] = atomic.write(out_dir / name, to_text(table, fmt))
     return written
-
-
-def render(name: str, results: Iterable[Result], fmt: Format = "md") -> str:
-    """One table as text. Raises ValueError for a table or format that does not exist."""
-    if fmt not in SUFFIX:
-        raise ValueError(f"unknown format {fmt!r} (valid: {', '.join(SUFFIX)})")
-    return to_text(build(name, results), fmt)
 
 
 def to_text(table: Table, fmt: Format) -> str:
@@ -202,10 +193,3 @@ def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
                     "differs": "; ".join(cell.results[0].differs),
                     "note": note,
                 }
-
-
-def document(tables: Sequence[str]) -> str:
-    """A LaTeX document of rendered tables."""
-    head = [r"\documentclass{article}", r"\usepackage[utf8]{inputenc}", r"\usepackage[T1]{fontenc}"]
-    head += [r"\usepackage[a4paper,margin=15mm]{geometry}", r"\usepackage{booktabs,caption}", r"\begin{document}"]
-    return "\n".join([*head, *tables, r"\end{document}"]) + "\n"

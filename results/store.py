@@ -3,13 +3,12 @@
 import csv
 import hashlib
 import io
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from results import atomic
 from results.checks import wrong_with
 from results.schema import Result, ResultRow
 
@@ -21,17 +20,12 @@ class RowsError(ValueError):
 
 
 def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
-    """Write all rows of a run at once, beside and renamed."""
+    """Write all rows of a run at once."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(buffer.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    atomic.write(path, buffer.getvalue())
 
 
 def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:

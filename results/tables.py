@@ -1,7 +1,7 @@
 """The paper's tables, ours beside the paper's: pure functions of results, specs and the paper's numbers."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from results.cells import Cell, best_cell
@@ -37,10 +37,41 @@ class Entry:
     comparable: bool
     printed: bool = True
 
+    @property
+    def slots(self) -> set[str]:
+        """Columns in which the paper prints a number, or something there is a note about."""
+        return self.paper.keys() | self.notes.keys()
+
     def words(self) -> str:
         """The line in words, as footnotes name it."""
         epochs = f", {self.epochs} epochs" if self.epochs else ""
         return f"{self.method} {self.arch}{epochs}"
+
+
+@dataclass(frozen=True)
+class OwnCell:
+    """A cell of ours and where it stands; `column` is the title of the column, `key` its name."""
+
+    entry: Entry
+    ours: Ours
+    key: str
+    column: str
+    cell: Cell
+
+    @property
+    def line(self) -> str:
+        """Its line in words: `Mugs ViT-S/16, 3200 epochs, ours`."""
+        return f"{self.entry.words()}, {self.ours.label}"
+
+    @property
+    def paper(self) -> float | None:
+        """The printed number it is compared with."""
+        return self.entry.paper.get(self.key)
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return None if self.paper is None else self.cell.value - self.paper
 
 
 @dataclass(frozen=True)
@@ -63,6 +94,14 @@ class Table:
     gaps: tuple[Gap, ...]
     notes: tuple[str, ...]
     used: frozenset[Result]
+
+    def own_cells(self) -> Iterator[OwnCell]:
+        """Every cell of ours, those on lines of the paper first."""
+        for block in (self.printed, self.elsewhere):
+            for entry in block.entries:
+                for ours in entry.ours:
+                    for key, cell in ours.cells.items():
+                        yield OwnCell(entry, ours, key, block.columns[key], cell)
 
 
 def build(name: str, results: Iterable[Result]) -> Table:
@@ -148,8 +187,10 @@ def _label(key: tuple[bool, tuple[str, ...]], rank: int) -> str:
 
 def _elsewhere(spec: Spec, results: Sequence[Result]) -> tuple[Block, set[Result]]:
     """Lines of ours that have no counterpart in the paper, by data set, and the results these took."""
-    kinds = {column.kind: column for column in reversed(spec.columns)}
-    columns = [column for column in spec.columns if kinds[column.kind] is column]
+    kinds: dict[tuple[object, ...], Column] = {}
+    for column in spec.columns:
+        kinds.setdefault(column.kind, column)
+    columns = list(kinds.values())
     shown = [result for result in results if spec.shows(result)]
     if spec.vary and "*" not in spec.vary:
         varied = {_same_but_variant(result) for result in shown if result.variant}

@@ -23,28 +23,32 @@ logger = logging.getLogger("slurm.aftermath")
 _ASKED_TO_STOP = (INTERRUPTED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
 
-def settle(run_dir: Path, code: int) -> None:
-    """Requeue the job of this process, or leave it ended; notes why."""
+def settle(run_dir: Path, code: int) -> int:
+    """Requeue the job of this process, or leave it ended; notes why. Returns the exit code of the job.
+
+    A run that is done has ended well, whatever ended its processes after that: a late warning, a crash at their exit.
+    """
     job_id, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if manifest.find_done(run_dir.parents[1], runfile.read(run_dir).run_id) is not None:
-        return
+        return 0
     attempt = _attempt(run_dir, job_id, restart)
     if attempt is None:
         logger.warning("a newer attempt of %s has started, job %s leaves it alone", run_dir.name, job_id)
-        return
+        return code
     if code in _ASKED_TO_STOP:
         requeue(job_id)
-        return
+        return code
     _note(run_dir, attempt, code)
     failures = _failures(run_dir, job_id)
     if (reason := verdict(failures, _limit(run_dir))) is not None:
         logger.error("%s is not started again: %s", run_dir.name, reason)
         attempts.give_up(run_dir, attempt, reason)
-        return
+        return code
     last = failures[-1]
     logger.warning("%s failed (%s): starts again", run_dir.name, last.error)
     if requeue(job_id) and last.host:
         exclude(job_id, last.host)
+    return code
 
 
 def verdict(failures: Sequence[attempts.Failure], limit: int) -> str | None:
@@ -102,15 +106,15 @@ def _limit(run_dir: Path) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: `RUN_DIR EXIT_CODE`; returns that exit code."""
+    """Command line: `RUN_DIR EXIT_CODE`; returns the exit code of the job."""
     run_dir, code = Path(arguments[0]), int(arguments[1])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue brings it, and the exclusion comes after that
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        settle(run_dir, code)
+        return settle(run_dir, code)
     except RequeueError as error:
         logger.error("%s", error)
-    return code
+        return code
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def job_command(profile: ClusterProfile, run_dir: Path) -> str:
 def end_of_script(profile: ClusterProfile, run_dir: Path) -> list[str]:
     """Shell lines after srun. Python runs outside the container here: where it is not, failed jobs stay ended."""
     aftermath = f"{_python(profile)} -m slurm.aftermath {shlex.quote(str(run_dir))} $code"
-    return ["code=$?", f"[ $code -eq 0 ] || {aftermath}", "exit $code"]
+    return ["code=$?", f"[ $code -eq 0 ] || {{ {aftermath}; code=$?; }}", "exit $code"]
 
 
 def _python(profile: ClusterProfile) -> str:

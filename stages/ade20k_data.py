@@ -1,6 +1,6 @@
 """ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import folder, locate, write_root
+from stages.located import Report, locate, look
 
 
 class Ade20kDataConfig(StageConfig):
@@ -29,35 +29,27 @@ class Ade20kDataConfig(StageConfig):
 
 def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """Number of images; nothing is written. Raises SourceError as `run` would."""
-    root = folder(cfg.data_dir, "scenes")
-    if root is None:
-        return "scenes of the digits that come with scikit-learn", 0.0
-    check(root, cfg, lambda done: None)
-    return f"{cfg.num_train_images:,} train images, {cfg.num_val_images:,} val images", 0.0
+    return look(cfg.data_dir, "scenes", partial(check, cfg))
 
 
-def check(root: Path, cfg: Ade20kDataConfig, report: Callable[[int], None]) -> None:
-    """Read all scenes. Raises SourceError naming what is wrong."""
+def check(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
+    """Read all scenes and count them. Raises SourceError naming what is wrong."""
     from mugs.transfer.segmentation.scenes import check_scenes
 
     counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
     classes, zero = cfg.num_classes, cfg.reduce_zero
     check_scenes(root, counts, num_classes=classes, reduce_zero=zero, threads=cfg.threads, report=report)
+    return {f"{split} images": count for split, count in counts.items()}
 
 
 def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
-    from mugs.engine.progress import Progress
     from mugs.transfer.digit_scenes import materialize_scenes
 
-    counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    materialize = partial(materialize_scenes, train=counts["train"], val=counts["val"], classes=cfg.num_classes - 1)
-    root, outputs = locate(ctx, cfg.data_dir, "scenes", materialize)
-    progress = Progress("check", sum(counts.values()), unit="images", path=ctx.run_dir / "progress.json")
-    check(root, cfg, progress.update)
-    progress.close()
-    outputs["layout"] = write_root(ctx.run_dir, root)
+    digits = cfg.num_classes - 1
+    materialize = partial(materialize_scenes, train=cfg.num_train_images, val=cfg.num_val_images, classes=digits)
+    outputs, _ = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
     info: dict[str, Any] = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
     if "scenes" in outputs:
-        info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(cfg.num_classes - 1))]
+        info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(digits))]
     return StageOutput(outputs=outputs, info=info)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from stages.engine_config import same_named
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from mugs.backbones.vit import ViT
     from mugs.transfer.segmentation.config import SegmentationConfig
     from mugs.transfer.segmentation.scenes import SceneFolder
+
+UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
 
 
 class SceneOptions(StageConfig):
@@ -29,14 +32,13 @@ class SceneOptions(StageConfig):
     stride: int = Field(341, ge=1)
 
 
-class Ade20kSegmentationConfig(StageConfig):
+class Ade20kSegmentationConfig(Pretrained):
     """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings.
 
     `lr` and `layer_decay` are 3e-5 and 0.9 for UPerNet; the linear variant has 3e-5 for ViT-S, 7e-4 for
     ViT-B (iBOT's configuration) and no layer decay. `channels`: those of the UPerNet head, the ViT's width when null.
     """
 
-    weights: Weights = "teacher"
     variant: Literal["upernet", "linear"] = "upernet"
     channels: int | None = Field(None, ge=1)
     auxiliary_channels: int = Field(256, ge=1)
@@ -61,14 +63,16 @@ class Ade20kSegmentationConfig(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _linear_defaults(cls, values: Any) -> Any:
-        """The linear variant trains no ViT: neither layer decay nor drop path means anything there."""
+        """The linear variant trains no ViT and has but one layer: what belongs to either means nothing there."""
         if not isinstance(values, dict) or values.get("variant") != "linear":
             return values
-        for name, off in (("layer_decay", 1.0), ("drop_path", 0.0)):
+        frozen = {"layer_decay": 1.0, "drop_path": 0.0}
+        upernet = {name: cls.model_fields[name].default for name in UPERNET}
+        for name, off in {**frozen, **upernet}.items():
             if values.get(name, off) != off:
-                raise ValueError(f"{name} {values[name]} with variant linear, whose ViT is frozen: leave it out")
-            values = {**values, name: off}
-        return values
+                why = "whose ViT is frozen" if name in frozen else "which is one layer"
+                raise ValueError(f"{name} {values[name]} with variant linear, {why}: leave it out")
+        return {**values, **frozen}
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""
@@ -81,14 +85,14 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     from mugs.transfer.pictures import hex_colours
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
     from mugs.transfer.segmentation.model import build_segmenter
-    from mugs.transfer.segmentation.train import train_segmenter
+    from mugs.transfer.segmentation.train import SegmentationTraining
     from mugs.weights import save_backbone
 
     device = distributed.init()
     data = ctx.inputs["data"].info
     config = segmentation_config(cfg, data["num_classes"])
     model = build_segmenter(trainable_vit(ctx, cfg), config.model, seed=cfg.seed)
-    train_segmenter(model, open_scenes(ctx, "train"), config, ctx.run_dir, device, ctx.control)
+    SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
     found = evaluate(model, open_scenes(ctx, "val"), config, device, run_dir=ctx.run_dir, num_pictures=cfg.num_pictures)
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
     if distributed.is_main():
@@ -131,15 +135,9 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
 
 def segmentation_config(cfg: Ade20kSegmentationConfig, num_classes: int) -> "SegmentationConfig":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.transfer.segmentation.config import SegmentationConfig
     from mugs.transfer.segmentation.model import SegmenterConfig
     from mugs.transfer.segmentation.recipe import SceneRecipe
 
-    shape = [field.name for field in fields(SegmenterConfig) if field.name != "num_classes"]
-    model: dict[str, Any] = {name: getattr(cfg, name) for name in shape}
-    names = [field.name for field in fields(SegmentationConfig) if field.name not in ("model", "scenes")]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
-    scenes = SceneRecipe(**cfg.scenes.model_dump())
-    return SegmentationConfig(model=SegmenterConfig(num_classes=num_classes, **model), scenes=scenes, **same)
+    model = same_named(SegmenterConfig, cfg, num_classes=num_classes)
+    return same_named(SegmentationConfig, cfg, model=model, scenes=SceneRecipe(**cfg.scenes.model_dump()))

@@ -1,11 +1,9 @@
 """Attention maps of the class token on some validation images, as pictures."""
 
-from collections.abc import Mapping
-
 from pydantic import Field
 
-from pipeline.spec import StageConfig, StageContext, StageOutput
-from stages.evaluate import Backbone, backbone_info, load_vit, only_teacher
+from pipeline.spec import StageContext, StageOutput
+from stages.evaluate import Backbone, backbone_info, load_vit
 
 
 class AttentionConfig(Backbone):
@@ -19,10 +17,6 @@ class AttentionConfig(Backbone):
     keep: float = Field(0.6, gt=0, le=1)
     num_images: int = Field(8, ge=1)
     images: tuple[int, ...] = ()
-
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Weights that were imported have no student and no start."""
-        return only_teacher(self.weights, inputs)
 
 
 def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:

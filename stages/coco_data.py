@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import folder, locate, write_root
-
-if TYPE_CHECKING:
-    from mugs.transfer.detection.layout import CocoLayout
+from stages.located import Report, locate, look
 
 
 class CocoDataConfig(StageConfig):
@@ -29,40 +26,26 @@ class CocoDataConfig(StageConfig):
 
 
 def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Number of images; nothing is written. Raises SourceError as `run` would."""
+    """Number of images and categories; nothing is written. Raises SourceError as `run` would."""
+    return look(cfg.data_dir, "scenes", partial(check, cfg))
+
+
+def check(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
+    """How many images and categories there are. Raises SourceError naming what differs from what is said or known."""
+    from mugs.data.layout import Layout
     from mugs.transfer.detection.layout import check_coco
 
-    root = folder(cfg.data_dir, "scenes")
-    if root is None:
-        return "scenes of the digits that come with scikit-learn", 0.0
-    splits = check_coco(root, expected(cfg), threads=cfg.threads)
-    return ", ".join(f"{len(split):,} {name} images" for name, split in splits.items()), 0.0
-
-
-def expected(cfg: CocoDataConfig) -> "CocoLayout":
-    """What the data set is said to hold, or known to."""
-    from mugs.transfer.detection.layout import CocoLayout
-
     images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    return CocoLayout(cfg.num_classes, images).or_known(cfg.dataset)
+    expected = Layout(cfg.num_classes, images).or_known(cfg.dataset)
+    splits = check_coco(root, expected, threads=cfg.threads, report=report)
+    counts = {f"{name} images": len(split) for name, split in splits.items()}
+    return {**counts, "categories": len(splits["train"].categories)}
 
 
 def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
-    from mugs.engine.progress import Progress
     from mugs.transfer.detection.digits import materialize_coco
-    from mugs.transfer.detection.layout import check_coco
 
     materialize = partial(materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50)
-    root, outputs = locate(ctx, cfg.data_dir, "scenes", materialize)
-    progress = Progress("check", 1, unit="images", path=ctx.run_dir / "progress.json")
-
-    def report(done: int, total: int) -> None:
-        progress.total = total
-        progress.update(done)
-
-    splits = check_coco(root, expected(cfg), threads=cfg.threads, report=report)
-    progress.close()
-    outputs["layout"] = write_root(ctx.run_dir, root)
-    info = {"dataset": cfg.dataset, "num_classes": len(splits["train"].categories)}
-    return StageOutput(outputs=outputs, info=info)
+    outputs, counts = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
+    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]})

@@ -1,11 +1,12 @@
 """Detection and instance segmentation: Cascade Mask R-CNN on the pretrained ViT (released 1x schedule)."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from stages.engine_config import same_named
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.global_batch import uneven
 from stages.located import read_root
 
@@ -33,23 +34,22 @@ class DetectorOptions(StageConfig):
 class ScaleOptions(StageConfig):
     """Fields and defaults of `mugs.transfer.detection.views.Scales`, whose docstring explains them."""
 
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    short_sides: tuple[PositiveInt, ...] = Field(tuple(range(480, 801, 32)), min_length=1)
     max_side: int = Field(1333, ge=1)
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_short_sides: tuple[PositiveInt, ...] = Field((400, 500, 600), min_length=1)
     crop_sides: tuple[int, int] = (384, 600)
     crop_prob: float = Field(0.5, ge=0, le=1)
     flip_prob: float = Field(0.5, ge=0, le=1)
     test_short_side: int = Field(800, ge=1)
 
 
-class CocoDetectionConfig(StageConfig):
+class CocoDetectionConfig(Pretrained):
     """ViT-S/16 as released by default; ViT-B/16 has the same settings (no release has other ones).
 
     `lr`: iBOT's configuration has 1e-4. `layer_decay`: iBOT sweeps 0.65, 0.75, 0.8 and 0.9. `images_per_pass`: images
     that are padded together and over which losses are averaged first, 4 on each of 8 GPUs in the release.
     """
 
-    weights: Weights = "teacher"
     detector: DetectorOptions = DetectorOptions()
     scales: ScaleOptions = ScaleOptions()
     epochs: int = Field(12, ge=1)
@@ -87,7 +87,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     from mugs.transfer.detection.detector import build_detector
     from mugs.transfer.detection.evaluate import average_precision, detect_split
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
-    from mugs.transfer.detection.train import train_detector
+    from mugs.transfer.detection.train import DetectionTraining
     from mugs.weights import save_backbone
 
     device = distributed.init()
@@ -95,7 +95,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     vit = load_vit(ctx, cfg.weights, drop_path=cfg.detector.drop_path).requires_grad_(True)
     vit.recompute = cfg.activation_checkpointing
     model = build_detector(vit, config.detector, seed=cfg.seed)
-    train_detector(model, open_split(ctx, "train"), config, ctx.run_dir, device, ctx.control)
+    DetectionTraining(model, open_split(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
     val = open_split(ctx, "val")
     detections = detect_split(model, val, config, ctx.run_dir, device)
     outputs = {"detector": ctx.run_dir / "weights" / "detector.safetensors"}
@@ -124,13 +124,9 @@ def open_split(ctx: StageContext, split: str) -> "CocoSplit":
 
 def detection_config(cfg: CocoDetectionConfig, num_classes: int) -> "DetectionConfig":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.transfer.detection.config import DetectorConfig
     from mugs.transfer.detection.training_config import DetectionConfig
     from mugs.transfer.detection.views import Scales
 
-    names = [f.name for f in fields(DetectionConfig) if f.name not in ("detector", "scales")]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
     detector = DetectorConfig(num_classes=num_classes, **cfg.detector.model_dump())
-    return DetectionConfig(detector=detector, scales=Scales(**cfg.scales.model_dump()), **same)
+    return same_named(DetectionConfig, cfg, detector=detector, scales=Scales(**cfg.scales.model_dump()))

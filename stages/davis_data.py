@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import folder, locate, write_root
+from stages.located import Report, locate, look
 
 
 class DavisDataConfig(StageConfig):
@@ -23,26 +24,22 @@ class DavisDataConfig(StageConfig):
 
 
 def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Number of videos; nothing is written. Raises SourceError as `run` would."""
+    """Number of videos and frames; nothing is written. Raises SourceError as `run` would."""
+    return look(cfg.data_dir, "videos", partial(check, cfg))
+
+
+def check(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
+    """Read all videos and count them. Raises SourceError naming what is wrong."""
     from mugs.transfer.davis import VideoFolder, check_videos
 
-    root = folder(cfg.data_dir, "videos")
-    if root is None:
-        return "videos of the digits that come with scikit-learn", 0.0
-    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=lambda done: None)
-    return f"{cfg.num_videos} videos, {cfg.num_frames:,} frames", 0.0
+    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=report)
+    return {"videos": cfg.num_videos, "frames": cfg.num_frames}
 
 
 def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     """Check the validation videos; output `layout` says where they lie."""
-    from mugs.engine.progress import Progress
-    from mugs.transfer.davis import VideoFolder, check_videos
     from mugs.transfer.digit_scenes import materialize_videos
 
     materialize = partial(materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos)
-    root, outputs = locate(ctx, cfg.data_dir, "videos", materialize)
-    progress = Progress("check", cfg.num_videos, unit="videos", path=ctx.run_dir / "progress.json")
-    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=progress.update)
-    progress.close()
-    outputs["layout"] = write_root(ctx.run_dir, root)
+    outputs, _ = locate(ctx, cfg.data_dir, "videos", materialize, partial(check, cfg))
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})

@@ -2,23 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Weights, load_vit, result_row
+from pipeline.spec import Runtime, StageContext, StageOutput
+from stages.evaluate import Pretrained, load_vit, result_row
 from stages.located import read_root
 
 if TYPE_CHECKING:
     from mugs.transfer.video import PropagationRecipe
 
 
-class DavisSegmentationConfig(StageConfig):
+class DavisSegmentationConfig(Pretrained):
     """DINO's protocol. `num_previous` lists how many frames before the one at hand count: 7 in DINO and iBOT, 20 in the
     script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.PropagationRecipe`.
     """
 
-    weights: Weights = "teacher"
-    num_previous: tuple[int, ...] = Field((7, 20), min_length=1)
+    num_previous: tuple[NonNegativeInt, ...] = Field((7, 20), min_length=1)
     num_neighbours: int = Field(5, ge=1)
     temperature: float = Field(0.1, gt=0)
     radius: int = Field(12, ge=0)
@@ -66,11 +65,5 @@ def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "Prop
     """The recipe with one number of previous frames."""
     from mugs.transfer.video import PropagationRecipe
 
-    return PropagationRecipe(
-        short_side=cfg.short_side,
-        multiple=cfg.multiple,
-        num_previous=num_previous,
-        num_neighbours=cfg.num_neighbours,
-        temperature=cfg.temperature,
-        radius=cfg.radius,
-    )
+    same = cfg.model_dump(exclude={"weights", "num_previous", "num_pictures"})
+    return PropagationRecipe(num_previous=num_previous, **same)

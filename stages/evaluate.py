@@ -28,17 +28,20 @@ class Crop(StageConfig):
     crop: int = Field(224, ge=1)
 
 
-class Backbone(Crop):
-    """Which backbone sees the images, and how."""
+class Pretrained(StageConfig):
+    """Which network of the run that fills the role weights is used."""
 
     weights: Weights = "teacher"
 
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Weights that were imported are a single network: they have no student and no start."""
+        if self.weights == "teacher" or not isinstance(inputs["weights"], ImportConfig):
+            return None
+        return f"weights {self.weights}: imported weights are a single network, named teacher"
 
-def only_teacher(weights: Weights, inputs: Mapping[str, StageConfig]) -> str | None:
-    """Why there are no such weights, or None: imported ones are a single network."""
-    if weights == "teacher" or not isinstance(inputs["weights"], ImportConfig):
-        return None
-    return f"weights {weights}: imported weights are a single network, named teacher"
+
+class Backbone(Pretrained, Crop):
+    """Which backbone sees the images, and how."""
 
 
 class FrozenEvaluation(Backbone):
@@ -48,9 +51,7 @@ class FrozenEvaluation(Backbone):
         """Roles that are missing or too many, and settings that belong to the stored features."""
         others = [role for role in ("data", "weights") if role in inputs]
         if "features" not in inputs:
-            return (
-                only_teacher(self.weights, inputs) if len(others) == 2 else "needs either features, or data and weights"
-            )
+            return super().wrong_inputs(inputs) if len(others) == 2 else "needs either features, or data and weights"
         if others:
             return f"needs either features, or data and weights; features and {' and '.join(others)} are given"
         defaults = {name: field.default for name, field in Backbone.model_fields.items()}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
 from stages.convert import ConvertConfig, num_images
-from stages.evaluate import Backbone, backbone_info, load_vit, num_classes, only_teacher
+from stages.evaluate import Backbone, backbone_info, load_vit, num_classes
 from stages.pretrain import OTHER, SHAPES
 
 
@@ -22,10 +22,6 @@ class FeaturesConfig(Backbone):
     images_per_pass: int = Runtime(256, ge=1)
     shard_images: int = Runtime(16384, ge=1)
     threads: int = Runtime(2, ge=1)
-
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Weights that were imported have no student and no start."""
-        return only_teacher(self.weights, inputs)
 
     def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
         """Class tokens and the patch mean of all images, where their number is known."""

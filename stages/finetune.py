@@ -10,7 +10,8 @@ from pipeline.manifest import require_intact
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
-from stages.evaluate import load_vit, num_classes, result_row
+from stages.engine_config import same_named
+from stages.evaluate import Pretrained, load_vit, num_classes, result_row
 from stages.finetune_presets import PRESETS, Preset
 from stages.global_batch import uneven, uneven_pairs, uneven_passes
 from stages.labelled import LabelledPart
@@ -132,6 +133,10 @@ class FinetuneConfig(StageConfig):
         passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=False)
         return uneven(self.batch_size, resources) or pairs or passes
 
+    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
+        """Weights that there are not; any say what shape to start from scratch with."""
+        return None if self.weights == "scratch" else Pretrained(weights=self.weights).wrong_inputs(inputs)
+
 
 def preflight(cfg: FinetuneConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """What the list of labelled images names, if there is one. Raises SourceError."""
@@ -149,7 +154,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
 
     from mugs.data.source import open_source
     from mugs.engine import distributed
-    from mugs.finetune.train import finetune
+    from mugs.finetune.train import Finetuning
     from mugs.weights import save_backbone
 
     classes = num_classes(ctx)
@@ -160,7 +165,8 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
         train = cfg.labelled.choose(train, data.info["dataset"])
     model = build_model(ctx, cfg, classes)
     sources = (train, open_source(data.output("val")))
-    history = finetune(model, sources, settings(cfg), ctx.run_dir, device, num_classes=classes, control=ctx.control)
+    task = Finetuning(model, sources, settings(cfg), ctx.run_dir, device, classes)
+    task.train(ctx.control)
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
     if distributed.is_main():
@@ -168,7 +174,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     distributed.barrier()
     facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
     info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
-    return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, history), info=info)
+    return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, task.history), info=info)
 
 
 def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochResult]") -> list[ResultRow]:
@@ -227,16 +233,13 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
 
 def settings(cfg: FinetuneConfig) -> "Settings":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.finetune import config as engine
 
-    nested: dict[str, Any] = {
-        "rate": engine.RateOptions(**cfg.rate.model_dump()),
-        "images": engine.ImageOptions(**cfg.images.model_dump()),
-        "mix": engine.MixOptions(**cfg.mix.model_dump()),
-        "head": engine.HeadOptions(**cfg.head.model_dump(exclude={"init"})),
-    }
-    plain = [field.name for field in fields(engine.FinetuneConfig) if field.name not in nested]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in plain}
-    return engine.FinetuneConfig(**nested, **same)
+    return same_named(
+        engine.FinetuneConfig,
+        cfg,
+        rate=engine.RateOptions(**cfg.rate.model_dump()),
+        images=engine.ImageOptions(**cfg.images.model_dump()),
+        mix=engine.MixOptions(**cfg.mix.model_dump()),
+        head=engine.HeadOptions(**cfg.head.model_dump(exclude={"init"})),
+    )

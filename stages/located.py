@@ -1,42 +1,58 @@
-"""Where a checked data set lies: written by the stage that checks it, read by those that use it."""
+"""Data sets that stay where they lie: checked by the stage that finds them, read from there by those that use them."""
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from pipeline.spec import StageContext
 
+Report = Callable[[int, int], None]
+Check = Callable[[Path, Report], dict[str, int]]
+"""Raises SourceError naming what is wrong below a folder, else says how many there are of what; tells (done, total)."""
+
+
+def look(data_dir: str | None, kind: str, check: Check) -> tuple[str, float]:
+    """What is there, in words, and 0 bytes that will be written. Raises what `check` raises."""
+    root = folder(data_dir, kind)
+    if root is None:
+        return f"{kind} of the digits that come with scikit-learn", 0.0
+    counts = check(root, lambda done, total: None)
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()), 0.0
+
 
 def locate(
-    ctx: StageContext, data_dir: str | None, kind: str, materialize: Callable[[Path], None]
-) -> tuple[Path, dict[str, Path]]:
-    """The folder of the data set; for "builtin:digit_<kind>" it is written by `materialize` and an output of the run.
+    ctx: StageContext, data_dir: str | None, kind: str, materialize: Callable[[Path], None], check: Check
+) -> tuple[dict[str, Path], dict[str, int]]:
+    """Outputs and counts of a data set: `layout` says where it lies; "builtin:digit_<kind>" is written and an output.
 
-    Raises ValueError where `data_dir` is None.
+    Raises what `check` raises.
     """
-    if data_dir is None:
-        raise ValueError("data_dir is not set")
-    if own := folder(data_dir, kind):
-        return own, {}
-    root = ctx.run_dir / kind
-    materialize(root)
-    return root, {kind: root}
+    from mugs.atomic import write_text_atomic
+    from mugs.engine.progress import Progress
+
+    outputs = {"layout": ctx.run_dir / "layout.json"}
+    root = folder(data_dir, kind)
+    if root is None:
+        root = outputs[kind] = ctx.run_dir / kind
+        materialize(root)
+    progress = Progress("check", 1, unit=kind, path=ctx.run_dir / "progress.json")
+
+    def report(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    with closing(progress):
+        counts = check(root, report)
+    write_text_atomic(outputs["layout"], json.dumps({"root": str(root)}, indent=1))
+    return outputs, counts
 
 
 def folder(data_dir: str | None, kind: str) -> Path | None:
-    """The user's folder; None where it is not set, or "builtin:digit_<kind>", which a run writes for itself."""
-    if data_dir is None or data_dir == f"builtin:digit_{kind}":
-        return None
-    return Path(data_dir).expanduser().absolute()
-
-
-def write_root(run_dir: Path, root: Path) -> Path:
-    """`layout.json` of a run, naming the folder of the data set."""
-    from mugs.atomic import write_text_atomic
-
-    path = run_dir / "layout.json"
-    write_text_atomic(path, json.dumps({"root": str(root)}, indent=1))
-    return path
+    """The user's folder; None for "builtin:digit_<kind>", which a run writes for itself. Raises ValueError for None."""
+    if data_dir is None:
+        raise ValueError("data_dir is not set")
+    return None if data_dir == f"builtin:digit_{kind}" else Path(data_dir).expanduser().absolute()
 
 
 def read_root(ctx: StageContext) -> Path:

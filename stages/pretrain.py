@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from stages.engine_config import same_named
 from stages.global_batch import uneven, uneven_passes
 from stages.presets import filled, paper
 
@@ -189,15 +190,11 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
 def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
-    from dataclasses import fields
-
     from mugs.data.recipe import ViewRecipe
     from mugs.engine.step import StepConfig
     from mugs.engine.train_config import TrainConfig
     from mugs.methods.calibration import targets
 
     step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
-    names = [f.name for f in fields(TrainConfig) if f.name not in ("step", "views", "calibration")]
-    same: dict[str, Any] = {name: getattr(cfg, name) for name in names}
     views = ViewRecipe(**cfg.views.model_dump())
-    return TrainConfig(**same, step=step, views=views, calibration=targets(cfg.calibration))
+    return same_named(TrainConfig, cfg, step=step, views=views, calibration=targets(cfg.calibration))

@@ -52,6 +52,9 @@ def _tables(collection: Collection, wanted: Wanted, warn: Callable[[str], None])
     for line in left_over(collection, () if wanted.tables else built):
         warn(line)
     shown = [table for table in built if table.used or not wanted.filled]
+    if not shown:
+        warn("no table has a number of ours")
+        return
     if wanted.out is None:
         yield "\n".join(render.to_text(table, wanted.format) for table in shown)
     else:

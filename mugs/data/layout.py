@@ -28,6 +28,7 @@ KNOWN = {
     "inat19": Layout(1010, {"train": 265_213, "val": 3_030}),
     "flowers102": Layout(102, {"train": 2_040, "val": 6_149}),  # train: its training and validation images
     "cars": Layout(196, {"train": 8_144, "val": 8_041}),
+    "coco2017": Layout(80, {"train": 118_287, "val": 5_000}),
 }
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mugs.batch_norm import synchronised
 from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
+from mugs.engine.control import Control
+from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import Rates, load_optimizer, optimizer_tensors
 from mugs.engine.precision import allow_tf32
@@ -42,6 +44,10 @@ class Settings(Protocol):
     def precision(self) -> str:
         """fp32 or bf16."""
 
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between checkpoints."""
+
 
 class ModelTask(ABC, Generic[Batch]):
     """Base of such tasks for `mugs.engine.loop`; a subclass gives the batches and their gradients."""
@@ -61,7 +67,8 @@ class ModelTask(ABC, Generic[Batch]):
         flops: float,
     ) -> None:
         """`model` is `ready`, the optimizer made after that; `flops` is what one image takes."""
-        self.network, self.optimizer, self.schedule, self.device = model, optimizer, schedule, device
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.config, self.run_dir, self.device = config, run_dir, device
         self.total_steps = schedule.total_steps
         settings = LogSettings(
             label=self.label,
@@ -74,6 +81,13 @@ class ModelTask(ABC, Generic[Batch]):
         )
         share = config.batch_size // distributed.world_size()
         self.log = StepLog(run_dir, settings, Meter(device, config.precision, share * flops))
+
+    def train(self, control: Control | None = None) -> None:
+        """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
+
+        Raises NonFiniteError, CheckpointError, StaleWriterError, and what the batches and `control.interrupted` raise.
+        """
+        train(self, self.run_dir / "checkpoints", every=self.config.checkpoint_steps, control=control)
 
     @abstractmethod
     def batches(self, start: int) -> Generator[Batch]:
@@ -92,7 +106,7 @@ class ModelTask(ABC, Generic[Batch]):
 
     def steps(self, start: int) -> Generator[None]:
         """One optimizer step per item: batch -> gradients -> update -> log."""
-        wrapped, batches = distributed.data_parallel(self.network), self.batches(start)
+        wrapped, batches = distributed.data_parallel(self.model), self.batches(start)
         self.log.open(start)
         with closing(self.log), closing(batches):
             for step in range(start, self.total_steps):
@@ -111,7 +125,7 @@ class ModelTask(ABC, Generic[Batch]):
 
     def parts(self) -> Parts:
         """Network and moments."""
-        return {"model": dict(self.network.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
+        return {"model": dict(self.model.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
 
     def notes(self) -> dict[str, Any]:
         """Nothing besides the tensors."""
@@ -119,7 +133,7 @@ class ModelTask(ABC, Generic[Batch]):
 
     def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.network.load_state_dict(parts["model"])
+        self.model.load_state_dict(parts["model"])
         load_optimizer(self.optimizer, parts["optimizer"])
 
 

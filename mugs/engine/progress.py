@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Counts `unit`s up to `total`; `rate` is a smoothed number of `rate_unit` (items a second).
 
-    With `path` the state is written there, whole, at most once a second, for whoever asks how far the run is.
+    With `path` the state is written there, whole, at most once a second, for whoever asks how far the run is. A `quiet`
+    one, of a rank that is not the first, shows and writes nothing.
     """
 
     def __init__(
@@ -32,7 +33,8 @@ class Progress:
         quiet: bool = False,
         log_seconds: float = 10.0,
     ) -> None:
-        self.label, self.total, self.unit, self.rate_unit, self.path = label, total, unit, rate_unit, path
+        self.label, self.total, self.unit, self.rate_unit = label, total, unit, rate_unit
+        self.path = None if quiet else path
         self.done, self.start, self.quiet, self.log_seconds = start, start, quiet, log_seconds
         self.items = 0
         self.began = self.last_log = self.last_write = time.monotonic()

@@ -1,6 +1,5 @@
-"""Backbone with a classifier on its class token, and the layer-wise parameter groups."""
+"""Backbone with a classifier on its class token, and its parameter groups."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mugs.backbones.vit import ViT
+from mugs.engine.layer_decay import layer_decay_groups
 from mugs.finetune.config import HeadOptions
 
 
@@ -53,31 +53,7 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
     first.load_state_dict(state)
 
 
-def level(name: str, depth: int) -> int:
-    """Level of a parameter: 0 for embeddings, class token and positions, i + 1 for block i, depth + 1 for the rest."""
-    if re.match(r"backbone\.(cls_token|pos_embed|patch_embed)", name):
-        return 0
-    block = re.match(r"backbone\.blocks\.(\d+)\.", name)
-    return depth + 1 if block is None else int(block.group(1)) + 1
-
-
 def parameter_groups(model: Classifier, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups by level, with rate scale layer_decay^(depth + 1 - level), and by whether they decay.
-
-    Without decay: biases, tensors of one dimension, class token and position table.
-    Differs from timm's `param_groups_layer_decay`: there the final norm has the level of the last block.
-    """
-    depth = len(model.backbone.blocks)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        plain = parameter.ndim == 1 or name.endswith((".bias", "cls_token", "pos_embed"))
-        groups.setdefault((level(name, depth), plain), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr_scale": layer_decay ** (depth + 1 - number),
-            "decay": not plain,
-            "weight_decay": 0.0,
-        }
-        for (number, plain), parameters in groups.items()
-    ]
+    """Groups by layer; class token and position table have no weight decay, nor have tensors of one dimension."""
+    vit = model.backbone
+    return layer_decay_groups(model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed))

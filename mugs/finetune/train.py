@@ -20,8 +20,7 @@ from mugs.data.keyed import Batch
 from mugs.data.source import Source
 from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
-from mugs.engine.control import Control
-from mugs.engine.loop import train
+from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, micro_batch, synced
@@ -36,31 +35,15 @@ from mugs.methods.flops import backbone_macs, linear_macs
 logger = logging.getLogger(__name__)
 
 
-def finetune(
-    model: Classifier,
-    sources: tuple[Source, Source],
-    config: FinetuneConfig,
-    run_dir: Path,
-    device: torch.device,
-    *,
-    num_classes: int,
-    control: Control | None = None,
-) -> list[EpochResult]:
-    """Train on the first source to the end, from the newest good checkpoint when there is one; returns the accuracy on
-    the second after each epoch.
-
-    Raises ValueError when the batch does not fit the ranks or the data, NonFiniteError, CheckpointError,
-    StaleWriterError, and what `control.interrupted` raises.
-    """
-    task = Finetuning(model, sources, config, run_dir, device, num_classes)
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, control=control)
-    return task.history
-
-
 class Finetuning(ModelTask[Batch]):
-    """A classifier on its data: the task that the loop of `mugs.engine.loop` trains."""
+    """A classifier, trained on the first source; `history` has the accuracy on the second after each epoch.
+
+    Raises ValueError when the batch does not fit the ranks or the data.
+    """
 
     label = "finetune"
+    model: Classifier
+    config: FinetuneConfig
 
     def __init__(
         self,
@@ -72,7 +55,7 @@ class Finetuning(ModelTask[Batch]):
         num_classes: int,
     ) -> None:
         ready(model, device)
-        self.model, (self.source, self.val), self.config, self.num_classes = model, sources, config, num_classes
+        (self.source, self.val), self.num_classes = sources, num_classes
         self.micro = micro_batch(config.batch_size, config.max_images_per_step)
         self.order = Batches(len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats)
         self.columns = columns_of(config.batch_size, config.mix, distributed.world_size(), distributed.rank())
@@ -83,7 +66,7 @@ class Finetuning(ModelTask[Batch]):
         macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
-            torch.optim.AdamW(parameter_groups(model, config.layer_decay), lr=0.0, fused=True),
+            build_adamw(parameter_groups(model, config.layer_decay)),
             build_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,

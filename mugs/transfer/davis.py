@@ -5,7 +5,6 @@
 <root>/Annotations/480p/<video>/00000.png   one 8-bit map for each: 0 background, 1 ... objects, 255 void (as 0)
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mugs.data.convert import ahead
+from mugs.data.convert import Report, ahead, counted
 from mugs.data.decode import DecodeError, decode_rgb
-from mugs.data.source import SourceError
+from mugs.data.source import SourceError, listed
 from mugs.transfer.label_maps import VOID, read_map, sizes
+from mugs.transfer.pixels import normalised
 
 RESOLUTION = "480p"
-NAMED = 5
 
 
 class VideoFolder:
@@ -35,8 +34,7 @@ class VideoFolder:
             raise SourceError(f"{listing}: names no video")
         problems = [line for line in map(self._problem, self.names) if line]
         if problems:
-            more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-            raise SourceError("; ".join(problems[:NAMED]) + more)
+            raise SourceError(f"{len(problems)} problems: {listed(problems)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,8 +102,7 @@ def read_frame(path: Path, size: tuple[int, int], mean: tuple[float, ...], std: 
     """Normalised frame (3, *size), resized bilinearly without antialias (OpenCV's way). Raises DecodeError."""
     pixels = torch.from_numpy(np.array(decode_rgb(path.read_bytes(), str(path)))).permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
-    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
-    return resized.round().div_(255).sub_(shift).div_(scale)
+    return normalised(resized.round(), mean, std)
 
 
 def one_hot_patches(mask: np.ndarray, grid: tuple[int, int], num_objects: int) -> Tensor:
@@ -121,10 +118,8 @@ def resize_map(labels: Tensor, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
-def check_videos(
-    videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: Callable[[int], None]
-) -> None:
-    """Read every frame and map; `report` is told how many videos are done.
+def check_videos(videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: Report) -> None:
+    """Read every frame and map; `report` is told how many of how many videos are done.
 
     SourceError where the split holds another number of videos or frames than the data set should have, or names files.
     """
@@ -133,9 +128,6 @@ def check_videos(
     problems = [f"{found[w]} {w} found, {wanted[w]} expected" for w in found if found[w] != wanted[w]]
     if problems:
         raise SourceError(f"{videos.root}: {', '.join(problems)}")
-    for done, problem in enumerate(ahead(videos.problem, range(len(videos)), threads), 1):
-        report(done)
-        problems += [problem] if problem else []
-    if problems:
-        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise SourceError("; ".join(problems[:NAMED]) + more)
+    lines = counted(ahead(videos.problem, range(len(videos)), threads), len(videos), report)
+    if problems := [line for line in lines if line]:
+        raise SourceError(f"{len(problems)} problems: {listed(problems)}")

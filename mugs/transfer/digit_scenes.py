@@ -4,11 +4,6 @@ Light digits on a dark, noisy ground, written in the layouts of the two data set
 used for validation. The edge of a digit, where its light fades, is void in the scenes.
 """
 
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +11,12 @@ import numpy as np
 from numpy.random import Generator, Philox
 from PIL import Image
 
+from mugs.atomic import replacing
+from mugs.transfer.pictures import colours
+
 BACKGROUND = 1  # as written, where 0 is void; digit d is d + 2
 EDGE, BODY = 40, 110  # light from which a pixel is no longer background, and from which it is digit
 SIZES = ((64, 64), (64, 80), (80, 64))
-PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0, 0, 0, 128]
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ def load_split(split: str) -> Digits:
 
 def materialize_scenes(root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0) -> None:
     """Write `train` and `val` scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
-    with new_folder(root) as folder:
-        if folder is None:
-            return
+    if root.is_dir():
+        return
+    with replacing(root) as folder:
         for number, (split, name, count) in enumerate((("train", "training", train), ("val", "validation", val))):
             digits = load_split(split)
             for kind in ("images", "annotations"):
@@ -76,9 +73,9 @@ def scene(digits: Digits, rng: Generator, classes: int) -> tuple[Image.Image, np
 
 def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -> None:
     """Write videos of two moving validation digits each below root in the layout of DAVIS-2017, if not there."""
-    with new_folder(root) as folder:
-        if folder is None:
-            return
+    if root.is_dir():
+        return
+    with replacing(root) as folder:
         digits = load_split("val")
         names = [f"digits_{index:02d}" for index in range(videos)]
         for index, name in enumerate(names):
@@ -110,8 +107,8 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
             paste(light, shape, top, left)
             ids[top : top + size, left : left + size][shape > BODY] = number + 1
         Image.fromarray(light).convert("RGB").save(images / f"{frame:05d}.jpg", quality=95)
-        annotation = Image.fromarray(ids, "P")
-        annotation.putpalette(PALETTE)
+        annotation = Image.fromarray(ids)
+        annotation.putpalette(colours()[:5].flatten().tolist())
         annotation.save(annotations / f"{frame:05d}.png")
 
 
@@ -137,18 +134,3 @@ def reflected(position: np.ndarray, room: np.ndarray) -> np.ndarray:
     folded = np.mod(position, 2 * room)
     place: np.ndarray = np.where(folded > room, 2 * room - folded, folded)
     return place
-
-
-@contextmanager
-def new_folder(root: Path) -> Iterator[Path | None]:
-    """A temporary sibling that becomes `root`, or None where that is there already."""
-    if root.is_dir():
-        yield None
-        return
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Label maps in colour, over their images and beside the truth."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from mugs.atomic import replacing
 from mugs.transfer.label_maps import VOID
 
 GAP = 4
+OPACITY = 0.6
 
 
+@cache
 def colours() -> np.ndarray:
     """The 256 colours of PASCAL VOC and DAVIS, uint8 (256, 3): the bits of a label, spread over red, green and blue."""
     table = np.zeros((256, 3), np.uint8)
@@ -21,6 +24,7 @@ def colours() -> np.ndarray:
             for channel in range(3):
                 table[label, channel] |= ((rest >> channel) & 1) << shift
             rest >>= 3
+    table.setflags(write=False)
     return table
 
 
@@ -30,7 +34,7 @@ def hex_colours(names: Sequence[str], *, first: int) -> dict[str, str]:
     return {name: "#" + bytes(table[label].tolist()).hex() for label, name in enumerate(names)}
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, *, first: int, opacity: float = 0.6) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray, *, first: int) -> np.ndarray:
     """Image (H, W, 3) under the colours of a label map (H, W); label 0 has colour number `first`, void has none.
 
     Where the colour is black (`first` 0, label 0) the image is seen as it is.
@@ -38,7 +42,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, *, first: int, opacity: float
     table = np.roll(colours(), -first, axis=0)
     colour = table[labels]
     shown = (labels != VOID) & (colour.any(axis=-1))
-    mixed = (opacity * colour + (1 - opacity) * image).round().astype(np.uint8)
+    mixed = (OPACITY * colour + (1 - OPACITY) * image).round().astype(np.uint8)
     picture: np.ndarray = np.where(shown[..., None], mixed, image)
     return picture
 

@@ -15,7 +15,7 @@ from mugs.data.decode import decode_rgb
 from mugs.engine import distributed
 from mugs.engine.progress import Progress
 from mugs.transfer.davis import VideoFolder, one_hot_patches, read_frame, resize_map
-from mugs.transfer.pictures import colours, overlay, save_png, side_by_side
+from mugs.transfer.pictures import GAP, colours, overlay, save_png, side_by_side
 from mugs.transfer.region_boundary import VideoScores, object_scores, video_scores
 from mugs.transfer.video import PropagationRecipe, frame_features, frame_size, hard_labels, propagate
 
@@ -43,10 +43,15 @@ def evaluate_videos(
     Every rank takes every world-th video; the scores of all objects, the same on all ranks, are averaged once.
     """
     vit = vit.to(device).eval()
-    quiet = not distributed.is_main()
-    path = None if quiet else progress_path
     mine = range(distributed.rank(), len(videos), distributed.world_size())
-    progress = Progress("video segmentation", len(mine), unit="videos", rate_unit="frames/s", path=path, quiet=quiet)
+    progress = Progress(
+        "video segmentation",
+        len(mine),
+        unit="videos",
+        rate_unit="frames/s",
+        path=progress_path,
+        quiet=not distributed.is_main(),
+    )
     tables: dict[int, np.ndarray] = {}
     for done, index in enumerate(mine, 1):
         video = videos.names[index]
@@ -109,5 +114,5 @@ def picture(frames: list[Path], predicted: np.ndarray, truth: np.ndarray) -> np.
         side_by_side([overlay(image, maps[i], first=0) for image, i in zip(images, places, strict=True)])
         for maps in (predicted, truth)
     ]
-    gap = np.full((4, lines[0].shape[1], 3), 255, np.uint8)
+    gap = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([lines[0], gap, lines[1]])

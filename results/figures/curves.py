@@ -83,7 +83,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
         axes.set_title(f"{term.replace('_', '-').capitalize()} loss", loc="left")
         _band(axes, curves.epochs, term, theme)
     for axes, key in zip(panels[len(terms) :], rest, strict=False):
-        axes.plot(xs, [line.get(key) for line in lines], color=theme.cycle[0], linewidth=1)
+        axes.plot(xs, [line.get(key) for line in lines], color=theme.one_of(1), linewidth=1)
         axes.set_title(TITLES[key], loc="left")
     for axes in panels[len(terms) + len(rest) :]:
         axes.set_axis_off()

@@ -77,16 +77,16 @@ def wide(path: Path) -> bool:
         return image.width >= WIDE * image.height
 
 
-def small(path: Path, width: int = WIDTH) -> tuple[bytes, str]:
-    """The picture and its format: as it is where it is small, else scaled down to a width and, if need be, a JPEG."""
+def small(path: Path) -> tuple[bytes, str]:
+    """The picture and its format: as it is where it is small, else a JPEG, at most 900 pixels wide."""
     from PIL import Image
 
     content = path.read_bytes()
     with Image.open(path) as image:
-        if image.width <= width and len(content) <= ENOUGH:
+        if image.width <= WIDTH and len(content) <= ENOUGH:
             return content, "png"
-        height = round(image.height * min(1.0, width / image.width))
-        reduced = image.convert("RGB").resize((min(width, image.width), max(1, height)))
+        scale = min(1.0, WIDTH / image.width)
+        reduced = image.convert("RGB").resize((round(image.width * scale), max(1, round(image.height * scale))))
     for quality in (85, 70, 50):
         buffer = io.BytesIO()
         reduced.save(buffer, "JPEG", quality=quality)

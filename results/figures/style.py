@@ -9,48 +9,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from results import atomic
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Format = Literal["svg", "png"]
+FORMATS: tuple[Format, ...] = ("png", "svg")
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure: text, faint lines, ours, and one for each method of others."""
+    """Colours of a figure: text, faint lines, one for each method of the paper, and those of series, ours first."""
 
-    name: str
     background: str
     text: str
     faint: str
-    ours: str
-    others: dict[str, str]
-    cycle: tuple[str, ...]
+    methods: dict[str, str]
+    series: tuple[str, ...]
+
+    @property
+    def ours(self) -> str:
+        """Colour of what is ours."""
+        return self.series[0]
 
     def color(self, method: str) -> str:
-        """Colour of a method of others."""
-        return self.others.get(method, self.others["other"])
+        """Colour of a method of the paper."""
+        return self.methods.get(method, self.methods["other"])
+
+    def one_of(self, number: int) -> str:
+        """Colour of one of several series; they come round again."""
+        return self.series[number % len(self.series)]
 
 
 LIGHT = Theme(
-    "light",
     "#ffffff",
     "#1f2933",
     "#c4ccd4",
-    "#b3400e",
     {"Mugs": "#1f5fbf", "iBOT": "#0f766e", "DINO": "#7a3e9d", "other": "#64748b"},
-    ("#1f5fbf", "#b3400e", "#0f766e", "#7a3e9d", "#8a6d00", "#be185d", "#3f6212", "#475569", "#0369a1", "#7f1d1d"),
+    ("#b3400e", "#1f5fbf", "#0f766e", "#7a3e9d", "#8a6d00", "#be185d", "#3f6212", "#475569", "#0369a1", "#7f1d1d"),
 )
 DARK = Theme(
-    "dark",
     "#14181d",
     "#e4e9ee",
     "#47525e",
-    "#ff9d5c",
     {"Mugs": "#7db4ff", "iBOT": "#4fd1c0", "DINO": "#d0a2f2", "other": "#a3b1c2"},
-    ("#7db4ff", "#ff9d5c", "#4fd1c0", "#d0a2f2", "#e3c341", "#ff8fbf", "#a3d977", "#a3b1c2", "#5cc8ff", "#ff9a9a"),
+    ("#ff9d5c", "#7db4ff", "#4fd1c0", "#d0a2f2", "#e3c341", "#ff8fbf", "#a3d977", "#a3b1c2", "#5cc8ff", "#ff9a9a"),
 )
-MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "BYOL": "v", "SwAV": "P", "MST": "X"}
+MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "MST": "X"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,6 @@ def rc(theme: Theme) -> dict[Any, Any]:
         "axes.facecolor": theme.background,
         "figure.facecolor": theme.background,
         "legend.frameon": False,
-        "path.simplify": True,
     }
 
 
@@ -112,11 +117,8 @@ def data_uri(content: bytes, fmt: str) -> str:
 
 def write(drawings: list[Drawing], out_dir: Path) -> list[Path]:
     """Every drawing as PNG and SVG, light."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = []
-    for drawing in drawings:
-        for fmt in ("png", "svg"):
-            path = out_dir / f"{drawing.name}.{fmt}"
-            path.write_bytes(image(drawing, LIGHT, "png" if fmt == "png" else "svg"))
-            written.append(path)
-    return written
+    return [
+        atomic.write(out_dir / f"{drawing.name}.{fmt}", image(drawing, LIGHT, fmt))
+        for drawing in drawings
+        for fmt in FORMATS
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.figures.style import Drawing, Theme
+from results.options import OptionError
 from results.runs import Run
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Chosen:
 def tsne(run: Run, root: Path, data: Run | None, classes: Sequence[int] = ()) -> Drawing | None:
     """The drawing of a run of the stage `features`; None where it has none.
 
-    Default: all classes where there are at most ten, else the first six, as in the paper's Figure 4. Raises ValueError
-    for a class the data set has not.
+    Default: all classes where there are at most ten, else the first six, as in the paper's Figure 4. Raises
+    OptionError for a class the data set has not.
     """
     folder = root / run.outputs["features"] / "val" if "features" in run.outputs else None
     if folder is None or not folder.is_dir():
@@ -72,7 +73,7 @@ def read(folder: Path, names: Sequence[str], classes: Sequence[int] = ()) -> Cho
     known = sorted({int(label) for label in labels})
     wanted = list(classes) or (known if len(known) <= 10 else known[:FIRST])
     if missing := sorted(set(wanted) - set(known)):
-        raise ValueError(f"{folder}: no class {missing[0]} (classes: {known[0]} to {known[-1]})")
+        raise OptionError(f"--classes: {folder} has no class {missing[0]} (classes: {known[0]} to {known[-1]})")
     where = np.flatnonzero(np.isin(labels, wanted))
     where = where[:: -(-len(where) // MOST)]
     found = features[where]
@@ -87,10 +88,8 @@ def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
     axes = figure.subplots()
     for position, (index, name) in enumerate(chosen.names.items()):
         mine = points[chosen.labels == index]
-        marker = "os^DvP"[position // len(theme.cycle) % 6]
-        axes.scatter(
-            mine[:, 0], mine[:, 1], s=9, color=theme.cycle[position % len(theme.cycle)], marker=marker, label=name
-        )
+        marker = "os^DvP"[position // len(theme.series) % 6]
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=theme.one_of(position), marker=marker, label=name)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import resources, spec
-from results.cells import signed
+from results.cells import fixed, signed
 from results.collect import Collection
-from results.explain import code, line_words
+from results.explain import code
 from results.figures.every import drawings
-from results.figures.gallery import galleries, small, wide
-from results.figures.style import DARK, LIGHT, Drawing, data_uri, image
+from results.figures.gallery import Gallery, galleries, small, wide
+from results.figures.style import DARK, LIGHT, Drawing, Theme, data_uri, image
 from results.lines import lay_out
 from results.report.costs import by_stage, duration
 from results.report.graph import HEIGHT, WIDTH, Node, graph
@@ -26,41 +26,6 @@ from results.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure as the page shows it; `dark` is for dark screens."""
-
-    name: str
-    title: str
-    caption: str
-    light: str
-    dark: str
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of a run: `images` by name, `colours` by class; `wide` ones need more of the page."""
-
-    title: str
-    caption: str
-    colours: Mapping[str, str]
-    images: Mapping[str, str]
-    wide: bool
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A cell of ours, and the paper's where it prints one."""
-
-    table: str
-    line: str
-    dataset: str
-    column: str
-    ours: str
-    paper: str
-    difference: str
 
 
 def report(
@@ -77,7 +42,7 @@ def report(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "short": short}
+    environment.filters |= {"duration": duration, "short": short, "fixed": fixed, "signed": signed}
     template = environment.from_string(resources.read_text("report", "templates", "report.html.j2"))
     return template.render(context(collection, root, nodes, paper_says or {}))
 
@@ -96,17 +61,18 @@ def context(
         "style": Markup(resources.read_text("report", "templates", "report.css")),
         "collection": collection,
         "runs": runs,
-        "states": _count(node.state for node in drawn),
+        "states": Counter(node.state for node in drawn),
         "graph": graph(drawn),
         "box": {"width": WIDTH, "height": HEIGHT},
         "costs": by_stage(runs, root),
-        "headlines": [line for table in tables for line in headlines(table)],
+        "own_cells": [(table.name, own) for table in tables for own in table.own_cells()],
+        "dataset": vocabulary().dataset,
         "filled": {table.name: filled(table) for table in tables},
         "tables": [lay_out(table) for table in tables],
         "left_over": left_over(collection, tables),
         "linked": lambda text: linked(text, collection.runs),
-        "figures": [_shown(drawing) for drawing in drawings(collection, root)],
-        "galleries": _galleries(runs, root),
+        "figures": [(figure, _source(figure, LIGHT), _source(figure, DARK)) for figure in drawings(collection, root)],
+        "galleries": [(gallery, _pictures(gallery), wide(gallery.paths[0])) for gallery in galleries(runs, root)],
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": code,
@@ -120,36 +86,12 @@ def _node(run: Run) -> Node:
     return Node(run.run_id, run.stage, run.name, "done", duration(run.seconds), tuple(run.upstream.values()))
 
 
-def _count(names: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def headlines(table: Table) -> list[Headline]:
-    """Every cell of ours in a table, those with a printed counterpart first."""
-    found = []
-    for block in (table.printed, table.elsewhere):
-        for entry in block.entries:
-            for ours in entry.ours:
-                for key, cell in ours.cells.items():
-                    printed = entry.paper.get(key)
-                    paper = "" if printed is None else f"{printed:.1f}"
-                    difference = "" if printed is None else signed(cell.value - printed)
-                    words = line_words(entry, ours).removesuffix(", ours")
-                    data = vocabulary().dataset(cell.results[0].row.dataset)
-                    column = block.columns[key]
-                    found.append(Headline(table.name, words, data, column, cell.text(), paper, difference))
-    return found
-
-
 def filled(table: Table) -> tuple[int, int, int]:
-    """Cells of the paper's Mugs lines that ours fills, how many there are, and cells without a counterpart."""
+    """Printed cells that ours fills, how many it could fill, and cells of ours without a printed counterpart."""
     lines = [entry for entry in table.printed.entries if entry.comparable]
-    slots = sum(len(entry.paper) or len(entry.notes) for entry in lines)
-    ours = sum(len(entry.ours[0].cells) for entry in lines if entry.ours)
-    return ours, slots, sum(len(line.cells) for entry in table.elsewhere.entries for line in entry.ours)
+    ours = sum(len(entry.slots & entry.ours[0].cells.keys()) for entry in lines if entry.ours)
+    alone = sum(own.key not in own.entry.slots for own in table.own_cells())
+    return ours, sum(len(entry.slots) for entry in lines), alone
 
 
 def linked(text: str, runs: Mapping[str, Run]) -> Markup:
@@ -161,17 +103,13 @@ def linked(text: str, runs: Mapping[str, Run]) -> Markup:
     return Markup("".join(f'<a href="#run-{p}">{p}</a>' if p in runs else escape(p) for p in parts))
 
 
-def _shown(drawing: Drawing) -> Shown:
-    light, dark = (data_uri(image(drawing, theme, "svg"), "svg") for theme in (LIGHT, DARK))
-    return Shown(drawing.name, drawing.title, drawing.caption, light, dark)
+def _source(drawing: Drawing, theme: Theme) -> str:
+    return data_uri(image(drawing, theme, "svg"), "svg")
 
 
-def _galleries(runs: Sequence[Run], root: Path) -> list[Pictures]:
-    shown = []
-    for found in galleries(runs, root):
-        images = {path.stem: data_uri(*small(path)) for path in found.paths}
-        shown.append(Pictures(found.title, found.caption, found.colours, images, wide(found.paths[0])))
-    return shown
+def _pictures(gallery: Gallery) -> list[tuple[str, str]]:
+    """Names and sources of the pictures."""
+    return [(path.stem, data_uri(*small(path))) for path in gallery.paths]
 
 
 def _differs(collection: Collection) -> dict[str, list[str]]:
@@ -190,10 +128,3 @@ def _versions(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
         text = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
         found.setdefault(text or "not recorded", []).append(run)
     return list(found.items())
-
-
-def write(text: str, path: Path) -> Path:
-    """The page as a file, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    return temporary.replace(path)

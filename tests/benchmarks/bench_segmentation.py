@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from dense_step import Measured, backbone, measured, report, row, rows
 
-from mugs.transfer.layer_decay import build_adamw
+from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.transfer.segmentation.inference import slide
 from mugs.transfer.segmentation.model import SegmenterConfig, build_segmenter
 from mugs.transfer.video import neighbourhood, propagated
@@ -23,7 +23,7 @@ def measure(attention: str, memory: str) -> Measured:
     vit = backbone(attention, memory)
     vit.allocate_positions(32, 32)
     model = build_segmenter(vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0).train()
-    optimizer = build_adamw(model, model.backbone.vit, 0.9)
+    optimizer = build_adamw(layer_decay_groups(model, model.backbone.vit, 0.9))
     images = torch.randn(2, 3, 512, 512, generator=generator)
     labels = torch.randint(0, 150, (2, 512, 512), generator=generator)
 

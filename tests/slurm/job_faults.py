@@ -78,6 +78,12 @@ def crashes_always(case: Case) -> None:
     assert case.attempts() == 2 and case.states()[0].state == "failed"
 
 
+def aborted_at_exit(case: Case) -> None:
+    """A process that dies once its run is done, as libraries let it at their end: the job has ended well."""
+    case.finish()
+    assert case.attempts() == 1 and case.facts()["JobState"] == "COMPLETED"
+
+
 def hung(case: Case) -> None:
     case.finish()
     failure = attempts.failure(case.run_dir, 1)
@@ -121,6 +127,7 @@ JOB_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "rank_killed": (rank_killed, {}),
     "crashed": (crashed, {"fault": "crash"}),
     "crashes_always": (crashes_always, {"fault": "crash always"}),
+    "aborted_at_exit": (aborted_at_exit, {"fault": "abort at exit"}),
     "hung": (hung, {"fault": "hang", "hang_minutes": 0.1}),
     "batch_step_killed": (batch_step_killed, {}),
     "batch_shell_killed": (batch_shell_killed, {}),

@@ -1,5 +1,7 @@
 """A training of a few numbers by the real loop, and a stage that depends on it."""
 
+import atexit
+import os
 import time
 from typing import Any
 
@@ -7,7 +9,10 @@ from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
 
 
 class Train(StageConfig):
-    """`fault` at step 30, in the first attempt or "always"; `later_seconds` a step from the second attempt on."""
+    """`fault` at step 30, in the first attempt or "always", or "abort at exit".
+
+    `later_seconds` a step from the second attempt on.
+    """
 
     case: str
     steps: int = 60
@@ -38,7 +43,8 @@ class Sum:
             with (self.run_dir / "at").open("a") as file:
                 file.write(f"{step}\n")
             time.sleep(self.seconds)
-            if self.cfg.fault and step == 30 and not (self.run_dir / "spent").exists():
+            strikes = self.cfg.fault.startswith(("crash", "hang")) and step == 30
+            if strikes and not (self.run_dir / "spent").exists():
                 self.fail()
             generator = torch.Generator().manual_seed(step)
             self.value = 0.9 * self.value + torch.randn(64, generator=generator)
@@ -69,6 +75,8 @@ def train(ctx: StageContext, cfg: Train) -> StageOutput:
     from mugs.engine.loop import train as loop
 
     distributed.init()
+    if cfg.fault == "abort at exit":
+        atexit.register(os.abort)
     task = Sum(ctx, cfg)
     loop(task, ctx.run_dir / "checkpoints", every=25, control=ctx.control)
     out = ctx.run_dir / "weights.txt"

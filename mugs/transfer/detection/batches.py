@@ -11,7 +11,8 @@ from mugs.data.convert import ahead
 from mugs.data.plan import generator
 from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.targets import Targets, image_key
-from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, normalised, padded
+from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, padded
+from mugs.transfer.pixels import normalised
 
 VIEW = 202  # crop number of the generator of a detection view, beside those of pretraining and probing
 

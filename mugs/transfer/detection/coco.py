@@ -6,7 +6,7 @@ Boxes are x1, y1, x2, y2 in pixels; classes are counted from 0 in the order of t
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from mugs.data.decode import decode_rgb
 from mugs.data.source import SourceError
 
 SPLITS = {"train": "train2017", "val": "val2017"}
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class CocoSplit:
             self.categories = [int(c["id"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))]
             self.names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
             self.images = list(self._images(content))
+        except SourceError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, SourceError):
-                raise
             raise SourceError(f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})") from error
 
     def _images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
@@ -152,8 +151,3 @@ def trainable(split: CocoSplit, min_side: int) -> list[int]:
     """Indices of the images with an object that counts and no side below `min_side` pixels."""
     images = enumerate(split.images)
     return [index for index, image in images if image.objects and min(image.size) >= min_side]
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.random import Generator, Philox
 from PIL import Image
 
+from mugs.atomic import replacing
 from mugs.transfer.detection.coco import SPLITS
-from mugs.transfer.digit_scenes import BODY, Digits, ground, load_split, new_folder, paste, sprite
+from mugs.transfer.digit_scenes import BODY, Digits, ground, load_split, paste, sprite
 
 SIZES = ((96, 96), (80, 112), (112, 80))  # height, width
 SIDES = (28, 44)
@@ -17,10 +18,10 @@ SIDES = (28, 44)
 
 def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None:
     """Write `train` and `val` scenes of digits below root, if not there. No digit is in both splits."""
-    with new_folder(root) as folder:
-        if folder is None:
-            return
-        (folder / "annotations").mkdir()
+    if root.is_dir():
+        return
+    with replacing(root) as folder:
+        (folder / "annotations").mkdir(parents=True)
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             (folder / SPLITS[split]).mkdir()
             digits = load_split(split)

@@ -14,17 +14,20 @@ import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor
 
 from mugs.atomic import write_text_atomic
 from mugs.data.convert import ahead
+from mugs.data.source import listed
 from mugs.engine import distributed
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.transfer.detection.coco import CocoSplit, listed
+from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.detector import Detector
 from mugs.transfer.detection.targets import Detections
 from mugs.transfer.detection.training_config import DetectionConfig
-from mugs.transfer.detection.views import fitted, normalised, padded, resized
+from mugs.transfer.detection.views import Scales, padded
+from mugs.transfer.pixels import fitted, normalised, resize_image
 
 logger = logging.getLogger(__name__)
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -40,10 +43,10 @@ def detect_split(
     """
     world, rank = distributed.world_size(), distributed.rank()
     mine = range(rank, len(split), world)
-    path = run_dir / "progress.json" if distributed.is_main() else None
-    progress = Progress("detect", len(mine), unit="images", path=path, quiet=not distributed.is_main())
+    path, quiet = run_dir / "progress.json", not distributed.is_main()
+    progress = Progress("detect", len(mine), unit="images", path=path, quiet=quiet)
     found = []
-    images = ahead(lambda index: test_image(split, index, config), mine, config.threads)
+    images = ahead(lambda index: whole_view(split, index, config.scales), mine, config.threads)
     model.eval()
     for done, (index, image) in enumerate(zip(mine, images, strict=True), 1):
         entry = split.images[index]
@@ -65,11 +68,10 @@ def detect_split(
     return target
 
 
-def test_image(split: CocoSplit, index: int, config: DetectionConfig) -> torch.Tensor:
+def whole_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
     """Normalised image (3, h, w), shorter side at the test size."""
-    image = split.read(index)
-    size = fitted((image.shape[1], image.shape[2]), config.scales.test_short_side, config.scales.max_side)
-    return normalised(resized(image, torch.zeros(0, 4), torch.zeros(0, 1, 1), size)[0])
+    size = fitted(split.images[index].size, scales.test_short_side, scales.max_side)
+    return normalised(resize_image(split.read(index), size))
 
 
 def records(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,36 +1,17 @@
 """Whether a folder holds the COCO it is said to hold, asked before GPUs are spent."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from mugs.data.convert import Report, ahead
-from mugs.data.source import SourceError
-from mugs.transfer.detection.coco import CocoSplit, listed
-
-
-@dataclass(frozen=True)
-class CocoLayout:
-    """Number of classes, and of images by split; what is None is not asked for."""
-
-    classes: int | None = None
-    images: Mapping[str, int | None] | None = None
-
-    def or_known(self, dataset: str) -> "CocoLayout":
-        """With what is None taken from the data set of that name, if it is a known one."""
-        known = KNOWN.get(dataset, CocoLayout())
-        images = {**(known.images or {}), **{k: v for k, v in (self.images or {}).items() if v is not None}}
-        return CocoLayout(known.classes if self.classes is None else self.classes, images)
-
-
-KNOWN = {"coco2017": CocoLayout(80, {"train": 118_287, "val": 5_000})}
+from mugs.data.convert import Report, ahead, counted
+from mugs.data.layout import Layout
+from mugs.data.source import SourceError, listed
+from mugs.transfer.detection.coco import SPLITS, CocoSplit
 
 
 def check_coco(
-    root: Path, expected: CocoLayout, *, threads: int = 4, report: Report | None = None
+    root: Path, expected: Layout, *, threads: int = 4, report: Report = lambda done, total: None
 ) -> dict[str, CocoSplit]:
     """Both splits, every image there and of the size the annotations give it, every outline well formed.
 
@@ -38,14 +19,16 @@ def check_coco(
     """
     splits: dict[str, CocoSplit] = {}
     problems: list[str] = []
-    for split in ("train", "val"):
+    for name in SPLITS:
         try:
-            splits[split] = CocoSplit(root, split)
+            splits[name] = CocoSplit(root, name)
         except SourceError as error:
-            problems.append(f"{split}: {error}")
-    for name, found in splits.items():
-        lines = _counts(found, expected, (expected.images or {}).get(name))
-        problems += [f"{name}: {line}" for line in lines + _bad_images(found, threads, report)]
+            problems.append(f"{name}: {error}")
+    bad = _bad_images(splits, threads, report)
+    for name, split in splits.items():
+        problems += [f"{name}: {line}" for line in _counts(split, expected, (expected.images or {}).get(name))]
+        if bad[name]:
+            problems.append(f"{name}: {len(bad[name])} images are not as annotated: {listed(bad[name])}")
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
     if problems:
@@ -53,17 +36,17 @@ def check_coco(
     return splits
 
 
-def _bad_images(split: CocoSplit, threads: int, report: Report | None) -> list[str]:
-    bad = []
-    for done, problem in enumerate(ahead(partial(_problem, split), range(len(split)), threads), 1):
-        if problem is not None:
-            bad.append(problem)
-        if report is not None:
-            report(done, len(split))
-    return [f"{len(bad)} images are not as annotated: {listed(bad)}"] if bad else []
+def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> dict[str, list[str]]:
+    """What is wrong with the images of each split."""
+    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+    lines = counted(ahead(lambda place: _problem(splits[place[0]], place[1]), places, threads), len(places), report)
+    bad: dict[str, list[str]] = {name: [] for name in splits}
+    for (name, _), line in zip(places, lines, strict=True):
+        bad[name] += [line] if line else []
+    return bad
 
 
-def _counts(split: CocoSplit, expected: CocoLayout, images: int | None) -> list[str]:
+def _counts(split: CocoSplit, expected: Layout, images: int | None) -> list[str]:
     found = {"categories": (len(split.categories), expected.classes), "images": (len(split), images)}
     lines = [
         f"{split.annotations.name} has {have} {what}, {want} expected"
@@ -84,7 +67,7 @@ def _problem(split: CocoSplit, index: int) -> str | None:
                 return f"{entry.file} ({image.width} x {image.height}, annotated {entry.width} x {entry.height})"
     except FileNotFoundError:
         return f"{entry.file} (missing)"
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{entry.file} ({error})"
     try:
         split.objects(index)

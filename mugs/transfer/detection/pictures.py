@@ -32,7 +32,6 @@ def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) ->
     for index, entry in enumerate(split.images[:num]):
         pixels = split.read(index).permute(1, 2, 0).numpy()
         path = folder / f"{Path(entry.file).stem}.png"
-        folder.mkdir(parents=True, exist_ok=True)
         pair = [drawn(pixels, truth(split, index)), drawn(pixels, [shown(split, one) for one in found[entry.number]])]
         save_png(path, side_by_side(pair))
         paths.append(path)

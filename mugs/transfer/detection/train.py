@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mugs.engine import distributed
-from mugs.engine.control import Control
-from mugs.engine.loop import train
+from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
@@ -20,38 +19,25 @@ from mugs.transfer.detection.batches import GroupedOrder, Pass, training_passes
 from mugs.transfer.detection.coco import CocoSplit, trainable
 from mugs.transfer.detection.detector import Detector, training_flops
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.training_config import DetectionConfig, build_schedule
+from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import usual_size
-from mugs.transfer.layer_decay import build_adamw
-
-
-def train_detector(
-    model: Detector,
-    split: CocoSplit,
-    config: DetectionConfig,
-    run_dir: Path,
-    device: torch.device,
-    control: Control | None = None,
-) -> None:
-    """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
-
-    Raises ValueError when the batch does not divide over the ranks, NonFiniteError, CheckpointError, DecodeError or
-    SourceError naming a bad file, StaleWriterError, and what `control.interrupted` raises.
-    """
-    task = DetectionTraining(model, split, config, run_dir, device)
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, control=control)
+from mugs.transfer.schedules import StepSchedule
 
 
 class DetectionTraining(ModelTask[list[Pass]]):
-    """A detector on its images: the task that the loop of `mugs.engine.loop` trains."""
+    """A detector on its images. Raises ValueError when the batch does not divide over the ranks.
+
+    An image that cannot be used ends training with a DecodeError or SourceError naming it.
+    """
 
     label = "detection"
+    config: DetectionConfig
 
     def __init__(
         self, model: Detector, split: CocoSplit, config: DetectionConfig, run_dir: Path, device: torch.device
     ) -> None:
         ready(model, device)
-        self.split, self.config, self.multiple = split, config, model.pyramid.strides[-1]
+        self.split, self.multiple = split, model.pyramid.strides[-1]
         self.chosen = trainable(split, config.min_side)
         self.order = GroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],
@@ -63,7 +49,7 @@ class DetectionTraining(ModelTask[list[Pass]]):
         )
         super().__init__(
             model,
-            build_adamw(model, model.pyramid.vit, config.layer_decay),
+            build_adamw(layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
             build_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
@@ -105,3 +91,16 @@ def on_device(target: Targets, device: torch.device) -> Targets:
     """The same objects on a device."""
     boxes, labels, masks = (x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks))
     return Targets(boxes, labels, masks, target.size, target.key)
+
+
+def build_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
+    """The schedule of a run."""
+    return StepSchedule(
+        peak_lr=config.lr,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        weight_decay=config.weight_decay,
+        decay_epochs=config.decay_epochs,
+        warmup_steps=config.warmup_steps,
+        warmup_start=config.warmup_start,
+    )

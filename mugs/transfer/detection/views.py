@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_image, resize_mask
+from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
-from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
+from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.targets import Targets
+from mugs.transfer.pixels import fitted, resize_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,6 @@ class Plan:
     size: tuple[int, int]
 
 
-def fitted(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
-    """Size with the shorter side at `short_side`, or less where the longer one would exceed `max_side`; rounded."""
-    scale = min(short_side / min(size), max_side / max(size))
-    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
-
-
 def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
     """The random choices for an image of (height, width)."""
     flip = bool(rng.random() < scales.flip_prob)
@@ -82,8 +76,7 @@ def apply_plan(
         image, boxes, masks = resized(image, boxes, masks, plan.first)
         top, left, height, width = plan.crop
         image, masks = crop_image(image, *plan.crop), crop_mask(masks, *plan.crop)
-        boxes = boxes - boxes.new_tensor([left, top, left, top])
-        boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        boxes = clip(boxes - boxes.new_tensor([left, top, left, top]), (height, width))
         left_over = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, labels, masks = boxes[left_over], labels[left_over], masks[left_over]
     image, boxes, masks = resized(image, boxes, masks, plan.size)
@@ -91,17 +84,10 @@ def apply_plan(
 
 
 def resized(image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """To (height, width): bilinear without antialiasing, as in the reference, and nearest for masks."""
+    """To (height, width), nearest for masks."""
     scale = boxes.new_tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
-    target = list(size)
-    image = resize_image(image, target, InterpolationMode.BILINEAR, antialias=False)
-    return image, boxes * scale, resize_mask(masks, target) if len(masks) else masks.new_zeros(0, *size)
-
-
-def normalised(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) -> float32, ImageNet's mean and standard deviation."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image.float() / 255 - mean) / std
+    masks = resize_mask(masks, list(size)) if len(masks) else masks.new_zeros(0, *size)
+    return resize_image(image, size), boxes * scale, masks
 
 
 def padded(images: list[Tensor], multiple: int) -> Tensor:

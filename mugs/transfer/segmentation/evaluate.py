@@ -37,11 +37,11 @@ def evaluate(
     Ranks take turns, none sees an image twice, and only their counts are summed.
     """
     model = model.to(device).eval()
+    model.clear_draws()
     classes = config.model.num_classes
     mine = range(distributed.rank(), len(scenes), distributed.world_size())
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    path = run_dir / "progress.json" if distributed.is_main() else None
-    quiet = not distributed.is_main()
+    path, quiet = run_dir / "progress.json", not distributed.is_main()
     progress = Progress("segmentation test", len(mine), unit="images", path=path, quiet=quiet)
     for done, scene in enumerate(whole_scenes(scenes, config.scenes, mine, workers=config.workers), 1):
         predicted = predict(model, scene, config, device)

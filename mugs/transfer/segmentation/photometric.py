@@ -1,6 +1,6 @@
 """Photometric distortion of mmsegmentation: brightness, contrast, saturation and hue, each now or never.
 
-Differs: saturation and hue are computed without rounding to 8-bit HSV.
+Differs: saturation and hue are computed without rounding to 8-bit HSV; levels are rounded where it truncates them.
 """
 
 import torch

@@ -5,21 +5,19 @@
 An annotation is an 8-bit map of the image's size. With `reduce_zero` (ADE20K) 0 is void and class 0 is written as 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mugs.data.convert import ahead
+from mugs.data.convert import Report, ahead, counted
 from mugs.data.decode import DecodeError, decode_rgb
-from mugs.data.source import SourceError
+from mugs.data.source import SourceError, listed
 from mugs.transfer.label_maps import VOID, read_map, sizes
 
 SPLITS = {"train": "training", "val": "validation"}
-NAMED = 5
-Report = Callable[[int], None]
 
 
 class SceneFolder:
@@ -85,7 +83,7 @@ class SceneFolder:
 def check_scenes(
     root: Path, counts: dict[str, int], *, num_classes: int, reduce_zero: bool, threads: int, report: Report
 ) -> None:
-    """Read every scene of the splits that `counts` names; `report` is told how many are done.
+    """Read every scene of the splits that `counts` names; `report` is told how many of how many are done.
 
     SourceError, in one line, where a split holds another number of images, or files are bad.
     """
@@ -95,17 +93,13 @@ def check_scenes(
         for split, folder in folders.items()
         if len(folder) != counts[split]
     ]
-    done = 0
-    for folder in folders.values() if not problems else ():
-        for line in ahead(folder.problem, range(len(folder)), threads):
-            done += 1
-            report(done)
-            problems += [line] if line else []
+    if not problems:
+        places = [(folder, index) for folder in folders.values() for index in range(len(folder))]
+        lines = ahead(lambda place: place[0].problem(place[1]), places, threads)
+        problems = [line for line in counted(lines, len(places), report) if line]
     if problems:
         raise SourceError(_listed("problems", problems))
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what}: {', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+    return f"{len(names)} {what}: {listed(names)}" if names else ""

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from mugs.data.keyed import Batch
 from mugs.data.order import Order
 from mugs.engine import distributed
-from mugs.engine.control import Control
-from mugs.engine.loop import train
+from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
-from mugs.transfer.layer_decay import build_adamw
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.batches import training_batches
 from mugs.transfer.segmentation.config import SegmentationConfig
@@ -26,35 +24,21 @@ from mugs.transfer.segmentation.model import Segmenter, training_flops
 from mugs.transfer.segmentation.scenes import SceneFolder
 
 
-def train_segmenter(
-    model: Segmenter,
-    scenes: SceneFolder,
-    config: SegmentationConfig,
-    run_dir: Path,
-    device: torch.device,
-    control: Control | None = None,
-) -> None:
-    """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
-
-    Raises ValueError when the batch does not divide over the ranks, NonFiniteError, CheckpointError, DecodeError or
-    SourceError naming a bad file, StaleWriterError, and what `control.interrupted` raises.
-    """
-    task = SegmentationTraining(model, scenes, config, run_dir, device)
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, control=control)
-    model.clear_draws()
-
-
 class SegmentationTraining(ModelTask[Batch]):
-    """A segmenter on its scenes: the task that the loop of `mugs.engine.loop` trains."""
+    """A segmenter on its scenes. Raises ValueError when the batch does not divide over the ranks.
+
+    A scene that cannot be used ends training with a DecodeError or SourceError naming it.
+    """
 
     label = "segmentation"
+    model: Segmenter
+    config: SegmentationConfig
 
     def __init__(
         self, model: Segmenter, scenes: SceneFolder, config: SegmentationConfig, run_dir: Path, device: torch.device
     ) -> None:
-        flops = training_flops(model, config.scenes.crop)  # before `ready`: SyncBatchNorm wants a GPU
         ready(model, device)
-        self.model, self.scenes, self.config = model, scenes, config
+        self.scenes = scenes
         self.order = scene_order(len(scenes), config)
         share = config.batch_size // distributed.world_size()
         self.mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
@@ -66,13 +50,13 @@ class SegmentationTraining(ModelTask[Batch]):
         )
         super().__init__(
             model,
-            build_adamw(model, model.backbone.vit, config.layer_decay),
+            build_adamw(layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
             schedule,
             config,
             run_dir,
             device,
             steps_per_epoch=self.order.steps_per_epoch,
-            flops=flops,
+            flops=training_flops(model, config.scenes.crop),
         )
 
     def batches(self, start: int) -> Generator[Batch]:

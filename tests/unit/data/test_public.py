@@ -293,7 +293,7 @@ def test_root_or_folders() -> None:
     assert ConvertConfig(dataset="mine").root == ""
     with pytest.raises(ValidationError, match="root for cifar10"):
         ConvertConfig(dataset="mine", root="a")
-    assert set(stage.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k"}
+    assert set(stage.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k", "coco2017"}
 
 
 def test_splits_of_a_public_data_set(tmp_path: Path) -> None:

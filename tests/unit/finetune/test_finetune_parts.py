@@ -21,7 +21,7 @@ from timm.scheduler import CosineLRScheduler
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import FolderSource
 from mugs.finetune.batches import Batches, Draw, Views, load_batches, posterize, training_transform
-from mugs.finetune.classifier import Classifier, build_head, level, parameter_groups
+from mugs.finetune.classifier import Classifier, build_head, parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, draw_mix, mix_batch, soft_cross_entropy, soft_targets
 from mugs.finetune.schedules import build_schedule
@@ -138,12 +138,6 @@ def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
 def test_size_of_the_released_log() -> None:
     model = Classifier(build_vit("vit_s16"), build_head(HeadOptions(), 384, 1000, seed=0))
     assert sum(p.numel() for p in model.parameters()) == 22_050_664
-
-
-def test_levels() -> None:
-    at = {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0, "blocks.0.norm1.bias": 1, "blocks.11.x.w": 12}
-    assert {n: level(f"backbone.{n}", 12) for n in at} == at
-    assert level("backbone.norm.weight", 12) == level("head.0.weight", 12) == 13
 
 
 def test_heads() -> None:

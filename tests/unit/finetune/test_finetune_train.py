@@ -29,10 +29,10 @@ from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
 from mugs.finetune.batches import Batches, Views
-from mugs.finetune.classifier import Classifier, build_head, level
+from mugs.finetune.classifier import Classifier, build_head
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
-from mugs.finetune.train import finetune
+from mugs.finetune.train import Finetuning
 from mugs.finetune.validation import EpochResult
 
 CPU = torch.device("cpu")
@@ -98,8 +98,16 @@ def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> Classifier
 def run(folder: Path, data: Path, config: FinetuneConfig = CONFIG) -> tuple[dict[str, Tensor], list[EpochResult]]:
     source = Few(data)
     classifier = model(head=config.head)
-    history = finetune(classifier, (source, source), config, folder, CPU, num_classes=10)
-    return {n: v.clone() for n, v in classifier.state_dict().items()}, history
+    task = Finetuning(classifier, (source, source), config, folder, CPU, num_classes=10)
+    task.train()
+    return {n: v.clone() for n, v in classifier.state_dict().items()}, task.history
+
+
+def layer(name: str) -> int:
+    """0 for the embeddings, 1 and 2 for the blocks, 3 for the rest."""
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return 3 if name.startswith(("backbone.norm.", "head.")) else 0
 
 
 def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
@@ -123,7 +131,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
         warm = 5e-3 * step / 2 if step < 3 else 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * (step - 3) / 9)) / 2
         with torch.no_grad():
             for name, p in plain.named_parameters():
-                lr = warm * 0.7 ** (3 - level(name, 2))
+                lr = warm * 0.7 ** (3 - layer(name))
                 m, v = moments.get(name, (torch.zeros_like(p), torch.zeros_like(p)))
                 m, v = 0.9 * m + 0.1 * p.grad, 0.999 * v + 0.001 * p.grad**2
                 moments[name] = m, v
@@ -178,7 +186,7 @@ class StopAfter(Unattended):
 def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, data: Path, base: dict[str, Tensor]) -> None:
     source, config = Few(data), replace(CONFIG, workers=1, checkpoint_steps=99)
     with pytest.raises(Interrupted, match="5"):
-        finetune(model(), (source, source), config, tmp_path, CPU, num_classes=10, control=StopAfter(5))
+        Finetuning(model(), (source, source), config, tmp_path, CPU, num_classes=10).train(StopAfter(5))
     assert multiprocessing.active_children() == []
     again, _ = run(tmp_path, data, config)
     assert all(torch.equal(again[name], base[name]) for name in base)

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from results.schema import ResultRow
+from results.collect import Collection
+from results.explain import NoSuchCellError, explain
+from results.schema import Result, ResultRow
 
 ROOT = Path(__file__).resolve().parents[3]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -63,7 +65,7 @@ def test_the_same_bytes_in_any_locale_time_zone_and_hash_seed(cli: Cli, filled: 
 def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
     text = cli("--explain", "table1", "mugs vit-s/16 3200", "k-nn").stdout
     for words in (
-        "table1, Mugs ViT-S/16 3200 epochs, ours (",
+        "table1, Mugs ViT-S/16, 3200 epochs, ours (",
         "), k-NN: 75.1 (paper 75.6, -0.5)",
         "differs from the released recipe: pretrain.weight_decay=[0, 0] (recipe: [0.04, 0.1])",
         "setting: cls, k=20, T=0.05",
@@ -91,11 +93,25 @@ def test_what_cannot_be_explained_is_told(cli: Cli, filled: Any, arguments: tupl
     assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
+def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[Result]]) -> None:
+    (strong,) = results({"epochs": 100, "stage": "linear", "setting": "best epoch", "value": 76.0})
+    weak = replace(strong, row=replace(strong.row, run_id="w", value=75.0), variant="weak augmentation")
+    both = Collection((strong, weak))
+    assert "Linear: 75.0 (paper 75.7, -0.7)" in explain(both, "table8", "weak mugs", "linear")
+    with pytest.raises(NoSuchCellError, match=r"(?s)2 lines have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"):
+        explain(both, "table8", "mugs", "linear")
+
+
 def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: ResultRow) -> None:
     filled.add("def", "knn", [replace(row, run_id="def", value=70.0)], upstream={"weights": "pre"})
     done = cli()
     assert done.returncode == 2 and done.stdout == ""
     assert "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def" in done.stderr
+
+
+def test_filled_says_when_there_is_nothing(cli: Cli) -> None:
+    done = cli("--filled")
+    assert (done.returncode, done.stdout) == (0, "") and "no table has a number of ours" in done.stderr
 
 
 def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
@@ -129,6 +145,7 @@ def test_a_published_folder_is_compared_with_too(cli: Cli, filled: Any, tmp_path
         (("--out", "x", "--against", "y"), "--out and --against do different things"),
         (("--publish", "x", "--table", "table1"), "--table says nothing with --publish"),
         (("--publish", "x", "--filled"), "--filled says nothing with --publish"),
+        (("--out", "x", "--format", "md"), "--format says nothing with --out"),
     ],
 )
 def test_options_that_do_not_go_together(cli: Cli, arguments: tuple[str, ...], words: str) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from results.figures import tsne
-from results.figures.accuracy import figure2, knn_over_epochs
 from results.figures.curves import read, thinned, training_curves
+from results.figures.figure2 import figure2
 from results.figures.gallery import galleries, small, wide
-from results.figures.knn_curve import knn_during_pretraining
+from results.figures.knn import knn_during_pretraining, knn_over_epochs
 from results.figures.style import DARK, LIGHT, image
+from results.options import OptionError
 from results.runs import Run
 from results.schema import Result
 
@@ -63,6 +65,26 @@ def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
     assert drawing is not None and "Dashed" in drawing.caption
     (ours,) = [line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"][:1]
     assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
+
+
+def test_pretrainings_of_different_kinds_do_not_share_a_line(results: Make) -> None:
+    main, short = results({}, {"epochs": 100, "value": 70.0})
+    weak = replace(short, row=replace(short.row, run_id="weak", value=60.0), variant="weak augmentation")
+    dino = replace(short, row=replace(short.row, run_id="dino", method="dino", value=65.0))
+    drawing = knn_over_epochs([main, short, weak, dino])
+    assert drawing is not None
+    labels = drawing.draw(LIGHT).axes[0].get_legend_handles_labels()[1]
+    assert [label.split(" on ")[0] for label in labels if "paper" not in label] == [
+        "DINO ViT-S/16",
+        "Mugs ViT-S/16",
+        "Mugs weak augmentation ViT-S/16",
+    ]
+
+
+def test_as_many_series_as_there_are_get_a_colour() -> None:
+    for theme in (LIGHT, DARK):
+        colors = [theme.one_of(number) for number in range(len(theme.series) + 1)]
+        assert len(set(colors)) == len(theme.series) and colors[0] == colors[-1] == theme.ours
 
 
 def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
@@ -126,7 +148,7 @@ def test_t_sne_shows_the_chosen_classes_by_name(features: tuple[Run, Run, Path])
     drawing = tsne.tsne(run, root, data)
     assert drawing is not None and "tench, goldfish, shark" in drawing.caption and "seed 0" in drawing.caption
     assert len(drawing.draw(DARK).axes[0].collections) == 3
-    with pytest.raises(ValueError, match=r"no class 7 \(classes: 0 to 2\)"):
+    with pytest.raises(OptionError, match=r"--classes: .*no class 7 \(classes: 0 to 2\)"):
         tsne.tsne(run, root, data, [7])
 
 
@@ -185,7 +207,7 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) ->
     _, root = pretraining_run
     code = (
         "import hashlib, pathlib, sys\nfrom results.figures.curves import training_curves\n"
-        "from results.figures.accuracy import figure2\nfrom results.figures.style import LIGHT, image\n"
+        "from results.figures.figure2 import figure2\nfrom results.figures.style import LIGHT, image\n"
         "from results.runs import Run\n"
         f"drawings = [figure2([]), training_curves(Run('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r}))]\n"
         "for d in drawings:\n    for f in ('svg', 'png'):\n"
@@ -193,8 +215,8 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) ->
     )
     seen = set()
     for seed, place in (("1", "UTC"), ("2", "Asia/Tokyo")):
-        env = {**os.environ, "PYTHONHASHSEED": seed, "TZ": place, "SOURCE_DATE_EPOCH": ""}
-        env.pop("SOURCE_DATE_EPOCH")
+        env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
+        env |= {"PYTHONHASHSEED": seed, "TZ": place}
         seen.add(subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout)
     assert len(seen) == 1 and len(seen.pop().splitlines()) == 4
     assert b"<dc:date>" not in image(figure2([]), LIGHT, "svg")

@@ -1,7 +1,6 @@
 """What `results/paper` holds is what the paper prints: `reported.csv`, a copy of the figures as they were collected."""
 
 import csv
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +15,14 @@ REPORTED = Path(__file__).with_name("reported.csv")
 SEMI = {"semi_logreg": "logistic", "semi_finetune": "finetune"}
 TRANSFER = {"iNaturalist-2018": "inat18", "iNaturalist-2019": "inat19", "Stanford-Cars": "cars"}
 METRICS = {"AP_box": "box_ap", "AP_mask": "mask_ap", "mIoU": "miou", "JF_mean": "jf", "J_mean": "j", "F_mean": "f"}
-FROM = {"Fig. 2a": "figure2", "Fig. 2b": "figure2", "README Table 1": "table1", "DINOv2 Table 4": "table1"}
-FROM |= {"DINO Table 5": "table5", "iBOT Table 16": "table5"}
+FROM = {
+    "Fig. 2a": ("figure2", "By model size (inset of Fig. 2a)"),
+    "Fig. 2b": ("figure2", "By epochs (inset of Fig. 2b)"),
+    "README Table 1": ("table1", "Released checkpoints of Mugs (README)"),
+    "DINOv2 Table 4": ("table1", "Released checkpoints re-evaluated by DINOv2 (its Table 4)"),
+    "DINO Table 5": ("table5", "Printed by DINO (its Table 5)"),
+    "iBOT Table 16": ("table5", "Printed by iBOT (its Table 16)"),
+}
 
 
 def reported() -> list[dict[str, str]]:
@@ -26,8 +31,8 @@ def reported() -> list[dict[str, str]]:
 
 
 def column(record: dict[str, str]) -> str:
-    """Our name of the column a reported figure is in."""
-    task, data, metric = record["task"], record["dataset"], record["metric"]
+    """Our name of the column a reported figure, or a lead in it, is in."""
+    task, data, metric = record["task"], record["dataset"], record["metric"].removeprefix("delta_")
     if task in SEMI:
         return f"{SEMI[task]}_{'10' if '10%' in data else '1'}pct"
     if task == "transfer":
@@ -35,18 +40,18 @@ def column(record: dict[str, str]) -> str:
     return METRICS.get(metric, metric.removesuffix("_top1") if task.startswith("ablation") else task)
 
 
-def key(table: str, method: str, arch: str, column: str, value: str) -> tuple[str, ...]:
-    return table, method.removesuffix(" (by DINOv2)"), re.sub(r"\W", "", arch.lower()), column, value
-
-
 def ours() -> Counter[tuple[str, ...]]:
-    """Every number of the tables' files."""
+    """Every number of the tables' files; epochs are real ones where the paper prints none, as in `reported.csv`."""
     archs = resources.read_yaml("specs", "vocabulary.yaml")["archs"]
     found: Counter[tuple[str, ...]] = Counter()
     for name in names():
         for cell in resources.read_csv("paper", f"{name}.csv"):
             if cell["value"]:
-                found[key(name, cell["method"], archs[cell["arch"]], cell["column"], cell["value"])] += 1
+                released = cell["group"].startswith("Released checkpoints")
+                epochs = str(int(cell["epochs"]) // 4) if released else cell["epochs"] or cell["pretrain_epochs"]
+                method, group = cell["method"].removesuffix(" (by DINOv2)"), cell["group"].partition(", p")[0]
+                line = (group, method, archs[cell["arch"]], cell["params_m"], epochs)
+                found[name, *line, cell["column"], cell["value"]] += 1
     return found
 
 
@@ -54,12 +59,13 @@ def theirs() -> Counter[tuple[str, ...]]:
     """Every reported number that belongs into a table of ours."""
     found: Counter[tuple[str, ...]] = Counter()
     for r in reported():
-        table = FROM.get(r["table"]) or (r["table"].lower().replace(" ", "") if r["table"].startswith("Table") else "")
+        table, group = FROM.get(r["table"], (r["table"].lower().replace(" ", ""), r["row_group"]))
         plotted = r["row_group"] == "plotted markers"
         repeated = r["table"] == "README Table 1" and r["epochs"] not in ("100", "300")
         other_data = r["table"] == "DINOv2 Table 4" and r["dataset"] != "ImageNet-1K"
-        if table and r["value"] and not (plotted or repeated or other_data):
-            found[key(table, r["method"], r["arch"], column(r), r["value"])] += 1
+        if table in names() and r["value"] and not (plotted or repeated or other_data):
+            line = (group, r["method"], r["arch"], r["params_m"], r["epochs"])
+            found[table, *line, column(r), r["value"]] += 1
     return found
 
 
@@ -69,17 +75,22 @@ def test_every_number_is_the_printed_one_and_none_is_missing() -> None:
 
 
 def test_plotted_markers() -> None:
+    archs = resources.read_yaml("specs", "vocabulary.yaml")["archs"]
     plotted = [r for r in reported() if r["row_group"] == "plotted markers"]
     mine = resources.read_csv("paper", "figure2_markers.csv")
-    assert [(m["panel"], m["method"], m["epochs"], m["value"]) for m in mine] == [
-        (r["table"][-1], r["method"], r["epochs"], r["value"]) for r in plotted
-    ]
+    assert [
+        (m["panel"], m["method"], archs.get(m["arch"], m["arch"]), m["params_m"], m["epochs"], m["value"]) for m in mine
+    ] == [(r["table"][-1], r["method"], r["arch"], r["params_m"], r["epochs"], r["value"]) for r in plotted]
 
 
 def test_printed_leads() -> None:
-    said = Counter(r["value"] for r in reported() if r["table"] == "text" and r["metric"].startswith("delta"))
+    said = Counter(
+        (r["row_group"].split(",")[0], column(r), r["value"])
+        for r in reported()
+        if r["table"] == "text" and r["metric"].startswith("delta")
+    )
     claims = {(g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "gaps.csv")}
-    assert Counter(claims.values()) == said
+    assert Counter((claim.split(",")[0], name, value) for (claim, name), value in claims.items()) == said
 
 
 def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> None:

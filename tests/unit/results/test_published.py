@@ -51,6 +51,9 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
     assert "somebody" not in text and "threads" not in text and "drop_path" in text
     before = {path: path.read_bytes() for path in files}
     assert {path: path.read_bytes() for path in publish(collection, tmp_path / "kept")} == before
+    (tmp_path / "kept/runs.json").write_text(text[:-9])
+    with pytest.raises(RowsError, match=r"runs\.json: damaged, publish again"):
+        read(tmp_path / "kept")
 
 
 def test_what_cannot_be_published_is_told(run_root: Any, row: ResultRow, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import attempts, runfile
+from pipeline import attempts, manifest, runfile
 from pipeline.atomic import write_json_atomic
 from pipeline.attempts import Failure
 from pipeline.spec import Resources, StageConfig, StageRun
@@ -117,6 +117,17 @@ def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slu
     slurm.job = "JobState=PENDING"
     settle(run_dir, 75)
     assert slurm.calls == [("requeue", "7")]
+
+
+@pytest.mark.parametrize("code", [128 + signal.SIGUSR2, 128 + signal.SIGABRT, 1])
+def test_a_run_that_is_done_has_ended_well(run_dir: Path, slurm: Slurm, code: int) -> None:
+    """A late warning or a crash at exit is no failure of the run: its dependent jobs wait for exit code 0."""
+    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    assert settle(run_dir, code) == code
+    asked, failure = list(slurm.calls), attempts.failure(run_dir)
+    manifest.record(run_dir.parents[1], manifest.ManifestEntry(stage=RUN.stage, name=RUN.name, run_id=RUN.run_id))
+    assert settle(run_dir, code) == 0
+    assert (slurm.calls, attempts.failure(run_dir)) == (asked, failure)
 
 
 def test_a_job_that_was_overtaken_does_nothing(run_dir: Path, slurm: Slurm) -> None:

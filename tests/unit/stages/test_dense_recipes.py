@@ -5,6 +5,9 @@ from dataclasses import fields
 import pytest
 from pydantic import ValidationError
 
+from mugs.transfer.detection.config import DetectorConfig
+from mugs.transfer.detection.training_config import DetectionConfig
+from mugs.transfer.detection.views import Scales
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.model import SegmenterConfig
 from mugs.transfer.segmentation.recipe import SceneRecipe
@@ -14,6 +17,7 @@ from pipeline.plan import build_plan, unresolved
 from pipeline.spec import Resources, StageRun
 from stages import STAGES
 from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions, segmentation_config
+from stages.coco_detection import CocoDetectionConfig, DetectorOptions, ScaleOptions, detection_config
 from stages.davis_segmentation import DavisSegmentationConfig, propagation_recipe
 
 SHORT = ("vit_s16_ep800", "vit_b16_ep400")
@@ -23,7 +27,7 @@ def planned(name: str) -> dict[str, StageRun]:
     return {run.name: run for run in build_plan(config.load(name, STAGES))}
 
 
-@pytest.mark.parametrize("task", ["ade20k", "davis"])
+@pytest.mark.parametrize("task", ["coco", "ade20k", "davis"])
 @pytest.mark.parametrize("short", SHORT)
 def test_the_pretraining_is_that_of_the_main_reproduction(task: str, short: str) -> None:
     mine, theirs = planned(f"{task}_{short}"), planned(f"mugs_{short}")
@@ -59,6 +63,31 @@ def test_scene_recipe() -> None:
 
 
 @pytest.mark.parametrize("short", SHORT)
+def test_coco(short: str) -> None:
+    runs = planned(f"coco_{short}")
+    run = detection_config(runs["detection"].config, 80)
+    assert (run.epochs, run.batch_size, run.images_per_pass, run.decay_epochs) == (12, 32, 4, (8, 11))
+    assert (run.lr, run.weight_decay, run.layer_decay) == (2e-4, 0.05, 0.8)
+    assert (run.warmup_steps, run.warmup_start) == (500, 1e-3)
+    assert (run.detector.num_classes, run.detector.image_size, run.detector.drop_path) == (80, (800, 1008), 0.1)
+    assert (run.detector.width, run.detector.fc_width, run.detector.head_convs) == (256, 1024, 4)
+    assert (run.detector.rpn_samples, run.detector.roi_samples) == (256, 512)
+    assert (run.detector.proposals_train, run.detector.proposals_test) == (2000, 1000)
+    assert (run.scales.max_side, run.scales.test_short_side) == (1333, 800)
+    assert run.scales.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (run.scales.crop_short_sides, run.scales.crop_sides) == ((400, 500, 600), (384, 600))
+    assert runs["detection"].resources.gpus == 8 and runs["coco"].resources.gpus == 0
+
+
+def test_layer_decay_is_an_option_and_makes_a_run_of_its_own() -> None:
+    name = "coco_vit_s16_ep800"
+    plans = [build_plan(config.load(name, STAGES, [f"detection.layer_decay={d}"])) for d in (0.65, 0.8)]
+    ids = [next(run.run_id for run in plan if run.name == "detection") for plan in plans]
+    plain = next(run.run_id for run in build_plan(config.load(name, STAGES)) if run.name == "detection")
+    assert ids[0] != plain == ids[1]
+
+
+@pytest.mark.parametrize("short", SHORT)
 def test_davis(short: str) -> None:
     cfg = planned(f"davis_{short}")["video"].config
     data = planned(f"davis_{short}")["davis"].config
@@ -67,19 +96,23 @@ def test_davis(short: str) -> None:
     assert propagation_recipe(cfg, 7) == PropagationRecipe()
 
 
-def test_stage_defaults_are_those_of_the_engine() -> None:
-    for options, target in ((SceneOptions, SceneRecipe), (DavisSegmentationConfig, PropagationRecipe)):
-        for field in fields(target):
-            if field.name in options.model_fields and field.name != "num_previous":
-                assert options.model_fields[field.name].default == field.default, field.name
-    for target in (SegmentationConfig, SegmenterConfig):
-        for field in fields(target):
-            if field.name in Ade20kSegmentationConfig.model_fields and field.name not in (
-                "num_classes",
-                "scenes",
-                "variant",
-            ):
-                assert Ade20kSegmentationConfig.model_fields[field.name].default == field.default, field.name
+@pytest.mark.parametrize(
+    ("options", "target", "without"),
+    [
+        (DetectorOptions, DetectorConfig, {"num_classes"}),
+        (ScaleOptions, Scales, set()),
+        (CocoDetectionConfig, DetectionConfig, {"detector", "scales"}),
+        (SceneOptions, SceneRecipe, set()),
+        (Ade20kSegmentationConfig, SegmentationConfig, {"model", "scenes"}),
+        (Ade20kSegmentationConfig, SegmenterConfig, {"variant", "num_classes"}),
+        (DavisSegmentationConfig, PropagationRecipe, {"num_previous", "mean", "std"}),
+    ],
+)
+def test_stage_defaults_are_those_of_the_engine(options: type, target: type, without: set[str]) -> None:
+    defaults = {f.name: f.default for f in fields(target) if f.name not in without}
+    assert {name: options.model_fields[name].default for name in defaults} == defaults
+    if options.__name__.endswith("Options"):
+        assert set(options.model_fields) == set(defaults)
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
@@ -87,9 +120,15 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Ade20kSegmentationConfig(variant="linear", layer_decay=0.9)
     with pytest.raises(ValidationError, match=r"drop_path 0\.1 with variant linear"):
         Ade20kSegmentationConfig(variant="linear", drop_path=0.1)
+    with pytest.raises(ValidationError, match=r"channels 32 with variant linear, which is one layer"):
+        Ade20kSegmentationConfig(variant="linear", channels=32)
     assert Ade20kSegmentationConfig(variant="linear").layer_decay == 1.0
 
 
 def test_a_batch_that_does_not_divide_is_said_early() -> None:
     assert "batch_size 16" in (Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=3)) or "")
     assert Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=4)) is None
+    cfg = CocoDetectionConfig()
+    assert cfg.misfit(Resources(ranks_per_node=8)) is None and cfg.misfit(Resources(ranks_per_node=2)) is None
+    assert "2 images to a rank" in str(cfg.misfit(Resources(ranks_per_node=8, nodes=2)))
+    assert "32 over 5 ranks" in str(cfg.misfit(Resources(ranks_per_node=5)))

@@ -1,4 +1,4 @@
-"""The stages of segmentation and video end to end, on a tiny network and mini data."""
+"""The stages of detection, segmentation and video end to end, on a tiny network and mini data."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,20 +10,45 @@ from PIL import Image
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import SourceError
+from mugs.transfer.detection.digits import materialize_coco
 from mugs.transfer.digit_scenes import materialize_scenes, materialize_videos
 from mugs.weights import save_backbone
 from pipeline.manifest import ManifestEntry, Output, content_sha256
 from pipeline.spec import StageConfig, StageContext, StageOutput
-from stages import ade20k_data, ade20k_segmentation, davis_data, davis_segmentation
+from stages import ade20k_data, ade20k_segmentation, coco_data, coco_detection, davis_data, davis_segmentation
 from stages.ade20k_data import Ade20kDataConfig
 from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions
+from stages.coco_data import CocoDataConfig
+from stages.coco_detection import CocoDetectionConfig
 from stages.davis_data import DavisDataConfig
 from stages.davis_segmentation import DavisSegmentationConfig
 
 TINY = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=32)
 SCENES = SceneOptions(long_side=128, short_side=32, crop=32, window=32, stride=21)
+DETECTION = {
+    "detector": {
+        "image_size": (64, 64),
+        "width": 8,
+        "fc_width": 16,
+        "head_convs": 1,
+        "rpn_samples": 32,
+        "roi_samples": 16,
+        "proposals_train": 40,
+        "proposals_test": 20,
+        "score_threshold": 0.01,
+    },
+    "scales": {"short_sides": (48,), "max_side": 64, "crop_prob": 0.0, "test_short_side": 48},
+    "epochs": 1,
+    "batch_size": 2,
+    "images_per_pass": 2,
+    "precision": "fp32",
+    "threads": 1,
+    "num_pictures": 2,
+}
 
-
+COCO_DATA = CocoDataConfig(
+    dataset="sklearn_digits", num_train_images=6, num_val_images=3, data_dir="builtin:digit_scenes", threads=1
+)
 SCENE_DATA = Ade20kDataConfig(
     dataset="sklearn_digits_scenes",
     num_classes=11,
@@ -73,8 +98,6 @@ def scenes(context: StageContext) -> StageContext:
 
 def segmentation(**changes: object) -> Ade20kSegmentationConfig:
     options = {
-        "channels": 8,
-        "auxiliary_channels": 8,
         "scenes": SCENES,
         "steps": 3,
         "batch_size": 4,
@@ -94,6 +117,20 @@ def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> 
         assert path.exists() and path.is_relative_to(run_dir)
 
 
+def test_detection(context: StageContext) -> None:
+    """Rows, files and pictures; and again from the last checkpoint, as after a preemption during the test."""
+    context = with_data(context, coco_data, COCO_DATA)
+    assert context.inputs["data"].info == {"dataset": "sklearn_digits", "num_classes": 10}
+    out, again = (coco_detection.run(context, CocoDetectionConfig(**DETECTION)) for _ in range(2))
+    metrics = [f"{kind} AP{threshold}" for kind in ("box", "mask") for threshold in ("", "50", "75")]
+    check(out, context.run_dir, metrics, "sklearn_digits")
+    assert {row.setting for row in out.rows} == {"1 epochs, lr=0.0002, layer decay=0.8"}
+    assert out.rows == again.rows
+    assert set(out.outputs) == {"detector", "detections", "pictures"}
+    assert len(list(out.outputs["pictures"].iterdir())) == 2
+    assert "score of at least 0.3" in out.info["captions"]["pictures"]
+
+
 @pytest.mark.parametrize("variant", ["upernet", "linear"])
 def test_segmentation(scenes: StageContext, variant: str) -> None:
     out = ade20k_segmentation.run(scenes, segmentation(variant=variant))
@@ -109,6 +146,36 @@ def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
     """As after a preemption during the test: the last checkpoint is taken, and the same rows come out."""
     rows = [ade20k_segmentation.run(scenes, segmentation()).rows for _ in range(2)]
     assert rows[0] == rows[1]
+
+
+def test_wrong_coco_is_named(context: StageContext, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"train: .*train2017: not there.*; val: .*val2017: not there"):
+        coco_data.run(context, CocoDataConfig(data_dir=str(tmp_path)))
+    materialize_coco(tmp_path / "mine", train=6, val=3)
+    with pytest.raises(SourceError, match=r"10 categories, 80 expected.*6 images, 118287 expected"):
+        coco_data.run(context, CocoDataConfig(data_dir=str(tmp_path / "mine")))
+
+
+@pytest.mark.parametrize(
+    ("stage", "mine", "words"),
+    [
+        (coco_data, COCO_DATA, "6 train images, 3 val images, 10 categories"),
+        (ade20k_data, SCENE_DATA, "6 train images, 3 val images"),
+        (davis_data, VIDEO_DATA, "2 videos, 8 frames"),
+    ],
+)
+def test_data_is_looked_at_before_a_run(
+    context: StageContext, tmp_path: Path, stage: Any, mine: StageConfig, words: str
+) -> None:
+    """The built-in data set is not written for that; the user's is read as by a run."""
+    found, size = stage.preflight(mine, {})
+    assert "the digits that come with scikit-learn" in found and size == 0
+    assert not list(context.run_dir.iterdir())
+    out = stage.run(context, mine)
+    root = next(path for name, path in out.outputs.items() if name != "layout")
+    assert stage.preflight(mine.model_copy(update={"data_dir": str(root)}), {}) == (words, 0)
+    with pytest.raises(SourceError):
+        stage.preflight(mine.model_copy(update={"data_dir": str(tmp_path)}), {})
 
 
 def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:

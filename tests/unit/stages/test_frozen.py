@@ -8,6 +8,7 @@ from pipeline.config import load
 from pipeline.plan import build_plan
 from pipeline.spec import ConfigError
 from stages import STAGES
+from stages.import_weights import ImportConfig
 from stages.linear import PRESETS, LinearConfig, linear_probe
 
 YAML = """
@@ -72,6 +73,15 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: str) -> None:
     with pytest.raises(ConfigError, match=rf"frozen\.yaml: runs\.test.*{re.escape(words)}"):
         plan(tmp_path, evaluation)
+
+
+@pytest.mark.parametrize("stage", ["coco_detection", "ade20k_segmentation", "davis_segmentation", "finetune"])
+def test_imported_weights_have_no_student(stage: str) -> None:
+    inputs = {"weights": ImportConfig(arch="vit_s16", epochs=800)}
+    options = {"preset": "cifar10_vit_s16"} if stage == "finetune" else {}
+    config = STAGES[stage].config
+    assert config(**options).wrong_inputs(inputs) is None
+    assert "weights student: imported weights are a single" in config(**options, weights="student").wrong_inputs(inputs)
 
 
 def test_the_released_sweep_has_360_classifiers() -> None:

@@ -7,8 +7,11 @@ import pytest
 from mugs.engine.schedules import Schedule
 from mugs.engine.train import build_schedule
 from pipeline import config
+from pipeline.identity import science
 from pipeline.plan import build_plan, unresolved
 from pipeline.spec import StageRun
+from results.runs import flat
+from results.variants import variant
 from stages import STAGES
 from stages.convert import PUBLIC
 from stages.finetune import FinetuneConfig
@@ -161,3 +164,36 @@ def test_semi_supervised() -> None:
         assert logistic.penalties == (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
     lists = {line.split()[0] for line in unresolved(runs.values()) if "list_file" in line}
     assert lists == {f"{kind}_{p}pct.labelled.list_file" for kind in ("finetune", "logistic") for p in (1, 10)}
+
+
+ABLATIONS = {
+    "mini_ablations": ("without_instance", "without_local_group", "without_group", "strong_augmentation", "two_crops"),
+    "mugs_vit_s16_ep100_ablations": ("without_instance", "without_local_group", "without_group", "weak_augmentation"),
+    "mugs_vit_s16_ep800_two_crops": ("two_crops",),
+}
+CHANGED = {
+    "without_instance": ("mugs.loss_weights", [0.0, 1.0, 1.0], "w/o instance supervision"),
+    "without_local_group": ("mugs.loss_weights", [1.0, 0.0, 1.0], "w/o local-group supervision"),
+    "without_group": ("mugs.loss_weights", [1.0, 1.0, 0.0], "w/o group supervision"),
+    "weak_augmentation": ("views.weak_prob", 1.0, "weak augmentation"),
+    "strong_augmentation": ("views.weak_prob", 0.5, "strong augmentation"),
+    "two_crops": ("views.num_small", 0, "two crops"),
+}
+
+
+@pytest.mark.parametrize(("name", "ablation"), [(name, each) for name, runs in ABLATIONS.items() for each in runs])
+def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> None:
+    """And is evaluated as the run that it is like, from its own weights, under the name the tables know it by."""
+    runs = planned(name)
+    mine, whole = science(runs[ablation].config), science(runs["pretrain"].config)
+    here, there = flat(mine), flat(whole)
+    key, value, words = CHANGED[ablation]
+    assert {k: v for k, v in here.items() if v != there[k]} == {key: value}
+    assert (variant(mine, str(here["arch"])), variant(whole, str(there["arch"]))) == (words, "")
+    evaluations = [kind for kind in ("features", "knn", "linear") if f"{kind}_{ablation}" in runs]
+    assert "linear" in evaluations
+    for kind in evaluations:
+        run = runs[f"{kind}_{ablation}"]
+        assert run.config == runs[kind].config and run.resources == runs[kind].resources
+        source = runs[f"features_{ablation}"].run_id if "features" in run.needs else runs[ablation].run_id
+        assert source in run.needs.values() and runs["pretrain"].run_id not in run.needs.values()

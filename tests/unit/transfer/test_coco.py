@@ -12,10 +12,11 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from mugs.data.decode import DecodeError
+from mugs.data.layout import KNOWN, Layout
 from mugs.data.source import SourceError
 from mugs.transfer.detection.coco import CocoSplit, bitmap, trainable
 from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.detection.layout import KNOWN, CocoLayout, check_coco
+from mugs.transfer.detection.layout import check_coco
 
 
 def test_classes_boxes_and_masks(tmp_path: Path) -> None:
@@ -137,17 +138,20 @@ def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> N
 
 
 def test_known_layout() -> None:
-    assert KNOWN["coco2017"] == CocoLayout(80, {"train": 118287, "val": 5000})
+    assert KNOWN["coco2017"] == Layout(80, {"train": 118287, "val": 5000})
 
 
 def test_layout_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1), entry(2, 2)])
-    assert set(check_coco(root, CocoLayout(2, {"train": 2, "val": 2}), threads=1)) == {"train", "val"}
+    seen: list[tuple[int, int]] = []
+    expected = Layout(2, {"train": 2, "val": 2})
+    splits = check_coco(root, expected, threads=1, report=lambda *told: seen.append(told))
+    assert set(splits) == {"train", "val"} and seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     (root / "train2017" / "000000000002.jpg").unlink()
     Image.new("RGB", (7, 7)).save(root / "val2017" / "000000000001.jpg")
     (root / "val2017" / "000000000002.jpg").write_bytes(b"no image")
     with pytest.raises(SourceError) as caught:
-        check_coco(root, CocoLayout(80, {"train": 3, "val": None}), threads=1)
+        check_coco(root, Layout(80, {"train": 3, "val": None}), threads=1)
     for text in (
         "train: instances_train2017.json has 2 categories, 80 expected",
         "train: instances_train2017.json has 2 images, 3 expected",
@@ -164,23 +168,23 @@ def test_layout_without_annotations_or_with_other_categories(tmp_path: Path) -> 
     content["categories"][0]["name"] = "eight"
     path.write_text(json.dumps(content))
     with pytest.raises(SourceError, match="different categories"):
-        check_coco(root, CocoLayout(), threads=1)
+        check_coco(root, Layout(), threads=1)
     path.unlink()
     with pytest.raises(SourceError, match=r"val: .*instances_val2017.json: not there \(expected"):
-        check_coco(root, CocoLayout(), threads=1)
+        check_coco(root, Layout(), threads=1)
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1, iscrowd=1)])
     with pytest.raises(SourceError, match="has no object that counts"):
-        check_coco(root, CocoLayout(), threads=1)
+        check_coco(root, Layout(), threads=1)
 
 
 def test_mini_coco_of_digits(tmp_path: Path) -> None:
     """The same files every time, sound, with outlines that fill their boxes from edge to edge."""
     for name in ("one", "two"):
         materialize_coco(tmp_path / name, train=6, val=4)
-    splits = check_coco(tmp_path / "one", CocoLayout(10, {"train": 6, "val": 4}), threads=1)
+    splits = check_coco(tmp_path / "one", Layout(10, {"train": 6, "val": 4}), threads=1)
     for path in sorted((tmp_path / "one").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
     for index in range(6):

@@ -22,19 +22,18 @@ from pycocotools import mask as rle
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.decode import DecodeError
 from mugs.engine import distributed
+from mugs.engine.layer_decay import layer_decay_groups
 from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, test_image
+from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, whole_view
 from mugs.transfer.detection.pictures import draw_pictures, drawn
-from mugs.transfer.detection.train import train_detector
-from mugs.transfer.detection.training_config import DetectionConfig, build_schedule
+from mugs.transfer.detection.train import DetectionTraining, build_schedule
+from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import Scales
-from mugs.transfer.layer_decay import layer_decay_groups
 
 CPU = torch.device("cpu")
-test_image.__test__ = False  # a function of the evaluation, not a test
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_rates_by_layer() -> None:
 
 
 def trained(root: Path, folder: Path, config: DetectionConfig) -> Path:
-    train_detector(small_detector(), CocoSplit(root, "train"), config, folder, CPU)
+    DetectionTraining(small_detector(), CocoSplit(root, "train"), config, folder, CPU).train()
     return max((folder / "checkpoints").iterdir())
 
 
@@ -114,7 +113,7 @@ def on_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
         assert torch.isfinite(both).all() and torch.equal(both[0], both[1])
 
     split, model = CocoSplit(root, "train"), small_detector()
-    train_detector(model, split, replace(SETTINGS, epochs=1), out / "train", CPU)
+    DetectionTraining(model, split, replace(SETTINGS, epochs=1), out / "train", CPU).train()
     weights = torch.cat([v.flatten().float() for v in model.state_dict().values()])
     both = distributed.all_gather_rows(weights[None])
     assert torch.equal(both[0], both[1])  # running statistics too
@@ -204,7 +203,7 @@ def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
         width, height = sizes[one["image_id"]]
         assert one["segmentation"]["size"] == [height, width]
         assert one["bbox"][0] + one["bbox"][2] <= width + 1e-3 and one["bbox"][1] + one["bbox"][3] <= height + 1e-3
-    assert test_image(split, 1, settings).shape == (3, 2, 80)  # 400 x 8, held by the longer side of 80
+    assert whole_view(split, 1, settings.scales).shape == (3, 2, 80)  # 400 x 8, held by the longer side of 80
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -258,7 +257,7 @@ def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None])
     torch.manual_seed(0)
     vit = build_vit(ViTConfig(embed_dim=32, depth=4, num_heads=2, patch_size=8, image_size=32))
     model = build_detector(vit, detector, seed=0)
-    train_detector(model, split, config, tmp_path / "run", CPU)
+    DetectionTraining(model, split, config, tmp_path / "run", CPU).train()
     found = average_precision(split.annotations, detect_split(model, split, config, tmp_path / "run", CPU))
     record_property("cpu_seconds", time.process_time() - began)
     record_property("found", found)

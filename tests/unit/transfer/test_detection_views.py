@@ -11,7 +11,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mugs.transfer.detection.batches import GroupedOrder, training_passes, training_view
 from mugs.transfer.detection.coco import CocoSplit
-from mugs.transfer.detection.views import Plan, Scales, apply_plan, draw_plan, fitted, normalised, padded
+from mugs.transfer.detection.views import Plan, Scales, apply_plan, draw_plan, padded
+from mugs.transfer.pixels import fitted, normalised
 
 SCALES = Scales()
 

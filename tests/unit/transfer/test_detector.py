@@ -33,12 +33,13 @@ def test_every_parameter_gets_a_gradient(objects: tuple[int, int]) -> None:
 
 
 def test_protocol_sizes() -> None:
-    """Strides 4 to 64, masks of 28, 81 classes: what the first lines of the released configuration give."""
-    config = replace(SMALL, num_classes=80)
-    model = small_detector(config)
+    """Strides 4 to 64, three stages, 80 classes and the background, masks of 28."""
+    model = small_detector(replace(SMALL, num_classes=80))
     assert model.rpn.strides == (2, 4, 8, 16, 32)  # patch 8 here: half of 4 to 64
     assert model.cascade.strides == (2, 4, 8, 16)
     assert [len(heads) for heads in (model.cascade.box_heads, model.cascade.mask_heads)] == [3, 3]
+    assert model.cascade.box_heads[0].classes.out_features == 81
+    assert model.cascade.mask_heads[0](torch.zeros(1, SMALL.width, 14, 14)).shape == (1, 80, 28, 28)
 
 
 def losses_with(model: Detector, keys: tuple[int, int]) -> list[float]:

@@ -11,10 +11,11 @@ from PIL import Image
 from mugs.data.decode import DecodeError
 from mugs.data.source import SourceError
 from mugs.transfer.digit_scenes import materialize_scenes, reflected
+from mugs.transfer.pixels import fitted
 from mugs.transfer.segmentation.photometric import distort, saturated
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.scenes import SceneFolder, check_scenes
-from mugs.transfer.segmentation.views import draw_crop, fitted_size, mixed, training_view, whole_view
+from mugs.transfer.segmentation.views import draw_crop, mixed, training_view, whole_view
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,10 @@ def test_layout_is_checked(folder: Path) -> None:
 
 
 def test_counts_and_files_are_checked(mini: Path) -> None:
-    seen: list[int] = []
-    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": seen.append}
+    seen: list[tuple[int, int]] = []
+    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": lambda *told: seen.append(told)}
     check_scenes(mini, {"train": 6, "val": 2}, **options)
-    assert seen == list(range(1, 9))
+    assert seen == [(done, 8) for done in range(1, 9)]
     with pytest.raises(SourceError, match=r"2 problems: .*: 6 images found, 20210 expected, .*: 2 images found, 2000"):
         check_scenes(mini, {"train": 20210, "val": 2000}, **options)
     with pytest.raises(SourceError, match=r"\d problems: .*training_000\d\.png: label \d+ among 2 classes"):
@@ -88,10 +89,10 @@ def test_counts_and_files_are_checked(mini: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert fitted_size(480, 640, 2048, 512) == (512, 683)
-    assert fitted_size(640, 480, 2048, 512) == (683, 512)
-    assert fitted_size(100, 4000, 2048, 512) == (51, 2048)
-    assert fitted_size(1, 9000, 2048, 512) == (1, 2048)
+    assert fitted((480, 640), 512, 2048) == (512, 683)
+    assert fitted((640, 480), 512, 2048) == (683, 512)
+    assert fitted((100, 4000), 512, 2048) == (51, 2048)
+    assert fitted((1, 9000), 512, 2048) == (1, 2048)
 
 
 RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)

@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import SourceError
 from mugs.engine import distributed
 from mugs.engine.checkpoint import load_latest
+from mugs.engine.layer_decay import layer_decay_groups
 from mugs.transfer.digit_scenes import materialize_scenes
-from mugs.transfer.layer_decay import layer_decay_groups
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.evaluate import evaluate
-from mugs.transfer.segmentation.metrics import Scores
+from mugs.transfer.segmentation.metrics import Scores, scores
 from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.scenes import SceneFolder
-from mugs.transfer.segmentation.train import train_segmenter
+from mugs.transfer.segmentation.train import SegmentationTraining
 
 TINY = ViTConfig(embed_dim=24, depth=3, num_heads=2, patch_size=8, image_size=32)
 RECIPE = SceneRecipe(long_side=128, short_side=64, crop=32, window=32, stride=21)
@@ -63,7 +64,7 @@ def network(config: SegmentationConfig = CONFIG, drop_path: float = 0.3) -> Segm
 
 
 def trained(root: Path, folder: Path, config: SegmentationConfig = CONFIG) -> Path:
-    train_segmenter(network(config), scenes(root), config, folder, CPU)
+    SegmentationTraining(network(config), scenes(root), config, folder, CPU).train()
     return max((folder / "checkpoints").iterdir())
 
 
@@ -85,7 +86,7 @@ def test_recomputed_activations_change_nothing(mini: Path, tmp_path: Path) -> No
     plain = load_latest(trained(mini, tmp_path / "plain").parent)[1]["model"]
     model = network()
     model.backbone.vit.recompute = True
-    train_segmenter(model, scenes(mini), CONFIG, tmp_path / "recomputed", CPU)
+    SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "recomputed", CPU).train()
     for name, value in load_latest(tmp_path / "recomputed" / "checkpoints")[1]["model"].items():
         torch.testing.assert_close(value, plain[name], msg=name)
 
@@ -118,8 +119,6 @@ def test_bf16_is_close(mini: Path, tmp_path: Path) -> None:
 
 def voided(root: Path, folder: Path) -> Path:
     """A copy with nothing but void."""
-    from PIL import Image
-
     shutil.copytree(root, folder)
     for path in folder.glob("annotations/*/*.png"):
         Image.new("L", Image.open(path).size, 0).save(path)
@@ -137,7 +136,7 @@ def on_rank(rank: int, world: int, port: int, root: Path, folder: Path) -> None:
     distributed.init(timeout_minutes=1)
     try:
         model = network()
-        train_segmenter(model, scenes(root), CONFIG, folder / "two", CPU)
+        SegmentationTraining(model, scenes(root), CONFIG, folder / "two", CPU).train()
         found = evaluate(model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3)
         (folder / f"scores_{rank}.json").write_text(json.dumps([found.miou, found.macc, found.aacc]))
         straight = recorded(folder / "two")
@@ -145,9 +144,9 @@ def on_rank(rank: int, world: int, port: int, root: Path, folder: Path) -> None:
         if rank == 0:
             shutil.rmtree(max((folder / "two" / "checkpoints").iterdir()))  # as if killed after step 4
         distributed.barrier()
-        train_segmenter(network(), scenes(root), CONFIG, folder / "two", CPU)
+        SegmentationTraining(network(), scenes(root), CONFIG, folder / "two", CPU).train()
         assert recorded(folder / "two") == straight
-        train_segmenter(network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU)
+        SegmentationTraining(network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU).train()
     finally:
         distributed.shutdown()
 
@@ -158,7 +157,7 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     voided(mini, tmp_path / "void")
     torch.set_num_threads(1)
     model = network()
-    train_segmenter(model, scenes(mini), CONFIG, tmp_path / "one", CPU)
+    SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "one", CPU).train()
     want = evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path / "one", num_pictures=3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -184,8 +183,6 @@ def test_evaluation_sees_every_image_once(mini: Path, tmp_path: Path, monkeypatc
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
-    from mugs.transfer.segmentation.metrics import scores
-
     assert scores(sum(g[0] for g in gathered)) == alone
 
 
@@ -209,7 +206,7 @@ def test_layer_decay_groups() -> None:
 
 def test_schedule() -> None:
     """Values of mmcv's poly policy with linear warm-up, worked out by hand."""
-    schedule = PolySchedule(peak_lr=3e-5, total_steps=160_000)
+    schedule = PolySchedule(peak_lr=3e-5, total_steps=160_000, weight_decay=0.05, warmup_steps=1500)
     assert schedule.lr(0) == pytest.approx(3e-11)
     assert schedule.lr(750) == pytest.approx(3e-5 * (1 - 750 / 160_000) * 0.5000005)
     assert schedule.lr(1500) == pytest.approx(3e-5 * 0.990625)
@@ -248,7 +245,7 @@ def overfit(root: Path, folder: Path) -> Scores:
     vit.allocate_positions(8, 8)
     model = build_segmenter(vit, config.model, seed=0)
     data = SceneFolder(root, "train", num_classes=4)
-    train_segmenter(model, data, config, folder, CPU)
+    SegmentationTraining(model, data, config, folder, CPU).train()
     return evaluate(model, data, config, CPU, run_dir=folder)
 
 

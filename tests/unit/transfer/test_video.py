@@ -304,6 +304,6 @@ def test_colours() -> None:
     assert colours()[:7].tolist() == first and colours()[15].tolist() == [192, 128, 128]
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
-    assert overlay(image, labels, first=0, opacity=0.5).tolist() == [[[100] * 3, [114, 50, 50], [100] * 3]]
-    assert overlay(image, labels, first=1, opacity=0.5).tolist() == [[[114, 50, 50], [50, 114, 50], [100] * 3]]
+    assert overlay(image, labels, first=0).tolist() == [[[100] * 3, [117, 40, 40], [100] * 3]]
+    assert overlay(image, labels, first=1).tolist() == [[[117, 40, 40], [40, 117, 40], [100] * 3]]
     assert side_by_side([image, image]).shape == (1, 10, 3)

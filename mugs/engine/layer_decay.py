@@ -1,5 +1,6 @@
 """AdamW whose learning rate shrinks from the head down to the patch embedding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,27 +9,32 @@ from torch import nn
 from mugs.backbones.vit import ViT
 
 
-def layer_decay_groups(model: nn.Module, vit: ViT, decay: float) -> list[dict[str, Any]]:
+def layer_decay_groups(
+    model: nn.Module, vit: ViT, decay: float, *, no_weight_decay: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Groups of the trained parameters of `model`, which contains `vit`, as `mugs.engine.optim.set_rates` wants them.
 
     Scale decay ** (L + 1 - id) for L blocks: id 0 is patch embedding, class token and positions, id i + 1 block i, and
-    L + 1 all the rest, the final LayerNorm included. Tensors of one dimension have no weight decay; class token and
-    positions have (released: the exemption misses their prefixed names).
+    L + 1 all the rest, the final LayerNorm included (timm's `param_groups_layer_decay` counts that to the last block).
+    Tensors of one dimension have no weight decay, nor have those in `no_weight_decay`: in fine-tuning class token and
+    positions, in the dense tasks none (released: there the exemption misses their prefixed names).
     """
     depth = len(vit.blocks)
     layers = {id(p): depth + 1 for p in model.parameters()}
     layers |= {id(p): 0 for p in (vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters())}
     layers |= {id(p): index + 1 for index, block in enumerate(vit.blocks) for p in block.parameters()}
+    spared = {id(p) for p in no_weight_decay}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((layers[id(parameter)], parameter.ndim > 1), []).append(parameter)
+            decays = parameter.ndim > 1 and id(parameter) not in spared
+            groups.setdefault((layers[id(parameter)], decays), []).append(parameter)
     return [
         {"params": members, "lr_scale": decay ** (depth + 1 - layer), "decay": decays, "weight_decay": 0.0}
         for (layer, decays), members in groups.items()
     ]
 
 
-def build_adamw(model: nn.Module, vit: ViT, decay: float) -> torch.optim.AdamW:
+def build_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
-    return torch.optim.AdamW(layer_decay_groups(model, vit, decay), lr=0.0, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)

@@ -1,9 +1,9 @@
-"""Figure 2 of the paper with ours over it, and k-NN over pretraining epochs."""
+"""Figure 2 of the paper with ours over it: linear probing by model size and by epochs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from results import resources
@@ -24,12 +24,9 @@ PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
 def figure2(results: Sequence[Result]) -> Drawing:
     """Linear probing by model size and by epochs: printed insets, digitised markers of other methods, ours."""
     table = build("figure2", results)
-    ours = {
-        (entry.group, entry.arch, entry.epochs): line.cells["linear"]
-        for entry in table.printed.entries
-        for line in entry.ours[:1]
-        if "linear" in line.cells
-    }
+    ours = [own for own in table.own_cells() if own.entry.method == "Mugs" and own.ours is own.entry.ours[0]]
+    size = [(PARAMS[own.entry.arch], own.cell) for own in ours if own.entry.group.startswith("By model size")]
+    length = [(int(own.entry.epochs), own.cell) for own in ours if own.entry.group.startswith("By epochs")]
 
     def draw(theme: Theme) -> Figure:
         from matplotlib.figure import Figure
@@ -38,8 +35,6 @@ def figure2(results: Sequence[Result]) -> Drawing:
         left, right = figure.subplots(1, 2, sharey=True)
         _printed(left, theme, "a", "params_m")
         _printed(right, theme, "b", "epochs")
-        size = [(PARAMS[arch], cell) for (group, arch, _), cell in ours.items() if "size" in group]
-        length = [(int(epochs), cell) for (group, _, epochs), cell in ours.items() if "epochs" in group]
         _ours(left, theme, size)
         _ours(right, theme, length)
         _axes(left, "Parameters (millions)", (21, 85, 307), "By model size")
@@ -67,11 +62,10 @@ def _printed(axes: Axes, theme: Theme, panel: str, x: str) -> None:
             position = float(line.params_m if panel == "a" else line.epochs)
             points[line.method][position] = line.values["linear"]
     for method in sorted(points, key=lambda method: (ORDER.index(method) if method in ORDER else len(ORDER), method)):
-        found = points[method]
-        xs = sorted(found)
+        xs, ys = zip(*sorted(points[method].items()), strict=True)
         style: dict[str, Any] = {"color": theme.color(method), "marker": MARKERS.get(method, "o"), "markersize": 5}
         width = 2.0 if method == "Mugs" else 1.2
-        axes.plot(xs, [found[x] for x in xs], label=f"{method} (paper)", linewidth=width, **style)
+        axes.plot(xs, ys, label=f"{method} (paper)", linewidth=width, **style)
 
 
 def _ours(axes: Axes, theme: Theme, points: Sequence[tuple[float, Cell]]) -> None:
@@ -97,51 +91,3 @@ def _entries(*panels: Axes) -> dict[str, Any]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     return dict(sorted(found.items(), key=lambda entry: entry[0] != "Mugs (ours)"))
-
-
-def knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
-    """k-NN accuracy against pretraining epochs, per architecture and data set; None with fewer than two points."""
-    series: dict[str, dict[int, Cell]] = defaultdict(dict)
-    table = build("table1", results)
-    for entry in (*table.printed.entries, *table.elsewhere.entries):
-        for line in entry.ours:
-            if "knn" in line.cells:
-                cell = line.cells["knn"]
-                row = cell.results[0].row
-                epochs = 0 if row.method.endswith("(initialisation)") else row.epochs
-                suffix = line.label.removeprefix("ours").strip()
-                series[f"{entry.arch} on {row.dataset} {suffix}".rstrip()][epochs] = cell
-    if not any(len(found) > 1 for found in series.values()):
-        return None
-    caption = KNN_CAPTION + (KNN_DASHED if _has_small(series) else "")
-    return Drawing("knn_over_epochs", "k-NN over pretraining epochs", caption, lambda theme: _draw_knn(series, theme))
-
-
-KNN_CAPTION = (
-    "Best k and temperature of each pretraining. 0 epochs is the network at initialisation; vertical bars are the "
-    "standard deviation over seeds."
-)
-KNN_DASHED = " Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
-
-
-def _has_small(series: Iterable[str]) -> bool:
-    return any("ViT-S/16" in name for name in series)
-
-
-def _draw_knn(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for color, (name, found) in zip((theme.ours, *theme.cycle), sorted(series.items()), strict=False):
-        xs = sorted(found)
-        errors = [found[x].spread or 0.0 for x in xs]
-        axes.errorbar(xs, [found[x].value for x in xs], yerr=errors, marker="o", capsize=3, color=color, label=name)
-    if _has_small(series):
-        lines = [line for line in load("table1").paper if line.method == "Mugs" and line.arch == "vit_s16"]
-        points = sorted((line.pretrain_epochs or 0, line.values["knn"]) for line in lines)
-        axes.plot(*zip(*points, strict=True), "--", color=theme.color("Mugs"), label="ViT-S/16, paper")
-    axes.set_xlabel("Pretraining epochs")
-    axes.set_ylabel("k-NN, top-1 (%)")
-    axes.legend()
-    return figure
