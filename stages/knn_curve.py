@@ -84,10 +84,9 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
 
     distributed.init()
     pretraining = find(ctx, cfg)
-    main, began = distributed.is_main(), time.monotonic()
-    path = ctx.run_dir / "progress.json" if main else None
+    began, path, quiet = time.monotonic(), ctx.run_dir / "progress.json", not distributed.is_main()
     progress = Progress(
-        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=not main
+        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=quiet
     )
     while (chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))) != "none":
         if chosen == "wait":

@@ -110,9 +110,8 @@ class Probing:
                 yield
 
     def _progress(self, start: int) -> Progress:
-        main = distributed.is_main()
-        path = self.run_dir / "progress.json" if main else None
-        return Progress("linear", self.total_steps, path=path, start=start, quiet=not main)
+        path, quiet = self.run_dir / "progress.json", not distributed.is_main()
+        return Progress("linear", self.total_steps, path=path, start=start, quiet=quiet)
 
     def _rates(self, epoch: int) -> Tensor:
         every = self.probe.rates(epoch)
