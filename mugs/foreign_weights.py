@@ -1,6 +1,5 @@
 """Backbones that were trained elsewhere: released Mugs checkpoints and plain ViTs of timm, as our ViT."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +14,15 @@ from torch import Tensor
 
 from mugs.backbones.vit import ARCHITECTURES, ViT, ViTConfig, build_vit
 from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
+from mugs.storage import record
 from mugs.weights import (
-    KeyReport,
     State,
     WeightsError,
     backbone_state,
-    load_backbone,
+    load_exactly,
     load_released_backbone,
     read_checkpoint,
+    read_vit,
 )
 
 HEAD = ("head.", "head_dist.", "fc.", "mask_token")  # of classifiers and reconstruction, which features do not need
@@ -49,44 +49,25 @@ def import_released(
     """A released Mugs checkpoint, full or backbone only. Raises WeightsError naming the file and the keys."""
     digest = checked_sha256(Path(file), sha256)
     vit = build_vit(arch)
-    report = load_released_backbone(vit, Path(file), network)
-    return Imported(vit, digest, report.discarded)
+    return Imported(vit, digest, load_released_backbone(vit, Path(file), network))
 
 
-def import_ours(arch: str, file: str, *, network: str = "teacher", sha256: str | None = None) -> Imported:
+def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
-    if network != "teacher":
-        raise WeightsError(f"network {network}: a file of ours holds one network; expected teacher")
     digest = checked_sha256(Path(file), sha256)
-    vit = read_ours(Path(file))
+    vit = read_vit(Path(file))
     if (known := ARCHITECTURES.get(arch)) is not None and replace(vit.config, image_size=known.image_size) != known:
         raise WeightsError(f"{file}: holds {vit.config}, {arch} is {known}")
     return Imported(vit, digest, ())
 
 
-def read_ours(path: Path) -> ViT:
-    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
-    state, meta = load_backbone(path)
-    try:
-        vit = build_vit(ViTConfig(**meta["arch"]))
-        key_report(vit.state_dict(), state).check()
-        vit.load_state_dict(state)
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: does not say of what shape it is") from error
-    except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return vit
-
-
-def import_timm(arch: str, file: str, *, network: str = "teacher", sha256: str | None = None) -> Imported:
+def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     """A plain ViT that timm knows by name, from a file or, with `download`, as timm fetches it.
 
     Evaluations hand over images normalised as for ImageNet; where timm's weights want another mean and deviation, the
     difference goes into the patch convolution. Raises WeightsError unless all keys fit and an image gives the same
     class token as through timm.
     """
-    if network != "teacher":
-        raise WeightsError(f"network {network}: weights of timm are one network; expected teacher")
     reference = timm_vit(arch, download=file == "download")
     digest = ""
     discarded: tuple[str, ...] = ()
@@ -94,12 +75,7 @@ def import_timm(arch: str, file: str, *, network: str = "teacher", sha256: str |
         digest = checked_sha256(Path(file), sha256)
         discarded = load_strictly(reference, Path(file))
     vit = build_vit(shape_of(reference))
-    report = key_report(vit.state_dict(), reference.state_dict())
-    try:
-        report.check()
-        vit.load_state_dict(reference.state_dict())
-    except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{arch}: is not a plain ViT: {error}") from error
+    load_exactly(vit, reference.state_dict(), f"{arch}: is not a plain ViT")
     config = reference.pretrained_cfg
     renormalise(vit, config["mean"], config["std"])
     compare(arch, vit, reference)
@@ -130,21 +106,14 @@ def shape_of(model: Any) -> ViTConfig:
 
 def load_strictly(model: Any, path: Path) -> tuple[str, ...]:
     """Load a `.safetensors` or `.pth` file into timm's model; the keys of a head are left out and returned."""
-    state = read_safetensors(path) if path.suffix == ".safetensors" else unwrapped(read_checkpoint(path))
-    left_out = tuple(sorted(key for key in state if key.startswith(HEAD)))
-    kept = {key: value for key, value in state.items() if key not in left_out}
-    report = key_report(model.state_dict(), kept)
-    try:
-        report.check()
-        model.load_state_dict(kept)
-    except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+    others: tuple[str, ...] = ()
+    if path.suffix == ".safetensors":
+        state = read_safetensors(path)
+    else:
+        state, others = unwrapped(read_checkpoint(path))
+    left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD)))))
+    load_exactly(model, {key: value for key, value in state.items() if key not in left_out}, path)
     return left_out
-
-
-def key_report(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> KeyReport:
-    """Keys that are missing from, and unexpected in, what is given."""
-    return KeyReport(tuple(sorted(set(wanted) - set(given))), tuple(sorted(set(given) - set(wanted))), ())
 
 
 def read_safetensors(path: Path) -> State:
@@ -155,19 +124,18 @@ def read_safetensors(path: Path) -> State:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def unwrapped(checkpoint: Mapping[str, Any]) -> State:
-    """The weights of a `.pth`, which may hold them below `state_dict` or `model`."""
+def unwrapped(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
+    """The weights of a `.pth`, which may hold them below `state_dict` or `model`, and the keys that were left out."""
     for name in ("state_dict", "model"):
         if isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
-    return backbone_state(checkpoint)[0]
+    return backbone_state(checkpoint)
 
 
 def checked_sha256(path: Path, expected: str | None) -> str:
     """SHA-256 of a file. Raises WeightsError where the file is not there or not the expected one."""
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = record.sha256(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}; name the file of the weights") from error
     if expected is not None and found != expected:
@@ -197,6 +165,11 @@ def compare(arch: str, vit: ViT, reference: Any) -> None:
     config = reference.pretrained_cfg
     theirs = reference.forward_features(normalised(config["mean"], config["std"]))[:, 0]
     ours = vit.eval().cls_feature(normalised(IMAGENET_MEAN, IMAGENET_STD))
+    require_same(ours, theirs, f"{arch}: is not a plain ViT: its")
+
+
+def require_same(ours: Tensor, theirs: Tensor, whose: str) -> None:
+    """Raise WeightsError unless two class tokens agree."""
     apart = float((ours - theirs).abs().max() / theirs.abs().max())
     if not apart < SAME:
-        raise WeightsError(f"{arch}: is not a plain ViT: its class token differs from ours by {apart:.1e} relatively")
+        raise WeightsError(f"{whose} class token differs from ours by {apart:.1e} relatively")

@@ -11,6 +11,7 @@ from mugs.backbones.vit import init_weights
 from mugs.batch_norm import BatchNorm
 
 HeadNorm = Literal["none", "batch"]
+PredictorInit = Literal["released", "0.02"]
 
 
 def mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
@@ -40,7 +41,7 @@ class InfoNCEHead(nn.Module):
         hidden: int = 2048,
         out: int = 256,
         predictor_hidden: int | None = None,
-        predictor_init: str = "released",
+        predictor_init: PredictorInit = "released",
         norm: HeadNorm = "none",
     ) -> None:
         super().__init__()

@@ -30,15 +30,14 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(self, new: Tensor, valid: Tensor | None = None) -> None:
+    def enqueue(self, new: Tensor, valid: Tensor) -> None:
         """Write (B, D) rows at the pointer unless `valid` is false. Raises ValueError when they do not fit."""
         size = len(self.rows)
         if len(new) > size:
             raise ValueError(f"{len(new)} rows do not fit into a queue of {size}: enlarge queue_size")
         slots = (self.pointer + torch.arange(len(new), device=new.device)) % size
-        new = new.to(self.rows.dtype)
-        self.rows[slots] = new if valid is None else torch.where(valid, new, self.rows[slots])
-        self.pointer.add_(len(new) if valid is None else len(new) * valid).remainder_(size)
+        self.rows[slots] = torch.where(valid, new.to(self.rows.dtype), self.rows[slots])
+        self.pointer.add_(len(new) * valid).remainder_(size)
 
 
 class NeighbourMemory(nn.Module):
@@ -75,13 +74,11 @@ class NeighbourMemory(nn.Module):
         return self.handed_out[similarity.topk(num, dim=-1).indices]
 
     @torch.no_grad()
-    def write(self, new: Tensor, accept: Tensor | None = None) -> None:
+    def write(self, new: Tensor, accept: Tensor) -> None:
         """Write the accepted rows of (B, D), in order, at the pointer. Raises ValueError when they do not fit."""
         size, count = len(self.compare), len(new)
         if count > size:
             raise ValueError(f"{count} rows do not fit into a memory of {size}: enlarge memory_size")
-        if accept is None:
-            accept = torch.ones(count, dtype=torch.bool, device=new.device)
         order = torch.argsort(~accept, stable=True)
         accepted = accept.sum()
         position = torch.arange(count, device=new.device)

@@ -8,9 +8,9 @@ import torch
 
 from mugs.atomic import replacing
 from mugs.backbones.vit import ViT, ViTConfig
-from mugs.foreign_weights import SAME, read_ours
+from mugs.foreign_weights import require_same
 from mugs.storage.tensors import write_tensors
-from mugs.weights import WeightsError
+from mugs.weights import load_exactly, read_vit
 
 NAMES = {(384, 12): "vit_small_patch16_224", (768, 12): "vit_base_patch16_224", (1024, 24): "vit_large_patch16_224"}
 OTHER = "vit_small_patch16_224"
@@ -37,17 +37,11 @@ def timm_call(shape: ViTConfig) -> str:
 @torch.no_grad()
 def exported(path: Path) -> ViT:
     """The backbone in a file of ours. Raises WeightsError unless timm's model gives an image the same class token."""
-    vit = read_ours(path).eval()
+    vit = read_vit(path).eval()
     model = timm.create_model(**arguments(vit.config)).eval()
-    try:
-        model.load_state_dict(vit.state_dict(), strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: timm's model does not take it: {error}") from error
+    load_exactly(model, vit.state_dict(), f"{path}: timm's model does not take it")
     image = torch.randn(1, 3, vit.config.image_size, vit.config.image_size, generator=torch.Generator().manual_seed(0))
-    theirs = model(image)
-    apart = float((vit.cls_feature(image) - theirs).abs().max() / theirs.abs().max())
-    if not apart < SAME:
-        raise WeightsError(f"{path}: timm's class token differs from ours by {apart:.1e} relatively")
+    require_same(vit.cls_feature(image), model(image), f"{path}: timm's")
     return vit
 
 

@@ -5,17 +5,15 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from mugs.atomic import replacing
-from mugs.backbones.vit import ViT
-from mugs.methods.mugs import Mugs
+from mugs.backbones.vit import ViT, ViTConfig, build_vit
 from mugs.storage.tensors import write_tensors
 
 State = dict[str, Tensor]
@@ -25,18 +23,16 @@ class WeightsError(ValueError):
     """Weights cannot be used; the message names the file or the keys."""
 
 
-@dataclass(frozen=True)
-class KeyReport:
-    """Keys the network lacks in the file, keys of the file nobody asked for, keys left out on purpose."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    discarded: tuple[str, ...]
-
-    def check(self) -> None:
-        """Raise WeightsError unless every key of the network was found and every key of the file is accounted for."""
-        if self.missing or self.unexpected:
-            raise WeightsError(f"keys do not fit: missing {list(self.missing)}, unexpected {list(self.unexpected)}")
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
+    """Load weights. Raises WeightsError naming `where` and the keys unless these are the network's, and the shapes."""
+    wanted = network.state_dict().keys()
+    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or unexpected:
+        raise WeightsError(f"{where}: keys do not fit: missing {missing}, unexpected {unexpected}")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{where}: {error}") from error
 
 
 def save_backbone(path: Path, state: State, meta: dict[str, Any]) -> None:
@@ -53,6 +49,17 @@ def load_backbone(path: Path) -> tuple[State, dict[str, Any]]:
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"{path}: not a backbone file of ours ({error})") from error
+
+
+def read_vit(path: Path, *, drop_path: float = 0.0) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
+    state, meta = load_backbone(path)
+    try:
+        vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: does not say of what shape it is") from error
+    load_exactly(vit, state, path)
+    return vit
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -93,35 +100,8 @@ def backbone_state(
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
 
 
-def load_released_backbone(vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher") -> KeyReport:
-    """Load a released checkpoint into a backbone; raises WeightsError, and loads nothing, unless all keys fit."""
+def load_released_backbone(vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher") -> tuple[str, ...]:
+    """Load a released checkpoint; returns the keys that were left out. Raises WeightsError unless the rest fits."""
     state, discarded = backbone_state(read_checkpoint(path), which)
-    wanted = {k for k in vit.state_dict() if not k.startswith("relation_blocks.")}
-    report = KeyReport(tuple(sorted(wanted - set(state))), tuple(sorted(set(state) - wanted)), discarded)
-    try:
-        report.check()
-        vit.load_state_dict(state, strict=False)
-    except (WeightsError, RuntimeError) as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return report
-
-
-def load_full_state(method: Mugs, checkpoint: Mapping[str, Any]) -> None:
-    """Networks, queues, memories and centre of a released full checkpoint, strictly.
-
-    Of the three tables of a released memory the first is compared and the second handed out; the third is unused.
-    """
-    student = {k.removeprefix("module."): v for k, v in checkpoint["student"].items()}
-    method.student.load_state_dict(student)
-    method.teacher.load_state_dict(checkpoint["teacher"])
-    state = method.extra_state
-    extra: State = {"center": checkpoint["group-sup."]["center"][0]}
-    for ours, theirs in (("instance_queue", "instance-sup."), ("local_group_queue", "local-group-sup.")):
-        extra[f"{ours}.rows"] = checkpoint[theirs]["queue"].T
-        extra[f"{ours}.pointer"] = checkpoint[theirs]["queue_ptr"][0]
-    for ours, theirs in (("student_memory", "student_mem"), ("teacher_memory", "teacher_mem")):
-        extra[f"{ours}.compare"] = checkpoint[theirs]["block.queue_q"]
-        if f"{ours}.separate" in state.state_dict():
-            extra[f"{ours}.separate"] = checkpoint[theirs]["block.queue_k"]
-        extra[f"{ours}.pointer"] = checkpoint[theirs]["block.queue_ptr"][0]
-    state.load_state_dict(extra)
+    load_exactly(vit, state, path)
+    return discarded

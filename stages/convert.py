@@ -12,6 +12,7 @@ from pipeline.manifest import ManifestEntry
 from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
 
 if TYPE_CHECKING:
+    from mugs.data.layout import Layout
     from mugs.data.source import FolderSource
 
 BUILTIN = {
@@ -114,9 +115,9 @@ def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
     return open_splits(Path(), cfg)
 
 
-def sampled_bytes(source: "FolderSource", samples: int = 1000) -> float:
-    """Bytes of all images, by the mean of some."""
-    every = max(1, len(source) // samples)
+def sampled_bytes(source: "FolderSource") -> float:
+    """Bytes of all images, by the mean of about a thousand."""
+    every = max(1, len(source) // 1000)
     files = [source.root / path for path in source.paths[::every]]
     sizes = [file.stat().st_size for file in files if file.is_file()]
     return len(source) * sum(sizes) / max(1, len(sizes))
@@ -124,16 +125,21 @@ def sampled_bytes(source: "FolderSource", samples: int = 1000) -> float:
 
 def num_images(cfg: ConvertConfig) -> int:
     """Images of all splits as declared or known; 0 for what is neither."""
+    images = layout(cfg).images or {}
+    return sum(images.get(split) or 0 for split in cfg.splits)
+
+
+def layout(cfg: ConvertConfig) -> "Layout":
+    """Classes and images as declared, or else known."""
     from mugs.data.layout import Layout
 
-    declared = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    known = Layout(None, declared).or_known(cfg.dataset).images or {}
-    return sum(known.get(split) or 0 for split in cfg.splits)
+    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
+    return Layout(cfg.num_classes, images).or_known(cfg.dataset)
 
 
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
-    from mugs.data.layout import Layout, check_layout
+    from mugs.data.layout import check_layout
     from mugs.data.listing import open_images
     from mugs.data.public import open_public
     from mugs.data.source import SourceError
@@ -151,8 +157,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
             good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)
         except SourceError as error:
             bad[split] = error
-    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    check_layout(cfg.dataset, {**good, **bad}, Layout(cfg.num_classes, images).or_known(cfg.dataset))
+    check_layout(cfg.dataset, {**good, **bad}, layout(cfg))
     return good
 
 

@@ -61,13 +61,10 @@ class FrozenEvaluation(Backbone):
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
     """The pretrained backbone, frozen and in eval mode. Raises WeightsError and DamagedError naming the file."""
-    from mugs.backbones.vit import ViTConfig, build_vit
-    from mugs.weights import load_backbone
+    from mugs.weights import read_vit
 
-    state, meta = load_backbone(ctx.inputs["weights"].output(weights))
+    vit = read_vit(ctx.inputs["weights"].output(weights), drop_path=drop_path)
     require_intact(ctx.inputs["weights"], weights)
-    vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
-    vit.load_state_dict(state)
     return vit.eval().requires_grad_(False)
 
 
@@ -138,13 +135,13 @@ def num_classes(ctx: StageContext) -> int:
     return count
 
 
-def backbone_info(ctx: StageContext, weights: Weights, dataset: str | None = None) -> dict[str, Any]:
+def backbone_info(ctx: StageContext, weights: Weights) -> dict[str, Any]:
     """What result rows say of the backbone and the data set: of the stored features, or of the inputs."""
     if "features" in ctx.inputs:
         return dict(ctx.inputs["features"].info)
     source = ctx.inputs["weights"].info
     facts = {name: source[name] for name in ("method", "arch", "epochs", "seed")}
-    return {**facts, "weights": weights, "dataset": dataset or ctx.inputs["data"].info["dataset"]}
+    return {**facts, "weights": weights, "dataset": ctx.inputs["data"].info["dataset"]}
 
 
 def result_row(
@@ -154,10 +151,9 @@ def result_row(
     setting: str,
     value: float,
     metric: str = "top1",
-    dataset: str | None = None,
 ) -> ResultRow:
-    """One number of this run, on `dataset` or else the one that fills the role `data`."""
-    info = backbone_info(ctx, weights, dataset)
+    """One number of this run, on the data set that fills the role `data`, or that of the stored features."""
+    info = backbone_info(ctx, weights)
     return ResultRow(
         run_id=ctx.run_id,
         method=info["method"] + (" (initialisation)" if info["weights"] == "initial" else ""),

@@ -11,7 +11,7 @@ from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOu
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
 from stages.engine_config import same_named
-from stages.evaluate import Pretrained, num_classes, result_row
+from stages.evaluate import Pretrained, load_vit, num_classes, result_row
 from stages.finetune_presets import PRESETS, Preset
 from stages.global_batch import uneven, uneven_pairs, uneven_passes
 from stages.labelled import LabelledPart
@@ -196,23 +196,19 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
     """The backbone with the weights asked for, and a new head. Raises ValueError where image and patch do not fit."""
     import torch
 
-    from mugs.backbones.vit import ViTConfig, build_vit
+    from mugs.backbones.vit import build_vit
     from mugs.finetune.classifier import Classifier, build_head
     from mugs.finetune.config import HeadOptions
-    from mugs.weights import load_backbone
 
-    entry = ctx.inputs["weights"]
     label = "teacher" if cfg.weights == "scratch" else cfg.weights
-    state, meta = load_backbone(entry.output(label))
-    require_intact(entry, label)
-    shape = ViTConfig(**meta["arch"])
+    vit = load_vit(ctx, label, drop_path=cfg.drop_path).requires_grad_(True)
+    shape = vit.config
     if cfg.images.size % shape.patch_size:
         raise ValueError(f"images.size {cfg.images.size}: expected a multiple of the patch size {shape.patch_size}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        vit = build_vit(shape, drop_path=cfg.drop_path)
-    if cfg.weights != "scratch":
-        vit.load_state_dict(state)
+    if cfg.weights == "scratch":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            vit = build_vit(shape, drop_path=cfg.drop_path)
     vit.recompute = cfg.activation_checkpointing
     if cfg.compile:
         for block in vit.blocks:

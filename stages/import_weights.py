@@ -1,10 +1,10 @@
 """Weights that were trained elsewhere, in place of a pretraining: a released Mugs checkpoint, or a ViT of timm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
 
@@ -30,6 +30,12 @@ class ImportConfig(StageConfig):
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     file: str | None = Runtime(None, required_at_run=True)
 
+    @model_validator(mode="after")
+    def _one_network_elsewhere(self) -> "ImportConfig":
+        if self.network != "teacher" and self.source != "mugs":
+            raise ValueError("network teacher: only released checkpoints (source mugs) hold two networks")
+        return self
+
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""
         return f"weights are imported by one rank, not {resources.ranks}" if resources.ranks > 1 else None
@@ -47,8 +53,10 @@ def load(cfg: ImportConfig) -> "Imported":
     """The backbone. Raises WeightsError naming the file and the keys."""
     from mugs.foreign_weights import import_ours, import_released, import_timm
 
-    sources: dict[str, Callable[..., Imported]] = {"mugs": import_released, "timm": import_timm, "ours": import_ours}
-    return sources[cfg.source](cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
+    if cfg.source == "mugs":
+        return import_released(cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
+    load_single = {"timm": import_timm, "ours": import_ours}[cfg.source]
+    return load_single(cfg.arch, cfg.file or "", sha256=cfg.sha256)
 
 
 def save(found: "Imported", path: Path) -> None:

@@ -66,7 +66,9 @@ class Pretraining:
         """Where the teacher of an epoch is, once it is there: 0 is the start."""
         if epoch == 0:
             return self.run_dir / "weights" / f"{INITIAL}.safetensors"
-        return self.run_dir / "checkpoints" / f"step_{self.steps[epoch]:08d}" / "teacher.safetensors"
+        from mugs.storage.record import folder_name
+
+        return self.run_dir / "checkpoints" / folder_name(self.steps[epoch]) / "teacher.safetensors"
 
     def silent_minutes(self) -> float:
         """Time since it last showed life: an attempt, progress, a checkpoint."""
@@ -82,10 +84,9 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
 
     distributed.init()
     pretraining = find(ctx, cfg)
-    main, began = distributed.is_main(), time.monotonic()
-    path = ctx.run_dir / "progress.json" if main else None
+    began, path, quiet = time.monotonic(), ctx.run_dir / "progress.json", not distributed.is_main()
     progress = Progress(
-        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=not main
+        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=quiet
     )
     while (chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))) != "none":
         if chosen == "wait":
@@ -211,13 +212,11 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
 
 def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     """The frozen teacher after an epoch. Raises CheckpointError and WeightsError naming the file."""
-    from mugs.backbones.vit import ViTConfig, build_vit
     from mugs.engine.checkpoint import load_part
-    from mugs.weights import backbone_state, load_backbone
+    from mugs.weights import backbone_state, load_exactly, read_vit
 
-    state, meta = load_backbone(pretraining.file(0))
+    vit, file = read_vit(pretraining.file(0)), pretraining.file(epoch)
     if epoch:
-        state, _ = backbone_state({"teacher": load_part(pretraining.file(epoch).parent, "teacher")})
-    vit = build_vit(ViTConfig(**meta["arch"]), drop_path=0.0)
-    vit.load_state_dict(state)
+        state, _ = backbone_state({"teacher": load_part(file.parent, "teacher")})
+        load_exactly(vit, state, file)
     return vit.eval().requires_grad_(False)

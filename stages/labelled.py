@@ -38,16 +38,16 @@ class LabelledPart(StageConfig):
         """The labelled images. Raises SourceError naming what is wrong with the list."""
         from pathlib import Path
 
-        from mugs.data.convert import file_sha256
         from mugs.data.source import SourceError
         from mugs.data.subset import KNOWN_LINES, Subset, class_balanced, listed
+        from mugs.storage.record import sha256
 
         if self.by == "class_balanced":
             return Subset(source, class_balanced(source, self.percent, seed=self.seed))
         list_file = Path(self.list_file or "").expanduser()
         lines = KNOWN_LINES.get((dataset, self.percent))
         indices = listed(source, list_file, lines=lines, drop_last=self.last_line == "dropped")
-        if self.list_sha256 is not None and (found := file_sha256(list_file)) != self.list_sha256:
+        if self.list_sha256 is not None and (found := sha256(list_file)) != self.list_sha256:
             raise SourceError(f"{list_file}: SHA-256 {found}, list_sha256 says {self.list_sha256}")
         return Subset(source, indices)
 

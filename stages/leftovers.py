@@ -7,8 +7,10 @@ of runs that are not done, the last one of those that are, and those kept for go
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,10 +110,12 @@ def old_checkpoints(entry: ManifestEntry) -> list[Path]:
 
 def measured(path: Path, why: str) -> Leftover:
     """With the size and age of all that is in it."""
-    inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-    stats = [each.lstat() for each in inside if each.exists() or each.is_symlink()]
-    size = sum(stat.st_size for each, stat in zip(inside, stats, strict=False) if not each.is_dir())
-    return Leftover(path, why, size, max((stat.st_mtime for stat in stats), default=time.time()))
+    stats = []
+    for each in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            stats.append(each.lstat())
+    size = sum(found.st_size for found in stats if not stat.S_ISDIR(found.st_mode))
+    return Leftover(path, why, size, max((found.st_mtime for found in stats), default=time.time()))
 
 
 def idle(each: Leftover) -> bool:

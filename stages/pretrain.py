@@ -19,7 +19,7 @@ OTHER = (192, 12)
 
 
 class MugsOptions(StageConfig):
-    """Fields and defaults of `mugs.methods.mugs.MugsConfig`, whose docstrings and README name the sources."""
+    """Fields and defaults of `mugs.methods.config.MugsConfig`, whose docstring explains them."""
 
     drop_path: float = Field(0.1, ge=0, lt=1)
     head_hidden: int = 2048
@@ -126,7 +126,7 @@ class PretrainConfig(StageConfig):
         options = self.mugs
         heads = 3 * (width * options.head_hidden + options.head_hidden * (options.head_hidden + options.head_out))
         parameters = 12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
-        queues = 2 * (options.queue_size + 2 * options.memory_size) * options.head_out
+        queues = 2 * (options.queue_size * options.head_out + options.memory_size * width)
         return 4 * (4 * parameters + queues) / 1e9
 
     def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:

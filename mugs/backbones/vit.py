@@ -6,6 +6,7 @@ Shapes: N images, L tokens (class token first), D width.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -94,10 +95,9 @@ class ViT(VisionTransformer):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, L, D): the last block's output *before* the final LayerNorm."""
-        x = self._pos_embed(self.patch_embed(images))
-        for block in self.blocks:
-            x = self._block(block, x)
-        return x
+        for output in self.block_outputs(images):
+            last = output
+        return last
 
     def block_outputs(self, images: Tensor) -> Iterator[Tensor]:
         """(N, 3, H, W) -> (N, L, D) after every block in turn, before the final LayerNorm."""
@@ -127,13 +127,14 @@ class ViT(VisionTransformer):
         return feature
 
     def last_blocks(self, images: Tensor, num: int) -> list[Tensor]:
-        """The outputs (N, L, D) of the last `num` blocks, each after the final LayerNorm, first to last."""
-        x, outputs = self._pos_embed(self.patch_embed(images)), []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index >= len(self.blocks) - num:
-                outputs.append(self.norm(x))
-        return outputs
+        """The outputs (N, L, D) of the last `num` blocks, each after the final LayerNorm, first to last.
+
+        Raises ValueError where there are fewer blocks.
+        """
+        if num > len(self.blocks):
+            raise ValueError(f"the outputs of {num} blocks are wanted, the backbone has {len(self.blocks)}")
+        outputs = islice(self.block_outputs(images), len(self.blocks) - num, None)
+        return [self.norm(x) for x in outputs]
 
     def class_attention(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, heads, h, w): what the class token of the last block attends to, by patch.
@@ -185,16 +186,16 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def resize_positions(table: Tensor, height: int, width: int, table_grid: tuple[int, int] | None = None) -> Tensor:
+def resize_positions(table: Tensor, height: int, width: int, table_grid: tuple[int, int]) -> Tensor:
     """Position table (1, 1 + r*c, D) for a grid of height x width patches -> (1, 1 + height*width, D).
 
     Released rule: bicubic by scale factor (n + 0.1) / s, the factor kept for the sampling positions. This is not
-    a resize to size n; 96-pixel crops sample with step 14 / 6.1. `table_grid` is (r, c), square when not given.
+    a resize to size n; 96-pixel crops sample with step 14 / 6.1. `table_grid` is (r, c).
     """
     count, dim = table.shape[1] - 1, table.shape[2]
     if count == height * width and height == width:
         return table
-    rows, columns = table_grid or (round(count**0.5),) * 2
+    rows, columns = table_grid
     grid = table[:, 1:].reshape(1, rows, columns, dim).permute(0, 3, 1, 2)
     factors = ((height + 0.1) / rows, (width + 0.1) / columns)
     grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", recompute_scale_factor=False)

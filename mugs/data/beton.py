@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mugs.atomic import fsync_path, replacing, write_text_atomic
+from mugs.atomic import replacing, write_text_atomic
 from mugs.data.source import SourceError
 
 PAGE = 8 * 1024 * 1024
@@ -104,8 +104,6 @@ def write_beton(path: Path, images: Iterable[Encoded], num: int) -> tuple[list[i
         header["num_samples"], header["alloc_table_ptr"] = num, position
         stream.seek(0)
         stream.write(header.tobytes())
-        stream.flush()
-        fsync_path(temporary)
     return table["size"].tolist(), crcs
 
 

@@ -1,6 +1,5 @@
 """Image folder -> `.beton` with sidecar, and its verification."""
 
-import hashlib
 import io
 import logging
 import zlib
@@ -15,13 +14,14 @@ from PIL import Image
 
 from mugs.data.beton import PAGE, Encoded, PackSource, Sidecar, read_sidecar, write_beton, write_sidecar
 from mugs.data.decode import DecodeError, decode_rgb
-from mugs.data.source import FolderSource, SourceError
+from mugs.data.source import FolderSource, SourceError, listed
+from mugs.storage.record import sha256
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 Report = Callable[[int, int], None]
-NAMED, LISTED = 5, 200  # bad files named in the first line of a refusal, and listed below it
+LISTED = 200  # bad files listed below the first line of a refusal
 
 
 def encode(data: bytes, name: str, label: int) -> Encoded:
@@ -41,13 +41,6 @@ def encode(data: bytes, name: str, label: int) -> Encoded:
     return Encoded(data, rgb.width, rgb.height, label)
 
 
-def convert_folder(
-    folder: Path, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
-) -> Sidecar:
-    """`convert` for a folder of class folders."""
-    return convert(FolderSource(folder), path, allow_bad=allow_bad, threads=threads, progress=progress)
-
-
 def convert(
     source: FolderSource, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
 ) -> Sidecar:
@@ -59,7 +52,7 @@ def convert(
     fingerprint = source.fingerprint
     try:
         done = read_sidecar(path)
-        if done.fingerprint == fingerprint and sorted(done.left_out) == sorted(set(done.left_out) & set(allow_bad)):
+        if done.fingerprint == fingerprint and set(done.left_out) <= set(allow_bad):
             logger.info("%s is there already, %d images", path, len(done.names))
             return done
     except SourceError:
@@ -79,7 +72,7 @@ def convert(
         crc32=crcs,
         fingerprint=fingerprint,
         file_size=path.stat().st_size,
-        sha256=file_sha256(path),
+        sha256=sha256(path),
         left_out=bad,
         versions={"pillow": version("pillow"), "numpy": version("numpy")},
         labels=None if source.by_folder else [source.label(i) for i in keep],
@@ -90,12 +83,11 @@ def convert(
 
 def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
     """Message about bad files: a first line that names them, then one line each with the reason."""
-    names = ", ".join(list(refused)[:NAMED]) + (", ..." if len(refused) > NAMED else "")
     reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
     more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
     return (
-        f"{folder}: {len(refused)} of {total} files are not usable images: {names}; repair or remove them, or name "
-        f"them in allow_bad to leave them out\n{reasons}{more}"
+        f"{folder}: {len(refused)} of {total} files are not usable images: {listed(list(refused))}; "
+        f"repair or remove them, or name them in allow_bad to leave them out\n{reasons}{more}"
     )
 
 
@@ -133,19 +125,13 @@ def counted(items: Iterator[T], total: int, report: Report) -> Iterator[T]:
         report(done, total)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def verify(path: Path, *, every: int = 1, threads: int = 4) -> list[str]:
+def verify(path: Path, *, every: int = 1) -> list[str]:
     """Check checksum, decodability and label of every `every`-th sample; a line per bad one, or for a bad file."""
     try:
         source = PackSource(path)
     except SourceError as error:
         return [str(error)]
-    return [line for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads) if line]
+    return [line for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads=4) if line]
 
 
 def label_is_right(source: PackSource, index: int) -> bool:

@@ -1,17 +1,16 @@
 """scikit-learn's 1,797 handwritten digits as an image folder: real images that need no download."""
 
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mugs.atomic import replacing
+
 SIDE = 40
 
 
-def materialize_digits(root: Path, *, seed: int = 0) -> None:
+def materialize_digits(root: Path) -> None:
     """Write `root/train/<digit>/*.jpg` and `root/val/...` (every fifth image), unless they are there.
 
     Light digits on a dark ground, 40 x 40 pixels, each turned, moved and scaled a little, so that images of a class
@@ -21,16 +20,14 @@ def materialize_digits(root: Path, *, seed: int = 0) -> None:
         return
     from sklearn.datasets import load_digits
 
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
     digits = load_digits()
-    rng = np.random.Generator(np.random.Philox(seed))
-    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        split = "val" if index % 5 == 0 else "train"
-        folder = temporary / split / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        _picture(pixels, rng).save(folder / f"digit_{index:04d}.jpg", quality=95)
-    os.replace(temporary, root)
-    shutil.rmtree(temporary, ignore_errors=True)
+    rng = np.random.Generator(np.random.Philox(0))
+    with replacing(root) as temporary:
+        for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            split = "val" if index % 5 == 0 else "train"
+            folder = temporary / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            _picture(pixels, rng).save(folder / f"digit_{index:04d}.jpg", quality=95)
 
 
 def _picture(pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:

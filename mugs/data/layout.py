@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mugs.data.source import FolderSource, SourceError
-
-NAMED = 5
+from mugs.data.source import FolderSource, SourceError, listed
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,5 @@ def _class_differences(train: list[str], val: list[str]) -> list[str]:
         ("val", "train", sorted(set(val) - set(train))),
     ):
         if names:
-            named = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-            lines.append(f"{len(names)} classes of {one} are not in {other}: {named}")
+            lines.append(f"{len(names)} classes of {one} are not in {other}: {listed(names)}")
     return lines

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.source import EXTENSIONS, FolderSource, SourceError
+from mugs.data.source import EXTENSIONS, FolderSource, SourceError, refuse
 
 NO_LABEL = -1
-NAMED = 5  # paths named in a message
 
 
 class ListedSource(FolderSource):
@@ -57,10 +56,11 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     if not lines:
         raise SourceError(f"{list_file}: names no file")
     found = [parse(root, line) for line in lines]
-    refuse(list_file, f"name no file below {root}", [n for n, entry in zip(lines, found, strict=True) if not entry])
+    lost = [line for line, entry in zip(lines, found, strict=True) if not entry]
+    refuse(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    refuse(list_file, "name a file again", [path for path, count in Counter(paths).items() if count > 1])
+    refuse(list_file, "of its lines name a file again", [path for path, count in Counter(paths).items() if count > 1])
     if not labelled:
         return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
     names = class_names(list_file, entries)
@@ -83,15 +83,8 @@ def parse(root: Path, line: str) -> tuple[str, str] | None:
 def class_names(list_file: Path, entries: Sequence[tuple[str, str]]) -> list[str]:
     """The class of each entry: its label, or the first folder of its path when no entry has a label."""
     if any(label for _, label in entries):
-        refuse(list_file, "carry no label, others do", [path for path, label in entries if not label])
+        refuse(list_file, "of its lines carry no label, others do", [path for path, label in entries if not label])
         return [label for _, label in entries]
     bare = [path for path, _ in entries if "/" not in path]
-    refuse(list_file, "carry neither a label nor a class folder (num_classes: 0 for no labels)", bare)
+    refuse(list_file, "of its lines carry neither a label nor a class folder (num_classes: 0 for no labels)", bare)
     return [path.split("/")[0] for path, _ in entries]
-
-
-def refuse(list_file: Path, what: str, bad: Sequence[str]) -> None:
-    """SourceError naming the first of the bad lines, if there are any."""
-    if bad:
-        named = ", ".join(bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
-        raise SourceError(f"{list_file}: {len(bad)} of its lines {what}: {named}")

@@ -5,13 +5,13 @@ of its height. Real images in colour, but of two scenes only, and neighbouring r
 transfer works from end to end, and measures nothing else.
 """
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from mugs.atomic import replacing
 
 SIDE = 24
 ROWS, COLUMNS = 2, 3
@@ -26,15 +26,14 @@ def materialize_patches(root: Path) -> None:
         return
     from sklearn.datasets import load_sample_images
 
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
     samples = load_sample_images()  # type: ignore[no-untyped-call]
     names = [Path(name).stem for name in samples.filenames]
     patches = [patch for name, pixels in zip(names, samples.images, strict=True) for patch in cut(name, pixels)]
-    for index, (region, patch) in enumerate(patches):
-        folder = temporary / ("val" if index % 5 == 0 else "train") / region
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(patch).save(folder / f"patch_{index:04d}.jpg", quality=95)
-    os.replace(temporary, root)
+    with replacing(root) as temporary:
+        for index, (region, patch) in enumerate(patches):
+            folder = temporary / ("val" if index % 5 == 0 else "train") / region
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(patch).save(folder / f"patch_{index:04d}.jpg", quality=95)
 
 
 def cut(name: str, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,6 @@ own, so it does not matter which worker, rank or restart draws it.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.random import Generator, Philox
 
 from mugs.data.recipe import ViewRecipe
@@ -174,8 +173,3 @@ def random_erase(rng: Generator, size: int) -> tuple[int, int, int, int]:
         if w < size and h < size:
             return int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1)), w, h
     return 0, 0, 0, 0
-
-
-def erase_array(plan: ViewPlan) -> np.ndarray:
-    """Erase boxes (crops, 4) as int16."""
-    return np.array([crop.erase for crop in plan.crops], dtype=np.int16)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mugs.data.cifar import open_cifar10, open_cifar100
-from mugs.data.listing import NAMED, ListedSource
-from mugs.data.source import SourceError
+from mugs.data.listing import ListedSource
+from mugs.data.source import SourceError, refuse
 
 Opener = Callable[[Path, str], ListedSource]
 
@@ -93,13 +93,6 @@ def existing(root: Path, where: Path, paths: list[str], labels: list[int], class
     present = set(labels)
     refuse(where, "classes have no image", [name for number, name in enumerate(classes) if number not in present])
     return ListedSource(root, paths, labels, classes)
-
-
-def refuse(where: Path, what: str, bad: Sequence[str]) -> None:
-    """SourceError naming the first of what is wrong, if anything is."""
-    if bad:
-        named = ", ".join(bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
-        raise SourceError(f"{where}: {len(bad)} {what}: {named}")
 
 
 def read_json(path: Path) -> Any:

@@ -108,6 +108,12 @@ def instead(root: Path) -> str:
     return ""
 
 
+def refuse(where: object, what: str, bad: Sequence[str]) -> None:
+    """SourceError naming the first of what is wrong, if anything is."""
+    if bad:
+        raise SourceError(f"{where}: {len(bad)} {what}: {listed(bad)}")
+
+
 def open_source(path: Path) -> Source:
     """A `.beton` file with its sidecar, or an image folder."""
     if path.suffix == ".beton":

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from numpy.random import Generator, Philox
 
-from mugs.data.listing import refuse
-from mugs.data.source import Source, SourceError
+from mugs.data.source import Source, SourceError, refuse
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
 KNOWN_LINES = {("imagenet1k", 1.0): 12_811, ("imagenet1k", 10.0): 128_116}  # lists of SimCLRv2, by percent
@@ -62,12 +61,14 @@ def listed(source: Source, list_file: Path, *, lines: int | None = None, drop_la
         names.pop()
     if lines is not None and len(names) != lines:
         raise SourceError(f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}")
-    refuse(list_file, "name no image of the data set", [name for name in names if name not in where])
-    refuse(list_file, "are the name of several images; give paths", [name for name in names if len(where[name]) > 1])
+    refuse(list_file, "of its lines name no image of the data set", [name for name in names if name not in where])
+    several = [name for name in names if len(where[name]) > 1]
+    refuse(list_file, "of its lines are the name of several images; give paths", several)
     indices = [where[name][0] for name in names]
-    refuse(list_file, "name an image again", [source.name(i) for i, count in Counter(indices).items() if count > 1])
+    again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
+    refuse(list_file, "of its lines name an image again", again)
     indices = indices[:-1] if drop_last else indices
-    _every_class(source, indices, str(list_file))
+    _every_class(source, indices, list_file)
     return sorted(indices)
 
 
@@ -109,9 +110,7 @@ def class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def _every_class(source: Source, indices: Sequence[int], what: str) -> None:
+def _every_class(source: Source, indices: Sequence[int], where: object) -> None:
     present = {source.label(i) for i in indices}
     absent = [name for label, name in enumerate(source.classes) if label not in present]
-    if absent:
-        named = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise SourceError(f"{what}: {len(absent)} of {len(source.classes)} classes have no image in it: {named}")
+    refuse(where, f"of {len(source.classes)} classes have no image in it", absent)

@@ -15,7 +15,7 @@ from PIL import Image
 from mugs.data.decode import decode_rgb
 from mugs.data.loader import Batch, RendererName
 from mugs.data.order import Order
-from mugs.data.plan import ViewPlan, draw_plan, erase_array
+from mugs.data.plan import ViewPlan, draw_plan
 from mugs.data.recipe import ViewRecipe
 from mugs.data.render import fast, reference
 from mugs.data.source import Source
@@ -52,7 +52,7 @@ class BatchBuffer:
     def draw(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
         """Render the views of one image into its slot."""
         self.render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
-        self.erase[:, slot] = torch.from_numpy(erase_array(plan))
+        self.erase[:, slot] = torch.tensor([crop.erase for crop in plan.crops])
         self.weak[slot] = plan.weak
 
 

@@ -49,7 +49,8 @@ class EpochMeans:
         state = state if state.get("epoch") in targets else {}
         self.epoch, self.steps = int(state.get("epoch", -1)), int(state.get("steps", 0))
         self.names: list[str] = list(state.get("sums", {}))
-        self.sums: Tensor | None = torch.tensor(list(state["sums"].values())).double() if self.names else None
+        sums = torch.tensor(list(state.get("sums", {}).values()), dtype=torch.float64)
+        self.sums: Tensor | None = sums if self.names else None
 
     def add(self, step: int, result: StepResult) -> None:
         """Note a step."""

@@ -61,14 +61,9 @@ def from_main(text: str) -> str:
     """Rank 0's text, on all ranks."""
     if world_size() == 1:
         return text
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(device)
-    length = torch.tensor([len(data)], device=device)
-    dist.broadcast(length, 0)
-    if not is_main():
-        data = torch.zeros(int(length), dtype=torch.uint8, device=device)
-    dist.broadcast(data, 0)
-    return bytes(data.tolist()).decode().strip()
+    shared = [text]
+    dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def on_main(work: Callable[[], object]) -> str:
@@ -109,6 +104,17 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered
+
+
+def gather_uneven(rows: Tensor) -> Tensor:
+    """(n_r, ...) on each rank, where n_r may differ -> all of them in rank order."""
+    if world_size() == 1:
+        return rows
+    counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = all_gather_rows(padded).view(world_size(), *padded.shape)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:

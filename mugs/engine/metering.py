@@ -1,6 +1,7 @@
 """How well the device is used: peak memory, floating-point rate, and a profiler trace on request."""
 
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PEAKS = {
     "A100": (312.0, 156.0),
 }
 
+STATUS = Path("/proc/self/status")
+
 
 def device_peak(name: str, precision: str) -> float | None:
     """TFLOP/s of a device at "bf16" or "fp32" (taken as TF32), None where unknown."""
@@ -30,11 +33,11 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory ever in use: allocated on a GPU, resident in this process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # a process started by a larger one takes over its `ru_maxrss`
-    if status.exists():
-        (peak,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(peak) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    for line in lines:  # not everywhere; a process started by a larger one takes over its `ru_maxrss`
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 class Meter:

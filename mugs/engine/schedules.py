@@ -23,25 +23,30 @@ class Schedule:
         return self.steps_per_epoch * self.epochs
 
     def lr(self, step: int) -> float:
-        """linspace(0, peak) over the warm-up, end point included, then cosine from peak towards the minimum."""
+        """From 0 to the peak over the warm-up, then cosine to the minimum."""
         warmup = self.steps_per_epoch * self.warmup_epochs
-        if step < warmup:
-            return self.peak_lr * step / max(warmup - 1, 1)
-        progress = (step - warmup) / (self.total_steps - warmup)
-        return self.min_lr + 0.5 * (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * progress))
+        return warmup_cosine(step, warmup, self.total_steps, start=0.0, peak=self.peak_lr, end=self.min_lr)
 
     def wd(self, step: int) -> float:
         """Cosine from the start to the end value, no warm-up."""
-        return _cosine(self.weight_decay, self.weight_decay_end, step / self.total_steps)
+        return cosine(self.weight_decay, self.weight_decay_end, step / self.total_steps)
 
     def teacher_momentum(self, step: int) -> float:
         """Cosine from the start value to 1."""
-        return _cosine(self.momentum, 1.0, step / self.total_steps)
+        return cosine(self.momentum, 1.0, step / self.total_steps)
 
     def rates(self, step: int) -> dict[str, float]:
         """All of them, by the names of the log."""
         return {"lr": self.lr(step), "weight_decay": self.wd(step), "teacher_momentum": self.teacher_momentum(step)}
 
 
-def _cosine(start: float, end: float, progress: float) -> float:
+def warmup_cosine(step: int, warmup: int, total: int, *, start: float, peak: float, end: float) -> float:
+    """linspace(start, peak) over `warmup` steps, end point included, then cosine from the peak towards `end`."""
+    if step < warmup:
+        return start + (peak - start) * step / max(warmup - 1, 1)
+    return cosine(peak, end, (step - warmup) / (total - warmup))
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From start (progress 0) to end (1) along half a cosine."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mugs.engine.distributed import all_ranks
+from mugs.engine import distributed
 from mugs.engine.optim import Rates, clip_each, guarded_update, set_rates
 from mugs.engine.precision import autocast
 from mugs.engine.schedules import Schedule
@@ -76,7 +76,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total, losses, features = self._backward(micro_batches, epoch, uniforms)
         norms = clip_each(self.parameters, self.config.clip_at(epoch))
-        finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
+        finite = distributed.all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
         self.method.refresh(features, finite)
         if epoch < self.config.freeze_last_layer_epochs:
             for parameter in self.method.last_layer_parameters():
@@ -115,7 +115,7 @@ def guarded_step(
     optimizer.zero_grad(set_to_none=True)
     total, losses = backward()
     norms = clip_each([p for group in optimizer.param_groups for p in group["params"]], 0.0)
-    finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
+    finite = distributed.all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
     guarded_update(optimizer, finite)
     return StepResult(total, losses, finite)
 
@@ -128,6 +128,18 @@ def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """sum(w * loss) / sum(w). The release divides by the weights without multiplying (M5); equal at 1/1/1."""
     return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(weights[n] for n in losses)
+
+
+def micro_batch(batch_size: int, most: int | None) -> int:
+    """Images of this rank in one pass, `most` at most. Raises ValueError where they do not divide."""
+    world = distributed.world_size()
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
+    share = batch_size // world
+    micro = min(share, most or share)
+    if share % micro:
+        raise ValueError(f"{share} images per rank do not divide into micro-batches of {micro}")
+    return micro
 
 
 def split(views: Views, micro: int) -> Iterator[Views]:

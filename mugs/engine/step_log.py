@@ -54,7 +54,7 @@ class StepLog:
         if self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        path = self.run_dir / "progress.json" if self.main else None
+        path = self.run_dir / "progress.json"
         label, total = self.settings.label, self.settings.total_steps
         self.progress = Progress(label, total, path=path, start=start, quiet=not self.main)
         self.waited, self.since = 0.0, time.monotonic()

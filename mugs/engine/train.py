@@ -28,14 +28,14 @@ from mugs.engine.metering import Meter, Trace
 from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
 from mugs.engine.precision import allow_tf32
 from mugs.engine.schedules import Schedule
-from mugs.engine.step import Trainer, split
+from mugs.engine.step import Trainer, micro_batch, split
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.engine.train_config import TrainConfig
 from mugs.methods.base import Method
 
 
 def pretrain(
-    method: Any,
+    method: Method,
     source: Source,
     config: TrainConfig,
     run_dir: Path,
@@ -59,7 +59,9 @@ def pretrain(
 class Pretraining:
     """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
 
-    def __init__(self, method: Any, source: Source, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
+    def __init__(
+        self, method: Method, source: Source, config: TrainConfig, run_dir: Path, device: torch.device
+    ) -> None:
         self.order, self.micro = plan_batches(len(source), config)
         if method.needs_whole_batch and self.micro * distributed.world_size() < config.batch_size:
             raise ValueError(
@@ -136,19 +138,11 @@ class Pretraining:
 
 def plan_batches(num_images: int, config: TrainConfig) -> tuple[Order, int]:
     """The order of samples, and the images of this rank in one micro-batch."""
-    world = distributed.world_size()
-    if config.batch_size % world:
-        raise ValueError(f"batch_size {config.batch_size} does not divide over {world} ranks")
-    if config.batch_size > num_images and config.steps_per_epoch is None:
-        raise ValueError(f"batch_size {config.batch_size} exceeds the data set's {num_images} images")
-    per_rank = config.batch_size // world
-    micro = min(per_rank, config.max_images_per_step or per_rank)
-    if per_rank % micro:
-        raise ValueError(f"{per_rank} images per rank do not divide into micro-batches of {micro}")
+    micro = micro_batch(config.batch_size, config.max_images_per_step)
     order = Order(
         num_images,
         seed=config.seed,
-        world=world,
+        world=distributed.world_size(),
         rank=distributed.rank(),
         batch_size=config.batch_size,
         steps_per_epoch=config.steps_per_epoch,

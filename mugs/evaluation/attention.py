@@ -45,9 +45,7 @@ def draw_attention(
     """`folder/image_<index>.png` for each of these images; ranks take turns."""
     mine = list(indices)[distributed.rank() :: distributed.world_size()]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    main = distributed.is_main()
-    path = progress_path if main else None
-    progress = Progress("attention", len(mine), unit="images", path=path, quiet=not main)
+    progress = Progress("attention", len(mine), unit="images", path=progress_path, quiet=not distributed.is_main())
     for done, (images, _, ids) in enumerate(
         eval_batches(source, resize=resize, crop=crop, batch_size=1, indices=mine), 1
     ):

@@ -85,8 +85,8 @@ def extract_split(
         _remove_others(folder, layout)
     distributed.barrier()
     mine = range(layout.shards)[distributed.rank() :: distributed.world_size()]
-    path = progress_path if main else None
-    with closing(Progress(f"features {folder.name}", len(mine), unit="shards", path=path, quiet=not main)) as progress:
+    bar = Progress(f"features {folder.name}", len(mine), unit="shards", path=progress_path, quiet=not main)
+    with closing(bar) as progress:
         for done, shard in enumerate(mine, 1):
             ids = layout.ids(shard)
             if not _is_good(shard_path(folder, shard), layout, len(ids)):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mugs.backbones.vit import ViT
@@ -52,19 +51,6 @@ def extract(
         labels.append(label)
         ids.append(index)
     mine = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))
-    everything = [gather_uneven(part) for part in mine]
-    order = everything[2].argsort()
-    return everything[0][order], everything[1][order], everything[2][order]
-
-
-def gather_uneven(rows: Tensor) -> Tensor:
-    """Concatenate (n_r, ...) of all ranks, where n_r may differ."""
-    if distributed.world_size() == 1:
-        return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = distributed.all_gather_rows(count).tolist()
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+    features_of_all, labels_of_all, ids_of_all = (distributed.gather_uneven(part) for part in mine)
+    order = ids_of_all.argsort()
+    return features_of_all[order], labels_of_all[order], ids_of_all[order]

@@ -21,7 +21,6 @@ from mugs.engine import distributed
 from mugs.engine.checkpoint import Parts
 from mugs.engine.progress import Progress
 from mugs.evaluation.classifiers import Classifiers, Setting
-from mugs.evaluation.features import gather_uneven
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(start, stop) -> this rank's features and labels of the global steps from start to stop; equal parts on all ranks."""
@@ -111,9 +110,8 @@ class Probing:
                 yield
 
     def _progress(self, start: int) -> Progress:
-        main = distributed.is_main()
-        path = self.run_dir / "progress.json" if main else None
-        return Progress("linear", self.total_steps, path=path, start=start, quiet=not main)
+        path, quiet = self.run_dir / "progress.json", not distributed.is_main()
+        return Progress("linear", self.total_steps, path=path, start=start, quiet=quiet)
 
     def _rates(self, epoch: int) -> Tensor:
         every = self.probe.rates(epoch)
@@ -131,7 +129,7 @@ class Probing:
         """Entries of this rank's classifiers -> entries of all, in the order of the settings."""
         world = distributed.world_size()
         order = [i for rank in range(world) for i in share(self.probe.settings, rank, world)]
-        grouped = gather_uneven(mine)
+        grouped = distributed.gather_uneven(mine)
         result = torch.empty_like(grouped)
         result[torch.tensor(order, device=mine.device)] = grouped
         return result

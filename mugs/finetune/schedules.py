@@ -1,8 +1,8 @@
 """Learning rates of fine-tuning in closed form, per step or per epoch."""
 
-import math
 from dataclasses import dataclass
 
+from mugs.engine.schedules import cosine, warmup_cosine
 from mugs.finetune.config import FinetuneConfig, RateOptions
 
 
@@ -23,9 +23,13 @@ class FinetuneSchedule:
 
     def lr(self, step: int) -> float:
         """Learning rate of a step."""
-        if self.options.unit == "step":
-            return self._per_step(step)
-        return self._per_epoch(max(step // self.steps_per_epoch - self.options.epoch_lag, 0))
+        options = self.options
+        if options.unit == "epoch":
+            return self._per_epoch(max(step // self.steps_per_epoch - options.epoch_lag, 0))
+        warmup = options.warmup_epochs * self.steps_per_epoch
+        return warmup_cosine(
+            step, warmup, self.total_steps, start=options.warmup_lr, peak=self.peak, end=options.min_lr
+        )
 
     def wd(self, step: int) -> float:
         """Weight decay, the same at every step."""
@@ -35,23 +39,12 @@ class FinetuneSchedule:
         """All of them, by the names of the log."""
         return {"lr": self.lr(step), "weight_decay": self.wd(step)}
 
-    def _per_step(self, step: int) -> float:
-        """linspace(start, peak) over the warm-up, end point included, then cosine from the peak."""
-        start, warmup = self.options.warmup_lr, self.options.warmup_epochs * self.steps_per_epoch
-        if step < warmup:
-            return start + (self.peak - start) * step / max(warmup - 1, 1)
-        return self._cosine((step - warmup) / (self.total_steps - warmup))
-
     def _per_epoch(self, epoch: int) -> float:
         """Linear over the warm-up, end point left out, then the cosine over all epochs from where it is by then."""
         start, warmup = self.options.warmup_lr, self.options.warmup_epochs
         if epoch < warmup:
             return start + (self.peak - start) * epoch / warmup
-        return self._cosine(epoch / self.epochs)
-
-    def _cosine(self, progress: float) -> float:
-        low = self.options.min_lr
-        return low + 0.5 * (self.peak - low) * (1 + math.cos(math.pi * progress))
+        return cosine(self.peak, self.options.min_lr, epoch / self.epochs)
 
 
 def build_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:

@@ -23,7 +23,7 @@ from mugs.engine.checkpoint import Parts
 from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
-from mugs.engine.step import Losses, synced
+from mugs.engine.step import Losses, micro_batch, synced
 from mugs.finetune.batches import Batches, Views, load_batches
 from mugs.finetune.classifier import Classifier, parameter_groups
 from mugs.finetune.config import FinetuneConfig
@@ -56,7 +56,7 @@ class Finetuning(ModelTask[Batch]):
     ) -> None:
         ready(model, device)
         (self.source, self.val), self.num_classes = sources, num_classes
-        self.micro = micro_batch(config, distributed.world_size())
+        self.micro = micro_batch(config.batch_size, config.max_images_per_step)
         self.order = Batches(len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats)
         self.columns = columns_of(config.batch_size, config.mix, distributed.world_size(), distributed.rank())
         self.drop_rates = [branch.rate for branch in model.backbone.depth_branches()]
@@ -137,14 +137,3 @@ class Finetuning(ModelTask[Batch]):
         """Continue from a checkpoint."""
         super().load(parts, notes)
         self.history = [EpochResult(**result) for result in notes["history"]]
-
-
-def micro_batch(config: FinetuneConfig, world: int) -> int:
-    """Images of a rank in one pass. Raises ValueError when they do not divide."""
-    if config.batch_size % world:
-        raise ValueError(f"batch_size {config.batch_size} does not divide over {world} ranks")
-    share = config.batch_size // world
-    micro = min(share, config.max_images_per_step or share)
-    if share % micro:
-        raise ValueError(f"{share} images per rank do not divide into micro-batches of {micro}")
-    return micro

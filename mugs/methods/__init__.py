@@ -1,6 +1,7 @@
 """Self-supervised methods by name."""
 
-from mugs.methods.mugs import Mugs, MugsConfig
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
 
 METHODS = {"mugs": Mugs}
 

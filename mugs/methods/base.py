@@ -3,20 +3,37 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from mugs.methods.flops import Sizes
 from mugs.views import Views
 
 
 class Method(Protocol):
     """Networks, losses, teacher rule and extra state (queues, memories, centres) of one method."""
 
-    student: nn.Module
-    teacher: nn.Module
-    extra_state: nn.Module
     loss_weights: dict[str, float]
     needs_whole_batch: bool  # a micro-batch would change the numbers, as with batch normalisation
     depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is trained."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The network that follows it."""
+
+    @property
+    def extra_state(self) -> nn.Module:
+        """Buffers besides the networks', equal on all ranks."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move networks and state to a device."""
+
+    def flops(self, sizes: Sizes, images: int) -> float:
+        """Floating-point operations of one step over `images` images."""
 
     def losses(self, student: Callable[..., Any], views: Views, epoch: int) -> tuple[dict[str, Tensor], Any]:
         """The losses of a micro-batch by name, and the features that `refresh` wants of it.

@@ -1,101 +1,19 @@
 """Mugs: instance, local-group and group discrimination between a student and its moving average."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.engine.distributed import all_gather_rows, all_reduce_mean
-from mugs.heads import GroupHead, HeadNorm, InfoNCEHead
+from mugs.engine.distributed import all_reduce_mean
 from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
-from mugs.losses.pairs import PairAverage, pair_weights
-from mugs.memory import NeighbourMemory, PointerRule, Queue
+from mugs.losses.pairs import pair_weights
+from mugs.methods.config import MugsConfig
 from mugs.methods.flops import Sizes, backbone_macs, block_macs, linear_macs
-from mugs.methods.network import LocalGroupToken, MugsNetwork, Outputs
+from mugs.methods.network import MugsNetwork, Outputs, build_network
+from mugs.methods.state import ExtraState, Features, gather
 from mugs.views import Views
-
-
-@dataclass(frozen=True, kw_only=True)
-class MugsConfig:
-    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs."""
-
-    arch: str | ViTConfig = "vit_s16"
-    drop_path: float = 0.1
-    head_hidden: int = 2048
-    predictor_hidden: int = 4096
-    head_out: int = 256
-    group_bottleneck: int = 256
-    num_prototypes: int = 65536
-    train_prototype_magnitude: bool = True
-    queue_size: int = 65536
-    memory_size: int = 65536
-    num_neighbours: int = 8
-    instance_temperature: float = 0.2
-    local_group_temperature: float = 0.2
-    group_student_temperature: float = 0.1
-    group_teacher_temperature: tuple[float, float] = (0.04, 0.04)
-    group_teacher_warmup_epochs: int = 0
-    center_momentum: float = 0.9
-    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    relation_depth: int = 1
-    memory_pointer: PointerRule = "released"
-    memory_start: Literal["common", "released"] = "common"
-    memories: Literal["released", "shared"] = "released"
-    local_group_token: LocalGroupToken = "released"
-    pair_average: PairAverage = "released"
-    predictor_init: Literal["released", "0.02"] = "released"
-    head_norm: HeadNorm = "none"
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one micro-batch hands to `Mugs.refresh`; crop-major (2, N, D), memory rows (N, D)."""
-
-    instance: Tensor | None
-    local_group: Tensor | None
-    center_sum: Tensor | None
-    student_memory: Tensor | None
-    teacher_memory: Tensor | None
-    weak: Tensor
-
-
-class ExtraState(nn.Module):
-    """Queues, memories and centre: equal on all ranks, frozen within an optimizer step.
-
-    A queue or memory is None when its loss is off; with shared memories the teacher's serves both networks.
-    """
-
-    center: Tensor
-    instance_queue: Queue | None
-    local_group_queue: Queue | None
-    student_memory: NeighbourMemory | None
-    teacher_memory: NeighbourMemory | None
-
-    def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
-        super().__init__()
-        instance, local_group, _ = config.loss_weights
-        self.instance_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 1) if instance else None
-        self.local_group_queue = self.student_memory = self.teacher_memory = None
-        if local_group:
-            self.local_group_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 2)
-            self.teacher_memory = self._memory(config, width, seed * 100 + 20)
-            if config.memories == "released":
-                self.student_memory = self._memory(config, width, seed * 100 + 10)
-        self.register_buffer("center", torch.zeros(config.num_prototypes))
-
-    @staticmethod
-    def _memory(config: MugsConfig, width: int, seed: int) -> NeighbourMemory:
-        return NeighbourMemory(
-            config.memory_size,
-            width,
-            seed=seed,
-            pointer_rule=config.memory_pointer,
-            common_start=config.memory_start == "common",
-        )
 
 
 class Mugs:
@@ -158,17 +76,14 @@ class Mugs:
             teacher: Outputs = self.teacher([views.large[:2]], state.teacher_memory)
         memory = state.teacher_memory if state.student_memory is None else state.student_memory
         out = student([views.large[2:], views.small], memory)
-        num_student = 2 + len(views.small)
-        weights = pair_weights(2, num_student, 2, config.pair_average, views.large.device)
+        weights = pair_weights(2, 2 + len(views.small), 2, config.pair_average, views.large.device)
         losses: dict[str, Tensor] = {}
-        if out.instance is not None and teacher.instance is not None:
-            queue = rows(state.instance_queue)
-            losses["instance"] = info_nce(out.instance, teacher.instance, queue, weights, config.instance_temperature)
-        if out.local_group is not None and teacher.local_group is not None:
-            queue = rows(state.local_group_queue)
-            losses["local_group"] = info_nce(
-                out.local_group, teacher.local_group, queue, weights, config.local_group_temperature
-            )
+        for name, queue, temperature in (
+            ("instance", state.instance_queue, config.instance_temperature),
+            ("local_group", state.local_group_queue, config.local_group_temperature),
+        ):
+            if queue is not None:
+                losses[name] = info_nce(getattr(out, name), getattr(teacher, name), queue.rows, weights, temperature)
         if out.group is not None and teacher.group is not None:
             losses["group"] = clustering(
                 out.group,
@@ -178,8 +93,8 @@ class Mugs:
                 student_temperature=config.group_student_temperature,
                 teacher_temperature=self._teacher_temperature(epoch),
             )
-        center_sum = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
-        features = Features(teacher.instance, teacher.local_group, center_sum, out.memory, teacher.memory, views.weak)
+        mean_logits = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
+        features = Features(teacher.instance, teacher.local_group, mean_logits, out.memory, teacher.memory, views.weak)
         return losses, features
 
     def _teacher_temperature(self, epoch: int) -> float:
@@ -204,9 +119,9 @@ class Mugs:
             state.teacher_memory.write(rows_of["teacher_memory"], accept)
             if state.student_memory is None:
                 state.teacher_memory.write(student_rows, accept)
-        sums = [f.center_sum for f in features if f.center_sum is not None]
-        if sums:
-            mean = all_reduce_mean(torch.stack(sums).mean(dim=0))
+        means = [f.mean_logits for f in features if f.mean_logits is not None]
+        if means:
+            mean = all_reduce_mean(torch.stack(means).mean(dim=0))
             momentum = self.config.center_momentum
             moved = momentum * state.center + (1 - momentum) * mean
             state.center.copy_(torch.where(valid, moved, state.center))
@@ -228,60 +143,3 @@ class Mugs:
         """The prototypes."""
         head = self.student.group_head
         return [] if head is None else list(head.last_layer.parameters())
-
-
-def gather(features: Sequence[Features]) -> dict[str, Tensor]:
-    """Rows (B, ...) of the global batch in sample order, for every field there is: one all-gather for all of them."""
-    local = {}
-    for name in ("instance", "local_group", "student_memory", "teacher_memory", "weak"):
-        parts = [getattr(f, name) for f in features]
-        if parts[0] is not None:
-            images_first = [part.movedim(1, 0) if part.ndim == 3 else part for part in parts]
-            local[name] = torch.cat(images_first).float()
-    packed = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], dim=1)
-    widths = [value[0].numel() for value in local.values()]
-    columns = torch.split(all_gather_rows(packed), widths, dim=1)
-    return {n: c.reshape(-1, *value.shape[1:]) for (n, value), c in zip(local.items(), columns, strict=True)}
-
-
-def rows(queue: Queue | None) -> Tensor:
-    """The queue's rows; a loss is only computed where its queue exists."""
-    assert queue is not None
-    return queue.rows
-
-
-def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
-    """Student (with predictors and stochastic depth) or teacher network."""
-    instance, local_group, group = config.loss_weights
-    backbone = build_vit(
-        config.arch,
-        relation_depth=config.relation_depth if local_group else 0,
-        drop_path=config.drop_path if student else 0.0,
-    )
-
-    def info_nce_head() -> InfoNCEHead:
-        return InfoNCEHead(
-            backbone.embed_dim,
-            hidden=config.head_hidden,
-            out=config.head_out,
-            predictor_hidden=config.predictor_hidden if student else None,
-            predictor_init=config.predictor_init,
-            norm=config.head_norm,
-        )
-
-    group_head = GroupHead(
-        backbone.embed_dim,
-        hidden=config.head_hidden,
-        bottleneck=config.group_bottleneck,
-        out=config.num_prototypes,
-        train_magnitude=config.train_prototype_magnitude,
-        norm=config.head_norm,
-    )
-    return MugsNetwork(
-        backbone,
-        info_nce_head() if instance else None,
-        info_nce_head() if local_group else None,
-        group_head if group else None,
-        num_neighbours=config.num_neighbours,
-        local_group_token=config.local_group_token,
-    )

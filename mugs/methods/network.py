@@ -4,16 +4,14 @@ N images, P crops of one network, D width, C channels out.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ViT
+from mugs.backbones.vit import ViT, build_vit
 from mugs.heads import GroupHead, InfoNCEHead
 from mugs.memory import NeighbourMemory
-
-LocalGroupToken = Literal["released", "paper"]
+from mugs.methods.config import LocalGroupToken, MugsConfig
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,17 @@ class MugsNetwork(nn.Module):
     def forward(self, crops: list[Tensor], memory: NeighbourMemory | None) -> Outputs:
         """Crops: one tensor (P_i, N, 3, s_i, s_i) per size, large first; crops of one size run in one pass."""
         num_images = crops[0].shape[1]
-        passes, start = [], 0
+        passes, num_crops = [], 0
         for group in crops:
             if len(group):
-                passes.append(self._one_size(group, start, memory))
-                start += len(group)
-        cls, query, stored = passes[0][0], [p[1] for p in passes], passes[0][2]
-        cls = torch.cat([p[0] for p in passes])
-        local = torch.cat([q for q in query if q is not None]) if query[0] is not None else None
+                passes.append(self._one_size(group, num_crops, memory))
+                num_crops += len(group)
+        classes, related, means = zip(*passes, strict=True)
+        cls, stored = torch.cat(classes), means[0]
+        local = None if related[0] is None else torch.cat(related)
 
         def shaped(x: Tensor) -> Tensor:
-            return x.view(start, num_images, -1)
+            return x.view(num_crops, num_images, -1)
 
         return Outputs(
             instance=shaped(self.instance_head(cls)) if self.instance_head else None,
@@ -86,3 +84,40 @@ class MugsNetwork(nn.Module):
         query = tokens.float().mean(dim=1) if self.local_group_token == "released" else stored
         neighbours = memory.neighbours(query.detach(), self.num_neighbours)
         return normed[:, 0], self.backbone.relate(query, neighbours), stored.detach()
+
+
+def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
+    """Student (with predictors and stochastic depth) or teacher network."""
+    instance, local_group, group = config.loss_weights
+    backbone = build_vit(
+        config.arch,
+        relation_depth=config.relation_depth if local_group else 0,
+        drop_path=config.drop_path if student else 0.0,
+    )
+
+    def info_nce_head() -> InfoNCEHead:
+        return InfoNCEHead(
+            backbone.embed_dim,
+            hidden=config.head_hidden,
+            out=config.head_out,
+            predictor_hidden=config.predictor_hidden if student else None,
+            predictor_init=config.predictor_init,
+            norm=config.head_norm,
+        )
+
+    group_head = GroupHead(
+        backbone.embed_dim,
+        hidden=config.head_hidden,
+        bottleneck=config.group_bottleneck,
+        out=config.num_prototypes,
+        train_magnitude=config.train_prototype_magnitude,
+        norm=config.head_norm,
+    )
+    return MugsNetwork(
+        backbone,
+        info_nce_head() if instance else None,
+        info_nce_head() if local_group else None,
+        group_head if group else None,
+        num_neighbours=config.num_neighbours,
+        local_group_token=config.local_group_token,
+    )

@@ -17,14 +17,14 @@ from PIL import Image
 from plain_views import plain_loader
 
 from mugs.data.beton import PackSource
-from mugs.data.convert import convert_folder
+from mugs.data.convert import convert
 from mugs.data.decode import decode_rgb
 from mugs.data.loader import LoaderName, make_loader
 from mugs.data.order import Order
 from mugs.data.plan import draw_plan
 from mugs.data.recipe import ViewRecipe
 from mugs.data.render import fast
-from mugs.data.source import Source, open_source
+from mugs.data.source import FolderSource, Source, open_source
 
 NUM, BATCH, WORKERS, ROUNDS = 64, 16, 2, 5
 
@@ -92,7 +92,7 @@ def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         photographs(root / "images")
-        convert_folder(root / "images", root / "train.beton")
+        convert(FolderSource(root / "images"), root / "train.beton")
         pack = PackSource(root / "train.beton")
         plain = plain_loader(root / "images", BATCH, WORKERS)
         passes: dict[str, Callable[[], Iterable[Any]]] = {

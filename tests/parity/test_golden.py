@@ -14,10 +14,31 @@ from mugs.engine.schedules import Schedule
 from mugs.engine.step import StepConfig, Trainer
 from mugs.methods import Mugs, MugsConfig
 from mugs.views import Views
-from mugs.weights import load_full_state, read_checkpoint
+from mugs.weights import read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "group": "group-sup."}
+
+
+def load_full_state(method: Mugs, checkpoint: dict[str, Any]) -> None:
+    """Networks, queues, memories and centre of a released full checkpoint, strictly.
+
+    Of the three tables of a released memory the first is compared and the second handed out; the third is unused.
+    """
+    student = {k.removeprefix("module."): v for k, v in checkpoint["student"].items()}
+    method.student.load_state_dict(student)
+    method.teacher.load_state_dict(checkpoint["teacher"])
+    state = method.extra_state
+    extra = {"center": checkpoint["group-sup."]["center"][0]}
+    for ours, theirs in (("instance_queue", "instance-sup."), ("local_group_queue", "local-group-sup.")):
+        extra[f"{ours}.rows"] = checkpoint[theirs]["queue"].T
+        extra[f"{ours}.pointer"] = checkpoint[theirs]["queue_ptr"][0]
+    for ours, theirs in (("student_memory", "student_mem"), ("teacher_memory", "teacher_mem")):
+        extra[f"{ours}.compare"] = checkpoint[theirs]["block.queue_q"]
+        if f"{ours}.separate" in state.state_dict():
+            extra[f"{ours}.separate"] = checkpoint[theirs]["block.queue_k"]
+        extra[f"{ours}.pointer"] = checkpoint[theirs]["block.queue_ptr"][0]
+    state.load_state_dict(extra)
 
 
 @pytest.fixture

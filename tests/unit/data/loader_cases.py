@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from mugs.data.beton import PackSource
-from mugs.data.convert import convert_folder
+from mugs.data.convert import convert
 from mugs.data.loader import Batch, make_loader
 from mugs.data.order import Order
 from mugs.data.recipe import ViewRecipe
+from mugs.data.source import FolderSource
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4
@@ -26,7 +27,7 @@ def write_images(root: Path) -> Path:
         path = root / "folder" / str(i % 2) / f"{i:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)).save(path)
-    convert_folder(root / "folder", root / "train.beton")
+    convert(FolderSource(root / "folder"), root / "train.beton")
     return root / "train.beton"
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from mugs.data.beton import PackSource, sidecar_path
-from mugs.data.convert import convert_folder, verify
+from mugs.data.convert import convert, verify
 from mugs.data.decode import decode_rgb
-from mugs.data.source import SourceError, open_source
+from mugs.data.source import FolderSource, SourceError, open_source
 
 
 def jpeg(size: tuple[int, int], mode: str = "RGB", fmt: str = "JPEG", seed: int = 0) -> bytes:
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -> None:
-    sidecar = convert_folder(folder, tmp_path / "x.beton")
+    sidecar = convert(FolderSource(folder), tmp_path / "x.beton")
     pack, source = PackSource(tmp_path / "x.beton"), open_source(folder)
     assert len(pack) == len(source) == 11
     assert sidecar.classes == pack.classes == ["cat", "dog"]
@@ -53,7 +53,7 @@ def test_stock_ffcv_reads_it(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv", reason="ffcv is not installed")
     from ffcv.reader import Reader
 
-    convert_folder(folder, tmp_path / "x.beton")
+    convert(FolderSource(folder), tmp_path / "x.beton")
     reader = Reader(str(tmp_path / "x.beton"))
     pack = PackSource(tmp_path / "x.beton")
     assert reader.num_samples == len(pack)
@@ -75,7 +75,7 @@ def test_stock_ffcv_loader_gives_the_pixels(tmp_path: Path) -> None:
     (tmp_path / "images/a").mkdir(parents=True)
     for i in range(6):
         (tmp_path / f"images/a/{i}.jpg").write_bytes(jpeg((32, 32), seed=i))
-    convert_folder(tmp_path / "images", tmp_path / "x.beton")
+    convert(FolderSource(tmp_path / "images"), tmp_path / "x.beton")
     loader = Loader(
         str(tmp_path / "x.beton"),
         batch_size=3,
@@ -96,7 +96,7 @@ def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: 
     (folder / "cat/text.JPEG").write_text("this is no image")
     (folder / "dog/cut.jpg").write_bytes(jpeg((64, 64))[:600])
     with pytest.raises(SourceError) as error:
-        convert_folder(folder, tmp_path / "x.beton")
+        convert(FolderSource(folder), tmp_path / "x.beton")
     assert "cat/text.JPEG" in str(error.value)
     assert "dog/cut.jpg" in str(error.value)
     assert "allow_bad" in str(error.value)
@@ -105,7 +105,7 @@ def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: 
 
 def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/text.JPEG").write_text("this is no image")
-    sidecar = convert_folder(folder, tmp_path / "x.beton", allow_bad=["cat/text.JPEG"])
+    sidecar = convert(FolderSource(folder), tmp_path / "x.beton", allow_bad=["cat/text.JPEG"])
     assert list(sidecar.left_out) == ["cat/text.JPEG"]
     assert "cat/text.JPEG" not in sidecar.names
 
@@ -113,19 +113,19 @@ def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Pat
 def test_empty_class_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "emu").mkdir()
     with pytest.raises(SourceError, match="emu"):
-        convert_folder(folder, tmp_path / "x.beton")
+        convert(FolderSource(folder), tmp_path / "x.beton")
 
 
 def test_a_second_conversion_does_nothing(folder: Path, tmp_path: Path) -> None:
-    convert_folder(folder, tmp_path / "x.beton")
+    convert(FolderSource(folder), tmp_path / "x.beton")
     before = (tmp_path / "x.beton").stat().st_mtime_ns
-    convert_folder(folder, tmp_path / "x.beton")
+    convert(FolderSource(folder), tmp_path / "x.beton")
     assert (tmp_path / "x.beton").stat().st_mtime_ns == before
 
 
 def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert_folder(folder, path)
+    convert(FolderSource(folder), path)
     os.truncate(path, path.stat().st_size - 100)
     with pytest.raises(SourceError, match=r"x\.beton.*truncated"):
         open_source(path)
@@ -133,7 +133,7 @@ def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert_folder(folder, path)
+    convert(FolderSource(folder), path)
     sidecar_path(path).unlink()
     with pytest.raises(SourceError, match="sidecar"):
         open_source(path)
@@ -141,7 +141,7 @@ def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_verify_finds_a_flipped_byte(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert_folder(folder, path)
+    convert(FolderSource(folder), path)
     position = int(PackSource(path).samples["image"]["data_ptr"][3]) + 50
     with path.open("r+b") as stream:
         stream.seek(position)

@@ -126,3 +126,9 @@ def test_features_too_large_for_fp16_are_refused(source: FolderSource, tmp_path:
     torch.nn.init.constant_(large.norm.weight, 1e6)
     with pytest.raises(FeatureStoreError, match="cls of images 0 to 3 is not finite in fp16"):
         extract(large, source, tmp_path, replace(layout(source), dtype="fp16"))
+
+
+def test_fewer_blocks_than_a_feature_wants() -> None:
+    shallow = build_vit(ViTConfig(embed_dim=16, depth=3, num_heads=2, patch_size=8, image_size=16))
+    with pytest.raises(ValueError, match="outputs of 4 blocks are wanted, the backbone has 3"):
+        backbone_feature(shallow, "last4_cls")(torch.zeros(1, 3, 16, 16))

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mugs.data.digits import materialize_digits
 from mugs.data.recipe import ViewRecipe
 from mugs.data.source import FolderSource
+from mugs.engine import metering
 from mugs.engine.metering import Meter, device_peak
 from mugs.engine.train import pretrain
 from mugs.engine.train_config import TrainConfig
@@ -42,6 +43,16 @@ def test_peaks() -> None:
     fields = Meter(torch.device("cpu"), "fp32", 5e11).fields(4, 2.0)
     assert (fields["tflops"], fields["peak_share"]) == (1.0, None)
     assert fields["peak_memory_mb"] > 10
+
+
+@pytest.mark.parametrize("status", [None, "Name:\tpython\nVmRSS:\t  123 kB\n"])
+def test_peak_memory_where_the_kernel_does_not_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | None
+) -> None:
+    monkeypatch.setattr(metering, "STATUS", tmp_path / "status")
+    if status is not None:
+        (tmp_path / "status").write_text(status)
+    assert metering.peak_memory_mb(torch.device("cpu")) > 10
 
 
 def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.convert import convert_folder
+from mugs.data.convert import convert
 from mugs.data.digits import materialize_digits
+from mugs.data.source import FolderSource
 from mugs.finetune import config as engine
 from mugs.finetune.batches import Batches
 from mugs.finetune.schedules import build_schedule
@@ -169,7 +170,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("inputs")
     materialize_digits(root / "digits")
     for split in ("train", "val"):
-        convert_folder(root / "digits" / "val", root / f"{split}.beton")
+        convert(FolderSource(root / "digits" / "val"), root / f"{split}.beton")
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 16}
     for name in ("teacher", "student", "initial"):
         state = build_vit(ViTConfig(**shape)).state_dict()

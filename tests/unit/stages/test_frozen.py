@@ -59,6 +59,10 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
             "weights student: imported weights are a single network, named teacher",
         ),
         (
+            "{stage: import, source: timm, arch: vit_small_patch16_224, epochs: 1, file: /y.pth, network: student}",
+            "network teacher: only released checkpoints (source mugs) hold two networks",
+        ),
+        (
             "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, resources: {ranks_per_node: 2}}",
             "logistic regression runs on one rank, not 2",
         ),

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mugs.data.convert import convert_folder
+from mugs.data.convert import convert
 from mugs.data.digits import materialize_digits
+from mugs.data.source import FolderSource
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
@@ -51,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, pre = runs["digits"], runs["pretrain"]
     materialize_digits(root / "images")
     for split in ("train", "val"):  # the validation images will do for both
-        convert_folder(root / "images" / "val", data.run_dir(root) / f"{split}.beton")
+        convert(FolderSource(root / "images" / "val"), data.run_dir(root) / f"{split}.beton")
     finish(root, data, ["train.beton", "val.beton"], {"dataset": "digits", "num_classes": 10})
     runfile.write(root, pre)
     out = pretrain.run(context(root, pre), pre.config)  # type: ignore[arg-type]
