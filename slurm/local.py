@@ -158,7 +158,7 @@ class _Executor:
         """Wait for a run; what became of it."""
         run, run_dir, codes = start.run, start.run.run_dir(self.run_root), wait(start.ranks)
         seconds = time.monotonic() - start.began
-        if not any(codes) and manifest.find_done(self.run_root, run.run_id) is not None:
+        if manifest.find_done(self.run_root, run.run_id) is not None:  # whatever ended its processes after that
             return Outcome(run, "finished", "", seconds)
         if self.processes.signalled or INTERRUPTED in codes:
             reason = attempts.interruption(run_dir, attempts.latest(run_dir)) or "stopped at once"

@@ -76,14 +76,11 @@ class Processes:
 
 def wait(ranks: Ranks) -> list[int | None]:
     """Exit codes; when one ends with an error, the others get ten seconds to notice, and then are stopped."""
-    deadline: float | None = None
-    while any(process.poll() is None for process in ranks):
-        if deadline is None and any(process.returncode for process in ranks):
-            deadline = time.monotonic() + _GRACE_S
-        if deadline is not None and time.monotonic() > deadline:
-            break
+    deadline = float("inf")
+    while None in (codes := [process.poll() for process in ranks]) and time.monotonic() < deadline:
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + _GRACE_S)
         time.sleep(0.05)
-    codes = [process.returncode for process in ranks]
     stop(ranks)
     return codes
 

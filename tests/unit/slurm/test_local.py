@@ -55,8 +55,12 @@ def run(ctx, cfg):
         assert cfg.fault == "until watched", "no such luck"
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
-    if cfg.fault == "kill" and rank == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
+    while cfg.fault.startswith("kill") and rank == "1":
+        if cfg.fault == "kill" or list(ctx.run_dir.parents[1].glob("manifest/*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+    while cfg.fault == "kill":  # as at a collective
+        time.sleep(0.1)
     below = [entry.output("out").read_text() for entry in ctx.inputs.values()]
     (ctx.run_dir / "out.txt").write_text(cfg.text + "".join(below))
     return StageOutput(outputs={"out": Path("out.txt")}, info={"threads": os.environ["OMP_NUM_THREADS"]})
@@ -151,10 +155,15 @@ def test_with_gpus_it_comes_after(tiny: Any, tmp_path: Path, monkeypatch: pytest
     assert not (a.run_dir(tmp_path) / "watched").exists()
 
 
-def test_killed_rank_is_reported(tiny: Any, tmp_path: Path) -> None:
+def test_killed_rank_is_reported(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE_S", 0.2)
     run = make(tiny, "victim", fault="kill")
     outcome = run_here([run], tmp_path, ranks=2)[0]
     assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+
+
+def test_a_rank_that_dies_once_the_run_is_done_changes_nothing(tiny: Any, tmp_path: Path) -> None:
+    assert run_here([make(tiny, "done", fault="kill late")], tmp_path, ranks=2)[0].state == "finished"
 
 
 def test_a_run_that_runs_already_is_left_alone(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
