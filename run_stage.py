@@ -53,11 +53,13 @@ def plan(
 ) -> None:
     """What would run, where and at what cost, and what is done already.
 
-    Also says which settings are missing, and with --cluster whether the runs fit its nodes. Starts nothing.
+    Also says what is in the way: settings that are missing, data sets, lists and weights that are not as they should
+    be, and with --cluster runs that do not fit its nodes. Starts nothing.
     """
     from pipeline import manifest
-    from pipeline.plan import unresolved
     from slurm import console, estimates
+    from stages.preflight import in_the_way
+    from stages.reproduction import all_runs
 
     runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     if cluster is not None:
@@ -67,7 +69,8 @@ def plan(
         for run in runs:
             check_fit(profile, run.name, run.resources)
     split = manifest.split(root, runs)
-    console.show_plan(runs, split, root, unresolved(runs), estimates.advice(split.pending, root))
+    wrong = in_the_way(runs, all_runs(reproduction, overrides), root)
+    console.show_plan(runs, split, root, wrong, estimates.advice(split.pending, root))
 
 
 @app.command()
@@ -107,18 +110,26 @@ def submit(
     only: Only = None,
     profile: Profile = 0,
     run_root: Root = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Do not look at files first, where only compute nodes have them.")
+    ] = False,
 ) -> None:
     """Queue on Slurm what is neither done nor queued.
 
-    So it is also the way to resume and to retry. One job per run, each after those it needs. Jobs use a copy of the
-    code as it is now. Look on with `status`.
+    So it is also the way to resume and to retry. One job per run, each after those it needs. Before the first, the data
+    sets, lists and weights that the runs read are looked at, as by `doctor`. Jobs use a copy of the code as it is now.
+    Look on with `status`.
     """
     from pipeline.plan import require_resolved, traced
     from slurm import console, place
     from slurm.submit import submit as queue_runs
+    from stages.preflight import require_sound
+    from stages.reproduction import all_runs
 
-    runs, _ = _chosen(reproduction, overrides, only, cluster, run_root)
+    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     require_resolved(runs)
+    if not unseen:
+        require_sound(runs, all_runs(reproduction, overrides), root)
     console.show_submissions(queue_runs(traced(runs, profile), place.cluster_profile(cluster, run_root)))
 
 

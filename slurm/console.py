@@ -46,9 +46,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def show_plan(
-    runs: Sequence[StageRun], split: Split, root: Path, unresolved: Sequence[str], advice: Sequence[str]
-) -> None:
+def show_plan(runs: Sequence[StageRun], split: Split, root: Path, wrong: Sequence[str], advice: Sequence[str]) -> None:
     """Runs in order with what each needs, the total of what is left to do, advice, and what must be set first."""
     header = ("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id")
     rows = []
@@ -59,7 +57,7 @@ def show_plan(
     show_table(header, rows)
     total = sum(run.resources.gpu_hours for run in split.pending)
     say(f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}")
-    for line in (*advice, *unresolved):
+    for line in (*advice, *wrong):
         say(line)
 
 

@@ -9,7 +9,7 @@ from pipeline.findings import Finding, ok, wrong
 from pipeline.identity import marked
 from pipeline.plan import unresolved
 from pipeline.runfile import resolve
-from pipeline.spec import StageConfig, StageRun
+from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
 
 
@@ -41,6 +41,18 @@ def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -
         found.findings += findings
         found.bytes += max(0.0, size - _there(run.run_dir(root)))
     return found
+
+
+def in_the_way(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> list[str]:
+    """What is wrong with those of the runs that are not done, and what to do, a line each."""
+    findings = preflight(runs, every, root).findings
+    return [f"{each.subject}: {each.detail}; to do: {each.remedy}" for each in findings if each.state == "wrong"]
+
+
+def require_sound(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> None:
+    """Raise ConfigError with all that is in the way."""
+    if lines := in_the_way(runs, every, root):
+        raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
 
 
 def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import run_stage
 from mugs.backbones.vit import build_vit
 from pipeline import environment
+from pipeline.spec import ConfigError
 
 Doctor = Callable[..., Result]
 YAML = """
@@ -42,10 +43,9 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
         YAML.format(images=tmp_path / "images", file=tmp_path / "w.pth", list=tmp_path / "list.txt")
     )
 
-    def call(*arguments: str) -> Result:
-        return CliRunner().invoke(
-            run_stage.app, ["doctor", "small.yaml", "--run-root", str(tmp_path / "runs"), *arguments]
-        )
+    def call(*arguments: str, command: str = "doctor") -> Result:
+        root = ["--run-root", str(tmp_path / "runs")]
+        return CliRunner().invoke(run_stage.app, [command, "small.yaml", *root, *arguments])
 
     return call
 
@@ -71,21 +71,44 @@ def test_where_all_is_well(doctor: Doctor, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("override", "words", "remedy"),
-    [
-        ("photos.train_dir=null", "photos.train_dir is not set", "--set photos.train_dir="),
-        ("photos.train_dir=/nowhere", "train_dir: /nowhere is not a folder", "photos.train_dir"),
-        ("photos.num_train_images=5", "4 images found, 5 expected", "photos.train_dir"),
-        ("photos.num_classes=3", "2 classes found, 3 expected", "photos.train_dir"),
-        ("weights.file=/nowhere.pth", "/nowhere.pth: No such file", "weights.file"),
-        ("weights.arch=vit_s16", "missing ['blocks.10", "weights.file"),
-        ("logistic.labelled.list_file=/nowhere", "/nowhere: cannot be read", "logistic.labelled.list_file"),
-        (f"logistic.labelled.list_sha256={'a' * 64}", "list_sha256 says aa", "logistic.labelled.list_file"),
-    ],
-)
+BROKEN = [
+    ("photos.train_dir=null", "photos.train_dir is not set", "--set photos.train_dir="),
+    ("photos.train_dir=/nowhere", "train_dir: /nowhere is not a folder", "photos.train_dir"),
+    ("photos.num_train_images=5", "4 images found, 5 expected", "photos.train_dir"),
+    ("photos.num_classes=3", "2 classes found, 3 expected", "photos.train_dir"),
+    ("weights.file=/nowhere.pth", "/nowhere.pth: No such file", "weights.file"),
+    ("weights.arch=vit_s16", "missing ['blocks.10", "weights.file"),
+    ("logistic.labelled.list_file=/nowhere", "/nowhere: cannot be read", "logistic.labelled.list_file"),
+    (f"logistic.labelled.list_sha256={'a' * 64}", "list_sha256 says aa", "logistic.labelled.list_file"),
+]
+
+
+@pytest.mark.parametrize(("override", "words", "remedy"), BROKEN)
 def test_what_a_setting_breaks(doctor: Doctor, override: str, words: str, remedy: str) -> None:
     told(doctor("--set", override), words, remedy)
+
+
+@pytest.mark.parametrize(("override", "words", "remedy"), BROKEN)
+def test_plan_shows_it_and_nothing_is_queued(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str, remedy: str
+) -> None:
+    monkeypatch.setenv("PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo 7"))
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ncpus_per_rank: 1\n")
+    shown = doctor("--set", override, command="plan")
+    (line,) = (line for line in shown.output.splitlines() if words in line)
+    assert shown.exit_code == 0 and remedy in line.partition("; to do: ")[2]
+    refused = doctor("--set", override, "--cluster", str(tmp_path / "c.yaml"), command="submit")
+    assert isinstance(refused.exception, ConfigError) and words in str(refused.exception)
+    assert not (tmp_path / "asked").exists() and not (tmp_path / "runs").exists()
+
+
+def test_files_that_only_compute_nodes_have(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo Submitted batch job 7"))
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ncpus_per_rank: 1\n")
+    there = ("--cluster", str(tmp_path / "c.yaml"), "--set", "photos.train_dir=/node/images", "--only", "photos")
+    refused = doctor(*there, command="submit")
+    assert isinstance(refused.exception, ConfigError) and not (tmp_path / "asked").exists()
+    assert doctor(*there, "--unseen", command="submit").exit_code == 0 and (tmp_path / "asked").exists()
 
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:
