@@ -45,11 +45,17 @@ Root = Annotated[
 ]
 Profile = Annotated[int, typer.Option(min=0, help="Steps of each pretraining to trace, into <run>/trace/.")]
 Cluster = Annotated[str | None, typer.Option(help="Cluster profile: bundled name or path.")]
+Unseen = Annotated[bool, typer.Option("--unseen", help="Look at no data: only compute nodes have it, or to save time.")]
 
 
 @app.command()
 def plan(
-    reproduction: Name, overrides: Set = None, only: Only = None, cluster: Cluster = None, run_root: Root = None
+    reproduction: Name,
+    overrides: Set = None,
+    only: Only = None,
+    cluster: Cluster = None,
+    run_root: Root = None,
+    unseen: Unseen = False,
 ) -> None:
     """What would run, where and at what cost, and what is done already.
 
@@ -57,6 +63,7 @@ def plan(
     be, and with --cluster runs that do not fit its nodes. Starts nothing.
     """
     from pipeline import manifest
+    from pipeline.plan import unresolved
     from slurm import console, estimates
     from stages.preflight import in_the_way
     from stages.reproduction import all_runs
@@ -69,8 +76,9 @@ def plan(
         for run in runs:
             check_fit(profile, run.name, run.resources)
     split = manifest.split(root, runs)
-    wrong = in_the_way(runs, all_runs(reproduction, overrides), root)
-    console.show_plan(runs, split, root, wrong, estimates.advice(split.pending, root))
+    console.show_plan(runs, split, root, estimates.advice(split.pending, root))
+    wrong = unresolved(runs) if unseen else in_the_way(runs, all_runs(reproduction, overrides), root)
+    console.show_lines(wrong)
 
 
 @app.command()
@@ -110,9 +118,7 @@ def submit(
     only: Only = None,
     profile: Profile = 0,
     run_root: Root = None,
-    unseen: Annotated[
-        bool, typer.Option("--unseen", help="Do not look at files first, where only compute nodes have them.")
-    ] = False,
+    unseen: Unseen = False,
 ) -> None:
     """Queue on Slurm what is neither done nor queued.
 

@@ -46,8 +46,8 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def show_plan(runs: Sequence[StageRun], split: Split, root: Path, wrong: Sequence[str], advice: Sequence[str]) -> None:
-    """Runs in order with what each needs, the total of what is left to do, advice, and what must be set first."""
+def show_plan(runs: Sequence[StageRun], split: Split, root: Path, advice: Sequence[str]) -> None:
+    """Runs in order with what each needs, the total of what is left to do, and advice."""
     header = ("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id")
     rows = []
     for run in runs:
@@ -57,7 +57,12 @@ def show_plan(runs: Sequence[StageRun], split: Split, root: Path, wrong: Sequenc
     show_table(header, rows)
     total = sum(run.resources.gpu_hours for run in split.pending)
     say(f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}")
-    for line in (*advice, *wrong):
+    show_lines(advice)
+
+
+def show_lines(lines: Sequence[str]) -> None:
+    """Lines as they are."""
+    for line in lines:
         say(line)
 
 

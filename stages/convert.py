@@ -1,6 +1,6 @@
 """Images -> FFCV files (`.beton`) of the train and validation split."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,14 +99,33 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
 
 
 def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Numbers of images and classes, and the bytes of the images. Raises SourceError, ValueError as `run` would."""
+    """Numbers of images and classes, and the bytes of the images.
+
+    Raises SourceError, ValueError as `run` would, except for images that are damaged within.
+    """
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
     sources = opened(cfg)
+    require_whole(sources.values(), cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(sampled_bytes(source) for source in sources.values())
     words = f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
     return words, size
+
+
+def require_whole(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
+    """Raise SourceError, in one line, with the images of all splits that were cut short."""
+    from mugs.data import convert
+    from mugs.data.source import SourceError
+
+    problems = []
+    for source in sources:
+        try:
+            convert.require_whole(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
+        except SourceError as error:
+            problems.append(str(error).splitlines()[0])
+    if problems:
+        raise SourceError("; ".join(problems))
 
 
 @cache
@@ -117,10 +136,8 @@ def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
 
 def sampled_bytes(source: "FolderSource") -> float:
     """Bytes of all images, by the mean of about a thousand."""
-    every = max(1, len(source) // 1000)
-    files = [source.root / path for path in source.paths[::every]]
-    sizes = [file.stat().st_size for file in files if file.is_file()]
-    return len(source) * sum(sizes) / max(1, len(sizes))
+    sizes = [source.size(index) for index in range(0, len(source), max(1, len(source) // 1000))]
+    return len(source) * sum(sizes) / len(sizes)
 
 
 def num_images(cfg: ConvertConfig) -> int:

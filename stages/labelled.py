@@ -53,13 +53,13 @@ class LabelledPart(StageConfig):
 
     def look(self, data: ConvertConfig) -> str:
         """What the list names. Raises SourceError as `choose` would, without the images where they are not there."""
+        if self.by == "class_balanced":
+            return self.words()
         from pathlib import Path
 
         from mugs.data.source import SourceError
         from mugs.data.subset import read_names
 
-        if self.by == "class_balanced":
-            return self.words()
         names = read_names(Path(self.list_file or "").expanduser())
         try:
             images = opened(data)["train"]

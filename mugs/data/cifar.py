@@ -55,6 +55,14 @@ class ArraySource(ListedSource):
         Image.fromarray(self.pixels[index]).save(buffer, format="JPEG", quality=100, subsampling=0)
         return buffer.getvalue()
 
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image."""
+        return len(self.read(index))
+
+    def ends_whole(self, index: int) -> bool:
+        """True: all rows were read."""
+        return True
+
     @property
     def fingerprint(self) -> str:
         """Hash of pixels, labels and classes."""

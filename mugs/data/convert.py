@@ -3,24 +3,19 @@
 import io
 import logging
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 
+from mugs.data.ahead import Report, ahead, counted
 from mugs.data.beton import PAGE, Encoded, PackSource, Sidecar, read_sidecar, write_beton, write_sidecar
 from mugs.data.decode import DecodeError, decode_rgb
 from mugs.data.source import FolderSource, SourceError, listed
 from mugs.storage.record import sha256
 
 logger = logging.getLogger(__name__)
-S = TypeVar("S")
-T = TypeVar("T")
-Report = Callable[[int, int], None]
 LISTED = 200  # bad files listed below the first line of a refusal
 
 
@@ -58,10 +53,8 @@ def convert(
     except SourceError:
         pass
     report = progress or (lambda done, total: None)
-    bad = find_bad(source, threads, report)
-    refused = {name: why for name, why in bad.items() if name not in allow_bad}
-    if refused:
-        raise SourceError(refusal(source.root, refused, len(source)))
+    bad = find_bad(source, range(len(source)), threads, report)
+    require_good(source, bad, allow_bad)
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
     images = ahead(lambda i: encode(source.read(i), source.name(i), source.label(i)), keep, threads)
     sizes, crcs = write_beton(path, counted(images, len(keep), report), len(keep))
@@ -81,6 +74,25 @@ def convert(
     return sidecar
 
 
+def require_whole(source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4) -> None:
+    """Raise SourceError, as `convert` would, for images that were cut short; a look at the end of each file tells.
+
+    Only those that do not end as their format does are decoded, so a million files take minutes and not hours. What is
+    damaged inside a file shows when it is converted.
+    """
+    every = range(len(source))
+    suspects = [
+        index for index, whole in zip(every, ahead(source.ends_whole, every, threads), strict=True) if not whole
+    ]
+    require_good(source, find_bad(source, suspects, threads), allow_bad)
+
+
+def require_good(source: FolderSource, bad: Mapping[str, str], allow_bad: Sequence[str]) -> None:
+    """Raise SourceError with the bad images, name -> reason, that are not allowed."""
+    if refused := {name: why for name, why in bad.items() if name not in allow_bad}:
+        raise SourceError(refusal(source.root, refused, len(source)))
+
+
 def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
     """Message about bad files: a first line that names them, then one line each with the reason."""
     reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
@@ -91,8 +103,10 @@ def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
     )
 
 
-def find_bad(source: FolderSource, threads: int, report: Report) -> dict[str, str]:
-    """Decode every image; name -> reason of those that fail."""
+def find_bad(
+    source: FolderSource, indices: Sequence[int], threads: int, report: Report = lambda done, total: None
+) -> dict[str, str]:
+    """Decode these images; name -> reason of those that fail."""
 
     def check(index: int) -> tuple[str, str] | None:
         name = source.name(index)
@@ -102,27 +116,8 @@ def find_bad(source: FolderSource, threads: int, report: Report) -> dict[str, st
             return name, str(error).removeprefix(f"{name}: ")
         return None
 
-    results = counted(ahead(check, range(len(source)), threads), len(source), report)
+    results = counted(ahead(check, indices, threads), len(indices), report)
     return dict(found for found in results if found is not None)
-
-
-def ahead(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """Results in order, computed by a pool that runs at most a few items ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[T]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= 4 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def counted(items: Iterator[T], total: int, report: Report) -> Iterator[T]:
-    """Pass items through and report how many there were."""
-    for done, item in enumerate(items, 1):
-        yield item
-        report(done, total)
 
 
 def verify(path: Path, *, every: int = 1) -> list[str]:

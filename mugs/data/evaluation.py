@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mugs.data.convert import ahead
+from mugs.data.ahead import ahead
 from mugs.data.decode import decode_rgb
 from mugs.data.device import DeviceStage
 from mugs.data.loader import Batch

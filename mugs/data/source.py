@@ -1,11 +1,13 @@
 """Where images come from: a folder of class folders, or a `.beton` file."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of a JPEG, of a PNG
 NAMED = 5  # of many files or problems, how many a message names
 
 
@@ -72,6 +74,20 @@ class FolderSource:
         """Encoded image bytes."""
         return (self.root / self.paths[index]).read_bytes()
 
+    def size(self, index: int) -> int:
+        """Bytes of the file; 0 for a link that leads nowhere."""
+        path = self.root / self.paths[index]
+        return path.stat().st_size if path.exists() else 0
+
+    def ends_whole(self, index: int) -> bool:
+        """Whether the file ends as a JPEG or PNG does. What does not may be whole all the same: decode it to know."""
+        try:
+            with (self.root / self.paths[index]).open("rb") as stream:
+                stream.seek(-min(8, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+                return stream.read().endswith(ENDS)
+        except OSError:
+            return False
+
     def label(self, index: int) -> int:
         """Class index."""
         return self.labels[index]
@@ -86,11 +102,10 @@ class FolderSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of paths and sizes; a dangling link counts as empty."""
+        """Hash of paths and sizes."""
         digest = hashlib.sha256()
-        for name in self.paths:
-            path = self.root / name
-            digest.update(f"{name}\0{path.stat().st_size if path.exists() else 0}\n".encode())
+        for index, name in enumerate(self.paths):
+            digest.update(f"{name}\0{self.size(index)}\n".encode())
         return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mugs.data.convert import Report, ahead, counted
+from mugs.data.ahead import Report, ahead, counted
 from mugs.data.decode import DecodeError, decode_rgb
 from mugs.data.source import SourceError, listed
 from mugs.transfer.label_maps import VOID, read_map, sizes

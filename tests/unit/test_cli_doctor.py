@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -92,12 +92,34 @@ def test_what_a_setting_breaks(doctor: Doctor, override: str, words: str, remedy
 def test_plan_shows_it_and_nothing_is_queued(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str, remedy: str
 ) -> None:
+    stopped(doctor, tmp_path, monkeypatch, ("--set", override), words, remedy)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_an_image_cut_short_is_told_before_anything_is_queued(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cut = tmp_path / f"images/dog/cut.{kind}"
+    Image.effect_noise((64, 64), 50).save(cut)
+    count = ("--set", "photos.num_train_images=5", "--set", "photos.num_val_images=5")
+    assert doctor(*count).exit_code == 0
+    cut.write_bytes(cut.read_bytes()[:-200])
+    words = f"1 of 5 files are not usable images: dog/cut.{kind}"
+    told(doctor(*count), words, "photos.train_dir")
+    stopped(doctor, tmp_path, monkeypatch, count, words, "photos.train_dir")
+    assert doctor(*count, "--set", f"photos.allow_bad=[dog/cut.{kind}]").exit_code == 0
+
+
+def stopped(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Sequence[str], words: str, remedy: str
+) -> None:
+    """`plan` shows it in one line with its remedy; `submit` refuses and queues nothing."""
     monkeypatch.setenv("PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo 7"))
     (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ncpus_per_rank: 1\n")
-    shown = doctor("--set", override, command="plan")
+    shown = doctor(*options, command="plan")
     (line,) = (line for line in shown.output.splitlines() if words in line)
     assert shown.exit_code == 0 and remedy in line.partition("; to do: ")[2]
-    refused = doctor("--set", override, "--cluster", str(tmp_path / "c.yaml"), command="submit")
+    refused = doctor(*options, "--cluster", str(tmp_path / "c.yaml"), command="submit")
     assert isinstance(refused.exception, ConfigError) and words in str(refused.exception)
     assert not (tmp_path / "asked").exists() and not (tmp_path / "runs").exists()
 

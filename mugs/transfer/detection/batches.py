@@ -7,7 +7,7 @@ import numpy as np
 from numpy.random import Philox
 from torch import Tensor
 
-from mugs.data.convert import ahead
+from mugs.data.ahead import ahead
 from mugs.data.plan import generator
 from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.targets import Targets, image_key

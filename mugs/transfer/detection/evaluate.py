@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from mugs.atomic import write_text_atomic
-from mugs.data.convert import ahead
+from mugs.data.ahead import ahead
 from mugs.data.source import listed
 from mugs.engine import distributed
 from mugs.engine.precision import autocast

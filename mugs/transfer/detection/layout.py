@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mugs.data.convert import Report, ahead, counted
+from mugs.data.ahead import Report, ahead, counted
 from mugs.data.layout import Layout
 from mugs.data.source import SourceError, listed
 from mugs.transfer.detection.coco import SPLITS, CocoSplit

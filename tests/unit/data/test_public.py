@@ -280,8 +280,12 @@ def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:200])
     cfg = ConvertConfig(dataset="inat18", root=str(root), num_classes=3, num_train_images=3, num_val_images=3)
     ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
-    with pytest.raises(SourceError, match=r"1 of 3 files are not usable images: train_val2018/Plantae/9/b\.jpg"):
+    words = r"1 of 3 files are not usable images: train_val2018/Plantae/9/b\.jpg"
+    with pytest.raises(SourceError, match=words):
         stage.run(ctx, cfg)
+    with pytest.raises(SourceError, match=words) as caught:
+        stage.preflight(cfg, {})
+    assert "\n" not in str(caught.value)
     assert not list((tmp_path / "run").glob("*.beton"))
 
 
