@@ -67,11 +67,15 @@ class NeighbourMemory(nn.Module):
         """The table (K, D) whose rows are returned: the compared one unless the two started apart."""
         return self.compare if self.separate is None else self.separate
 
-    @torch.no_grad()
     def neighbours(self, query: Tensor, num: int) -> Tensor:
         """The `num` stored rows (N, num, D) most similar to each query (N, D), most similar first."""
+        return self.handed_out[self.nearest(query, num)]
+
+    @torch.no_grad()
+    def nearest(self, query: Tensor, num: int) -> Tensor:
+        """Their slots, (N, num)."""
         similarity = F.normalize(query.float(), dim=-1) @ F.normalize(self.compare, dim=-1).T
-        return self.handed_out[similarity.topk(num, dim=-1).indices]
+        return similarity.topk(num, dim=-1).indices
 
     @torch.no_grad()
     def write(self, new: Tensor, accept: Tensor) -> None:
