@@ -1,8 +1,10 @@
 """The simulated training of 42 days, a few times."""
 
 import campaign_availability
+import pytest
 
 
+@pytest.mark.slow
 def test_the_simulation_says_what_it_assumes() -> None:
     outcome = campaign_availability.run(2)
     assert outcome.trials == 2

@@ -267,8 +267,6 @@ def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any
 @pytest.mark.timeout(1500)
 def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     """The bundled reproduction `mini`, on two nodes with two ranks each, from submission to its table."""
-    if "mini" not in config.bundled():
-        pytest.skip("the reproduction 'mini' is not bundled")
     reproduction = tmp_path / "mini.yaml"
     reproduction.write_text(config.find("mini")[1])
     profile = tmp_path / "cluster.yaml"

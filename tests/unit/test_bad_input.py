@@ -14,6 +14,7 @@ from PIL import Image
 
 from mugs.data.beton import PackSource
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 YAML = """
 name: tiny

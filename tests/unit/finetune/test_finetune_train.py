@@ -347,6 +347,7 @@ def on_rank(rank: int, world: int, port: int, folder: Path, data: Path) -> None:
         distributed.shutdown()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path, data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

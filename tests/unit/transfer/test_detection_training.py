@@ -123,6 +123,7 @@ def on_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
     distributed.shutdown()
 
 
+@pytest.mark.slow
 def test_two_ranks(mini: Path, tmp_path: Path) -> None:
     """Empty batches on one or all ranks, the same weights on both, and detections as of one rank, none twice."""
     with socket.socket() as free:

@@ -96,6 +96,7 @@ def on_rank(rank: int, world: int, port: int, folder: Path) -> None:
     distributed.shutdown()
 
 
+@pytest.mark.slow
 def test_batch_norm_of_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
