@@ -1,0 +1,36 @@
+"""What `plan`, `doctor` and `submit` look at of a folder of images against decoding all of them, four threads each."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_loader import photographs
+from bench_step import seconds
+
+from mugs.data.convert import find_bad, require_whole
+from mugs.data.source import FolderSource
+
+COPIES, THREADS = 30, 4
+
+
+def look(root: Path) -> FolderSource:
+    """List the images, their sizes, and the ends of their files."""
+    source = FolderSource(root)
+    require_whole(source, threads=THREADS)
+    assert source.fingerprint
+    return source
+
+
+def run() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photographs(root)
+        for copy in range(COPIES - 1):
+            shutil.copytree(root / "a", root / f"a{copy}")
+        source = look(root)  # which also warms the cache of files
+        ours = sorted(seconds(lambda: look(root)) for _ in range(5))[2]
+        decoding = sorted(seconds(lambda: find_bad(source, range(len(source)), THREADS)) for _ in range(3))[1]
+    note = f"{len(source):,} images of about 100 kB, {1e6 * ours / len(source):.0f} us an image, files in memory"
+    row = {"name": "preflight_images", "ours": ours, "baseline": decoding, "ratio": decoding / ours, "unit": "s"}
+    return [{**row, "note": note}]
