@@ -100,7 +100,7 @@ def computed_features(
     images_per_pass: int,
     threads: int,
 ) -> "Features":
-    """The same of a frozen network, computed by all ranks."""
+    """The same of a frozen network, computed by all ranks. Raises ValueError where there is no image for each."""
     from mugs.data.evaluation import eval_batches
     from mugs.data.source import open_source
     from mugs.engine import distributed
@@ -111,6 +111,8 @@ def computed_features(
     found = {}
     for split in splits:
         source = open_source(ctx.inputs["data"].output(split))
+        if len(source) < distributed.world_size():
+            raise ValueError(f"{split}: {len(source)} images for {distributed.world_size()} ranks, at least one each")
         batches = eval_batches(
             source,
             resize=size.resize,

@@ -104,7 +104,7 @@ def seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class Views:
+class AugmentedViews:
     """Views, labels and sample numbers by draw. Raises DecodeError and SourceError naming the image."""
 
     def __init__(self, source: Source, options: ImageOptions, seed: int) -> None:
@@ -118,7 +118,7 @@ class Views:
 
 
 def load_batches(
-    views: Views, batches: Batches, columns: np.ndarray, start: int, stop: int, workers: int
+    views: AugmentedViews, batches: Batches, columns: np.ndarray, start: int, stop: int, workers: int
 ) -> Generator[Batch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 

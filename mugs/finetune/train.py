@@ -24,7 +24,7 @@ from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, micro_batch, synced
-from mugs.finetune.batches import Batches, Views, load_batches
+from mugs.finetune.batches import AugmentedViews, Batches, load_batches
 from mugs.finetune.classifier import Classifier, parameter_groups
 from mugs.finetune.config import FinetuneConfig
 from mugs.finetune.mixing import columns_of, group_size, mix_batch, soft_cross_entropy, soft_targets
@@ -77,7 +77,7 @@ class Finetuning(ModelTask[Batch]):
 
     def batches(self, start: int) -> Generator[Batch]:
         """Views of this rank."""
-        views = Views(self.source, self.config.images, self.config.seed)
+        views = AugmentedViews(self.source, self.config.images, self.config.seed)
         return load_batches(views, self.order, self.columns, start, self.total_steps, self.config.workers)
 
     def sample_ids(self, batch: Batch) -> Tensor:

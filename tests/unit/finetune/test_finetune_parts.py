@@ -20,7 +20,7 @@ from timm.scheduler import CosineLRScheduler
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import FolderSource
-from mugs.finetune.batches import Batches, Draw, Views, load_batches, posterize, training_transform
+from mugs.finetune.batches import AugmentedViews, Batches, Draw, load_batches, posterize, training_transform
 from mugs.finetune.classifier import Classifier, build_head, parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, draw_mix, mix_batch, soft_cross_entropy, soft_targets
@@ -267,7 +267,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path, options: ImageOptions, workers: int, seed: int = 0) -> list[Any]:
-    views, batches = Views(FolderSource(folder), options, seed), Batches(12, seed=0, batch_size=4, repeats=1)
+    views, batches = AugmentedViews(FolderSource(folder), options, seed), Batches(12, seed=0, batch_size=4, repeats=1)
     return list(load_batches(views, batches, np.arange(4), 2, 5, workers))
 
 
@@ -276,7 +276,7 @@ def test_views_depend_on_neither_worker_nor_global_state(folder: Path) -> None:
     one = loaded(folder, options, workers=0)
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     before = random.getstate()[1], torch.get_rng_state()
-    Views(FolderSource(folder), options, 0)(Draw(0, 1, 0))
+    AugmentedViews(FolderSource(folder), options, 0)(Draw(0, 1, 0))
     assert before[0] == random.getstate()[1] and torch.equal(before[1], torch.get_rng_state())
     two = loaded(folder, options, workers=2)
     assert len(one) == 3
@@ -287,16 +287,16 @@ def test_views_depend_on_neither_worker_nor_global_state(folder: Path) -> None:
 
 def test_views_differ_by_each_of_their_keys(folder: Path) -> None:
     options = ImageOptions(size=16, resize=16)
-    views = Views(FolderSource(folder), options, 0)
+    views = AugmentedViews(FolderSource(folder), options, 0)
 
-    def view(maker: Views, *key: int) -> torch.Tensor:
+    def view(maker: AugmentedViews, *key: int) -> torch.Tensor:
         return maker(Draw(*key))[0]
 
     base = view(views, 0, 1, 0)
     assert torch.equal(base, view(views, 0, 1, 0))
     for other in (view(views, 1, 1, 0), view(views, 0, 2, 0), view(views, 0, 1, 1)):
         assert not torch.equal(base, other)
-    assert not torch.equal(base, view(Views(FolderSource(folder), options, 1), 0, 1, 0))
+    assert not torch.equal(base, view(AugmentedViews(FolderSource(folder), options, 1), 0, 1, 0))
 
 
 @pytest.mark.parametrize(

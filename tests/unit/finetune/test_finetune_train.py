@@ -28,7 +28,7 @@ from mugs.engine import distributed
 from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
-from mugs.finetune.batches import Batches, Views
+from mugs.finetune.batches import AugmentedViews, Batches
 from mugs.finetune.classifier import Classifier, build_head
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
@@ -116,7 +116,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
     ours, history = run(tmp_path / "run", data, config)
     plain, source = model(), Few(data)
     batches = Batches(len(source), seed=3, batch_size=16, repeats=1)
-    views, columns = Views(source, config.images, 3), columns_of(16, config.mix, 1, 0)
+    views, columns = AugmentedViews(source, config.images, 3), columns_of(16, config.mix, 1, 0)
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(12):
         draws = [views(d) for d in batches.draws(step, columns)]

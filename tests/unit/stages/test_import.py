@@ -101,6 +101,17 @@ def test_stored_and_computed_features_give_the_same_rows(tmp_path: Path, release
     assert [(r.setting, r.value) for r in one] == [(r.setting, r.value) for r in two]
 
 
+def test_more_ranks_than_images_are_refused(
+    tmp_path: Path, released: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, folder = Runs(tmp_path / "runs"), str(images)
+    data, _ = runs.run("convert", {}, dataset="colours", train_dir=folder, val_dir=folder)
+    weights, _ = runs.run("import", {}, arch="vit_mini", epochs=800, file=str(released))
+    monkeypatch.setattr("mugs.engine.distributed.world_size", lambda: 17)
+    with pytest.raises(ValueError, match="train: 16 images for 17 ranks"):
+        runs.run("knn", {"data": data, "weights": weights}, ks=(1,), temperatures=(0.05,), resize=32, crop=32)
+
+
 def test_a_file_of_another_architecture_stops_the_import(tmp_path: Path, released: Path) -> None:
     with pytest.raises(WeightsError, match=r"(?s)released\.pth: .*missing \['blocks\.10"):
         Runs(tmp_path / "runs").run("import", {}, arch="vit_s16", epochs=800, file=str(released))
