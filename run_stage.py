@@ -89,8 +89,8 @@ def doctor(
 
     Python, packages and FFCV; with --cluster Slurm, its partition and account, and a dry run of the jobs; the run root
     and its room; of every run that is not done its settings, and the data sets, lists and weights it reads. Data sets
-    are looked through as their own runs would, which takes minutes for a large one. Changes nothing; exit code 1 when
-    something is wrong.
+    are looked through for layout, numbers, labels and images that were cut short, which takes minutes for a large one.
+    Changes nothing; exit code 1 when something is wrong.
     """
     from pipeline import environment
     from slurm import console, place
