@@ -144,6 +144,7 @@ def differences(ones: list[dict[str, Any]], others: list[dict[str, Any]]) -> dic
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600 + 10 * STEPS)
 @pytest.mark.parametrize("exact", [True, False], ids=["float64", "float32"])
 def test_same_losses(tmp_path: Path, exact: bool) -> None:
     materialize_digits(tmp_path / "digits")
