@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -221,16 +220,3 @@ def random_case(seed: int) -> Case:
         clip=pick((0.0, 0.05)),
         seed=seed,
     )
-
-
-def compare_on_rank(rank: int, world: int, port: int, seeds: list[int]) -> None:
-    """Entry point of one of `world` gloo ranks: all cases of the given seeds against the naive reference."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=2)
-    try:
-        for seed in seeds:
-            case = random_case(seed)
-            assert_equal(run_product(case), run_naive(case))
-    finally:
-        distributed.shutdown()

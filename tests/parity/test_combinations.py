@@ -6,13 +6,12 @@ MUGS_ALL_COMBINATIONS=1 runs all 576 cases.
 
 import itertools
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import spawn
 from step_cases import SMALLEST, SWITCHES, Case, Trace, assert_equal, run_naive, run_product
 
 from mugs.engine import distributed
@@ -39,7 +38,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compare(path: Path) -> None:
+def compare(_rank: int, path: Path) -> None:
     world, everything = distributed.world_size(), "MUGS_ALL_COMBINATIONS" in os.environ
     for index, trace in enumerate(torch.load(path, weights_only=True)):
         if (index + index // 8) % world and not everything:
@@ -48,21 +47,7 @@ def compare(path: Path) -> None:
             assert_equal(run_product(replace(case_of(index), micro_batches=micro_batches)), Trace(**trace))
 
 
-def compare_on_rank(rank: int, world: int, port: int, path: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=2)
-    try:
-        compare(path)
-    finally:
-        distributed.shutdown()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_combinations(world: int, expected: Path) -> None:
-    if world == 1:
-        return compare(expected)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(compare_on_rank, args=(world, port, expected), nprocs=world)
+    spawn(compare, world, expected)

@@ -1,18 +1,16 @@
 """The batched step equals the loop-by-loop reference, for random configurations and one and two ranks."""
 
-import socket
 from dataclasses import replace
 
 import pytest
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import spawn
 from step_cases import (
     SMALLEST,
     SWITCHES,
     Case,
     assert_equal,
-    compare_on_rank,
     float64,
     random_case,
     run_naive,
@@ -53,8 +51,12 @@ def test_the_defaults() -> None:
     compare(Case(SMALLEST, clip=0.05))
 
 
+def on_rank(_rank: int) -> None:
+    for seed in range(8):
+        case = random_case(seed)
+        assert_equal(run_product(case), run_naive(case))
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_the_global_batch() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(compare_on_rank, args=(2, port, list(range(8))), nprocs=2)
+    spawn(on_rank, 2)

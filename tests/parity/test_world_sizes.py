@@ -9,14 +9,13 @@ MUGS_STEPS sets how many steps are taken.
 
 import json
 import os
-import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import spawn
 from step_cases import float64
 from torch import Tensor
 
@@ -105,16 +104,12 @@ def train(data: Path, out: Path) -> None:
         pretrain(method, FolderSource(data), train_config(cfg), out, torch.device("cpu"), Until(STEPS))
 
 
-def on_rank(rank: int, world: int, port: int, exact: bool, repeat: bool, data: Path, out: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=2)
+def on_rank(_rank: int, exact: bool, repeat: bool, data: Path, out: Path) -> None:
     choices = Choices(out.parent / "choices.pt")
     with ExitStack() as stack:
-        stack.callback(distributed.shutdown)
         if exact:
             stack.enter_context(float64())
-        if world == 1:
+        if distributed.world_size() == 1:
             choices.note()
             stack.callback(choices.save)
         elif repeat:
@@ -126,9 +121,7 @@ def run(
     world: int, data: Path, out: Path, *, exact: bool, repeat: bool = False
 ) -> tuple[list[dict[str, Any]], list[set[int]]]:
     """Lines of metrics, and the samples of each step over all ranks."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(world, port, exact, repeat, data, out), nprocs=world)
+    spawn(on_rank, world, exact, repeat, data, out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss" in line]  # others tell of checkpoints
     shares = [json.loads((out / f"samples_{rank}.json").read_text()) for rank in range(world)]

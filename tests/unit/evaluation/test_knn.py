@@ -1,14 +1,12 @@
 """k-NN in one pass equals a vote per k and scikit-learn's, within its memory and over ranks."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ranks import spawn
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,7 +15,6 @@ from mugs.backbones.vit import build_vit
 from mugs.data.digits import materialize_digits
 from mugs.data.evaluation import eval_batches
 from mugs.data.source import FolderSource
-from mugs.engine import distributed
 from mugs.evaluation import knn
 from mugs.evaluation.features import backbone_feature, extract
 from mugs.evaluation.knn import evaluate_knn, largest, nearest
@@ -143,23 +140,15 @@ def test_memory_follows_the_setting(memory_mb: int) -> None:
     assert seen.bytes <= max(memory_mb * 2**20 / 4, bank.nbytes * 2)
 
 
-def on_rank(rank: int, world: int, port: int, expected: dict[Any, Any]) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
-    try:
-        found = evaluate_knn(*random_features(), num_classes=10, ks=KS, temperatures=TEMPERATURES)
-        assert found == expected
-    finally:
-        distributed.shutdown()
+def on_rank(_rank: int, expected: dict[Any, Any]) -> None:
+    found = evaluate_knn(*random_features(), num_classes=10, ks=KS, temperatures=TEMPERATURES)
+    assert found == expected
 
 
 @pytest.mark.slow
 def test_over_ranks(tmp_path: Path) -> None:
     expected = evaluate_knn(*random_features(), num_classes=10, ks=KS, temperatures=TEMPERATURES)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, expected), nprocs=2)
+    spawn(on_rank, 2, expected)
 
 
 def test_bad_input_is_refused() -> None:

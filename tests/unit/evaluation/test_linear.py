@@ -1,8 +1,6 @@
 """Linear probes against a plain loop, one by one and all together, on one rank and on several, and resumed."""
 
 import math
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ranks import spawn
 from torch import Tensor, nn
 
 from mugs.data.order import Order
-from mugs.engine import distributed
 from mugs.engine.checkpoint import load_latest
 from mugs.engine.loop import train
 from mugs.evaluation.classifiers import Setting
@@ -178,15 +175,9 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
     assert math.isnan(good.history[0].loss[bad]) and good.history[0].top1[bad] == good.history[0].top5[bad] == 0
 
 
-def on_rank(rank: int, world: int, port: int, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
-    try:
-        for name, settings in SPREAD.items():
-            trained(folder / name, replace(PROBE, settings=settings), every=6)
-    finally:
-        distributed.shutdown()
+def on_rank(_rank: int, folder: Path) -> None:
+    for name, settings in SPREAD.items():
+        trained(folder / name, replace(PROBE, settings=settings), every=6)
 
 
 SPREAD = {"one": PROBE.settings, "sweep": SWEEP[:5]}
@@ -195,9 +186,7 @@ SPREAD = {"one": PROBE.settings, "sweep": SWEEP[:5]}
 @pytest.mark.slow
 def test_ranks_change_no_number(tmp_path: Path) -> None:
     """Classifiers and batches are divided over two ranks; of a single classifier one gets none."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, tmp_path), nprocs=2)
+    spawn(on_rank, 2, tmp_path)
     for name, settings in SPREAD.items():
         alone = trained(tmp_path / "alone" / name, replace(PROBE, settings=settings))
         found = load_latest(tmp_path / name / "checkpoints")

@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from ranks import spawn
 from torch import Tensor
 
 from mugs.backbones.stochastic_depth import depth_uniforms
@@ -334,24 +332,16 @@ def test_bad_settings_give_one_line(tmp_path: Path, data: Path, change: dict[str
     assert "\n" not in str(caught.value)
 
 
-def on_rank(rank: int, world: int, port: int, folder: Path, data: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
-    try:
-        weights, history = run(folder / "ranks", data)
-        if rank == 0:
-            torch.save((weights, [(r.epoch, r.top1, r.top5) for r in history]), folder / "ranks.pt")
-        check_bad_step(folder, data, here=rank == 1)
-    finally:
-        distributed.shutdown()
+def on_rank(rank: int, folder: Path, data: Path) -> None:
+    weights, history = run(folder / "ranks", data)
+    if rank == 0:
+        torch.save((weights, [(r.epoch, r.top1, r.top5) for r in history]), folder / "ranks.pt")
+    check_bad_step(folder, data, here=rank == 1)
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path: Path, data: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, tmp_path, data), nprocs=2)
+    spawn(on_rank, 2, tmp_path, data)
     weights, history = torch.load(tmp_path / "ranks.pt")
     one, results = run(tmp_path / "one", data)
     close(weights, one)

@@ -1,9 +1,7 @@
 """A bad step stops all ranks, harms nothing, is dumped and can be continued from; state differs on no rank."""
 
 import json
-import os
 import random
-import socket
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import spawn
 from step_cases import SMALLEST
 from torch import Tensor
 
@@ -126,26 +124,18 @@ def test_one_rank(tmp_path: Path, data: Path) -> None:
     check(tmp_path, data, seed=1)
 
 
-def on_rank(rank: int, world: int, port: int, folder: Path, data: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
-    try:
-        check(folder, data, seed=2)
-        method = Mugs(SMALLEST)
-        if rank == 1:
-            method.extra_state.instance_queue.rows[3, 2] += 1e-3
-        with pytest.raises(StateMismatchError, match=r"^instance_queue.rows: "):
-            pretrain(method, FolderSource(data), CONFIG, folder / "unequal", torch.device("cpu"))
-    finally:
-        distributed.shutdown()
+def on_rank(rank: int, folder: Path, data: Path) -> None:
+    check(folder, data, seed=2)
+    method = Mugs(SMALLEST)
+    if rank == 1:
+        method.extra_state.instance_queue.rows[3, 2] += 1e-3
+    with pytest.raises(StateMismatchError, match=r"^instance_queue.rows: "):
+        pretrain(method, FolderSource(data), CONFIG, folder / "unequal", torch.device("cpu"))
 
 
 @pytest.mark.slow
 def test_two_ranks(tmp_path: Path, data: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, tmp_path, data), nprocs=2)
+    spawn(on_rank, 2, tmp_path, data)
 
 
 def test_fingerprint_sees_a_bit_and_an_exchange() -> None:

@@ -1,9 +1,7 @@
 """Training and testing a detector: schedule, exact resume, ranks, average precision by hand, and an overfit."""
 
 import json
-import os
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from coco_cases import entry, write_coco
 from detection_cases import SETTINGS, SMALL, small_detector, targets
 from PIL import Image
 from pycocotools import mask as rle
+from ranks import spawn
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.decode import DecodeError
@@ -97,10 +95,7 @@ def test_a_bad_image_stops_training_and_is_named(mini: Path, tmp_path: Path) -> 
         trained(tmp_path / "mini", tmp_path / "run", SETTINGS)
 
 
-def on_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init()
+def on_rank(rank: int, root: Path, out: Path) -> None:
     model = small_detector().train()
     wrapped = distributed.data_parallel(model)
     for objects in ((0, 0), (0, rank), (2, 0)):  # nothing anywhere; something on one rank; something everywhere
@@ -120,16 +115,12 @@ def on_rank(rank: int, world: int, port: int, root: Path, out: Path) -> None:
     settings = replace(SETTINGS, detector=replace(SMALL, score_threshold=0.01))
     found = detect_split(small_detector(settings.detector), CocoSplit(root, "val"), settings, out / "test", CPU)
     assert (found is None) is (rank > 0)
-    distributed.shutdown()
 
 
 @pytest.mark.slow
 def test_two_ranks(mini: Path, tmp_path: Path) -> None:
     """Empty batches on one or all ranks, the same weights on both, and detections as of one rank, none twice."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, mini, tmp_path), nprocs=2)
+    spawn(on_rank, 2, mini, tmp_path)
     settings = replace(SETTINGS, detector=replace(SMALL, score_threshold=0.01))
     val = CocoSplit(mini, "val")
     alone = detect_split(small_detector(settings.detector), val, settings, tmp_path / "alone", CPU)

@@ -1,14 +1,12 @@
 """The pyramid of a ViT, against its pieces written out, and batch normalisation over ranks."""
 
-import os
-import socket
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from ranks import spawn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,22 +83,16 @@ def norm_with_gradients(norm: nn.Module, x: torch.Tensor, scale: float) -> list[
     return [x.grad, inner.weight.grad, inner.bias.grad, inner.running_mean, inner.running_var]
 
 
-def on_rank(rank: int, world: int, port: int, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
+def on_rank(rank: int, folder: Path) -> None:
     warnings.simplefilter("error")
     norm = distributed.data_parallel(BatchNorm2d(6))
     got = norm_with_gradients(norm, batch()[2 * rank : 2 * rank + 2], 1.0)
     torch.save(got, folder / f"{rank}.pt")
-    distributed.shutdown()
 
 
 @pytest.mark.slow
 def test_batch_norm_of_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, tmp_path), nprocs=2)
+    spawn(on_rank, 2, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     want = norm_with_gradients(nn.BatchNorm2d(6), batch(), 1.0)
     torch.testing.assert_close(torch.cat([ranks[0][0], ranks[1][0]]) / 2, want[0])  # each rank's mean is of half

@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from ranks import spawn
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import SourceError
@@ -130,25 +128,19 @@ def recorded(folder: Path) -> object:
     return json.loads((max((folder / "checkpoints").iterdir()) / "state.json").read_text())["files"]
 
 
-def on_rank(rank: int, world: int, port: int, root: Path, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init(timeout_minutes=1)
-    try:
-        model = network()
-        SegmentationTraining(model, scenes(root), CONFIG, folder / "two", CPU).train()
-        found = evaluate(model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3)
-        (folder / f"scores_{rank}.json").write_text(json.dumps([found.miou, found.macc, found.aacc]))
-        straight = recorded(folder / "two")
-        distributed.barrier()
-        if rank == 0:
-            shutil.rmtree(max((folder / "two" / "checkpoints").iterdir()))  # as if killed after step 4
-        distributed.barrier()
-        SegmentationTraining(network(), scenes(root), CONFIG, folder / "two", CPU).train()
-        assert recorded(folder / "two") == straight
-        SegmentationTraining(network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU).train()
-    finally:
-        distributed.shutdown()
+def on_rank(rank: int, root: Path, folder: Path) -> None:
+    model = network()
+    SegmentationTraining(model, scenes(root), CONFIG, folder / "two", CPU).train()
+    found = evaluate(model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3)
+    (folder / f"scores_{rank}.json").write_text(json.dumps([found.miou, found.macc, found.aacc]))
+    straight = recorded(folder / "two")
+    distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(max((folder / "two" / "checkpoints").iterdir()))  # as if killed after step 4
+    distributed.barrier()
+    SegmentationTraining(network(), scenes(root), CONFIG, folder / "two", CPU).train()
+    assert recorded(folder / "two") == straight
+    SegmentationTraining(network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU).train()
 
 
 @pytest.mark.slow
@@ -159,9 +151,7 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     model = network()
     SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "one", CPU).train()
     want = evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path / "one", num_pictures=3)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.spawn(on_rank, args=(2, port, mini, tmp_path), nprocs=2)
+    spawn(on_rank, 2, mini, tmp_path)
     found = [json.loads((tmp_path / f"scores_{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     assert found[0] == pytest.approx([want.miou, want.macc, want.aacc], abs=0.2)
