@@ -80,10 +80,8 @@ def require_whole(source: FolderSource, *, allow_bad: Sequence[str] = (), thread
     Only those that do not end as their format does are decoded, so a million files take minutes and not hours. What is
     damaged inside a file shows when it is converted.
     """
-    every = range(len(source))
-    suspects = [
-        index for index, whole in zip(every, ahead(source.ends_whole, every, threads), strict=True) if not whole
-    ]
+    ends = ahead(source.ends_whole, range(len(source)), threads)
+    suspects = [index for index, whole in enumerate(ends) if not whole]
     require_good(source, find_bad(source, suspects, threads), allow_bad)
 
 
