@@ -85,14 +85,15 @@ def training_passes(
     """This rank's passes of each step, from `chosen` images; views are a function of (seed, epoch, image id)."""
     share = order.passes_per_step // order.world
 
-    def ready(position: int) -> Pass:
-        step, number = divmod(position, share)
-        epoch = step // order.steps_per_epoch
-        indices = tuple(chosen[i] for i in order.passes(step)[number])
+    def ready(drawn: tuple[int, np.ndarray]) -> Pass:
+        epoch, numbers = drawn
+        indices = tuple(chosen[i] for i in numbers)
         views = [training_view(split, index, order.seed, epoch, scales) for index in indices]
         return Pass(padded([v[0] for v in views], multiple), tuple(v[1] for v in views), indices)
 
-    passes = ahead(ready, range(steps.start * share, steps.stop * share), threads)
+    # Drawn by this thread: the order keeps one epoch, which threads at the turn of two would take from each other.
+    draws = ((step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step))
+    passes = ahead(ready, draws, threads)
     for _ in steps:
         yield [next(passes) for _ in range(share)]
 
