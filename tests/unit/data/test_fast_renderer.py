@@ -74,6 +74,17 @@ def test_hue_of_every_kind_of_colour() -> None:
         assert_same(crop, Image.fromarray(colors))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [-0.1, -0.003, 0.05, 0.1])
+def test_hue_of_every_colour(shift: float) -> None:
+    """All 16.7 million, 16 levels of red at a time."""
+    crop = CropPlan(1024, (0, 0, 1024, 1024), flip=False, strong=False, jitter=((3, shift),))
+    for first in range(0, 256, 16):
+        number = np.arange(first << 16, (first + 16) << 16).reshape(1024, 1024)
+        colors = np.stack([number >> 16, number >> 8 & 255, number & 255], axis=-1).astype(np.uint8)
+        assert_same(crop, Image.fromarray(colors))
+
+
 @pytest.mark.parametrize("radius", [0.1, 0.3, 0.77, 1.0, 1.5, 2.0, 6.3])
 def test_blur(radius: float) -> None:
     assert_same(CropPlan(50, (0, 0, 187, 141), flip=False, strong=False, blur=radius))
