@@ -13,7 +13,7 @@ from mugs.data.decode import DecodeError
 from mugs.data.device import DeviceStage, hashed_normal
 from mugs.data.loader import make_loader
 from mugs.data.order import Order
-from mugs.data.plan import OPERATIONS, Operation, draw_plan
+from mugs.data.plan import OPERATIONS, Operation, draw_plan, generator, turn_to
 from mugs.data.recipe import ViewRecipe
 from mugs.data.render.reference import apply_operation
 
@@ -105,6 +105,17 @@ def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
     for plan in plans:
         assert not plan.crops[0].strong
         assert plan.crops[2].strong == plan.crops[3].strong == (not plan.weak)
+
+
+def test_a_generator_turned_to_a_crop_is_that_of_the_crop() -> None:
+    rng = generator(5, 2, 9, 255)
+    fresh = dict(rng.bit_generator.state)
+    for crop in (3, 0, 13):
+        rng.integers(7, size=3), rng.normal(), rng.permutation(4)  # leave something in its buffers
+        turn_to(rng, fresh, crop)
+        expected = generator(5, 2, 9, crop)
+        assert rng.integers(7, size=5).tolist() == expected.integers(7, size=5).tolist()
+        assert rng.random(9).tolist() == expected.random(9).tolist()
 
 
 def test_weak_only_copies_the_teacher_crops() -> None:
