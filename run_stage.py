@@ -63,12 +63,12 @@ def plan(
     be, and with --cluster runs that do not fit its nodes. Starts nothing.
     """
     from pipeline import manifest
-    from pipeline.plan import unresolved
+    from pipeline.plan import select
     from slurm import console, estimates
     from stages.preflight import in_the_way
-    from stages.reproduction import all_runs
 
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
+    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    runs = select(every, only or ())
     if cluster is not None:
         from slurm.cluster import check_fit, load_profile
 
@@ -77,8 +77,7 @@ def plan(
             check_fit(profile, run.name, run.resources)
     split = manifest.split(root, runs)
     console.show_plan(runs, split, root, estimates.advice(split.pending, root))
-    wrong = unresolved(runs) if unseen else in_the_way(runs, all_runs(reproduction, overrides), root)
-    console.show_lines(wrong)
+    console.show_lines(in_the_way(runs, every, root, unseen=unseen))
 
 
 @app.command()
@@ -93,12 +92,12 @@ def doctor(
     Changes nothing; exit code 1 when something is wrong.
     """
     from pipeline import environment
+    from pipeline.plan import select
     from slurm import console, place
     from stages.preflight import preflight
-    from stages.reproduction import all_runs
 
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    found = preflight(runs, all_runs(reproduction, overrides), root)
+    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    found = preflight(select(every, only or ()), every, root)
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
     findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
     if cluster:
@@ -126,16 +125,14 @@ def submit(
     sets, lists and weights that the runs read are looked at, as by `doctor`. Jobs use a copy of the code as it is now.
     Look on with `status`.
     """
-    from pipeline.plan import require_resolved, traced
+    from pipeline.plan import select, traced
     from slurm import console, place
     from slurm.submit import submit as queue_runs
     from stages.preflight import require_sound
-    from stages.reproduction import all_runs
 
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    require_resolved(runs)
-    if not unseen:
-        require_sound(runs, all_runs(reproduction, overrides), root)
+    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
+    runs = select(every, only or ())
+    require_sound(runs, every, root, unseen=unseen)
     console.show_submissions(queue_runs(traced(runs, profile), place.cluster_profile(cluster, run_root)))
 
 

@@ -106,22 +106,22 @@ def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[st
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
     sources = opened(cfg)
-    require_whole(sources.values(), cfg)
+    refuse_cut_short(sources.values(), cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(sampled_bytes(source) for source in sources.values())
     words = f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
     return words, size
 
 
-def require_whole(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
+def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
     """Raise SourceError, in one line, with the images of all splits that were cut short."""
-    from mugs.data import convert
+    from mugs.data.convert import require_whole
     from mugs.data.source import SourceError
 
     problems = []
     for source in sources:
         try:
-            convert.require_whole(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
+            require_whole(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
         except SourceError as error:
             problems.append(str(error).splitlines()[0])
     if problems:

@@ -22,8 +22,11 @@ class Preflight:
     bytes: float = 0.0
 
 
-def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> Preflight:
-    """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found."""
+def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> Preflight:
+    """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found.
+
+    `unseen`: at their settings and needs alone, at none of the files they will read.
+    """
     done = manifest.split(root, every).done
     by_id, chosen = {run.run_id: run for run in every}, {run.run_id for run in runs}
     found = Preflight()
@@ -37,22 +40,23 @@ def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -
             for need in run.needs.values()
             if need not in done and need not in chosen
         ]
-        findings, size = _look(run, inputs_of(run, by_id))
+        findings, size = _look(run, inputs_of(run, by_id), unseen)
         found.findings += findings
         found.bytes += max(0.0, size - _there(run.run_dir(root)))
     return found
 
 
-def in_the_way(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> list[str]:
+def in_the_way(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> list[str]:
     """What is wrong with those of the runs that are not done, and what to do, a line each."""
-    findings = preflight(runs, every, root).findings
+    findings = preflight(runs, every, root, unseen=unseen).findings
     return [f"{each.subject}: {each.detail}; to do: {each.remedy}" for each in findings if each.state == "wrong"]
 
 
-def require_sound(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path) -> None:
+def require_sound(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> None:
     """Raise ConfigError with all that is in the way."""
-    if lines := in_the_way(runs, every, root):
-        raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
+    if lines := in_the_way(runs, every, root, unseen=unseen):
+        leave = "" if unseen else " (files that only compute nodes have: --unseen)"
+        raise ConfigError(f"nothing is queued before this is put right{leave}:\n" + "\n".join(lines))
 
 
 def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
@@ -64,12 +68,12 @@ def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageCo
     return found
 
 
-def _look(run: StageRun, inputs: Mapping[str, StageConfig]) -> tuple[list[Finding], float]:
+def _look(run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool) -> tuple[list[Finding], float]:
     size = 1e9 * run.config.disk_gb(inputs)
     if unset := [line.split(": ", 1) for line in unresolved([run])]:
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
     entry = STAGES[run.stage].preflight
-    if entry is None:
+    if entry is None or unseen:
         return [ok(run.name, "nothing of its own to look at")], size
     try:
         words, more = resolve(entry)(run.config, inputs)

@@ -1,7 +1,11 @@
 """Which samples make up which batch: a permutation per epoch, cut by step and rank."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.random import Generator, Philox
+
+EPOCHS_KEPT = 2  # orders kept by what asks for them step by step: at the turn of two epochs, threads want both
 
 
 class Order:
@@ -37,14 +41,12 @@ class Order:
             self.per_epoch = self.steps_per_epoch * batch_size
         if self.steps_per_epoch < 1:
             raise ValueError(f"batch_size {batch_size} exceeds the {num} images of the data set")
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
-    def permutation(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray:
         """All samples of an epoch in order, (per_epoch,)."""
-        if epoch != self._epoch:
-            order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(self.num)
-            self._epoch, self._order = epoch, np.resize(order, self.per_epoch)
-        return self._order
+        order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(self.num)
+        return np.resize(order, self.per_epoch)
 
     def indices(self, step: int) -> np.ndarray:
         """This rank's samples of global step `step`, (batch_size / world,) or fewer in a short last batch."""

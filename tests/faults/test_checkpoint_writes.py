@@ -9,6 +9,7 @@ from outcome import Outcome
 from shim import dead_after, intercepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_save_cut_short_after_any_call_leaves_old_or_new(tmp_path: Path, way: str) -> None:
     outcome = Outcome(way)

@@ -37,6 +37,7 @@ def test_a_switch_changes_the_result(switch: str) -> None:
     assert one != other
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
 def test_random_configurations(seed: int) -> None:

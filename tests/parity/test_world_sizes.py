@@ -58,7 +58,8 @@ class Choices:
     """Notes the neighbours that a run on one rank chooses, or makes the ranks of another run choose the same."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.noted, self.calls = file, [], 0  # type: tuple[Path, list[Tensor], int]
+        self.file, self.calls = file, 0
+        self.noted: list[Tensor] = []
 
     def note(self) -> None:
         nearest = NeighbourMemory.nearest

@@ -130,6 +130,13 @@ def test_files_that_only_compute_nodes_have(doctor: Doctor, tmp_path: Path, monk
     there = ("--cluster", str(tmp_path / "c.yaml"), "--set", "photos.train_dir=/node/images", "--only", "photos")
     refused = doctor(*there, command="submit")
     assert isinstance(refused.exception, ConfigError) and not (tmp_path / "asked").exists()
+    assert "--unseen" in str(refused.exception)
+    assert "/node/images" in doctor(*there, command="plan").output
+    assert "/node/images" not in doctor(*there, "--unseen", command="plan").output
+    unset = ("--set", "photos.val_dir=null", "--unseen")
+    assert "photos.val_dir is not set; to do: --set photos.val_dir=" in doctor(*there, *unset, command="plan").output
+    assert "val_dir is not set" in str(doctor(*there, *unset, command="submit").exception)
+    assert not (tmp_path / "asked").exists()
     assert doctor(*there, "--unseen", command="submit").exit_code == 0 and (tmp_path / "asked").exists()
 
 

@@ -75,7 +75,10 @@ def finish(root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], 
     return entry.at(root)
 
 
-@pytest.mark.parametrize(("arch", "format", "crop"), [("vit_s16", "timm", 224), ("vit_mini", "safetensors", 32)])
+@pytest.mark.parametrize(
+    ("arch", "format", "crop"),
+    [pytest.param("vit_s16", "timm", 224, marks=pytest.mark.slow), ("vit_mini", "safetensors", 32)],
+)
 def test_import_features_export_timm(tmp_path: Path, images: Path, arch: str, format: str, crop: int) -> None:
     root, ours, plain = tmp_path / "runs", tmp_path / "ours.safetensors", tmp_path / "plain"
     done = cli("import", released(tmp_path / "released.pth", arch), "--arch", arch, "--out", ours)

@@ -2,12 +2,14 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import Philox
 from torch import Tensor
 
 from mugs.data.ahead import ahead
+from mugs.data.order import EPOCHS_KEPT
 from mugs.data.plan import generator
 from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.targets import Targets, image_key
@@ -38,18 +40,15 @@ class GroupedOrder:
         self.passes_per_step = batch_size // images_per_pass
         passes = sum(-(-len(group) // images_per_pass) for group in self.groups)
         self.steps_per_epoch = -(-passes // self.passes_per_step)
-        self._epoch, self._order = -1, np.empty((0, images_per_pass), dtype=np.int64)
+        self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
-    def permutation(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray:
         """All passes of an epoch in order, (passes, images_per_pass)."""
-        if epoch != self._epoch:
-            rng = np.random.Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
-            shuffled = [rng.permutation(group) for group in self.groups if len(group)]
-            passes = np.concatenate([self._passes(group) for group in shuffled])
-            order = rng.permutation(len(passes))
-            self._epoch = epoch
-            self._order = passes[np.resize(order, self.steps_per_epoch * self.passes_per_step)]
-        return self._order
+        rng = np.random.Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
+        shuffled = [rng.permutation(group) for group in self.groups if len(group)]
+        passes = np.concatenate([self._passes(group) for group in shuffled])
+        order = rng.permutation(len(passes))
+        return passes[np.resize(order, self.steps_per_epoch * self.passes_per_step)]
 
     def _passes(self, group: np.ndarray) -> np.ndarray:
         count = -(-len(group) // self.size)
@@ -91,7 +90,6 @@ def training_passes(
         views = [training_view(split, index, order.seed, epoch, scales) for index in indices]
         return Pass(padded([v[0] for v in views], multiple), tuple(v[1] for v in views), indices)
 
-    # Drawn by this thread: the order keeps one epoch, which threads at the turn of two would take from each other.
     draws = ((step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step))
     passes = ahead(ready, draws, threads)
     for _ in steps:

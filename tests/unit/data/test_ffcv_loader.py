@@ -71,6 +71,7 @@ def test_repeated_samples(beton: Path) -> None:
     assert_same(padded("ffcv"), padded("thread"))
 
 
+@pytest.mark.slow
 def test_threads_of_the_process_are_left_alone(beton: Path) -> None:
     """In a fresh process, because importing ffcv is what sets them."""
     code = """

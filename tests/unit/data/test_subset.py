@@ -64,6 +64,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("percent", "lines"), [(1.0, 12_811), (10.0, 128_116)])
 @pytest.mark.parametrize("end", ["\n", "", "\nn", "n", "\r\n\n"])
 def test_lists_of_the_imagenet_layout(imagenet: Imagenet, tmp_path: Path, percent: float, lines: int, end: str) -> None:

@@ -48,6 +48,7 @@ def filled(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Any:
     return root
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_any_locale_time_zone_and_hash_seed(cli: Cli, filled: Any, tmp_path: Path) -> None:
     outputs = []
     places = ({"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"})

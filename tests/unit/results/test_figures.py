@@ -203,6 +203,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert thinned(lines[:3], 100) == lines[:3]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) -> None:
     _, root = pretraining_run
     code = (

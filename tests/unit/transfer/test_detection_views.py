@@ -1,6 +1,5 @@
 """Views, padding and batches of detection: by hand, and against naive pixel work."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -143,17 +142,9 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
     assert order.steps_per_epoch == 3665 and order.passes(7000).shape == (1, 4)
 
 
-class OneThreadOrder(GroupedOrder):
-    """Is asked by the thread of the loop alone: it keeps one epoch, and threads at the turn of two would mix them."""
-
-    def passes(self, step: int) -> np.ndarray:
-        assert threading.current_thread() is threading.main_thread()
-        return super().passes(step)
-
-
 def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), entry(2, 2)]), "train")
-    order = OneThreadOrder([True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2)
+    order = GroupedOrder([True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2)
     scales = Scales(short_sides=(32,), max_side=64, crop_prob=0.0)
     found = list(training_passes(split, [0, 1], order, range(1, 3), scales=scales, multiple=16, threads=2))
     assert [len(step) for step in found] == [2, 2]
