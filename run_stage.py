@@ -63,26 +63,29 @@ def plan(
     be, and with --cluster runs that do not fit its nodes. Starts nothing.
     """
     from pipeline import manifest
-    from pipeline.plan import select
     from slurm import console, estimates
     from stages.preflight import in_the_way
 
-    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    runs = select(every, only or ())
-    if cluster is not None:
-        from slurm.cluster import check_fit, load_profile
-
-        profile = load_profile(cluster)
-        for run in runs:
-            check_fit(profile, run.name, run.resources)
+    runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     split = manifest.split(root, runs)
     console.show_plan(runs, split, root, estimates.advice(split.pending, root))
+    if cluster is not None:
+        from slurm.cluster import load_profile, misfit
+
+        profile = load_profile(cluster)
+        console.show_lines([line for run in runs if (line := misfit(profile, run.name, run.resources))])
+    console.announce_look(unseen)
     console.show_lines(in_the_way(runs, every, root, unseen=unseen))
 
 
 @app.command()
 def doctor(
-    reproduction: Name, overrides: Set = None, only: Only = None, cluster: Cluster = None, run_root: Root = None
+    reproduction: Name,
+    overrides: Set = None,
+    only: Only = None,
+    cluster: Cluster = None,
+    run_root: Root = None,
+    unseen: Unseen = False,
 ) -> None:
     """What is in the way, before GPUs are spent.
 
@@ -92,12 +95,12 @@ def doctor(
     Changes nothing; exit code 1 when something is wrong.
     """
     from pipeline import environment
-    from pipeline.plan import select
     from slurm import console, place
     from stages.preflight import preflight
 
-    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    found = preflight(select(every, only or ()), every, root)
+    runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
+    console.announce_look(unseen)
+    found = preflight(runs, every, root, unseen=unseen)
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
     findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
     if cluster:
@@ -125,15 +128,17 @@ def submit(
     sets, lists and weights that the runs read are looked at, as by `doctor`. Jobs use a copy of the code as it is now.
     Look on with `status`.
     """
-    from pipeline.plan import select, traced
+    from pipeline.plan import traced
     from slurm import console, place
-    from slurm.submit import submit as queue_runs
+    from slurm import submit as submission
     from stages.preflight import require_sound
 
-    every, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    runs = select(every, only or ())
+    chosen, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
+    runs, on = traced(chosen, profile), place.cluster_profile(cluster, run_root)
+    submission.check(runs, on)  # in a moment, before the look that may take minutes
+    console.announce_look(unseen)
     require_sound(runs, every, root, unseen=unseen)
-    console.show_submissions(queue_runs(traced(runs, profile), place.cluster_profile(cluster, run_root)))
+    console.show_submissions(submission.submit(runs, on))
 
 
 @app.command(name="run")
@@ -410,13 +415,22 @@ def _chosen(
     reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
 ) -> tuple[list[StageRun], Path]:
     """The chosen runs (none of no reproduction), and where runs are kept."""
+    runs, _, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
+    return runs, root
+
+
+def _chosen_of_all(
+    reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
+) -> tuple[list[StageRun], list[StageRun], Path]:
+    """The chosen runs, all of the reproduction, and where runs are kept."""
+    from pipeline.plan import select
     from slurm import place
-    from stages.reproduction import chosen
+    from stages.reproduction import all_runs
 
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION that it is about", param_hint="--set")
-    runs = chosen(reproduction, overrides, only) if reproduction else []
-    return runs, place.run_root(run_root, cluster)
+    every = all_runs(reproduction, overrides) if reproduction else []
+    return select(every, only or ()), every, place.run_root(run_root, cluster)
 
 
 def _show(lines: Iterable[object], *, err: bool = False) -> None:
@@ -425,7 +439,7 @@ def _show(lines: Iterable[object], *, err: bool = False) -> None:
 
 
 def main() -> None:
-    """Entry point; user errors become one line and exit code 2."""
+    """Entry point; user errors become a message and exit code 2."""
     from pipeline.provenance import IntruderError, check_one_root
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -107,13 +107,14 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     return profile.model_copy(update={"run_root": root})
 
 
-def check_fit(profile: ClusterProfile, name: str, need: Resources) -> None:
-    """ConfigError when a run wants more GPUs per node than the cluster's nodes have."""
-    if need.gpu and need.ranks_per_node > profile.gpus_per_node:
-        raise ConfigError(
-            f"{name}.resources.ranks_per_node: {need.ranks_per_node} GPUs per node, "
-            f"the cluster has {profile.gpus_per_node}; use more nodes"
-        )
+def misfit(profile: ClusterProfile, name: str, need: Resources) -> str | None:
+    """What is wrong when a run wants more GPUs per node than the cluster's nodes have."""
+    if not need.gpu or need.ranks_per_node <= profile.gpus_per_node:
+        return None
+    return (
+        f"{name}.resources.ranks_per_node: {need.ranks_per_node} GPUs per node, "
+        f"the cluster has {profile.gpus_per_node}; use more nodes"
+    )
 
 
 def job_minutes(profile: ClusterProfile, need: Resources) -> int:

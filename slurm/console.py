@@ -107,6 +107,12 @@ def show_findings(findings: Sequence[Finding]) -> int:
     return 1 if count else 0
 
 
+def announce_look(unseen: bool) -> None:
+    """A line, not of the result, before files are looked at."""
+    if not unseen:
+        sys.stderr.write("looking at data sets, lists and weights (--unseen leaves it out)\n")
+
+
 def announce(run: StageRun, ranks: int) -> None:
     """A line before a run starts here."""
     say(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.findings import Finding, ok, skipped, wrong
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import StageRun
 from slurm import queue
-from slurm.cluster import ClusterProfile, check_fit
+from slurm.cluster import ClusterProfile, misfit
 from slurm.submit import Waits, sbatch_text
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
@@ -60,10 +60,8 @@ def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
         kinds.setdefault(run.resources.model_dump_json(), []).append(run)
     for alike in kinds.values():
         names = ", ".join(run.name for run in alike)
-        try:
-            check_fit(profile, alike[0].name, alike[0].resources)
-        except ConfigError as error:
-            findings.append(wrong(f"jobs {names}", error, "change resources, or gpus_per_node of the profile"))
+        if line := misfit(profile, alike[0].name, alike[0].resources):
+            findings.append(wrong(f"jobs {names}", line, "change resources, or gpus_per_node of the profile"))
             continue
         fits, words = _dry_run(profile, alike[0])
         remedy = "change the run's resources, or the profile"

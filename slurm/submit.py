@@ -13,7 +13,7 @@ from pipeline import manifest, runfile
 from pipeline.atomic import write_json_atomic, write_text_atomic
 from pipeline.spec import ConfigError, StageRun
 from slurm import claims, queue, snapshot
-from slurm.cluster import ClusterProfile, check_fit, end_of_script, job_command, sbatch_parameters
+from slurm.cluster import ClusterProfile, end_of_script, job_command, misfit, sbatch_parameters
 from slurm.estimates import lead_seconds
 
 
@@ -74,16 +74,26 @@ def look(runs: Sequence[StageRun], run_root: Path) -> View:
     return View(by_id, jobs, done | {need for need in outside if manifest.find_done(run_root, need)})
 
 
+def check(runs: Sequence[StageRun], profile: ClusterProfile) -> View:
+    """What the queue and the manifest say of runs that can be queued.
+
+    ConfigError when a run does not fit the cluster or needs one that is neither done nor in `runs`, SlurmError when the
+    queue cannot be asked.
+    """
+    if misfits := [line for run in runs if (line := misfit(profile, run.name, run.resources))]:
+        raise ConfigError("; ".join(misfits))
+    view = look(runs, profile.run_root)
+    _check_inputs(runs, view)
+    return view
+
+
 def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission]:
     """Queue the runs that are neither done nor queued, in the given (topological) order.
 
     It may die anywhere and be run again, by several at once: a run is queued under its claim, after another look.
-    ConfigError when a run does not fit the cluster or needs one that is neither done nor in `runs`.
+    Raises what `check` raises.
     """
-    for run in runs:
-        check_fit(profile, run.name, run.resources)
-    view = look(runs, profile.run_root)
-    _check_inputs(runs, view)
+    view = check(runs, profile)
     code: Path | None = None
     result = []
     for run in runs:

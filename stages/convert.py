@@ -128,10 +128,20 @@ def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> N
         raise SourceError("; ".join(problems))
 
 
-@cache
 def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
-    """The splits of a data set that is not built in, looked through once."""
-    return open_splits(Path(), cfg)
+    """The splits of a data set that is not built in, looked through once, whatever comes of it."""
+    found = _tried(cfg)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+@cache
+def _tried(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
+    try:
+        return open_splits(Path(), cfg)
+    except ValueError as error:
+        return error
 
 
 def sampled_bytes(source: "FolderSource") -> float:

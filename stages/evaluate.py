@@ -108,17 +108,21 @@ def computed_features(
 
     device = distributed.init()
     model = backbone_feature(vit.to(device), name)
+    sources, ranks = (
+        {split: open_source(ctx.inputs["data"].output(split)) for split in splits},
+        distributed.world_size(),
+    )
+    for split, source in sources.items():
+        if len(source) < ranks:
+            raise ValueError(f"{split}: {len(source)} images for {ranks} ranks, at least one each; use fewer ranks")
     found = {}
-    for split in splits:
-        source = open_source(ctx.inputs["data"].output(split))
-        if len(source) < distributed.world_size():
-            raise ValueError(f"{split}: {len(source)} images for {distributed.world_size()} ranks, at least one each")
+    for split, source in sources.items():
         batches = eval_batches(
             source,
             resize=size.resize,
             crop=size.crop,
             batch_size=images_per_pass,
-            indices=range(distributed.rank(), len(source), distributed.world_size()),
+            indices=range(distributed.rank(), len(source), ranks),
             threads=threads,
         )
         found[split] = extract(model, batches, device=device)[:2]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.spec import Runtime, StageConfig
-from stages.convert import ConvertConfig, opened
+from stages.convert import BUILTIN, ConvertConfig, opened
 
 if TYPE_CHECKING:
     from mugs.data.source import Source
@@ -57,14 +57,16 @@ class LabelledPart(StageConfig):
             return self.words()
         from pathlib import Path
 
-        from mugs.data.source import SourceError
         from mugs.data.subset import read_names
 
         names = read_names(Path(self.list_file or "").expanduser())
+        elsewhere = f"{self.list_file} names {len(names):,} images; whether they are there shows with {data.dataset}"
+        if data.train_dir in BUILTIN or data.train_dir is None or data.root is None:
+            return elsewhere
         try:
             images = opened(data)["train"]
-        except (SourceError, ValueError):
-            return f"{self.list_file} names {len(names):,} images; whether they are there shows with {data.dataset}"
+        except ValueError:
+            return elsewhere
         return f"{self.list_file} names {len(self.choose(images, data.dataset)):,} images, of all classes"
 
     def words(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import manifest
-from pipeline.findings import Finding, ok, wrong
+from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.identity import marked
 from pipeline.plan import unresolved
 from pipeline.runfile import resolve
@@ -55,8 +55,7 @@ def in_the_way(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, 
 def require_sound(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> None:
     """Raise ConfigError with all that is in the way."""
     if lines := in_the_way(runs, every, root, unseen=unseen):
-        leave = "" if unseen else " (files that only compute nodes have: --unseen)"
-        raise ConfigError(f"nothing is queued before this is put right{leave}:\n" + "\n".join(lines))
+        raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
 
 
 def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
@@ -73,13 +72,16 @@ def _look(run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool) -> tup
     if unset := [line.split(": ", 1) for line in unresolved([run])]:
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
     entry = STAGES[run.stage].preflight
-    if entry is None or unseen:
+    if entry is None:
         return [ok(run.name, "nothing of its own to look at")], size
+    if unseen:
+        return [skipped(run.name, "its files are not looked at")], size
     try:
         words, more = resolve(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
-        places = [f"{run.name}.{name}" for name in paths(run.config)]
-        return [wrong(run.name, error, f"correct the files, or {', '.join(places) or 'the run'}")], size
+        places = ", ".join(f"{run.name}.{name}" for name in paths(run.config)) or "the run"
+        remedy = f"correct the files, or {places}; --unseen where only compute nodes have them"
+        return [wrong(run.name, error, remedy)], size
     return [ok(run.name, words)], size + more
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline import config
-from pipeline.plan import build_plan, select
+from pipeline.plan import build_plan
 from pipeline.spec import StageRun
 from stages import STAGES
 
@@ -11,10 +11,3 @@ from stages import STAGES
 def all_runs(name_or_path: str, overrides: Sequence[str] | None = None) -> list[StageRun]:
     """Every run of a reproduction, each after those it needs. Raises ConfigError naming what is wrong."""
     return build_plan(config.load(name_or_path, STAGES, overrides or ()))
-
-
-def chosen(
-    name_or_path: str, overrides: Sequence[str] | None = None, only: Sequence[str] | None = None
-) -> list[StageRun]:
-    """Those whose name or stage is in `only`; all without it."""
-    return select(all_runs(name_or_path, overrides), only or ())

@@ -77,8 +77,8 @@ def convert(
 def require_whole(source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4) -> None:
     """Raise SourceError, as `convert` would, for images that were cut short; a look at the end of each file tells.
 
-    Only those that do not end as their format does are decoded, so a million files take minutes and not hours. What is
-    damaged inside a file shows when it is converted.
+    Only what does not end as a JPEG or PNG does is decoded, so a million of these take minutes and not hours; images of
+    other formats are all decoded. What is damaged inside a file shows when it is converted.
     """
     ends = ahead(source.ends_whole, range(len(source)), threads)
     suspects = [index for index, whole in enumerate(ends) if not whole]

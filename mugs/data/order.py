@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator, Philox
 
-EPOCHS_KEPT = 2  # orders kept by what asks for them step by step: at the turn of two epochs, threads want both
+EPOCHS_KEPT = 2  # steps are asked for ahead of the loop and in it: at the turn of two epochs, by turns for both
 
 
 class Order:

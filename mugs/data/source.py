@@ -20,6 +20,16 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
+def ends_whole(path: Path) -> bool:
+    """Whether a file ends as a JPEG or PNG does. What does not may be whole all the same: decode it to know."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-min(8, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+            return stream.read().endswith(ENDS)
+    except OSError:
+        return False
+
+
 class Source(Protocol):
     """Encoded images with labels and names, by index."""
 
@@ -80,13 +90,8 @@ class FolderSource:
         return path.stat().st_size if path.exists() else 0
 
     def ends_whole(self, index: int) -> bool:
-        """Whether the file ends as a JPEG or PNG does. What does not may be whole all the same: decode it to know."""
-        try:
-            with (self.root / self.paths[index]).open("rb") as stream:
-                stream.seek(-min(8, stream.seek(0, os.SEEK_END)), os.SEEK_END)
-                return stream.read().endswith(ENDS)
-        except OSError:
-            return False
+        """As the function of that name, of an image."""
+        return ends_whole(self.root / self.paths[index])
 
     def label(self, index: int) -> int:
         """Class index."""

@@ -87,7 +87,7 @@ def as_runs(rounds: int = 3) -> dict[str, Any]:
             text += PROBE.format(name=f"one{seed}", rates="base_lr: 1.0", seed=seed)
         file.write_text(text)
         call = [sys.executable, "run_stage.py", "run", str(file), "--run-root", str(root)]
-        subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         entries = [json.loads(path.read_text()) for path in (root / "manifest").glob("*.json")]
     taken = {entry["name"]: float(entry["seconds"]) for entry in entries}
     pairs = sorted((taken[f"sweep{seed}"] / taken[f"one{seed}"], seed) for seed in range(rounds))

@@ -10,7 +10,7 @@ import pytest
 from pipeline.findings import Finding
 from slurm.cluster import load_profile
 from slurm.preflight import preflight
-from stages.reproduction import chosen
+from stages.reproduction import all_runs
 
 pytestmark = pytest.mark.slurm
 
@@ -23,7 +23,7 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
         "name: two\nruns:\n  digits: {stage: convert, dataset: d, num_classes: 10}\n"
         "  train: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, batch_size: 64}\n"
     )
-    return {found.subject: found for found in preflight(load_profile(str(path)), chosen(str(plan), overrides))}
+    return {found.subject: found for found in preflight(load_profile(str(path)), all_runs(str(plan), overrides))}
 
 
 def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import run_stage
 from mugs.backbones.vit import build_vit
 from pipeline import environment
 from pipeline.spec import ConfigError
+from stages.convert import ConvertConfig
+from stages.labelled import LabelledPart
 
 Doctor = Callable[..., Result]
 YAML = """
@@ -52,7 +54,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
 
 def told(result: Result, line: str, remedy: str) -> None:
     """A wrong finding with its remedy below, and the exit code."""
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     (index,) = (i for i, text in enumerate(lines) if text.startswith("wrong") and line in text)
     assert lines[index + 1].startswith("        to do: ") and remedy in lines[index + 1], lines[index + 1]
     assert result.exit_code == 1 and "to put right" in lines[-1]
@@ -133,11 +135,33 @@ def test_files_that_only_compute_nodes_have(doctor: Doctor, tmp_path: Path, monk
     assert "--unseen" in str(refused.exception)
     assert "/node/images" in doctor(*there, command="plan").output
     assert "/node/images" not in doctor(*there, "--unseen", command="plan").output
+    seen = doctor(*there[2:], "--unseen")
+    assert seen.exit_code == 0 and "skipped photos: its files are not looked at" in seen.stdout
     unset = ("--set", "photos.val_dir=null", "--unseen")
     assert "photos.val_dir is not set; to do: --set photos.val_dir=" in doctor(*there, *unset, command="plan").output
     assert "val_dir is not set" in str(doctor(*there, *unset, command="submit").exception)
     assert not (tmp_path / "asked").exists()
     assert doctor(*there, "--unseen", command="submit").exit_code == 0 and (tmp_path / "asked").exists()
+
+
+def test_plan_tells_what_does_not_fit_the_cluster(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 2\n")
+    asked = ("--cluster", str(tmp_path / "c.yaml"), "--set", "features.resources.ranks_per_node=4")
+    shown = doctor(*asked, command="plan")
+    line = "features.resources.ranks_per_node: 4 GPUs per node, the cluster has 2"
+    assert shown.exit_code == 0 and line in shown.stdout and "GPU-hours" in shown.stdout
+    refused = doctor(*asked, command="submit")
+    assert line in str(refused.exception) and "looking at" not in refused.output
+
+
+def test_the_look_at_a_list_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("0/1.jpg\n")
+    digits = "builtin:sklearn_digits"
+    data = ConvertConfig(dataset="digits", train_dir=digits, val_dir=digits)
+    words = LabelledPart(percent=1, list_file="list.txt").look(data)
+    assert words == "list.txt names 1 images; whether they are there shows with digits"
+    assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
 
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:

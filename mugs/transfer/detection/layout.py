@@ -5,15 +5,16 @@ from pathlib import Path
 from PIL import Image
 
 from mugs.data.ahead import Report, ahead, counted
+from mugs.data.decode import DecodeError
 from mugs.data.layout import Layout
-from mugs.data.source import SourceError, listed
+from mugs.data.source import SourceError, ends_whole, listed
 from mugs.transfer.detection.coco import SPLITS, CocoSplit
 
 
 def check_coco(
     root: Path, expected: Layout, *, threads: int = 4, report: Report = lambda done, total: None
 ) -> dict[str, CocoSplit]:
-    """Both splits, every image there and of the size the annotations give it, every outline well formed.
+    """Both splits, every image there, of the annotated size and not cut short, every outline well formed.
 
     Raises SourceError, in one line, with all that is wrong with either.
     """
@@ -70,7 +71,9 @@ def _problem(split: CocoSplit, index: int) -> str | None:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{entry.file} ({error})"
     try:
+        if not ends_whole(path):
+            split.read(index)
         split.objects(index)
-    except SourceError as error:
+    except (DecodeError, SourceError) as error:
         return str(error)
     return None

@@ -83,6 +83,14 @@ def test_epochs_differ_and_cover_the_data() -> None:
     assert list(first) != list(second)
 
 
+def test_two_epochs_by_turns_are_each_shuffled_once() -> None:
+    order = Order(20, seed=3, world=1, rank=0, batch_size=4)
+    apart = [order.indices(step).tolist() for step in (4, 5)]
+    for _ in range(3):
+        assert [order.indices(step).tolist() for step in (4, 5)] == apart
+    assert order.permutation.cache_info().misses == 2
+
+
 def test_order_pads_from_its_start() -> None:
     order = Order(10, seed=0, world=1, rank=0, batch_size=4, steps_per_epoch=3)
     taken = np.concatenate([order.indices(s) for s in range(3)])

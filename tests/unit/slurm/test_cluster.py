@@ -74,10 +74,10 @@ def test_every_key_reaches_the_sbatch_text(key: str) -> None:
 
 def test_gpus_per_node_is_a_limit() -> None:
     profile = ClusterProfile(run_root=Path("/runs"), gpus_per_node=4)
-    cluster.check_fit(profile, "main", Resources(ranks_per_node=4))
-    cluster.check_fit(profile, "main", Resources(ranks_per_node=9, gpu=False))
-    with pytest.raises(ConfigError, match=r"main.resources.ranks_per_node: 8 .* has 4"):
-        cluster.check_fit(profile, "main", Resources(ranks_per_node=8))
+    assert cluster.misfit(profile, "main", Resources(ranks_per_node=4)) is None
+    assert cluster.misfit(profile, "main", Resources(ranks_per_node=9, gpu=False)) is None
+    line = cluster.misfit(profile, "main", Resources(ranks_per_node=8))
+    assert line is not None and re.match(r"main.resources.ranks_per_node: 8 .* has 4", line)
 
 
 def test_no_gpu_is_asked_for_when_none_is_needed() -> None:

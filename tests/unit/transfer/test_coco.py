@@ -161,6 +161,18 @@ def test_layout_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:
         assert text in str(caught.value)
 
 
+def test_an_image_cut_short_is_not_as_annotated(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    image = root / "val2017" / "000000000001.jpg"
+    Image.effect_noise((60, 40), 50).convert("RGB").save(image)
+    check_coco(root, Layout(), threads=1)
+    image.write_bytes(image.read_bytes() + b"\0")  # something after the end does no harm
+    check_coco(root, Layout(), threads=1)
+    image.write_bytes(image.read_bytes()[:-300])
+    with pytest.raises(SourceError, match=r"val: 1 images are not as annotated: .*000000000001.jpg: .*truncated"):
+        check_coco(root, Layout(), threads=1)
+
+
 def test_layout_without_annotations_or_with_other_categories(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1)])
     path = root / "annotations" / "instances_val2017.json"
