@@ -60,7 +60,7 @@ def plan(
     """What would run, where and at what cost, and what is done already.
 
     Also says what is in the way: settings that are missing, data sets, lists and weights that are not as they should
-    be, and with --cluster runs that do not fit its nodes. Starts nothing.
+    be, and with --cluster runs that do not fit its nodes. Starts nothing, and exits with 0 whatever it finds.
     """
     from pipeline import manifest
     from slurm import console, estimates
@@ -73,7 +73,7 @@ def plan(
         from slurm.cluster import load_profile, misfit
 
         profile = load_profile(cluster)
-        console.show_lines([line for run in runs if (line := misfit(profile, run.name, run.resources))])
+        console.show_lines([line for run in split.pending if (line := misfit(profile, run.name, run.resources))])
     console.announce_look(unseen)
     console.show_lines(in_the_way(runs, every, root, unseen=unseen))
 

@@ -77,10 +77,11 @@ def look(runs: Sequence[StageRun], run_root: Path) -> View:
 def check(runs: Sequence[StageRun], profile: ClusterProfile) -> View:
     """What the queue and the manifest say of runs that can be queued.
 
-    ConfigError when a run does not fit the cluster or needs one that is neither done nor in `runs`, SlurmError when the
-    queue cannot be asked.
+    ConfigError when one that is not done does not fit the cluster, or one needs a run that is neither done nor in
+    `runs`; SlurmError when the queue cannot be asked.
     """
-    if misfits := [line for run in runs if (line := misfit(profile, run.name, run.resources))]:
+    pending = manifest.split(profile.run_root, runs).pending
+    if misfits := [line for run in pending if (line := misfit(profile, run.name, run.resources))]:
         raise ConfigError("; ".join(misfits))
     view = look(runs, profile.run_root)
     _check_inputs(runs, view)

@@ -71,6 +71,13 @@ class ConvertConfig(StageConfig):
                 raise ValueError(f"num_{split}_images beside {split}_list: how many images the list names")
         return self
 
+    @model_validator(mode="after")
+    def _built_in_as_a_whole(self) -> "ConvertConfig":
+        folders = {folder for folder in (self.train_dir, self.val_dir) if folder}
+        if len(folders) > 1 and folders & set(BUILTIN):
+            raise ValueError(f"train_dir and val_dir: expected one built-in data set for both, got {sorted(folders)}")
+        return self
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits there are."""
@@ -129,15 +136,16 @@ def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> N
 
 
 def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
-    """The splits of a data set that is not built in, looked through once, whatever comes of it."""
-    found = _tried(cfg)
+    """The splits of a data set that is not built in, looked through once. Raises SourceError, ValueError as `run`."""
+    found = looked_through(cfg)
     if isinstance(found, ValueError):
         raise found
     return found
 
 
 @cache
-def _tried(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
+def looked_through(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
+    """Those splits, or what is wrong with them."""
     try:
         return open_splits(Path(), cfg)
     except ValueError as error:

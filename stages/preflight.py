@@ -15,11 +15,16 @@ from stages import STAGES
 
 @dataclass
 class Preflight:
-    """A finding or more for each run, and the bytes that those not done will write, as far as it can be told."""
+    """A finding or more for each run; the bytes that those not done will write, as far as it can be told, by folder."""
 
     findings: list[Finding] = field(default_factory=list)
     pending: list[StageRun] = field(default_factory=list)
-    bytes: float = 0.0
+    sizes: dict[Path, float] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> float:
+        """Less what their folders hold already."""
+        return sum(max(0.0, size - _there(folder)) for folder, size in self.sizes.items())
 
 
 def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> Preflight:
@@ -42,7 +47,7 @@ def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *
         ]
         findings, size = _look(run, inputs_of(run, by_id), unseen)
         found.findings += findings
-        found.bytes += max(0.0, size - _there(run.run_dir(root)))
+        found.sizes[run.run_dir(root)] = size
     return found
 
 
@@ -79,23 +84,28 @@ def _look(run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool) -> tup
     try:
         words, more = resolve(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
-        places = ", ".join(f"{run.name}.{name}" for name in paths(run.config)) or "the run"
-        remedy = f"correct the files, or {places}; --unseen where only compute nodes have them"
+        places = paths(run.config)
+        remedy = f"correct the files, or {', '.join(f'{run.name}.{name}' for name in places) or 'the run'}"
+        if not all(Path(place).expanduser().exists() for place in places.values()):
+            remedy += "; --unseen where only compute nodes have them"
         return [wrong(run.name, error, remedy)], size
     return [ok(run.name, words)], size + more
 
 
-def paths(config: StageConfig) -> list[str]:
-    """Dotted names of the settings that say where the files of a run are, of those that are set."""
-    found = []
+def paths(config: StageConfig) -> dict[str, str]:
+    """Where the files of a run are, by the dotted names of the settings that say so; of those that are set."""
+    found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, StageConfig):
-            found += [f"{name}.{inner}" for inner in paths(value)]
+            found |= {f"{name}.{inner}": place for inner, place in paths(value).items()}
         elif value and marked(info, "required_at_run"):
-            found.append(name)
+            found[name] = value
     return found
 
 
 def _there(folder: Path) -> int:
-    return manifest.content_size(folder) if folder.is_dir() else 0
+    try:
+        return manifest.content_size(folder) if folder.is_dir() else 0
+    except FileNotFoundError:  # a run that goes on while it is looked at
+        return 0

@@ -134,7 +134,8 @@ def test_files_that_only_compute_nodes_have(doctor: Doctor, tmp_path: Path, monk
     assert isinstance(refused.exception, ConfigError) and not (tmp_path / "asked").exists()
     assert "--unseen" in str(refused.exception)
     assert "/node/images" in doctor(*there, command="plan").output
-    assert "/node/images" not in doctor(*there, "--unseen", command="plan").output
+    shown = doctor(*there, "--unseen", command="plan")
+    assert shown.exit_code == 0 and "GPU-hours" in shown.stdout and "/node/images" not in shown.output
     seen = doctor(*there[2:], "--unseen")
     assert seen.exit_code == 0 and "skipped photos: its files are not looked at" in seen.stdout
     unset = ("--set", "photos.val_dir=null", "--unseen")
@@ -162,6 +163,18 @@ def test_the_look_at_a_list_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
     words = LabelledPart(percent=1, list_file="list.txt").look(data)
     assert words == "list.txt names 1 images; whether they are there shows with digits"
     assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_half_a_built_in_data_set(doctor: Doctor, split: str) -> None:
+    refused = doctor("--set", f"photos.{split}_dir=builtin:sklearn_digits")
+    assert isinstance(refused.exception, ConfigError)
+    assert "expected one built-in data set for both" in str(refused.exception)
+
+
+def test_only_what_is_not_there_may_be_elsewhere(doctor: Doctor) -> None:
+    assert "--unseen where" in doctor("--set", "photos.val_dir=/nowhere").stdout
+    assert "--unseen where" not in doctor("--set", "photos.num_classes=3").stdout
 
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:

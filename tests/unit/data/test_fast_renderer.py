@@ -11,6 +11,7 @@ from PIL import Image
 from mugs.data.plan import OPERATIONS, CropPlan, Operation, draw_operation, draw_plan, random_box
 from mugs.data.recipe import ViewRecipe
 from mugs.data.render import fast, reference
+from mugs.data.render.hue import rotate_hue
 
 RECIPE = ViewRecipe(large_size=64, small_size=24, num_small=6)
 
@@ -66,7 +67,7 @@ def test_jitter(operation: int, value: float) -> None:
 
 
 def test_hue_of_every_kind_of_colour() -> None:
-    """64 levels a channel, through all the shifts that the recipe can draw."""
+    """64 levels a channel, at both ends of the shifts that the recipe draws and between."""
     levels = np.arange(0, 256, 4, dtype=np.uint8)
     colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(512, 512, 3)
     for shift in (-0.1, -0.05, 0.03, 0.1):
@@ -75,14 +76,18 @@ def test_hue_of_every_kind_of_colour() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", [-0.1, -0.003, 0.05, 0.1])
-def test_hue_of_every_colour(shift: float) -> None:
-    """All 16.7 million, 16 levels of red at a time."""
-    crop = CropPlan(1024, (0, 0, 1024, 1024), flip=False, strong=False, jitter=((3, shift),))
-    for first in range(0, 256, 16):
-        number = np.arange(first << 16, (first + 16) << 16).reshape(1024, 1024)
+def test_hue_of_every_colour_at_every_shift() -> None:
+    """All 16.7 million, a million at a time, by the 51 steps between the ends that the recipe draws."""
+    for first in range(0, 1 << 24, 1 << 20):
+        number = np.arange(first, first + (1 << 20)).reshape(1024, 1024)
         colors = np.stack([number >> 16, number >> 8 & 255, number & 255], axis=-1).astype(np.uint8)
-        assert_same(crop, Image.fromarray(colors))
+        turned = np.array(Image.fromarray(colors).convert("HSV"))
+        turned[..., 0] -= 25  # modulo 256
+        for shift in range(-25, 26):
+            planes = colors.transpose(2, 1, 0).copy()
+            rotate_hue(planes, shift)
+            assert np.array_equal(planes.transpose(2, 1, 0), Image.fromarray(turned, "HSV").convert("RGB"))
+            turned[..., 0] += 1
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.3, 0.77, 1.0, 1.5, 2.0, 6.3])
