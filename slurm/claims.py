@@ -4,7 +4,8 @@
     <run_dir>/claims/NNNN.released.json   over: the job id, if there is one
 The next number may be taken when the last one is released, or stale: its process is gone from this host and so is the
 sbatch it called, or it is of another host and older than ten minutes. Who takes over looks into the queue first, so a
-job that was queued by a submission that died is found, not queued again.
+job that was queued by a submission that died is found, not queued again. No number is removed: who learned late that
+one is released would otherwise be given the next one a second time.
 """
 
 from __future__ import annotations
@@ -38,12 +39,8 @@ class Claim:
         return _latest(self.run_dir) == self.number
 
     def release(self, job_id: str | None) -> None:
-        """Let the next one look; what came before is removed."""
+        """Let the next one look."""
         write_json_atomic(_folder(self.run_dir) / f"{self.number:04d}.released.json", {"job_id": job_id})
-        for number in _numbers(self.run_dir):
-            if number < self.number:
-                for suffix in ("released.json", "json"):
-                    (_folder(self.run_dir) / f"{number:04d}.{suffix}").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -77,13 +74,9 @@ def _folder(run_dir: Path) -> Path:
     return run_dir / "claims"
 
 
-def _numbers(run_dir: Path) -> list[int]:
-    names = (path.name.removesuffix(".json") for path in _folder(run_dir).glob("[0-9]*.json"))
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def _latest(run_dir: Path) -> int:
-    return max(_numbers(run_dir), default=0)
+    names = (path.name.removesuffix(".json") for path in _folder(run_dir).glob("[0-9]*.json"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _released(run_dir: Path, number: int) -> bool:
@@ -98,7 +91,7 @@ def _signature() -> dict[str, object]:
 def _stale(run_dir: Path, number: int) -> bool:
     who = read_json(_folder(run_dir) / f"{number:04d}.json")
     if who is None:
-        return False  # released and removed meanwhile: look again
+        return False  # the run was removed meanwhile: look again
     age = time.time() - float(who["time"])
     if who["host"] != socket.gethostname():
         return age > _FOREIGN_STALE_S

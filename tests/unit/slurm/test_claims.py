@@ -51,8 +51,24 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    left = sorted(path.name for path in (tmp_path / "claims").iterdir())
-    assert left == ["0030.json", "0030.released.json"]
+    numbers = {int(path.name[:4]) for path in (tmp_path / "claims").iterdir()}
+    assert numbers == set(range(1, 31))
+
+
+def test_who_learns_late_of_a_release_is_not_given_a_number_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims._take(tmp_path, 0).release(None)
+    released = claims._released
+
+    def late(run_dir: Path, number: int) -> bool:
+        monkeypatch.setattr(claims, "_released", released)
+        for _ in range(2):  # two others come and go before the answer arrives
+            claims._take(run_dir, 0).release(None)
+        return True
+
+    monkeypatch.setattr(claims, "_released", late)
+    assert claims._take(tmp_path, 0).number == 4
 
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
