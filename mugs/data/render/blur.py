@@ -44,11 +44,13 @@ def box_pass(rows: np.ndarray, out: np.ndarray, sums: np.ndarray, radius: int, w
     last, width = rows.shape[0] - 1, rows.shape[1]
     inner, outer, half = np.uint32(weight), np.uint32(edge), np.uint32(1 << 23)
     for y in range(last + 1):
-        sums[:] = 0
-        for near in range(y - radius, y + radius + 1):
-            row = rows[min(max(near, 0), last)]
+        row = rows[y]
+        for x in range(width):
+            sums[x] = row[x]
+        for distance in range(1, radius + 1):
+            above, below = rows[max(y - distance, 0)], rows[min(y + distance, last)]
             for x in range(width):
-                sums[x] += np.uint32(row[x])
+                sums[x] += np.uint32(above[x]) + np.uint32(below[x])
         before, after, line = rows[max(y - radius - 1, 0)], rows[min(y + radius + 1, last)], out[y]
         for x in range(width):
             beyond = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))

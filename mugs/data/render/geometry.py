@@ -7,6 +7,7 @@ import numpy as np
 
 from mugs.data.plan import Operation
 from mugs.data.render.compiled import compiled
+from mugs.data.render.warp import cubic, warp
 
 FILL = np.array([124, 116, 104], np.uint8)
 Region = tuple[int, int, int, int]  # left, top, width, height
@@ -118,95 +119,3 @@ def slide(column: np.ndarray, share: float, bicubic: bool, target: np.ndarray) -
         for j in range(len(target)):
             b, c = float(column[j + 1]), float(column[j + 2])
             target[j] = np.uint8(b + (c - b) * share)
-
-
-@compiled
-def warp(
-    planes: np.ndarray,
-    start: np.ndarray,
-    size: np.ndarray,
-    matrix: np.ndarray,
-    bicubic: bool,
-    out_start: np.ndarray,
-    fill: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """Pixel by pixel; outside the image is `fill`, and pixels beyond its edge repeat it."""
-    pixels, stride = interleave(planes), planes.shape[2] * 4
-    window, line = np.empty(64, np.uint8), np.empty(16)
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            out_x, out_y = out_start[0] + i + 0.5, out_start[1] + j + 0.5
-            x = matrix[0] * out_x + matrix[1] * out_y + matrix[2]
-            y = matrix[3] * out_x + matrix[4] * out_y + matrix[5]
-            if x < 0 or x >= size[0] or y < 0 or y >= size[1]:
-                for channel in range(3):
-                    out[channel, i, j] = fill[channel]
-                continue
-            x0, y0 = math.floor(x - 0.5), math.floor(y - 0.5)
-            dx, dy = x - 0.5 - x0, y - 0.5 - y0
-            if x0 >= 1 and x0 + 2 < size[0] and y0 >= 1 and y0 + 2 < size[1]:
-                first = (x0 - 1 - start[0]) * stride + (y0 - 1 - start[1]) * 4
-                interpolate(pixels, first, stride, dx, dy, bicubic, line)
-            else:
-                clamp(planes, start, size, x0 - 1, y0 - 1, window)
-                interpolate(window, 0, 16, dx, dy, bicubic, line)
-            for channel in range(3):
-                out[channel, i, j] = np.uint8(line[channel])
-
-
-@compiled
-def interleave(planes: np.ndarray) -> np.ndarray:
-    """Planes (3, w, h) -> four bytes a pixel, flat, columns one after the other: pixels load as a vector."""
-    _, width, height = planes.shape
-    out = np.zeros((width, height, 4), np.uint8)
-    for channel in range(3):
-        for x in range(width):
-            for y in range(height):
-                out[x, y, channel] = planes[channel, x, y]
-    return out.reshape(-1)
-
-
-@compiled
-def clamp(planes: np.ndarray, start: np.ndarray, size: np.ndarray, x: int, y: int, window: np.ndarray) -> None:
-    """The 4 x 4 pixels from x, y on as `interleave` has them, the edge repeated beyond it."""
-    for i in range(4):
-        for j in range(4):
-            column, row = min(max(x + i, 0), size[0] - 1) - start[0], min(max(y + j, 0), size[1] - 1) - start[1]
-            for channel in range(3):
-                window[i * 16 + j * 4 + channel] = planes[channel, column, row]
-
-
-@compiled
-def interpolate(
-    pixels: np.ndarray, first: int, stride: int, dx: float, dy: float, bicubic: bool, line: np.ndarray
-) -> None:
-    """Between the middle of 4 x 4 interleaved pixels, columns `stride` bytes apart from `first` on, into line[:4].
-
-    Each column holds 16 bytes: four rows of four channels, which go through the same arithmetic side by side.
-    """
-    one = np.uint64(first)
-    two, three = one + np.uint64(stride), one + np.uint64(2 * stride)
-    four = one + np.uint64(3 * stride)
-    if bicubic:
-        for k in range(16):
-            at = np.uint64(k)
-            a, b = float(pixels[one + at]), float(pixels[two + at])
-            c, d = float(pixels[three + at]), float(pixels[four + at])
-            line[at] = cubic(a, b, c, d, dx)
-        for k in range(4):
-            value = cubic(line[k], line[k + 4], line[k + 8], line[k + 12], dy)
-            line[k] = min(max(value, 0.0), 255.0)
-    else:
-        for k in range(4):
-            upper, lower = np.uint64(k + 4), np.uint64(k + 8)
-            a, b = float(pixels[two + upper]), float(pixels[two + lower])
-            above = a + (float(pixels[three + upper]) - a) * dx
-            below = b + (float(pixels[three + lower]) - b) * dx
-            line[k] = above + (below - above) * dy
-
-
-@compiled
-def cubic(a: float, b: float, c: float, d: float, share: float) -> float:
-    """Keys' kernel with a = -1, which Pillow's transforms use (its resize has -0.5)."""
-    return b + share * (c - a + share * (2 * (a - b) + c - d + share * (b - a - c + d)))
