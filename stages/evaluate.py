@@ -108,10 +108,8 @@ def computed_features(
 
     device = distributed.init()
     model = backbone_feature(vit.to(device), name)
-    sources, ranks = (
-        {split: open_source(ctx.inputs["data"].output(split)) for split in splits},
-        distributed.world_size(),
-    )
+    sources = {split: open_source(ctx.inputs["data"].output(split)) for split in splits}
+    ranks = distributed.world_size()
     for split, source in sources.items():
         if len(source) < ranks:
             raise ValueError(f"{split}: {len(source)} images for {ranks} ranks, at least one each; use fewer ranks")
