@@ -1,11 +1,11 @@
 """Claims: of all who submit at the same time, one at a time looks, decides and calls sbatch for a run.
 
-    <run_dir>/claims/NNNN.json            who: host, pid, when that process started, time; made at once, and only once
+    <run_dir>/claims/NNNN.json            who: host, user, pid, when it started, time; made at once, and only once
     <run_dir>/claims/NNNN.released.json   over: the job id, if there is one
 The next number may be taken when the last one is released, or stale: its process is gone from this host and so is the
-sbatch it called, or it is of another host and older than ten minutes. Who takes over looks into the queue first, so a
-job that was queued by a submission that died is found, not queued again. No number is removed: who learned late that
-one is released would otherwise be given the next one a second time.
+sbatch it called, or it is of another host or user and older than ten minutes. Who takes over looks into the queue
+first, so a job that was queued by a submission that died is found, not queued again. No number is removed: who learned
+late that one is released would otherwise be given the next one a second time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,13 @@ def claimed(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[Claim]:
 
 def _take(run_dir: Path, patience_s: float) -> Claim:
     folder, end, pause = _folder(run_dir), time.monotonic() + patience_s, 0.05
+    folder.mkdir(parents=True, exist_ok=True)
     while True:
         last = _latest(run_dir)
         if last == 0 or _released(run_dir, last) or _stale(run_dir, last):
-            try:
+            with suppress(FileExistsError):  # somebody else was faster
                 create_exclusive(folder / f"{last + 1:04d}.json", _signature())
                 return Claim(run_dir, last + 1)
-            except FileExistsError:
-                continue
         if time.monotonic() > end:
             who = read_json(folder / f"{last:04d}.json") or {}
             raise SlurmError(f"{run_dir.name} is being submitted by process {who.get('pid')} on {who.get('host')}")
@@ -75,8 +74,7 @@ def _folder(run_dir: Path) -> Path:
 
 
 def _latest(run_dir: Path) -> int:
-    names = (path.name.removesuffix(".json") for path in _folder(run_dir).glob("[0-9]*.json"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max((int(path.name.partition(".")[0]) for path in _folder(run_dir).glob("[0-9]*.json")), default=0)
 
 
 def _released(run_dir: Path, number: int) -> bool:
@@ -85,15 +83,20 @@ def _released(run_dir: Path, number: int) -> bool:
 
 def _signature() -> dict[str, object]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "began": _began(pid), "time": time.time()}
+    return {**_place(), "pid": pid, "began": _began(pid), "time": time.time()}
+
+
+def _place() -> dict[str, object]:
+    """Whose processes can be seen: a host may hide those of other users."""
+    return {"host": socket.gethostname(), "user": os.getuid()}
 
 
 def _stale(run_dir: Path, number: int) -> bool:
     who = read_json(_folder(run_dir) / f"{number:04d}.json")
     if who is None:
-        return False  # the run was removed meanwhile: look again
+        return False  # removed meanwhile, or not readable: look again
     age = time.time() - float(who["time"])
-    if who["host"] != socket.gethostname():
+    if any(who.get(name) != here for name, here in _place().items()):
         return age > _FOREIGN_STALE_S
     alive = _began(int(who["pid"])) == who["began"]
     if alive or age < _SETTLE_S or _sbatch_runs(run_dir):

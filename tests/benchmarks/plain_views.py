@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
@@ -89,12 +89,13 @@ class MultiCrop:
         return [transform(image) for transform in (*self.weak, *student, *small)]
 
 
-def plain_loader(folder: Path, batch_size: int, workers: int) -> "DataLoader[list[Tensor]]":
-    """The images of a folder, shuffled; its worker processes stay from one pass to the next."""
+def plain_loader(folder: Path, batch_size: int, workers: int, passes: int) -> "DataLoader[list[Tensor]]":
+    """The images of a folder, shuffled, several times; its worker processes stay."""
+    images = ImageFolder(folder, MultiCrop())
     return DataLoader(
-        ImageFolder(folder, MultiCrop()),
+        images,
         batch_size=batch_size,
-        shuffle=True,
+        sampler=RandomSampler(images, num_samples=passes * len(images)),
         num_workers=workers,
         persistent_workers=True,
         pin_memory=torch.cuda.is_available(),

@@ -22,22 +22,24 @@ def warp(
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Outside the image is `fill`, and pixels beyond its edge repeat it."""
+    """Planes from `start` on of an image of a given size -> out (3, w, h), from `out_start` on.
+
+    Outside the image is `fill`, and pixels beyond its edge repeat it.
+    """
     pixels, num = pack(planes), out.shape[2]
-    x, y = np.empty(num), np.empty(num)
-    around, rows = np.zeros((4, 4, num), np.uint32), np.empty((4, num))
+    places, around, rows = np.empty((2, num)), np.empty((4, 4, num), np.uint32), np.empty((4, num))
     for i in range(out.shape[1]):
-        trace(matrix, out_start[0] + i, out_start[1], x, y)
-        low, high = inside(x, y, size)
-        fetch(pixels, start, size, bicubic, x, y, low, high, around)
+        trace(matrix, out_start[0] + i, out_start[1], places[0], places[1])
+        low, high = crossing(places[0], places[1], size)
+        x, y = places[0, low:high], places[1, low:high]
+        fetch(pixels, start, size, bicubic, x, y, around)
         for channel in range(3):
             line, shift = out[channel, i], np.uint32(8 * channel)
+            line[:low], line[high:] = fill[channel], fill[channel]
             if bicubic:
-                between_16(around, x, y, shift, rows, line)
+                between_16(around, x, y, shift, rows, line[low:high])
             else:
-                between_4(around[1, 1], around[1, 2], around[2, 1], around[2, 2], x, y, shift, line)
-            line[:low] = fill[channel]  # nothing was fetched for these
-            line[high:] = fill[channel]
+                between_4(around[1, 1], around[1, 2], around[2, 1], around[2, 2], x, y, shift, line[low:high])
 
 
 @compiled
@@ -63,7 +65,7 @@ def trace(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np.ndarra
 
 
 @compiled
-def inside(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
+def crossing(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
     """Places low ... high - 1 are in the image, which a straight line enters and leaves once."""
     low, high = 0, len(x)
     while low < high and not (0 <= x[low] < size[0] and 0 <= y[low] < size[1]):
@@ -81,15 +83,13 @@ def fetch(
     bicubic: bool,
     x: np.ndarray,
     y: np.ndarray,
-    low: int,
-    high: int,
     out: np.ndarray,
 ) -> None:
-    """Of the 4 x 4 pixels around places low ... high - 1 those in the middle, or all -> out (row, column, place).
+    """Of the 4 x 4 pixels around each place at least those needed -> out (row, column, place).
 
-    Of the places remain the shares of a pixel that they are beyond pixel 1, 1.
+    In x and y remains how far beyond pixel (1, 1) the place lies, as a share of a pixel.
     """
-    for k in range(low, high):
+    for k in range(len(x)):
         j = np.uint64(k)
         left, top = math.floor(x[j] - 0.5), math.floor(y[j] - 0.5)
         x[j], y[j] = x[j] - 0.5 - left, y[j] - 0.5 - top
@@ -136,7 +136,7 @@ def between_16(
     """Bicubic: within the four rows, then between them."""
     for row in range(4):
         a, b, c, d, out = around[row, 0], around[row, 1], around[row, 2], around[row, 3], rows[row]
-        for j in range(len(out)):
+        for j in range(len(line)):
             out[j] = cubic(level(a[j], shift), level(b[j], shift), level(c[j], shift), level(d[j], shift), dx[j])
     first, second, third, fourth = rows[0], rows[1], rows[2], rows[3]
     for j in range(len(line)):

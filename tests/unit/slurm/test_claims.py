@@ -51,8 +51,8 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    numbers = {int(path.name[:4]) for path in (tmp_path / "claims").iterdir()}
-    assert numbers == set(range(1, 31))
+    left = {path.name for path in (tmp_path / "claims").iterdir()}
+    assert left == {f"{number:04d}.{end}" for number in range(1, 31) for end in ("json", "released.json")}
 
 
 def test_who_learns_late_of_a_release_is_not_given_a_number_again(
@@ -68,7 +68,7 @@ def test_who_learns_late_of_a_release_is_not_given_a_number_again(
         return True
 
     monkeypatch.setattr(claims, "_released", late)
-    assert claims._take(tmp_path, 0).number == 4
+    assert claims._take(tmp_path, 5).number == 4
 
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
@@ -106,13 +106,20 @@ def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) ->
     assert claims._take(tmp_path, 0).number == 2
 
 
-def test_a_claim_of_another_host_is_stale_after_minutes(tmp_path: Path) -> None:
-    claims._take(tmp_path, 0)
-    edit(tmp_path, 1, host="elsewhere", time=time.time() - 300)
-    with pytest.raises(queue.SlurmError, match="on elsewhere"):
+@pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"user": -1}])
+def test_a_claim_of_another_host_or_user_is_stale_after_minutes(tmp_path: Path, place: dict[str, Any]) -> None:
+    leave_a_dead_claim(tmp_path)
+    edit(tmp_path, 1, **place, time=time.time() - 300)
+    with pytest.raises(queue.SlurmError, match="is being submitted by"):
         claims._take(tmp_path, 0)
     edit(tmp_path, 1, time=time.time() - 700)
     assert claims._take(tmp_path, 0).number == 2
+
+
+def test_claims_that_cannot_be_made_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "claims").write_text("")
+    with pytest.raises(FileExistsError, match="claims"):
+        claims._take(tmp_path, 5)
 
 
 def test_who_was_overtaken_notices(tmp_path: Path) -> None:
