@@ -29,23 +29,39 @@ app = typer.Typer(
     same command goes on).""",
 )
 
-Name = Annotated[str, typer.Argument(metavar="REPRODUCTION", help="Bundled name (mini, ...), or path of a YAML file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPRODUCTION", help="Bundled name (mini, ...), or path of a YAML file."
+    ),
+]
 AnyName = Annotated[
-    str | None, typer.Argument(metavar="REPRODUCTION", help="Only its runs; default: every finished run.")
+    str | None,
+    typer.Argument(metavar="REPRODUCTION", help="Only its runs; default: every finished run."),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="RUN.KEY=VALUE", help="As in pretrain.epochs=3; give it to every command. Repeatable."
+        "--set",
+        metavar="RUN.KEY=VALUE",
+        help="As in pretrain.epochs=3; give it to every command. Repeatable.",
     ),
 ]
-Only = Annotated[list[str] | None, typer.Option(metavar="RUN", help="Name of a run, or a stage. Repeatable.")]
-Root = Annotated[
-    Path | None, typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs.")
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="RUN", help="Name of a run, or a stage. Repeatable.")
 ]
-Profile = Annotated[int, typer.Option(min=0, help="Steps of each pretraining to trace, into <run>/trace/.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs."),
+]
+Profile = Annotated[
+    int, typer.Option(min=0, help="Steps of each pretraining to trace, into <run>/trace/.")
+]
 Cluster = Annotated[str | None, typer.Option(help="Cluster profile: bundled name or path.")]
-Unseen = Annotated[bool, typer.Option("--unseen", help="Look at no data: only compute nodes have it, or to save time.")]
+Unseen = Annotated[
+    bool,
+    typer.Option("--unseen", help="Look at no data: only compute nodes have it, or to save time."),
+]
 
 
 @app.command()
@@ -73,7 +89,9 @@ def plan(
         from slurm.cluster import load_profile, misfit
 
         profile = load_profile(cluster)
-        console.show_lines([line for run in split.pending if (line := misfit(profile, run.name, run.resources))])
+        console.show_lines(
+            [line for run in split.pending if (line := misfit(profile, run.name, run.resources))]
+        )
     console.announce_look(unseen)
     console.show_lines(in_the_way(runs, every, root, unseen=unseen))
 
@@ -146,7 +164,9 @@ def run_command(
     reproduction: Name,
     overrides: Set = None,
     only: Only = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="Processes per run; default: one per GPU here.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Processes per run; default: one per GPU here.")
+    ] = None,
     profile: Profile = 0,
     run_root: Root = None,
 ) -> None:
@@ -172,7 +192,9 @@ def status(
     only: Only = None,
     cluster: Cluster = None,
     run_root: Root = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show again every few seconds, to the end.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show again every few seconds, to the end.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
 ) -> None:
     """Where every run stands: done, running, queued, failed, waiting.
@@ -192,21 +214,32 @@ def status(
 @app.command()
 def tables(
     reproduction: AnyName = None,
-    table: Annotated[list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")
+    ] = None,
     format: Annotated[
         Literal["md", "latex", "csv"] | None, typer.Option(help="Of what is printed; default md.")
     ] = None,
-    filled: Annotated[bool, typer.Option("--filled", help="Only tables with a number of ours.")] = False,
+    filled: Annotated[
+        bool, typer.Option("--filled", help="Only tables with a number of ours.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
     explain: Annotated[
         tuple[str, str, str] | None,
-        typer.Option(metavar="TABLE ROW COLUMN", help="Where one cell comes from, as in: table1 'mugs vit-s/16' k-nn."),
+        typer.Option(
+            metavar="TABLE ROW COLUMN",
+            help="Where one cell comes from, as in: table1 'mugs vit-s/16' k-nn.",
+        ),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Another run root, or a published folder: compare, cell by cell.")
+        Path | None,
+        typer.Option(help="Another run root, or a published folder: compare, cell by cell."),
     ] = None,
     publish: Annotated[
-        Path | None, typer.Option(help="Write rows, runs and tables to a folder to keep: results/published/NAME.")
+        Path | None,
+        typer.Option(
+            help="Write rows, runs and tables to a folder to keep: results/published/NAME."
+        ),
     ] = None,
     overrides: Set = None,
     cluster: Cluster = None,
@@ -220,17 +253,34 @@ def tables(
     from results import options
     from stages import tabulated
 
-    options.check(table=table, format=format, filled=filled, out=out, explain=explain, against=against, publish=publish)
+    options.check(
+        table=table,
+        format=format,
+        filled=filled,
+        out=out,
+        explain=explain,
+        against=against,
+        publish=publish,
+    )
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
     given = tabulated.Wanted(table or (), format or "md", filled, out, explain, against, publish)
-    _show(tabulated.answer(root, runs if reproduction else None, given, warn=lambda line: typer.echo(line, err=True)))
+    _show(
+        tabulated.answer(
+            root,
+            runs if reproduction else None,
+            given,
+            warn=lambda line: typer.echo(line, err=True),
+        )
+    )
 
 
 @app.command()
 def figures(
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
     reproduction: AnyName = None,
-    classes: Annotated[list[int] | None, typer.Option(help="Class of the t-SNE, by number; repeatable.")] = None,
+    classes: Annotated[
+        list[int] | None, typer.Option(help="Class of the t-SNE, by number; repeatable.")
+    ] = None,
     overrides: Set = None,
     cluster: Cluster = None,
     run_root: Root = None,
@@ -245,13 +295,22 @@ def figures(
     from stages.collected import collected
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    _show(write(drawings(collected(root, runs if reproduction else None).checked(), root, classes or ()), out))
+    _show(
+        write(
+            drawings(
+                collected(root, runs if reproduction else None).checked(), root, classes or ()
+            ),
+            out,
+        )
+    )
 
 
 @app.command()
 def report(
     reproduction: AnyName = None,
-    out: Annotated[Path | None, typer.Option(help="The file; default: report.html in the run root.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default: report.html in the run root.")
+    ] = None,
     overrides: Set = None,
     cluster: Cluster = None,
     run_root: Root = None,
@@ -269,7 +328,10 @@ def report(
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
     collection, found = collected(root, runs if reproduction else None), states(runs, root)
-    nodes = [Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values())) for s in found]
+    nodes = [
+        Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
+        for s in found
+    ]
     text = page(collection, root, nodes=nodes, paper_says=paper_says(collection))
     path = atomic.write(out or root / "report.html", text)
     _show((f"refused: {line}" for line in collection.problems), err=True)
@@ -279,10 +341,17 @@ def report(
 @app.command()
 def verify(
     reproduction: Name,
-    deep: Annotated[bool, typer.Option("--deep", help="Also look at every image of .beton files.")] = False,
-    every: Annotated[int | None, typer.Option(min=1, help="With --deep: only every N-th image.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also look at every image of .beton files.")
+    ] = False,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="With --deep: only every N-th image.")
+    ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Set bad checkpoints aside, remove leftovers of interrupted writes.")
+        bool,
+        typer.Option(
+            "--repair", help="Set bad checkpoints aside, remove leftovers of interrupted writes."
+        ),
     ] = False,
     overrides: Set = None,
     only: Only = None,
@@ -331,7 +400,11 @@ def logs(
 
 @app.command()
 def cancel(
-    reproduction: Name, overrides: Set = None, only: Only = None, cluster: Cluster = None, run_root: Root = None
+    reproduction: Name,
+    overrides: Set = None,
+    only: Only = None,
+    cluster: Cluster = None,
+    run_root: Root = None,
 ) -> None:
     """Cancel the queued and running jobs of a reproduction's runs.
 
@@ -348,11 +421,20 @@ def cancel(
 
 @app.command(name="import")
 def import_command(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .pth or .safetensors; download, for one of timm's.")],
-    arch: Annotated[str, typer.Option(help="vit_s16, vit_b16, vit_l16; with --source timm what timm calls it.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A .pth or .safetensors; download, for one of timm's."),
+    ],
+    arch: Annotated[
+        str, typer.Option(help="vit_s16, vit_b16, vit_l16; with --source timm what timm calls it.")
+    ],
     out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],
-    source: Annotated[Literal["mugs", "timm", "ours"], typer.Option(help="Whose layout the file has.")] = "mugs",
-    network: Annotated[Literal["teacher", "student"], typer.Option(help="Of a full Mugs checkpoint.")] = "teacher",
+    source: Annotated[
+        Literal["mugs", "timm", "ours"], typer.Option(help="Whose layout the file has.")
+    ] = "mugs",
+    network: Annotated[
+        Literal["teacher", "student"], typer.Option(help="Of a full Mugs checkpoint.")
+    ] = "teacher",
     sha256: Annotated[str | None, typer.Option(help="What the file must have.")] = None,
 ) -> None:
     """Weights from elsewhere into a file of ours.
@@ -362,15 +444,26 @@ def import_command(
     """
     from stages.weight_files import import_file, import_settings
 
-    _show(import_file(import_settings(file, arch, source=source, network=network, sha256=sha256), out))
+    _show(
+        import_file(import_settings(file, arch, source=source, network=network, sha256=sha256), out)
+    )
 
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder, id or name of a finished run, or a file of ours.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Folder, id or name of a finished run, or a file of ours."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
-    format: Annotated[Literal["timm", "safetensors"], typer.Option(help="timm: a .pth state dict.")] = "timm",
-    weights: Annotated[str, typer.Option(help="teacher, or student or initial of a pretraining.")] = "teacher",
+    format: Annotated[
+        Literal["timm", "safetensors"], typer.Option(help="timm: a .pth state dict.")
+    ] = "timm",
+    weights: Annotated[
+        str, typer.Option(help="teacher, or student or initial of a pretraining.")
+    ] = "teacher",
     cluster: Cluster = None,
     run_root: Root = None,
 ) -> None:
@@ -389,7 +482,8 @@ def export(
 def clean(
     reproduction: Name,
     also: Annotated[
-        list[str] | None, typer.Option(metavar="REPRODUCTION", help="Another one whose runs stay. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="REPRODUCTION", help="Another one whose runs stay. Repeatable."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is shown.")] = False,
     overrides: Set = None,
@@ -408,7 +502,9 @@ def clean(
     from stages import cleaning
 
     root = place.run_root(run_root, cluster)
-    _show(cleaning.clean(root, cleaning.planned(reproduction, overrides, also or ()), busy, yes=yes))
+    _show(
+        cleaning.clean(root, cleaning.planned(reproduction, overrides, also or ()), busy, yes=yes)
+    )
 
 
 def _chosen(

@@ -52,7 +52,9 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
 
 
 @contextmanager
-def replacing(path: Path, tag: str = "", check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def replacing(
+    path: Path, tag: str = "", check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Yield a temporary sibling to write; on success it is synced and renamed to `path`, else removed.
 
     `tag` becomes part of the temporary name; `check` may raise right before the rename.

@@ -25,7 +25,12 @@ from mugs.weights import (
     read_vit,
 )
 
-HEAD = ("head.", "head_dist.", "fc.", "mask_token")  # of classifiers and reconstruction, which features do not need
+HEAD = (
+    "head.",
+    "head_dist.",
+    "fc.",
+    "mask_token",
+)  # of classifiers and reconstruction, which features do not need
 SAME = 1e-4
 
 
@@ -44,7 +49,11 @@ class Imported:
 
 
 def import_released(
-    arch: str, file: str, *, network: Literal["teacher", "student"] = "teacher", sha256: str | None = None
+    arch: str,
+    file: str,
+    *,
+    network: Literal["teacher", "student"] = "teacher",
+    sha256: str | None = None,
 ) -> Imported:
     """A released Mugs checkpoint, full or backbone only. Raises WeightsError naming the file and the keys."""
     digest = checked_sha256(Path(file), sha256)
@@ -56,7 +65,9 @@ def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
     digest = checked_sha256(Path(file), sha256)
     vit = read_vit(Path(file))
-    if (known := ARCHITECTURES.get(arch)) is not None and replace(vit.config, image_size=known.image_size) != known:
+    if (known := ARCHITECTURES.get(arch)) is not None and replace(
+        vit.config, image_size=known.image_size
+    ) != known:
         raise WeightsError(f"{file}: holds {vit.config}, {arch} is {known}")
     return Imported(vit, digest, ())
 
@@ -87,9 +98,13 @@ def timm_vit(arch: str, *, download: bool) -> Any:
     try:
         model = timm.create_model(arch, pretrained=download, num_classes=0)
     except (RuntimeError, ValueError, OSError) as error:
-        raise WeightsError(f"{arch}: timm cannot make it{' and fetch its weights' * download}: {error}") from error
+        raise WeightsError(
+            f"{arch}: timm cannot make it{' and fetch its weights' * download}: {error}"
+        ) from error
     if not isinstance(model, VisionTransformer) or model.cls_token is None:
-        raise WeightsError(f"{arch}: is a {type(model).__name__} of timm; expected a ViT with a class token")
+        raise WeightsError(
+            f"{arch}: is a {type(model).__name__} of timm; expected a ViT with a class token"
+        )
     return model.eval()
 
 
@@ -146,7 +161,9 @@ def checked_sha256(path: Path, expected: str | None) -> str:
 @torch.no_grad()
 def renormalise(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Let a ViT that was trained on (pixel - mean) / std take images normalised as for ImageNet."""
-    ours_mean, ours_std, mean_t, std_t = (torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
+    ours_mean, ours_std, mean_t, std_t = (
+        torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
+    )
     convolution: Any = vit.patch_embed.proj
     shift = ((ours_mean - mean_t) / std_t).view(1, 3, 1, 1)
     convolution.bias += (convolution.weight * shift).sum(dim=(1, 2, 3))

@@ -34,7 +34,9 @@ class Queue(nn.Module):
         """Write (B, D) rows at the pointer unless `valid` is false. Raises ValueError when they do not fit."""
         size = len(self.rows)
         if len(new) > size:
-            raise ValueError(f"{len(new)} rows do not fit into a queue of {size}: enlarge queue_size")
+            raise ValueError(
+                f"{len(new)} rows do not fit into a queue of {size}: enlarge queue_size"
+            )
         slots = (self.pointer + torch.arange(len(new), device=new.device)) % size
         self.rows[slots] = torch.where(valid, new.to(self.rows.dtype), self.rows[slots])
         self.pointer.add_(len(new) * valid).remainder_(size)
@@ -54,12 +56,20 @@ class NeighbourMemory(nn.Module):
     pointer: Tensor
 
     def __init__(
-        self, size: int, width: int, *, seed: int, pointer_rule: PointerRule = "released", common_start: bool = True
+        self,
+        size: int,
+        width: int,
+        *,
+        seed: int,
+        pointer_rule: PointerRule = "released",
+        common_start: bool = True,
     ) -> None:
         super().__init__()
         self.pointer_rule = pointer_rule
         self.register_buffer("compare", seeded_normal(size, width, seed))
-        self.register_buffer("separate", None if common_start else seeded_normal(size, width, seed + 1))
+        self.register_buffer(
+            "separate", None if common_start else seeded_normal(size, width, seed + 1)
+        )
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -82,7 +92,9 @@ class NeighbourMemory(nn.Module):
         """Write the accepted rows of (B, D), in order, at the pointer. Raises ValueError when they do not fit."""
         size, count = len(self.compare), len(new)
         if count > size:
-            raise ValueError(f"{count} rows do not fit into a memory of {size}: enlarge memory_size")
+            raise ValueError(
+                f"{count} rows do not fit into a memory of {size}: enlarge memory_size"
+            )
         order = torch.argsort(~accept, stable=True)
         accepted = accept.sum()
         position = torch.arange(count, device=new.device)

@@ -12,7 +12,11 @@ from mugs.foreign_weights import require_same
 from mugs.storage.tensors import write_tensors
 from mugs.weights import load_exactly, read_vit
 
-NAMES = {(384, 12): "vit_small_patch16_224", (768, 12): "vit_base_patch16_224", (1024, 24): "vit_large_patch16_224"}
+NAMES = {
+    (384, 12): "vit_small_patch16_224",
+    (768, 12): "vit_base_patch16_224",
+    (1024, 24): "vit_large_patch16_224",
+}
 OTHER = "vit_small_patch16_224"
 
 
@@ -40,7 +44,13 @@ def exported(path: Path) -> ViT:
     vit = read_vit(path).eval()
     model = timm.create_model(**arguments(vit.config)).eval()
     load_exactly(model, vit.state_dict(), f"{path}: timm's model does not take it")
-    image = torch.randn(1, 3, vit.config.image_size, vit.config.image_size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(
+        1,
+        3,
+        vit.config.image_size,
+        vit.config.image_size,
+        generator=torch.Generator().manual_seed(0),
+    )
     require_same(vit.cls_feature(image), model(image), f"{path}: timm's")
     return vit
 

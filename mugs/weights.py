@@ -73,7 +73,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused, it holds more than tensors and plain values: {error}") from error
+        raise WeightsError(
+            f"{path}: refused, it holds more than tensors and plain values: {error}"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: damaged or not a PyTorch file: {error}") from error
     if not isinstance(content, dict):
@@ -93,14 +95,22 @@ def backbone_state(
     source = source.get("state_dict", source)
     names = {key: key.removeprefix("module.") for key in source}
     if any(name.startswith("backbone.") for name in names.values()):
-        kept = {k: n.removeprefix("backbone.") for k, n in names.items() if n.startswith("backbone.")}
+        kept = {
+            k: n.removeprefix("backbone.") for k, n in names.items() if n.startswith("backbone.")
+        }
     else:
         kept = names
-    kept = {k: n for k, n in kept.items() if not n.startswith("relation_blocks.") and torch.is_tensor(source[k])}
+    kept = {
+        k: n
+        for k, n in kept.items()
+        if not n.startswith("relation_blocks.") and torch.is_tensor(source[k])
+    }
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
 
 
-def load_released_backbone(vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher") -> tuple[str, ...]:
+def load_released_backbone(
+    vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher"
+) -> tuple[str, ...]:
     """Load a released checkpoint; returns the keys that were left out. Raises WeightsError unless the rest fits."""
     state, discarded = backbone_state(read_checkpoint(path), which)
     load_exactly(vit, state, path)

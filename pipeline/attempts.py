@@ -63,7 +63,13 @@ def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
     """
     folder = _folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    note = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "launch": launch, **facts}
+    note = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "time": time.time(),
+        "launch": launch,
+        **facts,
+    }
     number = latest(run_dir) + 1
     while True:
         try:
@@ -86,7 +92,9 @@ def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
             if describe(run_dir, number).get("launch") == launch:
                 return number
         if time.monotonic() > end:
-            raise TimeoutError(f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s")
+            raise TimeoutError(
+                f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s"
+            )
         time.sleep(0.05)
 
 
@@ -124,7 +132,12 @@ def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     if note is None:
         return None
     when = float(note.get("time", 0.0))
-    facts = note.get("step"), note.get("host"), bool(note.get("repeatable", False)), str(note.get("verdict", ""))
+    facts = (
+        note.get("step"),
+        note.get("host"),
+        bool(note.get("repeatable", False)),
+        str(note.get("verdict", "")),
+    )
     return Failure(number, str(note.get("error", "")), str(note.get("log", "")), when, *facts)
 
 
@@ -155,7 +168,9 @@ def note_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None
 
 def saves(run_dir: Path) -> list[dict[str, Any]]:
     """`step`, `seconds` and `time` of each attempt that saved, oldest first."""
-    notes = (read_json(_folder(run_dir) / f"{number:04d}.saved.json") for number in numbers(run_dir))
+    notes = (
+        read_json(_folder(run_dir) / f"{number:04d}.saved.json") for number in numbers(run_dir)
+    )
     return [note for note in notes if note is not None]
 
 

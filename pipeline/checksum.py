@@ -35,5 +35,7 @@ def unsealed(content: Any) -> dict[str, Any]:
     except TypeError as error:
         raise ChecksumError(f"it holds what no record holds: {error}") from error
     if found != content[KEY]:
-        raise ChecksumError("it is not what was written: its SHA-256 differs from the one recorded in it")
+        raise ChecksumError(
+            "it is not what was written: its SHA-256 differs from the one recorded in it"
+        )
     return rest

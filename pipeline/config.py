@@ -46,7 +46,9 @@ def find(name_or_path: str) -> tuple[str, str]:
     return reading.find(name_or_path, "pipeline", "configs", what="reproduction")
 
 
-def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()) -> Reproduction:
+def load(
+    name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()
+) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
     source, document, runs = read(name_or_path)
     changed = [apply_override(runs, override) for override in overrides]
@@ -57,7 +59,9 @@ def load(name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence
     return Reproduction(str(document.get("name", default_name)), source, checked, description)
 
 
-def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def read(
+    name_or_path: str, outer: Sequence[str] = ()
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Source name, document and runs of a reproduction, unchecked; runs it includes come first.
 
     `include` maps another reproduction to the names of the runs that are taken from it, as they are there.
@@ -73,10 +77,16 @@ def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, A
         raise ConfigError(f"reproductions include each other: {' -> '.join([*outer, source])}")
     own = document.get("runs")
     if not isinstance(own, dict) or not own:
-        raise ConfigError(f"{source}: runs: expected a mapping from run names to their stage and settings")
+        raise ConfigError(
+            f"{source}: runs: expected a mapping from run names to their stage and settings"
+        )
     included = document.get("include") or {}
-    if not isinstance(included, dict) or not all(isinstance(names, list) for names in included.values()):
-        raise ConfigError(f"{source}: include: expected a mapping from reproductions to lists of their runs")
+    if not isinstance(included, dict) or not all(
+        isinstance(names, list) for names in included.values()
+    ):
+        raise ConfigError(
+            f"{source}: include: expected a mapping from reproductions to lists of their runs"
+        )
     runs: dict[str, Any] = {}
     for other, names in included.items():
         try:
@@ -87,10 +97,14 @@ def read(name_or_path: str, outer: Sequence[str] = ()) -> tuple[str, dict[str, A
             if name in runs:
                 raise ConfigError(f"{source}: include.{other}: a run {name!r} is included already")
             if name not in there:
-                raise ConfigError(f"{source}: include.{other}: it has no run {name!r}{hint(str(name), there)}")
+                raise ConfigError(
+                    f"{source}: include.{other}: it has no run {name!r}{hint(str(name), there)}"
+                )
             runs[name] = there[name]
     if twice := sorted(set(runs) & set(own)):
-        raise ConfigError(f"{source}: runs.{twice[0]}: a run of that name is included; give it another one")
+        raise ConfigError(
+            f"{source}: runs.{twice[0]}: a run of that name is included; give it another one"
+        )
     return source, document, {**runs, **own}
 
 
@@ -101,7 +115,9 @@ def apply_override(runs: dict[str, Any], override: str) -> str:
     if not separator or len(keys) < 2 or not all(keys):
         raise ConfigError(f"--set {override}: expected run.key=value")
     if keys[0] not in runs:
-        raise ConfigError(f"--set {override}: unknown run {keys[0]!r}{hint(keys[0], map(str, runs))}")
+        raise ConfigError(
+            f"--set {override}: unknown run {keys[0]!r}{hint(keys[0], map(str, runs))}"
+        )
     node = runs
     for key in keys[:-1]:
         below = node.get(key)
@@ -113,7 +129,9 @@ def apply_override(runs: dict[str, Any], override: str) -> str:
     return dotted.strip()
 
 
-def _with_likeness(source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()) -> Any:
+def _with_likeness(
+    source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
+) -> Any:
     """A run's settings, over those of the run that it is `like`: nested mappings are merged key by key."""
     raw = runs[name]
     if not isinstance(raw, dict) or "like" not in raw:
@@ -122,7 +140,9 @@ def _with_likeness(source: str, name: str, runs: Mapping[str, Any], inner: Seque
     if not isinstance(other, str) or other not in runs:
         raise ConfigError(f"{where}: no run {other!r}{hint(str(other), map(str, runs))}")
     if other in (name, *inner):
-        raise ConfigError(f"{where}: runs are like each other: {' -> '.join([*inner, name, other])}")
+        raise ConfigError(
+            f"{where}: runs are like each other: {' -> '.join([*inner, name, other])}"
+        )
     own = {key: value for key, value in raw.items() if key != "like"}
     return _merged(_with_likeness(source, other, runs, (*inner, name)), own)
 
@@ -133,7 +153,9 @@ def _merged(base: Any, own: Any) -> Any:
     return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}
 
 
-def _check_run(source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]) -> RunConfig:
+def _check_run(
+    source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]
+) -> RunConfig:
     where = f"{source}: runs.{name}"
     if not isinstance(raw, dict) or "stage" not in raw:
         raise ConfigError(f"{where}: expected a mapping with the key 'stage'{hint('', stages)}")
@@ -141,13 +163,17 @@ def _check_run(source: str, name: str, raw: Any, stages: Mapping[str, StageSpec]
         raise ConfigError(f"{where}: a run's name may hold letters, digits, '_', '-' and '.'")
     spec = stages.get(raw["stage"]) if isinstance(raw["stage"], str) else None
     if spec is None:
-        raise ConfigError(f"{where}.stage: unknown stage {raw['stage']!r}{hint(str(raw['stage']), stages)}")
+        raise ConfigError(
+            f"{where}.stage: unknown stage {raw['stage']!r}{hint(str(raw['stage']), stages)}"
+        )
     needs = raw.get("needs") or {}
     if not isinstance(needs, dict) or not all(isinstance(v, str) for v in needs.values()):
         raise ConfigError(f"{where}.needs: expected a mapping from roles to run names")
     given = raw.get("resources") or {}
     if not isinstance(given, dict):
-        raise ConfigError(f"{where}.resources: expected a mapping{hint('', Resources.model_fields)}")
+        raise ConfigError(
+            f"{where}.resources: expected a mapping{hint('', Resources.model_fields)}"
+        )
     merged = {**spec.resources.model_dump(), **given}
     found = validate(Resources, merged, f"{where}.resources", f"{name}.resources", changed)
     fields = {key: value for key, value in raw.items() if key not in RESERVED}

@@ -33,13 +33,24 @@ def environment(*, ffcv_required: bool) -> list[Finding]:
     requires = SpecifierSet(known["Requires-Python"] or "")
     version = platform.python_version()
     fits = requires.contains(version, prereleases=True)
-    python = ok("python", version) if fits else wrong("python", f"{version}, expected {requires}", SETUP)
-    return [python, *packages(metadata.requires(DISTRIBUTION) or []), _torch(), _ffcv(required=ffcv_required)]
+    python = (
+        ok("python", version) if fits else wrong("python", f"{version}, expected {requires}", SETUP)
+    )
+    return [
+        python,
+        *packages(metadata.requires(DISTRIBUTION) or []),
+        _torch(),
+        _ffcv(required=ffcv_required),
+    ]
 
 
 def packages(requirements: list[str]) -> list[Finding]:
     """The required distributions; a finding for each that is not as required, else one for all."""
-    wanted = [need for need in map(Requirement, requirements) if need.marker is None or need.marker.evaluate()]
+    wanted = [
+        need
+        for need in map(Requirement, requirements)
+        if need.marker is None or need.marker.evaluate()
+    ]
     bad = [finding for need in wanted if (finding := _unmet(need))]
     return bad or [ok("packages", f"{len(wanted)} as required{''.join(_untested())}")]
 
@@ -59,7 +70,11 @@ def _untested() -> Iterator[str]:
     lines = pins.read_text(encoding="utf-8").splitlines() if pins.is_file() else []
     tested = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     found = {name: _version(name) for name in tested}
-    differ = [f"{n} {v} (tested with {tested[n]})" for n, v in found.items() if v and not _same(v, tested[n])]
+    differ = [
+        f"{n} {v} (tested with {tested[n]})"
+        for n, v in found.items()
+        if v and not _same(v, tested[n])
+    ]
     if differ:
         yield f"; other versions than in constraints.txt: {', '.join(differ)}"
 
@@ -83,17 +98,25 @@ def _torch() -> Finding:
 def _ffcv(*, required: bool) -> Finding:
     if _version("ffcv") is None:
         found = "not installed: the thread loader gives the same batches"
-        return wrong("ffcv", "not installed", f"{SETUP}; or loader: auto") if required else ok("ffcv", found)
+        return (
+            wrong("ffcv", "not installed", f"{SETUP}; or loader: auto")
+            if required
+            else ok("ffcv", found)
+        )
     code, out = _python("import ffcv")
     if code == 0:
         return ok("ffcv", f"{_version('ffcv')} can be imported")
-    return wrong("ffcv", f"cannot be imported: {out}", "install its system libraries (make setup names them)")
+    return wrong(
+        "ffcv", f"cannot be imported: {out}", "install its system libraries (make setup names them)"
+    )
 
 
 def _python(code: str) -> tuple[int, str]:
     """Exit code and last line of a Python of its own."""
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         return 124, f"no answer in {_TIMEOUT_S} s"
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -108,11 +131,24 @@ def room(run_root: Path, needed: float) -> list[Finding]:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         found = f"{folder}: cannot be written to ({error.strerror})"
-        return [wrong("run root", found, "name another with --run-root, or run_root in the cluster profile")]
+        return [
+            wrong(
+                "run root",
+                found,
+                "name another with --run-root, or run_root in the cluster profile",
+            )
+        ]
     lack = f"{free / 1e9:.1f} GB free, the pending runs write {needed / 1e9:.1f} GB or more"
     written = ok("run root", f"{run_root} can be written to")
     if needed > free:
-        return [written, wrong("disk", f"{folder}: {lack}", "make room (the command clean helps), or another run root")]
+        return [
+            written,
+            wrong(
+                "disk",
+                f"{folder}: {lack}",
+                "make room (the command clean helps), or another run root",
+            ),
+        ]
     return [written, ok("disk", lack)]
 
 

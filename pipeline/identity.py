@@ -33,7 +33,9 @@ def science(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [science(item) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((science(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+        return sorted(
+            (science(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True)
+        )
     return to_jsonable_python(value)
 
 

@@ -93,7 +93,9 @@ class ManifestEntry(BaseModel):
         """Absolute path of an output; KeyError naming the labels there are."""
         if label not in self.outputs:
             known = ", ".join(sorted(self.outputs)) or "none"
-            raise KeyError(f"run {self.name}-{self.run_id} has no output {label!r} (it has: {known})")
+            raise KeyError(
+                f"run {self.name}-{self.run_id} has no output {label!r} (it has: {known})"
+            )
         return (self._run_root / self.outputs[label].path).absolute()
 
     def at(self, run_root: Path) -> ManifestEntry:
@@ -120,7 +122,11 @@ def entry_path(run_root: Path, run_id: str) -> Path:
 
 def run_ids(run_root: Path) -> list[str]:
     """Ids of all runs with an entry, sorted."""
-    return sorted(path.stem for path in (run_root / "manifest").glob("*.json") if not path.name.startswith("."))
+    return sorted(
+        path.stem
+        for path in (run_root / "manifest").glob("*.json")
+        if not path.name.startswith(".")
+    )
 
 
 def content_size(path: Path) -> int:
@@ -157,7 +163,9 @@ def record(run_root: Path, entry: ManifestEntry) -> Path:
     """Publish an entry, atomically; StaleAttemptError when a newer attempt of the run has started."""
     run_dir = entry.at(run_root).run_dir
     if not is_current(run_dir, entry.attempt):
-        raise StaleAttemptError(f"{run_dir}: attempt {entry.attempt} is not the newest, it may not publish")
+        raise StaleAttemptError(
+            f"{run_dir}: attempt {entry.attempt} is not the newest, it may not publish"
+        )
     rows = entry.at(run_root).rows_path
     if rows is not None:
         entry = entry.model_copy(update={"rows_sha256": content_sha256(rows)})
@@ -182,7 +190,9 @@ def read(run_root: Path, run_id: str) -> ManifestEntry | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         reason = _reason(error)
-        logger.warning("%s: not a readable manifest entry, the run counts as not done (%s)", path, reason)
+        logger.warning(
+            "%s: not a readable manifest entry, the run counts as not done (%s)", path, reason
+        )
         return None
     if entry.run_id != run_id:
         logger.warning("%s: entry is of run %s, the run counts as not done", path, entry.run_id)
@@ -206,7 +216,9 @@ def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -
     for label, output in entry.outputs.items():
         path = entry.output(label)
         if outside := leading_out(entry.run_root, path):
-            found.append(f"{outside}: leads out of the run root {entry.run_root}, output {label!r} is not read")
+            found.append(
+                f"{outside}: leads out of the run root {entry.run_root}, output {label!r} is not read"
+            )
             continue
         try:
             size = content_size(path)
@@ -214,7 +226,9 @@ def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -
             found.append(f"{path}: output {label!r} is missing")
             continue
         if size != output.size:
-            found.append(f"{path}: output {label!r} has {size} bytes, the manifest says {output.size}")
+            found.append(
+                f"{path}: output {label!r} has {size} bytes, the manifest says {output.size}"
+            )
         elif hashes and content_sha256(path) != output.sha256:
             found.append(f"{path}: output {label!r} differs from the SHA-256 in the manifest")
     return found + _rows_problems(entry, content=rows)
@@ -224,7 +238,9 @@ def require_intact(entry: ManifestEntry, label: str) -> None:
     """Raise DamagedError unless an output has the content it was made with."""
     path = entry.output(label)
     if content_sha256(path) != entry.outputs[label].sha256:
-        raise DamagedError(f"{path}: output {label!r} differs from the SHA-256 in the manifest; run {entry.name} again")
+        raise DamagedError(
+            f"{path}: output {label!r} differs from the SHA-256 in the manifest; run {entry.name} again"
+        )
 
 
 def _rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:

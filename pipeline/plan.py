@@ -51,12 +51,16 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
             choices = hint(role, run.spec.needs)
             raise ConfigError(f"{where}: stage {run.spec.name!r} has no role {role!r}{choices}")
         if filler not in reproduction.runs:
-            raise ConfigError(f"{where}.{role}: there is no run {filler!r}{hint(filler, reproduction.runs)}")
+            raise ConfigError(
+                f"{where}.{role}: there is no run {filler!r}{hint(filler, reproduction.runs)}"
+            )
         stage = reproduction.runs[filler].spec.name
         fit = run.spec.fillers(role)
         if stage not in fit:
             wanted = " or ".join(fit)
-            raise ConfigError(f"{where}.{role}: run {filler!r} is a {stage!r} run, expected {wanted}")
+            raise ConfigError(
+                f"{where}.{role}: run {filler!r} is a {stage!r} run, expected {wanted}"
+            )
     for role in run.spec.needs:
         if role not in run.needs and not run.spec.optional(role):
             wanted = " or ".join(run.spec.fillers(role))
@@ -117,7 +121,9 @@ def traced(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
         raise ConfigError("--profile: none of the chosen runs can be traced")
     changed = {"profile_steps": steps}
     return [
-        replace(run, config=run.config.model_copy(update=changed)) if hasattr(run.config, "profile_steps") else run
+        replace(run, config=run.config.model_copy(update=changed))
+        if hasattr(run.config, "profile_steps")
+        else run
         for run in runs
     ]
 

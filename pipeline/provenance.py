@@ -50,7 +50,11 @@ def git_state(root: Path) -> dict[str, Any]:
     """Commit and dirty flag of the code, from git or from the note in a snapshot; None where unknown."""
     note = read_json(root / SNAPSHOT_NOTE)
     if note is not None:
-        return {"git_sha": note.get("git_sha"), "git_dirty": note.get("git_dirty"), "snapshot": root.name}
+        return {
+            "git_sha": note.get("git_sha"),
+            "git_dirty": note.get("git_dirty"),
+            "snapshot": root.name,
+        }
     if not (root / ".git").exists():
         return {"git_sha": None, "git_dirty": None}
     sha = _git(root, "rev-parse", "HEAD")
@@ -60,7 +64,9 @@ def git_state(root: Path) -> dict[str, Any]:
 
 def _git(root: Path, *args: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

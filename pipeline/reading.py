@@ -65,7 +65,9 @@ def find(name_or_path: str, package: str, folder: str, *, what: str) -> tuple[st
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return str(path), read_text(path)
-    raise ConfigError(f"no {what} {name_or_path!r}: neither a file nor bundled{hint(name_or_path, names)}")
+    raise ConfigError(
+        f"no {what} {name_or_path!r}: neither a file nor bundled{hint(name_or_path, names)}"
+    )
 
 
 def read_text(path: Path) -> str:
@@ -83,7 +85,9 @@ def parse_yaml(source: str, text: str) -> Any:
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     if deepest > _DEEPEST:  # the parser would take time that grows with the square of it
-        raise ConfigError(f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other")
+        raise ConfigError(
+            f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other"
+        )
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -117,7 +121,9 @@ def validate(
     if first["type"] == "extra_forbidden":
         known = [*_fields_at(model, location[:-1]), *(extra_choices if len(location) == 1 else ())]
         prefix = "" if by_set or len(location) == 1 else f".{'.'.join(location[:-1])}"
-        raise ConfigError(f"{place}{prefix}: unknown key {location[-1]!r}{hint(location[-1], known)}")
+        raise ConfigError(
+            f"{place}{prefix}: unknown key {location[-1]!r}{hint(location[-1], known)}"
+        )
     if first["type"] == "missing":
         raise ConfigError(f"{place}: key {key!r} is missing")
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -133,8 +139,16 @@ def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
             return []
         info = current.model_fields.get(part)
         options = [info.annotation, *typing.get_args(info.annotation)] if info else []
-        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        models = [
+            option
+            for option in options
+            if isinstance(option, type) and issubclass(option, BaseModel)
+        ]
         if not models:
             return []
         current = models[0]
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    return (
+        list(current.model_fields)
+        if isinstance(current, type) and issubclass(current, BaseModel)
+        else []
+    )

@@ -98,9 +98,13 @@ def read(run_dir: Path) -> RunFile:
     try:
         found = RunFile(**unsealed(parse_yaml(str(path), read_text(path))))
     except ChecksumError as error:
-        raise ConfigError(f"{path}: {error}; run or submit the reproduction to have it written anew") from None
+        raise ConfigError(
+            f"{path}: {error}; run or submit the reproduction to have it written anew"
+        ) from None
     except TypeError:
-        raise ConfigError(f"{path}: expected the keys {', '.join(RunFile.__annotations__)}") from None
+        raise ConfigError(
+            f"{path}: expected the keys {', '.join(RunFile.__annotations__)}"
+        ) from None
     if run_dir.parts[-2:] != (found.stage, f"{found.name}-{found.run_id}"):
         raise ConfigError(f"{path}: is of the {found.stage} run {found.name}-{found.run_id}")
     return found

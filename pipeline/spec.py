@@ -40,7 +40,9 @@ def Runtime(default: Any = ..., *, required_at_run: bool = False, **kwargs: Any)
 class StageConfig(BaseModel):
     """Base of every stage's configuration: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+    )
 
     def misfit(self, resources: Resources) -> str | None:
         """Why this configuration cannot run on these resources, or None; asked when a plan is made."""

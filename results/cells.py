@@ -69,7 +69,11 @@ def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | N
     if not by_setting:
         return None
     most = max(len(found) for found in by_setting.values())
-    means = {s: fmean(r.row.value for r in found) for s, found in sorted(by_setting.items()) if len(found) == most}
+    means = {
+        s: fmean(r.row.value for r in found)
+        for s, found in sorted(by_setting.items())
+        if len(found) == most
+    }
     chosen = max(means, key=lambda setting: means[setting])
     used = tuple(sorted(by_setting[chosen], key=lambda result: result.row.seed))
     values = [result.row.value for result in used]
@@ -77,7 +81,9 @@ def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | N
     return Cell(means[chosen], spread, chosen, used, _beside(means, chosen, beside))
 
 
-def _beside(means: dict[str, float], chosen: str, patterns: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def _beside(
+    means: dict[str, float], chosen: str, patterns: Sequence[str]
+) -> tuple[tuple[str, float], ...]:
     """The best of the settings that match each pattern, unless it is the chosen one."""
     found = []
     for pattern in patterns:

@@ -11,7 +11,11 @@ from results.vocabulary import vocabulary
 def wrong_with(row: ResultRow) -> str | None:
     """Why a row is refused (no number, out of range, wrong unit, empty name), or None."""
     known = vocabulary()
-    empty = [name for name in ("run_id", "method", "arch", "stage", "dataset", "metric") if not getattr(row, name)]
+    empty = [
+        name
+        for name in ("run_id", "method", "arch", "stage", "dataset", "metric")
+        if not getattr(row, name)
+    ]
     if empty:
         return f"{empty[0]} is empty"
     if not math.isfinite(row.value):

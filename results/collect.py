@@ -38,7 +38,11 @@ def collect(root: Path, runs: Sequence[Run], references: Iterable[Reference] = (
     for run in sorted(runs, key=lambda run: run.rows or ""):
         if run.rows:
             found, wrong = read_results(root / run.rows, run.rows, sha256=run.rows_sha256)
-            results += [describe(result, known, recipes) for result in found if result.row.run_id == run.run_id]
+            results += [
+                describe(result, known, recipes)
+                for result in found
+                if result.row.run_id == run.run_id
+            ]
             problems += wrong + [
                 f"{result.where}: row of run {result.row.run_id} in the file of run {run.run_id}"
                 for result in found
@@ -48,7 +52,9 @@ def collect(root: Path, runs: Sequence[Run], references: Iterable[Reference] = (
     return Collection(kept, known, (*problems, *conflicts), unknown(kept), recipes)
 
 
-def describe(result: Result, runs: Mapping[str, Run], references: Sequence[Reference] = ()) -> Result:
+def describe(
+    result: Result, runs: Mapping[str, Run], references: Sequence[Reference] = ()
+) -> Result:
     """The result with what its run and those it needs say of it."""
     row = result.row
     if row.run_id not in runs:
@@ -67,7 +73,16 @@ def describe(result: Result, runs: Mapping[str, Run], references: Sequence[Refer
 def identity(result: Result) -> tuple[object, ...]:
     """What may be there once: everything but value, unit and run."""
     row = result.row
-    of_row = (row.method, row.arch, row.epochs, row.stage, row.dataset, row.setting, row.metric, row.seed)
+    of_row = (
+        row.method,
+        row.arch,
+        row.epochs,
+        row.stage,
+        row.dataset,
+        row.setting,
+        row.metric,
+        row.seed,
+    )
     return (*of_row, result.variant, result.differs, result.imported)
 
 
@@ -98,4 +113,6 @@ def words(row: ResultRow) -> str:
 def unknown(results: Iterable[Result]) -> tuple[str, ...]:
     """A line per result that no table can have a place for."""
     found = ((result, unknown_in(result.row)) for result in results)
-    return tuple(f"{result.where}: unknown {' and '.join(names)}" for result, names in found if names)
+    return tuple(
+        f"{result.where}: unknown {' and '.join(names)}" for result, names in found if names
+    )

@@ -38,12 +38,18 @@ def compare(here: Sequence[Result], there: Sequence[Result], tables: Iterable[st
     pairs = []
     for name in tables:
         mine, theirs = _cells(name, here), _cells(name, there)
-        pairs += [Pair(name, *key, mine.get(key), theirs.get(key)) for key in dict.fromkeys([*mine, *theirs])]
+        pairs += [
+            Pair(name, *key, mine.get(key), theirs.get(key))
+            for key in dict.fromkeys([*mine, *theirs])
+        ]
     return pairs
 
 
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
-    return {(own.entry.group, own.line, own.column): own.cell for own in build(name, results).own_cells()}
+    return {
+        (own.entry.group, own.line, own.column): own.cell
+        for own in build(name, results).own_cells()
+    }
 
 
 def laid(pairs: Sequence[Pair]) -> Laid:
@@ -61,6 +67,10 @@ def _texts(pair: Pair) -> tuple[str, ...]:
     difference = MISSING
     if pair.here and pair.there:
         change = pair.here.value - pair.there.value
-        settings = "" if pair.here.setting == pair.there.setting else f" ({pair.here.setting} / {pair.there.setting})"
+        settings = (
+            ""
+            if pair.here.setting == pair.there.setting
+            else f" ({pair.here.setting} / {pair.there.setting})"
+        )
         difference = ("equal" if pair.equal else signed(change)) + settings
     return pair.table, pair.line, pair.column, *shown, difference

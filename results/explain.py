@@ -23,13 +23,17 @@ def explain(collection: Collection, table: str, row: str, column: str) -> str:
     matching = [own for own in cells if column.lower() in (own.key.lower(), own.column.lower())]
     if not matching:
         known = ", ".join(sorted({own.column for own in cells})) or "none has a number of ours"
-        raise NoSuchCellError(f"{table}: no cell of ours in a column {column!r} (columns with one: {known})")
+        raise NoSuchCellError(
+            f"{table}: no cell of ours in a column {column!r} (columns with one: {known})"
+        )
     lines = [own for own in matching if all(word in _place(own).lower() for word in words)]
     exact = [own for own in lines if _bare(own.line) == " ".join(words)]
     lines = exact if len(exact) == 1 else lines
     if len(lines) != 1:
         listed = "".join(f"\n  {_place(own)}" for own in lines or matching)
-        raise NoSuchCellError(f"{table}, {column}: {len(lines)} lines have the words {row!r}, of these:{listed}")
+        raise NoSuchCellError(
+            f"{table}, {column}: {len(lines)} lines have the words {row!r}, of these:{listed}"
+        )
     return "\n".join(_text(table, lines[0], collection)) + "\n"
 
 
@@ -43,7 +47,11 @@ def _bare(line: str) -> str:
 
 def _text(table: str, own: OwnCell, collection: Collection) -> Iterator[str]:
     cell, paper, difference = own.cell, own.paper, own.difference
-    beside = "" if paper is None or difference is None else f" (paper {fixed(paper)}, {signed(difference)})"
+    beside = (
+        ""
+        if paper is None or difference is None
+        else f" (paper {fixed(paper)}, {signed(difference)})"
+    )
     yield f"{table}, {own.line}, {own.column}: {cell.text()}{beside}"
     yield f"setting: {cell.setting}" if cell.setting else "setting: the only one"
     for result in cell.results:
@@ -87,7 +95,9 @@ def checkpoint(run: Run, collection: Collection) -> str | None:
 
 def code(run: Run) -> str:
     """Commit, and whether files differed from it."""
-    dirty = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}[run.git_dirty]
+    dirty = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}[
+        run.git_dirty
+    ]
     return f"{run.git_sha or 'unknown commit'}{dirty}"
 
 

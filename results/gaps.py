@@ -27,7 +27,9 @@ class Gap:
         return self.printed is None or round(self.computed, 1) == self.printed
 
 
-def gaps(table: str, lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]) -> list[Gap]:
+def gaps(
+    table: str, lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]
+) -> list[Gap]:
     """The leads printed about a table; `ours` has the mean of our cell by index of its line, and column."""
     found: dict[tuple[str, str], Gap] = {}
     for record in resources.read_csv("paper", "gaps.csv"):
@@ -38,7 +40,9 @@ def gaps(table: str, lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], 
     return list(found.values())
 
 
-def _gap(record: Mapping[str, str], lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]) -> Gap:
+def _gap(
+    record: Mapping[str, str], lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]
+) -> Gap:
     column = record["column"]
     index = _find(lines, record, record["group"], record["method"])
     over = lines[_find(lines, record, record["over_group"], record["over_method"])].values[column]
@@ -59,7 +63,9 @@ def _find(lines: Sequence[PaperLine], record: Mapping[str, str], group: str, met
     found = [i for i, line in enumerate(lines) if (line.group, line.method, line.arch) == key]
     found = found if len(found) == 1 else [i for i in found if lines[i].epochs == record["epochs"]]
     if len(found) != 1:
-        raise ValueError(f"gaps.csv: {record['claim']!r}: {len(found)} lines are {method} in {group!r}, expected one")
+        raise ValueError(
+            f"gaps.csv: {record['claim']!r}: {len(found)} lines are {method} in {group!r}, expected one"
+        )
     return found[0]
 
 

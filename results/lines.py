@@ -86,7 +86,8 @@ def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[
     if entry.printed:
         notes = _noted(entry, columns, footnotes)
         cells = [
-            Text(fixed(entry.paper[key]) if key in entry.paper else MISSING, _one(notes.get(key))) for key in columns
+            Text(fixed(entry.paper[key]) if key in entry.paper else MISSING, _one(notes.get(key)))
+            for key in columns
         ]
         found.append(Line(entry.group, "paper", (*_labels(entry, entry.method), *cells)))
     if not entry.comparable:
@@ -95,12 +96,15 @@ def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[
         alone = not entry.printed and ours.label == "ours"
         label = entry.method if alone else f"{entry.method}, {ours.label}"
         cells = [
-            _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes) for key, title in columns.items()
+            _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes)
+            for key, title in columns.items()
         ]
         found.append(Line(entry.group, "ours", (*_labels(entry, label), *cells)))
         if any(key in entry.paper for key in ours.cells):
             cells = [_difference(ours.cells.get(key), entry.paper.get(key)) for key in columns]
-            found.append(Line(entry.group, "difference", (Text("difference"), Text(""), Text(""), *cells)))
+            found.append(
+                Line(entry.group, "difference", (Text("difference"), Text(""), Text(""), *cells))
+            )
     return found
 
 
@@ -157,7 +161,19 @@ def _gaps(gaps: Sequence[Gap], columns: dict[str, str], footnotes: Footnotes) ->
             marks.append(footnotes.mark(f"{columns[gap.column]}, {gap.claim}: {note}"))
         printed = Text(MISSING if gap.printed is None else signed(gap.printed), tuple(marks))
         ours = Text(MISSING if gap.ours is None else signed(gap.ours))
-        cells = (Text(gap.claim), Text(columns[gap.column]), printed, Text(signed(gap.computed)), ours)
+        cells = (
+            Text(gap.claim),
+            Text(columns[gap.column]),
+            printed,
+            Text(signed(gap.computed)),
+            ours,
+        )
         lines.append(Line("", "paper", cells))
-    header = ("Lead, in points", "Column", "Printed in the text", "From the table", "Ours over theirs")
+    header = (
+        "Lead, in points",
+        "Column",
+        "Printed in the text",
+        "From the table",
+        "Ours over theirs",
+    )
     return Part("Leads", header, 2, tuple(lines))

@@ -24,7 +24,10 @@ def publish(collection: Collection, folder: Path) -> list[Path]:
     """Write the folder; returns its files. Raises RowsError when anything was refused, or without results."""
     if not collection.checked().results:
         raise RowsError(f"{folder}: there are no results to publish")
-    rows = sorted((r.row for r in collection.results), key=lambda row: (row.stage, row.run_id, row.metric, row.setting))
+    rows = sorted(
+        (r.row for r in collection.results),
+        key=lambda row: (row.stage, row.run_id, row.metric, row.setting),
+    )
     write_rows(folder / "rows.csv", rows)
     apart = {
         r.row.run_id: {"variant": r.variant, "differs": list(r.differs), "imported": r.imported}

@@ -31,7 +31,11 @@ def to_text(table: Table, fmt: Format) -> str:
 def laid_text(laid: Laid, fmt: Format) -> str:
     """Anything laid out, in a format; as CSV only its cells."""
     if fmt == "csv":
-        lines = [[line.group, *(cell.text for cell in line.cells)] for part in laid.parts for line in part.lines]
+        lines = [
+            [line.group, *(cell.text for cell in line.cells)]
+            for part in laid.parts
+            for line in part.lines
+        ]
         return _as_csv(lines, ["Group", *laid.parts[0].header])
     return markdown(laid) if fmt == "md" else latex(laid)
 
@@ -58,13 +62,22 @@ def _pipes(part: Part) -> str:
             body.append([f"**{_md(group)}**"] + [""] * (len(part.header) - 1))
         body.append([_md_cell(cell, line) for cell in line.cells])
     plain = [row for row in body if not row[0].startswith("**")]
-    widths = [max(len(row[i]) for row in [list(part.header), *plain]) for i in range(len(part.header))]
-    rule = ["-" * (w if i < part.labels else w - 1) + ("" if i < part.labels else ":") for i, w in enumerate(widths)]
+    widths = [
+        max(len(row[i]) for row in [list(part.header), *plain]) for i in range(len(part.header))
+    ]
+    rule = [
+        "-" * (w if i < part.labels else w - 1) + ("" if i < part.labels else ":")
+        for i, w in enumerate(widths)
+    ]
     return "\n".join(_pipe(row, widths, part.labels) for row in [list(part.header), rule, *body])
 
 
 def _md_cell(cell: Text, line: Line) -> str:
-    text = f"*{_md(cell.text)}*" if line.kind == "difference" and cell.text.strip("-") else _md(cell.text)
+    text = (
+        f"*{_md(cell.text)}*"
+        if line.kind == "difference" and cell.text.strip("-")
+        else _md(cell.text)
+    )
     return text + "".join(f" [{mark}]" for mark in cell.marks)
 
 
@@ -75,7 +88,10 @@ def _md(text: str) -> str:
 
 
 def _pipe(cells: Sequence[str], widths: Sequence[int], labels: int) -> str:
-    padded = (c.ljust(w) if i < labels else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+    padded = (
+        c.ljust(w) if i < labels else c.rjust(w)
+        for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+    )
     return "| " + " | ".join(padded) + " |"
 
 
@@ -85,7 +101,9 @@ def latex(laid: Laid) -> str:
     for index, part in enumerate(laid.parts):
         text += [rf"\par\medskip\textit{{{escape(part.title)}}}\par\smallskip"] if index else []
         text += _tabular(part)
-    notes = [rf"\textsuperscript{{{n}}}\,{escape(note)}" for n, note in enumerate(laid.footnotes, 1)]
+    notes = [
+        rf"\textsuperscript{{{n}}}\,{escape(note)}" for n, note in enumerate(laid.footnotes, 1)
+    ]
     notes += [escape(" ".join(note.split())) for note in laid.notes]
     text += [
         r"\par\medskip\begin{minipage}{\linewidth}\scriptsize\raggedright",
@@ -97,13 +115,20 @@ def latex(laid: Laid) -> str:
 
 def _tabular(part: Part) -> list[str]:
     columns = "l" * part.labels + "r" * (len(part.header) - part.labels)
-    text = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row([escape(c) for c in part.header]), r"\midrule"]
+    text = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        _row([escape(c) for c in part.header]),
+        r"\midrule",
+    ]
     group = ""
     for line in part.lines:
         if line.group != group:
             text += [r"\addlinespace"] if group else []
             group = line.group
-            text.append(rf"\multicolumn{{{len(part.header)}}}{{l}}{{\textit{{{escape(group)}}}}} \\")
+            text.append(
+                rf"\multicolumn{{{len(part.header)}}}{{l}}{{\textit{{{escape(group)}}}}} \\"
+            )
         text.append(_row([_tex_cell(cell) for cell in line.cells]))
     return [*text, r"\bottomrule", r"\end{tabular}"]
 
@@ -119,7 +144,12 @@ def _row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
 _TEX |= {special: f"\\{special}" for special in "_%&#${}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
@@ -171,7 +201,12 @@ def _as_csv(records: Sequence[object], columns: Sequence[str]) -> str:
 
 
 def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
-    labels = {"group": entry.group, "method": entry.method, "arch": entry.arch, "epochs": entry.epochs}
+    labels = {
+        "group": entry.group,
+        "method": entry.method,
+        "arch": entry.arch,
+        "epochs": entry.epochs,
+    }
     for key in block.columns:
         paper = entry.paper.get(key, "")
         note = entry.notes.get(key, "")

@@ -46,7 +46,19 @@ class Run:
 def from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> Run:
     """The run of a manifest entry (its JSON)."""
     provenance = entry.get("provenance") or {}
-    taken = ("run_id", "stage", "name", "upstream", "config", "info", "rows", "rows_sha256", "device", "ranks", "gpus")
+    taken = (
+        "run_id",
+        "stage",
+        "name",
+        "upstream",
+        "config",
+        "info",
+        "rows",
+        "rows_sha256",
+        "device",
+        "ranks",
+        "gpus",
+    )
     costs = ("seconds", "gpu_hours", "restarts", "finished")
     return Run(
         **{key: entry[key] for key in (*taken, *costs) if key in entry},
@@ -93,7 +105,11 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     ordered: list[Run] = []
     while left:
         placed = {run.run_id for run in ordered}
-        ready = [run for run in left if all(need in placed or need not in ids for need in run.upstream.values())]
+        ready = [
+            run
+            for run in left
+            if all(need in placed or need not in ids for need in run.upstream.values())
+        ]
         ordered += ready or left
         left = [run for run in left if run not in ordered]
     return ordered

@@ -101,7 +101,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def names() -> list[str]:
     """Tables there are specs for: table1 ... table10, figure2."""
     found = [name for name in resources.names("specs", ".yaml") if name not in NOT_TABLES]
-    return sorted(found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)), name))
+    return sorted(
+        found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)), name)
+    )
 
 
 @cache
@@ -126,7 +128,9 @@ def _paper(file: str, effective_epochs: int) -> tuple[PaperLine, ...]:
     """Lines by group, otherwise in the order of the file; a line of it is a cell."""
     lines: dict[tuple[str, ...], PaperLine] = {}
     for cell in resources.read_csv("paper", file):
-        key = tuple(cell[name] for name in ("group", "method", "arch", "params_m", "epochs", "variant"))
+        key = tuple(
+            cell[name] for name in ("group", "method", "arch", "params_m", "epochs", "variant")
+        )
         if key not in lines:
             group, method, arch, params_m, epochs, variant = key
             ours = _pretrain_epochs(cell, effective_epochs)

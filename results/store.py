@@ -36,7 +36,9 @@ def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:
     return [result.row for result in results]
 
 
-def read_results(path: Path, name: str | None = None, *, sha256: str | None = None) -> tuple[list[Result], list[str]]:
+def read_results(
+    path: Path, name: str | None = None, *, sha256: str | None = None
+) -> tuple[list[Result], list[str]]:
     """Rows of one file with where they are, and a line for everything refused; `name` is what the file is called.
 
     `sha256`: what the manifest says of the file; one that differs is refused as a whole.
@@ -75,7 +77,11 @@ def parse(record: dict[str, Any]) -> tuple[ResultRow | None, str | None]:
     if None in record or None in record.values():
         return None, f"expected {len(COLUMNS)} fields"
     try:
-        numbers = {"epochs": int(record["epochs"]), "seed": int(record["seed"]), "value": float(record["value"])}
+        numbers = {
+            "epochs": int(record["epochs"]),
+            "seed": int(record["seed"]),
+            "value": float(record["value"]),
+        }
     except ValueError as error:
         return None, str(error)
     row = ResultRow(**record | numbers)

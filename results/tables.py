@@ -111,20 +111,28 @@ def build(name: str, results: Iterable[Result]) -> Table:
     printed, means, used = _printed(spec, wanted)
     elsewhere, shown = _elsewhere(spec, [result for result in wanted if result not in used])
     found = gaps(name, spec.paper, means)
-    return Table(name, spec.title, printed, elsewhere, tuple(found), spec.notes, frozenset(used | shown))
+    return Table(
+        name, spec.title, printed, elsewhere, tuple(found), spec.notes, frozenset(used | shown)
+    )
 
 
-def _printed(spec: Spec, results: Sequence[Result]) -> tuple[Block, dict[tuple[int, str], float], set[Result]]:
+def _printed(
+    spec: Spec, results: Sequence[Result]
+) -> tuple[Block, dict[tuple[int, str], float], set[Result]]:
     """The paper's lines with ours, the means of the first line of ours of each, and the results these took."""
     entries, used = [], set()
     means: dict[tuple[int, str], float] = {}
     by_line: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
         row = result.row
-        by_line[vocabulary().method(row.method), row.arch, row.epochs, result.variant].append(result)
+        by_line[vocabulary().method(row.method), row.arch, row.epochs, result.variant].append(
+            result
+        )
     for index, line in enumerate(spec.paper):
         mine = by_line[base(line.method), line.arch, line.pretrain_epochs, line.variant]
-        by_column = {c: [r for r in mine if c.takes(r) and r.row.dataset == c.dataset] for c in spec.columns}
+        by_column = {
+            c: [r for r in mine if c.takes(r) and r.row.dataset == c.dataset] for c in spec.columns
+        }
         used |= {result for found in by_column.values() for result in found}
         ours = our_lines(by_column)
         if ours:
@@ -142,7 +150,9 @@ def base(method: str) -> str:
 def _entry(line: PaperLine, ours: tuple[Ours, ...]) -> Entry:
     arch = vocabulary().arch(line.arch)
     comparable = bool(ours) or base(line.method) == "Mugs"
-    return Entry(line.group, line.method, arch, line.epochs, ours, line.values, line.notes, comparable)
+    return Entry(
+        line.group, line.method, arch, line.epochs, ours, line.values, line.notes, comparable
+    )
 
 
 def our_lines(by_column: dict[Column, list[Result]]) -> tuple[Ours, ...]:
@@ -163,7 +173,9 @@ def our_lines(by_column: dict[Column, list[Result]]) -> tuple[Ours, ...]:
 
 
 def _pretraining(result: Result) -> tuple[bool, tuple[str, ...]]:
-    return result.imported, tuple(line for line in result.differs if not line.startswith(f"{result.row.stage}."))
+    return result.imported, tuple(
+        line for line in result.differs if not line.startswith(f"{result.row.stage}.")
+    )
 
 
 def _alternatives(results: Sequence[Result], column: Column) -> list[Cell]:
@@ -171,7 +183,10 @@ def _alternatives(results: Sequence[Result], column: Column) -> list[Cell]:
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
         groups[result.differs].append(result)
-    cells = (best_cell(groups[key], column.beside) for key in sorted(groups, key=lambda key: (len(key), key)))
+    cells = (
+        best_cell(groups[key], column.beside)
+        for key in sorted(groups, key=lambda key: (len(key), key))
+    )
     return [cell for cell in cells if cell is not None]
 
 
@@ -179,9 +194,15 @@ def _label(key: tuple[bool, tuple[str, ...]], rank: int) -> str:
     imported, differs = key
     parts = ["imported weights"] if imported else []
     if differs:
-        parts.append(differs[0].split(" (recipe")[0] if len(differs) == 1 else f"{len(differs)} settings differ")
+        parts.append(
+            differs[0].split(" (recipe")[0]
+            if len(differs) == 1
+            else f"{len(differs)} settings differ"
+        )
     if rank:
-        parts.append("other evaluation settings" if rank == 1 else f"other evaluation settings {rank}")
+        parts.append(
+            "other evaluation settings" if rank == 1 else f"other evaluation settings {rank}"
+        )
     return f"ours ({', '.join(parts)})" if parts else "ours"
 
 
@@ -223,7 +244,9 @@ def _own_entry(result: Result, ours: tuple[Ours, ...]) -> Entry:
         group += ": compares with nothing in the paper"
     method = known.method(row.method) + (f" {result.variant}" if result.variant else "")
     epochs = 0 if row.method.endswith(("(initialisation)", "(scratch)")) else row.epochs
-    return Entry(group, method, known.arch(row.arch), str(epochs), ours, {}, {}, True, printed=False)
+    return Entry(
+        group, method, known.arch(row.arch), str(epochs), ours, {}, {}, True, printed=False
+    )
 
 
 def build_all(results: Sequence[Result], names: Iterable[str]) -> list[Table]:

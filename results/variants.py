@@ -38,7 +38,11 @@ class Reference:
 def facets(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Names of what makes a pretraining another experiment, by the (dotted) field of its configuration that says so."""
     weights = config.get("mugs.loss_weights") or (1.0,) * len(TERMS)
-    without = tuple(f"w/o {term} supervision" for term, weight in zip(TERMS, weights, strict=True) if weight == 0)
+    without = tuple(
+        f"w/o {term} supervision"
+        for term, weight in zip(TERMS, weights, strict=True)
+        if weight == 0
+    )
     found: dict[str, tuple[str, ...]] = {}
     if without and all(weight in (0, 1) for weight in weights):
         found["mugs.loss_weights"] = without
@@ -60,13 +64,17 @@ def variant(pretraining: Mapping[str, Any], arch: str) -> str:
     return ", ".join([name for name in names if name not in usual] + missing)
 
 
-def deviations(row: ResultRow, runs: Mapping[str, Run], references: Iterable[Reference]) -> tuple[str, ...]:
+def deviations(
+    row: ResultRow, runs: Mapping[str, Run], references: Iterable[Reference]
+) -> tuple[str, ...]:
     """Settings in which a row's run, or one it needs, differs from the recipes of its architecture and epochs.
 
     Of several recipes for a stage and data set, the closest counts. Fields that name the variant are not told, nor is
     the seed of the row. Nothing without a recipe.
     """
-    recipes = [recipe for reference in references if reference.fits(row) for recipe in reference.recipes]
+    recipes = [
+        recipe for reference in references if reference.fits(row) for recipe in reference.recipes
+    ]
     found: list[str] = []
     for run in chain(row.run_id, runs):
         mine, skip = run.science(), _skipped(run, row)
@@ -92,10 +100,16 @@ def _skipped(run: Run, row: ResultRow) -> set[str]:
     return told.get(row.method.rpartition(" ")[2], set())
 
 
-def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], skip: Iterable[str], stage: str) -> list[str]:
+def differences(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], skip: Iterable[str], stage: str
+) -> list[str]:
     """`pretrain.precision=bf16 (recipe: fp32)` for every field both have with different values."""
     left_out = set(skip)
-    shared = [key for key in sorted(mine) if key in theirs and key not in left_out and mine[key] != theirs[key]]
+    shared = [
+        key
+        for key in sorted(mine)
+        if key in theirs and key not in left_out and mine[key] != theirs[key]
+    ]
     return [f"{stage}.{key}={short(mine[key])} (recipe: {short(theirs[key])})" for key in shared]
 
 

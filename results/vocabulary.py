@@ -47,4 +47,6 @@ def vocabulary() -> Vocabulary:
     content = read_yaml("specs", "vocabulary.yaml")
     units = {name: (float(low), float(high)) for name, (low, high) in content.pop("units").items()}
     usual = {arch: tuple(names) for arch, names in content.pop("usual").items()}
-    return Vocabulary(**content | {"stages": tuple(content["stages"]), "units": units, "usual": usual})
+    return Vocabulary(
+        **content | {"stages": tuple(content["stages"]), "units": units, "usual": usual}
+    )

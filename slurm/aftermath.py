@@ -34,7 +34,9 @@ def settle(run_dir: Path, code: int) -> int:
         return 0
     attempt = _attempt(run_dir, job_id, restart)
     if attempt is None:
-        logger.warning("a newer attempt of %s has started, job %s leaves it alone", run_dir.name, job_id)
+        logger.warning(
+            "a newer attempt of %s has started, job %s leaves it alone", run_dir.name, job_id
+        )
         return code
     if code in _ASKED_TO_STOP:
         requeue(job_id)
@@ -85,7 +87,9 @@ def _note(run_dir: Path, attempt: int, code: int) -> None:
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     alone = nodes if os.environ.get("SLURM_JOB_NUM_NODES") == "1" else None
     step, log = _last_step(run_dir, attempt), log_path(run_dir, attempt, 0)
-    attempts.fail(run_dir, attempt, error=f"a rank {how}, on {nodes}", log=log, step=step, host=alone)
+    attempts.fail(
+        run_dir, attempt, error=f"a rank {how}, on {nodes}", log=log, step=step, host=alone
+    )
 
 
 def _last_step(run_dir: Path, attempt: int) -> int | None:
@@ -98,7 +102,11 @@ def _last_step(run_dir: Path, attempt: int) -> int | None:
 
 def _failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
     """Failures of this job's attempts, oldest first: a new submission starts to count anew."""
-    mine = [n for n in attempts.numbers(run_dir) if attempts.describe(run_dir, n).get("job_id") == job_id]
+    mine = [
+        n
+        for n in attempts.numbers(run_dir)
+        if attempts.describe(run_dir, n).get("job_id") == job_id
+    ]
     return [failure for n in mine if (failure := attempts.failure(run_dir, n)) is not None]
 
 
@@ -109,8 +117,12 @@ def _limit(run_dir: Path) -> int:
 def main(arguments: list[str]) -> int:
     """Command line: `RUN_DIR EXIT_CODE`; returns the exit code of the job."""
     run_dir, code = Path(arguments[0]), int(arguments[1])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue brings it, and the exclusion comes after that
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # the requeue brings it, and the exclusion comes after that
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         return settle(run_dir, code)
     except RequeueError as error:

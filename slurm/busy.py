@@ -17,7 +17,9 @@ def busy(folders: Mapping[Path, str]) -> dict[Path, str]:
     gives no answer, these count as in use. A run that was never submitted is in no queue.
     """
     submitted = {folder: job for folder in folders if (job := _last_job(folder)) is not None}
-    in_doubt = {folder: job for folder, job in submitted.items() if not _over(folder, folders[folder], job)}
+    in_doubt = {
+        folder: job for folder, job in submitted.items() if not _over(folder, folders[folder], job)
+    }
     jobs, silence = _ask(folders[folder] for folder in in_doubt)
     found = {}
     for folder, run_id in folders.items():

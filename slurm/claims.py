@@ -21,7 +21,9 @@ from pathlib import Path
 from pipeline.atomic import create_exclusive, read_json, write_json_atomic
 from slurm.queue import JOB_NOTE, SCRIPT, SlurmError
 
-_FOREIGN_STALE_S = 600.0  # longer than a submission of one run can take with its Slurm commands' time-outs
+_FOREIGN_STALE_S = (
+    600.0  # longer than a submission of one run can take with its Slurm commands' time-outs
+)
 _SETTLE_S = 3.0  # a killed sbatch may have been heard just before
 _EXEC_S = 0.5  # a process that is about to become sbatch does not look like it yet
 _PATIENCE_S = 900.0
@@ -40,7 +42,9 @@ class Claim:
 
     def release(self, job_id: str | None) -> None:
         """Let the next one look."""
-        write_json_atomic(_folder(self.run_dir) / f"{self.number:04d}.released.json", {"job_id": job_id})
+        write_json_atomic(
+            _folder(self.run_dir) / f"{self.number:04d}.released.json", {"job_id": job_id}
+        )
 
 
 @contextmanager
@@ -64,7 +68,9 @@ def _take(run_dir: Path, patience_s: float) -> Claim:
                 return Claim(run_dir, last + 1)
         if time.monotonic() > end:
             who = read_json(folder / f"{last:04d}.json") or {}
-            raise SlurmError(f"{run_dir.name} is being submitted by process {who.get('pid')} on {who.get('host')}")
+            raise SlurmError(
+                f"{run_dir.name} is being submitted by process {who.get('pid')} on {who.get('host')}"
+            )
         time.sleep(pause)
         pause = min(1.0, pause * 1.5)
 
@@ -74,7 +80,10 @@ def _folder(run_dir: Path) -> Path:
 
 
 def _latest(run_dir: Path) -> int:
-    return max((int(path.name.partition(".")[0]) for path in _folder(run_dir).glob("[0-9]*.json")), default=0)
+    return max(
+        (int(path.name.partition(".")[0]) for path in _folder(run_dir).glob("[0-9]*.json")),
+        default=0,
+    )
 
 
 def _released(run_dir: Path, number: int) -> bool:

@@ -98,12 +98,16 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     profile = validate(ClusterProfile, values, source)
     for key in profile.sbatch:
         if key in OWNED_OPTIONS:
-            raise ConfigError(f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you")
+            raise ConfigError(
+                f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you"
+            )
     if profile.container_mounts and not profile.container_image:
         raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
     root = Path(os.path.expandvars(profile.run_root)).expanduser()
     if "$" in str(root) or not root.is_absolute():
-        raise ConfigError(f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}")
+        raise ConfigError(
+            f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}"
+        )
     return profile.model_copy(update={"run_root": root})
 
 
@@ -138,7 +142,9 @@ def _python(profile: ClusterProfile) -> str:
     return profile.python or shlex.quote(sys.executable)
 
 
-def sbatch_parameters(profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int) -> dict[str, Any]:
+def sbatch_parameters(
+    profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int
+) -> dict[str, Any]:
     """Parameters of `submitit.SlurmExecutor` for one run, but for its name and dependencies.
 
     Slurm warns the job `lead_s` seconds before its end.
@@ -186,7 +192,9 @@ def _setup(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
     lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
     lines.append(f"export {LEAD_SECONDS}={lead_s}")
     lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    lines.append("export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot")
+    lines.append(
+        "export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot"
+    )
     return lines
 
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from slurm.status import RunStatus
     from slurm.submit import Submission
 
-_STYLES = {"done": "green", "running": "cyan", "queued": "yellow", "failed": "bold red", "waiting": "dim"}
+_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "yellow",
+    "failed": "bold red",
+    "waiting": "dim",
+}
 
 
 def say(line: str = "") -> None:
@@ -56,7 +62,9 @@ def show_plan(runs: Sequence[StageRun], split: Split, root: Path, advice: Sequen
         rows.append((run.name, run.stage, state, *cost, run.run_id))
     show_table(header, rows)
     total = sum(run.resources.gpu_hours for run in split.pending)
-    say(f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}")
+    say(
+        f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}"
+    )
     show_lines(advice)
 
 
@@ -103,7 +111,11 @@ def show_findings(findings: Sequence[Finding]) -> int:
         if finding.state == "wrong":
             say(f"        to do: {finding.remedy}")
     count = sum(finding.state == "wrong" for finding in findings)
-    say(f"{len(findings)} looked at, {count} to put right" if count else f"{len(findings)} looked at, all is well")
+    say(
+        f"{len(findings)} looked at, {count} to put right"
+        if count
+        else f"{len(findings)} looked at, all is well"
+    )
     return 1 if count else 0
 
 

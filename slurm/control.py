@@ -17,7 +17,9 @@ from slurm.signals import Inbox
 
 logger = logging.getLogger(__name__)
 _STALE_CHECK_S = 15.0
-_BACKSTOP_S = 60.0  # after the guard's own turn, for a rank whose main thread holds the interpreter's lock
+_BACKSTOP_S = (
+    60.0  # after the guard's own turn, for a rank whose main thread holds the interpreter's lock
+)
 _NOTHING_TO_SAVE_S = 5.0
 
 
@@ -97,7 +99,9 @@ class Guard(threading.Thread):
 
     def _arm(self) -> None:
         self._armed = time.monotonic()
-        faulthandler.dump_traceback_later(self.reactions.hang_s + _BACKSTOP_S, exit=True, file=self.log)
+        faulthandler.dump_traceback_later(
+            self.reactions.hang_s + _BACKSTOP_S, exit=True, file=self.log
+        )
 
     def _look(self, now: float) -> None:
         react, inbox = self.reactions, self.inbox

@@ -38,13 +38,24 @@ def enter(run_dir: Path) -> Launch:
         env = submitit.JobEnvironment()
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         _export(env, int(restart))
-        return Launch(f"slurm-{env.job_id}-{restart}", env.global_rank, env.num_tasks, str(env.job_id))
-    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        return Launch(
+            f"slurm-{env.job_id}-{restart}", env.global_rank, env.num_tasks, str(env.job_id)
+        )
+    for key, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(free_port())
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    launch = os.environ.get("MUGS_LAUNCH") or _torchrun_launch() or f"pid-{os.getpid()}-{os.urandom(4).hex()}"
+    launch = (
+        os.environ.get("MUGS_LAUNCH")
+        or _torchrun_launch()
+        or f"pid-{os.getpid()}-{os.urandom(4).hex()}"
+    )
     return Launch(launch, rank, world, None)
 
 

@@ -14,7 +14,12 @@ from slurm.cluster import ClusterProfile, job_minutes
 
 _SLOW_DISK_GB_S = 0.2  # a busy shared file system
 _COPY_GB_S = 2.0  # from the device to the host, unpinned
-_STEP_S, _REQUEUE_S, _LATE_S, _MARGIN_S = 30.0, 30.0, 30.0, 30.0  # Slurm looks at time limits every 30 s
+_STEP_S, _REQUEUE_S, _LATE_S, _MARGIN_S = (
+    30.0,
+    30.0,
+    30.0,
+    30.0,
+)  # Slurm looks at time limits every 30 s
 _RESTART_S = 180.0
 _PREEMPTED_EVERY_S = 7200.0
 
@@ -33,7 +38,9 @@ def lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
     if profile.signal_delay_s is not None:
         return profile.signal_delay_s
     limit = 60 * job_minutes(profile, run.resources)
-    wanted = math.ceil(_STEP_S + save_seconds(run, profile.run_root) + _REQUEUE_S + _LATE_S + _MARGIN_S)
+    wanted = math.ceil(
+        _STEP_S + save_seconds(run, profile.run_root) + _REQUEUE_S + _LATE_S + _MARGIN_S
+    )
     return min(wanted, max(limit // 5, 600), limit // 2)
 
 
@@ -46,7 +53,11 @@ def _advice(run: StageRun, run_root: Path) -> str:
     durable, gpus = save_seconds(run, run_root), run.resources.gpus
     stall = run.config.state_gb() / _COPY_GB_S
     conditions = Conditions(
-        gpus=gpus, stall_s=stall, durable_s=durable, restart_s=_RESTART_S, preempt_every_s=_PREEMPTED_EVERY_S
+        gpus=gpus,
+        stall_s=stall,
+        durable_s=durable,
+        restart_s=_RESTART_S,
+        preempt_every_s=_PREEMPTED_EVERY_S,
     )
     interval = best_interval_s(conditions)
     step_s = _step_seconds(run, run_root)
@@ -63,4 +74,6 @@ def _step_seconds(run: StageRun, run_root: Path) -> float | None:
     """Seconds per step of the run's last attempt, where it told."""
     note = read_json(run.run_dir(run_root) / "progress.json") or {}
     rate, batch = note.get("rate"), getattr(run.config, "batch_size", None)
-    return float(batch) / float(rate) if rate and batch and note.get("rate_unit") == "img/s" else None
+    return (
+        float(batch) / float(rate) if rate and batch and note.get("rate_unit") == "img/s" else None
+    )

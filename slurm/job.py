@@ -33,7 +33,15 @@ from slurm.signals import LEAD_SECONDS, Inbox
 logger = logging.getLogger("slurm.job")  # also when it is run as `__main__`
 INTERRUPTED = 75  # exit code, EX_TEMPFAIL
 HUNG = 70
-_REPEATABLE = (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError, NotImplementedError)
+_REPEATABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
 
 
 class StageError(RuntimeError):
@@ -88,7 +96,9 @@ def _run_stage(run_dir: Path, inbox: Inbox) -> None:
         raise
     except Exception as error:
         if inbox.warned:  # another rank left first, this one met a closed connection
-            logger.info("%s: %s, after the warning: counts as interrupted", type(error).__name__, error)
+            logger.info(
+                "%s: %s, after the warning: counts as interrupted", type(error).__name__, error
+            )
             raise Interrupted(f"{inbox.name}, then {type(error).__name__}: {error}") from error
         _note_failure(place, control, error)
         raise
@@ -138,12 +148,17 @@ def _hung(place: Place, control: JobControl, seconds: float) -> None:
 
 
 def _late(job_id: str) -> None:
-    logger.warning("no step boundary in time: job %s is requeued as it is, to go on from the last checkpoint", job_id)
+    logger.warning(
+        "no step boundary in time: job %s is requeued as it is, to go on from the last checkpoint",
+        job_id,
+    )
     requeue(job_id)
 
 
 def _stale(place: Place) -> None:
-    logger.error("attempt %d of %s is not the newest any more: it ends", place.attempt, place.run_dir.name)
+    logger.error(
+        "attempt %d of %s is not the newest any more: it ends", place.attempt, place.run_dir.name
+    )
     _exit(INTERRUPTED)
 
 
@@ -184,17 +199,23 @@ def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
     facts = provenance.collect()
     if launch.rank == 0:
         write_json_atomic(place.run_dir / "provenance.json", facts)
-    context = StageContext(run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control, running)
+    context = StageContext(
+        run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control, running
+    )
     logger.info("%s: attempt %d, %d ranks", run.key, place.attempt, launch.world_size)
     output = runfile.resolve(run.entrypoint)(context, run.config)
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
-        publish(run, place.run_dir, output, attempt=place.attempt, ranks=launch.world_size, facts=facts)
+        publish(
+            run, place.run_dir, output, attempt=place.attempt, ranks=launch.world_size, facts=facts
+        )
         logger.info("%s is done", run.key)
 
 
-def _inputs(run: StageRun, run_root: Path) -> tuple[dict[str, manifest.ManifestEntry], dict[str, Path]]:
+def _inputs(
+    run: StageRun, run_root: Path
+) -> tuple[dict[str, manifest.ManifestEntry], dict[str, Path]]:
     """Inputs that are done, and the folders of those that may still run."""
     inputs, running = {}, {}
     for role, run_id in run.needs.items():
@@ -204,7 +225,9 @@ def _inputs(run: StageRun, run_root: Path) -> tuple[dict[str, manifest.ManifestE
         elif run_id in run.watched and (folder := runfile.find(run_root, run_id)) is not None:
             running[role] = folder
         else:
-            raise StageError(f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest")
+            raise StageError(
+                f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest"
+            )
     return inputs, running
 
 

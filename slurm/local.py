@@ -39,7 +39,11 @@ class Outcome:
 
 
 def run_here(
-    runs: Sequence[StageRun], run_root: Path, *, ranks: int | None = None, started: Announce | None = None
+    runs: Sequence[StageRun],
+    run_root: Path,
+    *,
+    ranks: int | None = None,
+    started: Announce | None = None,
 ) -> list[Outcome]:
     """Run what is not done, in the given (topological) order; `started` is told of each run and its ranks.
 
@@ -61,7 +65,9 @@ def run_here(
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
             else:
                 watching = _watching(run, by_id.values(), run_root)
-                found = executor.run(run, [w for w in watching if not _settled(w, run_root, jobs, outcomes)])
+                found = executor.run(
+                    run, [w for w in watching if not _settled(w, run_root, jobs, outcomes)]
+                )
             outcomes |= {outcome.run.run_id: outcome for outcome in found}
             if any(outcome.state == "interrupted" for outcome in found):
                 break
@@ -72,7 +78,9 @@ def _check_inputs(by_id: Mapping[str, StageRun], run_root: Path) -> None:
     for run in by_id.values():
         for role, need in run.needs.items():
             if need not in by_id and manifest.find_done(run_root, need) is None:
-                raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; run it too")
+                raise ConfigError(
+                    f"{run.name}: its input {role!r} (run {need}) is not done; run it too"
+                )
 
 
 def _settled(
@@ -102,7 +110,11 @@ def _watching(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> list[S
         return []
 
     def others_done(other: StageRun) -> bool:
-        return all(manifest.find_done(run_root, need) for need in other.needs.values() if need != run.run_id)
+        return all(
+            manifest.find_done(run_root, need)
+            for need in other.needs.values()
+            if need != run.run_id
+        )
 
     return [other for other in runs if run.run_id in other.watched and others_done(other)]
 
@@ -152,13 +164,17 @@ class _Executor:
             self.announce(run, count)
         launch, began = f"local-{uuid.uuid4().hex[:12]}", time.monotonic()
         run_dir = runfile.write(self.run_root, run)
-        return _Start(run, launch, began, self.processes.start(run_dir, launch, count, beside=beside))
+        return _Start(
+            run, launch, began, self.processes.start(run_dir, launch, count, beside=beside)
+        )
 
     def _end(self, start: _Start) -> Outcome:
         """Wait for a run; what became of it."""
         run, run_dir, codes = start.run, start.run.run_dir(self.run_root), wait(start.ranks)
         seconds = time.monotonic() - start.began
-        if manifest.find_done(self.run_root, run.run_id) is not None:  # whatever ended its processes after that
+        if (
+            manifest.find_done(self.run_root, run.run_id) is not None
+        ):  # whatever ended its processes after that
             return Outcome(run, "finished", "", seconds)
         if self.processes.signalled or INTERRUPTED in codes:
             reason = attempts.interruption(run_dir, attempts.latest(run_dir)) or "stopped at once"

@@ -40,7 +40,12 @@ def newest_log(run_dir: Path, pattern: str = "*") -> str | None:
     logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]
     if not logs:
         return None
-    return str(max(logs, key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime)))
+    return str(
+        max(
+            logs,
+            key=lambda p: (p.name.startswith("attempt_"), p.suffix == ".err", p.stat().st_mtime),
+        )
+    )
 
 
 def last_line(log: str | None) -> str:
@@ -49,5 +54,9 @@ def last_line(log: str | None) -> str:
         return ""
     with open(log, "rb") as file:
         file.seek(max(0, Path(log).stat().st_size - 8192))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in file.read().decode(errors="replace").splitlines()
+            if line.strip()
+        ]
     return lines[-1] if lines else ""

@@ -18,7 +18,11 @@ def run_root(given: Path | None, cluster: str | None) -> Path:
     profile = None if cluster is None else load_profile(cluster)
     if given is not None:
         return given.expanduser().absolute()
-    root = profile.run_root if profile else Path(os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
+    root = (
+        profile.run_root
+        if profile
+        else Path(os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
+    )
     if root.is_relative_to(code_root()):
         raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
     return root

@@ -27,7 +27,11 @@ def preflight(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding
         partitions = queue.partitions()
     except queue.SlurmError as error:
         return [wrong("slurm", error, "ask the cluster's administrators why it does not answer")]
-    found = [ok("slurm", "its commands are here and it answers"), _partition(profile, partitions), _account(profile)]
+    found = [
+        ok("slurm", "its commands are here and it answers"),
+        _partition(profile, partitions),
+        _account(profile),
+    ]
     return found if any(f.state == "wrong" for f in found) else [*found, *_jobs(profile, runs)]
 
 
@@ -36,7 +40,11 @@ def _partition(profile: ClusterProfile, states: Mapping[str, str]) -> Finding:
         return ok("partition", "the cluster's default")
     names = profile.partition.split(",")
     if bad := [name for name in names if name not in states]:
-        return wrong("partition", f"there is no {', '.join(bad)}", f"partition: one of {', '.join(sorted(states))}")
+        return wrong(
+            "partition",
+            f"there is no {', '.join(bad)}",
+            f"partition: one of {', '.join(sorted(states))}",
+        )
     return ok("partition", ", ".join(f"{name} is {states[name]}" for name in names))
 
 
@@ -48,7 +56,11 @@ def _account(profile: ClusterProfile) -> Finding:
     if profile.account is None:
         return ok("account", f"the default one of {', '.join(known)}")
     if profile.account not in known:
-        return wrong("account", f"{user} has no account {profile.account}", f"account: one of {', '.join(known)}")
+        return wrong(
+            "account",
+            f"{user} has no account {profile.account}",
+            f"account: one of {', '.join(known)}",
+        )
     return ok("account", profile.account)
 
 
@@ -61,16 +73,22 @@ def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
     for alike in kinds.values():
         names = ", ".join(run.name for run in alike)
         if line := misfit(profile, alike[0].name, alike[0].resources):
-            findings.append(wrong(f"jobs {names}", line, "change resources, or gpus_per_node of the profile"))
+            findings.append(
+                wrong(f"jobs {names}", line, "change resources, or gpus_per_node of the profile")
+            )
             continue
         fits, words = _dry_run(profile, alike[0])
         remedy = "change the run's resources, or the profile"
-        findings.append(ok(f"jobs {names}", words) if fits else wrong(f"jobs {names}", words, remedy))
+        findings.append(
+            ok(f"jobs {names}", words) if fits else wrong(f"jobs {names}", words, remedy)
+        )
     return findings
 
 
 def _dry_run(profile: ClusterProfile, run: StageRun) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / queue.SCRIPT
-        script.write_text(sbatch_text(run, profile, Waits(), profile.run_root / "code"), encoding="utf-8")
+        script.write_text(
+            sbatch_text(run, profile, Waits(), profile.run_root / "code"), encoding="utf-8"
+        )
         return queue.dry_run(script)

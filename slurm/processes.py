@@ -67,7 +67,12 @@ class Processes:
             with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:
                 out, env = log if rank or beside else None, _environment(launch, rank, count, port)
                 process = subprocess.Popen(
-                    command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                    command,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
                 )
             self._all.append(process)
             ranks.append(process)
@@ -101,7 +106,11 @@ def stop(processes: Ranks) -> None:
 def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     path = os.pathsep.join(filter(None, [str(code_root()), os.environ.get("PYTHONPATH")]))
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SLURM_", "SUBMITIT_"))
+    }
     return env | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

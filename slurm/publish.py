@@ -13,18 +13,28 @@ from slurm.logs import log_path
 
 
 def publish(
-    run: StageRun, run_dir: Path, output: StageOutput, *, attempt: int, ranks: int, facts: Mapping[str, Any]
+    run: StageRun,
+    run_dir: Path,
+    output: StageOutput,
+    *,
+    attempt: int,
+    ranks: int,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write the rows and record the run with its provenance; StaleAttemptError when a newer attempt has started."""
     run_root = run_dir.parents[1]
     if not attempts.is_current(run_dir, attempt):
-        raise attempts.StaleAttemptError(f"{run_dir}: attempt {attempt} is not the newest, it may not publish")
+        raise attempts.StaleAttemptError(
+            f"{run_dir}: attempt {attempt} is not the newest, it may not publish"
+        )
     rows = None
     if output.rows:
         path = run_dir / "rows.csv"
         runfile.resolve(run.rows_writer)(path, list(output.rows))
         rows = path.relative_to(run_root).as_posix()
-    described = {k: manifest.describe_output(run_root, run_dir / v) for k, v in output.outputs.items()}
+    described = {
+        k: manifest.describe_output(run_root, run_dir / v) for k, v in output.outputs.items()
+    }
     gpus = run.resources.gpus if (devices := provenance.devices()) else 0
     seconds = _seconds(run_dir, attempt)
     entry = manifest.ManifestEntry(

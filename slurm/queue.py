@@ -44,7 +44,10 @@ class QueuedJob:
 
     def of(self, run_dir: Path) -> bool:
         """Whether it is of this run here: another run root may hold a run of the same id."""
-        return self.script in ("", "(null)") or Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
+        return (
+            self.script in ("", "(null)")
+            or Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
+        )
 
 
 def job_name(run_id: str) -> str:
@@ -60,12 +63,18 @@ def available() -> bool:
 def clean_environment() -> dict[str, str]:
     """Without what an interactive job or a launcher left in the environment, which sbatch would pass on."""
     left = {key for key in os.environ if key.startswith(_STRIPPED) and key != "SLURM_CONF"}
-    return {key: value for key, value in os.environ.items() if key not in left and key not in _RENDEZVOUS}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key not in left and key not in _RENDEZVOUS
+    }
 
 
 def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment
+        )
     except FileNotFoundError:
         return 127, "", f"{command[0]}: not found"
     except subprocess.TimeoutExpired:
@@ -73,7 +82,9 @@ def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[
     return done.returncode, done.stdout, done.stderr
 
 
-def queued(runs: Iterable[StageRun], run_root: Path, *, required: bool = False) -> dict[str, list[QueuedJob]]:
+def queued(
+    runs: Iterable[StageRun], run_root: Path, *, required: bool = False
+) -> dict[str, list[QueuedJob]]:
     """Jobs of these runs in the queue, whoever queued them, by run id.
 
     `required` raises SlurmError when the queue cannot be asked, else there are none then.
@@ -161,12 +172,16 @@ def partitions() -> dict[str, str]:
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
     found = [facts(line) for line in out.splitlines()]
-    return {each["PartitionName"]: each.get("State", "?") for each in found if "PartitionName" in each}
+    return {
+        each["PartitionName"]: each.get("State", "?") for each in found if "PartitionName" in each
+    }
 
 
 def accounts(user: str) -> list[str]:
     """Accounts of a user; none where the cluster keeps none or does not tell."""
-    code, out, _ = _call("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
+    code, out, _ = _call(
+        "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"
+    )
     return sorted(set(out.split())) if code == 0 else []
 
 
@@ -174,4 +189,6 @@ def dry_run(script: Path) -> tuple[bool, str]:
     """Whether Slurm would take a batch script, and what it says; nothing is queued."""
     code, out, err = _call("sbatch", "--test-only", str(script), environment=clean_environment())
     said = (err or out).strip().splitlines()
-    return code == 0, said[-1].removeprefix("sbatch: ").removeprefix("error: ") if said else f"exit code {code}"
+    return code == 0, said[-1].removeprefix("sbatch: ").removeprefix(
+        "error: "
+    ) if said else f"exit code {code}"

@@ -17,7 +17,10 @@ from slurm.queue import facts
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0
 _STAYS = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
-_SCRIPT_KILLED = ("JobLaunchFailure", "NonZeroExitCode")  # what the batch script's end looks like to a rank that lives
+_SCRIPT_KILLED = (
+    "JobLaunchFailure",
+    "NonZeroExitCode",
+)  # what the batch script's end looks like to a rank that lives
 _REFUSED = ("disabled", "denied", "Invalid job id", "not permitted")
 
 
@@ -62,7 +65,9 @@ def exclude(job_id: str, node: str) -> bool:
     if node in before or named or total - len(before) - 1 < needed:
         return False
     code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={','.join([*before, node])}")
-    logger.info("node %s is %s", node, "excluded" if code == 0 else f"not excluded: {error.strip()}")
+    logger.info(
+        "node %s is %s", node, "excluded" if code == 0 else f"not excluded: {error.strip()}"
+    )
     return code == 0
 
 
@@ -76,7 +81,9 @@ def _scontrol(*arguments: str) -> tuple[int, str]:
     """Exit code and output of scontrol, which does not mind the SIGTERM that comes with a preemption."""
     command = ["scontrol", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=_ignore_sigterm)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, preexec_fn=_ignore_sigterm
+        )
     except FileNotFoundError:
         raise RequeueError("scontrol: not found on this node") from None
     except subprocess.TimeoutExpired:

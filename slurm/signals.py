@@ -32,7 +32,9 @@ class Inbox:
         self.leaving = False
         self.saved = False  # the loop has saved and left, with all ranks
         self.received: list[int] = []
-        self.since: float | None = None  # when the warning came, noted by the guard, also while Python is in a C call
+        self.since: float | None = (
+            None  # when the warning came, noted by the guard, also while Python is in a C call
+        )
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before: dict[int, Any] = {}

@@ -30,12 +30,27 @@ def code_files(root: Path) -> list[Path]:
 def _git_files(root: Path) -> list[Path] | None:
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     try:
-        done = subprocess.run([*command, "--", *PACKAGES, *_ROOT_FILES], capture_output=True, check=True)
+        done = subprocess.run(
+            [*command, "--", *PACKAGES, *_ROOT_FILES], capture_output=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return [Path(name) for name in done.stdout.decode().split("\0") if name and "__pycache__" not in name]
+    return [
+        Path(name)
+        for name in done.stdout.decode().split("\0")
+        if name and "__pycache__" not in name
+    ]
 
 
 def content_hash(root: Path, files: Iterable[Path]) -> str:

@@ -50,7 +50,9 @@ def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     return found
 
 
-def watch(runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0) -> Iterator[list[RunStatus]]:
+def watch(
+    runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0
+) -> Iterator[list[RunStatus]]:
     """The status again and again, as long as a run is running or queued."""
     while True:
         found = status(runs, run_root)
@@ -92,7 +94,9 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
             return RunStatus(run, "waiting", waits, job_id)
         state = queue.final_state(job_id) or "gone"
         log = newest_log(run_dir, f"{job_id}_*")
-        return RunStatus(run, "failed", f"{last_line(log) or 'no output'} [job {state}]", job_id, log)
+        return RunStatus(
+            run, "failed", f"{last_line(log) or 'no output'} [job {state}]", job_id, log
+        )
     known = queue.final_state(str(of_slurm)) if of_slurm else None
     if known in _NOT_OVER:
         return RunStatus(run, "queued", f"{known.lower()}, {number} attempts before", of_slurm)
@@ -101,11 +105,18 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
         return RunStatus(run, "running", _progress(run_dir), None, newest_log(run_dir))
     suffix = f" [job {known}]" if known else ""
     if failure is None and (why := attempts.interruption(run_dir, number)) is not None:
-        return RunStatus(run, "waiting", f"interrupted ({why}), goes on when run or submitted again{suffix}", of_slurm)
+        return RunStatus(
+            run,
+            "waiting",
+            f"interrupted ({why}), goes on when run or submitted again{suffix}",
+            of_slurm,
+        )
     if failure is not None:
         verdict = f" ({failure.verdict})" if failure.verdict else ""
         return RunStatus(run, "failed", failure.error + verdict + suffix, of_slurm, failure.log)
-    return RunStatus(run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir))
+    return RunStatus(
+        run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir)
+    )
 
 
 def _fresh(run_dir: Path) -> bool:
@@ -145,5 +156,8 @@ def duration(seconds: float) -> str:
 def as_json(found: Sequence[RunStatus]) -> str:
     """The same for programs: a JSON list."""
     keys = ("state", "detail", "job_id", "log")
-    rows = [{"run": s.run.name, "run_id": s.run.run_id, **{k: getattr(s, k) for k in keys}} for s in found]
+    rows = [
+        {"run": s.run.name, "run_id": s.run.run_id, **{k: getattr(s, k) for k in keys}}
+        for s in found
+    ]
     return json.dumps(rows, indent=1)

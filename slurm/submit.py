@@ -37,7 +37,9 @@ class Waits:
     def dependency(self) -> str:
         """As sbatch spells it."""
         kinds = {"afterok": self.ended, "after": self.begun}
-        return ",".join([":".join((kind, *ids)) for kind, ids in kinds.items() if ids] + ["singleton"])
+        return ",".join(
+            [":".join((kind, *ids)) for kind, ids in kinds.items() if ids] + ["singleton"]
+        )
 
 
 @dataclass
@@ -59,9 +61,17 @@ class View:
         jobs = self.jobs.get(run_id, [])
         if run is None or not jobs:
             return None
-        begun = {need for need in run.watched if any(job.state != "PENDING" for job in self.jobs.get(need, []))}
+        begun = {
+            need
+            for need in run.watched
+            if any(job.state != "PENDING" for job in self.jobs.get(need, []))
+        }
         needed = {self.job(need) for need in run.needs.values() if need not in self.done | begun}
-        fit = [job.job_id for job in jobs if job.alive and (job.state != "PENDING" or needed.issubset(job.parents))]
+        fit = [
+            job.job_id
+            for job in jobs
+            if job.alive and (job.state != "PENDING" or needed.issubset(job.parents))
+        ]
         return fit[-1] if fit else None
 
 
@@ -71,7 +81,9 @@ def look(runs: Sequence[StageRun], run_root: Path) -> View:
     done = set(manifest.split(run_root, runs).done)
     outside = {need for run in runs for need in run.needs.values()} - {run.run_id for run in runs}
     by_id = {run.run_id: run for run in runs}
-    return View(by_id, jobs, done | {need for need in outside if manifest.find_done(run_root, need)})
+    return View(
+        by_id, jobs, done | {need for need in outside if manifest.find_done(run_root, need)}
+    )
 
 
 def check(runs: Sequence[StageRun], profile: ClusterProfile) -> View:
@@ -114,10 +126,14 @@ def _check_inputs(runs: Sequence[StageRun], view: View) -> None:
     for run in runs:
         for role, need in run.needs.items():
             if need not in known:
-                raise ConfigError(f"{run.name}: its input {role!r} (run {need}) is not done; submit it too")
+                raise ConfigError(
+                    f"{run.name}: its input {role!r} (run {need}) is not done; submit it too"
+                )
 
 
-def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, code: Path) -> tuple[Submission, View]:
+def _settle(
+    run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, code: Path
+) -> tuple[Submission, View]:
     """Under the run's claim: look again, since others may have been here, and queue it if it is still missing."""
     root = profile.run_root
     with claims.claimed(run.run_dir(root)) as claim:
@@ -128,7 +144,9 @@ def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, co
             return Submission(run, "queued", job_id), view
         parents = {need: view.job(need) for need in run.needs.values() if need not in view.done}
         if lost := [view.runs[need].name for need, job_id in parents.items() if job_id is None]:
-            raise queue.SlurmError(f"{run.name}: {', '.join(lost)} left the queue without being done; submit again")
+            raise queue.SlurmError(
+                f"{run.name}: {', '.join(lost)} left the queue without being done; submit again"
+            )
         jobs = {need: job_id for need, job_id in parents.items() if job_id}
         waits = Waits(
             ended=tuple(job_id for need, job_id in jobs.items() if need not in run.watched),
@@ -136,19 +154,27 @@ def _settle(run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, co
         )
         queue.cancel(job.job_id for job in view.jobs.get(run.run_id, []))
         job_id = _queue(run, profile, waits, code, claim)
-        queued = queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", waits.ended + waits.begun)
+        queued = queue.QueuedJob(
+            job_id, queue.job_name(run.run_id), "PENDING", "", waits.ended + waits.begun
+        )
         view.jobs[run.run_id] = [queued]
         return Submission(run, "submitted", job_id), view
 
 
-def _queue(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path, claim: claims.Claim) -> str:
+def _queue(
+    run: StageRun, profile: ClusterProfile, waits: Waits, code: Path, claim: claims.Claim
+) -> str:
     run_dir = runfile.write(profile.run_root, run)
     (run_dir / "logs").mkdir(exist_ok=True)
     write_text_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, waits, code))
     if not claim.is_current():
-        raise queue.SlurmError(f"{run.name}: somebody else has taken over submitting it; submit again to see")
+        raise queue.SlurmError(
+            f"{run.name}: somebody else has taken over submitting it; submit again to see"
+        )
     job_id = queue.sbatch(run_dir / queue.SCRIPT)
-    write_json_atomic(run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)})
+    write_json_atomic(
+        run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)}
+    )
     return job_id
 
 
@@ -160,8 +186,12 @@ def sbatch_text(run: StageRun, profile: ClusterProfile, waits: Waits, code: Path
     """
     run_dir = run.run_dir(profile.run_root)
     built = submitit.SlurmExecutor(run_dir / "logs")
-    parameters = sbatch_parameters(profile, run.resources, code=code, lead_s=lead_seconds(profile, run))
+    parameters = sbatch_parameters(
+        profile, run.resources, code=code, lead_s=lead_seconds(profile, run)
+    )
     name = queue.job_name(run.run_id)
     teardown = end_of_script(profile, run_dir)
-    built.update_parameters(**parameters, job_name=name, dependency=waits.dependency, teardown=teardown)
+    built.update_parameters(
+        **parameters, job_name=name, dependency=waits.dependency, teardown=teardown
+    )
     return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))

@@ -21,7 +21,11 @@ from stages.logistic import LogisticConfig
 from stages.pretrain import PretrainConfig
 
 WEIGHTS = "pretrain|import"
-FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}  # either features, or the other two
+FROZEN = {
+    "data": "convert?",
+    "weights": f"{WEIGHTS}?",
+    "features": "features?",
+}  # either features, or the other two
 
 STAGES: dict[str, StageSpec] = {
     "convert": StageSpec(

@@ -38,7 +38,9 @@ def check(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
 
     counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
     classes, zero = cfg.num_classes, cfg.reduce_zero
-    check_scenes(root, counts, num_classes=classes, reduce_zero=zero, threads=cfg.threads, report=report)
+    check_scenes(
+        root, counts, num_classes=classes, reduce_zero=zero, threads=cfg.threads, report=report
+    )
     return {f"{split} images": count for split, count in counts.items()}
 
 
@@ -47,9 +49,15 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     from mugs.transfer.digit_scenes import materialize_scenes
 
     digits = cfg.num_classes - 1
-    materialize = partial(materialize_scenes, train=cfg.num_train_images, val=cfg.num_val_images, classes=digits)
+    materialize = partial(
+        materialize_scenes, train=cfg.num_train_images, val=cfg.num_val_images, classes=digits
+    )
     outputs, _ = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
-    info: dict[str, Any] = {"dataset": cfg.dataset, "num_classes": cfg.num_classes, "reduce_zero": cfg.reduce_zero}
+    info: dict[str, Any] = {
+        "dataset": cfg.dataset,
+        "num_classes": cfg.num_classes,
+        "reduce_zero": cfg.reduce_zero,
+    }
     if "scenes" in outputs:
         info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(digits))]
     return StageOutput(outputs=outputs, info=info)

@@ -92,12 +92,23 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     data = ctx.inputs["data"].info
     config = segmentation_config(cfg, data["num_classes"])
     model = build_segmenter(trainable_vit(ctx, cfg), config.model, seed=cfg.seed)
-    SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
-    found = evaluate(model, open_scenes(ctx, "val"), config, device, run_dir=ctx.run_dir, num_pictures=cfg.num_pictures)
+    SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(
+        ctx.control
+    )
+    found = evaluate(
+        model,
+        open_scenes(ctx, "val"),
+        config,
+        device,
+        run_dir=ctx.run_dir,
+        num_pictures=cfg.num_pictures,
+    )
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
     if distributed.is_main():
         save_backbone(
-            outputs["segmenter"], model.state_dict(), {"variant": cfg.variant, "classes": data["num_classes"]}
+            outputs["segmenter"],
+            model.state_dict(),
+            {"variant": cfg.variant, "classes": data["num_classes"]},
         )
     distributed.barrier()
     info: dict[str, Any] = {"dataset": data["dataset"]}
@@ -119,7 +130,9 @@ def trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":
     patch, crop = vit.config.patch_size, cfg.scenes.crop
     cells, rest = divmod(crop, patch)
     if rest or cells < 2:
-        raise ValueError(f"scenes.crop {crop}: expected a multiple of the patch size {patch}, twice or more")
+        raise ValueError(
+            f"scenes.crop {crop}: expected a multiple of the patch size {patch}, twice or more"
+        )
     vit.allocate_positions(cells, cells)
     vit.recompute = cfg.activation_checkpointing
     return vit
@@ -130,7 +143,9 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
     from mugs.transfer.segmentation.scenes import SceneFolder
 
     info = ctx.inputs["data"].info
-    return SceneFolder(read_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"])
+    return SceneFolder(
+        read_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
+    )
 
 
 def segmentation_config(cfg: Ade20kSegmentationConfig, num_classes: int) -> "SegmentationConfig":
@@ -140,4 +155,6 @@ def segmentation_config(cfg: Ade20kSegmentationConfig, num_classes: int) -> "Seg
     from mugs.transfer.segmentation.recipe import SceneRecipe
 
     model = same_named(SegmenterConfig, cfg, num_classes=num_classes)
-    return same_named(SegmentationConfig, cfg, model=model, scenes=SceneRecipe(**cfg.scenes.model_dump()))
+    return same_named(
+        SegmentationConfig, cfg, model=model, scenes=SceneRecipe(**cfg.scenes.model_dump())
+    )

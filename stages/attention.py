@@ -27,11 +27,15 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
 
     data = ctx.inputs["data"]
     if "val" not in data.outputs:
-        raise ValueError(f"data set {data.info['dataset']!r} has no validation images, which stage attention needs")
+        raise ValueError(
+            f"data set {data.info['dataset']!r} has no validation images, which stage attention needs"
+        )
     device = distributed.init()
     vit = load_vit(ctx, cfg.weights).to(device)
     if cfg.crop % vit.config.patch_size:
-        raise ValueError(f"crop {cfg.crop}: expected a multiple of the patch size {vit.config.patch_size}")
+        raise ValueError(
+            f"crop {cfg.crop}: expected a multiple of the patch size {vit.config.patch_size}"
+        )
     source, folder = open_source(data.output("val")), ctx.run_dir / "pictures"
     draw_attention(
         vit,
@@ -56,4 +60,6 @@ def chosen(cfg: AttentionConfig, count: int) -> list[int]:
         raise ValueError(f"images {wrong[0]}: the data set has validation images 0 to {count - 1}")
     if not cfg.images and cfg.num_images > count:
         raise ValueError(f"num_images {cfg.num_images}: the data set has {count} validation images")
-    return list(cfg.images) or [number * count // cfg.num_images for number in range(cfg.num_images)]
+    return list(cfg.images) or [
+        number * count // cfg.num_images for number in range(cfg.num_images)
+    ]

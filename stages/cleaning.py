@@ -24,7 +24,9 @@ def clean(root: Path, keep: set[str], busy: Busy, *, yes: bool) -> Iterator[str]
     removed = 0
     for each in leftovers.found:
         line = f"{gigabytes(each.bytes):>12}  {each.path}: {each.why}"
-        around = {place: folders[place] for place in (each.path, *each.path.parents) if place in folders}
+        around = {
+            place: folders[place] for place in (each.path, *each.path.parents) if place in folders
+        }
         if yes and (busy(around) or not idle(measured(each.path, each.why))):
             yield f"{line}; in use by now, stays"
         elif yes:
@@ -35,4 +37,8 @@ def clean(root: Path, keep: set[str], busy: Busy, *, yes: bool) -> Iterator[str]
             yield line
     yield from (f"stays: {line}" for line in leftovers.kept)
     total = gigabytes(removed if yes else leftovers.bytes)
-    yield f"{total} removed" if yes else f"{total} in {len(leftovers.found)} places; --yes removes them"
+    yield (
+        f"{total} removed"
+        if yes
+        else f"{total} in {len(leftovers.found)} places; --yes removes them"
+    )

@@ -46,6 +46,10 @@ def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
     from mugs.transfer.detection.digits import materialize_coco
 
-    materialize = partial(materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50)
+    materialize = partial(
+        materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50
+    )
     outputs, counts = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
-    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]})
+    return StageOutput(
+        outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]}
+    )

@@ -95,13 +95,17 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     vit = load_vit(ctx, cfg.weights, drop_path=cfg.detector.drop_path).requires_grad_(True)
     vit.recompute = cfg.activation_checkpointing
     model = build_detector(vit, config.detector, seed=cfg.seed)
-    DetectionTraining(model, open_split(ctx, "train"), config, ctx.run_dir, device).train(ctx.control)
+    DetectionTraining(model, open_split(ctx, "train"), config, ctx.run_dir, device).train(
+        ctx.control
+    )
     val = open_split(ctx, "val")
     detections = detect_split(model, val, config, ctx.run_dir, device)
     outputs = {"detector": ctx.run_dir / "weights" / "detector.safetensors"}
     rows = []
     if detections is not None:
-        save_backbone(outputs["detector"], model.state_dict(), {"classes": config.detector.num_classes})
+        save_backbone(
+            outputs["detector"], model.state_dict(), {"classes": config.detector.num_classes}
+        )
         outputs["detections"] = detections
         if draw_pictures(val, detections, ctx.run_dir / "pictures", cfg.num_pictures):
             outputs["pictures"] = ctx.run_dir / "pictures"
@@ -129,4 +133,6 @@ def detection_config(cfg: CocoDetectionConfig, num_classes: int) -> "DetectionCo
     from mugs.transfer.detection.views import Scales
 
     detector = DetectorConfig(num_classes=num_classes, **cfg.detector.model_dump())
-    return same_named(DetectionConfig, cfg, detector=detector, scales=Scales(**cfg.scales.model_dump()))
+    return same_named(
+        DetectionConfig, cfg, detector=detector, scales=Scales(**cfg.scales.model_dump())
+    )

@@ -18,9 +18,13 @@ from stages.presets import paper
 def collected(root: Path, runs: Sequence[StageRun] | None = None) -> Collection:
     """Results of the given runs as far as they are done, else of all that are; what is refused is named in it."""
     ids = manifest.run_ids(root) if runs is None else [run.run_id for run in runs]
-    entries = [entry for identity in ids if (entry := manifest.find_done(root, identity, rows=False))]
+    entries = [
+        entry for identity in ids if (entry := manifest.find_done(root, identity, rows=False))
+    ]
     runtime = {name: runtime_names(spec.config) for name, spec in STAGES.items()}
-    found = [from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ())) for entry in entries]
+    found = [
+        from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ())) for entry in entries
+    ]
     return collect(root, found, recipes() if found else ())
 
 
@@ -37,7 +41,10 @@ def recipes() -> list[Reference]:
     found = []
     for name in config.bundled():
         runs = config.load(name, STAGES).runs
-        own = [Recipe(run.spec.name, _dataset(key, runs), science(run.config)) for key, run in runs.items()]
+        own = [
+            Recipe(run.spec.name, _dataset(key, runs), science(run.config))
+            for key, run in runs.items()
+        ]
         found.append(Reference(name, tuple(own)))
     return found
 

@@ -50,32 +50,47 @@ class ConvertConfig(StageConfig):
     def _either_root_or_folders(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        folders = any(values.get(f"{split}_{kind}") for split in ("train", "val") for kind in ("dir", "list"))
+        folders = any(
+            values.get(f"{split}_{kind}") for split in ("train", "val") for kind in ("dir", "list")
+        )
         public = values.get("dataset") in PUBLIC and not folders
         unneeded = ("train_dir", "val_dir") if public else ("root",)
         if not public and values.get("root"):
-            raise ValueError(f"root for {', '.join(PUBLIC)} without folders; others need train_dir and val_dir")
+            raise ValueError(
+                f"root for {', '.join(PUBLIC)} without folders; others need train_dir and val_dir"
+            )
         return {**values, **{name: "" for name in unneeded if values.get(name) is None}}
 
     @model_validator(mode="before")
     @classmethod
     def _no_val_dir_without_images(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("num_val_images") == 0 and not values.get("val_dir"):
+        if (
+            isinstance(values, dict)
+            and values.get("num_val_images") == 0
+            and not values.get("val_dir")
+        ):
             return {**values, "val_dir": ""}
         return values
 
     @model_validator(mode="after")
     def _lists_are_counted(self) -> "ConvertConfig":
         for split in ("train", "val"):
-            if getattr(self, f"{split}_list") is not None and getattr(self, f"num_{split}_images") is None:
-                raise ValueError(f"num_{split}_images beside {split}_list: how many images the list names")
+            if (
+                getattr(self, f"{split}_list") is not None
+                and getattr(self, f"num_{split}_images") is None
+            ):
+                raise ValueError(
+                    f"num_{split}_images beside {split}_list: how many images the list names"
+                )
         return self
 
     @model_validator(mode="after")
     def _built_in_as_a_whole(self) -> "ConvertConfig":
         folders = {folder for folder in (self.train_dir, self.val_dir) if folder}
         if len(folders) > 1 and folders & set(BUILTIN):
-            raise ValueError(f"train_dir and val_dir: expected one built-in data set for both, got {sorted(folders)}")
+            raise ValueError(
+                f"train_dir and val_dir: expected one built-in data set for both, got {sorted(folders)}"
+            )
         return self
 
     @property
@@ -93,7 +108,9 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     sources = open_splits(ctx.run_dir, cfg)
     for split, source in sources.items():
         target = ctx.run_dir / f"{split}.beton"
-        progress = Progress(f"convert {split}", 1, unit="images", path=ctx.run_dir / "progress.json")
+        progress = Progress(
+            f"convert {split}", 1, unit="images", path=ctx.run_dir / "progress.json"
+        )
 
         def report(done: int, total: int, progress: Progress = progress) -> None:
             progress.total = total
@@ -102,7 +119,9 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
         convert(source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report)
         progress.close()
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
-    return StageOutput(outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)})
+    return StageOutput(
+        outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)}
+    )
 
 
 def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -116,7 +135,9 @@ def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[st
     refuse_cut_short(sources.values(), cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(sampled_bytes(source) for source in sources.values())
-    words = f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
+    words = (
+        f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
+    )
     return words, size
 
 

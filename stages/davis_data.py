@@ -32,7 +32,9 @@ def check(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
     """Read all videos and count them. Raises SourceError naming what is wrong."""
     from mugs.transfer.davis import VideoFolder, check_videos
 
-    check_videos(VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=report)
+    check_videos(
+        VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=report
+    )
     return {"videos": cfg.num_videos, "frames": cfg.num_frames}
 
 
@@ -40,6 +42,8 @@ def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     """Check the validation videos; output `layout` says where they lie."""
     from mugs.transfer.digit_scenes import materialize_videos
 
-    materialize = partial(materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos)
+    materialize = partial(
+        materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos
+    )
     outputs, _ = locate(ctx, cfg.data_dir, "videos", materialize, partial(check, cfg))
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})

@@ -15,4 +15,6 @@ if TYPE_CHECKING:
 
 def same_named(target: type[Config], cfg: StageConfig, **given: Any) -> Config:
     """What is given, and every other field of `target` as the stage's configuration has it under the same name."""
-    return target(**given, **{f.name: getattr(cfg, f.name) for f in fields(target) if f.name not in given})
+    return target(
+        **given, **{f.name: getattr(cfg, f.name) for f in fields(target) if f.name not in given}
+    )

@@ -51,12 +51,20 @@ class FrozenEvaluation(Backbone):
         """Roles that are missing or too many, and settings that belong to the stored features."""
         others = [role for role in ("data", "weights") if role in inputs]
         if "features" not in inputs:
-            return super().wrong_inputs(inputs) if len(others) == 2 else "needs either features, or data and weights"
+            return (
+                super().wrong_inputs(inputs)
+                if len(others) == 2
+                else "needs either features, or data and weights"
+            )
         if others:
             return f"needs either features, or data and weights; features and {' and '.join(others)} are given"
         defaults = {name: field.default for name, field in Backbone.model_fields.items()}
         given = [name for name, default in defaults.items() if getattr(self, name) != default]
-        return f"{', '.join(given)}: belongs to the run that fills the role features; set it there" if given else None
+        return (
+            f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
+            if given
+            else None
+        )
 
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
@@ -85,9 +93,14 @@ def frozen_features(
     if "features" in ctx.inputs:
         store = FeatureStore(ctx.inputs["features"].output("features"))
         stored = {split: store.load(split, name) for split in splits}
-        return {split: (values.to(device), labels.to(device)) for split, (values, labels) in stored.items()}
+        return {
+            split: (values.to(device), labels.to(device))
+            for split, (values, labels) in stored.items()
+        }
     vit = load_vit(ctx, cfg.weights)
-    return computed_features(ctx, vit, cfg, name, splits, images_per_pass=images_per_pass, threads=threads)
+    return computed_features(
+        ctx, vit, cfg, name, splits, images_per_pass=images_per_pass, threads=threads
+    )
 
 
 def computed_features(
@@ -112,7 +125,9 @@ def computed_features(
     ranks = distributed.world_size()
     for split, source in sources.items():
         if len(source) < ranks:
-            raise ValueError(f"{split}: {len(source)} images for {ranks} ranks, at least one each; use fewer ranks")
+            raise ValueError(
+                f"{split}: {len(source)} images for {ranks} ranks, at least one each; use fewer ranks"
+            )
     found = {}
     for split, source in sources.items():
         batches = eval_batches(
@@ -135,7 +150,9 @@ def num_classes(ctx: StageContext) -> int:
     count: int = data.info["num_classes"]
     missing = "labels" if count == 0 else "validation images" if "val" not in data.outputs else None
     if missing:
-        raise ValueError(f"data set {data.info['dataset']!r} has no {missing}, which stage {ctx.stage!r} needs")
+        raise ValueError(
+            f"data set {data.info['dataset']!r} has no {missing}, which stage {ctx.stage!r} needs"
+        )
     return count
 
 

@@ -135,7 +135,11 @@ class FinetuneConfig(StageConfig):
 
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Weights that there are not; any say what shape to start from scratch with."""
-        return None if self.weights == "scratch" else Pretrained(weights=self.weights).wrong_inputs(inputs)
+        return (
+            None
+            if self.weights == "scratch"
+            else Pretrained(weights=self.weights).wrong_inputs(inputs)
+        )
 
 
 def preflight(cfg: FinetuneConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -170,7 +174,11 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
     if distributed.is_main():
-        save_backbone(path, dict(model.state_dict()), {"arch": arch, "weights": "finetuned", "num_classes": classes})
+        save_backbone(
+            path,
+            dict(model.state_dict()),
+            {"arch": arch, "weights": "finetuned", "num_classes": classes},
+        )
     distributed.barrier()
     facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
     info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
@@ -183,7 +191,9 @@ def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochResult]") -
     best, last = max(history, key=lambda epoch: epoch.top1), history[-1]
     weights = "teacher" if cfg.weights == "scratch" else cfg.weights
     made = [
-        result_row(ctx, weights, setting=f"{part}{name} epoch", metric=metric, value=getattr(epoch, metric))
+        result_row(
+            ctx, weights, setting=f"{part}{name} epoch", metric=metric, value=getattr(epoch, metric)
+        )
         for name, epoch in (("best", best), ("last", last))
         for metric in ("top1", "top5")
     ]
@@ -204,7 +214,9 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
     vit = load_vit(ctx, label, drop_path=cfg.drop_path).requires_grad_(True)
     shape = vit.config
     if cfg.images.size % shape.patch_size:
-        raise ValueError(f"images.size {cfg.images.size}: expected a multiple of the patch size {shape.patch_size}")
+        raise ValueError(
+            f"images.size {cfg.images.size}: expected a multiple of the patch size {shape.patch_size}"
+        )
     if cfg.weights == "scratch":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
@@ -213,7 +225,9 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
     if cfg.compile:
         for block in vit.blocks:
             block.compile()
-    head = build_head(HeadOptions(**cfg.head.model_dump(exclude={"init"})), shape.embed_dim, classes, cfg.seed)
+    head = build_head(
+        HeadOptions(**cfg.head.model_dump(exclude={"init"})), shape.embed_dim, classes, cfg.seed
+    )
     if cfg.head.init == "pretrained":
         load_projection(ctx, head)
     return Classifier(vit, head)
@@ -226,7 +240,9 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
 
     entry = ctx.inputs["weights"]
     if "projection" not in entry.outputs:
-        raise ValueError(f"head.init pretrained: run {entry.name!r} has no output 'projection'; use random")
+        raise ValueError(
+            f"head.init pretrained: run {entry.name!r} has no output 'projection'; use random"
+        )
     require_intact(entry, "projection")
     load_first_layer(head, load_backbone(entry.output("projection"))[0])
 

@@ -16,14 +16,35 @@ _IMAGENET: dict[str, Any] = {
 }
 
 
-def _imagenet(epochs: int, warmup: int, lr: float, decay: float, drop_path: float, group: int) -> dict[str, Any]:
+def _imagenet(
+    epochs: int, warmup: int, lr: float, decay: float, drop_path: float, group: int
+) -> dict[str, Any]:
     """`group`: images per GPU in the released run, which share a mixup draw."""
-    rate = {"base_lr": lr, "unit": "step", "warmup_epochs": warmup, "warmup_lr": 0.0, "min_lr": 1e-6}
-    own = {"epochs": epochs, "rate": rate, "layer_decay": decay, "drop_path": drop_path, "mix": {"group": group}}
+    rate = {
+        "base_lr": lr,
+        "unit": "step",
+        "warmup_epochs": warmup,
+        "warmup_lr": 0.0,
+        "min_lr": 1e-6,
+    }
+    own = {
+        "epochs": epochs,
+        "rate": rate,
+        "layer_decay": decay,
+        "drop_path": drop_path,
+        "mix": {"group": group},
+    }
     return {**_IMAGENET, **own}
 
 
-_RATE = {"unit": "epoch", "warmup_epochs": 5, "warmup_lr": 1e-6, "min_lr": 1e-5, "epoch_lag": True, "lr_batch": 512}
+_RATE = {
+    "unit": "epoch",
+    "warmup_epochs": 5,
+    "warmup_lr": 1e-6,
+    "min_lr": 1e-5,
+    "epoch_lag": True,
+    "lr_batch": 512,
+}
 
 
 def _semi(batch_size: int, percent: float) -> dict[str, Any]:
@@ -42,7 +63,9 @@ def _semi(batch_size: int, percent: float) -> dict[str, Any]:
     }
 
 
-def _transfer(epochs: int, lr: float, *, weight_decay: float = 0.05, drop_path: float = 0.1) -> dict[str, Any]:
+def _transfer(
+    epochs: int, lr: float, *, weight_decay: float = 0.05, drop_path: float = 0.1
+) -> dict[str, Any]:
     """Another data set: four GPUs of 192 images, three views of each image per epoch."""
     return {
         "epochs": epochs,

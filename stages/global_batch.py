@@ -28,12 +28,16 @@ def uneven_pairs(batch_size: int, resources: Resources, group: int | None) -> st
     if batch_size % (group or batch_size):
         return f"batch_size {batch_size} does not divide into groups of {group} (mix.group); expected an even divisor"
     if share % 2:
-        each = f"batch_size {batch_size} over {ranks_in_words(resources)} leaves {share} images each"
+        each = (
+            f"batch_size {batch_size} over {ranks_in_words(resources)} leaves {share} images each"
+        )
         return f"{each}, which are mixed in pairs; expected an even number, or mix.prob 0"
     return None
 
 
-def uneven_passes(batch_size: int, resources: Resources, most: int | None, *, whole: bool) -> str | None:
+def uneven_passes(
+    batch_size: int, resources: Resources, most: int | None, *, whole: bool
+) -> str | None:
     """Why a rank's share does not divide into passes of at most `most` images, or must not (`whole`), or None."""
     share = batch_size // resources.ranks
     if most is None or share <= most:

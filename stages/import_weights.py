@@ -33,12 +33,18 @@ class ImportConfig(StageConfig):
     @model_validator(mode="after")
     def _one_network_elsewhere(self) -> "ImportConfig":
         if self.network != "teacher" and self.source != "mugs":
-            raise ValueError("network teacher: only released checkpoints (source mugs) hold two networks")
+            raise ValueError(
+                "network teacher: only released checkpoints (source mugs) hold two networks"
+            )
         return self
 
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""
-        return f"weights are imported by one rank, not {resources.ranks}" if resources.ranks > 1 else None
+        return (
+            f"weights are imported by one rank, not {resources.ranks}"
+            if resources.ranks > 1
+            else None
+        )
 
 
 def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -46,7 +52,9 @@ def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str
     if cfg.file == "download":
         return f"timm fetches {cfg.arch} when the run starts", 0.0
     found = load(cfg)
-    return f"{cfg.arch} of {cfg.file}, all keys fit ({len(found.discarded)} left out)", float(found.nbytes)
+    return f"{cfg.arch} of {cfg.file}, all keys fit ({len(found.discarded)} left out)", float(
+        found.nbytes
+    )
 
 
 def load(cfg: ImportConfig) -> "Imported":
@@ -65,7 +73,9 @@ def save(found: "Imported", path: Path) -> None:
 
     from mugs.weights import save_backbone
 
-    save_backbone(path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"})
+    save_backbone(
+        path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"}
+    )
 
 
 def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:

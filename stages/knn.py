@@ -22,7 +22,9 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
     from mugs.evaluation.knn import evaluate_knn
 
     classes = num_classes(ctx)
-    found = frozen_features(ctx, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads)
+    found = frozen_features(
+        ctx, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads
+    )
     accuracy = evaluate_knn(
         *found["train"],
         *found["val"],

@@ -72,7 +72,11 @@ class Pretraining:
 
     def silent_minutes(self) -> float:
         """Time since it last showed life: an attempt, progress, a checkpoint."""
-        places = [self.run_dir / "progress.json", self.run_dir / "attempts", self.run_dir / "checkpoints"]
+        places = [
+            self.run_dir / "progress.json",
+            self.run_dir / "attempts",
+            self.run_dir / "checkpoints",
+        ]
         newest = max((place.stat().st_mtime for place in places if place.exists()), default=0.0)
         return (time.time() - newest) / 60
 
@@ -86,9 +90,16 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     pretraining = find(ctx, cfg)
     began, path, quiet = time.monotonic(), ctx.run_dir / "progress.json", not distributed.is_main()
     progress = Progress(
-        "knn curve", len(pretraining.steps), unit="checkpoints", rate_unit="checkpoints/s", path=path, quiet=quiet
+        "knn curve",
+        len(pretraining.steps),
+        unit="checkpoints",
+        rate_unit="checkpoints/s",
+        path=path,
+        quiet=quiet,
     )
-    while (chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))) != "none":
+    while (
+        chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))
+    ) != "none":
         if chosen == "wait":
             time.sleep(cfg.poll_seconds)
             continue
@@ -99,7 +110,9 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     assert entry is not None
     ended = replace(ctx, inputs={**ctx.inputs, "weights": entry})
     rows = [
-        result_row(ended, "teacher", setting=f"epoch={epoch}, {cfg.feature}, k={k}, T={t:g}", value=value)
+        result_row(
+            ended, "teacher", setting=f"epoch={epoch}, {cfg.feature}, k={k}, T={t:g}", value=value
+        )
         for epoch in pretraining.steps
         for k, t, value in (read_json(record(ctx, epoch)) or {})["top1"]
     ]
@@ -115,7 +128,10 @@ def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
     config = runfile.read(run_dir).build().config
     assert isinstance(config, PretrainConfig)
     images = len(open_source(ctx.inputs["data"].output("train")))
-    batch: dict[str, Any] = {"batch_size": config.batch_size, "steps_per_epoch": config.steps_per_epoch}
+    batch: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "steps_per_epoch": config.steps_per_epoch,
+    }
     steps = Order(images, seed=config.seed, world=1, rank=0, **batch).steps_per_epoch
     epochs = [*range(0, config.epochs, cfg.every_epochs), config.epochs]
     return Pretraining(run_dir, {epoch: epoch * steps for epoch in epochs})
@@ -132,13 +148,17 @@ def record(ctx: StageContext, epoch: int) -> Path:
     return ctx.run_dir / "epochs" / f"epoch_{epoch:04d}.json"
 
 
-def next_epoch(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, began: float) -> str:
+def next_epoch(
+    ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, began: float
+) -> str:
     """The first epoch that is there and not evaluated, `none` when there is no more to come, else `wait`.
 
     Raises ValueError where waiting would not help.
     """
     done = done_entry(ctx) is not None  # asked first: what is not there afterwards never comes
-    open_epochs = [epoch for epoch in pretraining.steps if not is_evaluated(ctx, pretraining, epoch)]
+    open_epochs = [
+        epoch for epoch in pretraining.steps if not is_evaluated(ctx, pretraining, epoch)
+    ]
     there = next((epoch for epoch in open_epochs if is_good(pretraining.file(epoch))), None)
     if there is not None:
         return str(there)
@@ -201,8 +221,14 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
     from mugs.evaluation.knn import evaluate_knn
 
     weights, vit = identity(pretraining, epoch), teacher(pretraining, epoch)
-    found = computed_features(ctx, vit, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads)
-    options: dict[str, Any] = {"ks": cfg.ks, "temperatures": cfg.temperatures, "memory_mb": cfg.memory_mb}
+    found = computed_features(
+        ctx, vit, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads
+    )
+    options: dict[str, Any] = {
+        "ks": cfg.ks,
+        "temperatures": cfg.temperatures,
+        "memory_mb": cfg.memory_mb,
+    }
     accuracy = evaluate_knn(*found["train"], *found["val"], num_classes=num_classes(ctx), **options)
     if distributed.is_main():
         top1 = [[k, t, value["top1"]] for (k, t), value in accuracy.items()]

@@ -66,24 +66,39 @@ def find(root: Path, planned: set[str], busy: Busy) -> Leftovers:
         else:
             candidates.append((folder, "no reproduction asks for it"))
     whole = unasked | set(in_use)
-    candidates += [(path, "left over from an interrupted write") for path in temporaries(root, folders, whole)]
+    candidates += [
+        (path, "left over from an interrupted write") for path in temporaries(root, folders, whole)
+    ]
     for entry in entries:
         if entry.run_dir not in in_use and not manifest.problems(entry):
             candidates += [(path, "its run is done") for path in old_checkpoints(entry)]
     for path, why in candidates:
         each = measured(path, why)
-        if not any(path in (output, *output.parents) or output in path.parents for output in needed) and idle(each):
+        if not any(
+            path in (output, *output.parents) or output in path.parents for output in needed
+        ) and idle(each):
             result.found.append(each)
         elif path in unasked:
-            result.kept.append(f"{path}: changed within the last hour, or another run's output lies in it")
+            result.kept.append(
+                f"{path}: changed within the last hour, or another run's output lies in it"
+            )
     return result
 
 
 def run_folders(root: Path) -> dict[Path, str]:
     """Folders of runs of the stages there are, with their run ids; links are not followed."""
     places = [place for stage in STAGES if (place := root / stage).is_dir()]
-    inside = [path for place in places for path in place.iterdir() if path.is_dir() and not path.is_symlink()]
-    return {path: found[1] for path in inside if (found := _RUN.fullmatch(path.name)) and path.name[0] != "."}
+    inside = [
+        path
+        for place in places
+        for path in place.iterdir()
+        if path.is_dir() and not path.is_symlink()
+    ]
+    return {
+        path: found[1]
+        for path in inside
+        if (found := _RUN.fullmatch(path.name)) and path.name[0] != "."
+    }
 
 
 def temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterator[Path]:
@@ -94,7 +109,11 @@ def temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterato
             yield from sorted(path for path in place.iterdir() if _TEMPORARY.fullmatch(path.name))
     for folder in sorted(set(folders) - skip):
         for current, names, files in os.walk(folder):
-            yield from (Path(current, name) for name in sorted([*names, *files]) if _TEMPORARY.fullmatch(name))
+            yield from (
+                Path(current, name)
+                for name in sorted([*names, *files])
+                if _TEMPORARY.fullmatch(name)
+            )
             names[:] = [name for name in names if not _TEMPORARY.fullmatch(name)]
 
 
@@ -127,7 +146,11 @@ def remove(each: Leftover) -> None:
     """Remove it; a folder is first renamed, so that at no moment a part of it looks whole."""
     from mugs.storage.record import remove as remove_folder
 
-    if each.path.is_dir() and not each.path.is_symlink() and not _TEMPORARY.fullmatch(each.path.name):
+    if (
+        each.path.is_dir()
+        and not each.path.is_symlink()
+        and not _TEMPORARY.fullmatch(each.path.name)
+    ):
         remove_folder(each.path)
     elif each.path.is_dir() and not each.path.is_symlink():
         shutil.rmtree(each.path, ignore_errors=True)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Sweep(StageConfig):
     """Classifiers trained together, one for each combination; defaults are those of the released ViT-L probe."""
 
-    base_lrs: tuple[float, ...] = tuple(round(n * 10.0**e, 4) for e in (-4, -3, -2, -1) for n in range(1, 10))
+    base_lrs: tuple[float, ...] = tuple(
+        round(n * 10.0**e, 4) for e in (-4, -3, -2, -1) for n in range(1, 10)
+    )
     weight_decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
     optimizers: tuple[Literal["sgd", "lars"], ...] = ("sgd", "lars")
 
@@ -60,7 +62,9 @@ class LinearConfig(FrozenEvaluation):
         given = {name: value for name, value in values.items() if value is not None}
         preset = dict(PRESETS.get(str(values.get("preset")), {}))
         if "base_lr" in given or "sweep" in given:
-            preset = {name: value for name, value in preset.items() if name not in ("base_lr", "sweep")}
+            preset = {
+                name: value for name, value in preset.items() if name not in ("base_lr", "sweep")
+            }
         values = filled(values, preset)
         if values.get("base_lr") is None and values.get("sweep") is None:
             return {**values, "base_lr": 0.015}
@@ -100,12 +104,23 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     if distributed.is_main():
         task.write_history(history)
     best, last = task.best(range(cfg.epochs)), task.best([cfg.epochs - 1])
-    feature = cfg.feature if len(probe.settings) == 1 else f"{cfg.feature}, best of {len(probe.settings)}"
+    feature = (
+        cfg.feature if len(probe.settings) == 1 else f"{cfg.feature}, best of {len(probe.settings)}"
+    )
     rows = [
-        result_row(ctx, cfg.weights, setting=f"{feature}, {cfg.augmentation}, {which} epoch", value=chosen.top1)
+        result_row(
+            ctx,
+            cfg.weights,
+            setting=f"{feature}, {cfg.augmentation}, {which} epoch",
+            value=chosen.top1,
+        )
         for which, chosen in (("best", best), ("last", last))
     ]
-    info = {"best_epoch": best.epoch, "best_setting": str(best.setting), "last_setting": str(last.setting)}
+    info = {
+        "best_epoch": best.epoch,
+        "best_setting": str(best.setting),
+        "last_setting": str(last.setting),
+    }
     return StageOutput(outputs={"history": history}, rows=rows, info=info)
 
 
@@ -116,7 +131,9 @@ def linear_probe(cfg: LinearConfig) -> "LinearProbe":
     from mugs.evaluation.classifiers import Setting
     from mugs.evaluation.linear import LinearProbe
 
-    sweep = cfg.sweep or Sweep(base_lrs=(cfg.base_lr or 0.0,), weight_decays=(0.0,), optimizers=("sgd",))
+    sweep = cfg.sweep or Sweep(
+        base_lrs=(cfg.base_lr or 0.0,), weight_decays=(0.0,), optimizers=("sgd",)
+    )
     every = itertools.product(sweep.optimizers, sweep.weight_decays, sweep.base_lrs)
     settings = [Setting(rate, decay, optimizer) for optimizer, decay, rate in every]
     return LinearProbe(

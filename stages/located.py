@@ -22,7 +22,11 @@ def look(data_dir: str | None, kind: str, check: Check) -> tuple[str, float]:
 
 
 def locate(
-    ctx: StageContext, data_dir: str | None, kind: str, materialize: Callable[[Path], None], check: Check
+    ctx: StageContext,
+    data_dir: str | None,
+    kind: str,
+    materialize: Callable[[Path], None],
+    check: Check,
 ) -> tuple[dict[str, Path], dict[str, int]]:
     """Outputs and counts of a data set: `layout` says where it lies; "builtin:digit_<kind>" is written and an output.
 

@@ -41,7 +41,11 @@ class LogisticConfig(StageConfig):
 
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""
-        return f"logistic regression runs on one rank, not {resources.ranks}" if resources.ranks > 1 else None
+        return (
+            f"logistic regression runs on one rank, not {resources.ranks}"
+            if resources.ranks > 1
+            else None
+        )
 
     def kept(self, run_dir: Path, penalty: float) -> Path:
         """Where the result of a penalty is kept."""
@@ -66,16 +70,32 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
 
     device, world = distributed.init(), distributed.world_size()
     if not distributed.is_main():
-        logger.info("nothing to do on rank %d: logistic regression runs on rank 0 of %d", distributed.rank(), world)
+        logger.info(
+            "nothing to do on rank %d: logistic regression runs on rank 0 of %d",
+            distributed.rank(),
+            world,
+        )
         return StageOutput()
     store = FeatureStore(ctx.inputs["features"].output("features"))
     train, val = (store.load(split, cfg.feature) for split in ("train", "val"))
     part = labelled_part(ctx, cfg)
     x, y = (t[part.indices].to(device) for t in train)
-    x, queries, targets = F.normalize(x, dim=1), F.normalize(val[0].to(device), dim=1), val[1].to(device)
+    x, queries, targets = (
+        F.normalize(x, dim=1),
+        F.normalize(val[0].to(device), dim=1),
+        val[1].to(device),
+    )
     penalties, shape = sorted(cfg.penalties, reverse=True), (len(part.classes), x.shape[1])
-    logger.info("rank 0 of %d on %s: %d labelled images, %d penalties", world, device, len(part), len(penalties))
-    progress = Progress("logistic", len(penalties), unit="penalties", path=ctx.run_dir / "progress.json")
+    logger.info(
+        "rank 0 of %d on %s: %d labelled images, %d penalties",
+        world,
+        device,
+        len(part),
+        len(penalties),
+    )
+    progress = Progress(
+        "logistic", len(penalties), unit="penalties", path=ctx.run_dir / "progress.json"
+    )
     rows, facts = [], []
     weight: Tensor | None = None
     for number, penalty in enumerate(penalties, 1):
@@ -96,7 +116,9 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
         weight, value = found.weight, top1(found.weight, queries, targets)
         setting = f"{cfg.labelled.words()}, {cfg.feature}, lambda={penalty:g}"
         rows.append(result_row(ctx, "teacher", setting=setting, value=value))
-        facts.append({"penalty": penalty, "objective": found.objective, "gap": found.gap, "top1": value})
+        facts.append(
+            {"penalty": penalty, "objective": found.objective, "gap": found.gap, "top1": value}
+        )
         progress.update(number)
     progress.close()
     return StageOutput(rows=rows, info={"labelled_images": len(part), "path": facts})
@@ -111,7 +133,9 @@ def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Fit
     save_backbone(cfg.kept(ctx.run_dir, penalty), {"weight": found.weight}, meta)
 
 
-def read_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tuple[int, int]) -> "Fit | None":
+def read_fit(
+    ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tuple[int, int]
+) -> "Fit | None":
     """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
     from mugs.evaluation.logistic import Fit
     from mugs.weights import WeightsError, load_backbone
@@ -121,7 +145,10 @@ def read_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tupl
         return None
     try:
         state, meta = load_backbone(path)
-        if meta["features"] == ctx.inputs["features"].outputs["features"].sha256 and state["weight"].shape == shape:
+        if (
+            meta["features"] == ctx.inputs["features"].outputs["features"].sha256
+            and state["weight"].shape == shape
+        ):
             return Fit(state["weight"], **meta["fit"])
     except (WeightsError, KeyError, TypeError) as error:
         logger.warning("%s: not a readable result (%s)", path, error)
@@ -137,5 +164,7 @@ def labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":
     features = ctx.inputs["features"]
     data: ManifestEntry | None = find_done(features.run_root, features.upstream["data"])
     if data is None:
-        raise ValueError(f"run {features.upstream['data']}, the data set of the stored features, is not done any more")
+        raise ValueError(
+            f"run {features.upstream['data']}, the data set of the stored features, is not done any more"
+        )
     return cfg.labelled.choose(open_source(data.output("train")), data.info["dataset"])

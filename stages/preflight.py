@@ -27,7 +27,9 @@ class Preflight:
         return sum(max(0.0, size - _there(folder)) for folder, size in self.sizes.items())
 
 
-def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> Preflight:
+def preflight(
+    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
+) -> Preflight:
     """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found.
 
     `unseen`: at their settings and needs alone, at none of the files they will read.
@@ -41,7 +43,11 @@ def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *
             continue
         found.pending.append(run)
         found.findings += [
-            wrong(run.name, f"needs {by_id[need].name}, which is not done", f"--only {by_id[need].name} too")
+            wrong(
+                run.name,
+                f"needs {by_id[need].name}, which is not done",
+                f"--only {by_id[need].name} too",
+            )
             for need in run.needs.values()
             if need not in done and need not in chosen
         ]
@@ -51,13 +57,21 @@ def preflight(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *
     return found
 
 
-def in_the_way(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> list[str]:
+def in_the_way(
+    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
+) -> list[str]:
     """What is wrong with those of the runs that are not done, and what to do, a line each."""
     findings = preflight(runs, every, root, unseen=unseen).findings
-    return [f"{each.subject}: {each.detail}; to do: {each.remedy}" for each in findings if each.state == "wrong"]
+    return [
+        f"{each.subject}: {each.detail}; to do: {each.remedy}"
+        for each in findings
+        if each.state == "wrong"
+    ]
 
 
-def require_sound(runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False) -> None:
+def require_sound(
+    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
+) -> None:
     """Raise ConfigError with all that is in the way."""
     if lines := in_the_way(runs, every, root, unseen=unseen):
         raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
@@ -72,7 +86,9 @@ def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageCo
     return found
 
 
-def _look(run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool) -> tuple[list[Finding], float]:
+def _look(
+    run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool
+) -> tuple[list[Finding], float]:
     size = 1e9 * run.config.disk_gb(inputs)
     if unset := [line.split(": ", 1) for line in unresolved([run])]:
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size

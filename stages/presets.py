@@ -19,9 +19,24 @@ MUGS: dict[str, Any] = {
 }
 VIEWS: dict[str, Any] = {"student_coin": "per_image"}
 BY_ARCH: dict[str, dict[str, Any]] = {
-    "vit_s16": {"batch_size": 1024, "weight_decay": (0.1, 0.1), "clip": ((0, 3.0),), "mugs": {"drop_path": 0.1}},
-    "vit_b16": {"batch_size": 1024, "weight_decay": (0.1, 0.1), "clip": ((0, 3.0),), "mugs": {"drop_path": 0.2}},
-    "vit_l16": {"batch_size": 640, "weight_decay": (0.08, 0.08), "clip": ((0, 0.3),), "mugs": {"drop_path": 0.4}},
+    "vit_s16": {
+        "batch_size": 1024,
+        "weight_decay": (0.1, 0.1),
+        "clip": ((0, 3.0),),
+        "mugs": {"drop_path": 0.1},
+    },
+    "vit_b16": {
+        "batch_size": 1024,
+        "weight_decay": (0.1, 0.1),
+        "clip": ((0, 3.0),),
+        "mugs": {"drop_path": 0.2},
+    },
+    "vit_l16": {
+        "batch_size": 640,
+        "weight_decay": (0.08, 0.08),
+        "clip": ((0, 0.3),),
+        "mugs": {"drop_path": 0.4},
+    },
 }
 
 

@@ -106,7 +106,9 @@ class PretrainConfig(StageConfig):
     checkpoint_steps: int = Runtime(500, ge=1)
     keep_checkpoints: int = Runtime(2, ge=1)
     keep_every_epochs: int = Runtime(0, ge=0)
-    checkpoint_retry_minutes: float = Runtime(10.0, ge=0, le=20)  # below the patience of the other ranks
+    checkpoint_retry_minutes: float = Runtime(
+        10.0, ge=0, le=20
+    )  # below the patience of the other ranks
     log_steps: int = Runtime(10, ge=1)
     activation_checkpointing: bool = Runtime(False)
     compile: bool = Runtime(False)
@@ -124,8 +126,13 @@ class PretrainConfig(StageConfig):
         """Student, teacher and two moments in 32 bits: backbone of the usual shapes, heads and prototypes; queues."""
         width, depth = SHAPES.get(self.arch, OTHER)
         options = self.mugs
-        heads = 3 * (width * options.head_hidden + options.head_hidden * (options.head_hidden + options.head_out))
-        parameters = 12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
+        heads = 3 * (
+            width * options.head_hidden
+            + options.head_hidden * (options.head_hidden + options.head_out)
+        )
+        parameters = (
+            12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
+        )
         queues = 2 * (options.queue_size * options.head_out + options.memory_size * width)
         return 4 * (4 * parameters + queues) / 1e9
 
@@ -159,23 +166,39 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
     arch = asdict(method.student.backbone.config)
-    outputs = {name: ctx.run_dir / "weights" / f"{name}.safetensors" for name in ("initial", "teacher", "student")}
+    outputs = {
+        name: ctx.run_dir / "weights" / f"{name}.safetensors"
+        for name in ("initial", "teacher", "student")
+    }
 
     def export(name: str) -> None:
         net = method.student if name == "student" else method.teacher
-        state = {k: v for k, v in net.backbone.state_dict().items() if not k.startswith("relation_blocks.")}
+        state = {
+            k: v
+            for k, v in net.backbone.state_dict().items()
+            if not k.startswith("relation_blocks.")
+        }
         save_backbone(outputs[name], state, {"arch": arch, "weights": name})
 
     if distributed.is_main() and not outputs["initial"].exists():
         export("initial")
-    pretrain(method, open_source(data.output("train")), train_config(cfg), ctx.run_dir, device, ctx.control)
+    pretrain(
+        method,
+        open_source(data.output("train")),
+        train_config(cfg),
+        ctx.run_dir,
+        device,
+        ctx.control,
+    )
     if distributed.is_main():
         export("teacher")
         export("student")
     if (head := method.teacher.group_head) is not None:
         outputs["projection"] = ctx.run_dir / "weights" / "projection.safetensors"
         if distributed.is_main():
-            save_backbone(outputs["projection"], head.projector[0].state_dict(), {"weights": "projection"})
+            save_backbone(
+                outputs["projection"], head.projector[0].state_dict(), {"weights": "projection"}
+            )
     distributed.barrier()
     info = {
         "method": cfg.method,
@@ -195,6 +218,12 @@ def train_config(cfg: PretrainConfig) -> "TrainConfig":
     from mugs.engine.train_config import TrainConfig
     from mugs.methods.calibration import targets
 
-    step = StepConfig(clip=cfg.clip, freeze_last_layer_epochs=cfg.freeze_prototypes_epochs, precision=cfg.precision)
+    step = StepConfig(
+        clip=cfg.clip,
+        freeze_last_layer_epochs=cfg.freeze_prototypes_epochs,
+        precision=cfg.precision,
+    )
     views = ViewRecipe(**cfg.views.model_dump())
-    return same_named(TrainConfig, cfg, step=step, views=views, calibration=targets(cfg.calibration))
+    return same_named(
+        TrainConfig, cfg, step=step, views=views, calibration=targets(cfg.calibration)
+    )

@@ -24,18 +24,24 @@ class Verification:
     def summary(self, runs: int) -> str:
         """One line about that many runs."""
         mended = f"{len(self.repaired)} repaired, " if self.repaired else ""
-        recorded = f"{self.recorded} of {runs} runs are recorded, {self.checkpoints} good checkpoints"
+        recorded = (
+            f"{self.recorded} of {runs} runs are recorded, {self.checkpoints} good checkpoints"
+        )
         return f"{recorded}, {mended}{len(self.wrong)} problems"
 
 
-def verify(runs: Sequence[StageRun], root: Path, *, every: int = 0, repair: bool = False) -> Verification:
+def verify(
+    runs: Sequence[StageRun], root: Path, *, every: int = 0, repair: bool = False
+) -> Verification:
     """Check outputs, checkpoints and, unless `every` is 0, every `every`-th converted image."""
     found = Verification()
     for run in runs:
         entry = manifest.read(root, run.run_id)
         if entry is not None:
             found.recorded += 1
-            found.wrong += manifest.problems(entry, hashes=True) + (inside(run.stage, entry, every) if every else [])
+            found.wrong += manifest.problems(entry, hashes=True) + (
+                inside(run.stage, entry, every) if every else []
+            )
         elif (path := manifest.entry_path(root, run.run_id)).exists():
             found.wrong.append(f"{path}: not a readable manifest entry")
         looked = inspect(run.run_dir(root), repair=repair)

@@ -29,10 +29,14 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
         raise ConfigError(brief(error)) from error
     save(found, out)
     left_out = "".join(f"\n  left out: {key}" for key in found.discarded)
-    return [f"{out}: {len(found.vit.state_dict())} tensors of {cfg.arch}, SHA-256 of the file {found.sha256}{left_out}"]
+    return [
+        f"{out}: {len(found.vit.state_dict())} tensors of {cfg.arch}, SHA-256 of the file {found.sha256}{left_out}"
+    ]
 
 
-def export(run: str, out: Path, run_root: Path, *, weights: str = "teacher", format: Format = "timm") -> list[str]:
+def export(
+    run: str, out: Path, run_root: Path, *, weights: str = "teacher", format: Format = "timm"
+) -> list[str]:
     """Write the backbone of a run or of a file of ours for timm; what to say. Raises ConfigError."""
     from mugs.timm_export import exported, timm_call, write_plain
     from mugs.weights import WeightsError
@@ -55,26 +59,41 @@ def backbone_file(run: str, run_root: Path, weights: str) -> Path:
     path = Path(run).expanduser().absolute()
     if path.is_file():
         if weights != "teacher":
-            raise ConfigError(f"--weights {weights}: the file {path} holds one network; name a run, or leave it out")
+            raise ConfigError(
+                f"--weights {weights}: the file {path} holds one network; name a run, or leave it out"
+            )
         return path
     entry = finished(path.name, path.parents[1]) if path.is_dir() else finished(run, run_root)
     if weights not in entry.outputs:
         known = ", ".join(sorted(entry.outputs)) or "nothing"
-        raise ConfigError(f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})")
+        raise ConfigError(
+            f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})"
+        )
     manifest.require_intact(entry, weights)
     return entry.output(weights)
 
 
 def finished(run: str, run_root: Path) -> ManifestEntry:
     """The finished run of that folder name, id or name. Raises ConfigError unless it is exactly one."""
-    entries = [entry for run_id in manifest.run_ids(run_root) if (entry := manifest.find_done(run_root, run_id))]
+    entries = [
+        entry
+        for run_id in manifest.run_ids(run_root)
+        if (entry := manifest.find_done(run_root, run_id))
+    ]
     named = [entry for entry in entries if run in (entry.run_dir.name, entry.run_id, entry.name)]
     if len(named) == 1:
         return named[0]
     if named:
-        raise ConfigError(f"{run}: several runs: {', '.join(entry.run_dir.name for entry in named)}")
-    known = ", ".join(entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import")) or "none"
-    raise ConfigError(f"{run}: neither a file nor a finished run in {run_root} (those with weights: {known})")
+        raise ConfigError(
+            f"{run}: several runs: {', '.join(entry.run_dir.name for entry in named)}"
+        )
+    known = (
+        ", ".join(entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import"))
+        or "none"
+    )
+    raise ConfigError(
+        f"{run}: neither a file nor a finished run in {run_root} (those with weights: {known})"
+    )
 
 
 def brief(error: Exception) -> str:

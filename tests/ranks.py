@@ -20,12 +20,16 @@ def spawn(function: Callable[..., None], world: int, *args: object) -> None:
     mp.spawn(on_rank, args=(world, port, function, args), nprocs=world)
 
 
-def on_rank(rank: int, world: int, port: int, function: Callable[..., None], args: tuple[object, ...]) -> None:
+def on_rank(
+    rank: int, world: int, port: int, function: Callable[..., None], args: tuple[object, ...]
+) -> None:
     """What each process does: join the others, run the function and leave.
 
     After an error it does not leave: the others would fail at once, and spawn might raise their errors, not the cause.
     """
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or it would be NCCL
     torch.set_num_threads(1)
     distributed.init(timeout_minutes=2)

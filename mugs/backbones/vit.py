@@ -47,7 +47,9 @@ class ViT(VisionTransformer):
     cls_token: nn.Parameter
     pos_embed: nn.Parameter
 
-    def __init__(self, config: ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, config: ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0
+    ) -> None:
         super().__init__(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -109,7 +111,9 @@ class ViT(VisionTransformer):
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         recompute = self.recompute and torch.is_grad_enabled()
         out: Tensor = (
-            checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False) if recompute else block(x)
+            checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False)
+            if recompute
+            else block(x)
         )
         return out
 
@@ -132,7 +136,9 @@ class ViT(VisionTransformer):
         Raises ValueError where there are fewer blocks.
         """
         if num > len(self.blocks):
-            raise ValueError(f"the outputs of {num} blocks are wanted, the backbone has {len(self.blocks)}")
+            raise ValueError(
+                f"the outputs of {num} blocks are wanted, the backbone has {len(self.blocks)}"
+            )
         outputs = islice(self.block_outputs(images), len(self.blocks) - num, None)
         return [self.norm(x) for x in outputs]
 
@@ -200,8 +206,12 @@ def resize_positions(table: Tensor, height: int, width: int, table_grid: tuple[i
     factors = ((height + 0.1) / rows, (width + 0.1) / columns)
     grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", recompute_scale_factor=False)
     if grid.shape[2:] != (height, width):
-        raise ValueError(f"position table of {rows}x{columns} resized to {tuple(grid.shape[2:])}, not {height}x{width}")
-    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)], dim=1)
+        raise ValueError(
+            f"position table of {rows}x{columns} resized to {tuple(grid.shape[2:])}, not {height}x{width}"
+        )
+    return torch.cat(
+        [table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)], dim=1
+    )
 
 
 def build_vit(arch: str | ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0) -> ViT:

@@ -32,7 +32,9 @@ HEADER = np.dtype(
     ],
     align=True,
 )
-FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+FIELD = np.dtype(
+    [("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True
+)
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
@@ -109,7 +111,9 @@ def write_beton(path: Path, images: Iterable[Encoded], num: int) -> tuple[list[i
 
 def _fields() -> np.ndarray:
     fields = np.zeros(2, dtype=FIELD)
-    for entry, (name, kind) in zip(fields, (("image", IMAGE_TYPE), ("label", INT_TYPE)), strict=True):
+    for entry, (name, kind) in zip(
+        fields, (("image", IMAGE_TYPE), ("label", INT_TYPE)), strict=True
+    ):
         entry["type_id"] = kind
         entry["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
     return fields
@@ -134,7 +138,9 @@ def read_sidecar(path: Path) -> Sidecar:
     except (ValueError, TypeError) as error:
         raise SourceError(f"{side}: not a readable sidecar ({error}); convert again") from error
     if sidecar.format != SIDECAR_FORMAT:
-        raise SourceError(f"{side}: format {sidecar.format}, this code reads {SIDECAR_FORMAT}; convert again")
+        raise SourceError(
+            f"{side}: format {sidecar.format}, this code reads {SIDECAR_FORMAT}; convert again"
+        )
     size = path.stat().st_size
     if size != sidecar.file_size:
         raise SourceError(
@@ -154,9 +160,13 @@ class PackSource:
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
         if header["version"] != VERSION or header["num_samples"] != len(self.sidecar.names):
-            raise SourceError(f"{path}: header says version {header['version']}, {header['num_samples']} samples")
+            raise SourceError(
+                f"{path}: header says version {header['version']}, {header['num_samples']} samples"
+            )
         offset = HEADER.itemsize + 2 * FIELD.itemsize
-        self.samples = np.frombuffer(mapped, dtype=SAMPLE, count=int(header["num_samples"]), offset=offset)
+        self.samples = np.frombuffer(
+            mapped, dtype=SAMPLE, count=int(header["num_samples"]), offset=offset
+        )
         self.sizes = self.sidecar.sizes
 
     def __len__(self) -> int:

@@ -38,15 +38,21 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The few names an array is rebuilt with."""
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no published CIFAR file does")
+            raise pickle.UnpicklingError(
+                f"asks for {module}.{name}, which no published CIFAR file does"
+            )
         return ALLOWED[module, name]
 
 
 class ArraySource(ListedSource):
     """Pixels (N, 32, 32, 3) with labels, handed out as JPEG (quality 100, 4:4:4: off by a level or two)."""
 
-    def __init__(self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]) -> None:
-        super().__init__(root, [f"{split}/{index:05d}.jpg" for index in range(len(labels))], labels, classes)
+    def __init__(
+        self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]
+    ) -> None:
+        super().__init__(
+            root, [f"{split}/{index:05d}.jpg" for index in range(len(labels))], labels, classes
+        )
         self.pixels = pixels
 
     def read(self, index: int) -> bytes:
@@ -82,7 +88,9 @@ def open_cifar100(root: Path, split: str) -> ArraySource:
     """`root` or `root/cifar-100-python`: train, test and meta; fine labels."""
     root = inside(root, "cifar-100-python", "meta")
     names = ["train" if split == "train" else "test"]
-    return from_files(root, split, names, labels="fine_labels", classes=("meta", "fine_label_names"))
+    return from_files(
+        root, split, names, labels="fine_labels", classes=("meta", "fine_label_names")
+    )
 
 
 def inside(root: Path, folder: str, mark: str) -> Path:
@@ -90,21 +98,33 @@ def inside(root: Path, folder: str, mark: str) -> Path:
     for candidate in (root, root / folder):
         if (candidate / mark).is_file():
             return candidate
-    raise SourceError(f"{root}: neither {mark} nor {folder}/{mark} in it; expected the unpacked public download")
+    raise SourceError(
+        f"{root}: neither {mark} nor {folder}/{mark} in it; expected the unpacked public download"
+    )
 
 
-def from_files(root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]) -> ArraySource:
+def from_files(
+    root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]
+) -> ArraySource:
     """The images of the named files in their order. Raises SourceError naming the file that is wrong."""
     known = [str(name) for name in read_dictionary(root / classes[0], classes[1])[classes[1]]]
     pixels, numbers = [], []
     for name in names:
         content = read_dictionary(root / name, "data", labels)
         rows, chosen = content["data"], content[labels]
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != (len(chosen), 3 * SIDE * SIDE):
-            raise SourceError(f"{root / name}: expected {len(chosen)} rows of {3 * SIDE * SIDE} bytes under 'data'")
+        if (
+            not isinstance(rows, np.ndarray)
+            or rows.dtype != np.uint8
+            or rows.shape != (len(chosen), 3 * SIDE * SIDE)
+        ):
+            raise SourceError(
+                f"{root / name}: expected {len(chosen)} rows of {3 * SIDE * SIDE} bytes under 'data'"
+            )
         wrong = sorted({str(label) for label in chosen if not 0 <= int(label) < len(known)})
         if wrong:
-            raise SourceError(f"{root / name}: labels {', '.join(wrong[:5])}, expected 0 to {len(known) - 1}")
+            raise SourceError(
+                f"{root / name}: labels {', '.join(wrong[:5])}, expected 0 to {len(known) - 1}"
+            )
         pixels.append(rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         numbers += [int(label) for label in chosen]
     return ArraySource(root, split, np.ascontiguousarray(np.concatenate(pixels)), numbers, known)
@@ -117,7 +137,15 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
             content = load(stream)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
         raise SourceError(f"{path}: not a CIFAR file ({error or 'cut short'})") from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:

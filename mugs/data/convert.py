@@ -10,7 +10,15 @@ from pathlib import Path
 from PIL import Image
 
 from mugs.data.ahead import Report, ahead, counted
-from mugs.data.beton import PAGE, Encoded, PackSource, Sidecar, read_sidecar, write_beton, write_sidecar
+from mugs.data.beton import (
+    PAGE,
+    Encoded,
+    PackSource,
+    Sidecar,
+    read_sidecar,
+    write_beton,
+    write_sidecar,
+)
 from mugs.data.decode import DecodeError, decode_rgb
 from mugs.data.source import FolderSource, SourceError, listed
 from mugs.storage.record import sha256
@@ -37,7 +45,12 @@ def encode(data: bytes, name: str, label: int) -> Encoded:
 
 
 def convert(
-    source: FolderSource, path: Path, *, allow_bad: Sequence[str] = (), threads: int = 4, progress: Report | None = None
+    source: FolderSource,
+    path: Path,
+    *,
+    allow_bad: Sequence[str] = (),
+    threads: int = 4,
+    progress: Report | None = None,
 ) -> Sidecar:
     """Convert the images of `source` into `path`, unless that is done already.
 
@@ -102,7 +115,10 @@ def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
 
 
 def find_bad(
-    source: FolderSource, indices: Sequence[int], threads: int, report: Report = lambda done, total: None
+    source: FolderSource,
+    indices: Sequence[int],
+    threads: int,
+    report: Report = lambda done, total: None,
 ) -> dict[str, str]:
     """Decode these images; name -> reason of those that fail."""
 
@@ -124,7 +140,11 @@ def verify(path: Path, *, every: int = 1) -> list[str]:
         source = PackSource(path)
     except SourceError as error:
         return [str(error)]
-    return [line for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads=4) if line]
+    return [
+        line
+        for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads=4)
+        if line
+    ]
 
 
 def label_is_right(source: PackSource, index: int) -> bool:
@@ -132,7 +152,10 @@ def label_is_right(source: PackSource, index: int) -> bool:
     label = source.label(index)
     if source.sidecar.labels is not None:
         return label == source.sidecar.labels[index]
-    return 0 <= label < len(source.classes) and source.classes[label] == source.name(index).split("/")[0]
+    return (
+        0 <= label < len(source.classes)
+        and source.classes[label] == source.name(index).split("/")[0]
+    )
 
 
 def problem(source: PackSource, index: int) -> str | None:

@@ -38,7 +38,9 @@ class DeviceStage:
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self.stream)
         for tensor in (views.large, views.small, views.weak):
-            tensor.record_stream(now)  # its memory is used again only when the step is through with it
+            tensor.record_stream(
+                now
+            )  # its memory is used again only when the step is through with it
         return views
 
     def _views(self, batch: Batch) -> Views:
@@ -55,7 +57,11 @@ class DeviceStage:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """To the device; from pinned memory where that is a GPU, so that the host does not wait."""
-        return tensor if self.stream is None else tensor.pin_memory().to(self.device, non_blocking=True)
+        return (
+            tensor
+            if self.stream is None
+            else tensor.pin_memory().to(self.device, non_blocking=True)
+        )
 
     def _normalise(self, crops: Tensor) -> Tensor:
         return crops.sub_(self.mean).div_(self.std)

@@ -35,7 +35,11 @@ def _picture(pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:
     picture = Image.new("L", (SIDE, SIDE))
     picture.paste(small.resize((32, 32), Image.Resampling.BICUBIC), (4, 4))
     angle, scale = rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
-    moved = picture.rotate(angle, Image.Resampling.BICUBIC, translate=tuple(rng.integers(-3, 4, 2).tolist()))
+    moved = picture.rotate(
+        angle, Image.Resampling.BICUBIC, translate=tuple(rng.integers(-3, 4, 2).tolist())
+    )
     half, side = SIDE / 2, SIDE / scale
     box = (half - side / 2, half - side / 2, half + side / 2, half + side / 2)
-    return moved.transform((SIDE, SIDE), Image.Transform.EXTENT, box, Image.Resampling.BICUBIC).convert("RGB")
+    return moved.transform(
+        (SIDE, SIDE), Image.Transform.EXTENT, box, Image.Resampling.BICUBIC
+    ).convert("RGB")

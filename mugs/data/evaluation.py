@@ -26,7 +26,9 @@ RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
 
 
-def eval_image(image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic") -> np.ndarray:
+def eval_image(
+    image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic"
+) -> np.ndarray:
     """Shorter side to `short_side`, centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
     width, height = image.size
     short = min(width, height)
@@ -51,7 +53,9 @@ def eval_batches(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def pixels(index: int) -> np.ndarray:
-        return eval_image(decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation)
+        return eval_image(
+            decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation
+        )
 
     images = ahead(pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
@@ -62,7 +66,13 @@ def eval_batches(
 
 
 def probe_view(
-    source: Source, sample: int, *, seed: int, epoch: int, augmentation: Augmentation, recipe: ViewRecipe
+    source: Source,
+    sample: int,
+    *,
+    seed: int,
+    epoch: int,
+    augmentation: Augmentation,
+    recipe: ViewRecipe,
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
     image = decode_rgb(source.read(sample), source.describe(sample))
@@ -93,15 +103,21 @@ def probe_batches(
     Both on the device. Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the
     release). Views of the next batch are drawn while one is used.
     """
-    recipe = replace(ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False)
+    recipe = replace(
+        ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
+    )
     stage = DeviceStage(device, recipe, seed)
     each = order.steps_per_epoch
 
     def view(item: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         epoch, sample = item
-        return probe_view(source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe)
+        return probe_view(
+            source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
+        )
 
-    items = ((step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step))
+    items = (
+        (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
+    )
     views = ahead(view, items, threads)
     for step in range(start, stop):
         ids = order.indices(step)
@@ -110,5 +126,7 @@ def probe_batches(
         large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
         erase = torch.tensor([box for _, box in drawn], dtype=torch.int16)[None]
         weak = torch.ones(len(ids), dtype=torch.bool)
-        batch = Batch(large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step)
+        batch = Batch(
+            large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step
+        )
         yield stage(batch).large[0], labels.to(device)

@@ -52,8 +52,12 @@ class FFCVLoader(ThreadLoader):
         ahead: int,
     ) -> None:
         if not isinstance(source, PackSource):
-            raise SourceError("loader 'ffcv' reads .beton files; convert the folder, or use loader: thread")
-        super().__init__(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+            raise SourceError(
+                "loader 'ffcv' reads .beton files; convert the folder, or use loader: thread"
+            )
+        super().__init__(
+            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
+        )
         self.reader = make_reader(source, order.batch_size // order.world)
         check_places(source, self.reader.reader)
         self.reading: WeakSet[ReadAhead] = WeakSet()
@@ -120,7 +124,9 @@ class Located(Operation):  # type: ignore[misc]
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         """One row per image."""
         kind = np.dtype("<u8")
-        return replace(previous_state, jit_mode=True, shape=(3,), dtype=kind), AllocationQuery((3,), kind)
+        return replace(previous_state, jit_mode=True, shape=(3,), dtype=kind), AllocationQuery(
+            (3,), kind
+        )
 
     def generate_code(self) -> Callable[..., Any]:
         """The function FFCV compiles and calls with a batch."""
@@ -133,7 +139,11 @@ class Located(Operation):  # type: ignore[misc]
                 touched = np.uint64(0)
                 for offset in range(0, size, OS_PAGE):
                     touched += np.uint64(file[address + np.uint64(offset)])
-                destination[row, 0], destination[row, 1], destination[row, 2] = address, size, touched
+                destination[row, 0], destination[row, 1], destination[row, 2] = (
+                    address,
+                    size,
+                    touched,
+                )
             return destination
 
         return locate

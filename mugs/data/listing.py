@@ -26,7 +26,9 @@ class ListedSource(FolderSource):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_images(root: Path, list_file: Path | None = None, *, labelled: bool = True) -> FolderSource:
+def open_images(
+    root: Path, list_file: Path | None = None, *, labelled: bool = True
+) -> FolderSource:
     """The images of a split: those a list names, else all below `root`. Raises SourceError naming what is wrong."""
     if not root.is_dir():
         raise SourceError(f"{root}: not a folder")
@@ -37,7 +39,9 @@ def open_images(root: Path, list_file: Path | None = None, *, labelled: bool = T
 
 def without_labels(root: Path) -> ListedSource:
     """All images directly in `root` or in folders below it, sorted."""
-    paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    paths = sorted(
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS
+    )
     if not paths:
         raise SourceError(f"{root}: no images in it or below it")
     return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
@@ -50,7 +54,11 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     order of the class names; as numbers where all of them are.
     """
     try:
-        lines = [line.strip() for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in list_file.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{list_file}: cannot be read as a list of files: {error}") from error
     if not lines:
@@ -60,7 +68,11 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     refuse(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    refuse(list_file, "of its lines name a file again", [path for path, count in Counter(paths).items() if count > 1])
+    refuse(
+        list_file,
+        "of its lines name a file again",
+        [path for path, count in Counter(paths).items() if count > 1],
+    )
     if not labelled:
         return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
     names = class_names(list_file, entries)
@@ -83,8 +95,16 @@ def parse(root: Path, line: str) -> tuple[str, str] | None:
 def class_names(list_file: Path, entries: Sequence[tuple[str, str]]) -> list[str]:
     """The class of each entry: its label, or the first folder of its path when no entry has a label."""
     if any(label for _, label in entries):
-        refuse(list_file, "of its lines carry no label, others do", [path for path, label in entries if not label])
+        refuse(
+            list_file,
+            "of its lines carry no label, others do",
+            [path for path, label in entries if not label],
+        )
         return [label for _, label in entries]
     bare = [path for path, _ in entries if "/" not in path]
-    refuse(list_file, "of its lines carry neither a label nor a class folder (num_classes: 0 for no labels)", bare)
+    refuse(
+        list_file,
+        "of its lines carry neither a label nor a class folder (num_classes: 0 for no labels)",
+        bare,
+    )
     return [path.split("/")[0] for path, _ in entries]

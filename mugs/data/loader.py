@@ -67,11 +67,15 @@ def make_loader(
     if loader != "ffcv":
         from mugs.data.thread_loader import ThreadLoader
 
-        return ThreadLoader(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+        return ThreadLoader(
+            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
+        )
     torch_threads = torch.get_num_threads()
     try:
         front_end = _ffcv_loader()
-        return front_end(source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead)
+        return front_end(
+            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
+        )
     finally:
         torch.set_num_threads(torch_threads)  # FFCV sets it to 1, at import already
 
@@ -80,5 +84,7 @@ def _ffcv_loader() -> "type[FFCVLoader]":
     try:
         from mugs.data.ffcv_loader import FFCVLoader
     except (ImportError, OSError) as error:
-        raise ValueError(f"loader 'ffcv': {error}; install the extra 'ffcv' (README), or use loader: thread") from error
+        raise ValueError(
+            f"loader 'ffcv': {error}; install the extra 'ffcv' (README), or use loader: thread"
+        ) from error
     return FFCVLoader

@@ -45,7 +45,9 @@ class Order:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         """All samples of an epoch in order, (per_epoch,)."""
-        order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(self.num)
+        order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(
+            self.num
+        )
         return np.resize(order, self.per_epoch)
 
     def indices(self, step: int) -> np.ndarray:

@@ -28,7 +28,11 @@ def materialize_patches(root: Path) -> None:
 
     samples = load_sample_images()  # type: ignore[no-untyped-call]
     names = [Path(name).stem for name in samples.filenames]
-    patches = [patch for name, pixels in zip(names, samples.images, strict=True) for patch in cut(name, pixels)]
+    patches = [
+        patch
+        for name, pixels in zip(names, samples.images, strict=True)
+        for patch in cut(name, pixels)
+    ]
     with replacing(root) as temporary:
         for index, (region, patch) in enumerate(patches):
             folder = temporary / ("val" if index % 5 == 0 else "train") / region

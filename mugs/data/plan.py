@@ -87,7 +87,9 @@ def uniform(rng: Generator, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
-def draw_plan(seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe) -> ViewPlan:
+def draw_plan(
+    seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe
+) -> ViewPlan:
     """The views of one image of the given size in pixels."""
     rng = generator(seed, epoch, sample, COIN)
     fresh = dict(rng.bit_generator.state)
@@ -100,13 +102,17 @@ def draw_plan(seed: int, epoch: int, sample: int, width: int, height: int, recip
         if recipe.weak_only_small == "weak":
             strong[:] = False
 
-    def crop(index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool) -> CropPlan:
+    def crop(
+        index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
+    ) -> CropPlan:
         turn_to(rng, fresh, index)
         draw = draw_strong if is_strong else draw_weak
         return draw(rng, size, random_box(rng, width, height, scale, recipe.ratio), kind, recipe)
 
     large = recipe.large_size
-    crops = [crop(i, large, recipe.large_scale, i % 2, i >= 2 and bool(strong[0])) for i in range(4)]
+    crops = [
+        crop(i, large, recipe.large_scale, i % 2, i >= 2 and bool(strong[0])) for i in range(4)
+    ]
     if recipe.weak_only:
         crops[2:] = crops[:2]
     for i in range(recipe.num_small):
@@ -133,12 +139,17 @@ def random_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_weak(rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe) -> CropPlan:
+def draw_weak(
+    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
+) -> CropPlan:
     """Weak view of kind 0 (weak-1, always blurred), 1 (weak-2, solarised at times) or 2 (weak-local)."""
     flip = rng.random() < recipe.flip_prob
     jitter: tuple[tuple[int, float], ...] = ()
     if rng.random() < recipe.jitter_prob:
-        values = [uniform(rng, center - s, center + s) for center, s in zip((1, 1, 1, 0), recipe.jitter, strict=True)]
+        values = [
+            uniform(rng, center - s, center + s)
+            for center, s in zip((1, 1, 1, 0), recipe.jitter, strict=True)
+        ]
         jitter = tuple((op, values[op]) for op in rng.permutation(4).tolist())
     gray = rng.random() < recipe.gray_prob
     radius = uniform(rng, *recipe.blur_radius)
@@ -147,11 +158,15 @@ def draw_weak(rng: Generator, size: int, box: tuple[int, int, int, int], kind: i
     return CropPlan(size, box, flip, False, jitter, gray, blur, solarize)
 
 
-def draw_strong(rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe) -> CropPlan:
+def draw_strong(
+    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
+) -> CropPlan:
     """Strong view: flip, RandAugment on the whole image, the crop, random erasing."""
     flip = rng.random() < recipe.flip_prob
     chosen = rng.choice(len(OPERATIONS), 2, replace=recipe.randaugment_replacement)
-    operations = tuple(draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5)
+    operations = tuple(
+        draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
+    )
     erase = random_erase(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
     return CropPlan(size, box, flip, True, operations=operations, erase=erase)
 

@@ -36,14 +36,19 @@ def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
     try:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
-        names = {entry["id"]: str(entry["name"]) for entry in content.get("categories") or categories(root, year)}
+        names = {
+            entry["id"]: str(entry["name"])
+            for entry in content.get("categories") or categories(root, year)
+        }
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path}: not an iNaturalist file ({error!r})") from error
     numbers = {identity: number for number, identity in enumerate(sorted(names))}
     unlabelled = [files[image] for image in files if category.get(image) not in numbers]
     refuse(path, "images have no category, or one that is not listed", unlabelled)
     classes = [f"{identity} {names[identity]}" for identity in sorted(names)]
-    return existing(root, path, list(files.values()), [numbers[category[image]] for image in files], classes)
+    return existing(
+        root, path, list(files.values()), [numbers[category[image]] for image in files], classes
+    )
 
 
 def categories(root: Path, year: int) -> Any:
@@ -55,11 +60,17 @@ def open_flowers(root: Path, split: str) -> ListedSource:
     """Flowers-102: 2,040 training images (train and validation of the data set), 6,149 test images."""
     labels = np.atleast_1d(read_mat(root / "imagelabels.mat", "labels"))
     parts = ("trnid", "valid") if split == "train" else ("tstid",)
-    chosen = np.concatenate([np.atleast_1d(read_mat(root / "setid.mat", part)) for part in parts]).tolist()
+    chosen = np.concatenate(
+        [np.atleast_1d(read_mat(root / "setid.mat", part)) for part in parts]
+    ).tolist()
     beyond = [str(number) for number in chosen if not 1 <= number <= len(labels)]
-    refuse(root / "setid.mat", f"numbers are not those of the {len(labels)} labelled images", beyond)
+    refuse(
+        root / "setid.mat", f"numbers are not those of the {len(labels)} labelled images", beyond
+    )
     paths = [f"jpg/image_{number:05d}.jpg" for number in chosen]
-    return numbered(root, root / "imagelabels.mat", paths, [labels[n - 1] for n in chosen], _numbers(102))
+    return numbered(
+        root, root / "imagelabels.mat", paths, [labels[n - 1] for n in chosen], _numbers(102)
+    )
 
 
 def open_cars(root: Path, split: str) -> ListedSource:
@@ -71,27 +82,48 @@ def open_cars(root: Path, split: str) -> ListedSource:
     path = path if path.is_file() else root / name
     if split == "val" and not path.is_file():
         found = f"{root}: {name} is neither in devkit nor beside it"
-        raise SourceError(f"{found}; cars_test_annos.mat, which comes with the images, has no labels")
+        raise SourceError(
+            f"{found}; cars_test_annos.mat, which comes with the images, has no labels"
+        )
     entries = np.atleast_1d(read_mat(path, "annotations"))
     if not {"class", "fname"} <= set(entries.dtype.names or ()):
         raise SourceError(f"{path}: its annotations have no field 'class' or 'fname'")
-    classes = [str(name) for name in np.atleast_1d(read_mat(root / "devkit" / "cars_meta.mat", "class_names"))]
+    classes = [
+        str(name)
+        for name in np.atleast_1d(read_mat(root / "devkit" / "cars_meta.mat", "class_names"))
+    ]
     paths = [f"{folder}/{name}" for name in entries["fname"]]
     return numbered(root, path, paths, list(entries["class"]), classes)
 
 
-def numbered(root: Path, where: Path, paths: list[str], labels: Sequence[Any], classes: list[str]) -> ListedSource:
+def numbered(
+    root: Path, where: Path, paths: list[str], labels: Sequence[Any], classes: list[str]
+) -> ListedSource:
     """Images with labels that count from 1."""
-    wrong = [f"{path} ({label})" for path, label in zip(paths, labels, strict=True) if not 1 <= label <= len(classes)]
+    wrong = [
+        f"{path} ({label})"
+        for path, label in zip(paths, labels, strict=True)
+        if not 1 <= label <= len(classes)
+    ]
     refuse(where, f"labels are not 1 to {len(classes)}", wrong)
     return existing(root, where, paths, [int(label) - 1 for label in labels], classes)
 
 
-def existing(root: Path, where: Path, paths: list[str], labels: list[int], classes: list[str]) -> ListedSource:
+def existing(
+    root: Path, where: Path, paths: list[str], labels: list[int], classes: list[str]
+) -> ListedSource:
     """The images, all of which are there, and of every class."""
-    refuse(where, f"named images are not below {root}", [path for path in paths if not (root / path).is_file()])
+    refuse(
+        where,
+        f"named images are not below {root}",
+        [path for path in paths if not (root / path).is_file()],
+    )
     present = set(labels)
-    refuse(where, "classes have no image", [name for number, name in enumerate(classes) if number not in present])
+    refuse(
+        where,
+        "classes have no image",
+        [name for number, name in enumerate(classes) if number not in present],
+    )
     return ListedSource(root, paths, labels, classes)
 
 

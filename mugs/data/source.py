@@ -64,7 +64,9 @@ class FolderSource:
         self.root = root
         self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
         if not self.classes:
-            raise SourceError(f"{root}: no class folders in it (expected {root}/<class>/<image>){instead(root)}")
+            raise SourceError(
+                f"{root}: no class folders in it (expected {root}/<class>/<image>){instead(root)}"
+            )
         self.paths: list[str] = []
         self.labels: list[int] = []
         empty: list[str] = []
@@ -75,7 +77,9 @@ class FolderSource:
             self.paths += [p.relative_to(root).as_posix() for p in found]
             self.labels += [label] * len(found)
         if empty:
-            raise SourceError(f"{root}: class folders without images: {', '.join(empty)}; remove them or add images")
+            raise SourceError(
+                f"{root}: class folders without images: {', '.join(empty)}; remove them or add images"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)

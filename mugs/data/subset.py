@@ -10,7 +10,10 @@ from numpy.random import Generator, Philox
 from mugs.data.source import Source, SourceError, refuse
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
-KNOWN_LINES = {("imagenet1k", 1.0): 12_811, ("imagenet1k", 10.0): 128_116}  # lists of SimCLRv2, by percent
+KNOWN_LINES = {
+    ("imagenet1k", 1.0): 12_811,
+    ("imagenet1k", 10.0): 128_116,
+}  # lists of SimCLRv2, by percent
 
 
 class Subset:
@@ -45,7 +48,9 @@ class Subset:
         return hashlib.sha256(names.encode()).hexdigest()
 
 
-def listed(source: Source, list_file: Path, *, lines: int | None = None, drop_last: bool = False) -> list[int]:
+def listed(
+    source: Source, list_file: Path, *, lines: int | None = None, drop_last: bool = False
+) -> list[int]:
     """Indices of the images a text file names, sorted: a file name or a path relative to the data set's root a line.
 
     `lines` is how many there must be. `drop_last` leaves the last one out: the release loses the last line of its 10%
@@ -60,8 +65,14 @@ def listed(source: Source, list_file: Path, *, lines: int | None = None, drop_la
     elif last not in where and len(last) == 1:
         names.pop()
     if lines is not None and len(names) != lines:
-        raise SourceError(f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}")
-    refuse(list_file, "of its lines name no image of the data set", [name for name in names if name not in where])
+        raise SourceError(
+            f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}"
+        )
+    refuse(
+        list_file,
+        "of its lines name no image of the data set",
+        [name for name in names if name not in where],
+    )
     several = [name for name in names if len(where[name]) > 1]
     refuse(list_file, "of its lines are the name of several images; give paths", several)
     indices = [where[name][0] for name in names]

@@ -45,7 +45,9 @@ class BatchBuffer:
         pinned = torch.cuda.is_available()
         self.request, self.render = request, render
         self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
-        self.small = torch.empty(recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned)
+        self.small = torch.empty(
+            recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned
+        )
         self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
         self.weak = torch.zeros(num, dtype=torch.bool)
 
@@ -79,7 +81,9 @@ class ThreadLoader:
         queue: deque[tuple[BatchBuffer, list[Future[None]]]] = deque()
         with closing(self.requests(start, stop)) as requests:
             try:
-                queue.extend(self._submit(request) for request in itertools.islice(requests, self.ahead))
+                queue.extend(
+                    self._submit(request) for request in itertools.islice(requests, self.ahead)
+                )
                 while queue:
                     yield self._collect(*queue.popleft())
                     queue.extend(self._submit(request) for request in itertools.islice(requests, 1))
@@ -98,7 +102,9 @@ class ThreadLoader:
 
     def _submit(self, request: Request) -> tuple[BatchBuffer, list[Future[None]]]:
         buffer = BatchBuffer(request, self.recipe, self.render)
-        return buffer, [self.pool.submit(self._fill, buffer, slot) for slot in range(len(request.ids))]
+        return buffer, [
+            self.pool.submit(self._fill, buffer, slot) for slot in range(len(request.ids))
+        ]
 
     def _fill(self, buffer: BatchBuffer, slot: int) -> None:
         sample = int(buffer.request.ids[slot])

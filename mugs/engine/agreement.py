@@ -29,7 +29,9 @@ def require_equal(state: nn.Module) -> None:
         return
     tensors = state.state_dict()
     mine = torch.cat([fingerprint(value) for value in tensors.values()])
-    of_ranks = distributed.all_gather_rows(mine[None]).view(distributed.world_size(), len(tensors), 2)
+    of_ranks = distributed.all_gather_rows(mine[None]).view(
+        distributed.world_size(), len(tensors), 2
+    )
     differs = (of_ranks != of_ranks[:1]).any(dim=-1).any(dim=0).tolist()
     names = [name for name, different in zip(tensors, differs, strict=True) if different]
     if names:

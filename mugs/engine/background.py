@@ -71,15 +71,21 @@ class BackgroundWriter:
         finally:
             self.pool.shutdown()
 
-    def _write(self, step: int, parts: Parts, meta: Mapping[str, Any], began: float, stall: float) -> Saved:
+    def _write(
+        self, step: int, parts: Parts, meta: Mapping[str, Any], began: float, stall: float
+    ) -> Saved:
         durable = [began]
 
         def published() -> None:
             durable.append(time.monotonic())
 
-        save_checkpoint(self.folder, step, parts, meta, policy=self.policy, stop=self.stop, published=published)
+        save_checkpoint(
+            self.folder, step, parts, meta, policy=self.policy, stop=self.stop, published=published
+        )
         saved = Saved(step, state_bytes(parts), round(stall, 4), round(durable[-1] - began, 4))
         size = gigabytes(saved.bytes)
-        took = f"training stood still for {saved.stall_s:.2f} s, on disk after {saved.durable_s:.2f} s"
+        took = (
+            f"training stood still for {saved.stall_s:.2f} s, on disk after {saved.durable_s:.2f} s"
+        )
         logger.info("checkpoint of step %d, %s: %s", step, size, took)
         return saved

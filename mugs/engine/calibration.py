@@ -28,7 +28,10 @@ class Comparison:
 
     def line(self) -> str:
         """One line for a log."""
-        parts = [f"{n} {self.ours[n]:.4f} (target {t:.4f}, {self.deviation[n]:+.1f}%)" for n, t in self.target.items()]
+        parts = [
+            f"{n} {self.ours[n]:.4f} (target {t:.4f}, {self.deviation[n]:+.1f}%)"
+            for n, t in self.target.items()
+        ]
         partial = f" over {self.steps} of {self.of} steps only" if self.steps < self.of else ""
         return f"calibration, epoch {self.epoch}{partial}: {', '.join(parts)}"
 
@@ -44,7 +47,12 @@ class EpochMeans:
     All ranks call every method at the same steps. Epochs without a target cost nothing.
     """
 
-    def __init__(self, targets: Mapping[int, Mapping[str, float]], steps_per_epoch: int, state: Mapping[str, Any]):
+    def __init__(
+        self,
+        targets: Mapping[int, Mapping[str, float]],
+        steps_per_epoch: int,
+        state: Mapping[str, Any],
+    ):
         self.targets, self.steps_per_epoch = targets, steps_per_epoch
         state = state if state.get("epoch") in targets else {}
         self.epoch, self.steps = int(state.get("epoch", -1)), int(state.get("steps", 0))
@@ -66,11 +74,19 @@ class EpochMeans:
 
     def compare(self, step: int) -> Comparison | None:
         """The finished epoch beside its target, None within an epoch or where there is no target."""
-        if (step + 1) % self.steps_per_epoch or self.sums is None or step // self.steps_per_epoch != self.epoch:
+        if (
+            (step + 1) % self.steps_per_epoch
+            or self.sums is None
+            or step // self.steps_per_epoch != self.epoch
+        ):
             return None
-        means = dict(zip(self.names, (all_reduce_mean(self.sums) / self.steps).tolist(), strict=True))
+        means = dict(
+            zip(self.names, (all_reduce_mean(self.sums) / self.steps).tolist(), strict=True)
+        )
         target = {name: value for name, value in self.targets[self.epoch].items() if name in means}
-        return Comparison(self.epoch, {n: means[n] for n in target}, target, self.steps, self.steps_per_epoch)
+        return Comparison(
+            self.epoch, {n: means[n] for n in target}, target, self.steps, self.steps_per_epoch
+        )
 
     def state(self) -> dict[str, Any]:
         """What a resumed run goes on with: the sums so far, averaged over ranks."""

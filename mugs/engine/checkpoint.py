@@ -85,7 +85,9 @@ def require_room_for_run(folder: Path, parts: Parts, total_steps: int, policy: S
         make_folder(folder)
         require_room(folder, count * size - record.stored_bytes(folder), purpose)
     except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror}; make room, or keep fewer checkpoints") from error
+        raise CheckpointError(
+            f"{folder}: {error.strerror}; make room, or keep fewer checkpoints"
+        ) from error
 
 
 def save_checkpoint(
@@ -114,7 +116,9 @@ def save_checkpoint(
         published()
         _read_back(target)
 
-    patiently(attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event())
+    patiently(
+        attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event()
+    )
     policy.fence()
     retain(folder, target, policy)
     return target
@@ -132,7 +136,9 @@ def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
                 record.set_aside(path)
 
 
-def _write(target: Path, step: int, parts: Parts, meta: Mapping[str, Any], policy: SavePolicy) -> None:
+def _write(
+    target: Path, step: int, parts: Parts, meta: Mapping[str, Any], policy: SavePolicy
+) -> None:
     make_folder(target.parent)
     require_room(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
     with replacing(target, f"attempt{policy.attempt}", policy.fence) as temporary:
@@ -148,7 +154,9 @@ def _read_back(target: Path) -> None:
         verify(target)
     except CheckpointError as error:
         record.set_aside(target)
-        raise OSError(errno.EIO, f"read back wrong right after it was written ({error})", str(target)) from error
+        raise OSError(
+            errno.EIO, f"read back wrong right after it was written ({error})", str(target)
+        ) from error
 
 
 def retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
@@ -176,7 +184,9 @@ def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
             reasons.append(str(error))
     if reasons:
         listed = "; ".join(reasons)
-        raise CheckpointError(f"none of the {len(reasons)} checkpoints is good, remove them to start over: {listed}")
+        raise CheckpointError(
+            f"none of the {len(reasons)} checkpoints is good, remove them to start over: {listed}"
+        )
     return None
 
 

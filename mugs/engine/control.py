@@ -84,7 +84,9 @@ class StopVote:
             return self.control.stop_requested()
         agreed = self._count()
         self.vote = torch.tensor([int(self.control.stop_requested())], dtype=torch.int32)
-        self.work = dist.all_reduce(self.vote, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.work = dist.all_reduce(
+            self.vote, op=dist.ReduceOp.MAX, group=self.group, async_op=True
+        )
         return agreed
 
     def _count(self) -> bool:
@@ -105,4 +107,6 @@ class StopVote:
 def fence(control: Control) -> None:
     """Raise StaleWriterError when a newer attempt has started."""
     if not control.may_write():
-        raise StaleWriterError(f"attempt {control.attempt} is not the newest of its run, it may not write checkpoints")
+        raise StaleWriterError(
+            f"attempt {control.attempt} is not the newest of its run, it may not write checkpoints"
+        )

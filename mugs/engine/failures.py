@@ -13,7 +13,9 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient was not finite; no weight was touched by it."""
 
 
-def write_failure(run_dir: Path, step: int, epoch: int, seed: int, ids: list[int], result: StepResult) -> Path:
+def write_failure(
+    run_dir: Path, step: int, epoch: int, seed: int, ids: list[int], result: StepResult
+) -> Path:
     """This rank's part of a bad step, into `run_dir/failures/`; every rank writes its own file.
 
     Views and masks are a function of (seed, epoch, sample) and (seed, step), so these, the samples and the last

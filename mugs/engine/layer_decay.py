@@ -22,7 +22,9 @@ def layer_decay_groups(
     depth = len(vit.blocks)
     layers = {id(p): depth + 1 for p in model.parameters()}
     layers |= {id(p): 0 for p in (vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters())}
-    layers |= {id(p): index + 1 for index, block in enumerate(vit.blocks) for p in block.parameters()}
+    layers |= {
+        id(p): index + 1 for index, block in enumerate(vit.blocks) for p in block.parameters()
+    }
     spared = {id(p) for p in no_weight_decay}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -30,7 +32,12 @@ def layer_decay_groups(
             decays = parameter.ndim > 1 and id(parameter) not in spared
             groups.setdefault((layers[id(parameter)], decays), []).append(parameter)
     return [
-        {"params": members, "lr_scale": decay ** (depth + 1 - layer), "decay": decays, "weight_decay": 0.0}
+        {
+            "params": members,
+            "lr_scale": decay ** (depth + 1 - layer),
+            "decay": decays,
+            "weight_decay": 0.0,
+        }
         for (layer, decays), members in groups.items()
     ]
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mugs.engine import distributed
-from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, load_checkpoint, load_latest, retain
+from mugs.engine.checkpoint import (
+    CheckpointError,
+    Parts,
+    SavePolicy,
+    load_checkpoint,
+    load_latest,
+    retain,
+)
 from mugs.engine.control import Control, StopVote, Unattended, fence
 from mugs.engine.saver import Saver
 from mugs.storage.record import folder_name, remove_leftovers
@@ -39,7 +46,12 @@ class Task(Protocol):
 
 
 def train(
-    task: Task, folder: Path, *, every: int, policy: SavePolicy | None = None, control: Control | None = None
+    task: Task,
+    folder: Path,
+    *,
+    every: int,
+    policy: SavePolicy | None = None,
+    control: Control | None = None,
 ) -> None:
     """Train to the end, from the newest good checkpoint in `folder` when there is one; save after `every` steps.
 
@@ -80,7 +92,9 @@ def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
         remove_leftovers(folder, policy.attempt)
         found = load_latest(folder)
         if found is not None and found[0] == task.total_steps:
-            retain(folder, folder / folder_name(found[0]), policy)  # no save will follow that does it
+            retain(
+                folder, folder / folder_name(found[0]), policy
+            )  # no save will follow that does it
         return -1 if found is None else found[0]
 
     step = int(distributed.on_main(choose))
@@ -90,6 +104,8 @@ def resume(task: Task, folder: Path, policy: SavePolicy) -> int:
     try:
         task.load(parts, notes)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: checkpoint of step {step} does not fit this run: {error}") from error
+        raise CheckpointError(
+            f"{folder}: checkpoint of step {step} does not fit this run: {error}"
+        ) from error
     logger.info("resumed at step %d from %s", step, folder)
     return step

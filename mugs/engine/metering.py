@@ -34,10 +34,14 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
-    for line in lines:  # not everywhere; a process started by a larger one takes over its `ru_maxrss`
+    for (
+        line
+    ) in lines:  # not everywhere; a process started by a larger one takes over its `ru_maxrss`
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 1024
+    )
 
 
 class Meter:
@@ -65,7 +69,9 @@ class Trace:
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
             plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
-            self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._writer(folder))
+            self.profiler = profile(
+                activities=activities, schedule=plan, on_trace_ready=self._writer(folder)
+            )
             self.profiler.start()
 
     @staticmethod

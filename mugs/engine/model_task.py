@@ -87,7 +87,9 @@ class ModelTask(ABC, Generic[Batch]):
 
         Raises NonFiniteError, CheckpointError, StaleWriterError, and what the batches and `control.interrupted` raise.
         """
-        train(self, self.run_dir / "checkpoints", every=self.config.checkpoint_steps, control=control)
+        train(
+            self, self.run_dir / "checkpoints", every=self.config.checkpoint_steps, control=control
+        )
 
     @abstractmethod
     def batches(self, start: int) -> Generator[Batch]:
@@ -125,7 +127,10 @@ class ModelTask(ABC, Generic[Batch]):
 
     def parts(self) -> Parts:
         """Network and moments."""
-        return {"model": dict(self.model.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": optimizer_tensors(self.optimizer),
+        }
 
     def notes(self) -> dict[str, Any]:
         """Nothing besides the tensors."""

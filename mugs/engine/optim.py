@@ -35,7 +35,12 @@ def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, 
             plain = name.endswith("bias") or parameter.ndim == 1
             groups.setdefault(("patch_embed" in name, plain), []).append(parameter)
     return [
-        {"params": parameters, "lr_scale": patch_lr_scale if patch else 1.0, "decay": not plain, "weight_decay": 0.0}
+        {
+            "params": parameters,
+            "lr_scale": patch_lr_scale if patch else 1.0,
+            "decay": not plain,
+            "weight_decay": 0.0,
+        }
         for (patch, plain), parameters in groups.items()
     ]
 
@@ -59,7 +64,9 @@ def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.Ad
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an optimizer as `<parameter>.<name>` -> tensor."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -68,7 +75,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, schedule: Rates, step: int) -> None:

@@ -13,4 +13,6 @@ def allow_tf32(device: torch.device) -> None:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Mixed precision where `precision` is "bf16"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    return (
+        torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    )

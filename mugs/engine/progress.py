@@ -60,7 +60,9 @@ class Progress:
         now = time.monotonic()
         last = done >= self.total
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, detail=f"{self.rate:.0f} {self.rate_unit} {detail}")
+            self.bar.update(
+                self.task, completed=done, detail=f"{self.rate:.0f} {self.rate_unit} {detail}"
+            )
         elif not self.quiet and (last or now - self.last_log >= self.log_seconds):
             self.last_log = now
             logger.info("%s", self.line(detail))
@@ -70,7 +72,9 @@ class Progress:
 
     def line(self, detail: str = "") -> str:
         """One plain line: how far, how fast, how long still."""
-        text = f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.rate_unit}"
+        text = (
+            f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.rate_unit}"
+        )
         return f"{text}, {self.eta_seconds:.0f} s left" + (f", {detail}" if detail else "")
 
     def _write(self) -> None:

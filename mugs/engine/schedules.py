@@ -25,7 +25,9 @@ class Schedule:
     def lr(self, step: int) -> float:
         """From 0 to the peak over the warm-up, then cosine to the minimum."""
         warmup = self.steps_per_epoch * self.warmup_epochs
-        return warmup_cosine(step, warmup, self.total_steps, start=0.0, peak=self.peak_lr, end=self.min_lr)
+        return warmup_cosine(
+            step, warmup, self.total_steps, start=0.0, peak=self.peak_lr, end=self.min_lr
+        )
 
     def wd(self, step: int) -> float:
         """Cosine from the start to the end value, no warm-up."""
@@ -37,10 +39,16 @@ class Schedule:
 
     def rates(self, step: int) -> dict[str, float]:
         """All of them, by the names of the log."""
-        return {"lr": self.lr(step), "weight_decay": self.wd(step), "teacher_momentum": self.teacher_momentum(step)}
+        return {
+            "lr": self.lr(step),
+            "weight_decay": self.wd(step),
+            "teacher_momentum": self.teacher_momentum(step),
+        }
 
 
-def warmup_cosine(step: int, warmup: int, total: int, *, start: float, peak: float, end: float) -> float:
+def warmup_cosine(
+    step: int, warmup: int, total: int, *, start: float, peak: float, end: float
+) -> float:
     """linspace(start, peak) over `warmup` steps, end point included, then cosine from the peak towards `end`."""
     if step < warmup:
         return start + (peak - start) * step / max(warmup - 1, 1)

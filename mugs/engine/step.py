@@ -60,12 +60,20 @@ class Trainer:
         config: StepConfig,
         student: nn.Module,
     ) -> None:
-        self.method, self.optimizer, self.schedule, self.config = method, optimizer, schedule, config
+        self.method, self.optimizer, self.schedule, self.config = (
+            method,
+            optimizer,
+            schedule,
+            config,
+        )
         self.student = student
         self.parameters = [p for p in method.student.parameters() if p.requires_grad]
 
     def step(
-        self, micro_batches: Sequence[Views], step: int, uniforms: Sequence[Tensor | None] | None = None
+        self,
+        micro_batches: Sequence[Views],
+        step: int,
+        uniforms: Sequence[Tensor | None] | None = None,
     ) -> StepResult:
         """Run optimizer step `step` on this rank's micro-batches; a non-finite step changes neither weights nor state.
 
@@ -94,7 +102,10 @@ class Trainer:
         for index, views in enumerate(micro_batches):
             self.method.set_depth_uniforms(None if uniforms is None else uniforms[index])
             last = index == len(micro_batches) - 1
-            with synced(self.student, last=last), autocast(self.config.precision, views.large.device):
+            with (
+                synced(self.student, last=last),
+                autocast(self.config.precision, views.large.device),
+            ):
                 losses, carried = self.method.losses(self.student, views, epoch)
                 total = weighted_mean(losses, weights)
                 torch.autograd.backward(total * share)
@@ -122,12 +133,18 @@ def guarded_step(
 
 def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Average gradients over ranks in the last micro-batch's backward pass only."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+    return (
+        model.no_sync()
+        if isinstance(model, DistributedDataParallel) and not last
+        else nullcontext()
+    )
 
 
 def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """sum(w * loss) / sum(w). The release divides by the weights without multiplying (M5); equal at 1/1/1."""
-    return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(weights[n] for n in losses)
+    return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(
+        weights[n] for n in losses
+    )
 
 
 def micro_batch(batch_size: int, most: int | None) -> int:

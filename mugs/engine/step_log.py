@@ -79,7 +79,9 @@ class StepLog:
 
     def load(self, notes: Mapping[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
-        self.means = EpochMeans(self.settings.targets, self.settings.steps_per_epoch, notes.get("epoch_means", {}))
+        self.means = EpochMeans(
+            self.settings.targets, self.settings.steps_per_epoch, notes.get("epoch_means", {})
+        )
 
     def _calibrate(self, step: int) -> None:
         comparison = self.means.compare(step)
@@ -122,19 +124,25 @@ class StepLog:
     def _mean_losses(self) -> dict[str, float]:
         """Means over the pending steps and all ranks."""
         names = ["loss", *(f"loss_{name}" for name in self.pending[0].losses)]
-        values = torch.stack([torch.stack([r.total, *r.losses.values()]) for r in self.pending]).mean(dim=0)
+        values = torch.stack(
+            [torch.stack([r.total, *r.losses.values()]) for r in self.pending]
+        ).mean(dim=0)
         return dict(zip(names, distributed.all_reduce_mean(values).tolist(), strict=True))
 
     def check_finite(self) -> None:
         """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
         if not self.pending:
             return
-        finite = torch.stack([r.finite for r in self.pending]).tolist()  # the one wait for the device
+        finite = torch.stack(
+            [r.finite for r in self.pending]
+        ).tolist()  # the one wait for the device
         if not all(finite):
             bad = finite.index(False)
             step = self.last - len(finite) + 1 + bad
             epoch, ids = step // self.settings.steps_per_epoch, self.ids[bad].tolist()
-            path = write_failure(self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad])
+            path = write_failure(
+                self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad]
+            )
             raise NonFiniteError(
                 f"loss or gradient not finite at step {step}; it changed neither weights nor state, the last "
                 f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"

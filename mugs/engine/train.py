@@ -53,14 +53,21 @@ def pretrain(
         milestone_steps=config.keep_every_epochs * task.order.steps_per_epoch,
         retry_seconds=60 * config.checkpoint_retry_minutes,
     )
-    train(task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy, control=control)
+    train(
+        task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy, control=control
+    )
 
 
 class Pretraining:
     """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
 
     def __init__(
-        self, method: Method, source: Source, config: TrainConfig, run_dir: Path, device: torch.device
+        self,
+        method: Method,
+        source: Source,
+        config: TrainConfig,
+        run_dir: Path,
+        device: torch.device,
     ) -> None:
         self.order, self.micro = plan_batches(len(source), config)
         if method.needs_whole_batch and self.micro * distributed.world_size() < config.batch_size:
@@ -69,7 +76,13 @@ class Pretraining:
                 f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
             )
         allow_tf32(device)
-        self.method, self.source, self.config, self.run_dir, self.device = method, source, config, run_dir, device
+        self.method, self.source, self.config, self.run_dir, self.device = (
+            method,
+            source,
+            config,
+            run_dir,
+            device,
+        )
         self.schedule = build_schedule(config, self.order.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
         method.to(device)
@@ -119,7 +132,11 @@ class Pretraining:
     def parts(self) -> Parts:
         """Networks, moments and the method's extra state."""
         method = self.method
-        networks = {"student": method.student, "teacher": method.teacher, "extra_state": method.extra_state}
+        networks = {
+            "student": method.student,
+            "teacher": method.teacher,
+            "extra_state": method.extra_state,
+        }
         state = {name: dict(module.state_dict()) for name, module in networks.items()}
         return {**state, "optimizer": optimizer_tensors(self.optimizer)}
 
@@ -185,7 +202,9 @@ def depth_masks(
     if method.depth_branches == 0:
         return None
     crops = 2 + config.views.num_small
-    draws = depth_uniforms(config.seed, step, branches=method.depth_branches, crops=crops, batch_size=config.batch_size)
+    draws = depth_uniforms(
+        config.seed, step, branches=method.depth_branches, crops=crops, batch_size=config.batch_size
+    )
     share = config.batch_size // distributed.world_size()
     mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share].to(device)
     return list(torch.split(mine, micro, dim=-1))

@@ -20,7 +20,13 @@ from mugs.transfer.pictures import GAP, colours, overlay, save_png, side_by_side
 
 SIDE, STRIP = 240, 8  # pixels of a tile, and of the strip in the colour of its head below it
 IN_A_ROW = 9
-RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # five colours of viridis
+RAMP = (
+    (68, 1, 84),
+    (59, 82, 139),
+    (33, 145, 140),
+    (94, 201, 98),
+    (253, 231, 37),
+)  # five colours of viridis
 CAPTION = (
     "Attention of the class token in the last block. First the image; then, over it, the patches that hold {keep:.0%} "
     "of a head's attention to patches, in the colour of the head (the one that attends most where several meet); then "
@@ -45,12 +51,16 @@ def draw_attention(
     """`folder/image_<index>.png` for each of these images; ranks take turns."""
     mine = list(indices)[distributed.rank() :: distributed.world_size()]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    progress = Progress("attention", len(mine), unit="images", path=progress_path, quiet=not distributed.is_main())
+    progress = Progress(
+        "attention", len(mine), unit="images", path=progress_path, quiet=not distributed.is_main()
+    )
     for done, (images, _, ids) in enumerate(
         eval_batches(source, resize=resize, crop=crop, batch_size=1, indices=mine), 1
     ):
         maps = vit.class_attention(images.to(device))[0].cpu().numpy()
-        pixels = ((images[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        pixels = (
+            ((images[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        )
         save_png(folder / f"image_{int(ids[0]):06d}.png", picture(pixels, maps, keep))
         progress.update(done)
     progress.close()
@@ -105,6 +115,8 @@ def grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
     columns = -(-len(tiles) // rows)
     blank = np.full(tiles[0].shape, 255, np.uint8)
     padded = [*tiles, *[blank] * (rows * columns - len(tiles))]
-    lines = [side_by_side(padded[first : first + columns]) for first in range(0, len(padded), columns)]
+    lines = [
+        side_by_side(padded[first : first + columns]) for first in range(0, len(padded), columns)
+    ]
     gap = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([part for line in lines for part in (gap, line)][1:])

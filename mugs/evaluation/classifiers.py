@@ -43,11 +43,20 @@ class Classifiers:
     ) -> None:
         if sorted(settings, key=lambda s: s.optimizer == "lars") != list(settings):
             raise ValueError("classifiers of SGD have to come before those of LARS")
-        start = torch.randn(num_classes, width, generator=torch.Generator().manual_seed(seed)) * 0.01
-        decays = {kind: [s.weight_decay for s in settings if s.optimizer == kind] for kind in ("sgd", "lars")}
+        start = (
+            torch.randn(num_classes, width, generator=torch.Generator().manual_seed(seed)) * 0.01
+        )
+        decays = {
+            kind: [s.weight_decay for s in settings if s.optimizer == kind]
+            for kind in ("sgd", "lars")
+        }
         kinds: dict[str, type[Group]] = {"sgd": SgdGroup, "lars": LarsGroup}
         self.num = len(settings)
-        self.groups = [kinds[kind](start.to(device), decay, momentum) for kind, decay in decays.items() if decay]
+        self.groups = [
+            kinds[kind](start.to(device), decay, momentum)
+            for kind, decay in decays.items()
+            if decay
+        ]
         self.sizes = [len(decay) for decay in decays.values() if decay]
         self.classes = torch.arange(num_classes, device=device)
         self.empty = Group(start.to(device), [], momentum).tensors
@@ -61,20 +70,26 @@ class Classifiers:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
         for name in NAMES:
-            for group, part in zip(self.groups, torch.split(tensors[name], self.sizes), strict=True):
+            for group, part in zip(
+                self.groups, torch.split(tensors[name], self.sizes), strict=True
+            ):
                 group.tensors[name].copy_(part.transpose(0, 1))
 
     def update(self, features: Tensor, labels: Tensor, rates: Tensor) -> Tensor:
         """One step on features (B, D) and labels (B,) at learning rates (C,); returns the losses (C,) before it."""
         wanted = (self.classes[:, None] == labels).to(features.dtype)[:, None]
         parts = zip(self.groups, torch.split(rates, self.sizes), strict=True)
-        return torch.cat([rates[:0], *(group.update(features, labels, wanted, some) for group, some in parts)])
+        return torch.cat(
+            [rates[:0], *(group.update(features, labels, wanted, some) for group, some in parts)]
+        )
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Tensor:
         """Top-1 and top-5 in percent, (C, 2); a score equal to the right one, or not a number, counts against it."""
         hits = torch.zeros(self.num, 2, dtype=torch.float64, device=features.device)
         rows = VALIDATION_BYTES // (4 * max(1, self.num * len(self.classes))) + 1
-        for some, wanted in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+        for some, wanted in zip(
+            torch.split(features, rows), torch.split(labels, rows), strict=True
+        ):
             for group, mine in zip(self.groups, torch.split(hits, self.sizes), strict=True):
                 mine += group.hits(some, wanted)
         return 100 * hits / len(labels)
@@ -87,7 +102,10 @@ class Group:
         self.momentum = momentum
         self.weight = start[:, None].repeat(1, len(decay), 1)  # (K, C, D)
         self.bias = torch.zeros(self.weight.shape[:2], device=start.device)
-        self.weight_momentum, self.bias_momentum = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+        self.weight_momentum, self.bias_momentum = (
+            torch.zeros_like(self.weight),
+            torch.zeros_like(self.bias),
+        )
         self.decay = torch.tensor(decay, device=start.device) if any(decay) else None
         self.room = start.new_empty(0)  # for scores
 
@@ -134,7 +152,9 @@ class SgdGroup(Group):
     def descend(self, error: Tensor, features: Tensor) -> None:
         """momentum * m + gradient + decay * w."""
         scale = 1 / len(features)
-        self.weight_momentum.flatten(0, 1).addmm_(error.flatten(0, 1), features, beta=self.momentum, alpha=scale)
+        self.weight_momentum.flatten(0, 1).addmm_(
+            error.flatten(0, 1), features, beta=self.momentum, alpha=scale
+        )
         self.bias_momentum.mul_(self.momentum).add_(error.sum(dim=2), alpha=scale)
         if self.decay is not None:
             self.weight_momentum.addcmul_(self.weight, self.decay[:, None])
@@ -155,6 +175,8 @@ class LarsGroup(Group):
         if self.decay is not None:
             gradient.addcmul_(self.weight, self.decay[:, None], value=len(features))
         sizes = [tensor.norm(dim=2).norm(dim=0) for tensor in (self.weight, gradient)]
-        trust = torch.where((sizes[0] > 0) & (sizes[1] > 0), LARS_COEFFICIENT * sizes[0] / sizes[1], scale)
+        trust = torch.where(
+            (sizes[0] > 0) & (sizes[1] > 0), LARS_COEFFICIENT * sizes[0] / sizes[1], scale
+        )
         self.weight_momentum.mul_(self.momentum).addcmul_(gradient, trust[:, None])
         self.bias_momentum.mul_(self.momentum).add_(error.sum(dim=2), alpha=scale)

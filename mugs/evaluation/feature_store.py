@@ -79,13 +79,17 @@ def extract_split(
     Raises FeatureStoreError for more blocks than the backbone has, and for features that are not finite.
     """
     if layout.blocks > len(vit.blocks):
-        raise FeatureStoreError(f"blocks: {layout.blocks} wanted, the backbone has {len(vit.blocks)}")
+        raise FeatureStoreError(
+            f"blocks: {layout.blocks} wanted, the backbone has {len(vit.blocks)}"
+        )
     main = distributed.is_main()
     if main:
         _remove_others(folder, layout)
     distributed.barrier()
     mine = range(layout.shards)[distributed.rank() :: distributed.world_size()]
-    bar = Progress(f"features {folder.name}", len(mine), unit="shards", path=progress_path, quiet=not main)
+    bar = Progress(
+        f"features {folder.name}", len(mine), unit="shards", path=progress_path, quiet=not main
+    )
     with closing(bar) as progress:
         for done, shard in enumerate(mine, 1):
             ids = layout.ids(shard)
@@ -103,16 +107,29 @@ def extract_split(
 def _remove_others(folder: Path, layout: Layout) -> None:
     """Remove what is none of this layout's shards: what was begun and not finished, or cut another way."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.iterdir()) - {shard_path(folder, shard) for shard in range(layout.shards)}:
+    for path in set(folder.iterdir()) - {
+        shard_path(folder, shard) for shard in range(layout.shards)
+    }:
         path.unlink()
 
 
 @torch.no_grad()
 def _compute(
-    vit: ViT, source: Source, ids: range, layout: Layout, device: torch.device, batch_size: int, threads: int
+    vit: ViT,
+    source: Source,
+    ids: range,
+    layout: Layout,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
 ) -> dict[str, Tensor]:
     batches = eval_batches(
-        source, resize=layout.resize, crop=layout.crop, batch_size=batch_size, indices=ids, threads=threads
+        source,
+        resize=layout.resize,
+        crop=layout.crop,
+        batch_size=batch_size,
+        indices=ids,
+        threads=threads,
     )
     classes, means, labels = [], [], []
     for images, label, _ in batches:
@@ -124,8 +141,13 @@ def _compute(
     found = {"cls": torch.cat(classes), "patch_mean": torch.cat(means)}
     for name, value in found.items():
         if not torch.isfinite(value.to(dtype)).all():
-            raise FeatureStoreError(f"{name} of images {ids.start} to {ids.stop - 1} is not finite in {layout.dtype}")
-    return {**{name: value.to("cpu", dtype) for name, value in found.items()}, "labels": torch.cat(labels)}
+            raise FeatureStoreError(
+                f"{name} of images {ids.start} to {ids.stop - 1} is not finite in {layout.dtype}"
+            )
+    return {
+        **{name: value.to("cpu", dtype) for name, value in found.items()},
+        "labels": torch.cat(labels),
+    }
 
 
 def _is_good(path: Path, layout: Layout, rows: int) -> bool:
@@ -137,7 +159,9 @@ def _is_good(path: Path, layout: Layout, rows: int) -> bool:
             same = json.loads((file.metadata() or {})["layout"]) == asdict(layout)
             good = same and file.get_slice("cls").get_shape()[0] == rows
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        logger.warning("%s: not a readable shard of features (%s); it is computed again", path, error)
+        logger.warning(
+            "%s: not a readable shard of features (%s); it is computed again", path, error
+        )
         return False
     return bool(good)
 
@@ -166,7 +190,9 @@ class FeatureStore:
         """Features (N, D') in fp32 and labels (N,) of all images, as `backbone_feature` computes them."""
         layout = self.layout(split)
         if name == "last4_cls" and layout.blocks < 4:
-            raise FeatureStoreError(f"{self.folder / split}: holds {layout.blocks} blocks, last4_cls needs 4")
+            raise FeatureStoreError(
+                f"{self.folder / split}: holds {layout.blocks} blocks, last4_cls needs 4"
+            )
         values: Tensor | None = None
         labels = torch.empty(layout.images, dtype=torch.int64)
         for shard in range(layout.shards):
@@ -178,7 +204,9 @@ class FeatureStore:
                 values = torch.empty(layout.images, part.shape[1]) if values is None else values
                 values[ids.start : ids.stop] = part
             except (OSError, SafetensorError, RuntimeError) as error:
-                raise FeatureStoreError(f"{path}: not a readable shard of features ({error})") from error
+                raise FeatureStoreError(
+                    f"{path}: not a readable shard of features ({error})"
+                ) from error
         assert values is not None
         return values, labels
 

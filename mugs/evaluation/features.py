@@ -36,13 +36,21 @@ def backbone_feature(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
         tokens = vit.norm(vit.tokens(images))
         return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=-1).flatten(1)
 
-    functions = {"cls": cls, "patch_mean": patch_mean, "last4_cls": last4_cls, "cls_patchmean": cls_patchmean}
+    functions = {
+        "cls": cls,
+        "patch_mean": patch_mean,
+        "last4_cls": last4_cls,
+        "cls_patchmean": cls_patchmean,
+    }
     return functions[feature]
 
 
 @torch.no_grad()
 def extract(
-    model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, device: torch.device
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features (n, D) fp32, labels and ids of all ranks' batches, sorted by id, on the device of this rank."""
     features, labels, ids = [], [], []

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from mugs.engine import distributed
 
-BANK_ROWS = 16384  # of a block: large enough for a fast product, small enough to stay in a CPU's cache
+BANK_ROWS = (
+    16384  # of a block: large enough for a fast product, small enough to stay in a CPU's cache
+)
 QUERY_ROWS = 4096
 Neighbours = tuple[Tensor, Tensor]
 """Cosines, descending, and bank indices, both (rows, k)."""
@@ -25,7 +27,9 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbo
     `memory_mb`. A block of the bank takes every so-many-th row, whatever their order: neighbours are then spread over
     the blocks, and each has little to add to what the ones before it gave.
     """
-    floats = max(memory_mb * 2**20 // (4 * 4), 4 * k)  # a quarter for cosines, the rest for finding the best of them
+    floats = max(
+        memory_mb * 2**20 // (4 * 4), 4 * k
+    )  # a quarter for cosines, the rest for finding the best of them
     bank_rows = min(len(bank), max(k, min(BANK_ROWS, floats)))
     query_rows = max(1, min(len(queries), QUERY_ROWS, floats // max(bank_rows, 4 * k)))
     similarity = torch.empty(query_rows * bank_rows, device=bank.device)
@@ -56,15 +60,22 @@ def largest(values: Tensor, k: int, above: Tensor | None = None) -> Neighbours:
     groups = columns // max(size, 1)
     if size < 4:
         return values.topk(k, dim=1)
-    table = values[:, : size * groups].view(rows, size, groups)  # column = place in its group * groups + group
+    table = values[:, : size * groups].view(
+        rows, size, groups
+    )  # column = place in its group * groups + group
     maxima = table.amax(dim=1)
     chosen = k if above is None else min(k, int((maxima > above).sum(dim=1).max()))
     group = maxima.topk(chosen, dim=1, sorted=False).indices
     candidates = table.gather(2, group[:, None].expand(-1, size, -1)).flatten(1)
-    column = (torch.arange(size, device=values.device)[:, None] * groups + group[:, None]).flatten(1)
+    column = (torch.arange(size, device=values.device)[:, None] * groups + group[:, None]).flatten(
+        1
+    )
     if rest := columns - size * groups:
         last = torch.arange(columns - rest, columns, device=values.device).expand(rows, -1)
-        candidates, column = torch.cat([candidates, values[:, -rest:]], dim=1), torch.cat([column, last], dim=1)
+        candidates, column = (
+            torch.cat([candidates, values[:, -rest:]], dim=1),
+            torch.cat([column, last], dim=1),
+        )
     best, place = candidates.topk(min(k, candidates.shape[1]), dim=1)
     return best, column.gather(1, place)
 
@@ -93,7 +104,9 @@ def evaluate_knn(
     ValueError when a k exceeds the bank, or features are not finite.
     """
     if not ks or max(ks) > len(bank) or min(ks) < 1:
-        raise ValueError(f"ks {tuple(ks)} must lie between 1 and the {len(bank)} images of the bank")
+        raise ValueError(
+            f"ks {tuple(ks)} must lie between 1 and the {len(bank)} images of the bank"
+        )
     for name, features in (("bank", bank), ("query", queries)):
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, BANK_ROWS)):
             raise ValueError(f"{name} features are not finite")
@@ -114,7 +127,12 @@ def evaluate_knn(
 
 
 def vote(
-    cosine: Tensor, classes: Tensor, labels: Tensor, temperature: float, num_classes: int, ks: Sequence[int]
+    cosine: Tensor,
+    classes: Tensor,
+    labels: Tensor,
+    temperature: float,
+    num_classes: int,
+    ks: Sequence[int],
 ) -> Tensor:
     """Hits (len(ks), 2), top-1 and top-5; neighbours join in the order of k, so that a k costs only its new ones."""
     weight = torch.exp(cosine / temperature)

@@ -82,7 +82,12 @@ class Probing:
         num_classes: int,
         run_dir: Path,
     ) -> None:
-        self.probe, self.batches, self.steps_per_epoch, self.run_dir = probe, batches, steps_per_epoch, run_dir
+        self.probe, self.batches, self.steps_per_epoch, self.run_dir = (
+            probe,
+            batches,
+            steps_per_epoch,
+            run_dir,
+        )
         self.validation, self.total_steps = validation, probe.epochs * steps_per_epoch
         self.mine = share(probe.settings, distributed.rank(), distributed.world_size())
         self.device, width = validation[0].device, validation[0].shape[1]
@@ -90,7 +95,9 @@ class Probing:
         self.classifiers = Classifiers(
             chosen, width, num_classes, seed=probe.seed, momentum=probe.momentum, device=self.device
         )
-        self.losses = torch.zeros(len(self.mine), device=self.device)  # sums over the steps of the epoch so far
+        self.losses = torch.zeros(
+            len(self.mine), device=self.device
+        )  # sums over the steps of the epoch so far
         self.history: list[EpochResult] = []
 
     def steps(self, start: int) -> Iterator[None]:
@@ -101,7 +108,10 @@ class Probing:
                 epoch, within = divmod(step, self.steps_per_epoch)
                 if epoch != rated:
                     rates, rated = self._rates(epoch), epoch
-                inputs, targets = distributed.all_gather_rows(features), distributed.all_gather_rows(labels)
+                inputs, targets = (
+                    distributed.all_gather_rows(features),
+                    distributed.all_gather_rows(labels),
+                )
                 self.losses += self.classifiers.update(inputs, targets, rates)
                 if within == self.steps_per_epoch - 1:
                     self._finish_epoch()
@@ -138,7 +148,10 @@ class Probing:
         """Some classifier still has a finite loss, in the epoch so far and in the last one."""
         finite = torch.isfinite(self._of_all(self.losses)).tolist()
         if self.history:
-            finite = [f and math.isfinite(loss) for f, loss in zip(finite, self.history[-1].loss, strict=True)]
+            finite = [
+                f and math.isfinite(loss)
+                for f, loss in zip(finite, self.history[-1].loss, strict=True)
+            ]
         if not any(finite):
             rates = sorted({s.base_lr for s in self.probe.settings})
             raise DivergedError(
@@ -147,18 +160,29 @@ class Probing:
 
     def parts(self) -> Parts:
         """Weights, biases, momenta and loss sums of the classifiers of all ranks."""
-        state = {name: self._of_all(value).cpu() for name, value in self.classifiers.tensors.items()}
+        state = {
+            name: self._of_all(value).cpu() for name, value in self.classifiers.tensors.items()
+        }
         return {"classifiers": state, "epoch": {"losses": self._of_all(self.losses).cpu()}}
 
     def notes(self) -> dict[str, Any]:
         """Results of the finished epochs."""
-        return {"history": [{"loss": list(map(str, e.loss)), "top1": e.top1, "top5": e.top5} for e in self.history]}
+        return {
+            "history": [
+                {"loss": list(map(str, e.loss)), "top1": e.top1, "top5": e.top5}
+                for e in self.history
+            ]
+        }
 
     def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.classifiers.load({name: value[self.mine] for name, value in parts["classifiers"].items()})
+        self.classifiers.load(
+            {name: value[self.mine] for name, value in parts["classifiers"].items()}
+        )
         self.losses.copy_(parts["epoch"]["losses"][self.mine])
-        self.history = [EpochResult(list(map(float, e["loss"])), e["top1"], e["top5"]) for e in notes["history"]]
+        self.history = [
+            EpochResult(list(map(float, e["loss"])), e["top1"], e["top5"]) for e in notes["history"]
+        ]
 
     def best(self, epochs: Sequence[int]) -> Chosen:
         """The best classifier of the given epochs by top-1 on the validation images, the first of equals."""
@@ -173,8 +197,12 @@ class Probing:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["epoch", "base_lr", "weight_decay", "optimizer", "loss", "top1", "top5"])
         for epoch, result in enumerate(self.history):
-            for s, *values in zip(self.probe.settings, result.loss, result.top1, result.top5, strict=True):
-                writer.writerow([epoch, s.base_lr, s.weight_decay, s.optimizer, *(f"{v:.6g}" for v in values)])
+            for s, *values in zip(
+                self.probe.settings, result.loss, result.top1, result.top5, strict=True
+            ):
+                writer.writerow(
+                    [epoch, s.base_lr, s.weight_decay, s.optimizer, *(f"{v:.6g}" for v in values)]
+                )
         write_text_atomic(path, text.getvalue())
 
 

@@ -15,7 +15,9 @@ from mugs.evaluation.linear import Batches
 def epoch_order(num_images: int, *, seed: int, batch_size: int) -> Order:
     """The order of this rank; the last batch of an epoch is short, as released."""
     world, rank = distributed.world_size(), distributed.rank()
-    return Order(num_images, seed=seed, world=world, rank=rank, batch_size=batch_size, short_last=True)
+    return Order(
+        num_images, seed=seed, world=world, rank=rank, batch_size=batch_size, short_last=True
+    )
 
 
 def fixed_batches(features: Tensor, labels: Tensor, order: Order) -> Batches:

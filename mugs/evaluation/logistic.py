@@ -78,7 +78,9 @@ def fit(
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features are not finite")
     objective = Objective(features, labels, num_classes, penalty)
-    first = torch.zeros(objective.shape, dtype=torch.float64) if start is None else start.double().cpu()
+    first = (
+        torch.zeros(objective.shape, dtype=torch.float64) if start is None else start.double().cpu()
+    )
 
     def enough(intermediate_result: Any) -> None:
         if not np.array_equal(objective.last, intermediate_result.x):
@@ -86,12 +88,20 @@ def fit(
         if objective.gap <= tolerance * objective.value:
             raise StopIteration
 
-    options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
+    options = {
+        "maxiter": max_iterations,
+        "maxfun": 2 * max_iterations,
+        "maxcor": MEMORY,
+        "ftol": 0.0,
+        "gtol": 0.0,
+    }
     flat = first.flatten().numpy()
     objective(flat)
     iterations = 0
     if objective.gap > tolerance * objective.value:
-        found = minimize(objective, flat, jac=True, method="L-BFGS-B", callback=enough, options=options)
+        found = minimize(
+            objective, flat, jac=True, method="L-BFGS-B", callback=enough, options=options
+        )
         flat, iterations = found.x, int(found.nit)
         objective(flat)
     if objective.gap > tolerance * objective.value:

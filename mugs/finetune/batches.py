@@ -49,7 +49,11 @@ class Batches:
         used = num if repeats == 1 else num // ROUND * ROUND
         self.steps_per_epoch = used // batch_size
         if self.steps_per_epoch == 0:
-            cut = "" if repeats == 1 else f" ({used} with repeats {repeats}: rounded down to a multiple of {ROUND})"
+            cut = (
+                ""
+                if repeats == 1
+                else f" ({used} with repeats {repeats}: rounded down to a multiple of {ROUND})"
+            )
             raise ValueError(f"batch_size {batch_size} exceeds the data set's {num} images{cut}")
 
     def draws(self, step: int, columns: np.ndarray) -> list[Draw]:
@@ -57,7 +61,9 @@ class Batches:
         epoch, within = divmod(step, self.steps_per_epoch)
         places = within * self.batch_size + columns
         samples = self.order.permutation(epoch)[places // self.repeats]
-        return [Draw(epoch, int(s), int(p)) for s, p in zip(samples, places % self.repeats, strict=True)]
+        return [
+            Draw(epoch, int(s), int(p)) for s, p in zip(samples, places % self.repeats, strict=True)
+        ]
 
 
 def training_transform(options: ImageOptions) -> Any:
@@ -118,10 +124,17 @@ class AugmentedViews:
 
 
 def load_batches(
-    views: AugmentedViews, batches: Batches, columns: np.ndarray, start: int, stop: int, workers: int
+    views: AugmentedViews,
+    batches: Batches,
+    columns: np.ndarray,
+    start: int,
+    stop: int,
+    workers: int,
 ) -> Generator[Batch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what an image raised, where its batch is due.
     """
-    return made(views, (batches.draws(step, columns) for step in range(start, stop)), stacked, workers)
+    return made(
+        views, (batches.draws(step, columns) for step in range(start, stop)), stacked, workers
+    )

@@ -49,11 +49,15 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
     assert isinstance(first, nn.Linear)
     wanted, found = tuple(first.weight.shape), tuple(state["weight"].shape)
     if wanted != found:
-        raise ValueError(f"head.init pretrained: the projection is {found}, head.hidden asks for {wanted}")
+        raise ValueError(
+            f"head.init pretrained: the projection is {found}, head.hidden asks for {wanted}"
+        )
     first.load_state_dict(state)
 
 
 def parameter_groups(model: Classifier, layer_decay: float) -> list[dict[str, Any]]:
     """Groups by layer; class token and position table have no weight decay, nor have tensors of one dimension."""
     vit = model.backbone
-    return layer_decay_groups(model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed))
+    return layer_decay_groups(
+        model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed)
+    )

@@ -101,4 +101,8 @@ class FinetuneConfig:
     def peak_lr(self) -> float:
         """The learning rate's peak before layer decay."""
         rate = self.rate
-        return rate.base_lr if rate.lr_batch is None else rate.base_lr * self.batch_size / rate.lr_batch
+        return (
+            rate.base_lr
+            if rate.lr_batch is None
+            else rate.base_lr * self.batch_size / rate.lr_batch
+        )

@@ -37,7 +37,9 @@ def columns_of(batch_size: int, options: MixOptions, world: int, rank: int) -> n
         return np.arange(rank * share, (rank + 1) * share)
     size = group_size(batch_size, options)
     if share % 2:
-        raise ValueError(f"{share} images per rank cannot be mixed in pairs; expected an even number")
+        raise ValueError(
+            f"{share} images per rank cannot be mixed in pairs; expected an even number"
+        )
     pair = np.arange(rank * share // 2, (rank + 1) * share // 2)
     group, inside = np.divmod(pair, size // 2)
     groups = batch_size // size
@@ -71,7 +73,13 @@ def draw_mix(options: MixOptions, seed: int, step: int, group: int, height: int,
 
 
 def mix_batch(
-    images: Tensor, targets: Tensor, groups: np.ndarray, options: MixOptions, *, seed: int, step: int
+    images: Tensor,
+    targets: Tensor,
+    groups: np.ndarray,
+    options: MixOptions,
+    *,
+    seed: int,
+    step: int,
 ) -> tuple[Tensor, Tensor]:
     """Images (N, 3, H, W) and targets (N, C), mixed with their partners: first half and second half, in order.
 

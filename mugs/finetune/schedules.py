@@ -28,7 +28,12 @@ class FinetuneSchedule:
             return self._per_epoch(max(step // self.steps_per_epoch - options.epoch_lag, 0))
         warmup = options.warmup_epochs * self.steps_per_epoch
         return warmup_cosine(
-            step, warmup, self.total_steps, start=options.warmup_lr, peak=self.peak, end=options.min_lr
+            step,
+            warmup,
+            self.total_steps,
+            start=options.warmup_lr,
+            peak=self.peak,
+            end=options.min_lr,
         )
 
     def wd(self, step: int) -> float:
@@ -49,4 +54,6 @@ class FinetuneSchedule:
 
 def build_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:
     """The schedule of a run."""
-    return FinetuneSchedule(config.rate, config.peak_lr, config.weight_decay, config.epochs, steps_per_epoch)
+    return FinetuneSchedule(
+        config.rate, config.peak_lr, config.weight_decay, config.epochs, steps_per_epoch
+    )

@@ -57,12 +57,18 @@ class Finetuning(ModelTask[Batch]):
         ready(model, device)
         (self.source, self.val), self.num_classes = sources, num_classes
         self.micro = micro_batch(config.batch_size, config.max_images_per_step)
-        self.order = Batches(len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats)
-        self.columns = columns_of(config.batch_size, config.mix, distributed.world_size(), distributed.rank())
+        self.order = Batches(
+            len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats
+        )
+        self.columns = columns_of(
+            config.batch_size, config.mix, distributed.world_size(), distributed.rank()
+        )
         self.drop_rates = [branch.rate for branch in model.backbone.depth_branches()]
         self.history: list[EpochResult] = []
         if config.rate.min_lr > config.peak_lr:
-            logger.warning("min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr)
+            logger.warning(
+                "min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr
+            )
         macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
@@ -78,7 +84,9 @@ class Finetuning(ModelTask[Batch]):
     def batches(self, start: int) -> Generator[Batch]:
         """Views of this rank."""
         views = AugmentedViews(self.source, self.config.images, self.config.seed)
-        return load_batches(views, self.order, self.columns, start, self.total_steps, self.config.workers)
+        return load_batches(
+            views, self.order, self.columns, start, self.total_steps, self.config.workers
+        )
 
     def sample_ids(self, batch: Batch) -> Tensor:
         """Numbers of the images."""
@@ -92,7 +100,10 @@ class Finetuning(ModelTask[Batch]):
         for first in parts:
             part = slice(first, first + self.micro)
             self.model.backbone.set_depth_uniforms(None if depth is None else depth[:, part])
-            with synced(wrapped, last=first == parts[-1]), autocast(self.config.precision, self.device):
+            with (
+                synced(wrapped, last=first == parts[-1]),
+                autocast(self.config.precision, self.device),
+            ):
                 share = soft_cross_entropy(wrapped(images[part]), targets[part]) / len(parts)
                 torch.autograd.backward(share)
             loss += share.detach()
@@ -102,7 +113,9 @@ class Finetuning(ModelTask[Batch]):
         """Images (N, 3, S, S) and soft targets (N, C) on the device."""
         options, config = self.config.mix, self.config
         images = batch.images.to(self.device, non_blocking=True)
-        targets = soft_targets(batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing)
+        targets = soft_targets(
+            batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing
+        )
         if not options.on:
             return images, targets
         groups = self.columns % (config.batch_size // group_size(config.batch_size, options))
@@ -119,7 +132,9 @@ class Finetuning(ModelTask[Batch]):
     def after(self, step: int) -> None:
         """Validation, after the last step of an epoch."""
         epochs, within = divmod(step + 1, self.order.steps_per_epoch)
-        if within == 0 and (epochs % self.config.validate_epochs == 0 or epochs == self.config.epochs):
+        if within == 0 and (
+            epochs % self.config.validate_epochs == 0 or epochs == self.config.epochs
+        ):
             self._validate(step)
 
     def _validate(self, step: int) -> None:

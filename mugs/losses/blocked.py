@@ -76,7 +76,9 @@ class CrossEntropy(torch.autograd.Function):
                 total += (weight * result_PB[crop] - (mixed_BK * scaled_BK).sum(dim=-1)).sum()
                 if gradient_PNK is not None:
                     share_BK = scaled_BK.sub_(result_PB[crop][:, None]).exp_().mul_(weight)
-                    gradient_PNK[crop, part] = share_BK.sub_(mixed_BK).div_(num_images * student_temperature)
+                    gradient_PNK[crop, part] = share_BK.sub_(mixed_BK).div_(
+                        num_images * student_temperature
+                    )
         if gradient_PNK is not None:
             ctx.save_for_backward(gradient_PNK)
         return total / num_images

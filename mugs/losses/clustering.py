@@ -25,7 +25,12 @@ def clustering(
     """
     with torch.autocast(student_PNK.device.type, enabled=False):
         loss: Tensor = CrossEntropy.apply(
-            student_PNK, teacher_TNK.detach(), center_K, weights_TP, student_temperature, teacher_temperature
+            student_PNK,
+            teacher_TNK.detach(),
+            center_K,
+            weights_TP,
+            student_temperature,
+            teacher_temperature,
         )
     return loss
 

@@ -10,7 +10,11 @@ from mugs.losses.blocked import QueueLogSumExp
 
 
 def info_nce(
-    student_PND: Tensor, teacher_TND: Tensor, queue_KD: Tensor, weights_TP: Tensor, temperature: float
+    student_PND: Tensor,
+    teacher_TND: Tensor,
+    queue_KD: Tensor,
+    weights_TP: Tensor,
+    temperature: float,
 ) -> Tensor:
     """Weighted mean over pairs of the cross-entropy of the positive against itself and the queue.
 

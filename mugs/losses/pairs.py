@@ -12,7 +12,11 @@ PairAverage = Literal["released", "uniform"]
 
 
 def pair_weights(
-    num_teacher: int, num_student: int, num_large: int, average: PairAverage, device: torch.device | None = None
+    num_teacher: int,
+    num_student: int,
+    num_large: int,
+    average: PairAverage,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Weights (T, P) that sum to one; pairs of equal index are left out.
 

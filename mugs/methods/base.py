@@ -35,7 +35,9 @@ class Method(Protocol):
     def flops(self, sizes: Sizes, images: int) -> float:
         """Floating-point operations of one step over `images` images."""
 
-    def losses(self, student: Callable[..., Any], views: Views, epoch: int) -> tuple[dict[str, Tensor], Any]:
+    def losses(
+        self, student: Callable[..., Any], views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], Any]:
         """The losses of a micro-batch by name, and the features that `refresh` wants of it.
 
         `student` is `self.student`, possibly wrapped for distributed training.

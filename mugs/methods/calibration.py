@@ -17,4 +17,7 @@ def targets(run: str | None) -> Targets:
         lines = [line for line in csv.DictReader(stream) if line.pop("run") == run]
     if not lines:
         raise ValueError(f"no calibration targets of a run {run!r}")
-    return {int(line.pop("epoch")): {name: float(value) for name, value in line.items()} for line in lines}
+    return {
+        int(line.pop("epoch")): {name: float(value) for name, value in line.items()}
+        for line in lines
+    }

@@ -42,4 +42,8 @@ def backbone_macs(config: ViTConfig, size: int) -> int:
 
 def linear_macs(head: nn.Module | None) -> int:
     """Multiply-adds of one row through the linear layers of a head; 0 without a head."""
-    return 0 if head is None else sum(p.numel() for p in head.parameters() if p.ndim == 2 and p.shape[1] > 1)
+    return (
+        0
+        if head is None
+        else sum(p.numel() for p in head.parameters() if p.ndim == 2 and p.shape[1] > 1)
+    )

@@ -58,7 +58,9 @@ class Mugs:
 
         def heads(network: MugsNetwork) -> int:
             modules = (network.instance_head, network.local_group_head, network.group_head)
-            relation = len(network.backbone.relation_blocks) * block_macs(config.num_neighbours + 1, vit.embed_dim)
+            relation = len(network.backbone.relation_blocks) * block_macs(
+                config.num_neighbours + 1, vit.embed_dim
+            )
             return relation + sum(linear_macs(head) for head in modules)
 
         state = self.extra_state
@@ -69,7 +71,9 @@ class Mugs:
         macs += 2 * student_rows * queues * config.queue_size * config.head_out
         return 2.0 * macs * images
 
-    def losses(self, student: Callable[..., Outputs], views: Views, epoch: int) -> tuple[dict[str, Tensor], Features]:
+    def losses(
+        self, student: Callable[..., Outputs], views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], Features]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
         state, config = self.extra_state, self.config
         with torch.no_grad():
@@ -83,7 +87,9 @@ class Mugs:
             ("local_group", state.local_group_queue, config.local_group_temperature),
         ):
             if queue is not None:
-                losses[name] = info_nce(getattr(out, name), getattr(teacher, name), queue.rows, weights, temperature)
+                losses[name] = info_nce(
+                    getattr(out, name), getattr(teacher, name), queue.rows, weights, temperature
+                )
         if out.group is not None and teacher.group is not None:
             losses["group"] = clustering(
                 out.group,
@@ -94,7 +100,14 @@ class Mugs:
                 teacher_temperature=self._teacher_temperature(epoch),
             )
         mean_logits = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
-        features = Features(teacher.instance, teacher.local_group, mean_logits, out.memory, teacher.memory, views.weak)
+        features = Features(
+            teacher.instance,
+            teacher.local_group,
+            mean_logits,
+            out.memory,
+            teacher.memory,
+            views.weak,
+        )
         return losses, features
 
     def _teacher_temperature(self, epoch: int) -> float:
@@ -107,7 +120,10 @@ class Mugs:
     def refresh(self, features: Sequence[Features], valid: Tensor) -> None:
         """Queues, memories and centre, from the gathered features of a valid step in global sample order."""
         state, rows_of = self.extra_state, gather(features)
-        for queue, field in ((state.instance_queue, "instance"), (state.local_group_queue, "local_group")):
+        for queue, field in (
+            (state.instance_queue, "instance"),
+            (state.local_group_queue, "local_group"),
+        ):
             if queue is not None:
                 for crop in rows_of[field].unbind(1):
                     queue.enqueue(crop, valid)
@@ -133,7 +149,9 @@ class Mugs:
         names, mine = zip(*self.teacher.named_parameters(), strict=True)
         keep, share = torch.where(valid, momentum, 1.0), torch.where(valid, 1 - momentum, 0.0)
         torch._foreach_mul_(mine, keep)
-        torch._foreach_add_(mine, torch._foreach_mul([student[name].detach() for name in names], share))
+        torch._foreach_add_(
+            mine, torch._foreach_mul([student[name].detach() for name in names], share)
+        )
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Draws (2 * depth, student crops, N) for the student; the teacher keeps every branch (released)."""

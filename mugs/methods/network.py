@@ -43,7 +43,11 @@ class MugsNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.instance_head, self.local_group_head, self.group_head = instance_head, local_group_head, group_head
+        self.instance_head, self.local_group_head, self.group_head = (
+            instance_head,
+            local_group_head,
+            group_head,
+        )
         self.num_neighbours, self.local_group_token = num_neighbours, local_group_token
         self.depth_uniforms: Tensor | None = None
 
@@ -64,7 +68,9 @@ class MugsNetwork(nn.Module):
 
         return Outputs(
             instance=shaped(self.instance_head(cls)) if self.instance_head else None,
-            local_group=shaped(self.local_group_head(local)) if self.local_group_head and local is not None else None,
+            local_group=shaped(self.local_group_head(local))
+            if self.local_group_head and local is not None
+            else None,
             group=shaped(self.group_head(cls)) if self.group_head else None,
             memory=None if stored is None else stored[:num_images],
         )
@@ -75,7 +81,9 @@ class MugsNetwork(nn.Module):
         """Class tokens, local-group features and stored means, each (P_i * N, D)."""
         count = len(crops)
         if self.depth_uniforms is not None:
-            self.backbone.set_depth_uniforms(self.depth_uniforms[:, first : first + count].flatten(1))
+            self.backbone.set_depth_uniforms(
+                self.depth_uniforms[:, first : first + count].flatten(1)
+            )
         tokens = self.backbone.tokens(crops.flatten(0, 1))
         normed = self.backbone.norm(tokens)
         if self.local_group_head is None or memory is None:

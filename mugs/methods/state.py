@@ -41,7 +41,9 @@ class ExtraState(nn.Module):
     def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
         super().__init__()
         instance, local_group, _ = config.loss_weights
-        self.instance_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 1) if instance else None
+        self.instance_queue = (
+            Queue(config.queue_size, config.head_out, seed=seed * 100 + 1) if instance else None
+        )
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
             self.local_group_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 2)
@@ -69,7 +71,12 @@ def gather(features: Sequence[Features]) -> dict[str, Tensor]:
         if parts[0] is not None:
             images_first = [part.movedim(1, 0) if part.ndim == 3 else part for part in parts]
             local[name] = torch.cat(images_first).float()
-    packed = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], dim=1)
+    packed = torch.cat(
+        [value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], dim=1
+    )
     widths = [value[0].numel() for value in local.values()]
     columns = torch.split(all_gather_rows(packed), widths, dim=1)
-    return {n: c.reshape(-1, *value.shape[1:]) for (n, value), c in zip(local.items(), columns, strict=True)}
+    return {
+        n: c.reshape(-1, *value.shape[1:])
+        for (n, value), c in zip(local.items(), columns, strict=True)
+    }

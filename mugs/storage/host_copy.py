@@ -14,13 +14,20 @@ class HostCopy:
 
     def take(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Copy tensors by part and name; the former copy is overwritten. Returns when the copy is complete."""
-        sources = {(part, name): tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        sources = {
+            (part, name): tensor
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
         self.buffers = {key: self._buffer(key, tensor) for key, tensor in sources.items()}
         for key, tensor in sources.items():
             self.buffers[key].copy_(tensor.detach(), non_blocking=True)
         for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
-        return {part: {name: self.buffers[part, name] for name in tensors} for part, tensors in parts.items()}
+        return {
+            part: {name: self.buffers[part, name] for name in tensors}
+            for part, tensors in parts.items()
+        }
 
     def _buffer(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
         old = self.buffers.get(key)

@@ -76,7 +76,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
     """What writes and removals left behind that were cut short; with `attempt`, not those of newer attempts."""
-    found = sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name)) if folder.is_dir() else []
+    found = (
+        sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name))
+        if folder.is_dir()
+        else []
+    )
     tags = ((path, _ATTEMPT.search(path.name)) for path in found)
     return [path for path, tag in tags if attempt is None or tag is None or int(tag[1]) <= attempt]
 
@@ -102,7 +106,9 @@ def read_record(path: Path) -> Record:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = content.pop("sha256")
         if content["format"] != FORMAT:
-            raise CheckpointError(f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}")
+            raise CheckpointError(
+                f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}"
+            )
         if digest(content) != known:
             raise CheckpointError(f"{file}: SHA-256 differs from the one recorded in it")
         files = {name: StoredFile(**facts) for name, facts in content["files"].items()}
@@ -113,8 +119,14 @@ def read_record(path: Path) -> Record:
     if name_it_has != path.name:
         raise CheckpointError(f"{file}: is of {name_it_has}")
     for name, facts in files.items():
-        if not (_FILE.fullmatch(name) and isinstance(facts.size, int) and _HASH.fullmatch(str(facts.sha256))):
-            raise CheckpointError(f"{file}: lists {name!r} with {facts}: expected NAME.safetensors, size and SHA-256")
+        if not (
+            _FILE.fullmatch(name)
+            and isinstance(facts.size, int)
+            and _HASH.fullmatch(str(facts.sha256))
+        ):
+            raise CheckpointError(
+                f"{file}: lists {name!r} with {facts}: expected NAME.safetensors, size and SHA-256"
+            )
     return record
 
 
@@ -193,4 +205,6 @@ def discard(paths: Iterable[Path]) -> None:
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
-            logger.warning("%s: left over from an interrupted write, cannot be removed (%s)", path, error)
+            logger.warning(
+                "%s: left over from an interrupted write, cannot be removed (%s)", path, error
+            )

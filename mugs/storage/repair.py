@@ -37,12 +37,16 @@ def inspect(folder: Path, *, repair: bool = False) -> Inspection:
         if repair and found.good:
             found.repaired.append(f"{problem}; set aside as {set_aside(path).name}")
         else:
-            found.problems.append(problem + ("" if found.good else "; there is no good one to go on from"))
+            found.problems.append(
+                problem + ("" if found.good else "; there is no good one to go on from")
+            )
     old = [path for path in leftovers(folder) if _idle(path)]
     if repair:
         discard(old)
     for path in old:
-        (found.problems if path.exists() else found.repaired).append(f"{path}: left over from an interrupted write")
+        (found.problems if path.exists() else found.repaired).append(
+            f"{path}: left over from an interrupted write"
+        )
     return found
 
 

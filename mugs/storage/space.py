@@ -76,7 +76,11 @@ def patiently(
         try:
             return work()
         except OSError as error:
-            reason = f"{what} failed: {error.filename}: {error.strerror}" if error.filename else f"{what}: {error}"
+            reason = (
+                f"{what} failed: {error.filename}: {error.strerror}"
+                if error.filename
+                else f"{what}: {error}"
+            )
             if error.errno not in TRANSIENT:
                 raise CheckpointError(reason) from error
             left = end - time.monotonic()

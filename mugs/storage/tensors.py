@@ -32,20 +32,30 @@ DTYPES = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None) -> StoredFile:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None
+) -> StoredFile:
     """Write a new file and flush it to the disk; `note` goes into its header.
 
     Raises OSError, and TypeError for a dtype there is no name for.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each tensor aligned to its items
+    order = sorted(
+        tensors, key=lambda name: (-tensors[name].itemsize, name)
+    )  # each tensor aligned to its items
     table: dict[str, Any] = {"__metadata__": dict(note)} if note else {}
     first = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES:
-            raise TypeError(f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+            raise TypeError(
+                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
+            )
         end = first + tensor.nbytes
-        table[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, end]}
+        table[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [first, end],
+        }
         first = end
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -54,7 +64,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
     def chunks() -> Iterator[bytes | memoryview]:
         yield head
         for name in order:
-            data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            data = (
+                tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
             for start in range(0, len(data), CHUNK):
                 yield data[start : start + CHUNK]
 

@@ -28,7 +28,9 @@ class VideoFolder:
         self.root = root
         listing = root / "ImageSets" / "2017" / f"{split}.txt"
         if not listing.is_file():
-            raise SourceError(f"{listing}: no such file (expected the folders of DAVIS-2017, trainval, 480p)")
+            raise SourceError(
+                f"{listing}: no such file (expected the folders of DAVIS-2017, trainval, 480p)"
+            )
         self.names = listing.read_text(encoding="utf-8").split()
         if not self.names:
             raise SourceError(f"{listing}: names no video")
@@ -68,7 +70,9 @@ class VideoFolder:
             folder = self.root / "JPEGImages" / RESOLUTION / video
             return f"{folder}: {len(frames)} frames (*.jpg), expected 3 or more (the first and the last do not count)"
         missing = [self.annotation(f) for f in frames if not self.annotation(f).is_file()]
-        return f"{missing[0]}: missing, and {len(missing) - 1} more of this video" if missing else ""
+        return (
+            f"{missing[0]}: missing, and {len(missing) - 1} more of this video" if missing else ""
+        )
 
     def masks(self, video: str) -> np.ndarray:
         """Object numbers (T, H, W), uint8. Raises SourceError naming a map of another size or with a new object."""
@@ -82,7 +86,9 @@ class VideoFolder:
             if maps and values.shape != maps[0].shape:
                 raise SourceError(f"{path}: not of the size of the first map of {video}")
             if maps and values.max() > maps[0].max():
-                raise SourceError(f"{path}: object {values.max()}, the first map ends with {maps[0].max()}")
+                raise SourceError(
+                    f"{path}: object {values.max()}, the first map ends with {maps[0].max()}"
+                )
             maps.append(values)
         if not maps[0].any():
             raise SourceError(f"{self.annotation(self.frames(video)[0])}: no object to follow")
@@ -98,10 +104,18 @@ def image_size(path: Path) -> tuple[int, int]:
         raise SourceError(f"{path}: not a readable image ({error})") from error
 
 
-def read_frame(path: Path, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def read_frame(
+    path: Path, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
     """Normalised frame (3, *size), resized bilinearly without antialias (OpenCV's way). Raises DecodeError."""
-    pixels = torch.from_numpy(np.array(decode_rgb(path.read_bytes(), str(path)))).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)[0]
+    pixels = (
+        torch.from_numpy(np.array(decode_rgb(path.read_bytes(), str(path))))
+        .permute(2, 0, 1)[None]
+        .float()
+    )
+    resized = torch.nn.functional.interpolate(
+        pixels, size=size, mode="bilinear", align_corners=False
+    )[0]
     return normalised(resized.round(), mean, std)
 
 
@@ -118,14 +132,18 @@ def resize_map(labels: Tensor, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
-def check_videos(videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: Report) -> None:
+def check_videos(
+    videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: Report
+) -> None:
     """Read every frame and map; `report` is told how many of how many videos are done.
 
     SourceError where the split holds another number of videos or frames than the data set should have, or names files.
     """
     found = {"videos": len(videos), "frames": videos.num_frames()}
     wanted = {"videos": num_videos, "frames": num_frames}
-    problems = [f"{found[w]} {w} found, {wanted[w]} expected" for w in found if found[w] != wanted[w]]
+    problems = [
+        f"{found[w]} {w} found, {wanted[w]} expected" for w in found if found[w] != wanted[w]
+    ]
     if problems:
         raise SourceError(f"{videos.root}: {', '.join(problems)}")
     lines = counted(ahead(videos.problem, range(len(videos)), threads), len(videos), report)

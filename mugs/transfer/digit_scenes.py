@@ -36,12 +36,16 @@ def load_split(split: str) -> Digits:
     return Digits(digits.images[chosen], digits.target[chosen])
 
 
-def materialize_scenes(root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0) -> None:
+def materialize_scenes(
+    root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0
+) -> None:
     """Write `train` and `val` scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
     if root.is_dir():
         return
     with replacing(root) as folder:
-        for number, (split, name, count) in enumerate((("train", "training", train), ("val", "validation", val))):
+        for number, (split, name, count) in enumerate(
+            (("train", "training", train), ("val", "validation", val))
+        ):
             digits = load_split(split)
             for kind in ("images", "annotations"):
                 (folder / kind / name).mkdir(parents=True)
@@ -49,7 +53,9 @@ def materialize_scenes(root: Path, *, train: int, val: int, classes: int = 10, s
                 rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, number]))
                 image, labels = scene(digits, rng, classes)
                 image.save(folder / "images" / name / f"{name}_{index:04d}.jpg", quality=95)
-                Image.fromarray(labels).save(folder / "annotations" / name / f"{name}_{index:04d}.png")
+                Image.fromarray(labels).save(
+                    folder / "annotations" / name / f"{name}_{index:04d}.png"
+                )
 
 
 def scene(digits: Digits, rng: Generator, classes: int) -> tuple[Image.Image, np.ndarray]:
@@ -94,7 +100,9 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
     annotations.mkdir(parents=True)
     chosen = rng.choice(len(digits.images), 2, replace=False)
     sizes = rng.uniform(26, 32, 2)
-    place = np.stack([rng.uniform(0, height - 32, 2), [rng.uniform(0, 8), rng.uniform(50, 64)]], axis=1)
+    place = np.stack(
+        [rng.uniform(0, height - 32, 2), [rng.uniform(0, 8), rng.uniform(50, 64)]], axis=1
+    )
     speed = rng.uniform(1.0, 2.0, (2, 2)) * rng.choice([-1, 1], (2, 2))
     backdrop = ground(height, width, rng)
     for frame in range(frames):

@@ -15,7 +15,9 @@ def read_map(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):
-                raise SourceError(f"{path}: a map of mode {image.mode}, expected 8 bits a pixel (L or P)")
+                raise SourceError(
+                    f"{path}: a map of mode {image.mode}, expected 8 bits a pixel (L or P)"
+                )
             return np.array(image)
     except (OSError, SyntaxError) as error:
         raise SourceError(f"{path}: not a readable PNG file ({error})") from error

@@ -19,11 +19,15 @@ def fitted(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int,
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, *size): bilinear without antialias (the references use OpenCV, which has none)."""
-    resized: Tensor = F.resize_image(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=False)
+    resized: Tensor = F.resize_image(
+        image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=False
+    )
     return resized
 
 
-def normalised(image: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
+def normalised(
+    image: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Tensor:
     """Values from 0 to 255 (3, H, W) -> float32 of that mean and standard deviation."""
     shift, scale = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     return (image.float() / 255 - shift) / scale

@@ -40,7 +40,9 @@ class TappedViT(nn.Module):
         for index, tokens in enumerate(self.vit.block_outputs(images)):
             if index in wanted:
                 kept = self.vit.norm(tokens) if self.normed else tokens
-                found[index] = kept[:, 1:].transpose(1, 2).reshape(len(images), self.width, height, width)
+                found[index] = (
+                    kept[:, 1:].transpose(1, 2).reshape(len(images), self.width, height, width)
+                )
         return [found[index] for index in self.blocks]
 
 

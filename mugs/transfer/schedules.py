@@ -63,5 +63,7 @@ class StepSchedule(WarmedUp):
 
     def decay(self, step: int) -> float:
         """A power of a tenth."""
-        share: float = 0.1 ** sum(step // self.steps_per_epoch >= epoch for epoch in self.decay_epochs)
+        share: float = 0.1 ** sum(
+            step // self.steps_per_epoch >= epoch for epoch in self.decay_epochs
+        )
         return share

@@ -40,7 +40,9 @@ def frame_size(height: int, width: int, recipe: PropagationRecipe) -> tuple[int,
     short, step = recipe.short_side, recipe.multiple
     longer = int(short * max(height, width) / min(height, width) // step * step)
     if longer == 0:
-        raise ValueError(f"long side of {max(height, width)} x {min(height, width)} cut to a multiple of {step} is 0")
+        raise ValueError(
+            f"long side of {max(height, width)} x {min(height, width)} cut to a multiple of {step} is 0"
+        )
     return (longer, short) if height > width else (short, longer)
 
 
@@ -59,7 +61,13 @@ def neighbourhood(height: int, width: int, radius: int, device: torch.device) ->
 
 
 def propagated(
-    target: Tensor, sources: Tensor, labels: Tensor, near: Tensor, *, num_neighbours: int, temperature: float
+    target: Tensor,
+    sources: Tensor,
+    labels: Tensor,
+    near: Tensor,
+    *,
+    num_neighbours: int,
+    temperature: float,
 ) -> Tensor:
     """Labels (P, O) of a frame from those of R others: the weighted mean over its most similar patches.
 

@@ -17,7 +17,13 @@ from mugs.engine.progress import Progress
 from mugs.transfer.davis import VideoFolder, one_hot_patches, read_frame, resize_map
 from mugs.transfer.pictures import GAP, colours, overlay, save_png, side_by_side
 from mugs.transfer.region_boundary import VideoScores, object_scores, video_scores
-from mugs.transfer.video import PropagationRecipe, frame_features, frame_size, hard_labels, propagate
+from mugs.transfer.video import (
+    PropagationRecipe,
+    frame_features,
+    frame_size,
+    hard_labels,
+    propagate,
+)
 
 logger = logging.getLogger(__name__)
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # places in a video
@@ -60,14 +66,24 @@ def evaluate_videos(
         tables[index] = object_scores(predicted, truth, int(truth[0].max()))
         write_masks(out_dir / "masks" / video, videos.frames(video), predicted)
         if index < num_pictures:
-            save_png(out_dir / "pictures" / f"{video}.png", picture(videos.frames(video), predicted, truth))
-        progress.update(done, items=len(truth), detail=f"{video} J&F {100 * tables[index].mean():.1f}")
+            save_png(
+                out_dir / "pictures" / f"{video}.png",
+                picture(videos.frames(video), predicted, truth),
+            )
+        progress.update(
+            done, items=len(truth), detail=f"{video} J&F {100 * tables[index].mean():.1f}"
+        )
     progress.close()
     return video_scores(gathered(tables, len(videos), device))
 
 
 def segment_video(
-    vit: ViT, videos: VideoFolder, video: str, first: np.ndarray, recipe: PropagationRecipe, device: torch.device
+    vit: ViT,
+    videos: VideoFolder,
+    video: str,
+    first: np.ndarray,
+    recipe: PropagationRecipe,
+    device: torch.device,
 ) -> np.ndarray:
     """Object numbers (T, H, W), uint8, of a video whose first map is given."""
     frames, patch = videos.frames(video), vit.config.patch_size
@@ -111,7 +127,9 @@ def picture(frames: list[Path], predicted: np.ndarray, truth: np.ndarray) -> np.
     places = [round(share * (len(frames) - 1)) for share in SHOWN]
     images = [np.asarray(decode_rgb(frames[i].read_bytes(), str(frames[i]))) for i in places]
     lines = [
-        side_by_side([overlay(image, maps[i], first=0) for image, i in zip(images, places, strict=True)])
+        side_by_side(
+            [overlay(image, maps[i], first=0) for image, i in zip(images, places, strict=True)]
+        )
         for maps in (predicted, truth)
     ]
     gap = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)

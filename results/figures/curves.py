@@ -53,7 +53,9 @@ def read(path: Path) -> Curves | None:
             steps[line["step"]] = line
     if not steps:
         return None
-    return Curves([steps[key] for key in sorted(steps)], [{"epoch": k, **epochs[k]} for k in sorted(epochs)])
+    return Curves(
+        [steps[key] for key in sorted(steps)], [{"epoch": k, **epochs[k]} for k in sorted(epochs)]
+    )
 
 
 def training_curves(run: Run, root: Path) -> Drawing | None:
@@ -64,8 +66,15 @@ def training_curves(run: Run, root: Path) -> Drawing | None:
     name = f"{run.name} ({run.run_id})"
     caption = f"Means over the logged steps of run {run.run_id}, and over all ranks."
     if curves.epochs:
-        caption += f" Points: means of whole epochs; band: those of the released run ± {100 * BAND:g}%."
-    return Drawing(f"curves_{run.run_id}", f"Training curves of {name}", caption, lambda theme: _draw(curves, theme))
+        caption += (
+            f" Points: means of whole epochs; band: those of the released run ± {100 * BAND:g}%."
+        )
+    return Drawing(
+        f"curves_{run.run_id}",
+        f"Training curves of {name}",
+        caption,
+        lambda theme: _draw(curves, theme),
+    )
 
 
 def _draw(curves: Curves, theme: Theme) -> Figure:
@@ -101,8 +110,13 @@ def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[st
 
 def _mean(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means of the numbers that all lines have, and the last step."""
-    shared = [key for key in lines[-1] if all(isinstance(line.get(key), int | float) for line in lines)]
-    return {**{key: fmean(line[key] for line in lines) for key in shared}, "step": lines[-1]["step"]}
+    shared = [
+        key for key in lines[-1] if all(isinstance(line.get(key), int | float) for line in lines)
+    ]
+    return {
+        **{key: fmean(line[key] for line in lines) for key in shared},
+        "step": lines[-1]["step"],
+    }
 
 
 def _key(term: str) -> str:
@@ -117,7 +131,16 @@ def _band(axes: Axes, epochs: Sequence[dict[str, Any]], term: str, theme: Theme)
     xs = [line["epoch"] + 0.5 for line in found]
     target = [line["target"][term] for line in found]
     low, high = [(1 - BAND) * value for value in target], [(1 + BAND) * value for value in target]
-    axes.fill_between(xs, low, high, color=theme.color("Mugs"), alpha=0.3, linewidth=0, label="released run")
-    axes.plot(xs, [line["ours"][term] for line in found], "o", color=theme.ours, markersize=4, label="ours")
+    axes.fill_between(
+        xs, low, high, color=theme.color("Mugs"), alpha=0.3, linewidth=0, label="released run"
+    )
+    axes.plot(
+        xs,
+        [line["ours"][term] for line in found],
+        "o",
+        color=theme.ours,
+        markersize=4,
+        label="ours",
+    )
     if term == "total":
         axes.legend()

@@ -14,10 +14,14 @@ from results.runs import in_order
 
 def drawings(collection: Collection, root: Path, classes: Sequence[int] = ()) -> list[Drawing]:
     """Figure 2, k-NN over epochs and during pretraining, training curves, t-SNE of stored features of `classes`."""
-    found = [draw(collection.results) for draw in (figure2, knn_over_epochs, knn_during_pretraining)]
+    found = [
+        draw(collection.results) for draw in (figure2, knn_over_epochs, knn_during_pretraining)
+    ]
     for run in in_order(list(collection.runs.values())):
         if run.stage == "pretrain":
             found.append(training_curves(run, root))
         elif run.stage == "features":
-            found.append(tsne(run, root, collection.runs.get(run.upstream.get("data", "")), classes))
+            found.append(
+                tsne(run, root, collection.runs.get(run.upstream.get("data", "")), classes)
+            )
     return [drawing for drawing in found if drawing is not None]

@@ -24,9 +24,19 @@ PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
 def figure2(results: Sequence[Result]) -> Drawing:
     """Linear probing by model size and by epochs: printed insets, digitised markers of other methods, ours."""
     table = build("figure2", results)
-    ours = [own for own in table.own_cells() if own.entry.method == "Mugs" and own.ours is own.entry.ours[0]]
-    size = [(PARAMS[own.entry.arch], own.cell) for own in ours if own.entry.group.startswith("By model size")]
-    length = [(int(own.entry.epochs), own.cell) for own in ours if own.entry.group.startswith("By epochs")]
+    ours = [
+        own
+        for own in table.own_cells()
+        if own.entry.method == "Mugs" and own.ours is own.entry.ours[0]
+    ]
+    size = [
+        (PARAMS[own.entry.arch], own.cell)
+        for own in ours
+        if own.entry.group.startswith("By model size")
+    ]
+    length = [
+        (int(own.entry.epochs), own.cell) for own in ours if own.entry.group.startswith("By epochs")
+    ]
 
     def draw(theme: Theme) -> Figure:
         from matplotlib.figure import Figure
@@ -61,9 +71,15 @@ def _printed(axes: Axes, theme: Theme, panel: str, x: str) -> None:
         if line.group.startswith("By model size") == (panel == "a"):
             position = float(line.params_m if panel == "a" else line.epochs)
             points[line.method][position] = line.values["linear"]
-    for method in sorted(points, key=lambda method: (ORDER.index(method) if method in ORDER else len(ORDER), method)):
+    for method in sorted(
+        points, key=lambda method: (ORDER.index(method) if method in ORDER else len(ORDER), method)
+    ):
         xs, ys = zip(*sorted(points[method].items()), strict=True)
-        style: dict[str, Any] = {"color": theme.color(method), "marker": MARKERS.get(method, "o"), "markersize": 5}
+        style: dict[str, Any] = {
+            "color": theme.color(method),
+            "marker": MARKERS.get(method, "o"),
+            "markersize": 5,
+        }
         width = 2.0 if method == "Mugs" else 1.2
         axes.plot(xs, ys, label=f"{method} (paper)", linewidth=width, **style)
 
@@ -72,7 +88,13 @@ def _ours(axes: Axes, theme: Theme, points: Sequence[tuple[float, Cell]]) -> Non
     if points:
         xs, cells = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         errors = [cell.spread or 0.0 for cell in cells]
-        style: dict[str, Any] = {"fmt": "*", "markersize": 11, "capsize": 3, "color": theme.ours, "zorder": 5}
+        style: dict[str, Any] = {
+            "fmt": "*",
+            "markersize": 11,
+            "capsize": 3,
+            "color": theme.ours,
+            "zorder": 5,
+        }
         axes.errorbar(xs, [cell.value for cell in cells], yerr=errors, label="Mugs (ours)", **style)
 
 

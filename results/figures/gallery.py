@@ -36,14 +36,19 @@ class Gallery:
     def title(self) -> str:
         """`Video object segmentation (video), n=7`: stage, run, and what follows `pictures` in the label."""
         rest = self.label.partition("_")[2].replace("_", " ")
-        return f"{TITLES.get(self.run.stage, self.run.stage)} ({self.run.name})" + (f", {rest}" if rest else "")
+        return f"{TITLES.get(self.run.stage, self.run.stage)} ({self.run.name})" + (
+            f", {rest}" if rest else ""
+        )
 
     @property
     def caption(self) -> str:
         """Data set and run, what is seen, and how many pictures are not."""
         dataset = self.run.info.get("dataset")
         data = f"Data: {vocabulary().dataset(dataset)}; run" if dataset else "Run"
-        parts = [f"{data} {self.run.run_id}.", self.run.info.get("captions", {}).get(self.label, "")]
+        parts = [
+            f"{data} {self.run.run_id}.",
+            self.run.info.get("captions", {}).get(self.label, ""),
+        ]
         if self.left_out:
             parts.append(f"{self.left_out} more in {self.run.outputs[self.label]}.")
         return " ".join(filter(None, parts))
@@ -63,10 +68,19 @@ def galleries(runs: Iterable[Run], root: Path) -> list[Gallery]:
             if label.startswith(("pictures", "figure")):
                 path = root / output
                 files = sorted(path.glob("**/*.png")) if path.is_dir() else [path]
-                found.append((run, label, [file for file in files if file.suffix == ".png" and file.is_file()]))
+                found.append(
+                    (
+                        run,
+                        label,
+                        [file for file in files if file.suffix == ".png" and file.is_file()],
+                    )
+                )
     filled = [entry for entry in found if entry[2]]
     most = min(MOST_OF_ONE, max(1, MOST // max(1, len(filled))))
-    return [Gallery(run, label, tuple(files[:most]), max(0, len(files) - most)) for run, label, files in filled]
+    return [
+        Gallery(run, label, tuple(files[:most]), max(0, len(files) - most))
+        for run, label, files in filled
+    ]
 
 
 def wide(path: Path) -> bool:
@@ -86,7 +100,9 @@ def small(path: Path) -> tuple[bytes, str]:
         if image.width <= WIDTH and len(content) <= ENOUGH:
             return content, "png"
         scale = min(1.0, WIDTH / image.width)
-        reduced = image.convert("RGB").resize((round(image.width * scale), max(1, round(image.height * scale))))
+        reduced = image.convert("RGB").resize(
+            (round(image.width * scale), max(1, round(image.height * scale)))
+        )
     for quality in (85, 70, 50):
         buffer = io.BytesIO()
         reduced.save(buffer, "JPEG", quality=quality)

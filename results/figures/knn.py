@@ -41,7 +41,10 @@ def knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
             series[_pretraining(own)][0 if row.method.endswith(INITIAL) else row.epochs] = own.cell
     if not any(len(found) > 1 for found in series.values()):
         return None
-    title, caption = "k-NN over pretraining epochs", LENGTHS + (DASHED if _has_small(series) else "")
+    title, caption = (
+        "k-NN over pretraining epochs",
+        LENGTHS + (DASHED if _has_small(series) else ""),
+    )
     return Drawing("knn_over_epochs", title, caption, lambda theme: _draw_lengths(series, theme))
 
 
@@ -50,7 +53,9 @@ def _pretraining(own: OwnCell) -> str:
     result, known = own.cell.results[0], vocabulary()
     method = known.method(result.row.method.removesuffix(INITIAL))
     where = f"{own.entry.arch} on {known.dataset(result.row.dataset)}"
-    return " ".join(filter(None, (method, result.variant, where, own.ours.label.removeprefix("ours").strip())))
+    return " ".join(
+        filter(None, (method, result.variant, where, own.ours.label.removeprefix("ours").strip()))
+    )
 
 
 def _has_small(series: Mapping[str, object]) -> bool:
@@ -63,11 +68,28 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
         xs = sorted(found)
         errors = [found[x].spread or 0.0 for x in xs]
         color = theme.one_of(number)
-        axes.errorbar(xs, [found[x].value for x in xs], yerr=errors, marker="o", capsize=3, color=color, label=name)
+        axes.errorbar(
+            xs,
+            [found[x].value for x in xs],
+            yerr=errors,
+            marker="o",
+            capsize=3,
+            color=color,
+            label=name,
+        )
     if _has_small(series):
-        lines = [line for line in load("table1").paper if line.method == "Mugs" and line.arch == "vit_s16"]
+        lines = [
+            line
+            for line in load("table1").paper
+            if line.method == "Mugs" and line.arch == "vit_s16"
+        ]
         points = sorted((line.pretrain_epochs or 0, line.values["knn"]) for line in lines)
-        axes.plot(*zip(*points, strict=True), "--", color=theme.color("Mugs"), label="Mugs ViT-S/16, paper")
+        axes.plot(
+            *zip(*points, strict=True),
+            "--",
+            color=theme.color("Mugs"),
+            label="Mugs ViT-S/16, paper",
+        )
     axes.legend()
     return figure
 
@@ -87,7 +109,9 @@ def knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
     curves = [curve(found) for found in _by_run(results).values()]
     if not curves:
         return None
-    return Drawing(STAGE, "k-NN during pretraining", COURSE, lambda theme: _draw_course(curves, theme))
+    return Drawing(
+        STAGE, "k-NN during pretraining", COURSE, lambda theme: _draw_course(curves, theme)
+    )
 
 
 def _by_run(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -116,6 +140,8 @@ def _draw_course(curves: Sequence[tuple[str, dict[int, float]]], theme: Theme) -
     figure, axes = _axes("Epoch of the pretraining")
     for number, (label, points) in enumerate(curves):
         color = theme.one_of(number)
-        axes.plot(list(points), list(points.values()), marker="o", markersize=4, color=color, label=label)
+        axes.plot(
+            list(points), list(points.values()), marker="o", markersize=4, color=color, label=label
+        )
     axes.legend()
     return figure

@@ -47,14 +47,36 @@ LIGHT = Theme(
     "#1f2933",
     "#c4ccd4",
     {"Mugs": "#1f5fbf", "iBOT": "#0f766e", "DINO": "#7a3e9d", "other": "#64748b"},
-    ("#b3400e", "#1f5fbf", "#0f766e", "#7a3e9d", "#8a6d00", "#be185d", "#3f6212", "#475569", "#0369a1", "#7f1d1d"),
+    (
+        "#b3400e",
+        "#1f5fbf",
+        "#0f766e",
+        "#7a3e9d",
+        "#8a6d00",
+        "#be185d",
+        "#3f6212",
+        "#475569",
+        "#0369a1",
+        "#7f1d1d",
+    ),
 )
 DARK = Theme(
     "#14181d",
     "#e4e9ee",
     "#47525e",
     {"Mugs": "#7db4ff", "iBOT": "#4fd1c0", "DINO": "#d0a2f2", "other": "#a3b1c2"},
-    ("#ff9d5c", "#7db4ff", "#4fd1c0", "#d0a2f2", "#e3c341", "#ff8fbf", "#a3d977", "#a3b1c2", "#5cc8ff", "#ff9a9a"),
+    (
+        "#ff9d5c",
+        "#7db4ff",
+        "#4fd1c0",
+        "#d0a2f2",
+        "#e3c341",
+        "#ff8fbf",
+        "#a3d977",
+        "#a3b1c2",
+        "#5cc8ff",
+        "#ff9a9a",
+    ),
 )
 MARKERS = {"Mugs": "o", "iBOT": "s", "DINO": "^", "MoCo-v3": "D", "MST": "X"}
 
@@ -105,7 +127,9 @@ def image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
     with matplotlib.rc_context(rc(theme)):
         figure = drawing.draw(theme)
         metadata = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
-        figure.savefig(buffer, format=fmt, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
+        figure.savefig(
+            buffer, format=fmt, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata
+        )
     return buffer.getvalue()
 
 

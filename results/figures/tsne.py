@@ -73,12 +73,18 @@ def read(folder: Path, names: Sequence[str], classes: Sequence[int] = ()) -> Cho
     known = sorted({int(label) for label in labels})
     wanted = list(classes) or (known if len(known) <= 10 else known[:FIRST])
     if missing := sorted(set(wanted) - set(known)):
-        raise OptionError(f"--classes: {folder} has no class {missing[0]} (classes: {known[0]} to {known[-1]})")
+        raise OptionError(
+            f"--classes: {folder} has no class {missing[0]} (classes: {known[0]} to {known[-1]})"
+        )
     where = np.flatnonzero(np.isin(labels, wanted))
     where = where[:: -(-len(where) // MOST)]
     found = features[where]
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return Chosen(found, labels[where], {index: names[index] if index < len(names) else str(index) for index in wanted})
+    return Chosen(
+        found,
+        labels[where],
+        {index: names[index] if index < len(names) else str(index) for index in wanted},
+    )
 
 
 def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
@@ -89,7 +95,9 @@ def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
     for position, (index, name) in enumerate(chosen.names.items()):
         mine = points[chosen.labels == index]
         marker = "os^DvP"[position // len(theme.series) % 6]
-        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=theme.one_of(position), marker=marker, label=name)
+        axes.scatter(
+            mine[:, 0], mine[:, 1], s=9, color=theme.one_of(position), marker=marker, label=name
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -104,4 +112,6 @@ def embed(features: Any) -> Any:
 
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     model: Any = TSNE  # has no annotations
-    return model(perplexity=perplexity, random_state=SEED, init="pca", learning_rate="auto").fit_transform(features)
+    return model(
+        perplexity=perplexity, random_state=SEED, init="pca", learning_rate="auto"
+    ).fit_transform(features)

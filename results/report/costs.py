@@ -27,7 +27,9 @@ def by_stage(runs: Iterable[Run], root: Path) -> list[Cost]:
     for run in runs:
         groups.setdefault(run.stage, []).append(run)
     everything = [run for group in groups.values() for run in group]
-    return [_cost(stage, group, root) for stage, group in [*groups.items(), ("all stages", everything)]]
+    return [
+        _cost(stage, group, root) for stage, group in [*groups.items(), ("all stages", everything)]
+    ]
 
 
 def _cost(stage: str, runs: list[Run], root: Path) -> Cost:

@@ -41,14 +41,19 @@ def report(
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"duration": duration, "short": short, "fixed": fixed, "signed": signed}
     template = environment.from_string(resources.read_text("report", "templates", "report.html.j2"))
     return template.render(context(collection, root, nodes, paper_says or {}))
 
 
 def context(
-    collection: Collection, root: Path, nodes: Sequence[Node], paper_says: Mapping[str, Sequence[str]]
+    collection: Collection,
+    root: Path,
+    nodes: Sequence[Node],
+    paper_says: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """What the template shows."""
     from markupsafe import Markup
@@ -71,8 +76,14 @@ def context(
         "tables": [lay_out(table) for table in tables],
         "left_over": left_over(collection, tables),
         "linked": lambda text: linked(text, collection.runs),
-        "figures": [(figure, _source(figure, LIGHT), _source(figure, DARK)) for figure in drawings(collection, root)],
-        "galleries": [(gallery, _pictures(gallery), wide(gallery.paths[0])) for gallery in galleries(runs, root)],
+        "figures": [
+            (figure, _source(figure, LIGHT), _source(figure, DARK))
+            for figure in drawings(collection, root)
+        ],
+        "galleries": [
+            (gallery, _pictures(gallery), wide(gallery.paths[0]))
+            for gallery in galleries(runs, root)
+        ],
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": code,
@@ -83,7 +94,9 @@ def context(
 
 
 def _node(run: Run) -> Node:
-    return Node(run.run_id, run.stage, run.name, "done", duration(run.seconds), tuple(run.upstream.values()))
+    return Node(
+        run.run_id, run.stage, run.name, "done", duration(run.seconds), tuple(run.upstream.values())
+    )
 
 
 def filled(table: Table) -> tuple[int, int, int]:

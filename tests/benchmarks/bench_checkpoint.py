@@ -29,16 +29,32 @@ SAVES = 3
 def shapes(arch: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of all tensors of the state, by part."""
     method = Mugs(MugsConfig(arch=arch))
-    networks = {"student": method.student, "teacher": method.teacher, "extra_state": method.extra_state}
-    found = {part: {name: tuple(v.shape) for name, v in net.state_dict().items()} for part, net in networks.items()}
-    trained: list[Any] = [p for group in parameter_groups(method.student, 0.2) for p in group["params"]]  # type: ignore[attr-defined]
-    moments = {f"{i}.{name}": tuple(p.shape) for i, p in enumerate(trained) for name in ("exp_avg", "exp_avg_sq")}
+    networks = {
+        "student": method.student,
+        "teacher": method.teacher,
+        "extra_state": method.extra_state,
+    }
+    found = {
+        part: {name: tuple(v.shape) for name, v in net.state_dict().items()}
+        for part, net in networks.items()
+    }
+    trained: list[Any] = [
+        p for group in parameter_groups(method.student, 0.2) for p in group["params"]
+    ]  # type: ignore[attr-defined]
+    moments = {
+        f"{i}.{name}": tuple(p.shape)
+        for i, p in enumerate(trained)
+        for name in ("exp_avg", "exp_avg_sq")
+    }
     return {**found, "optimizer": moments}
 
 
 def synthesize(sizes: dict[str, dict[str, tuple[int, ...]]]) -> Parts:
     """Random tensors of these shapes."""
-    return {part: {name: torch.rand(shape) for name, shape in tensors.items()} for part, tensors in sizes.items()}
+    return {
+        part: {name: torch.rand(shape) for name, shape in tensors.items()}
+        for part, tensors in sizes.items()
+    }
 
 
 def available() -> int:
@@ -74,7 +90,9 @@ def plain(parts: Parts, folder: Path) -> list[float]:
 def rows_of(arch: str) -> list[dict[str, Any]]:
     """Stall and time to durable of one architecture."""
     sizes = shapes(arch)
-    size = 4 * sum(torch.Size(shape).numel() for tensors in sizes.values() for shape in tensors.values())
+    size = 4 * sum(
+        torch.Size(shape).numel() for tensors in sizes.values() for shape in tensors.values()
+    )
     folder = BUILD / "bench_checkpoint"
     free = shutil.disk_usage(BUILD).free
     if available() < 2.5 * size or free < 6 * size:
@@ -86,10 +104,16 @@ def rows_of(arch: str) -> list[dict[str, Any]]:
         saves, blocking = ours(parts, folder / "ours"), median(plain(parts, folder / "plain"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    times = {"stall": median(s.stall_s for s in saves), "durable": median(s.durable_s for s in saves)}
+    times = {
+        "stall": median(s.stall_s for s in saves),
+        "durable": median(s.durable_s for s in saves),
+    }
     note = f"state of {gigabytes(state_bytes(parts))}; plain: torch.save and fsync, training waits"
     row = {"baseline": blocking, "unit": "s", "note": note}
-    return [{"name": f"save_{what}_{arch}", "ours": t, "ratio": blocking / t, **row} for what, t in times.items()]
+    return [
+        {"name": f"save_{what}_{arch}", "ours": t, "ratio": blocking / t, **row}
+        for what, t in times.items()
+    ]
 
 
 def run() -> list[dict[str, Any]]:

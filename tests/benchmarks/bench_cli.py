@@ -37,7 +37,14 @@ def run() -> list[dict[str, Any]]:
         torch = cpu_seconds([sys.executable, "-c", "import torch"], env, repeats=3)
     note = "baseline: python -c 'import torch'"
     return [
-        {"name": name, "ours": value, "baseline": torch, "ratio": torch / value, "unit": "s", "note": note}
+        {
+            "name": name,
+            "ours": value,
+            "baseline": torch,
+            "ratio": torch / value,
+            "unit": "s",
+            "note": note,
+        }
         for name, value in ours.items()
     ]
 

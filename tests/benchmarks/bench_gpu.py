@@ -46,7 +46,8 @@ class Setup:
 
     def views(self, images: int) -> Views:
         large, small = (
-            torch.randn(n, images, 3, s, s, device=self.device) for n, s in zip((4, 10), self.sizes, strict=True)
+            torch.randn(n, images, 3, s, s, device=self.device)
+            for n, s in zip((4, 10), self.sizes, strict=True)
         )
         return Views(large, small, torch.arange(images, device=self.device) % 2 == 0)
 
@@ -83,8 +84,12 @@ def ours(setup: Setup, mode: str) -> Figures:
     method.accelerate(compile="compiled" in mode)
     config = StepConfig(precision=mode.split()[0])
     trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, method.student)
-    figures = measured(setup, lambda views: trainer.step([views], 2), setup.views(setup.batch), setup.steps)
-    flops = method.flops(ViewRecipe(large_size=setup.sizes[0], small_size=setup.sizes[1]), setup.batch)
+    figures = measured(
+        setup, lambda views: trainer.step([views], 2), setup.views(setup.batch), setup.steps
+    )
+    flops = method.flops(
+        ViewRecipe(large_size=setup.sizes[0], small_size=setup.sizes[1]), setup.batch
+    )
     meter = Meter(setup.device, config.precision, flops)
     figures.share = meter.fields(1, setup.batch / figures.rate)["peak_share"] or float("nan")
     return figures
@@ -119,8 +124,12 @@ def table(setups: dict[str, Setup]) -> None:
             if mode != "bf16 compiled":
                 reference = naive(setup, mode)
                 gc.collect()
-            shown(f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} {mine.rate / reference.rate:9.1f}")
-            shown(f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}")
+            shown(
+                f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} {mine.rate / reference.rate:9.1f}"
+            )
+            shown(
+                f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}"
+            )
             shown(f" {mine.share:9.0%}\n")
             sys.stdout.flush()
 
@@ -132,7 +141,9 @@ def main() -> None:
     device = torch.device("cuda")
     shape = {"ViT-S/16": "vit_s16", "ViT-B/16": "vit_b16"}
     sys.stdout.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    table({name: Setup(MugsConfig(arch=arch, drop_path=0.0), device) for name, arch in shape.items()})
+    table(
+        {name: Setup(MugsConfig(arch=arch, drop_path=0.0), device) for name, arch in shape.items()}
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ KS = (10, 15, 20, 30, 40, 50, 100, 200)
 BANK, QUERIES, WIDTH, CLASSES = 131072, 5000, 384, 1000
 
 
-def plain_pass(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float) -> float:
+def plain_pass(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float
+) -> float:
     """Top-1 in percent for one k."""
     correct = 0
     for query, target in zip(queries.split(50), labels.split(50), strict=True):
@@ -31,18 +33,37 @@ def plain_pass(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tenso
 def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(0)
-    bank, queries = (F.normalize(torch.randn(n, WIDTH, generator=generator), dim=1) for n in (BANK, QUERIES))
-    bank_labels, labels = (torch.randint(CLASSES, (n,), generator=generator) for n in (BANK, QUERIES))
+    bank, queries = (
+        F.normalize(torch.randn(n, WIDTH, generator=generator), dim=1) for n in (BANK, QUERIES)
+    )
+    bank_labels, labels = (
+        torch.randint(CLASSES, (n,), generator=generator) for n in (BANK, QUERIES)
+    )
     fifth = QUERIES // 5
 
     def ours(ks: tuple[int, ...]) -> None:
-        evaluate_knn(bank, bank_labels, queries, labels, num_classes=CLASSES, ks=ks, temperatures=(0.07,))
+        evaluate_knn(
+            bank, bank_labels, queries, labels, num_classes=CLASSES, ks=ks, temperatures=(0.07,)
+        )
 
     def plain() -> None:
         for k in KS:
             plain_pass(bank, bank_labels, queries[:fifth], labels[:fifth], k, 0.07)
 
     product = seconds(lambda: [query @ bank.T for query in queries.split(500)])
-    mine, alone, theirs = seconds(lambda: ours(KS)), seconds(lambda: ours((200,))), 5 * seconds(plain)
+    mine, alone, theirs = (
+        seconds(lambda: ours(KS)),
+        seconds(lambda: ours((200,))),
+        5 * seconds(plain),
+    )
     note = f"8 k, {BANK} x {QUERIES} x {WIDTH}; the product alone {product:.1f} s, ours for one k {alone:.1f} s"
-    return [{"name": "knn_sweep", "ours": mine, "baseline": theirs, "ratio": theirs / mine, "unit": "s", "note": note}]
+    return [
+        {
+            "name": "knn_sweep",
+            "ours": mine,
+            "baseline": theirs,
+            "ratio": theirs / mine,
+            "unit": "s",
+            "note": note,
+        }
+    ]

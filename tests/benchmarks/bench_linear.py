@@ -80,7 +80,9 @@ def as_runs(rounds: int = 3) -> dict[str, Any]:
     """Seconds of runs of the stage: the sweep and one classifier by turns."""
     with tempfile.TemporaryDirectory() as folder:
         root, file = Path(folder), Path(folder) / "probes.yaml"
-        torch.save({"teacher": build_vit("vit_mini", relation_depth=1).state_dict()}, root / "weights.pth")
+        torch.save(
+            {"teacher": build_vit("vit_mini", relation_depth=1).state_dict()}, root / "weights.pth"
+        )
         text = YAML.format(file=root / "weights.pth")
         for seed in range(rounds):
             text += PROBE.format(name=f"sweep{seed}", rates="sweep: {}", seed=seed)
@@ -92,9 +94,7 @@ def as_runs(rounds: int = 3) -> dict[str, Any]:
     taken = {entry["name"]: float(entry["seconds"]) for entry in entries}
     pairs = sorted((taken[f"sweep{seed}"] / taken[f"one{seed}"], seed) for seed in range(rounds))
     together, alone = (taken[f"{name}{pairs[rounds // 2][1]}"] for name in ("sweep", "one"))
-    note = (
-        f"a run of the 360 costs {', '.join(f'{ratio:.1f}' for ratio, _ in pairs)} times a run of one ({alone:.1f} s)"
-    )
+    note = f"a run of the 360 costs {', '.join(f'{ratio:.1f}' for ratio, _ in pairs)} times a run of one ({alone:.1f} s)"
     ratio = 360 * alone / together
     return {
         "name": "linear_sweep_run",
@@ -116,13 +116,23 @@ def run() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             order = epoch_order(IMAGES, seed=0, batch_size=BATCH)
             task = Probing(
-                probe, fixed_batches(x, y, order), order.steps_per_epoch, (val, val_y), CLASSES, Path(folder)
+                probe,
+                fixed_batches(x, y, order),
+                order.steps_per_epoch,
+                (val, val_y),
+                CLASSES,
+                Path(folder),
             )
             train(task, Path(folder) / "checkpoints", every=10**6)
 
     one = linear_probe(LinearConfig(batch_size=BATCH, epochs=EPOCHS))
     sweep = linear_probe(LinearConfig(sweep={}, batch_size=BATCH, epochs=EPOCHS))
-    works = [lambda: ours(sweep), lambda: ours(one), lambda: plain(x, y, (val, val_y)), lambda: products(x)]
+    works = [
+        lambda: ours(sweep),
+        lambda: ours(one),
+        lambda: plain(x, y, (val, val_y)),
+        lambda: products(x),
+    ]
     for work in works:
         work()
     times = [[seconds(work) for work in works] for _ in range(3)]
@@ -131,6 +141,13 @@ def run() -> list[dict[str, Any]]:
     note = f"{cost}; their matrix products alone {floor / alone:.1f} times one of ours, {100 * floor / together:.0f}%"
     ratio = 360 * loop / together
     return [
-        {"name": "linear_sweep", "ours": together, "baseline": 360 * loop, "ratio": ratio, "unit": "s", "note": note},
+        {
+            "name": "linear_sweep",
+            "ours": together,
+            "baseline": 360 * loop,
+            "ratio": ratio,
+            "unit": "s",
+            "note": note,
+        },
         as_runs(),
     ]

@@ -37,7 +37,9 @@ def photographs(root: Path) -> None:
         small = Image.fromarray(rng.integers(0, 255, (94, 125, 3), dtype=np.uint8))
         pixels = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16)
         pixels = pixels + rng.normal(0, 8, (375, 500, 1)).astype(np.int16)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"a/{i:03d}.jpg", quality=90)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+            root / f"a/{i:03d}.jpg", quality=90
+        )
 
 
 def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Iterable[Any]]:
@@ -68,7 +70,9 @@ def decode_rate(source: Source) -> float:
 def stage_times(source: Source) -> str:
     """Milliseconds an image of each stage, one thread."""
     recipe, spent = ViewRecipe(), Counter[str]()
-    out = {size: np.empty((3, size, size), np.uint8) for size in (recipe.large_size, recipe.small_size)}
+    out = {
+        size: np.empty((3, size, size), np.uint8) for size in (recipe.large_size, recipe.small_size)
+    }
 
     def timed(stage: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -82,7 +86,10 @@ def stage_times(source: Source) -> str:
         whole = timed("planes", lambda image=image: fast.see(image))
         for crop in plan.crops:
             target = out[crop.size]
-            timed("strong" if crop.strong else "weak", lambda c=crop, w=whole, t=target: fast.draw(w, c, t))
+            timed(
+                "strong" if crop.strong else "weak",
+                lambda c=crop, w=whole, t=target: fast.draw(w, c, t),
+            )
     return ", ".join(f"{stage} {1000 * seconds / NUM:.1f}" for stage, seconds in spent.items())
 
 
@@ -123,4 +130,7 @@ def run() -> list[dict[str, Any]]:
         for name in ways
         if name != "plain"
     ]
-    return [*rows, {**rows[0], "name": "loader_multicrop_full", "note": f"ms an image, one thread: {stages}"}]
+    return [
+        *rows,
+        {**rows[0], "name": "loader_multicrop_full", "note": f"ms an image, one thread: {stages}"},
+    ]

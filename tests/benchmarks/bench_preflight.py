@@ -31,7 +31,15 @@ def run() -> list[dict[str, Any]]:
         source = FolderSource(root)
         look(root, len(source))  # which also warms the cache of files
         ours = sorted(seconds(lambda: look(root, len(source))) for _ in range(5))[2]
-        decoding = sorted(seconds(lambda: find_bad(source, range(len(source)), THREADS)) for _ in range(3))[1]
+        decoding = sorted(
+            seconds(lambda: find_bad(source, range(len(source)), THREADS)) for _ in range(3)
+        )[1]
     note = f"{len(source):,} images of about 100 kB, {1e6 * ours / len(source):.0f} us an image, files in memory"
-    row = {"name": "preflight_images", "ours": ours, "baseline": decoding, "ratio": decoding / ours, "unit": "s"}
+    row = {
+        "name": "preflight_images",
+        "ours": ours,
+        "baseline": decoding,
+        "ratio": decoding / ours,
+        "unit": "s",
+    }
     return [{**row, "note": note}]

@@ -22,7 +22,9 @@ def measure(attention: str, memory: str) -> Measured:
     generator = torch.Generator().manual_seed(0)
     vit = backbone(attention, memory)
     vit.allocate_positions(32, 32)
-    model = build_segmenter(vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0).train()
+    model = build_segmenter(
+        vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0
+    ).train()
     optimizer = build_adamw(layer_decay_groups(model, model.backbone.vit, 0.9))
     images = torch.randn(2, 3, 512, 512, generator=generator)
     labels = torch.randint(0, 150, (2, 512, 512), generator=generator)
@@ -34,7 +36,9 @@ def measure(attention: str, memory: str) -> Measured:
 
     @torch.no_grad()
     def test() -> None:
-        slide(model.eval().logits, torch.randn(3, 512, 683), num_classes=150, window=512, stride=341)
+        slide(
+            model.eval().logits, torch.randn(3, 512, 683), num_classes=150, window=512, stride=341
+        )
 
     return measured(train, test)
 
@@ -50,7 +54,9 @@ def video_frame() -> dict[str, Any]:
         affinity = torch.exp(torch.einsum("pd,rqd->prq", target, references) / 0.1) * near[:, None]
         order = affinity.flatten(1).argsort(dim=1, descending=True)[:, :5]
         weights = affinity.flatten(1).gather(1, order)
-        return torch.einsum("pk,pko->po", weights / weights.sum(1, keepdim=True), labels.flatten(0, 1)[order])
+        return torch.einsum(
+            "pk,pko->po", weights / weights.sum(1, keepdim=True), labels.flatten(0, 1)[order]
+        )
 
     start = time.perf_counter()
     got = propagated(target, references, labels, near, num_neighbours=5, temperature=0.1)
@@ -63,7 +69,10 @@ def video_frame() -> dict[str, Any]:
 
 def run() -> list[dict[str, Any]]:
     step = "UPerNet ViT-S/16, 2 crops of 512"
-    return [*rows(__file__, "segmentation", train=step, test="512 x 683, two windows"), video_frame()]
+    return [
+        *rows(__file__, "segmentation", train=step, test="512 x 683, two windows"),
+        video_frame(),
+    ]
 
 
 if __name__ == "__main__":

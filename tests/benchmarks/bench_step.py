@@ -15,7 +15,11 @@ from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepConfig, Trainer
 from mugs.views import Views
 
-CASE = Case(replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024), num_small=10, batch=16)
+CASE = Case(
+    replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024),
+    num_small=10,
+    batch=16,
+)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -24,12 +28,21 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours: Callable[[], Any], naive: Callable[[], Any], note: str) -> dict[str, Any]:
+def compare(
+    name: str, ours: Callable[[], Any], naive: Callable[[], Any], note: str
+) -> dict[str, Any]:
     ours(), naive()
     pairs = [(seconds(ours), seconds(naive)) for _ in range(3)]
     mine, theirs = median(p[0] for p in pairs), median(p[1] for p in pairs)
     ratio = median(b / a for a, b in pairs)
-    return {"name": name, "ours": mine, "baseline": theirs, "ratio": ratio, "unit": "s", "note": note}
+    return {
+        "name": name,
+        "ours": mine,
+        "baseline": theirs,
+        "ratio": ratio,
+        "unit": "s",
+        "note": note,
+    }
 
 
 def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
@@ -46,9 +59,19 @@ def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
         torch.where(finite, 0.99, 1.0), torch.where(finite, 0.01, 0.0), (~finite).to(torch.float32)
 
     check()
-    spent, step = (median(seconds(work) for _ in range(9)) for work in (check, lambda: trainer.step([views], 2)))
+    spent, step = (
+        median(seconds(work) for _ in range(9))
+        for work in (check, lambda: trainer.step([views], 2))
+    )
     note = f"of a step of a tiny network; {1e6 * spent:.0f} us whatever the network"
-    return {"name": "watchdog_share", "ours": spent, "baseline": step, "ratio": spent / step, "unit": "s", "note": note}
+    return {
+        "name": "watchdog_share",
+        "ours": spent,
+        "baseline": step,
+        "ratio": spent / step,
+        "unit": "s",
+        "note": note,
+    }
 
 
 def run() -> list[dict[str, Any]]:
@@ -59,7 +82,17 @@ def run() -> list[dict[str, Any]]:
     rates = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
     note = "batch 16, 12 student crops, queue and memory 4096"
     return [
-        compare("loss_step", lambda: method.losses(method.student, views, 1), lambda: naive.losses(views, 1), note),
-        compare("train_step_fp32", lambda: trainer.step([views], 2), lambda: naive.step(views, **rates), note),
+        compare(
+            "loss_step",
+            lambda: method.losses(method.student, views, 1),
+            lambda: naive.losses(views, 1),
+            note,
+        ),
+        compare(
+            "train_step_fp32",
+            lambda: trainer.step([views], 2),
+            lambda: naive.step(views, **rates),
+            note,
+        ),
         watchdog(trainer, views),
     ]

@@ -46,7 +46,9 @@ class Ours:
     def __init__(self, precision: str) -> None:
         method = Mugs(MugsConfig(drop_path=0.0))
         config = StepConfig(precision=precision)
-        self.trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, method.student)
+        self.trainer = Trainer(
+            method, build_adamw(method.student), SCHEDULE, config, method.student
+        )
 
     def step(self, batch: Views) -> float:
         return self.trainer.step([batch], 2).total.item()
@@ -87,7 +89,10 @@ def measure(side: str, precision: str) -> Measured:
 
 
 def in_process(side: str, precision: str) -> Measured:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PARITY.parent.parent), str(PARITY)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PARITY.parent.parent), str(PARITY)]),
+    }
     command = [sys.executable, __file__, side, precision]
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return Measured(**json.loads(out.stdout))
@@ -97,7 +102,14 @@ def time_row(precision: str, ours: Measured, naive: Measured) -> dict[str, Any]:
     mine, theirs = median(ours.seconds[1:]), naive.seconds[0]
     note = f"ViT-S/16, batch {BATCH}, loss differs by {abs(ours.losses[0] - naive.losses[0]):.1e}"
     name = f"train_step_vits_{precision}"
-    return {"name": name, "ours": mine, "baseline": theirs, "ratio": theirs / mine, "unit": "s", "note": note}
+    return {
+        "name": name,
+        "ours": mine,
+        "baseline": theirs,
+        "ratio": theirs / mine,
+        "unit": "s",
+        "note": note,
+    }
 
 
 def memory_row(ours: Measured, naive: Measured) -> dict[str, Any]:
@@ -119,7 +131,9 @@ def run() -> list[dict[str, Any]]:
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         rows.append(time_row("bf16", in_process("ours", "bf16"), naive))
     else:
-        sys.stdout.write("train_step_vits_bf16 left out: a CPU without bf16 units emulates them, 20 times slower\n")
+        sys.stdout.write(
+            "train_step_vits_bf16 left out: a CPU without bf16 units emulates them, 20 times slower\n"
+        )
     return rows
 
 

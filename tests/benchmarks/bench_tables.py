@@ -25,16 +25,36 @@ KINDS = (
     ("ade20k_segmentation", "ade20k", "mIoU", "step {}"),
     ("davis_segmentation", "davis2017", "J&F", "n={}"),
 )
-PRETRAININGS = (("vit_s16", 100), ("vit_s16", 300), ("vit_s16", 800), ("vit_b16", 400), ("vit_l16", 250))
+PRETRAININGS = (
+    ("vit_s16", 100),
+    ("vit_s16", 300),
+    ("vit_s16", 800),
+    ("vit_b16", 400),
+    ("vit_l16", 250),
+)
 ROWS = 50
 
 
-def rows(run_id: str, seed: int, arch: str, epochs: int, kind: tuple[str, str, str, str]) -> Iterator[ResultRow]:
+def rows(
+    run_id: str, seed: int, arch: str, epochs: int, kind: tuple[str, str, str, str]
+) -> Iterator[ResultRow]:
     """The rows of one run."""
     stage, dataset, metric, setting = kind
     for i in range(ROWS):
         value = 50 + (i * 7 + seed) % 40
-        yield ResultRow(run_id, "mugs", arch, epochs, stage, dataset, setting.format(i), metric, value, "%", seed)
+        yield ResultRow(
+            run_id,
+            "mugs",
+            arch,
+            epochs,
+            stage,
+            dataset,
+            setting.format(i),
+            metric,
+            value,
+            "%",
+            seed,
+        )
 
 
 def fill(root: Path) -> int:
@@ -61,7 +81,16 @@ def run() -> list[dict[str, Any]]:
         ours = cpu_seconds([sys.executable, "run_stage.py", "tables"], env, repeats=3)
     torch = cpu_seconds([sys.executable, "-c", "import torch"], dict(os.environ), repeats=3)
     note = f"all tables from {count} rows; baseline: python -c 'import torch'"
-    return [{"name": "tables_cpu_s", "ours": ours, "baseline": torch, "ratio": torch / ours, "unit": "s", "note": note}]
+    return [
+        {
+            "name": "tables_cpu_s",
+            "ours": ours,
+            "baseline": torch,
+            "ratio": torch / ours,
+            "unit": "s",
+            "note": note,
+        }
+    ]
 
 
 if __name__ == "__main__":

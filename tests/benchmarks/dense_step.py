@@ -52,17 +52,32 @@ def measured(train: Callable[[], None], test: Callable[[], None]) -> Measured:
 
 
 def row(name: str, ours: float, baseline: float, unit: str, note: str) -> dict[str, Any]:
-    return {"name": name, "ours": ours, "baseline": baseline, "ratio": baseline / ours, "unit": unit, "note": note}
+    return {
+        "name": name,
+        "ours": ours,
+        "baseline": baseline,
+        "ratio": baseline / ours,
+        "unit": unit,
+        "note": note,
+    }
 
 
 def rows(script: str, name: str, *, train: str, test: str) -> list[dict[str, Any]]:
     """Rows of what `script` measures, with notes on its step and on its test."""
     ours, written, recomputed = (in_process(script, *way) for way in WAYS)
-    memory = f"peak above the built model of a training step; {ours.added:.0f} MB without recomputation"
+    memory = (
+        f"peak above the built model of a training step; {ours.added:.0f} MB without recomputation"
+    )
     return [
         row(f"{name}_train", ours.train, written.train, "s", f"{train}, first step"),
         row(f"{name}_test", ours.test, written.test, "s", test),
-        row(f"{name}_memory", recomputed.added, ours.added, "MB", f"{memory}, step {recomputed.train:.1f} s"),
+        row(
+            f"{name}_memory",
+            recomputed.added,
+            ours.added,
+            "MB",
+            f"{memory}, step {recomputed.train:.1f} s",
+        ),
     ]
 
 

@@ -81,7 +81,11 @@ class MultiCrop:
 
     def __init__(self) -> None:
         self.weak = (weak(224, LARGE, 1.0), weak(224, LARGE, 0.1, 0.2))
-        self.strong, self.weak_small, self.strong_small = strong(224, LARGE), weak(96, SMALL, 0.5), strong(96, SMALL)
+        self.strong, self.weak_small, self.strong_small = (
+            strong(224, LARGE),
+            weak(96, SMALL, 0.5),
+            strong(96, SMALL),
+        )
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
         student = (self.strong, self.strong) if random.random() > 0.5 else self.weak
@@ -89,7 +93,9 @@ class MultiCrop:
         return [transform(image) for transform in (*self.weak, *student, *small)]
 
 
-def plain_loader(folder: Path, batch_size: int, workers: int, passes: int) -> "DataLoader[list[Tensor]]":
+def plain_loader(
+    folder: Path, batch_size: int, workers: int, passes: int
+) -> "DataLoader[list[Tensor]]":
     """The images of a folder, shuffled, several times; its worker processes stay."""
     images = ImageFolder(folder, MultiCrop())
     return DataLoader(

@@ -10,7 +10,9 @@ COLUMNS = ["name", "ours", "baseline", "ratio", "unit", "note"]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 OUT = ROOT / "build" / "bench.csv"
-ALL = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py") if path.stem != "bench_gpu")
+ALL = sorted(
+    path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py") if path.stem != "bench_gpu"
+)
 
 
 def known_rows() -> dict[str, dict[str, str]]:
@@ -23,7 +25,9 @@ def known_rows() -> dict[str, dict[str, str]]:
 
 def merge(rows: list[dict[str, str]]) -> None:
     """Put rows into the table, in place of older ones of the same name."""
-    table = known_rows() | {row["name"]: {column: row[column] for column in COLUMNS} for row in rows}
+    table = known_rows() | {
+        row["name"]: {column: row[column] for column in COLUMNS} for row in rows
+    }
     OUT.parent.mkdir(exist_ok=True)
     beside = OUT.with_suffix(".partial")
     with beside.open("w", encoding="utf-8", newline="") as stream:

@@ -44,7 +44,11 @@ def _measure(parts: Parts) -> tuple[float, float, float, float]:
         assert load_latest(folder) is not None
         load = time.monotonic() - began
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import mugs.engine.train"], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", "import mugs.engine.train"],
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     return saved.stall_s, saved.durable_s, load, time.monotonic() - began
 
 
@@ -52,7 +56,11 @@ def run(seeds: int = 20) -> Outcome:
     """One simulated training per seed."""
     stall, durable, start = measured()
     conditions = Conditions(
-        gpus=GPUS, stall_s=stall, durable_s=durable, restart_s=QUEUE_S + start, preempt_every_s=PREEMPT_S
+        gpus=GPUS,
+        stall_s=stall,
+        durable_s=durable,
+        restart_s=QUEUE_S + start,
+        preempt_every_s=PREEMPT_S,
     )
     interval = best_interval_s(conditions)
     found = [simulate(conditions, DAYS * 86400.0, interval, seed) for seed in range(seeds)]
@@ -80,6 +88,4 @@ def _mean(found: list[Account]) -> str:
     means = {name: sum(getattr(account, name) for account in found) / len(found) for name in names}
     hours = {name: means[f"{name}_s"] / 3600 for name in ("stalled", "lost", "restarting")}
     stops = f"{means['preemptions']:.0f} preemptions, {means['failures']:.1f} failures"
-    return (
-        f"{stops}, {hours['stalled']:.1f} h saving, {hours['lost']:.1f} h lost, {hours['restarting']:.1f} h restarting"
-    )
+    return f"{stops}, {hours['stalled']:.1f} h saving, {hours['lost']:.1f} h lost, {hours['restarting']:.1f} h restarting"

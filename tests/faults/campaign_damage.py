@@ -126,7 +126,11 @@ class Finished:
             try:
                 load_latest(self.folder / "checkpoints")
             except CheckpointError as error:
-                return "" if all(str(path) in str(error) for path in paths) else f"names not both: {error}"
+                return (
+                    ""
+                    if all(str(path) in str(error) for path in paths)
+                    else f"names not both: {error}"
+                )
             return "loads" if one and other else ""
 
     def older_checkpoint(self, rng: random.Random) -> str:
@@ -164,7 +168,9 @@ class Finished:
                 error = str(caught)
             if not differs:
                 return "" if done and not error else error
-            named = str(self.rows_path) in error and any(str(self.rows_path) in text for text in said)
+            named = str(self.rows_path) in error and any(
+                str(self.rows_path) in text for text in said
+            )
             return "" if not done and named else f"done: {done}, {error}, {said}"
 
     def config(self, rng: random.Random) -> str:
@@ -195,7 +201,13 @@ class Finished:
 
     def kinds(self) -> list[Callable[[random.Random], str]]:
         """All of these, checkpoints more often."""
-        others = [self.all_checkpoints, self.older_checkpoint, self.manifest_entry, self.rows, self.config]
+        others = [
+            self.all_checkpoints,
+            self.older_checkpoint,
+            self.manifest_entry,
+            self.rows,
+            self.config,
+        ]
         return [self.checkpoint, self.checkpoint, self.checkpoint, *others, self.output]
 
 
@@ -215,7 +227,8 @@ def damage(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:
 def run(trials: int = 10_000) -> Outcome:
     """All of it, in a temporary folder."""
     outcome = Outcome(
-        NAME, note="flips, cuts, zeros, additions, removals: checkpoints, entries, rows, configs, weights"
+        NAME,
+        note="flips, cuts, zeros, additions, removals: checkpoints, entries, rows, configs, weights",
     )
     with tempfile.TemporaryDirectory() as root:
         damage(outcome, Path(root), trials)

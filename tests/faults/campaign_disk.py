@@ -101,9 +101,15 @@ def repaired(outcome: Outcome, root: Path, where: str, *, was_done: bool = False
     """
     said = root.parent / f"{root.name}.said"
     ended = attempt(root, None, said)
-    outcome.expect(ended == 0 and finished(root), f"{where}: not repaired: {said.read_text(errors='replace')[-300:]}")
+    outcome.expect(
+        ended == 0 and finished(root),
+        f"{where}: not repaired: {said.read_text(errors='replace')[-300:]}",
+    )
     names = {path.name for path in (tiny_run().run_dir(root) / "checkpoints").iterdir()}
-    surplus, missing = names - {"step_00000004", "step_00000006"}, {"step_00000004", "step_00000006"} - names
+    surplus, missing = (
+        names - {"step_00000004", "step_00000006"},
+        {"step_00000004", "step_00000006"} - names,
+    )
     outcome.expect(not missing and (was_done or not surplus), f"{where}: left {sorted(names)}")
     outcome.trials += 1
 
@@ -165,7 +171,9 @@ def run() -> Outcome:
         injected(outcome, root)
         by_shim = outcome.trials
         try:
-            on_disks = f"{real(outcome, root, range(16 << 10, 256 << 10, 4 << 10))} on real small disks"
+            on_disks = (
+                f"{real(outcome, root, range(16 << 10, 256 << 10, 4 << 10))} on real small disks"
+            )
         except OSError as error:
             on_disks = f"none on real small disks ({error})"
     outcome.note = f"ENOSPC, EDQUOT, EIO, EROFS at every call of a run ({by_shim}), {on_disks}"

@@ -84,7 +84,13 @@ class Campaign:
         self.expected = {count: self._undisturbed(count) for count in ranks}
 
     def _imports(self) -> None:
-        for module in ("mugs.engine.train", "mugs.methods", "mugs.weights", "slurm.job", "stages.pretrain"):
+        for module in (
+            "mugs.engine.train",
+            "mugs.methods",
+            "mugs.weights",
+            "slurm.job",
+            "stages.pretrain",
+        ):
             importlib.import_module(module)
 
     def _run(self, name: str) -> StageRun:
@@ -148,10 +154,14 @@ class Campaign:
         if kind == "kill_rank":
             start.signal(signal.SIGKILL, [self.random.choice(start.pids)])
         else:
-            number = {"usr2": signal.SIGUSR2, "term": signal.SIGTERM, "kill_job": signal.SIGKILL}[kind]
+            number = {"usr2": signal.SIGUSR2, "term": signal.SIGTERM, "kill_job": signal.SIGKILL}[
+                kind
+            ]
             start.signal(number)
         codes = self._finish(start)
-        self.ends[f"{kind} {'came too late' if not any(codes) else 'saved' if 75 in codes else 'lost steps'}"] += 1
+        self.ends[
+            f"{kind} {'came too late' if not any(codes) else 'saved' if 75 in codes else 'lost steps'}"
+        ] += 1
         return f"{kind} after {after} steps and {1000 * delay:.0f} ms {codes}"
 
     def _compare(self, run: StageRun, run_dir: Path, count: int, codes: list[int]) -> str | None:

@@ -15,7 +15,9 @@ LIMIT_S = 1.0
 
 def cases() -> dict[str, Case]:
     """All of them by name."""
-    return dict([*bombs(), *headers(), *records(), *entries(), *yamls(), ("run file, input ../", inputs)])
+    return dict(
+        [*bombs(), *headers(), *records(), *entries(), *yamls(), ("run file, input ../", inputs)]
+    )
 
 
 def run() -> Outcome:
@@ -29,5 +31,7 @@ def run() -> Outcome:
         slowest = max(slowest, seconds)
         outcome.expect(not found, f"{name}: {found}")
         outcome.expect(seconds < LIMIT_S, f"{name}: took {seconds:.1f} s")
-    outcome.note = f"pickles, safetensors headers, records, entries, YAML; slowest refusal {slowest:.2f} s"
+    outcome.note = (
+        f"pickles, safetensors headers, records, entries, YAML; slowest refusal {slowest:.2f} s"
+    )
     return outcome

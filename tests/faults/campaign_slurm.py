@@ -17,15 +17,28 @@ def run() -> Outcome:
     """The tests, in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "tests/slurm/test_faults.py", f"--junitxml={report}"]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "MUGS_ALL_FAULTS": "1"}, stdout=sys.stderr)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/slurm/test_faults.py",
+            f"--junitxml={report}",
+        ]
+        subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "MUGS_ALL_FAULTS": "1"}, stdout=sys.stderr
+        )
         cases = list(ET.parse(report).getroot().iter("testcase"))
     skipped = [case for case in cases if case.find("skipped") is not None]
     outcome = Outcome(NAME, len(cases) - len(skipped))
     for case in cases:
         wrong = case.find("failure") if case.find("failure") is not None else case.find("error")
-        outcome.expect(wrong is None, f"{case.get('name')}: {'' if wrong is None else wrong.get('message')}")
+        outcome.expect(
+            wrong is None, f"{case.get('name')}: {'' if wrong is None else wrong.get('message')}"
+        )
     seconds = sum(float(case.get("time", 0)) for case in cases)
-    names = ", ".join(str(case.get("name")).partition("[")[2].rstrip("]") for case in cases if case not in skipped)
+    names = ", ".join(
+        str(case.get("name")).partition("[")[2].rstrip("]") for case in cases if case not in skipped
+    )
     outcome.note = f"{names}; {len(skipped)} skipped, {seconds:.0f} s"
     return outcome

@@ -55,9 +55,19 @@ class FakeSlurm:
     """The scripts, and the jobs that they hold: `step` lets a random one that may run finish."""
 
     def __init__(self, folder: Path, runs: list[StageRun], run_root: Path, seed: int) -> None:
-        self.folder, self.runs, self.run_root, self.random = folder, runs, run_root, random.Random(seed)
+        self.folder, self.runs, self.run_root, self.random = (
+            folder,
+            runs,
+            run_root,
+            random.Random(seed),
+        )
         (folder / "bin").mkdir(parents=True)
-        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("srun", "")):
+        for name, text in (
+            ("sbatch", SBATCH),
+            ("squeue", SQUEUE),
+            ("scancel", SCANCEL),
+            ("srun", ""),
+        ):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
         (folder / "next").write_text("100\n")
@@ -80,11 +90,20 @@ class FakeSlurm:
             run = names[line.split("|")[1]]
             if all(manifest.find_done(self.run_root, need) for need in run.needs.values()):
                 attempt = attempts.start(run.run_dir(self.run_root))
-                facts = {"stage": run.stage, "name": run.name, "run_id": run.run_id, "attempt": attempt}
-                manifest.record(self.run_root, manifest.ManifestEntry(**facts, info={"text": "x" * 20000}))
+                facts = {
+                    "stage": run.stage,
+                    "name": run.name,
+                    "run_id": run.run_id,
+                    "attempt": attempt,
+                }
+                manifest.record(
+                    self.run_root, manifest.ManifestEntry(**facts, info={"text": "x" * 20000})
+                )
                 with (self.folder / "lock").open("a") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    kept = [x for x in (self.folder / "queue").read_text().splitlines() if x != line]
+                    kept = [
+                        x for x in (self.folder / "queue").read_text().splitlines() if x != line
+                    ]
                     (self.folder / "queue").write_text("".join(f"{x}\n" for x in kept))
                 return
 
@@ -109,7 +128,9 @@ def play(seed: int, submissions: int) -> str | None:
     counts = {run.name: slurm.submitted()[f"mugs-{run.run_id}"] for run in runs}
     wrong = [] if set(counts.values()) == {1} else [f"sbatch calls: {counts}"]
     wrong += errors + reader.wrong
-    wrong += [f"cancelled {text}" for text in [(slurm.folder / "cancelled").read_text().strip()] if text]
+    wrong += [
+        f"cancelled {text}" for text in [(slurm.folder / "cancelled").read_text().strip()] if text
+    ]
     if not wrong:
         shutil.rmtree(folder)
     return f"round {seed}, {folder}: {'; '.join(wrong)}" if wrong else None
@@ -123,7 +144,11 @@ def _submit(runs: list[StageRun], profile: ClusterProfile, errors: Path) -> None
 
 
 def _storm(
-    runs: list[StageRun], profile: ClusterProfile, slurm: FakeSlurm, submissions: int, rng: random.Random
+    runs: list[StageRun],
+    profile: ClusterProfile,
+    slurm: FakeSlurm,
+    submissions: int,
+    rng: random.Random,
 ) -> list[str]:
     """Submissions that start within a moment; about a third are killed, alone or with the sbatch they called."""
     pids: list[int] = []
@@ -137,7 +162,9 @@ def _storm(
         rng.random()
         pids.append(pid)
     began = time.monotonic()
-    strikes = sorted((rng.uniform(0, 6), rng.choice(pids), rng.random() < 0.5) for _ in range(submissions // 3))
+    strikes = sorted(
+        (rng.uniform(0, 6), rng.choice(pids), rng.random() < 0.5) for _ in range(submissions // 3)
+    )
     alive = set(pids)
     while alive:
         while strikes and time.monotonic() - began > strikes[0][0]:
@@ -183,7 +210,5 @@ if __name__ == "__main__":
     for number in range(rounds):
         wrong = play(seed * 1000 + number, count)
         outcome.expect(wrong is None, str(wrong))
-    outcome.note = (
-        f"{count} submissions at once of a plan of 5 runs, a third killed, jobs ending meanwhile, seed {seed}"
-    )
+    outcome.note = f"{count} submissions at once of a plan of 5 runs, a third killed, jobs ending meanwhile, seed {seed}"
     answer(outcome)

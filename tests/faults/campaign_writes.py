@@ -98,7 +98,9 @@ def kills(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:
     rng, folder, newest = random.Random(seed), root / "kills", 0
     for trial in range(trials):
         reading, writing = os.pipe()
-        process = processes.start(lambda first=newest + 1, pipe=writing: write_for_ever(folder, first, pipe))
+        process = processes.start(
+            lambda first=newest + 1, pipe=writing: write_for_ever(folder, first, pipe)
+        )
         os.close(writing)
         first = os.read(reading, 1 << 16)  # it is about to save
         time.sleep(rng.uniform(0, 0.06))
@@ -114,12 +116,18 @@ def kills(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:
         durable = max((int(line[1:]) for line in lines if line[0] == "d"), default=newest)
         try:
             newest = loaded_step(folder)
-            outcome.expect(durable <= newest <= started, f"kill {trial}: {newest} loads, {durable} was on disk")
-            outcome.expect(started - newest <= 1, f"kill {trial}: {newest} loads, {started} was begun")
+            outcome.expect(
+                durable <= newest <= started, f"kill {trial}: {newest} loads, {durable} was on disk"
+            )
+            outcome.expect(
+                started - newest <= 1, f"kill {trial}: {newest} loads, {started} was begun"
+            )
         except (Exception, AssertionError) as error:
             outcome.complaints.append(f"kill {trial}: {error}")
     save(folder, newest + 1)
-    outcome.expect(names(folder) == only(newest, newest + 1) or newest == 0, f"left over: {names(folder)}")
+    outcome.expect(
+        names(folder) == only(newest, newest + 1) or newest == 0, f"left over: {names(folder)}"
+    )
 
 
 def run(trials: int = 1000, ways: tuple[str, ...] = tuple(WAYS)) -> Outcome:
@@ -130,5 +138,7 @@ def run(trials: int = 1000, ways: tuple[str, ...] = tuple(WAYS)) -> Outcome:
             boundaries(outcome, Path(root), way)
         at_boundaries = outcome.trials
         kills(outcome, Path(root), trials)
-    outcome.note = f"{trials} kill -9 at random moments, {at_boundaries} ends after the N-th call, all N"
+    outcome.note = (
+        f"{trials} kill -9 at random moments, {at_boundaries} ends after the N-th call, all N"
+    )
     return outcome

@@ -54,7 +54,9 @@ def main(chosen: list[str]) -> int:
         merge(ROOT / "build" / "chaos.csv", [row])
         failures += len(outcome.complaints)
         took = time.monotonic() - began
-        sys.stdout.write(f"{row['name']:24} {row['trials']:>7} trials {row['failures']:>5} failures  {took:.0f} s\n")
+        sys.stdout.write(
+            f"{row['name']:24} {row['trials']:>7} trials {row['failures']:>5} failures  {took:.0f} s\n"
+        )
         for complaint in outcome.complaints[:10]:
             sys.stdout.write(f"    {complaint}\n")
     return 1 if failures else 0

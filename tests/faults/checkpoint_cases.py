@@ -42,7 +42,9 @@ def loaded_step(folder: Path) -> int:
     for part, tensors in expected.items():
         assert parts[part].keys() == tensors.keys()
         for name, value in tensors.items():
-            assert parts[part][name].dtype == value.dtype and torch.equal(parts[part][name], value), (step, part, name)
+            assert parts[part][name].dtype == value.dtype and torch.equal(
+                parts[part][name], value
+            ), (step, part, name)
     return step
 
 

@@ -29,7 +29,13 @@ class Watch:
             return
         if event == "open":
             self.opened.append(str(arguments[0]))
-        elif event in ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "shutil.rmtree"):
+        elif event in (
+            "os.system",
+            "os.exec",
+            "os.posix_spawn",
+            "subprocess.Popen",
+            "shutil.rmtree",
+        ):
             self.started.append(event)
 
 

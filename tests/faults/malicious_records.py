@@ -35,11 +35,16 @@ def records() -> Iterator[tuple[str, Case]]:
 
     def renamed(name: Callable[[Place], str]) -> Case:
         def case(place: Place) -> Callable[[], object]:
-            return with_record(place, lambda c: c["files"].update({name(place): c["files"].pop(inside)}))
+            return with_record(
+                place, lambda c: c["files"].update({name(place): c["files"].pop(inside)})
+            )
 
         return case
 
-    yield "record, ../ in a name", renamed(lambda place: f"../../../../outside/step_00000007/{inside}")
+    yield (
+        "record, ../ in a name",
+        renamed(lambda place: f"../../../../outside/step_00000007/{inside}"),
+    )
     yield "record, absolute name", renamed(lambda place: str(place.secret / inside))
     yield "record, name with a zero byte", renamed(lambda place: f"x\0.safetensors/{inside}")
     changes: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -61,14 +66,20 @@ def records() -> Iterator[tuple[str, Case]]:
 
         return case
 
-    yield "tensors are a link outside", in_place_of(lambda place, path: path.symlink_to(place.secret / inside), inside)
+    yield (
+        "tensors are a link outside",
+        in_place_of(lambda place, path: path.symlink_to(place.secret / inside), inside),
+    )
     yield (
         "record is a link outside",
         in_place_of(lambda place, path: path.symlink_to(place.secret / "state.json"), "state.json"),
     )
     yield "record is a pipe", in_place_of(lambda place, path: os.mkfifo(path), "state.json")
     yield "record of a terabyte", in_place_of(lambda place, path: sparse(path), "state.json")
-    yield "record nested deeply", in_place_of(lambda place, path: path.write_text("[" * 1_000_000), "state.json")
+    yield (
+        "record nested deeply",
+        in_place_of(lambda place, path: path.write_text("[" * 1_000_000), "state.json"),
+    )
 
     def linked_folder(place: Place) -> Callable[[], object]:
         (place.folder / "checkpoints").mkdir()
@@ -92,8 +103,15 @@ def entries() -> Iterator[tuple[str, Case]]:
             (place.folder / "link").symlink_to(place.outside)
             inside = place.folder.relative_to(place.root).as_posix()
             known = {"stage": "tiny", "name": "tiny", "run_id": place.run.run_id, "rows": None}
-            text = json.dumps(known | changes).replace("INSIDE", inside).replace("OUTSIDE", str(place.outside))
-            write_text_atomic(manifest.entry_path(place.root, place.run.run_id), json.dumps(sealed(json.loads(text))))
+            text = (
+                json.dumps(known | changes)
+                .replace("INSIDE", inside)
+                .replace("OUTSIDE", str(place.outside))
+            )
+            write_text_atomic(
+                manifest.entry_path(place.root, place.run.run_id),
+                json.dumps(sealed(json.loads(text))),
+            )
             return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
 
         return case
@@ -159,7 +177,9 @@ def yamls() -> Iterator[tuple[str, Case]]:
 
         def reproduction(place: Place, tag: str = tag) -> Callable[[], object]:
             path = place.root / "mine.yaml"
-            path.write_text(f"runs:\n  x: {{stage: knn, ks: {tag.replace('FUSE', str(place.fuse))}}}\n")
+            path.write_text(
+                f"runs:\n  x: {{stage: knn, ks: {tag.replace('FUSE', str(place.fuse))}}}\n"
+            )
             return lambda: config.load(str(path), STAGES)
 
         def profile(place: Place, tag: str = tag) -> Callable[[], object]:
@@ -196,4 +216,6 @@ def inputs(place: Place) -> Callable[[], object]:
     content = yaml.safe_load(path.read_text())
     content.pop("sha256")
     path.write_text(yaml.safe_dump(sealed(content | {"needs": {"data": "../../outside/secret"}})))
-    return lambda: [manifest.find_done(place.root, need) for need in runfile.read(place.folder).needs.values()]
+    return lambda: [
+        manifest.find_done(place.root, need) for need in runfile.read(place.folder).needs.values()
+    ]

@@ -46,7 +46,9 @@ def bombs() -> Iterator[tuple[str, Case]]:
 
             yield f"pickle, {name}, {form}", case
 
-            def as_safetensors(place: Place, make: Any = make, write: Any = write) -> Callable[[], object]:
+            def as_safetensors(
+                place: Place, make: Any = make, write: Any = write
+            ) -> Callable[[], object]:
                 path = place.root / "weights.safetensors"
                 write({"x": make(str(place.fuse))}, path)
                 return lambda: load_backbone(path)
@@ -79,7 +81,9 @@ def tensor_file(header: bytes, length: int | None = None, data: bytes = b"\0" * 
 
 def one(**facts: Any) -> bytes:
     """A header of one tensor."""
-    return json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **facts}}).encode()
+    return json.dumps(
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **facts}}
+    ).encode()
 
 
 HEADERS = {
@@ -96,7 +100,9 @@ HEADERS = {
     "nested deeply": tensor_file(b"[" * 1_000_000),
     "no JSON": tensor_file(b"\xff\xfe" * 100),
     "overlap": tensor_file(
-        json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}).encode()
+        json.dumps(
+            {n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}
+        ).encode()
     ),
 }
 

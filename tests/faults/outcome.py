@@ -20,4 +20,9 @@ class Outcome:
     def row(self) -> dict[str, object]:
         """Columns of the table; the note ends with the first complaint."""
         first = f"; first failure: {self.complaints[0]}" if self.complaints else ""
-        return {"name": self.name, "trials": self.trials, "failures": len(self.complaints), "note": self.note + first}
+        return {
+            "name": self.name,
+            "trials": self.trials,
+            "failures": len(self.complaints),
+            "note": self.note + first,
+        }

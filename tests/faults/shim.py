@@ -78,10 +78,18 @@ def intercepted(action: Action = lambda name, path: None) -> Iterator[Calls]:
             return real_io_open(file, mode, *args, **options)
         calls.seen("open", file)
         buffered = io.BufferedWriter(Raw(file, mode.replace("b", "").replace("t", "")))
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, "utf-8", newline=options.get("newline"))
+        return (
+            buffered
+            if "b" in mode
+            else io.TextIOWrapper(buffered, "utf-8", newline=options.get("newline"))
+        )
 
     wrapped = {name: wrap(name) for name in NAMES} | {"open": open_descriptor}
-    with patch.multiple(os, **wrapped), patch.object(io, "open", open_file), patch.object(builtins, "open", open_file):
+    with (
+        patch.multiple(os, **wrapped),
+        patch.object(io, "open", open_file),
+        patch.object(builtins, "open", open_file),
+    ):
         yield calls
 
 

@@ -8,4 +8,7 @@ import pytest
 def test_the_simulation_says_what_it_assumes() -> None:
     outcome = campaign_availability.run(2)
     assert outcome.trials == 2
-    assert all(word in outcome.note for word in ("effective training time", "419 in 54 days", "measured here", "Daly"))
+    assert all(
+        word in outcome.note
+        for word in ("effective training time", "419 in 54 days", "measured here", "Daly")
+    )

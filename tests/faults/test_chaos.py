@@ -10,7 +10,13 @@ from outcome import Outcome
 def test_campaigns_are_found_by_their_names() -> None:
     found = [module.NAME for module in campaigns()]
     assert found == sorted(found) and len(set(found)) == len(found)
-    assert {"2_checkpoint_writes", "3_disk_errors", "4_damage", "5_malicious_files", "6_slurm"} <= set(found)
+    assert {
+        "2_checkpoint_writes",
+        "3_disk_errors",
+        "4_damage",
+        "5_malicious_files",
+        "6_slurm",
+    } <= set(found)
     assert [module.NAME for module in campaigns(["4_"])] == ["4_damage"]
     assert campaigns(["nothing"]) == []
     assert all(callable(module.run) for module in campaigns())
@@ -24,5 +30,8 @@ def test_rows_replace_those_of_the_same_name(tmp_path: Path) -> None:
     merge(table, [Outcome("b", 4).row()])
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["name"], row["trials"], row["failures"]) for row in rows] == [("a", "1", "0"), ("b", "4", "0")]
+    assert [(row["name"], row["trials"], row["failures"]) for row in rows] == [
+        ("a", "1", "0"),
+        ("b", "4", "0"),
+    ]
     assert old.row()["note"] == "note; first failure: it broke"

@@ -25,7 +25,9 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     assert outcome.complaints == []
 
 
-def test_a_save_without_its_rename_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_without_its_rename_would_be_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mugs.engine.checkpoint.replacing", in_place)
     outcome = Outcome("in place")
     boundaries(outcome, tmp_path, "raise")
@@ -49,8 +51,12 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path) -> None:
     calls = [name for name, _ in calls_of_a_save(tmp_path)]
     renamed = calls.index("replace")
     writes = [i for i, name in enumerate(calls) if name == "write"]
-    opens = [i for i, name in enumerate(calls[:renamed]) if name == "open"][1:]  # after the check for room
-    assert max(writes) < renamed and calls[renamed + 1] == "fsync", "the parent folder, after the rename"
+    opens = [i for i, name in enumerate(calls[:renamed]) if name == "open"][
+        1:
+    ]  # after the check for room
+    assert max(writes) < renamed and calls[renamed + 1] == "fsync", (
+        "the parent folder, after the rename"
+    )
     for first, last in zip(opens, [*opens[1:], renamed], strict=True):
         assert "fsync" in calls[first:last], "each file, before the next"
     assert calls[renamed - 1] == "fsync", "the folder itself, last"

@@ -15,14 +15,18 @@ def test_random_damage_is_noticed_and_named(tmp_path: Path) -> None:
     assert outcome.complaints == []
 
 
-def test_damage_that_goes_unnoticed_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_that_goes_unnoticed_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished = Finished(tmp_path)
     monkeypatch.setattr("mugs.storage.record.sha256", lambda path: "0" * 64)
     monkeypatch.setattr(
-        "pipeline.manifest.unsealed", lambda content: {k: v for k, v in content.items() if k != "sha256"}
+        "pipeline.manifest.unsealed",
+        lambda content: {k: v for k, v in content.items() if k != "sha256"},
     )
     monkeypatch.setattr(
-        "pipeline.runfile.unsealed", lambda content: {k: v for k, v in content.items() if k != "sha256"}
+        "pipeline.runfile.unsealed",
+        lambda content: {k: v for k, v in content.items() if k != "sha256"},
     )
     for kind in (finished.checkpoint, finished.manifest_entry, finished.config):
         found = []

@@ -19,4 +19,7 @@ def test_code_that_runs_would_be_noticed(tmp_path: Path) -> None:
 
 
 def test_reading_outside_would_be_noticed(tmp_path: Path) -> None:
-    assert "opened" in harm(lambda place: lambda: (place.outside / "secret.txt").read_text(), tmp_path)[0]
+    assert (
+        "opened"
+        in harm(lambda place: lambda: (place.outside / "secret.txt").read_text(), tmp_path)[0]
+    )

@@ -37,7 +37,9 @@ def on_two_ranks(work: Callable[[], None]) -> None:
         port = server.getsockname()[1]
 
     def rank(number: int) -> None:
-        os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
         distributed.init(timeout_minutes=1)
         work()
         distributed.shutdown()

@@ -51,7 +51,19 @@ def run(ctx: StageContext, cfg: TinyConfig) -> StageOutput:
     train(task, ctx.run_dir / "checkpoints", every=2, policy=SavePolicy(retry_seconds=0))
     weights = ctx.run_dir / "weights" / "sum.safetensors"
     save_backbone(weights, {"sum": task.state}, {"steps": cfg.steps})
-    row = ResultRow(ctx.run_id, "mugs", "tiny", 1, ctx.stage, "digits", "sum", "top1", float(task.state[0]), "%", 0)
+    row = ResultRow(
+        ctx.run_id,
+        "mugs",
+        "tiny",
+        1,
+        ctx.stage,
+        "digits",
+        "sum",
+        "top1",
+        float(task.state[0]),
+        "%",
+        0,
+    )
     return StageOutput(outputs={"sum": weights}, rows=[row])
 
 

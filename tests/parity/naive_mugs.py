@@ -50,13 +50,19 @@ class NaiveMugs:
         state = method.extra_state
         self.queues = {
             name: [row.clone() for row in queue.rows]
-            for name, queue in (("instance", state.instance_queue), ("local_group", state.local_group_queue))
+            for name, queue in (
+                ("instance", state.instance_queue),
+                ("local_group", state.local_group_queue),
+            )
             if queue is not None
         }
         self.queue_pointer = dict.fromkeys(self.queues, 0)
         self.memories: dict[str, NaiveMemory] = {}
         if state.teacher_memory is not None:
-            for name, memory in (("student", state.student_memory), ("teacher", state.teacher_memory)):
+            for name, memory in (
+                ("student", state.student_memory),
+                ("teacher", state.teacher_memory),
+            ):
                 if memory is not None:
                     self.memories[name] = NaiveMemory(
                         memory.compare, memory.handed_out, int(memory.pointer), memory.pointer_rule
@@ -64,7 +70,11 @@ class NaiveMugs:
         self.center = state.center.clone()
         self.clip, self.patch_lr_scale = clip, patch_lr_scale
         self.optimizer = torch.optim.AdamW(
-            [{"params": [p], "name": n} for n, p in self.student.named_parameters() if p.requires_grad],
+            [
+                {"params": [p], "name": n}
+                for n, p in self.student.named_parameters()
+                if p.requires_grad
+            ],
             lr=0.0,
             foreach=False,
         )
@@ -85,8 +95,14 @@ class NaiveMugs:
         memory = self.memory(who)
         if net.local_group_head is not None and memory is not None:
             out["memory"] = normed[:, 1:].mean(1).detach()
-            query = tokens.mean(1) if self.config.local_group_token == "released" else normed[:, 1:].mean(1)
-            x = torch.cat([query[:, None], memory.neighbours(query.detach(), self.config.num_neighbours)], 1)
+            query = (
+                tokens.mean(1)
+                if self.config.local_group_token == "released"
+                else normed[:, 1:].mean(1)
+            )
+            x = torch.cat(
+                [query[:, None], memory.neighbours(query.detach(), self.config.num_neighbours)], 1
+            )
             for block in net.backbone.relation_blocks:
                 x = block(x)
             out["local_group"] = net.backbone.norm(x)[:, 0]
@@ -112,19 +128,27 @@ class NaiveMugs:
             temperature = self.teacher_temperature(epoch)
             for s, t in zip(student, teacher, strict=True):
                 q = torch.softmax((t - self.center) / temperature, -1)
-                losses.append(-(q * torch.log_softmax(s / config.group_student_temperature, -1)).sum())
+                losses.append(
+                    -(q * torch.log_softmax(s / config.group_student_temperature, -1)).sum()
+                )
             return torch.stack(losses).mean()
         tau = config.instance_temperature if name == "instance" else config.local_group_temperature
         queue = torch.stack(self.queues[name])
         for s, t in zip(student, teacher, strict=True):
             logits = torch.cat([(s * t).sum()[None], queue @ s]) / tau
-            losses.append(F.cross_entropy(logits[None], torch.zeros(1, dtype=torch.long, device=s.device)))
+            losses.append(
+                F.cross_entropy(logits[None], torch.zeros(1, dtype=torch.long, device=s.device))
+            )
         return torch.stack(losses).mean()
 
     def teacher_temperature(self, epoch: int) -> float:
         start, end = self.config.group_teacher_temperature
         count = self.config.group_teacher_warmup_epochs
-        return float(torch.linspace(start, end, count, dtype=torch.float64)[epoch]) if epoch < count else end
+        return (
+            float(torch.linspace(start, end, count, dtype=torch.float64)[epoch])
+            if epoch < count
+            else end
+        )
 
     def losses(
         self, views: Views, epoch: int
@@ -133,14 +157,18 @@ class NaiveMugs:
         with torch.no_grad():
             teacher = self.heads("teacher", [self.crop("teacher", views.large[i]) for i in (0, 1)])
         student = [self.crop("student", views.large[i]) for i in (2, 3)]
-        student = self.heads("student", student + [self.crop("student", crop) for crop in views.small])
+        student = self.heads(
+            "student", student + [self.crop("student", crop) for crop in views.small]
+        )
         result = {}
         for name in [n for n in ("instance", "local_group", "group") if n in teacher[0]]:
             large, small = [], []
             for t in range(2):
                 for s in range(len(student)):
                     if s != t:
-                        value = self.pair_loss(name, student[s][name], teacher[t][name].detach(), epoch)
+                        value = self.pair_loss(
+                            name, student[s][name], teacher[t][name].detach(), epoch
+                        )
                         (large if s < 2 else small).append(value)
             if self.config.pair_average == "uniform" or not small:
                 result[name] = sum(large + small) / len(large + small)
@@ -149,11 +177,20 @@ class NaiveMugs:
         return result, student, teacher
 
     def step(
-        self, views: Views, *, epoch: int, lr: float, wd: float, momentum: float, frozen: bool = False
+        self,
+        views: Views,
+        *,
+        epoch: int,
+        lr: float,
+        wd: float,
+        momentum: float,
+        frozen: bool = False,
     ) -> dict[str, float]:
         """One training step; returns the losses."""
         losses, student, teacher = self.losses(views, epoch)
-        weights = dict(zip(("instance", "local_group", "group"), self.config.loss_weights, strict=True))
+        weights = dict(
+            zip(("instance", "local_group", "group"), self.config.loss_weights, strict=True)
+        )
         total = sum(weights[n] * v for n, v in losses.items()) / sum(weights[n] for n in losses)
         self.refresh(views, student, teacher)
         self.optimizer.zero_grad()
@@ -179,7 +216,9 @@ class NaiveMugs:
         self.optimizer.step()
 
     @torch.no_grad()
-    def refresh(self, views: Views, student: list[dict[str, Tensor]], teacher: list[dict[str, Tensor]]) -> None:
+    def refresh(
+        self, views: Views, student: list[dict[str, Tensor]], teacher: list[dict[str, Tensor]]
+    ) -> None:
         for name, queue in self.queues.items():
             for crop in teacher:
                 for row in crop[name]:
@@ -187,7 +226,9 @@ class NaiveMugs:
                     self.queue_pointer[name] = (self.queue_pointer[name] + 1) % len(queue)
         if "memory" in teacher[0]:
             if "student" in self.memories:
-                rows = [row for row, weak in zip(student[0]["memory"], views.weak, strict=True) if weak]
+                rows = [
+                    row for row, weak in zip(student[0]["memory"], views.weak, strict=True) if weak
+                ]
                 self.memories["student"].write(rows)
             self.memories["teacher"].write(list(teacher[0]["memory"]))
             if "student" not in self.memories:
@@ -198,9 +239,14 @@ class NaiveMugs:
             self.center = m * self.center + (1 - m) * mean
 
 
-def naive_rates(step: int, *, steps_per_epoch: int, epochs: int, warmup: int, peak: float, low: float) -> float:
+def naive_rates(
+    step: int, *, steps_per_epoch: int, epochs: int, warmup: int, peak: float, low: float
+) -> float:
     """Learning rate of a step, from the recipe's tables."""
     total, first = steps_per_epoch * epochs, steps_per_epoch * warmup
     table = list(torch.linspace(0, peak, first, dtype=torch.float64)) if first else []
-    table += [low + 0.5 * (peak - low) * (1 + math.cos(math.pi * j / (total - first))) for j in range(total - first)]
+    table += [
+        low + 0.5 * (peak - low) * (1 + math.cos(math.pi * j / (total - first)))
+        for j in range(total - first)
+    ]
     return float(table[step])

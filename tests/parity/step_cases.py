@@ -130,7 +130,14 @@ def run_naive(case: Case) -> Trace:
         )
     gradients = {n: p.grad for n, p in naive.student.named_parameters() if p.grad is not None}
     pointers = [m.pointer for m in naive.memories.values()]
-    return Trace(losses, gradients, naive.student.state_dict(), naive.teacher.state_dict(), naive.center, pointers)
+    return Trace(
+        losses,
+        gradients,
+        naive.student.state_dict(),
+        naive.teacher.state_dict(),
+        naive.center,
+        pointers,
+    )
 
 
 @contextlib.contextmanager
@@ -157,7 +164,9 @@ def assert_equal(ours: Trace, naive: Trace) -> None:
     exact = naive.center.dtype == torch.float64
     of_losses, of_gradients, of_weights = (1e-12, 1e-12, 1e-12) if exact else (5e-6, 1e-6, 2e-5)
     batch_norm = any(".projector.1." in name for name in naive.student)
-    if batch_norm and not exact:  # which divides by the small deviations of few rows, their rounding too
+    if (
+        batch_norm and not exact
+    ):  # which divides by the small deviations of few rows, their rounding too
         of_losses, of_gradients, of_weights = 100 * of_losses, 100 * of_gradients, 100 * of_weights
     for mine, theirs in zip(ours.losses, naive.losses, strict=True):
         assert mine.keys() == theirs.keys()
@@ -200,7 +209,13 @@ SWITCHES: dict[str, tuple[object, ...]] = {
     "relation_depth": (1, 2),
     "head_norm": ("none", "batch"),
     "train_prototype_magnitude": (True, False),
-    "loss_weights": ((1.0, 1.0, 1.0), (2.0, 1.0, 0.5), (0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0)),
+    "loss_weights": (
+        (1.0, 1.0, 1.0),
+        (2.0, 1.0, 0.5),
+        (0.0, 1.0, 1.0),
+        (1.0, 0.0, 1.0),
+        (1.0, 1.0, 0.0),
+    ),
 }
 
 

@@ -17,7 +17,10 @@ from step_cases import SMALLEST, SWITCHES, Case, Trace, assert_equal, run_naive,
 from mugs.engine import distributed
 from stages.presets import MUGS
 
-COMBINATIONS = [dict(zip(MUGS, values, strict=True)) for values in itertools.product(*(SWITCHES[n] for n in MUGS))]
+COMBINATIONS = [
+    dict(zip(MUGS, values, strict=True))
+    for values in itertools.product(*(SWITCHES[n] for n in MUGS))
+]
 
 
 def case_of(index: int) -> Case:
@@ -44,7 +47,9 @@ def compare(_rank: int, path: Path) -> None:
         if (index + index // 8) % world and not everything:
             continue
         for micro_batches in (1, 2, 4) if everything or world == 1 else (1 << index // world % 3,):
-            assert_equal(run_product(replace(case_of(index), micro_batches=micro_batches)), Trace(**trace))
+            assert_equal(
+                run_product(replace(case_of(index), micro_batches=micro_batches)), Trace(**trace)
+            )
 
 
 @pytest.mark.slow

@@ -30,7 +30,10 @@ def load_full_state(method: Mugs, checkpoint: dict[str, Any]) -> None:
     method.teacher.load_state_dict(checkpoint["teacher"])
     state = method.extra_state
     extra = {"center": checkpoint["group-sup."]["center"][0]}
-    for ours, theirs in (("instance_queue", "instance-sup."), ("local_group_queue", "local-group-sup.")):
+    for ours, theirs in (
+        ("instance_queue", "instance-sup."),
+        ("local_group_queue", "local-group-sup."),
+    ):
         extra[f"{ours}.rows"] = checkpoint[theirs]["queue"].T
         extra[f"{ours}.pointer"] = checkpoint[theirs]["queue_ptr"][0]
     for ours, theirs in (("student_memory", "student_mem"), ("teacher_memory", "teacher_mem")):
@@ -74,7 +77,9 @@ def inputs(config: dict[str, Any], step: int) -> Views:
     num = config["batch"]
     large = rng.standard_normal((4, num, 3, 224, 224), dtype=np.float32)
     small = rng.standard_normal((config["n_local"], num, 3, 96, 96), dtype=np.float32)
-    return Views(torch.from_numpy(large), torch.from_numpy(small), torch.from_numpy(rng.random(num) < 0.6))
+    return Views(
+        torch.from_numpy(large), torch.from_numpy(small), torch.from_numpy(rng.random(num) < 0.6)
+    )
 
 
 def test_step_0_features(golden: dict[str, Any], method: Mugs) -> None:
@@ -87,7 +92,9 @@ def test_step_0_features(golden: dict[str, Any], method: Mugs) -> None:
     for who, out in outputs.items():
         for name in RELEASED:
             expected = golden["arrays"][f"step0/{who}/{name}"]
-            np.testing.assert_allclose(getattr(out, name).flatten(0, 1), expected, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(
+                getattr(out, name).flatten(0, 1), expected, atol=1e-5, rtol=0
+            )
         expected = golden["arrays"][f"step0/{who}/memory"][: golden["config"]["batch"]]
         np.testing.assert_allclose(out.memory, expected, atol=1e-5, rtol=0)
 
@@ -104,7 +111,9 @@ def test_twelve_steps(golden: dict[str, Any], method: Mugs) -> None:
         weight_decay_end=config["weight_decay_end"],
         momentum=config["momentum_teacher"],
     )
-    step_config = StepConfig(clip=((0, config["clip_grad"]),), freeze_last_layer_epochs=config["freeze_last_layer"])
+    step_config = StepConfig(
+        clip=((0, config["clip_grad"]),), freeze_last_layer_epochs=config["freeze_last_layer"]
+    )
     trainer = Trainer(method, build_adamw(method.student), schedule, step_config, method.student)
     for record in golden["steps"]:
         step = record["step"]
@@ -131,8 +140,12 @@ def check_norms(method: Mugs, record: dict[str, Any]) -> None:
 
 def check_pointers(method: Mugs, record: dict[str, Any]) -> None:
     state = method.extra_state
-    assert [int(state.instance_queue.pointer), int(state.local_group_queue.pointer)] == record["queue_ptr"]
-    assert [int(state.student_memory.pointer), int(state.teacher_memory.pointer)] == record["memory_ptr"]
+    assert [int(state.instance_queue.pointer), int(state.local_group_queue.pointer)] == record[
+        "queue_ptr"
+    ]
+    assert [int(state.student_memory.pointer), int(state.teacher_memory.pointer)] == record[
+        "memory_ptr"
+    ]
 
 
 def check_final_state(method: Mugs, arrays: dict[str, np.ndarray]) -> None:
@@ -140,6 +153,8 @@ def check_final_state(method: Mugs, arrays: dict[str, np.ndarray]) -> None:
     close = {"atol": 1e-5, "rtol": 0}
     np.testing.assert_allclose(state.center, arrays["center"][0], **close)
     np.testing.assert_allclose(state.instance_queue.rows.T, arrays["queue/instance-sup."], **close)
-    np.testing.assert_allclose(state.local_group_queue.rows.T, arrays["queue/local-group-sup."], **close)
+    np.testing.assert_allclose(
+        state.local_group_queue.rows.T, arrays["queue/local-group-sup."], **close
+    )
     np.testing.assert_allclose(state.student_memory.handed_out, arrays["memory/student"], **close)
     np.testing.assert_allclose(state.teacher_memory.handed_out, arrays["memory/teacher"], **close)

@@ -25,15 +25,22 @@ def compare(case: Case) -> None:
         assert_equal(run_product(case), run_naive(case))
 
 
-@pytest.mark.parametrize(("switch", "value"), [(n, v) for n, options in SWITCHES.items() for v in options[1:]])
+@pytest.mark.parametrize(
+    ("switch", "value"), [(n, v) for n, options in SWITCHES.items() for v in options[1:]]
+)
 def test_each_switch(switch: str, value: object) -> None:
     compare(Case(replace(SMALLEST, **{switch: value}), clip=0.05))
 
 
-@pytest.mark.parametrize("switch", [n for n in SWITCHES if n not in ("memory_pointer", "train_prototype_magnitude")])
+@pytest.mark.parametrize(
+    "switch", [n for n in SWITCHES if n not in ("memory_pointer", "train_prototype_magnitude")]
+)
 def test_a_switch_changes_the_result(switch: str) -> None:
     """No switch is accepted and ignored; the two that are left out show later and in the weights."""
-    one, other = (run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses for v in SWITCHES[switch][:2])
+    one, other = (
+        run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses
+        for v in SWITCHES[switch][:2]
+    )
     assert one != other
 
 

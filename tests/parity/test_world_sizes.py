@@ -72,7 +72,11 @@ class Choices:
 
     def repeat(self) -> None:
         """Queries are crops by images, and each rank has a slice of the images."""
-        noted, share, rank = torch.load(self.file), BATCH // distributed.world_size(), distributed.rank()
+        noted, share, rank = (
+            torch.load(self.file),
+            BATCH // distributed.world_size(),
+            distributed.rank(),
+        )
 
         def noted_before(memory: NeighbourMemory, query: Tensor, num: int) -> Tensor:
             slots = noted[self.calls].view(-1, BATCH, num)[:, rank * share : (rank + 1) * share]
@@ -87,7 +91,9 @@ class Choices:
 
 def mini() -> PretrainConfig:
     """The pretraining of the demo, one line of metrics for each of its steps."""
-    runs = plan.build_plan(config.load("mini", STAGES, ["pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"]))
+    runs = plan.build_plan(
+        config.load("mini", STAGES, ["pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"])
+    )
     (found,) = [run.config for run in runs if isinstance(run.config, PretrainConfig)]
     assert found.batch_size == BATCH
     return found
@@ -102,7 +108,9 @@ def train(data: Path, out: Path) -> None:
     samples = [task.order.indices(step).tolist() for step in range(STEPS)]
     (out / f"samples_{distributed.rank()}.json").write_text(json.dumps(samples))
     with pytest.raises(StoppedError):
-        pretrain(method, FolderSource(data), train_config(cfg), out, torch.device("cpu"), Until(STEPS))
+        pretrain(
+            method, FolderSource(data), train_config(cfg), out, torch.device("cpu"), Until(STEPS)
+        )
 
 
 def on_rank(_rank: int, exact: bool, repeat: bool, data: Path, out: Path) -> None:
@@ -134,7 +142,10 @@ def differences(ones: list[dict[str, Any]], others: list[dict[str, Any]]) -> dic
     names = [name for name in ones[0] if name.startswith("loss")]
     assert len(names) == 4 and len(ones) == len(others) == STEPS
     pairs = list(zip(ones, others, strict=True))
-    return {name: max(abs(one[name] - other[name]) / abs(one[name]) for one, other in pairs) for name in names}
+    return {
+        name: max(abs(one[name] - other[name]) / abs(one[name]) for one, other in pairs)
+        for name in names
+    }
 
 
 @pytest.mark.slow
@@ -147,9 +158,17 @@ def test_same_losses(tmp_path: Path, exact: bool) -> None:
     bounds = {"free": 1e-9} if exact else {"repeated": 1e-4, "free": 1e-2}
     for world in (2, 4):
         for choice, bound in bounds.items():
-            lines, parts = run(world, data, tmp_path / f"{choice}_{world}", exact=exact, repeat=choice == "repeated")
+            lines, parts = run(
+                world,
+                data,
+                tmp_path / f"{choice}_{world}",
+                exact=exact,
+                repeat=choice == "repeated",
+            )
             assert parts == samples
             found = differences(alone, lines)
             shown = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
-            print(f"{world} ranks, {STEPS} steps, neighbours {choice}: losses differ by at most {shown}")
+            print(
+                f"{world} ranks, {STEPS} steps, neighbours {choice}: losses differ by at most {shown}"
+            )
             assert max(found.values()) < bound, shown

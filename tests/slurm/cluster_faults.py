@@ -81,7 +81,11 @@ def node_seems_dead(case: Case) -> None:
     case.at_step(8)
     with lost(case) as node:
         (old,) = case.processes("-m slurm.job")
-        pids = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if daemon_of(p, node, case)]
+        pids = [
+            int(p.parent.name)
+            for p in Path("/proc").glob("[0-9]*/cmdline")
+            if daemon_of(p, node, case)
+        ]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -118,7 +122,10 @@ def lost(case: Case) -> Iterator[str]:
     finally:
         case.until(lambda: node in case.cluster.processes, "slurmd")
         idle = ("idle", "mixed", "allocated")
-        while case.cluster.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T").stdout.strip() not in idle:
+        while (
+            case.cluster.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T").stdout.strip()
+            not in idle
+        ):
             case.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
             time.sleep(0.5)
 

@@ -58,20 +58,29 @@ NODE = (
 )
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
 NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-ENTER = ["sh", "-c", 'mount --bind "$1/hosts" /etc/hosts && hostname "$2" && shift 2 && exec "$@"', "sh"]
+ENTER = [
+    "sh",
+    "-c",
+    'mount --bind "$1/hosts" /etc/hosts && hostname "$2" && shift 2 && exec "$@"',
+    "sh",
+]
 FOREIGN = ("SLURM", "SBATCH", "SRUN", "SUBMITIT")
 
 
 def find_daemon(name: str) -> str | None:
     """A daemon's path; distributions keep it in a folder that is often not on PATH."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+    return shutil.which(
+        name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    )
 
 
 class Cluster:
     """Daemons of one cluster. A node has its own host name and processes where namespaces are allowed."""
 
     def __init__(self, nodes: int) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket path must be short
+        self.root = Path(
+            tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
+        )  # munge's socket path must be short
         self.root.chmod(0o755)
         self.nodes = [f"n{i}" for i in range(nodes)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -89,14 +98,26 @@ class Cluster:
         (root / "munge/key").write_bytes(os.urandom(128))
         for index in range(8):
             (root / f"dev/nvidia{index}").symlink_to("/dev/null")
-        (root / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=a100 File={root}/dev/nvidia[0-7]\n")
+        (root / "gres.conf").write_text(
+            f"AutoDetect=off\nName=gpu Type=a100 File={root}/dev/nvidia[0-7]\n"
+        )
         (root / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.nodes)}\n")
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(len(self.nodes) + 1)]
         ports = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
-        nodes = "\n".join(NODE.format(name=name, port=port) for name, port in zip(self.nodes, ports[1:], strict=True))
-        text = CONF.format(root=root, name=root.name, port=ports[0], first=1000 + ports[0], nodes=nodes, user=self.user)
+        nodes = "\n".join(
+            NODE.format(name=name, port=port)
+            for name, port in zip(self.nodes, ports[1:], strict=True)
+        )
+        text = CONF.format(
+            root=root,
+            name=root.name,
+            port=ports[0],
+            first=1000 + ports[0],
+            nodes=nodes,
+            user=self.user,
+        )
         (root / "slurm.conf").write_text(text)
 
     def start(self, timeout_s: float = 30) -> None:
@@ -109,7 +130,9 @@ class Cluster:
             "pid-file": "pid",
             "seed-file": "seed",
         }
-        self._spawn("munged", "--foreground", *(f"--{key}={munge}/{name}" for key, name in files.items()))
+        self._spawn(
+            "munged", "--foreground", *(f"--{key}={munge}/{name}" for key, name in files.items())
+        )
         self._until(lambda: (munge / "socket").exists(), end)
         self.start_controller()
         for name in self.nodes:
@@ -123,7 +146,10 @@ class Cluster:
 
     def describe(self) -> str:
         """Queue and nodes with Slurm's reasons, for messages."""
-        commands = (["squeue", "-o", "%i %P %j %T %r %N"], ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"])
+        commands = (
+            ["squeue", "-o", "%i %P %j %T %r %N"],
+            ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"],
+        )
         return "\n".join(self.run(*command, check=False).stdout for command in commands)
 
     def recover(self, timeout_s: float = 60) -> None:
@@ -178,7 +204,9 @@ class Cluster:
                 raise RuntimeError(f"Slurm did not start, dead: {dead}; see {self.root}/log")
             time.sleep(0.05)
 
-    def _spawn(self, daemon: str, *arguments: str, wrap: list[str] | None = None, label: str = "") -> None:
+    def _spawn(
+        self, daemon: str, *arguments: str, wrap: list[str] | None = None, label: str = ""
+    ) -> None:
         path = find_daemon(daemon)
         assert path is not None, daemon
         name = label or daemon
@@ -191,7 +219,9 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client command against this cluster."""
-        return subprocess.run(command, env=self.env, check=check, text=True, capture_output=True, timeout=60)
+        return subprocess.run(
+            command, env=self.env, check=check, text=True, capture_output=True, timeout=60
+        )
 
     def job(self, job_id: str) -> dict[str, str]:
         """What the controller says about a job; empty once it has forgotten it."""
@@ -222,7 +252,9 @@ class Cluster:
         mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                if int(folder.name) != os.getpid() and mark in (
+                    folder / "environ"
+                ).read_bytes().split(b"\0"):
                     os.kill(int(folder.name), signal.SIGKILL)
             except OSError:
                 continue
@@ -231,7 +263,9 @@ class Cluster:
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     """Two nodes with eight pretended GPUs each, for the whole session."""
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if find_daemon(name) is None]
+    missing = [
+        name for name in ("slurmctld", "slurmd", "munged", "sbatch") if find_daemon(name) is None
+    ]
     if missing:
         pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not installed")
     cluster = Cluster(nodes=2)

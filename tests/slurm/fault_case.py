@@ -28,7 +28,9 @@ class Case:
 
     def __init__(self, cluster: Any, folder: Path, name: str, **options: Any) -> None:
         self.cluster, self.name, self.root = cluster, name, folder / "runs"
-        fields = {key: options.pop(key) for key in ("fault", "seconds", "later_seconds") if key in options}
+        fields = {
+            key: options.pop(key) for key in ("fault", "seconds", "later_seconds") if key in options
+        }
         need = {"gpu": False, "cpus_per_rank": 1, "hours": 0.5, "memory_gb": 1}
         need |= {key: options.pop(key) for key in Resources.model_fields if key in options}
         resources = Resources(**need)
@@ -38,7 +40,9 @@ class Case:
         below = {"weights": identity}
         identity = run_id("digest", toy_training.Digest(), below)
         small = Resources(gpu=False, cpus_per_rank=1, hours=0.5, memory_gb=1)
-        self.digest = StageRun("digest", name, identity, toy_training.Digest(), below, small, "toy_training:digest")
+        self.digest = StageRun(
+            "digest", name, identity, toy_training.Digest(), below, small, "toy_training:digest"
+        )
         self.runs = [self.train, self.digest]
         self.run_dir = self.train.run_dir(self.root)
         options = {"partition": "low", "signal_delay_s": 30, **options}
@@ -66,7 +70,9 @@ class Case:
         end = time.monotonic() + timeout_s
         while not true():
             if time.monotonic() > end:
-                raise AssertionError(f"{self.name}: {what}: {self.facts()} {self.states()} {self.story()}")
+                raise AssertionError(
+                    f"{self.name}: {what}: {self.facts()} {self.states()} {self.story()}"
+                )
             time.sleep(0.1)
 
     def steps(self) -> int:
@@ -101,7 +107,10 @@ class Case:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                ours = job in (folder / "environ").read_bytes().split(b"\0") or f"[{self.job_id}." in command
+                ours = (
+                    job in (folder / "environ").read_bytes().split(b"\0")
+                    or f"[{self.job_id}." in command
+                )
                 if ours and mark in command and not command.startswith("srun"):
                     found.append(int(folder.name))
         return found
@@ -125,7 +134,12 @@ class Case:
         """The digest, and the checksums of the last checkpoint."""
         entry = manifest.find_done(self.root, self.digest.run_id)
         assert entry is not None, self.name
-        state = read_json(self.run_dir / "checkpoints" / f"step_{self.train.config.steps:08d}" / "state.json") or {}  # type: ignore[attr-defined]
+        state = (
+            read_json(
+                self.run_dir / "checkpoints" / f"step_{self.train.config.steps:08d}" / "state.json"
+            )
+            or {}
+        )  # type: ignore[attr-defined]
         return entry.output("digest").read_text(), state["files"]
 
     def story(self) -> str:

@@ -96,7 +96,8 @@ def batch_step_killed(case: Case) -> None:
     case.at_step(30)
     case.kill(f"slurmstepd: [{case.job_id}.batch]")
     case.until(
-        lambda: case.facts()["Restarts"] == "1" and case.facts()["JobState"] == "COMPLETED", "again, for nothing"
+        lambda: case.facts()["Restarts"] == "1" and case.facts()["JobState"] == "COMPLETED",
+        "again, for nothing",
     )
     case.finish()
     assert case.attempts() == 1
@@ -113,7 +114,10 @@ def batch_shell_killed(case: Case) -> None:
 def time_limit(case: Case) -> None:
     """One minute for a training of two, saved on the warning half a minute before."""
     case.finish()
-    assert case.attempts() >= 2 and case.steps() <= 60 + case.attempts(), (case.attempts(), case.steps())
+    assert case.attempts() >= 2 and case.steps() <= 60 + case.attempts(), (
+        case.attempts(),
+        case.steps(),
+    )
 
 
 JOB_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {

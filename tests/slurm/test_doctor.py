@@ -23,7 +23,10 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
         "name: two\nruns:\n  digits: {stage: convert, dataset: d, num_classes: 10}\n"
         "  train: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, batch_size: 64}\n"
     )
-    return {found.subject: found for found in preflight(load_profile(str(path)), all_runs(str(plan), overrides))}
+    return {
+        found.subject: found
+        for found in preflight(load_profile(str(path)), all_runs(str(plan), overrides))
+    }
 
 
 def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:

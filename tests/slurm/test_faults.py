@@ -47,17 +47,24 @@ def play(cases: dict[str, Case], faults: dict[str, Fault], at_once: int) -> Play
         return ""
 
     with ThreadPoolExecutor(at_once) as pool:
-        return {name: (cases[name], wrong) for name, wrong in zip(cases, pool.map(one, cases), strict=True)}
+        return {
+            name: (cases[name], wrong)
+            for name, wrong in zip(cases, pool.map(one, cases), strict=True)
+        }
 
 
 @pytest.fixture(scope="module")
-def played(shared_cluster: Any, toy: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+def played(
+    shared_cluster: Any, toy: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Played]:
     """The faults that concern one job each."""
     folder = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", shared_cluster.env["SLURM_CONF"])
         only = os.environ.get("FAULTS", ",".join(JOB_FAULTS)).split(",")
-        cases = {n: Case(shared_cluster, folder, n, **o) for n, (_, o) in JOB_FAULTS.items() if n in only}
+        cases = {
+            n: Case(shared_cluster, folder, n, **o) for n, (_, o) in JOB_FAULTS.items() if n in only
+        }
         yield play(cases, {name: fault for name, (fault, _) in JOB_FAULTS.items()}, at_once=4)
 
 
@@ -72,7 +79,12 @@ def test_fault_of_a_job(played: Played, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLUSTER_FAULTS)
 def test_fault_of_the_cluster(
-    name: str, played: Played, slurm_cluster: Any, toy: None, tmp_path: Path, request: pytest.FixtureRequest
+    name: str,
+    played: Played,
+    slurm_cluster: Any,
+    toy: None,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     fault, options = CLUSTER_FAULTS[name]
     line = "SlurmctldParameters=preempt_send_user_signal"

@@ -81,7 +81,9 @@ runs:
 class Spine:
     """A reproduction of tiny stages, its files, and short names for what the tests do with it."""
 
-    def __init__(self, cluster: Any, folder: Path, module: Any, reproduction: str = REPRODUCTION) -> None:
+    def __init__(
+        self, cluster: Any, folder: Path, module: Any, reproduction: str = REPRODUCTION
+    ) -> None:
         self.cluster = cluster
         small = Resources(cpus_per_rank=1, hours=0.5, memory_gb=1)
         common: dict[str, Any] = {
@@ -112,7 +114,9 @@ class Spine:
         """State by run name."""
         return {name: s.state for name, s in self.status().items()}
 
-    def until(self, true: Callable[[dict[str, str]], bool], timeout_s: float = 60) -> dict[str, str]:
+    def until(
+        self, true: Callable[[dict[str, str]], bool], timeout_s: float = 60
+    ) -> dict[str, str]:
         """Poll the states until they satisfy a condition."""
         end = time.monotonic() + timeout_s
         while not true(states := self.states()):
@@ -166,7 +170,9 @@ def _check_results(spine: Spine) -> None:
     finished: dict[str, float] = {}
     for name, entry in entries.items():
         assert entry is not None and entry.rows_path is not None and entry.rows_path.exists()
-        assert entry.provenance["snapshot"] == Path(entry.provenance["code_root"]).name, "not the snapshot's code"
+        assert entry.provenance["snapshot"] == Path(entry.provenance["code_root"]).name, (
+            "not the snapshot's code"
+        )
         finished[name] = float(entry.output("note").read_text().split()[-1])
         assert manifest.problems(entry, hashes=True) == []
     assert finished["first"] < finished["middle"] < finished["last"]
@@ -176,13 +182,20 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
     spine.gate.touch()
     spine.poison.touch()
     spine.submit()
-    states = spine.until(lambda s: s["middle"] == "failed" and s["side"] == "done" and s["last"] != "queued")
+    states = spine.until(
+        lambda s: s["middle"] == "failed" and s["side"] == "done" and s["last"] != "queued"
+    )
     assert states == {"first": "done", "middle": "failed", "side": "done", "last": "waiting"}
     failed = spine.status()["middle"]
     assert f"ValueError: {spine.poison} is in the way" in failed.detail
     assert failed.log is not None and "is in the way" in Path(failed.log).read_text()
     spine.poison.unlink()
-    assert spine.submit() == {"first": "done", "middle": "submitted", "side": "done", "last": "submitted"}
+    assert spine.submit() == {
+        "first": "done",
+        "middle": "submitted",
+        "side": "done",
+        "last": "submitted",
+    }
     spine.until(lambda s: set(s.values()) == {"done"})
     entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
     assert entry is not None and entry.attempt == 2 and entry.restarts == 1
@@ -196,14 +209,18 @@ def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Pat
     submitted.touch()
     spine.until(lambda s: list(s.values()) == ["failed", "waiting", "waiting", "waiting"])
     failed = spine.status()["first"]
-    assert "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
+    assert (
+        "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
+    )
     spine.profile = good
     spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
     spine.until(lambda s: set(s.values()) == {"done"})
 
 
-def test_a_parent_that_slurm_has_forgotten_is_judged_by_the_manifest(spine: Spine, slurm_cluster: Any) -> None:
+def test_a_parent_that_slurm_has_forgotten_is_judged_by_the_manifest(
+    spine: Spine, slurm_cluster: Any
+) -> None:
     spine.gate.touch()
     everything, spine.runs = spine.runs, spine.runs[:1]
     assert spine.submit() == {"first": "submitted"}
@@ -214,11 +231,18 @@ def test_a_parent_that_slurm_has_forgotten_is_judged_by_the_manifest(spine: Spin
     slurm_cluster.start_controller(forget=True)
     spine.runs = everything
     spine.until(lambda s: slurm_cluster.is_idle() and not slurm_cluster.job(job))
-    assert spine.submit() == {"first": "done", "middle": "submitted", "side": "submitted", "last": "submitted"}
+    assert spine.submit() == {
+        "first": "done",
+        "middle": "submitted",
+        "side": "submitted",
+        "last": "submitted",
+    }
     spine.until(lambda s: set(s.values()) == {"done"})
 
 
-def test_a_run_that_watches_starts_with_the_one_it_watches(slurm_cluster: Any, tmp_path: Path, tiny: Any) -> None:
+def test_a_run_that_watches_starts_with_the_one_it_watches(
+    slurm_cluster: Any, tmp_path: Path, tiny: Any
+) -> None:
     spine = Spine(slurm_cluster, tmp_path, tiny, WATCHING)
     assert set(spine.submit().values()) == {"submitted"}
     states = spine.until(lambda s: s["watcher"] == "done")
@@ -244,7 +268,9 @@ def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
 
 
 @pytest.mark.parametrize("name", ["USR2", "TERM"])
-def test_preempted_run_is_requeued_and_finishes(spine: Spine, slurm_cluster: Any, name: str) -> None:
+def test_preempted_run_is_requeued_and_finishes(
+    spine: Spine, slurm_cluster: Any, name: str
+) -> None:
     spine.submit()
     spine.until(lambda s: s["first"] == "running")
     first = spine.runs[0].run_dir(spine.profile.run_root)
@@ -273,10 +299,23 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     text = f"run_root: {tmp_path}/runs\npartition: low\ncpus_per_rank: 1\nmemory_gb: 8\n"
     profile.write_text(text + "env: {OMP_NUM_THREADS: '1'}\n")
     cluster = ["--cluster", str(profile)]
-    sets = ["pretrain.resources.nodes=2", "pretrain.resources.ranks_per_node=2", "pretrain.epochs=2"]
-    sets += ["pretrain.steps_per_epoch=3", "pretrain.warmup_epochs=1", "linear.epochs=1", "linear_sweep.epochs=1"]
+    sets = [
+        "pretrain.resources.nodes=2",
+        "pretrain.resources.ranks_per_node=2",
+        "pretrain.epochs=2",
+    ]
+    sets += [
+        "pretrain.steps_per_epoch=3",
+        "pretrain.warmup_epochs=1",
+        "linear.epochs=1",
+        "linear_sweep.epochs=1",
+    ]
     sets += ["detection.epochs=1", "detection.decay_epochs=[]", "detection.warmup_steps=2"]
-    sets += [f"segmentation{name}.{part}" for name in ("", "_linear") for part in ("steps=4", "warmup_steps=2")]
+    sets += [
+        f"segmentation{name}.{part}"
+        for name in ("", "_linear")
+        for part in ("steps=4", "warmup_steps=2")
+    ]
     sets += [f"finetune{name}.epochs=2" for name in ("", "_scratch")]
     sets += [f"finetune_10pct{name}.epochs=5" for name in ("", "_scratch")]
     options = [*cluster, *(part for item in sets for part in ("--set", item))]
@@ -290,7 +329,9 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
             *options,
             *more,
         ]
-        return subprocess.run(line, env=dict(os.environ), capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            line, env=dict(os.environ), capture_output=True, text=True, timeout=120
+        )
 
     submitted = call("submit")
     assert submitted.returncode == 0, submitted.stderr

@@ -53,7 +53,9 @@ class Place:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS"))}
         env |= {"MUGS_RUN_ROOT": str(self.runs), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         line = [sys.executable, str(ROOT / "run_stage.py"), *arguments]
-        return subprocess.run(line, env=env, cwd=self.folder, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            line, env=env, cwd=self.folder, capture_output=True, text=True, timeout=300
+        )
 
     def fails(self, *arguments: str, error: str) -> str:
         """Run, and expect one failed run, told in one line here and in `status`; returns that line."""
@@ -63,7 +65,11 @@ class Place:
         status = self.call("status", "tiny.yaml")
         assert status.returncode == 1
         for shown in (done.stdout, status.stdout):
-            (line,) = (text for text in shown.splitlines() if re.match(rf"\w+ +\w+ +failed .*{error}: ", text))
+            (line,) = (
+                text
+                for text in shown.splitlines()
+                if re.match(rf"\w+ +\w+ +failed .*{error}: ", text)
+            )
             (log,) = re.findall(r"^\w+ log: (.*)$", shown, re.M)
         text = Path(log).read_text()
         assert text.index(f": {error}: ") < text.index("Traceback")
@@ -78,9 +84,9 @@ class Place:
 def jpeg(seed: int, size: tuple[int, int] = (40, 36), bands: int = 3, fmt: str = "JPEG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], bands), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if bands == 1 else pixels, mode={1: "L", 3: "RGB", 4: "CMYK"}[bands]).save(
-        buffer, fmt
-    )
+    Image.fromarray(
+        pixels.squeeze(-1) if bands == 1 else pixels, mode={1: "L", 3: "RGB", 4: "CMYK"}[bands]
+    ).save(buffer, fmt)
     return buffer.getvalue()
 
 
@@ -142,7 +148,9 @@ def test_all_bad_images_are_named_at_once_and_can_be_left_out(place: Place) -> N
     assert "4 of 13 files are not usable images" in line
     names = [*bad, "dog/link.jpg"]
     assert all(name in line for name in names)
-    left_out = place.call("run", "tiny.yaml", "--only", "photos", "--set", f"photos.allow_bad=[{', '.join(names)}]")
+    left_out = place.call(
+        "run", "tiny.yaml", "--only", "photos", "--set", f"photos.allow_bad=[{', '.join(names)}]"
+    )
     assert left_out.returncode == 0, left_out.stdout
     assert len(PackSource(place.path("convert/*/train.beton"))) == 9
 
@@ -234,7 +242,9 @@ def test_damaged_rows_are_named(done: Place) -> None:
     os.truncate(path, path.stat().st_size - 20)
     shown = done.call("tables")
     name = path.relative_to(done.runs)
-    assert shown.returncode == 2 and shown.stderr.startswith(f"error: {name}: differs from the SHA-256"), shown.stderr
+    assert shown.returncode == 2 and shown.stderr.startswith(
+        f"error: {name}: differs from the SHA-256"
+    ), shown.stderr
     assert shown.stderr.count("\n") == 1
     again = done.call("run", "tiny.yaml", "--only", "knn")
     assert again.returncode == 0 and f"{path}: result rows differ" in again.stderr

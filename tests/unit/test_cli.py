@@ -30,17 +30,22 @@ runs:
 def cli(tmp_path: Path) -> Cli:
     """Run the command line with a run root of its own."""
 
-    def call(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS"))}
         clean |= {"MUGS_RUN_ROOT": str(tmp_path / "runs"), "COLUMNS": "200"} | (env or {})
         line = [sys.executable, str(ROOT / "run_stage.py"), *arguments]
-        return subprocess.run(line, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            line, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
 
     return call
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"], ["verify", "mini"]]
+    "arguments",
+    [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"], ["verify", "mini"]],
 )
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
     code = (
@@ -52,14 +57,18 @@ def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None
         "assert not heavy, heavy\n"
     )
     env = {**os.environ, "MUGS_RUN_ROOT": str(tmp_path), "PATH": "/nowhere"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_help_lists_the_commands(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.returncode == 0
-    assert all(word in shown.stdout for word in ("plan", "submit", "run", "status", "tables", "verify"))
+    assert all(
+        word in shown.stdout for word in ("plan", "submit", "run", "status", "tables", "verify")
+    )
 
 
 def test_plan_is_plain_when_piped(cli: Cli) -> None:
@@ -67,7 +76,17 @@ def test_plan_is_plain_when_piped(cli: Cli) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout and not re.search("[─│┃]", shown.stdout)
     header, *lines = shown.stdout.splitlines()
-    assert header.split() == ["run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run", "id"]
+    assert header.split() == [
+        "run",
+        "stage",
+        "state",
+        "nodes",
+        "GPUs",
+        "hours",
+        "GPU-hours",
+        "run",
+        "id",
+    ]
     assert re.search(r"^pretrain +pretrain +pending .* [0-9a-f]{12}$", shown.stdout, re.M)
     assert "0 done," in lines[-1]
 
@@ -131,31 +150,47 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
     ids = {run["run"]: run["run_id"] for run in json.loads(cli("status", "mini", "--json").stdout)}
     jobs = {"11": ids["pretrain"], "12": ids["knn"], "13": "somebodyelses"}
     lines = [f"{job}|mugs-{run}|RUNNING|None|(null)|(null)\n" for job, run in jobs.items()]
-    elsewhere = f"14|mugs-{ids['knn']}|RUNNING|None|(null)|/other/runs/knn/knn-{ids['knn']}/submission.sh\n"
+    elsewhere = (
+        f"14|mugs-{ids['knn']}|RUNNING|None|(null)|/other/runs/knn/knn-{ids['knn']}/submission.sh\n"
+    )
     (tmp_path / "queue").write_text("".join([*lines, elsewhere]))
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def test_cancel_ends_the_jobs_of_the_reproduction_only(cli: Cli, fake_slurm: dict[str, str], tmp_path: Path) -> None:
+def test_cancel_ends_the_jobs_of_the_reproduction_only(
+    cli: Cli, fake_slurm: dict[str, str], tmp_path: Path
+) -> None:
     assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "cancelled 0 jobs\n"
     assert not (tmp_path / "cancelled").exists()
     root = ["--run-root", str(tmp_path / "runs")]
-    assert cli("cancel", "mini", "--only", "knn", *root, env=fake_slurm).stdout == "cancelled 1 jobs: 12\n"
+    assert (
+        cli("cancel", "mini", "--only", "knn", *root, env=fake_slurm).stdout
+        == "cancelled 1 jobs: 12\n"
+    )
     assert cli("cancel", "mini", env=fake_slurm).stdout == "cancelled 2 jobs: 11 12\n"
     assert (tmp_path / "cancelled").read_text() == "12\n11 12\n"
 
 
-def test_cancel_without_slurm_or_with_one_that_refuses(cli: Cli, fake_slurm: dict[str, str], tmp_path: Path) -> None:
+def test_cancel_without_slurm_or_with_one_that_refuses(
+    cli: Cli, fake_slurm: dict[str, str], tmp_path: Path
+) -> None:
     done = cli("cancel", "mini", env={"PATH": "/nowhere"})
     assert done.returncode == 2 and "squeue: not found" in done.stderr
-    (tmp_path / "bin/scancel").write_text("#!/bin/sh\necho 'scancel: error: Access denied' >&2; exit 1\n")
+    (tmp_path / "bin/scancel").write_text(
+        "#!/bin/sh\necho 'scancel: error: Access denied' >&2; exit 1\n"
+    )
     done = cli("cancel", "mini", env=fake_slurm)
-    assert done.returncode == 2 and "Access denied" in done.stderr and "cancelled" not in done.stdout
+    assert (
+        done.returncode == 2 and "Access denied" in done.stderr and "cancelled" not in done.stdout
+    )
 
 
 def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:
     assert cli("logs", "mini", "digits").stdout == "==> digits: no log yet\n"
-    (run_id,) = {run["run_id"] for run in json.loads(cli("status", "mini", "--only", "digits", "--json").stdout)}
+    (run_id,) = {
+        run["run_id"]
+        for run in json.loads(cli("status", "mini", "--only", "digits", "--json").stdout)
+    }
     folder = tmp_path / "runs/convert" / f"digits-{run_id}" / "logs"
     folder.mkdir(parents=True)
     for attempt in (1, 2):
@@ -168,7 +203,9 @@ def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> N
     assert done.returncode == 2 and "did you mean 'digits'" in done.stderr
 
 
-def test_profile_reaches_the_pretraining_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_profile_reaches_the_pretraining_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen: dict[str, StageRun] = {}
 
     def note(runs: list[StageRun], *_: object, **__: object) -> list[object]:
@@ -182,7 +219,9 @@ def test_profile_reaches_the_pretraining_and_nothing_else(monkeypatch: pytest.Mo
     plain = dict(seen)
     assert call(run_stage.app, ["run", "mini", "--profile", "3", *root]).exit_code == 0
     assert seen["pretrain"].config.profile_steps == 3
-    assert {name: run.run_id for name, run in seen.items()} == {name: run.run_id for name, run in plain.items()}
+    assert {name: run.run_id for name, run in seen.items()} == {
+        name: run.run_id for name, run in plain.items()
+    }
     assert seen["knn"] == plain["knn"]
     refused = call(run_stage.app, ["run", "mini", "--only", "digits", "--profile", "3", *root])
     assert isinstance(refused.exception, ConfigError)

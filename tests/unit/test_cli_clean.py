@@ -33,7 +33,12 @@ def root(tmp_path: Path) -> Path:
     place(begun.run_dir(root) / "train.beton")
     place(begun.run_dir(root) / ".train.beton.01234567.tmp")
     place(root / "pretrain/mine-0123456789ab/checkpoints/step_00000010/x.safetensors")
-    finish(root, "ba9876543210", "custom", place(root / "pretrain/custom-ba9876543210/teacher.safetensors"))
+    finish(
+        root,
+        "ba9876543210",
+        "custom",
+        place(root / "pretrain/custom-ba9876543210/teacher.safetensors"),
+    )
     place(root / "manifest" / f".x.json.{'0' * 32}")
     place(root / "notes/of-0123456789ab/mine.txt")
     for path in (*root.rglob("*"), root):
@@ -51,7 +56,9 @@ def place(path: Path) -> Path:
 def finish(root: Path, run_id: str, name: str, output: Path) -> None:
     """Record a pretraining with one output."""
     outputs = {"teacher": describe_output(root, output)}
-    manifest.record(root, ManifestEntry(stage="pretrain", name=name, run_id=run_id, outputs=outputs))
+    manifest.record(
+        root, ManifestEntry(stage="pretrain", name=name, run_id=run_id, outputs=outputs)
+    )
 
 
 @pytest.fixture
@@ -60,7 +67,9 @@ def clean(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clean:
     monkeypatch.setenv("PATH", "/nowhere")
 
     def call(*arguments: str) -> str:
-        result = CliRunner().invoke(run_stage.app, ["clean", "mini", "--run-root", str(root), *arguments])
+        result = CliRunner().invoke(
+            run_stage.app, ["clean", "mini", "--run-root", str(root), *arguments]
+        )
         assert result.exit_code == 0, result.exception
         return result.output
 
@@ -76,19 +85,38 @@ def test_what_nothing_needs_is_shown_and_with_yes_removed(clean: Clean, root: Pa
     shown = clean()
     assert files(root) == before
     assert "6000 bytes in 6 places; --yes removes them" in shown, shown
-    assert "mine-0123456789ab: no reproduction asks for it" in shown and "step_00000020: its run is done" in shown
+    assert (
+        "mine-0123456789ab: no reproduction asks for it" in shown
+        and "step_00000020: its run is done" in shown
+    )
     assert "6000 bytes removed" in clean("--yes")
     kept = {name for name in before if name in files(root)}
     assert kept == files(root)
-    gone = {name.split("/")[-2] if "step_" in name else name.split("/")[-1] for name in before - kept}
-    begun = {"step_00000010", "step_00000020", "bad_step_00000005", ".train.beton.01234567.tmp", f".x.json.{'0' * 32}"}
+    gone = {
+        name.split("/")[-2] if "step_" in name else name.split("/")[-1] for name in before - kept
+    }
+    begun = {
+        "step_00000010",
+        "step_00000020",
+        "bad_step_00000005",
+        ".train.beton.01234567.tmp",
+        f".x.json.{'0' * 32}",
+    }
     assert gone == begun
     assert "0 bytes in 0 places" in clean()
-    for word in ("step_00000030", "teacher.safetensors", "train.beton", "custom-ba9876543210", "notes/of"):
+    for word in (
+        "step_00000030",
+        "teacher.safetensors",
+        "train.beton",
+        "custom-ba9876543210",
+        "notes/of",
+    ):
         assert any(word in name for name in kept), word
 
 
-def test_what_is_asked_for_by_another_reproduction_stays(clean: Clean, root: Path, tmp_path: Path) -> None:
+def test_what_is_asked_for_by_another_reproduction_stays(
+    clean: Clean, root: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("name: o\nruns:\n  mine: {stage: convert, dataset: mine, num_classes: 2}\n")
     (run,) = all_runs(str(other))
@@ -150,14 +178,19 @@ def test_where_slurm_gives_no_answer_only_what_was_submitted_stays(
     (done,) = (run.run_dir(root) for run in all_runs("mini") if run.name == "pretrain")
     submit(done, "11")
     said = clean("--yes")
-    assert f"stays: {sent}: may be job 12 of a cluster: cannot ask the queue: squeue: error: no cluster here" in said
+    assert (
+        f"stays: {sent}: may be job 12 of a cluster: cannot ask the queue: squeue: error: no cluster here"
+        in said
+    )
     assert f"stays: {died}: may be job ? of a cluster" in said and sent.exists() and died.exists()
     assert not (root / "pretrain/mine-0123456789ab").exists(), "it was never submitted"
     assert not (done / "checkpoints/step_00000020").exists(), "its run is done"
 
 
 @pytest.mark.parametrize(("job", "stays"), [("12", False), ("13", True), (None, True)])
-def test_only_the_last_job_can_give_a_run_up(clean: Clean, root: Path, job: str | None, stays: bool) -> None:
+def test_only_the_last_job_can_give_a_run_up(
+    clean: Clean, root: Path, job: str | None, stays: bool
+) -> None:
     folder = root / "pretrain/mine-0123456789ab"
     attempts.fail(folder, attempts.start(folder, job_id="12"), error="no luck", log=folder / "log")
     attempts.give_up(folder, 1, "3 attempts failed")

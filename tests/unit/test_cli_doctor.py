@@ -39,7 +39,9 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(2):
             Image.new("RGB", (40, 36)).save(tmp_path / "images" / label / f"{label}{index}.jpg")
-    torch.save({"teacher": build_vit("vit_mini", relation_depth=1).state_dict()}, tmp_path / "w.pth")
+    torch.save(
+        {"teacher": build_vit("vit_mini", relation_depth=1).state_dict()}, tmp_path / "w.pth"
+    )
     (tmp_path / "list.txt").write_text("cat0.jpg\ndog1.jpg\n")
     (tmp_path / "small.yaml").write_text(
         YAML.format(images=tmp_path / "images", file=tmp_path / "w.pth", list=tmp_path / "list.txt")
@@ -56,7 +58,9 @@ def told(result: Result, line: str, remedy: str) -> None:
     """A wrong finding with its remedy below, and the exit code."""
     lines = result.stdout.splitlines()
     (index,) = (i for i, text in enumerate(lines) if text.startswith("wrong") and line in text)
-    assert lines[index + 1].startswith("        to do: ") and remedy in lines[index + 1], lines[index + 1]
+    assert lines[index + 1].startswith("        to do: ") and remedy in lines[index + 1], lines[
+        index + 1
+    ]
     assert result.exit_code == 1 and "to put right" in lines[-1]
 
 
@@ -80,8 +84,16 @@ BROKEN = [
     ("photos.num_classes=3", "2 classes found, 3 expected", "photos.train_dir"),
     ("weights.file=/nowhere.pth", "/nowhere.pth: No such file", "weights.file"),
     ("weights.arch=vit_s16", "missing ['blocks.10", "weights.file"),
-    ("logistic.labelled.list_file=/nowhere", "/nowhere: cannot be read", "logistic.labelled.list_file"),
-    (f"logistic.labelled.list_sha256={'a' * 64}", "list_sha256 says aa", "logistic.labelled.list_file"),
+    (
+        "logistic.labelled.list_file=/nowhere",
+        "/nowhere: cannot be read",
+        "logistic.labelled.list_file",
+    ),
+    (
+        f"logistic.labelled.list_sha256={'a' * 64}",
+        "list_sha256 says aa",
+        "logistic.labelled.list_file",
+    ),
 ]
 
 
@@ -92,7 +104,12 @@ def test_what_a_setting_breaks(doctor: Doctor, override: str, words: str, remedy
 
 @pytest.mark.parametrize(("override", "words", "remedy"), BROKEN)
 def test_plan_shows_it_and_nothing_is_queued(
-    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str, remedy: str
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    override: str,
+    words: str,
+    remedy: str,
 ) -> None:
     stopped(doctor, tmp_path, monkeypatch, ("--set", override), words, remedy)
 
@@ -113,7 +130,12 @@ def test_an_image_cut_short_is_told_before_anything_is_queued(
 
 
 def stopped(
-    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Sequence[str], words: str, remedy: str
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Sequence[str],
+    words: str,
+    remedy: str,
 ) -> None:
     """`plan` shows it in one line with its remedy; `submit` refuses and queues nothing."""
     monkeypatch.setenv("PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo 7"))
@@ -126,23 +148,42 @@ def stopped(
     assert not (tmp_path / "asked").exists() and not (tmp_path / "runs").exists()
 
 
-def test_files_that_only_compute_nodes_have(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo Submitted batch job 7"))
+def test_files_that_only_compute_nodes_have(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PATH", fake(tmp_path / "bin", sbatch=f"touch {tmp_path}/asked; echo Submitted batch job 7")
+    )
     (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ncpus_per_rank: 1\n")
-    there = ("--cluster", str(tmp_path / "c.yaml"), "--set", "photos.train_dir=/node/images", "--only", "photos")
+    there = (
+        "--cluster",
+        str(tmp_path / "c.yaml"),
+        "--set",
+        "photos.train_dir=/node/images",
+        "--only",
+        "photos",
+    )
     refused = doctor(*there, command="submit")
     assert isinstance(refused.exception, ConfigError) and not (tmp_path / "asked").exists()
     assert "--unseen" in str(refused.exception)
     assert "/node/images" in doctor(*there, command="plan").output
     shown = doctor(*there, "--unseen", command="plan")
-    assert shown.exit_code == 0 and "GPU-hours" in shown.stdout and "/node/images" not in shown.output
+    assert (
+        shown.exit_code == 0 and "GPU-hours" in shown.stdout and "/node/images" not in shown.output
+    )
     seen = doctor(*there[2:], "--unseen")
     assert seen.exit_code == 0 and "skipped photos: its files are not looked at" in seen.stdout
     unset = ("--set", "photos.val_dir=null", "--unseen")
-    assert "photos.val_dir is not set; to do: --set photos.val_dir=" in doctor(*there, *unset, command="plan").output
+    assert (
+        "photos.val_dir is not set; to do: --set photos.val_dir="
+        in doctor(*there, *unset, command="plan").output
+    )
     assert "val_dir is not set" in str(doctor(*there, *unset, command="submit").exception)
     assert not (tmp_path / "asked").exists()
-    assert doctor(*there, "--unseen", command="submit").exit_code == 0 and (tmp_path / "asked").exists()
+    assert (
+        doctor(*there, "--unseen", command="submit").exit_code == 0
+        and (tmp_path / "asked").exists()
+    )
 
 
 def test_plan_tells_what_does_not_fit_the_cluster(doctor: Doctor, tmp_path: Path) -> None:
@@ -179,7 +220,11 @@ def test_only_what_is_not_there_may_be_elsewhere(doctor: Doctor) -> None:
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:
     result = doctor("--set", "photos.train_dir=/nowhere", "--set", "photos.val_dir=/elsewhere")
-    told(result, "/nowhere is not a folder; val: val_dir: /elsewhere is not a folder", "photos.val_dir")
+    told(
+        result,
+        "/nowhere is not a folder; val: val_dir: /elsewhere is not a folder",
+        "photos.val_dir",
+    )
 
 
 def test_damaged_files(doctor: Doctor, tmp_path: Path) -> None:
@@ -201,11 +246,17 @@ def test_a_list_that_names_what_is_not_there(doctor: Doctor, tmp_path: Path) -> 
 
 
 def test_inputs_outside_the_chosen_runs(doctor: Doctor) -> None:
-    told(doctor("--only", "features"), "features: needs photos, which is not done", "--only photos too")
+    told(
+        doctor("--only", "features"),
+        "features: needs photos, which is not done",
+        "--only photos too",
+    )
 
 
 def test_room_and_rights(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1})())
+    monkeypatch.setattr(
+        environment.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1})()
+    )
     told(doctor(), "0.0 GB free", "make room")
 
     def read_only(**options: object) -> None:
@@ -215,8 +266,12 @@ def test_room_and_rights(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.Mon
     told(doctor(), "cannot be written to (Permission denied)", "--run-root")
 
 
-def test_packages_that_are_missing_old_or_broken(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment.metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy"])
+def test_packages_that_are_missing_old_or_broken(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        environment.metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy"]
+    )
     monkeypatch.setattr(environment, "_python", lambda code: (1, "ImportError: libx.so"))
     result = doctor()
     told(result, "expected >=99", "make setup")
@@ -242,18 +297,32 @@ def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", "/nowhere")
     told(doctor(*call), "not found: sbatch, squeue", "login node")
     dry = "grep -q 'partition=gpu' $2 && echo 'sbatch: Job 1 to start at noon' >&2"
-    monkeypatch.setenv("PATH", fake(tmp_path / "bin", scontrol=PARTITIONS, sacctmgr="echo mine", sbatch=dry))
+    monkeypatch.setenv(
+        "PATH", fake(tmp_path / "bin", scontrol=PARTITIONS, sacctmgr="echo mine", sbatch=dry)
+    )
     result = doctor(*call)
-    assert result.exit_code == 0 and "jobs photos: Job 1 to start at noon" in result.output, result.output
-    assert "ok      partition: gpu is UP" in result.output and "ok      account: mine" in result.output
-    profile.write_text(f"run_root: {tmp_path}/runs\npartition: gpus\naccount: yours\ngpus_per_node: 1\n")
+    assert result.exit_code == 0 and "jobs photos: Job 1 to start at noon" in result.output, (
+        result.output
+    )
+    assert (
+        "ok      partition: gpu is UP" in result.output and "ok      account: mine" in result.output
+    )
+    profile.write_text(
+        f"run_root: {tmp_path}/runs\npartition: gpus\naccount: yours\ngpus_per_node: 1\n"
+    )
     result = doctor(*call)
     told(result, "there is no gpus", "partition: one of cpu, gpu")
     told(result, "has no account yours", "account: one of mine")
     profile.write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 1\n")
-    fake(tmp_path / "bin", scontrol=PARTITIONS, sbatch="echo 'sbatch: error: QOS is full' >&2; exit 1")
+    fake(
+        tmp_path / "bin",
+        scontrol=PARTITIONS,
+        sbatch="echo 'sbatch: error: QOS is full' >&2; exit 1",
+    )
     result = doctor(*call)
-    told(result, "jobs features: features.resources.ranks_per_node: 8 GPUs per node", "gpus_per_node")
+    told(
+        result, "jobs features: features.resources.ranks_per_node: 8 GPUs per node", "gpus_per_node"
+    )
     told(result, "jobs photos: QOS is full", "resources")
     fake(tmp_path / "bin", scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
     told(doctor(*call), "Unable to contact slurm controller", "administrators")

@@ -47,7 +47,9 @@ def released(path: Path, arch: str) -> Path:
         torch.nn.init.normal_(parameter, std=0.05)
     teacher = {f"backbone.{key}": value for key, value in vit.state_dict().items()}
     student = {f"module.{key}": -value for key, value in teacher.items()}
-    torch.save({"teacher": {**teacher, "group_head.0.weight": torch.zeros(2, 2)}, "student": student}, path)
+    torch.save(
+        {"teacher": {**teacher, "group_head.0.weight": torch.zeros(2, 2)}, "student": student}, path
+    )
     return path
 
 
@@ -62,7 +64,9 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def finish(root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], **values: Any) -> ManifestEntry:
+def finish(
+    root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], **values: Any
+) -> ManifestEntry:
     """Run a stage in this process, and record it."""
     stage = {convert: "convert", import_weights: "import", features: "features"}[module]
     folder = root / stage / f"{stage}-{stage}0"
@@ -70,7 +74,9 @@ def finish(root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], 
     config = STAGES[stage].config.model_validate(values)
     made = module.run(StageContext(stage, stage, f"{stage}0", folder, inputs, 1), config)
     outputs = {label: describe_output(root, path) for label, path in made.outputs.items()}
-    entry = ManifestEntry(stage=stage, name=stage, run_id=f"{stage}0", outputs=outputs, info=dict(made.info))
+    entry = ManifestEntry(
+        stage=stage, name=stage, run_id=f"{stage}0", outputs=outputs, info=dict(made.info)
+    )
     manifest.record(root, entry)
     return entry.at(root)
 
@@ -79,14 +85,21 @@ def finish(root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], 
     ("arch", "format", "crop"),
     [pytest.param("vit_s16", "timm", 224, marks=pytest.mark.slow), ("vit_mini", "safetensors", 32)],
 )
-def test_import_features_export_timm(tmp_path: Path, images: Path, arch: str, format: str, crop: int) -> None:
+def test_import_features_export_timm(
+    tmp_path: Path, images: Path, arch: str, format: str, crop: int
+) -> None:
     root, ours, plain = tmp_path / "runs", tmp_path / "ours.safetensors", tmp_path / "plain"
     done = cli("import", released(tmp_path / "released.pth", arch), "--arch", arch, "--out", ours)
     assert done.exit_code == 0, done.exception
-    assert "left out: group_head.0.weight" in done.output and "left out: backbone.relation_blocks" in done.output
+    assert (
+        "left out: group_head.0.weight" in done.output
+        and "left out: backbone.relation_blocks" in done.output
+    )
     data = finish(root, convert, {}, dataset="colours", train_dir=str(images), val_dir=str(images))
     weights = finish(root, import_weights, {}, source="ours", arch=arch, epochs=800, file=str(ours))
-    stored = finish(root, features, {"data": data, "weights": weights}, blocks=1, resize=crop + 16, crop=crop)
+    stored = finish(
+        root, features, {"data": data, "weights": weights}, blocks=1, resize=crop + 16, crop=crop
+    )
     done = cli("export", "import0", "--run-root", root, "--out", plain, "--format", format)
     assert done.exit_code == 0, done.exception
     (call,) = (line for line in done.output.splitlines() if line.startswith("model = "))
@@ -105,11 +118,19 @@ def test_import_features_export_timm(tmp_path: Path, images: Path, arch: str, fo
 def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path) -> None:
     path, out = released(tmp_path / "r.pth", "vit_mini"), tmp_path / "o.safetensors"
     assert "missing ['blocks.10" in refused("import", path, "--arch", "vit_s16", "--out", out)
-    wider = refused("import", released(tmp_path / "s.pth", "vit_s16"), "--arch", "vit_b16", "--out", out)
+    wider = refused(
+        "import", released(tmp_path / "s.pth", "vit_s16"), "--arch", "vit_b16", "--out", out
+    )
     assert "size mismatch for cls_token" in wider and " more)" in wider and "\n" not in wider
-    assert "No such file" in refused("import", tmp_path / "none.pth", "--arch", "vit_s16", "--out", out)
-    assert "expected 00" in refused("import", path, "--arch", "vit_mini", "--out", out, "--sha256", "0" * 64)
-    assert "ends in .safetensors" in refused("import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth")
+    assert "No such file" in refused(
+        "import", tmp_path / "none.pth", "--arch", "vit_s16", "--out", out
+    )
+    assert "expected 00" in refused(
+        "import", path, "--arch", "vit_mini", "--out", out, "--sha256", "0" * 64
+    )
+    assert "ends in .safetensors" in refused(
+        "import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth"
+    )
     assert "not a backbone file of ours" in refused("export", path, "--out", out)
     assert "holds one network" in refused("export", path, "--out", out, "--weights", "student")
     assert not out.exists()
@@ -122,9 +143,18 @@ def test_a_timm_file_and_the_student(tmp_path: Path) -> None:
     assert cli("import", plain, "--arch", name, "--source", "timm", "--out", out).exit_code == 0
     path = released(tmp_path / "r.pth", "vit_mini")
     for network in ("teacher", "student"):
-        given = ("--arch", "vit_mini", "--network", network, "--out", tmp_path / f"{network}.safetensors")
+        given = (
+            "--arch",
+            "vit_mini",
+            "--network",
+            network,
+            "--out",
+            tmp_path / f"{network}.safetensors",
+        )
         assert cli("import", path, *given).exit_code == 0
-    teacher, student = (load_backbone(tmp_path / f"{n}.safetensors")[0] for n in ("teacher", "student"))
+    teacher, student = (
+        load_backbone(tmp_path / f"{n}.safetensors")[0] for n in ("teacher", "student")
+    )
     assert torch.equal(student["norm.weight"], -teacher["norm.weight"])
 
 
@@ -146,7 +176,12 @@ def test_a_run_to_export_is_found_or_named(tmp_path: Path, images: Path) -> None
 
 def test_another_architecture_than_the_file_of_ours_says(tmp_path: Path) -> None:
     ours = tmp_path / "ours.safetensors"
-    assert cli("import", released(tmp_path / "r.pth", "vit_mini"), "--arch", "vit_mini", "--out", ours).exit_code == 0
+    assert (
+        cli(
+            "import", released(tmp_path / "r.pth", "vit_mini"), "--arch", "vit_mini", "--out", ours
+        ).exit_code
+        == 0
+    )
     given = ("--source", "ours", "--out", tmp_path / "again.safetensors")
     assert cli("import", ours, "--arch", "vit_mini", *given).exit_code == 0
     assert "vit_s16 is ViTConfig(" in refused("import", ours, "--arch", "vit_s16", *given)

@@ -63,13 +63,21 @@ def sources() -> list[Path]:
 def test_imports_follow_the_table(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0].removesuffix(".py")
     for name, inside in imports(path):
-        allowed = ALLOWED[package] | {package} | (INSIDE_FUNCTIONS.get(package, set()) if inside else set())
+        allowed = (
+            ALLOWED[package]
+            | {package}
+            | (INSIDE_FUNCTIONS.get(package, set()) if inside else set())
+        )
         assert name not in OURS or name in allowed, f"{path}: {package} may not import {name} here"
         assert name not in FOREIGN_NEVER[package], f"{path}: {package} may not import {name}"
-        assert inside or name not in AT_TOP_NEVER.get(package, ()), f"{path}: import {name} inside run()"
+        assert inside or name not in AT_TOP_NEVER.get(package, ()), (
+            f"{path}: import {name} inside run()"
+        )
 
 
-@pytest.mark.parametrize("module", ["pipeline.manifest", "pipeline.plan", "slurm.submit", "slurm.status", "stages"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.manifest", "pipeline.plan", "slurm.submit", "slurm.status", "stages"]
+)
 def test_light_modules_stay_light(module: str) -> None:
     code = f"import sys, {module}; sys.exit(' '.join({{'torch', 'pandas', 'numpy'}} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

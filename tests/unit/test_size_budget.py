@@ -7,7 +7,11 @@ from statistics import median, quantiles
 ROOT = Path(__file__).parents[2]
 FILES = [
     ROOT / "run_stage.py",
-    *(p for d in ("mugs", "pipeline", "results", "slurm", "stages") for p in (ROOT / d).rglob("*.py")),
+    *(
+        p
+        for d in ("mugs", "pipeline", "results", "slurm", "stages")
+        for p in (ROOT / d).rglob("*.py")
+    ),
 ]
 
 

@@ -39,7 +39,9 @@ def blur(image: np.ndarray, radius: int, weight: int, edge: int) -> None:
 
 
 @compiled
-def box_pass(rows: np.ndarray, out: np.ndarray, sums: np.ndarray, radius: int, weight: int, edge: int) -> None:
+def box_pass(
+    rows: np.ndarray, out: np.ndarray, sums: np.ndarray, radius: int, weight: int, edge: int
+) -> None:
     """Mean of 2 radius + 1 rows around each and, with less weight, of the two beyond; edges repeat."""
     last, width = rows.shape[0] - 1, rows.shape[1]
     inner, outer, half = np.uint32(weight), np.uint32(edge), np.uint32(1 << 23)

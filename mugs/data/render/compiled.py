@@ -32,7 +32,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     before = config.CACHE_DIR
     config.CACHE_DIR = FOLDER  # numba falls back to its own folders where this cannot be written
     try:
-        kernel: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        kernel: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(
+            function
+        )
     finally:
         config.CACHE_DIR = before
     return kernel

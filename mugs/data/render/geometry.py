@@ -46,7 +46,12 @@ def source_region(matrix: Sequence[float], region: Region, width: int, height: i
 
 
 def transform(
-    planes: np.ndarray, inside: Region, size: tuple[int, int], matrix: tuple[float, ...], bicubic: bool, region: Region
+    planes: np.ndarray,
+    inside: Region,
+    size: tuple[int, int],
+    matrix: tuple[float, ...],
+    bicubic: bool,
+    region: Region,
 ) -> np.ndarray:
     """Planes (3, w, h) of `region` of the transformed image; `planes` hold the part `inside` of one of a given size."""
     a, b, c, d, e, f = matrix
@@ -56,8 +61,13 @@ def transform(
         shift_columns(planes, start, size[1], d, f, bicubic, out_start, FILL, out)
         return out
     if (a, d, e, f) == (1, 0, 1, 0):  # rows do
-        out, turned = np.empty((3, region[3], region[2]), np.uint8), np.ascontiguousarray(planes.transpose(0, 2, 1))
-        shift_columns(turned, start[::-1].copy(), size[0], b, c, bicubic, out_start[::-1].copy(), FILL, out)
+        out, turned = (
+            np.empty((3, region[3], region[2]), np.uint8),
+            np.ascontiguousarray(planes.transpose(0, 2, 1)),
+        )
+        shift_columns(
+            turned, start[::-1].copy(), size[0], b, c, bicubic, out_start[::-1].copy(), FILL, out
+        )
         return np.ascontiguousarray(out.transpose(0, 2, 1))
     out = np.empty((3, region[2], region[3]), np.uint8)
     warp(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
@@ -87,21 +97,36 @@ def shift_columns(
         for channel in range(3):
             column, target = planes[channel, x - start[0]], out[channel, i]
             for j in range(0, low):
-                target[j] = along(column, first + j, start[1], height, share, bicubic, fill[channel])
+                target[j] = along(
+                    column, first + j, start[1], height, share, bicubic, fill[channel]
+                )
             for j in range(max(low, high), num):
-                target[j] = along(column, first + j, start[1], height, share, bicubic, fill[channel])
+                target[j] = along(
+                    column, first + j, start[1], height, share, bicubic, fill[channel]
+                )
             if low < high:
                 inner = column[first + low - 1 - start[1] :]
                 slide(inner, share, bicubic, target[low:high])
 
 
 @compiled
-def along(column: np.ndarray, position: int, start: int, height: int, share: float, bicubic: bool, fill: int) -> int:
+def along(
+    column: np.ndarray,
+    position: int,
+    start: int,
+    height: int,
+    share: float,
+    bicubic: bool,
+    fill: int,
+) -> int:
     """Near the edge of the image: between two pixels of a column that starts at `start`."""
     if position + 0.5 + share < 0 or position + 0.5 + share >= height:
         return fill
     a, b = column[max(position - 1, 0) - start], column[max(position, 0) - start]
-    c, d = column[min(position + 1, height - 1) - start], column[min(position + 2, height - 1) - start]
+    c, d = (
+        column[min(position + 1, height - 1) - start],
+        column[min(position + 2, height - 1) - start],
+    )
     value = float(b) + (float(c) - float(b)) * share
     if bicubic:
         value = cubic(float(a), float(b), float(c), float(d), share)
@@ -113,7 +138,12 @@ def slide(column: np.ndarray, share: float, bicubic: bool, target: np.ndarray) -
     """Target j lies between pixels j + 1 and j + 2 of the column."""
     if bicubic:
         for j in range(len(target)):
-            a, b, c, d = float(column[j]), float(column[j + 1]), float(column[j + 2]), float(column[j + 3])
+            a, b, c, d = (
+                float(column[j]),
+                float(column[j + 1]),
+                float(column[j + 2]),
+                float(column[j + 3]),
+            )
             target[j] = np.uint8(min(max(cubic(a, b, c, d, share), 0.0), 255.0))
     else:
         for j in range(len(target)):

@@ -27,9 +27,15 @@ def rotate_hue(image: np.ndarray, shift: int) -> None:
         q = to_byte(wide * (ONE - share * rest))
         t = to_byte(wide * (ONE - share * (ONE - rest)))
         v = high
-        red[i] = v if (sector < 1) | (sector > 4) else (q if sector < 2 else (p if sector < 4 else t))
-        green[i] = t if (sector < 1) | (sector > 5) else (v if sector < 3 else (q if sector < 4 else p))
-        blue[i] = p if (sector < 2) | (sector > 5) else (t if sector < 3 else (v if sector < 5 else q))
+        red[i] = (
+            v if (sector < 1) | (sector > 4) else (q if sector < 2 else (p if sector < 4 else t))
+        )
+        green[i] = (
+            t if (sector < 1) | (sector > 5) else (v if sector < 3 else (q if sector < 4 else p))
+        )
+        blue[i] = (
+            p if (sector < 2) | (sector > 5) else (t if sector < 3 else (v if sector < 5 else q))
+        )
 
 
 @compiled
@@ -39,7 +45,11 @@ def hue_byte(r: int, g: int, b: int, high: int, low: int) -> np.int32:
     Where green is highest, the angle is 2 + red - blue, and red or blue is 1: one rounding either way. So for blue.
     """
     spread = np.float32(max(high - low, 1))
-    red, green, blue = np.float32(high - r) / spread, np.float32(high - g) / spread, np.float32(high - b) / spread
+    red, green, blue = (
+        np.float32(high - r) / spread,
+        np.float32(high - g) / spread,
+        np.float32(high - b) / spread,
+    )
     from_red = blue - green
     from_green = np.float32(3) - blue if r == low else ONE + red
     from_blue = np.float32(3) + green if r == low else np.float32(5) - red

@@ -13,7 +13,15 @@ from mugs.data.plan import Operation
 from mugs.data.render import geometry
 from mugs.data.render.compiled import compiled
 from mugs.data.render.geometry import Region
-from mugs.data.render.photometric import LEVELS, apply_table, blend_table, color, mean_luma, solarize_table, to_byte
+from mugs.data.render.photometric import (
+    LEVELS,
+    apply_table,
+    blend_table,
+    color,
+    mean_luma,
+    solarize_table,
+    to_byte,
+)
 
 IDENTITY = np.tile(LEVELS.astype(np.uint8), (3, 1))
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -37,7 +45,12 @@ class Whole:
         """Counts (3, 256)."""
         counts = np.zeros((3, 256), np.int64)
         levels(self.planes, counts)
-        return np.stack([np.bincount(t, c, 256).astype(np.int64) for t, c in zip(self.table, counts, strict=True)])
+        return np.stack(
+            [
+                np.bincount(t, c, 256).astype(np.int64)
+                for t, c in zip(self.table, counts, strict=True)
+            ]
+        )
 
     @cached_property
     def mean_luma(self) -> int:
@@ -58,7 +71,9 @@ def levels(planes: np.ndarray, counts: np.ndarray) -> None:
             count[pixels[i]] += 1
 
 
-def augment(whole: Whole, mirror: bool, operations: tuple[Operation, ...], box: Region) -> np.ndarray:
+def augment(
+    whole: Whole, mirror: bool, operations: tuple[Operation, ...], box: Region
+) -> np.ndarray:
     """Planes (3, w, h) of the box of the image after mirroring and the operations, two at most."""
     size = whole.size
     regions = [box]
@@ -93,7 +108,10 @@ def needed(operation: Operation, region: Region, size: tuple[int, int]) -> Regio
         return geometry.source_region(geometry.affine_matrix(operation, *size), region, *size)
     if operation.name == "sharpness":
         left, top = max(region[0] - 1, 0), max(region[1] - 1, 0)
-        right, bottom = min(region[0] + region[2] + 1, size[0]), min(region[1] + region[3] + 1, size[1])
+        right, bottom = (
+            min(region[0] + region[2] + 1, size[0]),
+            min(region[1] + region[3] + 1, size[1]),
+        )
         return left, top, right - left, bottom - top
     return region
 
@@ -138,13 +156,17 @@ def sharpen(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndar
 
 
 @compiled
-def sharpen_line(before: np.ndarray, here: np.ndarray, after: np.ndarray, alpha: float, line: np.ndarray) -> None:
+def sharpen_line(
+    before: np.ndarray, here: np.ndarray, after: np.ndarray, alpha: float, line: np.ndarray
+) -> None:
     """Lines of one pixel more at both ends -> `here` blended with its mean, 5 / 13 itself and 1 / 13 each neighbour."""
     for k in range(len(line)):
         total = np.int32(before[k]) + np.int32(before[k + 1]) + np.int32(before[k + 2])
         total += np.int32(here[k]) + 5 * np.int32(here[k + 1]) + np.int32(here[k + 2])
         total += np.int32(after[k]) + np.int32(after[k + 1]) + np.int32(after[k + 2])
-        smooth = np.float32(np.int32(np.float32(np.int32(total)) * np.float32(1 / 13) + np.float32(0.5)))
+        smooth = np.float32(
+            np.int32(np.float32(np.int32(total)) * np.float32(1 / 13) + np.float32(0.5))
+        )
         line[k] = to_byte(smooth + alpha * (np.float32(here[k + 1]) - smooth))
 
 

@@ -33,7 +33,11 @@ def resized_crop(image: Image.Image, crop: CropPlan) -> Image.Image:
 
 
 def resize(
-    image: Image.Image, width: int, height: int, *, resample: Image.Resampling = Image.Resampling.BICUBIC
+    image: Image.Image,
+    width: int,
+    height: int,
+    *,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """With antialiasing, rows first. (From Pillow 13 on, one call may take the columns first.)"""
     return image.resize((width, image.height), resample).resize((width, height), resample)
@@ -114,5 +118,9 @@ def _geometric(image: Image.Image, operation: Operation) -> Image.Image:
         "translate_y": (1, 0, 0, 0, 1, value * height),
     }
     return image.transform(
-        image.size, Image.Transform.AFFINE, matrices[operation.name], resample=resample, fillcolor=FILL
+        image.size,
+        Image.Transform.AFFINE,
+        matrices[operation.name],
+        resample=resample,
+        fillcolor=FILL,
     )

@@ -11,7 +11,9 @@ HALF = 1 << (BITS - 1)
 
 
 @compiled
-def resample(planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, flip: bool, out: np.ndarray) -> None:
+def resample(
+    planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, flip: bool, out: np.ndarray
+) -> None:
     """Box (left, top, width, height) of planes (3, W, H), seen mirrored if asked, -> out (3, S, S), flipped if asked.
 
     Pixels outside the box play no part, as if it had been cut out first.

@@ -39,7 +39,16 @@ def warp(
             if bicubic:
                 between_16(around, x, y, shift, rows, line[low:high])
             else:
-                between_4(around[1, 1], around[1, 2], around[2, 1], around[2, 2], x, y, shift, line[low:high])
+                between_4(
+                    around[1, 1],
+                    around[1, 2],
+                    around[2, 1],
+                    around[2, 2],
+                    x,
+                    y,
+                    shift,
+                    line[low:high],
+                )
 
 
 @compiled
@@ -50,7 +59,11 @@ def pack(planes: np.ndarray) -> np.ndarray:
     for x in range(width):
         red, green, blue, line = planes[0, x], planes[1, x], planes[2, x], out[x]
         for y in range(height):
-            line[y] = np.uint32(red[y]) | (np.uint32(green[y]) << np.uint32(8)) | (np.uint32(blue[y]) << np.uint32(16))
+            line[y] = (
+                np.uint32(red[y])
+                | (np.uint32(green[y]) << np.uint32(8))
+                | (np.uint32(blue[y]) << np.uint32(16))
+            )
     return out
 
 
@@ -131,13 +144,24 @@ def between_4(
 
 @compiled
 def between_16(
-    around: np.ndarray, dx: np.ndarray, dy: np.ndarray, shift: int, rows: np.ndarray, line: np.ndarray
+    around: np.ndarray,
+    dx: np.ndarray,
+    dy: np.ndarray,
+    shift: int,
+    rows: np.ndarray,
+    line: np.ndarray,
 ) -> None:
     """Bicubic: within the four rows, then between them."""
     for row in range(4):
         a, b, c, d, out = around[row, 0], around[row, 1], around[row, 2], around[row, 3], rows[row]
         for j in range(len(line)):
-            out[j] = cubic(level(a[j], shift), level(b[j], shift), level(c[j], shift), level(d[j], shift), dx[j])
+            out[j] = cubic(
+                level(a[j], shift),
+                level(b[j], shift),
+                level(c[j], shift),
+                level(d[j], shift),
+                dx[j],
+            )
     first, second, third, fourth = rows[0], rows[1], rows[2], rows[3]
     for j in range(len(line)):
         value = np.int32(cubic(first[j], second[j], third[j], fourth[j], dy[j]))

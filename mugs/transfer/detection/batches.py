@@ -16,7 +16,9 @@ from mugs.transfer.detection.targets import Targets, image_key
 from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, padded
 from mugs.transfer.pixels import normalised
 
-VIEW = 202  # crop number of the generator of a detection view, beside those of pretraining and probing
+VIEW = (
+    202  # crop number of the generator of a detection view, beside those of pretraining and probing
+)
 
 
 class GroupedOrder:
@@ -27,7 +29,14 @@ class GroupedOrder:
     """
 
     def __init__(
-        self, wide: Sequence[bool], *, seed: int, world: int, rank: int, batch_size: int, images_per_pass: int
+        self,
+        wide: Sequence[bool],
+        *,
+        seed: int,
+        world: int,
+        rank: int,
+        batch_size: int,
+        images_per_pass: int,
     ) -> None:
         if batch_size % (world * images_per_pass):
             raise ValueError(
@@ -57,7 +66,9 @@ class GroupedOrder:
     def passes(self, step: int) -> np.ndarray:
         """This rank's passes of a step, (passes_per_step / world, images_per_pass)."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        batch = self.permutation(epoch)[within * self.passes_per_step : (within + 1) * self.passes_per_step]
+        batch = self.permutation(epoch)[
+            within * self.passes_per_step : (within + 1) * self.passes_per_step
+        ]
         share = self.passes_per_step // self.world
         return batch[self.rank * share : (self.rank + 1) * share]
 
@@ -90,15 +101,21 @@ def training_passes(
         views = [training_view(split, index, order.seed, epoch, scales) for index in indices]
         return Pass(padded([v[0] for v in views], multiple), tuple(v[1] for v in views), indices)
 
-    draws = ((step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step))
+    draws = (
+        (step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step)
+    )
     passes = ahead(ready, draws, threads)
     for _ in steps:
         yield [next(passes) for _ in range(share)]
 
 
-def training_view(split: CocoSplit, index: int, seed: int, epoch: int, scales: Scales) -> tuple[Tensor, Targets]:
+def training_view(
+    split: CocoSplit, index: int, seed: int, epoch: int, scales: Scales
+) -> tuple[Tensor, Targets]:
     """Normalised view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
     plan = draw_plan(generator(seed, epoch, entry.number, VIEW), entry.size, scales)
-    image, targets = apply_plan(plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number))
+    image, targets = apply_plan(
+        plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number)
+    )
     return normalised(image), targets

@@ -41,8 +41,12 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def generalized_iou(boxes: Tensor, targets: Tensor, eps: float = 1e-6) -> Tensor:
     """GIoU (n,) of pairs of boxes; union and hull are at least `eps`."""
-    overlap = (torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])).clamp(min=0)
-    hull = (torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])).clamp(min=0)
+    overlap = (
+        torch.minimum(boxes[:, 2:], targets[:, 2:]) - torch.maximum(boxes[:, :2], targets[:, :2])
+    ).clamp(min=0)
+    hull = (
+        torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])
+    ).clamp(min=0)
     intersection, enclosing = overlap.prod(dim=-1), hull.prod(dim=-1).clamp(min=eps)
     union = (area(boxes) + area(targets) - intersection).clamp(min=eps)
     return intersection / union - (enclosing - union) / enclosing

@@ -73,15 +73,23 @@ class Cascade(nn.Module):
                 draw(boxes, target, stage, number, self.config)
                 for boxes, target in zip(proposals, targets, strict=True)
             ]
-            logits, deltas = self.box_heads[number](pool(maps, self.strides, [s.boxes for s in sampled], BOX_SIZE))
+            logits, deltas = self.box_heads[number](
+                pool(maps, self.strides, [s.boxes for s in sampled], BOX_SIZE)
+            )
             values = box_losses(logits, deltas, sampled, targets, stage)
             values["mask"] = self._mask_loss(maps, sampled, targets, number)
-            result |= {f"stage{number + 1}_{name}": stage.weight * value for name, value in values.items()}
+            result |= {
+                f"stage{number + 1}_{name}": stage.weight * value for name, value in values.items()
+            }
             proposals = next_proposals(logits, deltas, sampled, [t.size for t in targets], stage)
         return result
 
     def _mask_loss(
-        self, maps: Sequence[Tensor], sampled: Sequence[Sampled], targets: Sequence[Targets], number: int
+        self,
+        maps: Sequence[Tensor],
+        sampled: Sequence[Sampled],
+        targets: Sequence[Targets],
+        number: int,
     ) -> Tensor:
         positives = [s.boxes[: len(s.objects)] for s in sampled]
         logits = self.mask_heads[number](pool(maps, self.strides, positives, MASK_INPUT))
@@ -89,7 +97,9 @@ class Cascade(nn.Module):
         found = zip(targets, sampled, positives, strict=True)
         wanted = torch.cat([mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
         own = of_class(logits, labels)
-        return F.binary_cross_entropy_with_logits(own, wanted, reduction="sum") / max(own.numel(), 1)
+        return F.binary_cross_entropy_with_logits(own, wanted, reduction="sum") / max(
+            own.numel(), 1
+        )
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int]
@@ -109,23 +119,38 @@ class Cascade(nn.Module):
         if len(found) == 0:
             return found, scores, labels, proposals.new_zeros(0, 2 * MASK_INPUT, 2 * MASK_INPUT)
         pooled = pool(maps, self.strides, [found], MASK_INPUT)
-        masks = torch.stack([of_class(head(pooled), labels).sigmoid() for head in self.mask_heads]).mean(dim=0)
+        masks = torch.stack(
+            [of_class(head(pooled), labels).sigmoid() for head in self.mask_heads]
+        ).mean(dim=0)
         return found, scores, labels, masks
 
 
-def draw(proposals: Tensor, target: Targets, stage: Stage, number: int, config: DetectorConfig) -> Sampled:
+def draw(
+    proposals: Tensor, target: Targets, stage: Stage, number: int, config: DetectorConfig
+) -> Sampled:
     """Boxes of one image for a stage; the image's own objects are among the proposals."""
     boxes = torch.cat([target.boxes, proposals])
     matched = match(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
-    positive, negative = sample(matched, config.roi_samples, POSITIVE_SHARE, mix(target.key + 1 + number))
+    positive, negative = sample(
+        matched, config.roi_samples, POSITIVE_SHARE, mix(target.key + 1 + number)
+    )
     chosen = torch.cat([positive, negative])
     objects = matched[positive]
     background = torch.full_like(negative, config.num_classes)
-    return Sampled(boxes[chosen], torch.cat([target.labels[objects], background]), objects, chosen < len(target.boxes))
+    return Sampled(
+        boxes[chosen],
+        torch.cat([target.labels[objects], background]),
+        objects,
+        chosen < len(target.boxes),
+    )
 
 
 def box_losses(
-    logits: Tensor, deltas: Tensor, sampled: Sequence[Sampled], targets: Sequence[Targets], stage: Stage
+    logits: Tensor,
+    deltas: Tensor,
+    sampled: Sequence[Sampled],
+    targets: Sequence[Targets],
+    stage: Stage,
 ) -> dict[str, Tensor]:
     """Cross-entropy, and 10 x (1 - GIoU) of the positives' decoded, unclipped boxes; both over all R boxes."""
     labels = torch.cat([s.labels for s in sampled])
@@ -143,7 +168,11 @@ def box_losses(
 
 @torch.no_grad()
 def next_proposals(
-    logits: Tensor, deltas: Tensor, sampled: Sequence[Sampled], sizes: Sequence[tuple[int, int]], stage: Stage
+    logits: Tensor,
+    deltas: Tensor,
+    sampled: Sequence[Sampled],
+    sizes: Sequence[tuple[int, int]],
+    stage: Stage,
 ) -> list[Tensor]:
     """The decoded boxes of each image, clipped: of the object's class for positives, of the likeliest for others.
 
@@ -151,7 +180,9 @@ def next_proposals(
     """
     result = []
     counts = [len(s.boxes) for s in sampled]
-    parts = zip(torch.split(logits, counts), torch.split(deltas, counts), sampled, sizes, strict=True)
+    parts = zip(
+        torch.split(logits, counts), torch.split(deltas, counts), sampled, sizes, strict=True
+    )
     for logit, delta, one, size in parts:
         likeliest = logit[:, :-1].argmax(dim=1)
         labels = torch.where(one.labels < logit.shape[1] - 1, one.labels, likeliest)
@@ -160,7 +191,9 @@ def next_proposals(
     return result
 
 
-def best_boxes(boxes: Tensor, probabilities: Tensor, config: DetectorConfig) -> tuple[Tensor, Tensor, Tensor]:
+def best_boxes(
+    boxes: Tensor, probabilities: Tensor, config: DetectorConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (R, K, 4) and probabilities (R, K) -> boxes, scores and labels after NMS within each class, best first."""
     rows, labels = (probabilities > config.score_threshold).nonzero(as_tuple=True)
     candidates, scores = boxes[rows, labels], probabilities[rows, labels]

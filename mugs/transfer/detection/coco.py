@@ -54,19 +54,28 @@ class CocoSplit:
     def __init__(self, root: Path, split: str) -> None:
         self.folder = root / SPLITS[split]
         self.annotations = root / "annotations" / f"instances_{SPLITS[split]}.json"
-        for path, there in ((self.folder, self.folder.is_dir()), (self.annotations, self.annotations.is_file())):
+        for path, there in (
+            (self.folder, self.folder.is_dir()),
+            (self.annotations, self.annotations.is_file()),
+        ):
             if not there:
-                expected = f"<root>/{SPLITS[split]}/*.jpg and <root>/annotations/{self.annotations.name}"
+                expected = (
+                    f"<root>/{SPLITS[split]}/*.jpg and <root>/annotations/{self.annotations.name}"
+                )
                 raise SourceError(f"{path}: not there (expected {expected})")
         try:
             content = json.loads(self.annotations.read_bytes())
-            self.categories = [int(c["id"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))]
+            self.categories = [
+                int(c["id"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))
+            ]
             self.names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
             self.images = list(self._images(content))
         except SourceError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})") from error
+            raise SourceError(
+                f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
+            ) from error
 
     def _images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
         labels = {category: label for label, category in enumerate(self.categories)}
@@ -81,7 +90,9 @@ class CocoSplit:
             box = usable_box(entry, *sizes[image])
             if box is not None and entry["category_id"] in labels:
                 label = labels[entry["category_id"]]
-                objects[image].append(CocoObject(int(entry["id"]), label, box, entry["segmentation"]))
+                objects[image].append(
+                    CocoObject(int(entry["id"]), label, box, entry["segmentation"])
+                )
         for entry in sorted(content["images"], key=lambda i: int(i["id"])):
             number = int(entry["id"])
             yield CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(objects[number]))
@@ -118,7 +129,9 @@ class CocoSplit:
         return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
 
 
-def usable_box(entry: dict[str, Any], width: int, height: int) -> tuple[float, float, float, float] | None:
+def usable_box(
+    entry: dict[str, Any], width: int, height: int
+) -> tuple[float, float, float, float] | None:
     """The box of an annotation, cut at the image; None for one that does not count.
 
     Crowds, areas of 0, sides below one pixel and boxes outside the image do not count (mmdetection's rule).
@@ -133,9 +146,15 @@ def usable_box(entry: dict[str, Any], width: int, height: int) -> tuple[float, f
 def bitmap(outline: Any, height: int, width: int) -> np.ndarray:
     """Polygons, or a run-length code, as uint8 (height, width). Polygons of less than three points enclose nothing."""
     if isinstance(outline, dict):
-        encoded = rle.frPyObjects(outline, height, width) if isinstance(outline["counts"], list) else outline
+        encoded = (
+            rle.frPyObjects(outline, height, width)
+            if isinstance(outline["counts"], list)
+            else outline
+        )
         if list(encoded["size"]) != [height, width]:
-            raise ValueError(f"it is {encoded['size'][1]} x {encoded['size'][0]} pixels, its image {width} x {height}")
+            raise ValueError(
+                f"it is {encoded['size'][1]} x {encoded['size'][0]} pixels, its image {width} x {height}"
+            )
         return np.asarray(rle.decode(encoded))
     if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
         raise ValueError("neither polygons nor a run-length code")

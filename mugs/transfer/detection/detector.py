@@ -59,7 +59,9 @@ class Detector(nn.Module):
         maps = self._maps(image)
         logits, deltas, anchors = self.rpn(maps)
         proposals = self.rpn.proposals(logits, deltas, anchors, [size])[0]
-        boxes, scores, labels, masks = self.cascade.detect([m.float() for m in maps[:-1]], proposals, size)
+        boxes, scores, labels, masks = self.cascade.detect(
+            [m.float() for m in maps[:-1]], proposals, size
+        )
         scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         boxes = clip(boxes * scale, original)
         return Detections(boxes, scores, labels, paste(masks, boxes, original))

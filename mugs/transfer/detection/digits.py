@@ -31,10 +31,15 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
                 rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 16 + number]))
                 light, found = scene(digits, rng)
                 name = f"{index:012d}.jpg"
-                Image.fromarray(light).convert("RGB").save(folder / SPLITS[split] / name, quality=95)
+                Image.fromarray(light).convert("RGB").save(
+                    folder / SPLITS[split] / name, quality=95
+                )
                 height, width = light.shape
                 images.append({"id": index, "file_name": name, "width": width, "height": height})
-                annotations += [{"id": len(annotations) + i, "image_id": index, **a} for i, a in enumerate(found, 1)]
+                annotations += [
+                    {"id": len(annotations) + i, "image_id": index, **a}
+                    for i, a in enumerate(found, 1)
+                ]
             categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
             content = {"images": images, "annotations": annotations, "categories": categories}
             path = folder / "annotations" / f"instances_{SPLITS[split]}.json"
@@ -67,7 +72,9 @@ def annotation(body: np.ndarray, digit: int, top: int, left: int) -> dict[str, A
     from scipy.spatial import ConvexHull
 
     rows, columns = np.nonzero(body)
-    corners = np.concatenate([np.stack([columns + x, rows + y], axis=1) for x in (0, 1) for y in (0, 1)])
+    corners = np.concatenate(
+        [np.stack([columns + x, rows + y], axis=1) for x in (0, 1) for y in (0, 1)]
+    )
     hull = ConvexHull(corners)
     outline = (corners[hull.vertices] + [left, top]).astype(float)
     low, high = outline.min(axis=0), outline.max(axis=0)

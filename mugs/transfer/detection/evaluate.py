@@ -76,23 +76,40 @@ def whole_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
 
 def records(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:
     """COCO's fields of each object: box as x, y, width, height, and the mask's run-length code as text."""
-    lists = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), found.masks.cpu(), strict=True)
+    lists = zip(
+        found.boxes.tolist(),
+        found.scores.tolist(),
+        found.labels.tolist(),
+        found.masks.cpu(),
+        strict=True,
+    )
     result = []
     for (x1, y1, x2, y2), score, label, mask in lists:
         code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         outline = {"size": [int(v) for v in code["size"]], "counts": code["counts"].decode("ascii")}
         box = [x1, y1, x2 - x1, y2 - y1]
-        result.append({"category_id": categories[label], "score": score, "bbox": box, "segmentation": outline})
+        result.append(
+            {"category_id": categories[label], "score": score, "bbox": box, "segmentation": outline}
+        )
     return result
 
 
 def merged(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
     """All parts as one list of detections. Raises RuntimeError unless every image of the split is there once."""
     images = [image for part in parts for image in json.loads(part.read_bytes())]
-    counts, wanted = Counter(image["image_id"] for image in images), {image.number for image in split.images}
-    wrong = [str(number) for number in sorted(counts.keys() | wanted) if counts[number] != (number in wanted)]
+    counts, wanted = (
+        Counter(image["image_id"] for image in images),
+        {image.number for image in split.images},
+    )
+    wrong = [
+        str(number)
+        for number in sorted(counts.keys() | wanted)
+        if counts[number] != (number in wanted)
+    ]
     if wrong:
-        raise RuntimeError(f"{parts[0].parent}: detections not there exactly once, of images {listed(wrong)}")
+        raise RuntimeError(
+            f"{parts[0].parent}: detections not there exactly once, of images {listed(wrong)}"
+        )
     return [{"image_id": image["image_id"], **one} for image in images for one in image["objects"]]
 
 
@@ -102,7 +119,9 @@ def average_precision(annotations: Path, detections: Path) -> dict[str, float]:
     result: dict[str, float] = {}
     for kind, code in KINDS.items():
         stats = coco_stats(annotations, results, code)
-        result |= {f"{kind} {name}": 100 * value for name, value in zip(METRICS, stats[:3], strict=True)}
+        result |= {
+            f"{kind} {name}": 100 * value for name, value in zip(METRICS, stats[:3], strict=True)
+        }
     return result
 
 
@@ -110,7 +129,9 @@ def coco_stats(annotations: Path, results: Sequence[dict[str, Any]], code: str) 
     """pycocotools' twelve figures for "bbox" or "segm"; zeros where nothing was detected."""
     if not results:
         return [0.0] * 12
-    left_out = "segmentation" if code == "bbox" else "bbox"  # with a box, areas of masks would be those of boxes
+    left_out = (
+        "segmentation" if code == "bbox" else "bbox"
+    )  # with a box, areas of masks would be those of boxes
     entries = [{k: v for k, v in one.items() if k != left_out} for one in results]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         truth = COCO(str(annotations))

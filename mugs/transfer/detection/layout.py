@@ -27,9 +27,14 @@ def check_coco(
             problems.append(f"{name}: {error}")
     bad = _bad_images(splits, threads, report)
     for name, split in splits.items():
-        problems += [f"{name}: {line}" for line in _counts(split, expected, (expected.images or {}).get(name))]
+        problems += [
+            f"{name}: {line}"
+            for line in _counts(split, expected, (expected.images or {}).get(name))
+        ]
         if bad[name]:
-            problems.append(f"{name}: {len(bad[name])} images are not as annotated: {listed(bad[name])}")
+            problems.append(
+                f"{name}: {len(bad[name])} images are not as annotated: {listed(bad[name])}"
+            )
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
     if problems:
@@ -40,7 +45,11 @@ def check_coco(
 def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> dict[str, list[str]]:
     """What is wrong with the images of each split."""
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
-    lines = counted(ahead(lambda place: _problem(splits[place[0]], place[1]), places, threads), len(places), report)
+    lines = counted(
+        ahead(lambda place: _problem(splits[place[0]], place[1]), places, threads),
+        len(places),
+        report,
+    )
     bad: dict[str, list[str]] = {name: [] for name in splits}
     for (name, _), line in zip(places, lines, strict=True):
         bad[name] += [line] if line else []
@@ -48,7 +57,10 @@ def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> d
 
 
 def _counts(split: CocoSplit, expected: Layout, images: int | None) -> list[str]:
-    found = {"categories": (len(split.categories), expected.classes), "images": (len(split), images)}
+    found = {
+        "categories": (len(split.categories), expected.classes),
+        "images": (len(split), images),
+    }
     lines = [
         f"{split.annotations.name} has {have} {what}, {want} expected"
         for what, (have, want) in found.items()

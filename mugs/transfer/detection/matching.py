@@ -9,7 +9,14 @@ from mugs.data.device import hashed_bits
 BACKGROUND, IGNORED = -1, -2
 
 
-def match(boxes: Tensor, objects: Tensor, *, positive: float, negative: float, promote: float | None = None) -> Tensor:
+def match(
+    boxes: Tensor,
+    objects: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    promote: float | None = None,
+) -> Tensor:
     """Object index (n,) of each box, BACKGROUND or IGNORED, by IoU with objects (m, 4).
 
     IoU >= positive: the best object; < negative: background; between: ignored. With `promote`, an object's best boxes

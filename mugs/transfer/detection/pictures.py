@@ -15,7 +15,10 @@ from mugs.transfer.pictures import colours, save_png, side_by_side
 OPACITY = 0.5
 MIN_SCORE = 0.3
 MIN_WIDTH = 320  # smaller images are shown enlarged, so that the text can be read
-LINES, TEXT = 160, 18  # widths of the picture that give the thickness of a line and the size of the text
+LINES, TEXT = (
+    160,
+    18,
+)  # widths of the picture that give the thickness of a line and the size of the text
 CAPTION = (
     f"Left the truth, right what was found with a score of at least {MIN_SCORE}: box, mask and name of each object, "
     "in the colour of its class, and the score."
@@ -32,7 +35,10 @@ def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) ->
     for index, entry in enumerate(split.images[:num]):
         pixels = split.read(index).permute(1, 2, 0).numpy()
         path = folder / f"{Path(entry.file).stem}.png"
-        pair = [drawn(pixels, truth(split, index)), drawn(pixels, [shown(split, one) for one in found[entry.number]])]
+        pair = [
+            drawn(pixels, truth(split, index)),
+            drawn(pixels, [shown(split, one) for one in found[entry.number]]),
+        ]
         save_png(path, side_by_side(pair))
         paths.append(path)
     return paths
@@ -46,7 +52,9 @@ def truth(split: CocoSplit, index: int) -> list[Shown]:
     """The objects that count."""
     boxes, labels, masks = split.objects(index)
     names = [split.names[split.categories[label]] for label in labels.tolist()]
-    return list(zip(labels.tolist(), names, boxes.tolist(), list(masks.numpy().astype(bool)), strict=True))
+    return list(
+        zip(labels.tolist(), names, boxes.tolist(), list(masks.numpy().astype(bool)), strict=True)
+    )
 
 
 def shown(split: CocoSplit, one: dict[str, Any]) -> Shown:
@@ -72,5 +80,7 @@ def drawn(pixels: np.ndarray, objects: Sequence[Shown]) -> np.ndarray:
         x1, y1, x2, y2 = (value * scale for value in box)
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=light, width=line)
         place = (x1 + 2 * line, y1 + line)
-        pen.text(place, text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+        pen.text(
+            place, text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0)
+        )
     return np.asarray(picture)

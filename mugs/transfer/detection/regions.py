@@ -19,7 +19,9 @@ def box_levels(boxes: Tensor, finest_stride: int, levels: int) -> Tensor:
     return torch.log2(scale + 1e-6).floor().clamp(0, levels - 1).long()
 
 
-def pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int) -> Tensor:
+def pool(
+    maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int
+) -> Tensor:
     """RoIAlign (R, C, size, size) of the boxes (r, 4) of each image, images in order; aligned, adaptive sampling."""
     rois = with_image(boxes)
     levels = box_levels(rois[:, 1:], strides[0], len(maps))
@@ -27,7 +29,9 @@ def pool(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor]
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         place = (levels == level).nonzero()[:, 0]
         places.append(place)
-        parts.append(roi_align(features, rois[place], size, 1 / stride, sampling_ratio=0, aligned=True))
+        parts.append(
+            roi_align(features, rois[place], size, 1 / stride, sampling_ratio=0, aligned=True)
+        )
     return torch.cat(parts)[torch.cat(places).argsort()]
 
 
@@ -43,7 +47,9 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor) -> Tensor:
     RoIAlign of the bitmap, aligned, cut at one half.
     """
     rois = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1)
-    soft = roi_align(masks[:, None].to(boxes.dtype), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True)
+    soft = roi_align(
+        masks[:, None].to(boxes.dtype), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True
+    )
     return (soft[:, 0] >= 0.5).to(boxes.dtype)
 
 

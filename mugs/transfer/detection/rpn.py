@@ -36,27 +36,49 @@ class RPN(nn.Module):
         scores = [x.float().permute(0, 2, 3, 1).flatten(1) for x in logits]
         shifts = [x.float().permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
         sizes = zip(maps, self.strides, strict=True)
-        return scores, shifts, [level_anchors(m.shape[2], m.shape[3], stride, m.device) for m, stride in sizes]
+        return (
+            scores,
+            shifts,
+            [level_anchors(m.shape[2], m.shape[3], stride, m.device) for m, stride in sizes],
+        )
 
     def losses(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], targets: Sequence[Targets]
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
         """Binary cross-entropy and smooth L1 (beta 1/9) on sampled anchors, both over the number sampled.
 
         Anchors that cross the border of the image take no part.
         """
-        scores, shifts, boxes = torch.cat(list(logits), 1), torch.cat(list(deltas), 1), torch.cat(list(anchors))
+        scores, shifts, boxes = (
+            torch.cat(list(logits), 1),
+            torch.cat(list(deltas), 1),
+            torch.cat(list(anchors)),
+        )
         objectness, regression, count = scores.new_zeros(()), scores.new_zeros(()), 0
         for score, shift, target in zip(scores, shifts, targets, strict=True):
             usable = inside(boxes, target.size).nonzero()[:, 0]
             matched = match(boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3)
             positive, negative = sample(matched, self.config.rpn_samples, 0.5, mix(target.key))
-            objects, positive, negative = target.boxes[matched[positive]], usable[positive], usable[negative]
+            objects, positive, negative = (
+                target.boxes[matched[positive]],
+                usable[positive],
+                usable[negative],
+            )
             chosen = score[torch.cat([positive, negative])]
-            truth = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(chosen.dtype)
-            objectness = objectness + F.binary_cross_entropy_with_logits(chosen, truth, reduction="sum")
+            truth = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(
+                chosen.dtype
+            )
+            objectness = objectness + F.binary_cross_entropy_with_logits(
+                chosen, truth, reduction="sum"
+            )
             wanted = encode(boxes[positive], objects, STDS)
-            regression = regression + F.smooth_l1_loss(shift[positive], wanted, beta=1 / 9, reduction="sum")
+            regression = regression + F.smooth_l1_loss(
+                shift[positive], wanted, beta=1 / 9, reduction="sum"
+            )
             count += len(chosen)
         return {"rpn_objectness": objectness / max(count, 1), "rpn_box": regression / max(count, 1)}
 

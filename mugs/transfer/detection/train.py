@@ -34,7 +34,12 @@ class DetectionTraining(ModelTask[list[Pass]]):
     config: DetectionConfig
 
     def __init__(
-        self, model: Detector, split: CocoSplit, config: DetectionConfig, run_dir: Path, device: torch.device
+        self,
+        model: Detector,
+        split: CocoSplit,
+        config: DetectionConfig,
+        run_dir: Path,
+        device: torch.device,
     ) -> None:
         ready(model, device)
         self.split, self.multiple = split, model.pyramid.strides[-1]
@@ -80,8 +85,13 @@ class DetectionTraining(ModelTask[list[Pass]]):
         for number, one in enumerate(batch):
             images = one.images.to(self.device, non_blocking=True)
             targets = [on_device(target, self.device) for target in one.targets]
-            with synced(wrapped, last=number == len(batch) - 1), autocast(self.config.precision, self.device):
-                losses = {name: value / len(batch) for name, value in wrapped(images, targets).items()}
+            with (
+                synced(wrapped, last=number == len(batch) - 1),
+                autocast(self.config.precision, self.device),
+            ):
+                losses = {
+                    name: value / len(batch) for name, value in wrapped(images, targets).items()
+                }
                 torch.autograd.backward(torch.stack(list(losses.values())).sum())
             sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
         return torch.stack(list(sums.values())).sum(), sums
@@ -89,7 +99,9 @@ class DetectionTraining(ModelTask[list[Pass]]):
 
 def on_device(target: Targets, device: torch.device) -> Targets:
     """The same objects on a device."""
-    boxes, labels, masks = (x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks))
+    boxes, labels, masks = (
+        x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks)
+    )
     return Targets(boxes, labels, masks, target.size, target.key)
 
 

@@ -52,7 +52,9 @@ def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
     """The random choices for an image of (height, width)."""
     flip = bool(rng.random() < scales.flip_prob)
     if rng.random() >= scales.crop_prob:
-        return Plan(flip, None, None, fitted(size, int(rng.choice(scales.short_sides)), scales.max_side))
+        return Plan(
+            flip, None, None, fitted(size, int(rng.choice(scales.short_sides)), scales.max_side)
+        )
     first = fitted(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
     low, high = scales.crop_sides
     sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in first]
@@ -71,7 +73,9 @@ def apply_plan(
     if plan.flip:
         image, masks = image.flip(-1), masks.flip(-1)
         width = image.shape[-1]
-        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        boxes = torch.stack(
+            [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
+        )
     if plan.first is not None and plan.crop is not None:
         image, boxes, masks = resized(image, boxes, masks, plan.first)
         top, left, height, width = plan.crop
@@ -83,7 +87,9 @@ def apply_plan(
     return image, Targets(boxes, labels, masks, plan.size, key)
 
 
-def resized(image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def resized(
+    image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """To (height, width), nearest for masks."""
     scale = boxes.new_tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
     masks = resize_mask(masks, list(size)) if len(masks) else masks.new_zeros(0, *size)
@@ -92,6 +98,10 @@ def resized(image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]) 
 
 def padded(images: list[Tensor], multiple: int) -> Tensor:
     """Normalised images as one batch (N, 3, H, W), zeros right and below, sides the next multiples of `multiple`."""
-    height, width = (-(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2))
-    batch = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    height, width = (
+        -(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2)
+    )
+    batch = [
+        F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images
+    ]
     return torch.stack(batch)

@@ -29,7 +29,9 @@ def training_crop(
     """The crop, label map and number of a draw, which is epoch and sample."""
     epoch, sample = draw
     image, labels = scenes.read(sample)
-    return *training_view(image, labels, seed=seed, epoch=epoch, sample=sample, recipe=recipe), sample
+    return *training_view(
+        image, labels, seed=seed, epoch=epoch, sample=sample, recipe=recipe
+    ), sample
 
 
 def whole_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
@@ -39,18 +41,30 @@ def whole_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
 
 
 def training_batches(
-    scenes: SceneFolder, recipe: SceneRecipe, order: Order, *, seed: int, start: int, stop: int, workers: int
+    scenes: SceneFolder,
+    recipe: SceneRecipe,
+    order: Order,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int,
 ) -> Generator[Batch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what a scene raised, where its batch is due.
     """
     draws = (
-        [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)] for step in range(start, stop)
+        [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)]
+        for step in range(start, stop)
     )
     return made(partial(training_crop, scenes, recipe, seed), draws, stacked, workers)
 
 
-def whole_scenes(scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int) -> Generator[Scene]:
+def whole_scenes(
+    scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int
+) -> Generator[Scene]:
     """Scenes in the order of `indices`. Raises what a scene raised."""
-    return made(partial(whole_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers)
+    return made(
+        partial(whole_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
+    )

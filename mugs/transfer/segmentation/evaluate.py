@@ -43,7 +43,9 @@ def evaluate(
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     path, quiet = run_dir / "progress.json", not distributed.is_main()
     progress = Progress("segmentation test", len(mine), unit="images", path=path, quiet=quiet)
-    for done, scene in enumerate(whole_scenes(scenes, config.scenes, mine, workers=config.workers), 1):
+    for done, scene in enumerate(
+        whole_scenes(scenes, config.scenes, mine, workers=config.workers), 1
+    ):
         predicted = predict(model, scene, config, device)
         counts += confusion(predicted, scene.labels.to(device), classes)
         if scene.sample < num_pictures:
@@ -54,7 +56,9 @@ def evaluate(
     return scores(distributed.all_gather_rows(counts[None]).sum(dim=0))
 
 
-def predict(model: Segmenter, scene: Scene, config: SegmentationConfig, device: torch.device) -> torch.Tensor:
+def predict(
+    model: Segmenter, scene: Scene, config: SegmentationConfig, device: torch.device
+) -> torch.Tensor:
     """The label map (H, W) of a scene at the size of its annotation."""
     recipe = config.scenes
     with autocast(config.precision, device):

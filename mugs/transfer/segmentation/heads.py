@@ -54,7 +54,11 @@ def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
 
 def resized(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, *size), bilinear."""
-    return x if x.shape[2:] == size else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return (
+        x
+        if x.shape[2:] == size
+        else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    )
 
 
 class UPerHead(nn.Module):
@@ -63,7 +67,8 @@ class UPerHead(nn.Module):
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *conv_norm(width, channels, 1)) for scale in POOL_SCALES
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *conv_norm(width, channels, 1))
+            for scale in POOL_SCALES
         )
         self.bottleneck = conv_norm(width + len(POOL_SCALES) * channels, channels, 3)
         self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for _ in range(3))

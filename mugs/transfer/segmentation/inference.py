@@ -17,14 +17,18 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(index * stride, length - window), 0) for index in range(count)]
 
 
-def slide(logits: Logits, image: Tensor, *, num_classes: int, window: int, stride: int, at_once: int = 4) -> Tensor:
+def slide(
+    logits: Logits, image: Tensor, *, num_classes: int, window: int, stride: int, at_once: int = 4
+) -> Tensor:
     """Logits (K, H, W) of an image (3, H, W): the sum over windows divided by how many cover a pixel.
 
     logits: (n, 3, h, w) -> (n, K, h, w). A side shorter than the window is taken whole. `at_once` windows run together.
     """
     height, width = image.shape[1:]
     tall, wide = min(window, height), min(window, width)
-    corners = list(product(window_starts(height, window, stride), window_starts(width, window, stride)))
+    corners = list(
+        product(window_starts(height, window, stride), window_starts(width, window, stride))
+    )
     total = torch.zeros(num_classes, height, width, device=image.device)
     cover = torch.zeros(height, width, device=image.device)
     for first in range(0, len(corners), at_once):

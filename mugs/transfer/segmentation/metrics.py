@@ -23,11 +23,15 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     Raises ValueError for a label that is no class and for shapes that differ.
     """
     if predicted.shape != labels.shape:
-        raise ValueError(f"prediction {tuple(predicted.shape)} and label map {tuple(labels.shape)} differ in shape")
+        raise ValueError(
+            f"prediction {tuple(predicted.shape)} and label map {tuple(labels.shape)} differ in shape"
+        )
     known = labels != VOID
     pairs = labels[known].long() * num_classes + predicted[known].long()
     if len(pairs) and int(labels[known].max()) >= num_classes:
-        raise ValueError(f"label {int(labels[known].max())} in a label map of {num_classes} classes")
+        raise ValueError(
+            f"label {int(labels[known].max())} in a label map of {num_classes} classes"
+        )
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 

@@ -62,13 +62,19 @@ class Segmenter(nn.Module):
             for name, weight, logits in zip(names, self.weights, outputs, strict=True)
         }
 
-    def set_draws(self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device) -> None:
+    def set_draws(
+        self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
+    ) -> None:
         """Stochastic depth and dropout of the coming pass: this rank's part of those of the global batch."""
-        depth = depth_uniforms(seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size)
+        depth = depth_uniforms(
+            seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
+        )
         self.backbone.vit.set_depth_uniforms(depth[:, 0, mine].to(device))
         generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2)
         for dropout in self._dropouts():
-            dropout.uniform = torch.rand(batch_size, dropout.channels, generator=generator)[mine].to(device)
+            dropout.uniform = torch.rand(batch_size, dropout.channels, generator=generator)[
+                mine
+            ].to(device)
 
     def clear_draws(self) -> None:
         """Drop nothing from now on."""
@@ -114,7 +120,9 @@ class LinearSegmenter(Segmenter):
             maps = self.backbone.tapped(images)
         return [self.head(torch.cat(maps, dim=1))]
 
-    def set_draws(self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device) -> None:
+    def set_draws(
+        self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
+    ) -> None:
         """Dropout only: a frozen ViT keeps every branch."""
         super().set_draws(seed, step, batch_size, mine, device)
         self.backbone.vit.set_depth_uniforms(None)

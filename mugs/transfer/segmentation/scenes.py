@@ -23,8 +23,12 @@ SPLITS = {"train": "training", "val": "validation"}
 class SceneFolder:
     """One split. Raises SourceError where folders are missing or images and annotations do not pair up."""
 
-    def __init__(self, root: Path, split: str, *, num_classes: int, reduce_zero: bool = True) -> None:
-        self.images, self.annotations = (root / kind / SPLITS[split] for kind in ("images", "annotations"))
+    def __init__(
+        self, root: Path, split: str, *, num_classes: int, reduce_zero: bool = True
+    ) -> None:
+        self.images, self.annotations = (
+            root / kind / SPLITS[split] for kind in ("images", "annotations")
+        )
         self.num_classes, self.reduce_zero = num_classes, reduce_zero
         for folder in (self.images, self.annotations):
             if not folder.is_dir():
@@ -76,18 +80,28 @@ class SceneFolder:
             values = np.where((values == 0) | (values == VOID), VOID, values - 1).astype(np.uint8)
         known = values[values != VOID]
         if known.size and int(known.max()) >= self.num_classes:
-            raise SourceError(f"{path}: label {int(known.max())} among {self.num_classes} classes, counted from 0")
+            raise SourceError(
+                f"{path}: label {int(known.max())} among {self.num_classes} classes, counted from 0"
+            )
         return torch.from_numpy(values)
 
 
 def check_scenes(
-    root: Path, counts: dict[str, int], *, num_classes: int, reduce_zero: bool, threads: int, report: Report
+    root: Path,
+    counts: dict[str, int],
+    *,
+    num_classes: int,
+    reduce_zero: bool,
+    threads: int,
+    report: Report,
 ) -> None:
     """Read every scene of the splits that `counts` names; `report` is told how many of how many are done.
 
     SourceError, in one line, where a split holds another number of images, or files are bad.
     """
-    folders = {s: SceneFolder(root, s, num_classes=num_classes, reduce_zero=reduce_zero) for s in counts}
+    folders = {
+        s: SceneFolder(root, s, num_classes=num_classes, reduce_zero=reduce_zero) for s in counts
+    }
     problems = [
         f"{folder.images}: {len(folder)} images found, {counts[split]} expected"
         for split, folder in folders.items()

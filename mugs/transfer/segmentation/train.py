@@ -35,7 +35,12 @@ class SegmentationTraining(ModelTask[Batch]):
     config: SegmentationConfig
 
     def __init__(
-        self, model: Segmenter, scenes: SceneFolder, config: SegmentationConfig, run_dir: Path, device: torch.device
+        self,
+        model: Segmenter,
+        scenes: SceneFolder,
+        config: SegmentationConfig,
+        run_dir: Path,
+        device: torch.device,
     ) -> None:
         ready(model, device)
         self.scenes = scenes

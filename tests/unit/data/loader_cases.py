@@ -71,7 +71,11 @@ def abandon(path: Path, name: str, repeats: int) -> int:
 
 def working() -> list[str]:
     """Threads of loaders that are still there."""
-    return [t.name for t in threading.enumerate() if t.name.startswith("views") or type(t).__name__ == "ReadAhead"]
+    return [
+        t.name
+        for t in threading.enumerate()
+        if t.name.startswith("views") or type(t).__name__ == "ReadAhead"
+    ]
 
 
 def resident() -> int:

@@ -17,7 +17,9 @@ from mugs.data.source import FolderSource, SourceError, open_source
 def jpeg(size: tuple[int, int], mode: str = "RGB", fmt: str = "JPEG", seed: int = 0) -> bytes:
     rng = np.random.default_rng(seed)
     bands = {"RGB": 3, "CMYK": 4, "L": 1}[mode]
-    pixels = rng.integers(0, 255, (size[1], size[0], bands), dtype=np.uint8).squeeze(-1 if bands == 1 else ())
+    pixels = rng.integers(0, 255, (size[1], size[0], bands), dtype=np.uint8).squeeze(
+        -1 if bands == 1 else ()
+    )
     buffer = io.BytesIO()
     Image.fromarray(pixels, mode=mode).save(buffer, fmt)
     return buffer.getvalue()
@@ -81,7 +83,10 @@ def test_stock_ffcv_loader_gives_the_pixels(tmp_path: Path) -> None:
         batch_size=3,
         num_workers=1,
         order=OrderOption.SEQUENTIAL,
-        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+        pipelines={
+            "image": [SimpleRGBImageDecoder(), ToTensor()],
+            "label": [IntDecoder(), ToTensor()],
+        },
     )
     pack, seen = PackSource(tmp_path / "x.beton"), 0
     for images, _ in loader:

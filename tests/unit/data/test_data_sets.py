@@ -36,7 +36,9 @@ def fill(root: Path, *names: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return fill(tmp_path / "images", "cat/a.jpg", "cat/b.jpg", "dog/a b.jpg", "dog/c.jpg", "emu/d.jpg")
+    return fill(
+        tmp_path / "images", "cat/a.jpg", "cat/b.jpg", "dog/a b.jpg", "dog/c.jpg", "emu/d.jpg"
+    )
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -66,7 +68,9 @@ def test_a_list_with_labels_converts_and_verifies(
     convert(source, target)
     pack = PackSource(target)
     assert [pack.label(i) for i in range(3)] == labels and pack.classes == classes
-    assert [pack.name(i) for i in range(3)] == source.paths and pack.read(1) == (folder / "dog/a b.jpg").read_bytes()
+    assert [pack.name(i) for i in range(3)] == source.paths and pack.read(1) == (
+        folder / "dog/a b.jpg"
+    ).read_bytes()
     assert verify(target) == []
 
 
@@ -78,7 +82,10 @@ def test_other_labels_are_another_data_set(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cat/a.jpg\ncat/none.jpg\ndog/none.jpg x\n", ["2 of its lines name no file below", "cat/none.jpg, dog/none"]),
+        (
+            "cat/a.jpg\ncat/none.jpg\ndog/none.jpg x\n",
+            ["2 of its lines name no file below", "cat/none.jpg, dog/none"],
+        ),
         ("cat/a.jpg\n../images/cat/b.jpg\n", ["1 of its lines name no file below"]),
         ("cat/a.jpg\ncat/b.jpg\ncat/a.jpg\n", ["1 of its lines name a file again: cat/a.jpg"]),
         ("cat/a.jpg x\ncat/b.jpg\n", ["1 of its lines carry no label, others do: cat/b.jpg"]),
@@ -90,7 +97,9 @@ def test_bad_lists_are_explained(folder: Path, tmp_path: Path, text: str, words:
     fill(folder, "flat.jpg")
     with pytest.raises(SourceError) as caught:
         from_list(folder, written(tmp_path, text))
-    assert str(caught.value).startswith(str(tmp_path / "list.txt")) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "list.txt")) and "\n" not in str(
+        caught.value
+    )
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -102,7 +111,11 @@ def test_a_list_that_is_not_there(folder: Path, tmp_path: Path) -> None:
 def test_without_labels(tmp_path: Path) -> None:
     root = fill(tmp_path / "images", "b.jpg", "a.jpg", "more/c.jpg")
     source = open_images(root, labelled=False)
-    assert (source.paths, source.labels, source.classes) == (["a.jpg", "b.jpg", "more/c.jpg"], [-1] * 3, [])
+    assert (source.paths, source.labels, source.classes) == (
+        ["a.jpg", "b.jpg", "more/c.jpg"],
+        [-1] * 3,
+        [],
+    )
     convert(source, tmp_path / "x.beton")
     assert [PackSource(tmp_path / "x.beton").label(i) for i in range(3)] == [-1] * 3
     assert verify(tmp_path / "x.beton") == []
@@ -111,7 +124,9 @@ def test_without_labels(tmp_path: Path) -> None:
 
 
 def test_a_flat_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no class folders.*2 images directly in it: .*num_classes: 0"):
+    with pytest.raises(
+        SourceError, match=r"no class folders.*2 images directly in it: .*num_classes: 0"
+    ):
         FolderSource(fill(tmp_path / "flat", "a.jpg", "b.jpg"))
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/n01440764.tar").touch()
@@ -129,8 +144,13 @@ def test_imagenet_is_checked_before_anything_is_converted(folder: Path, tmp_path
     with pytest.raises(SourceError) as caught:
         run(context(tmp_path), cfg)
     message = str(caught.value)
-    assert "\n" not in message and "imagenet1k is not as expected, nothing was converted: " in message
-    assert f"train ({folder}): 3 classes found, 1000 expected, 5 images found, 1281167 expected; val: {val}" in message
+    assert (
+        "\n" not in message and "imagenet1k is not as expected, nothing was converted: " in message
+    )
+    assert (
+        f"train ({folder}): 3 classes found, 1000 expected, 5 images found, 1281167 expected; val: {val}"
+        in message
+    )
     assert "2 images directly in it" in message
     assert not list((tmp_path / "run").glob("*.beton"))
 
@@ -144,7 +164,9 @@ def test_what_was_known_can_be_declared_otherwise(folder: Path) -> None:
 
 def test_splits_of_other_classes(folder: Path, tmp_path: Path) -> None:
     val = fill(tmp_path / "val", "cat/a.jpg", "yak/b.jpg")
-    with pytest.raises(SourceError, match=r"2 classes of train are not in val: dog, emu; 1 classes of val .*: yak"):
+    with pytest.raises(
+        SourceError, match=r"2 classes of train are not in val: dog, emu; 1 classes of val .*: yak"
+    ):
         check_layout("mine", {"train": FolderSource(folder), "val": FolderSource(val)}, Layout())
 
 
@@ -175,7 +197,12 @@ def test_the_stage_without_labels_and_validation(tmp_path: Path) -> None:
 
 def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/bad.jpg").write_text("no image")
-    values: dict[str, Any] = {"dataset": "mine", "train_dir": str(folder), "num_val_images": 0, "num_train_images": 6}
+    values: dict[str, Any] = {
+        "dataset": "mine",
+        "train_dir": str(folder),
+        "num_val_images": 0,
+        "num_train_images": 6,
+    }
     out = run(context(tmp_path), ConvertConfig(**values, allow_bad=("cat/bad.jpg",)))
     assert len(PackSource(out.outputs["train"])) == 5
 

@@ -19,8 +19,14 @@ RECIPE = ViewRecipe(large_size=64, small_size=24, num_small=6)
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth colours with grain, clipped at both ends."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(-60, 316, (max(height // 9, 2), max(width // 9, 2), 3)).clip(0, 255).astype(np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    coarse = (
+        rng.integers(-60, 316, (max(height // 9, 2), max(width // 9, 2), 3))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+    smooth = np.asarray(
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    ).astype(int)
     return Image.fromarray((smooth + rng.normal(0, 9, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
@@ -34,9 +40,13 @@ def assert_same(crop: CropPlan, image: Image.Image = PHOTOGRAPH) -> None:
     np.testing.assert_array_equal(out, expected, err_msg=str(crop))
 
 
-def strong(rng: np.random.Generator, operations: tuple[Operation, ...], image: Image.Image = PHOTOGRAPH) -> CropPlan:
+def strong(
+    rng: np.random.Generator, operations: tuple[Operation, ...], image: Image.Image = PHOTOGRAPH
+) -> CropPlan:
     box = random_box(rng, *image.size, (0.05, 1.0), (3 / 4, 4 / 3))
-    return CropPlan(int(rng.integers(8, 80)), box, bool(rng.random() < 0.5), True, operations=operations)
+    return CropPlan(
+        int(rng.integers(8, 80)), box, bool(rng.random() < 0.5), True, operations=operations
+    )
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -50,7 +60,9 @@ def test_each_operation(name: str) -> None:
 def test_all_pairs(first: str) -> None:
     rng = np.random.default_rng(100 + OPERATIONS.index(first))
     for second, _ in itertools.product(OPERATIONS, range(2)):
-        assert_same(strong(rng, (draw_operation(rng, first, RECIPE), draw_operation(rng, second, RECIPE))))
+        assert_same(
+            strong(rng, (draw_operation(rng, first, RECIPE), draw_operation(rng, second, RECIPE)))
+        )
 
 
 @pytest.mark.parametrize("bits", [0.0, 1.0, 4.0])
@@ -58,12 +70,16 @@ def test_posterize_down_to_no_bits(bits: float) -> None:
     assert_same(strong(np.random.default_rng(0), (Operation("posterize", bits, bicubic=False),)))
 
 
-JITTER = [(op, f) for op in range(3) for f in (0.05, 0.6, 0.99, 1.0, 1.4)] + [(3, s) for s in (-0.1, -0.003, 0.07)]
+JITTER = [(op, f) for op in range(3) for f in (0.05, 0.6, 0.99, 1.0, 1.4)] + [
+    (3, s) for s in (-0.1, -0.003, 0.07)
+]
 
 
 @pytest.mark.parametrize(("operation", "value"), JITTER)
 def test_jitter(operation: int, value: float) -> None:
-    assert_same(CropPlan(60, (20, 10, 120, 100), flip=True, strong=False, jitter=((operation, value),)))
+    assert_same(
+        CropPlan(60, (20, 10, 120, 100), flip=True, strong=False, jitter=((operation, value),))
+    )
 
 
 def test_hue_of_every_kind_of_colour() -> None:
@@ -86,7 +102,9 @@ def test_hue_of_every_colour_at_every_shift() -> None:
         for shift in range(-25, 26):
             planes = colors.transpose(2, 1, 0).copy()
             rotate_hue(planes, shift)
-            assert np.array_equal(planes.transpose(2, 1, 0), Image.fromarray(turned, "HSV").convert("RGB"))
+            assert np.array_equal(
+                planes.transpose(2, 1, 0), Image.fromarray(turned, "HSV").convert("RGB")
+            )
             turned[..., 0] += 1
 
 
@@ -95,7 +113,9 @@ def test_blur(radius: float) -> None:
     assert_same(CropPlan(50, (0, 0, 187, 141), flip=False, strong=False, blur=radius))
 
 
-@pytest.mark.parametrize("box", [(0, 0, 187, 141), (3, 5, 40, 120), (3, 5, 120, 40), (9, 9, 64, 64), (186, 140, 1, 1)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 187, 141), (3, 5, 40, 120), (3, 5, 120, 40), (9, 9, 64, 64), (186, 140, 1, 1)]
+)
 def test_resize_up_and_down(box: tuple[int, int, int, int]) -> None:
     """Also where Pillow 13 would take the columns first."""
     for size, flip in itertools.product((1, 17, 64, 96), (False, True)):
@@ -105,7 +125,10 @@ def test_resize_up_and_down(box: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (3, 2), (300, 5)])
 def test_small_and_narrow_images(size: tuple[int, int]) -> None:
     image, rng = photograph(*size), np.random.default_rng(1)
-    assert_same(CropPlan(16, (0, 0, *size), flip=True, strong=False, gray=True, blur=1.2, solarize=True), image)
+    assert_same(
+        CropPlan(16, (0, 0, *size), flip=True, strong=False, gray=True, blur=1.2, solarize=True),
+        image,
+    )
     for name in OPERATIONS:
         for other in ("equalize", "rotate"):
             operations = draw_operation(rng, name, RECIPE), draw_operation(rng, other, RECIPE)
@@ -115,7 +138,12 @@ def test_small_and_narrow_images(size: tuple[int, int]) -> None:
 def test_images_of_one_colour() -> None:
     image, rng = Image.new("RGB", (20, 15), (10, 200, 77)), np.random.default_rng(2)
     for name in OPERATIONS:
-        assert_same(strong(rng, (draw_operation(rng, name, RECIPE), Operation("equalize", 0, False)), image), image)
+        assert_same(
+            strong(
+                rng, (draw_operation(rng, name, RECIPE), Operation("equalize", 0, False)), image
+            ),
+            image,
+        )
 
 
 @pytest.mark.parametrize("weak_prob", [0.0, 0.5, 1.0])
@@ -125,7 +153,10 @@ def test_views_of_the_recipe(weak_prob: float) -> None:
     def compare(sample: int) -> None:
         image = photograph(90 + 13 * sample, 200 - 11 * sample, sample)
         plan = draw_plan(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
-        views = [(np.empty((4, 3, 64, 64), np.uint8), np.empty((6, 3, 24, 24), np.uint8)) for _ in range(2)]
+        views = [
+            (np.empty((4, 3, 64, 64), np.uint8), np.empty((6, 3, 24, 24), np.uint8))
+            for _ in range(2)
+        ]
         fast.render(image, plan, *views[0])
         reference.render(image, plan, *views[1])
         for ours, theirs in zip(*views, strict=True):

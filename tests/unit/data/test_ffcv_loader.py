@@ -44,7 +44,9 @@ def test_resume_at_every_step(beton: Path) -> None:
     expected = collect(beton, "thread")
     with loader(beton, "ffcv") as batches:
         for start in range(12):
-            assert_same(list(batches.iterate(start, min(start + 2, 12))), expected[start : start + 2])
+            assert_same(
+                list(batches.iterate(start, min(start + 2, 12))), expected[start : start + 2]
+            )
 
 
 @pytest.mark.parametrize("ahead", [1, 8])
@@ -55,7 +57,9 @@ def test_kept_batches_do_not_change(beton: Path, ahead: int) -> None:
 
 def test_ranks_share_the_global_batch(beton: Path) -> None:
     for rank in (0, 1):
-        assert_same(collect(beton, "ffcv", world=2, rank=rank), collect(beton, "thread", world=2, rank=rank))
+        assert_same(
+            collect(beton, "ffcv", world=2, rank=rank), collect(beton, "thread", world=2, rank=rank)
+        )
 
 
 def test_repeated_samples(beton: Path) -> None:
@@ -84,7 +88,9 @@ assert "ffcv" in sys.modules
 sys.exit(torch.get_num_threads() != 2)
 """
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code, str(beton)], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(beton)], cwd=root, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -98,13 +104,17 @@ def test_folders_are_refused(beton: Path) -> None:
 def test_a_damaged_table_is_refused(beton: Path, tmp_path: Path) -> None:
     path = copy_of(beton, tmp_path)
     with path.open("r+b") as stream:
-        stream.seek(int(np.fromfile(path, dtype=HEADER, count=1)["alloc_table_ptr"][0]) + 5 * 24 + 8)
+        stream.seek(
+            int(np.fromfile(path, dtype=HEADER, count=1)["alloc_table_ptr"][0]) + 5 * 24 + 8
+        )
         stream.write(b"\xff" * 7)
     with pytest.raises(SourceError, match="table of images is damaged"):
         collect(path, "ffcv")
 
 
-def test_an_error_of_the_reader_surfaces_at_once(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_reader_surfaces_at_once(
+    beton: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mugs.data.ffcv_loader import ReadAhead
 
     stock = ReadAhead.run_pipeline
@@ -128,8 +138,13 @@ def test_buffers_do_not_grow_with_the_largest_image(tmp_path: Path) -> None:
         Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"folder/a/{i}.jpg")
     convert(FolderSource(tmp_path / "folder"), tmp_path / "x.beton")
     reading = ReadAhead(make_reader(PackSource(tmp_path / "x.beton"), 2), [np.array([1, 0])])
-    assert sum(m.nbytes for m in reading.memory_allocations["operation"].values() if m is not None) < 1000
-    assert [int(size) for size in next(reading)[:, 1]] == PackSource(tmp_path / "x.beton").sizes[::-1]
+    assert (
+        sum(m.nbytes for m in reading.memory_allocations["operation"].values() if m is not None)
+        < 1000
+    )
+    assert [int(size) for size in next(reading)[:, 1]] == PackSource(tmp_path / "x.beton").sizes[
+        ::-1
+    ]
     reading.close()
 
 
@@ -146,6 +161,10 @@ def test_stock_ffcv_and_other_compiled_code_still_work(beton: Path) -> None:
         assert hash(uint8[::1]) == key
         assert njit(lambda a: a.sum())(np.ones(5, dtype=np.uint8)) == 5
     pipelines = {"image": None, "label": [IntDecoder()]}
-    stock = Loader(str(beton), batch_size=2, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
+    stock = Loader(
+        str(beton), batch_size=2, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines
+    )
     assert type(stock.memory_manager) is OSCacheManager
-    assert [int(x) for (labels,) in stock for x in labels.flatten()] == [PackSource(beton).label(i) for i in range(NUM)]
+    assert [int(x) for (labels,) in stock for x in labels.flatten()] == [
+        PackSource(beton).label(i) for i in range(NUM)
+    ]

@@ -5,7 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from loader_cases import BATCH, NUM, RECIPE, abandon, collect, copy_of, damage_image, loader, working, write_images
+from loader_cases import (
+    BATCH,
+    NUM,
+    RECIPE,
+    abandon,
+    collect,
+    copy_of,
+    damage_image,
+    loader,
+    working,
+    write_images,
+)
 
 from mugs.data import thread_loader
 from mugs.data.beton import PackSource
@@ -41,7 +52,9 @@ def test_a_damaged_image_is_named_where_it_is_due(beton: Path, tmp_path: Path, n
     assert not working()
 
 
-def test_an_error_while_rendering_surfaces(beton: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_rendering_surfaces(
+    beton: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("in a thread")
 
@@ -81,6 +94,9 @@ def test_a_file_that_shrinks_while_it_is_read(beton: Path, tmp_path: Path) -> No
 def test_ffcv_missing_is_one_message(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mugs.data.ffcv_loader", raising=False)
     monkeypatch.setitem(sys.modules, "ffcv", None)
-    with pytest.raises(ValueError, match=r"loader 'ffcv': .*ffcv.*; install the extra 'ffcv'.* or use loader: thread"):
+    with pytest.raises(
+        ValueError,
+        match=r"loader 'ffcv': .*ffcv.*; install the extra 'ffcv'.* or use loader: thread",
+    ):
         collect(beton, "ffcv")
     assert len(collect(beton, "auto", stop=2)) == 2

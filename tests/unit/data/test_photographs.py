@@ -22,7 +22,10 @@ def test_no_pixel_is_in_two_patches_and_each_is_of_its_region() -> None:
     assert len(np.unique(first)) == len(first) == ROWS * COLUMNS * 2 * 2 * SIDE * SIDE
     for name, patch in patches:
         rows, columns = (patch[..., 0] // 3) // width, (patch[..., 0] // 3) % width
-        regions = {f"photo_row{r}_column{c}" for r, c in zip(rows.ravel() // 50, columns.ravel() // 63, strict=True)}
+        regions = {
+            f"photo_row{r}_column{c}"
+            for r, c in zip(rows.ravel() // 50, columns.ravel() // 63, strict=True)
+        }
         assert regions == {name}
 
 
@@ -44,5 +47,8 @@ def test_the_stage_writes_and_converts_them(tmp_path: Path) -> None:
 
 
 def test_other_built_in_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train_dir: there is no builtin:sklearn_digit \(valid: builtin:sklearn_dig"):
+    with pytest.raises(
+        ValueError,
+        match=r"train_dir: there is no builtin:sklearn_digit \(valid: builtin:sklearn_dig",
+    ):
         resolve("builtin:sklearn_digit", "train", tmp_path)

@@ -50,8 +50,12 @@ def cifar10(root: Path) -> Path:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for index, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        (folder / name).write_bytes(python2("labels", pixels(2, index), [2 * index % 10, (2 * index + 1) % 10]))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{i}" for i in range(10)]}, protocol=2))
+        (folder / name).write_bytes(
+            python2("labels", pixels(2, index), [2 * index % 10, (2 * index + 1) % 10])
+        )
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"c{i}" for i in range(10)]}, protocol=2)
+    )
     return root
 
 
@@ -61,7 +65,9 @@ def cifar100(root: Path) -> Path:
     for index, name in enumerate(("train", "test")):
         content = {"data": pixels(3, index), "fine_labels": [0, 99, 7], "coarse_labels": [0, 1, 2]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"f{i}" for i in range(100)]}, protocol=2))
+    (folder / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": [f"f{i}" for i in range(100)]}, protocol=2)
+    )
     return root
 
 
@@ -71,13 +77,18 @@ def picture(path: Path, shade: int = 0) -> None:
 
 
 def inat(root: Path, year: int) -> Path:
-    for split, names in (("train", ["Plantae/5/a", "Plantae/9/b", "Aves/7/c"]), ("val", ["Plantae/5/d"])):
+    for split, names in (
+        ("train", ["Plantae/5/a", "Plantae/9/b", "Aves/7/c"]),
+        ("val", ["Plantae/5/d"]),
+    ):
         files = [f"train_val{year}/{name}.jpg" for name in names]
         for file in files:
             picture(root / file)
         content: dict[str, Any] = {
             "images": [{"id": i, "file_name": file} for i, file in enumerate(files)],
-            "annotations": [{"image_id": i, "category_id": int(f.split("/")[2])} for i, f in enumerate(files)],
+            "annotations": [
+                {"image_id": i, "category_id": int(f.split("/")[2])} for i, f in enumerate(files)
+            ],
         }
         kinds = [{"id": i, "name": f"species {i}"} for i in (9, 5, 7)]
         if split == "val":  # only its own species in it
@@ -100,7 +111,10 @@ def flowers(root: Path) -> Path:
         picture(root / f"jpg/image_{number:05d}.jpg")
     savemat(root / "imagelabels.mat", {"labels": labels[None]})
     order = np.arange(1, len(labels) + 1)[None]
-    savemat(root / "setid.mat", {"trnid": order[:, :60], "valid": order[:, 60:102], "tstid": order[:, 204:]})
+    savemat(
+        root / "setid.mat",
+        {"trnid": order[:, :60], "valid": order[:, 60:102], "tstid": order[:, 204:]},
+    )
     return root
 
 
@@ -112,13 +126,21 @@ def annotations(path: Path, entries: list[tuple[str, int]]) -> None:
 
 
 def cars(root: Path, *, beside: bool = False) -> Path:
-    of_split = {"train": [("00001.jpg", 2), ("00002.jpg", 1)], "test": [("00001.jpg", 1), ("00002.jpg", 2)]}
+    of_split = {
+        "train": [("00001.jpg", 2), ("00002.jpg", 1)],
+        "test": [("00001.jpg", 1), ("00002.jpg", 2)],
+    }
     for split, entries in of_split.items():
         for name, _ in entries:
             picture(root / f"cars_{split}" / name)
         folder = root if beside and split == "test" else root / "devkit"
-        annotations(folder / f"cars_{split}_annos{'' if split == 'train' else '_withlabels'}.mat", entries)
-    savemat(root / "devkit/cars_meta.mat", {"class_names": np.array([["AM General", "Audi"]], dtype=object)})
+        annotations(
+            folder / f"cars_{split}_annos{'' if split == 'train' else '_withlabels'}.mat", entries
+        )
+    savemat(
+        root / "devkit/cars_meta.mat",
+        {"class_names": np.array([["AM General", "Audi"]], dtype=object)},
+    )
     return root
 
 
@@ -141,7 +163,9 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("year", [2018, 2019])
 def test_inat(tmp_path: Path, year: int) -> None:
-    train, val = (open_public(f"inat{year - 2000}", inat(tmp_path, year), split) for split in ("train", "val"))
+    train, val = (
+        open_public(f"inat{year - 2000}", inat(tmp_path, year), split) for split in ("train", "val")
+    )
     assert train.classes == val.classes == ["5 species 5", "7 species 7", "9 species 9"]
     assert (train.labels, val.labels) == ([0, 2, 1], [0, 1, 2])
     assert train.paths[1] == f"train_val{year}/Plantae/9/b.jpg" and train.read(0)
@@ -155,7 +179,9 @@ def test_flowers_trains_on_train_and_validation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_cars_count_from_zero(tmp_path: Path, beside: bool) -> None:
-    train, val = (open_public("cars", cars(tmp_path, beside=beside), split) for split in ("train", "val"))
+    train, val = (
+        open_public("cars", cars(tmp_path, beside=beside), split) for split in ("train", "val")
+    )
     assert (train.labels, val.labels, train.classes) == ([1, 0], [0, 1], ["AM General", "Audi"])
     assert train.paths == ["cars_train/00001.jpg", "cars_train/00002.jpg"]
 
@@ -215,7 +241,9 @@ def spoil(kind: str, root: Path) -> None:
     elif kind == "fields":
         savemat(root / "devkit/cars_test_annos_withlabels.mat", {"annotations": np.zeros(2)})
     elif kind == "label 197":
-        annotations(root / "devkit/cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 3)])
+        annotations(
+            root / "devkit/cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 3)]
+        )
 
 
 MISTAKES = {
@@ -228,22 +256,40 @@ MISTAKES = {
     "no json": (inat, "inat18", r"val2018\.json: no such file"),
     "bad json": (inat, "inat18", r"val2018\.json: not readable as JSON"),
     "other json": (inat, "inat18", r"val2018\.json: not an iNaturalist file"),
-    "unknown species": (inat, "inat18", r"1 images have no category, or one that is not listed: train_val2018/x/9/f"),
+    "unknown species": (
+        inat,
+        "inat18",
+        r"1 images have no category, or one that is not listed: train_val2018/x/9/f",
+    ),
     "missing species": (inat, "inat18", r"1 classes have no image: 9 species 9"),
-    "missing image": (inat, "inat18", r"1 named images are not below .*: train_val2018/Plantae/5/d\.jpg"),
+    "missing image": (
+        inat,
+        "inat18",
+        r"1 named images are not below .*: train_val2018/Plantae/5/d\.jpg",
+    ),
     "no mat": (flowers, "flowers102", r"setid\.mat: no such file"),
     "bad mat": (flowers, "flowers102", r"setid\.mat: not readable as a MATLAB file"),
     "variable": (flowers, "flowers102", r"setid\.mat: no variable 'tstid' in it"),
     "number": (flowers, "flowers102", r"1 numbers are not those of the 306 labelled images: 999"),
-    "missing picture": (flowers, "flowers102", r"1 named images are not below .*: jpg/image_00205\.jpg"),
-    "no labels": (cars, "cars", r"cars_test_annos_withlabels\.mat is neither in devkit nor beside it"),
+    "missing picture": (
+        flowers,
+        "flowers102",
+        r"1 named images are not below .*: jpg/image_00205\.jpg",
+    ),
+    "no labels": (
+        cars,
+        "cars",
+        r"cars_test_annos_withlabels\.mat is neither in devkit nor beside it",
+    ),
     "fields": (cars, "cars", r"its annotations have no field 'class' or 'fname'"),
     "label 197": (cars, "cars", r"1 labels are not 1 to 2: cars_test/00002\.jpg \(3\)"),
 }
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_mistakes_are_told_in_one_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     make, dataset, words = MISTAKES[kind]
     root = make(tmp_path, 2018) if make is inat else make(tmp_path)  # type: ignore[call-arg]
     spoil(kind, root)
@@ -266,7 +312,9 @@ def test_through_the_stage(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         stage.run(ctx, ConvertConfig(**values))
     message = str(caught.value)
-    assert "10 images found, 50000 expected" in message and "2 images found, 10000 expected" in message
+    assert (
+        "10 images found, 50000 expected" in message and "2 images found, 10000 expected" in message
+    )
     assert "\n" not in message and not list((tmp_path / "run").glob("*.beton"))
     out = stage.run(ctx, ConvertConfig(**values, num_train_images=10, num_val_images=2))
     assert out.info == {"dataset": "cifar10", "num_classes": 10}
@@ -278,7 +326,9 @@ def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -
     root = inat(tmp_path / "inat", 2018)
     path = root / "train_val2018/Plantae/9/b.jpg"
     path.write_bytes(path.read_bytes()[:200])
-    cfg = ConvertConfig(dataset="inat18", root=str(root), num_classes=3, num_train_images=3, num_val_images=3)
+    cfg = ConvertConfig(
+        dataset="inat18", root=str(root), num_classes=3, num_train_images=3, num_val_images=3
+    )
     ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
     words = r"1 of 3 files are not usable images: train_val2018/Plantae/9/b\.jpg"
     with pytest.raises(SourceError, match=words):
@@ -301,7 +351,13 @@ def test_root_or_folders() -> None:
 
 
 def test_splits_of_a_public_data_set(tmp_path: Path) -> None:
-    cfg = ConvertConfig(dataset="cars", root=str(cars(tmp_path)), num_classes=2, num_train_images=2, num_val_images=2)
+    cfg = ConvertConfig(
+        dataset="cars",
+        root=str(cars(tmp_path)),
+        num_classes=2,
+        num_train_images=2,
+        num_val_images=2,
+    )
     assert {split: source.labels for split, source in open_splits(tmp_path, cfg).items()} == {
         "train": [1, 0],
         "val": [0, 1],

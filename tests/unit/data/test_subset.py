@@ -67,17 +67,25 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("percent", "lines"), [(1.0, 12_811), (10.0, 128_116)])
 @pytest.mark.parametrize("end", ["\n", "", "\nn", "n", "\r\n\n"])
-def test_lists_of_the_imagenet_layout(imagenet: Imagenet, tmp_path: Path, percent: float, lines: int, end: str) -> None:
+def test_lists_of_the_imagenet_layout(
+    imagenet: Imagenet, tmp_path: Path, percent: float, lines: int, end: str
+) -> None:
     path = write(tmp_path, "\n".join(file_names(imagenet, lines)) + end)
     kept = LabelledPart(percent=percent, list_file=str(path)).choose(imagenet, "imagenet1k")
     assert len(kept) == lines and kept.indices == sorted(set(kept.indices))
-    dropped = LabelledPart(percent=percent, list_file=str(path), last_line="dropped").choose(imagenet, "imagenet1k")
-    assert [imagenet.name(i) for i in set(kept.indices) - set(dropped.indices)] == ["n00000000/n00000000_0.JPEG"]
+    dropped = LabelledPart(percent=percent, list_file=str(path), last_line="dropped").choose(
+        imagenet, "imagenet1k"
+    )
+    assert [imagenet.name(i) for i in set(kept.indices) - set(dropped.indices)] == [
+        "n00000000/n00000000_0.JPEG"
+    ]
     assert len(dropped) == lines - 1
 
 
 def test_a_list_of_another_length_is_refused(imagenet: Imagenet, tmp_path: Path) -> None:
-    part = LabelledPart(percent=1, list_file=str(write(tmp_path, "\n".join(file_names(imagenet, 12_810)))))
+    part = LabelledPart(
+        percent=1, list_file=str(write(tmp_path, "\n".join(file_names(imagenet, 12_810))))
+    )
     with pytest.raises(SourceError, match=r"list\.txt: names 12810 images, 12811 expected.*simclr"):
         part.choose(imagenet, "imagenet1k")
     assert len(part.choose(imagenet, "my_images")) == 12_810
@@ -96,7 +104,10 @@ SMALL = Named(["cat/a.jpg", "cat/b.jpg", "dog/a.jpg", "dog/c.jpg"], ["cat", "dog
     ("text", "words"),
     [
         ("b.jpg\nz.jpg\nc.jpg\n", "1 of its lines name no image of the data set: z.jpg"),
-        ("b.jpg\nc.jpg\na.jpg\n", "1 of its lines are the name of several images; give paths: a.jpg"),
+        (
+            "b.jpg\nc.jpg\na.jpg\n",
+            "1 of its lines are the name of several images; give paths: a.jpg",
+        ),
         ("b.jpg\nc.jpg\ncat/b.jpg\n", "1 of its lines name an image again: cat/b.jpg"),
         ("b.jpg\nc.jpg\nxyz", "1 of its lines name no image of the data set: xyz"),
         ("b.jpg\nn", "1 of 2 classes have no image in it: dog"),

@@ -51,7 +51,9 @@ class MemorySource:
         return f"sample {index}"
 
 
-def batches(threads: int = 2, *, world: int = 1, rank: int = 0, start: int = 0, recipe: ViewRecipe = SMALL):
+def batches(
+    threads: int = 2, *, world: int = 1, rank: int = 0, start: int = 0, recipe: ViewRecipe = SMALL
+):
     source = MemorySource(20)
     order = Order(20, seed=3, world=world, rank=rank, batch_size=4)
     loader = make_loader(source, recipe, order, seed=5, threads=threads)
@@ -109,7 +111,9 @@ def test_a_broken_sample_is_named_and_no_thread_stays() -> None:
 def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
     plans = [draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
     assert np.mean([p.weak for p in plans]) == pytest.approx(prob, abs=0.08)
-    assert np.mean([not c.strong for p in plans for c in p.crops[4:]]) == pytest.approx(prob, abs=0.06)
+    assert np.mean([not c.strong for p in plans for c in p.crops[4:]]) == pytest.approx(
+        prob, abs=0.06
+    )
     for plan in plans:
         assert not plan.crops[0].strong
         assert plan.crops[2].strong == plan.crops[3].strong == (not plan.weak)
@@ -131,7 +135,8 @@ def test_weak_only_copies_the_teacher_crops() -> None:
     assert plan.crops[2:4] == plan.crops[:2]
     assert not any(c.strong for c in plan.crops)
     released = [
-        draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released")) for i in range(9)
+        draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
+        for i in range(9)
     ]
     assert any(c.strong for p in released for c in p.crops[4:])
 
@@ -145,7 +150,9 @@ def test_one_coin_per_image() -> None:
 def test_randaugment_never_repeats_unless_asked() -> None:
     def repeats(recipe: ViewRecipe) -> int:
         plans = [draw_plan(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)]
-        pairs = [[o.name for o in c.operations] for p in plans for c in p.crops if len(c.operations) == 2]
+        pairs = [
+            [o.name for o in c.operations] for p in plans for c in p.crops if len(c.operations) == 2
+        ]
         return sum(a == b for a, b in pairs)
 
     assert repeats(SMALL) == 0

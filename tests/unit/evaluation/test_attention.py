@@ -9,7 +9,17 @@ from PIL import Image
 
 from mugs.backbones.vit import ViT, ViTConfig, build_vit
 from mugs.data.source import FolderSource
-from mugs.evaluation.attention import RAMP, SIDE, STRIP, draw_attention, grid, heat, kept, picture, strongest_head
+from mugs.evaluation.attention import (
+    RAMP,
+    SIDE,
+    STRIP,
+    draw_attention,
+    grid,
+    heat,
+    kept,
+    picture,
+    strongest_head,
+)
 from mugs.transfer.pictures import GAP, colours
 
 MAPS = np.array([[[0.4, 0.3], [0.2, 0.1]], [[0.05, 0.35], [0.5, 0.0]]])
@@ -18,7 +28,9 @@ MAPS = np.array([[[0.4, 0.3], [0.2, 0.1]], [[0.05, 0.35], [0.5, 0.0]]])
 @pytest.fixture(scope="module")
 def vit() -> ViT:
     torch.manual_seed(0)
-    return build_vit(ViTConfig(embed_dim=24, depth=3, num_heads=3, patch_size=8, image_size=32)).eval()
+    return build_vit(
+        ViTConfig(embed_dim=24, depth=3, num_heads=3, patch_size=8, image_size=32)
+    ).eval()
 
 
 def test_it_is_the_attention_that_the_last_block_uses(vit: ViT) -> None:
@@ -38,9 +50,14 @@ def test_it_is_the_attention_that_the_last_block_uses(vit: ViT) -> None:
 
 
 def test_the_fewest_patches_that_hold_the_share() -> None:
-    assert kept(MAPS, 0.6).tolist() == [[[True, True], [False, False]], [[False, True], [True, False]]]
+    assert kept(MAPS, 0.6).tolist() == [
+        [[True, True], [False, False]],
+        [[False, True], [True, False]],
+    ]
     assert kept(MAPS, 0.71)[0].sum() == 3 and kept(MAPS, 0.01).sum() == 2
-    assert kept(np.full((1, 2, 2), 0.25), 0.5).tolist() == [[[True, True], [False, False]]]  # equal ones: in order
+    assert kept(np.full((1, 2, 2), 0.25), 0.5).tolist() == [
+        [[True, True], [False, False]]
+    ]  # equal ones: in order
     assert kept(MAPS * 7, 0.6).tolist() == kept(MAPS, 0.6).tolist()
 
 
@@ -49,7 +66,9 @@ def test_where_heads_meet_the_one_that_attends_most_is_shown() -> None:
 
 
 def test_colours_of_a_map() -> None:
-    assert heat(np.array([[0.0, 0.5, 1.0, 2.0]]))[0].tolist() == [list(RAMP[i]) for i in (0, 1, 2, 4)]
+    assert heat(np.array([[0.0, 0.5, 1.0, 2.0]]))[0].tolist() == [
+        list(RAMP[i]) for i in (0, 1, 2, 4)
+    ]
     assert heat(np.zeros((1, 1))).tolist() == [[list(RAMP[0])]]
 
 

@@ -14,7 +14,13 @@ from mugs.backbones.vit import ViT, ViTConfig, build_vit
 from mugs.data.evaluation import eval_batches
 from mugs.data.source import FolderSource
 from mugs.evaluation import feature_store
-from mugs.evaluation.feature_store import FeatureStore, FeatureStoreError, Layout, extract_split, shard_path
+from mugs.evaluation.feature_store import (
+    FeatureStore,
+    FeatureStoreError,
+    Layout,
+    extract_split,
+    shard_path,
+)
 from mugs.evaluation.features import Feature, backbone_feature
 
 CPU = torch.device("cpu")
@@ -27,21 +33,29 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
     for index in range(11):
         folder = root / f"class{index % 3}"
         folder.mkdir(exist_ok=True)
-        Image.new("RGB", (20, 24), (20 * index, 255 - 20 * index, 7)).save(folder / f"{index:02d}.png")
+        Image.new("RGB", (20, 24), (20 * index, 255 - 20 * index, 7)).save(
+            folder / f"{index:02d}.png"
+        )
     return FolderSource(root)
 
 
 @pytest.fixture(scope="module")
 def vit() -> ViT:
     torch.manual_seed(0)
-    return build_vit(ViTConfig(embed_dim=16, depth=5, num_heads=2, patch_size=8, image_size=16)).eval()
+    return build_vit(
+        ViTConfig(embed_dim=16, depth=5, num_heads=2, patch_size=8, image_size=16)
+    ).eval()
 
 
 def layout(source: FolderSource) -> Layout:
-    return Layout(images=len(source), fingerprint=source.fingerprint, resize=18, crop=16, shard_images=4)
+    return Layout(
+        images=len(source), fingerprint=source.fingerprint, resize=18, crop=16, shard_images=4
+    )
 
 
-def extract(vit: ViT, source: FolderSource, folder: Path, wanted: Layout | None = None) -> FeatureStore:
+def extract(
+    vit: ViT, source: FolderSource, folder: Path, wanted: Layout | None = None
+) -> FeatureStore:
     wanted = wanted or layout(source)
     extract_split(vit, source, folder / "train", wanted, device=CPU, batch_size=3, threads=1)
     return FeatureStore(folder)
@@ -55,7 +69,9 @@ def test_they_are_the_features_of_the_backbone(
     ((images, labels, _),) = eval_batches(source, resize=18, crop=16, batch_size=11)
     for name in NAMES:
         values, stored_labels = store.load("train", name)
-        torch.testing.assert_close(values, backbone_feature(vit, name)(images).detach(), atol=tolerance, rtol=0)
+        torch.testing.assert_close(
+            values, backbone_feature(vit, name)(images).detach(), atol=tolerance, rtol=0
+        )
         assert torch.equal(stored_labels, labels) and values.dtype == torch.float32
     assert {load_file(p)["cls"].dtype for p in (tmp_path / "train").glob("*.safetensors")} == {
         feature_store.DTYPES[dtype]
@@ -74,7 +90,9 @@ def test_only_missing_and_bad_shards_are_computed(
     computed: list[range] = []
     compute = feature_store._compute
 
-    def counted(vit: ViT, source: FolderSource, ids: range, *rest: object) -> dict[str, torch.Tensor]:
+    def counted(
+        vit: ViT, source: FolderSource, ids: range, *rest: object
+    ) -> dict[str, torch.Tensor]:
         computed.append(ids)
         return compute(vit, source, ids, *rest)  # type: ignore[arg-type]
 
@@ -82,7 +100,10 @@ def test_only_missing_and_bad_shards_are_computed(
     store = extract(vit, source, tmp_path)
     assert computed == [range(4, 8), range(8, 11)]
     assert torch.equal(store.load("train", "cls")[0], whole)
-    assert sorted(p.name for p in folder.iterdir()) == ["index.json", *(f"shard_0000{i}.safetensors" for i in range(3))]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "index.json",
+        *(f"shard_0000{i}.safetensors" for i in range(3)),
+    ]
     extract(vit, source, tmp_path, replace(layout(source), fingerprint="other images"))
     assert len(computed) == 5
 
@@ -121,7 +142,9 @@ def test_what_cannot_be_used_is_named(vit: ViT, source: FolderSource, tmp_path: 
         store.load("train", "cls")
 
 
-def test_features_too_large_for_fp16_are_refused(source: FolderSource, tmp_path: Path, vit: ViT) -> None:
+def test_features_too_large_for_fp16_are_refused(
+    source: FolderSource, tmp_path: Path, vit: ViT
+) -> None:
     large = build_vit(vit.config).eval()
     torch.nn.init.constant_(large.norm.weight, 1e6)
     with pytest.raises(FeatureStoreError, match="cls of images 0 to 3 is not finite in fp16"):

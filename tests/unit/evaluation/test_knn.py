@@ -25,7 +25,10 @@ Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def random_features() -> Data:
     generator = torch.Generator().manual_seed(0)
-    bank, queries = torch.randn(700, 16, generator=generator), torch.randn(130, 16, generator=generator)
+    bank, queries = (
+        torch.randn(700, 16, generator=generator),
+        torch.randn(130, 16, generator=generator),
+    )
     labels = torch.randint(10, (830,), generator=generator)
     return bank, labels[:700], queries, labels[700:]
 
@@ -42,7 +45,9 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         batches = eval_batches(FolderSource(root / split), resize=32, crop=32, threads=1)
         splits += extract(model, batches, device=torch.device("cpu"))[:2]
     bank, bank_labels, queries, labels = splits
-    mean = bank.mean(dim=0)  # an untrained network's features are nearly the same; rounding would decide
+    mean = bank.mean(
+        dim=0
+    )  # an untrained network's features are nearly the same; rounding would decide
     return bank - mean, bank_labels, queries - mean, labels
 
 
@@ -66,13 +71,17 @@ def naive(data: Data, k: int, temperature: float) -> float:
 @pytest.mark.parametrize("memory_mb", [1, 2048])
 def test_equals_scikit_learn(data: Data, memory_mb: int) -> None:
     bank, bank_labels, queries, labels = data
-    ours = evaluate_knn(*data, num_classes=10, ks=KS, temperatures=TEMPERATURES, memory_mb=memory_mb)
+    ours = evaluate_knn(
+        *data, num_classes=10, ks=KS, temperatures=TEMPERATURES, memory_mb=memory_mb
+    )
     assert set(ours) == {(k, t) for k in KS for t in TEMPERATURES}
     for (k, t), accuracy in ours.items():
         weights = lambda distance, t=t: torch.exp((1 - torch.tensor(distance)) / t).numpy()  # noqa: E731
         model = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
         model.fit(bank.double().numpy(), bank_labels.numpy())
-        assert accuracy["top1"] == pytest.approx(100 * model.score(queries.double().numpy(), labels.numpy()), abs=1e-9)
+        assert accuracy["top1"] == pytest.approx(
+            100 * model.score(queries.double().numpy(), labels.numpy()), abs=1e-9
+        )
 
 
 @both
@@ -86,13 +95,17 @@ def test_equals_a_vote_per_k(data: Data) -> None:
             assert alone == {(k, t): ours[k, t]}
 
 
-@pytest.mark.parametrize(("columns", "k"), [(10, 10), (16, 1), (1000, 3), (1003, 7), (5000, 200), (16384, 200)])
+@pytest.mark.parametrize(
+    ("columns", "k"), [(10, 10), (16, 1), (1000, 3), (1003, 7), (5000, 200), (16384, 200)]
+)
 def test_largest_is_topk(columns: int, k: int) -> None:
     values = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
     values[3] = values[3].sort().values
     values[4] = values[4].sort(descending=True).values
     best, index = largest(values, k)
-    assert torch.equal(best, values.topk(k, dim=1).values) and torch.equal(values.gather(1, index), best)
+    assert torch.equal(best, values.topk(k, dim=1).values) and torch.equal(
+        values.gather(1, index), best
+    )
     assert all(len(set(row)) == k for row in index.tolist())
 
 
@@ -124,7 +137,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        sizes = [t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        sizes = [
+            t.untyped_storage().nbytes() for t in tree_leaves(out) if isinstance(t, torch.Tensor)
+        ]
         self.bytes = max([self.bytes, *sizes])
         return out
 

@@ -37,7 +37,9 @@ def features() -> tuple[Tensor, Tensor]:
 def task(folder: Path, probe: LinearProbe = PROBE) -> Probing:
     x, y = features()
     order = epoch_order(NUM, seed=probe.seed, batch_size=probe.batch_size)
-    return Probing(probe, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, folder)
+    return Probing(
+        probe, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, folder
+    )
 
 
 def trained(folder: Path, probe: LinearProbe = PROBE, *, every: int = 1000) -> Probing:
@@ -70,11 +72,15 @@ def plain(setting: Setting, probe: LinearProbe = PROBE) -> nn.Linear:
     x, y = features()
     model = nn.Linear(WIDTH, CLASSES)
     with torch.no_grad():
-        model.weight.copy_(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(3)) * 0.01)
+        model.weight.copy_(
+            torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(3)) * 0.01
+        )
         model.bias.zero_()
     peak = setting.base_lr * 16 / 256
     parameters, decay = list(model.parameters()), setting.weight_decay
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, weight_decay=decay)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        parameters, lr=peak, momentum=0.9, weight_decay=decay
+    )
     if setting.optimizer == "lars":
         optimizer = Lars(parameters, decay)
     order = Order(NUM, seed=probe.seed, world=1, rank=0, batch_size=NUM)
@@ -94,10 +100,16 @@ def test_same_weights_as_a_plain_loop(tmp_path: Path) -> None:
     x, y = features()
     ours, model = trained(tmp_path), plain(PROBE.settings[0])
     assert ours.classifiers.tensors["weight"][0].std() > 0.05
-    torch.testing.assert_close(ours.classifiers.tensors["weight"][0], model.weight.data, atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours.classifiers.tensors["bias"][0], model.bias.data, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours.classifiers.tensors["weight"][0], model.weight.data, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        ours.classifiers.tensors["bias"][0], model.bias.data, atol=1e-5, rtol=0
+    )
     scores = model(x)
-    assert ours.history[-1].top1 == [pytest.approx(100 * (scores.argmax(1) == y).float().mean().item())]
+    assert ours.history[-1].top1 == [
+        pytest.approx(100 * (scores.argmax(1) == y).float().mean().item())
+    ]
     assert ours.history[-1].top5 == [100.0] and len(ours.history) == 7
 
 
@@ -116,11 +128,17 @@ def test_a_sweep_is_each_of_its_classifiers_alone(tmp_path: Path) -> None:
     assert sorted(map(str, order)) == sorted(map(str, SWEEP)) and order[0].optimizer == "sgd"
     for index, setting in enumerate(order):
         model, limit = plain(setting), 1e-4 if setting.optimizer == "sgd" else 1e-7
-        torch.testing.assert_close(together.classifiers.tensors["weight"][index], model.weight.data, atol=limit, rtol=0)
-        torch.testing.assert_close(together.classifiers.tensors["bias"][index], model.bias.data, atol=limit, rtol=0)
+        torch.testing.assert_close(
+            together.classifiers.tensors["weight"][index], model.weight.data, atol=limit, rtol=0
+        )
+        torch.testing.assert_close(
+            together.classifiers.tensors["bias"][index], model.bias.data, atol=limit, rtol=0
+        )
     ends = together.classifiers.tensors["weight"]
     apart = (ends[:, None] - ends[None]).abs().amax(dim=(2, 3)) + torch.eye(len(SWEEP))
-    assert apart[:6, :6].min() > 1e-3 and apart[6:].min() > 1e-7  # every setting ends somewhere else
+    assert (
+        apart[:6, :6].min() > 1e-3 and apart[6:].min() > 1e-7
+    )  # every setting ends somewhere else
 
 
 def test_resumed_in_mid_epoch_it_ends_the_same(tmp_path: Path) -> None:
@@ -161,7 +179,9 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
     x, y = features()
     x[7] = float("inf")
     order = epoch_order(NUM, seed=3, batch_size=16)
-    probing = Probing(PROBE, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, tmp_path)
+    probing = Probing(
+        PROBE, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, tmp_path
+    )
     with pytest.raises(DivergedError, match=r"no finite loss in epoch 1; lower base_lr \(0.5"):
         train(probing, tmp_path / "checkpoints", every=4)
     assert not list((tmp_path / "checkpoints").glob("step_*"))
@@ -172,7 +192,10 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
         next(steps)
     good.check()
     bad = good.mine[0]
-    assert math.isnan(good.history[0].loss[bad]) and good.history[0].top1[bad] == good.history[0].top5[bad] == 0
+    assert (
+        math.isnan(good.history[0].loss[bad])
+        and good.history[0].top1[bad] == good.history[0].top5[bad] == 0
+    )
 
 
 def on_rank(_rank: int, folder: Path) -> None:
@@ -200,7 +223,9 @@ def test_ranks_change_no_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_short_last_batch_over_ranks(world: int) -> None:
     """Every image once but for those that make the ranks equal; all ranks take the same number."""
-    orders = [Order(50, seed=1, world=world, rank=r, batch_size=16, short_last=True) for r in range(world)]
+    orders = [
+        Order(50, seed=1, world=world, rank=r, batch_size=16, short_last=True) for r in range(world)
+    ]
     parts = [[order.indices(step) for order in orders] for step in range(orders[0].steps_per_epoch)]
     assert [sum(map(len, part)) for part in parts] == [16, 16, 16, 2 if world < 4 else 4]
     assert all(len({len(p) for p in part}) == 1 for part in parts)

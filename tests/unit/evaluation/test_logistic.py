@@ -29,7 +29,9 @@ def mini_features(source: FolderSource, percent: float) -> tuple[Tensor, Tensor]
     torch.manual_seed(0)
     model = backbone_feature(build_vit("vit_mini").eval(), "cls")
     part = Subset(source, class_balanced(source, percent, seed=0))
-    values, labels, _ = extract(model, eval_batches(part, resize=32, crop=32, threads=1), device=torch.device("cpu"))
+    values, labels, _ = extract(
+        model, eval_batches(part, resize=32, crop=32, threads=1), device=torch.device("cpu")
+    )
     return F.normalize(values - values.mean(dim=0), dim=1), labels
 
 
@@ -45,7 +47,9 @@ def test_optimum_of_scikit_learn_for_every_penalty(digits: FolderSource, percent
         theirs, _ = Objective(x, y, 10, penalty)(np.ascontiguousarray(model.coef_).ravel())
         assert ours.objective == pytest.approx(theirs, rel=1e-4)
         assert 0 <= ours.objective - theirs + 1e-9 <= ours.gap + 1e-9  # the bound is one
-        assert top1(weight, x, y) == pytest.approx(100 * model.score(x.double().numpy(), y.numpy()), abs=0.7)
+        assert top1(weight, x, y) == pytest.approx(
+            100 * model.score(x.double().numpy(), y.numpy()), abs=0.7
+        )
 
 
 def test_gradient_is_that_of_the_objective(digits: FolderSource) -> None:
@@ -62,7 +66,9 @@ def test_gradient_is_that_of_the_objective(digits: FolderSource) -> None:
 def test_a_started_search_ends_where_a_new_one_does(digits: FolderSource) -> None:
     x, y = mini_features(digits, 1)
     far = torch.full((10, 96), 3.0)
-    one, other = (fit(x, y, num_classes=10, penalty=0.1, start=s, tolerance=1e-10) for s in (None, far))
+    one, other = (
+        fit(x, y, num_classes=10, penalty=0.1, start=s, tolerance=1e-10) for s in (None, far)
+    )
     torch.testing.assert_close(one.weight, other.weight, atol=1e-3, rtol=0)
     again = fit(x, y, num_classes=10, penalty=0.1, start=one.weight, tolerance=1e-6)
     assert again.iterations == 0 and torch.equal(again.weight, one.weight)
@@ -70,7 +76,9 @@ def test_a_started_search_ends_where_a_new_one_does(digits: FolderSource) -> Non
 
 def test_what_does_not_work_is_said(digits: FolderSource) -> None:
     x, y = mini_features(digits, 1)
-    with pytest.raises(NotConvergedError, match=r"lambda 0.01: after 2 iterations the objective .* 0.0001 of it"):
+    with pytest.raises(
+        NotConvergedError, match=r"lambda 0.01: after 2 iterations the objective .* 0.0001 of it"
+    ):
         fit(x, y, num_classes=10, penalty=0.01, max_iterations=2)
     with pytest.raises(ValueError, match="penalty 0: expected a positive number"):
         fit(x, y, num_classes=10, penalty=0)

@@ -20,7 +20,14 @@ from timm.scheduler import CosineLRScheduler
 
 from mugs.backbones.vit import ViTConfig, build_vit
 from mugs.data.source import FolderSource
-from mugs.finetune.batches import AugmentedViews, Batches, Draw, load_batches, posterize, training_transform
+from mugs.finetune.batches import (
+    AugmentedViews,
+    Batches,
+    Draw,
+    load_batches,
+    posterize,
+    training_transform,
+)
 from mugs.finetune.classifier import Classifier, build_head, parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, draw_mix, mix_batch, soft_cross_entropy, soft_targets
@@ -52,7 +59,9 @@ def test_rate_per_step(name: str) -> None:
     cosine = 1e-6 + 0.5 * (peak - 1e-6) * (1 + np.cos(np.pi * rest / len(rest)))
     expected = np.concatenate([np.linspace(0, peak, warm * steps), cosine])
     assert schedule.total_steps == len(expected)
-    np.testing.assert_allclose([schedule.lr(i) for i in range(len(expected))], expected, rtol=1e-9, atol=1e-18)
+    np.testing.assert_allclose(
+        [schedule.lr(i) for i in range(len(expected))], expected, rtol=1e-9, atol=1e-18
+    )
     assert schedule.wd(7) == 0.05
 
 
@@ -60,17 +69,23 @@ def test_rate_per_step(name: str) -> None:
 @pytest.mark.parametrize("name", EPOCH)
 def test_rate_per_epoch_is_that_of_timm(name: str, lag: bool) -> None:
     epochs, base, batch = EPOCH[name]
-    rate = RateOptions(base_lr=base, lr_batch=512, unit="epoch", warmup_lr=1e-6, min_lr=1e-5, epoch_lag=lag)
+    rate = RateOptions(
+        base_lr=base, lr_batch=512, unit="epoch", warmup_lr=1e-6, min_lr=1e-5, epoch_lag=lag
+    )
     config = FinetuneConfig(epochs=epochs, batch_size=batch, rate=rate)
     schedule = build_schedule(config, 3)
     peak = base * batch / 512
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    scheduler = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    scheduler = CosineLRScheduler(
+        optimizer, t_initial=epochs, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6
+    )
     for epoch in range(epochs):
         if not lag:
             scheduler.step(epoch)
         expected = optimizer.param_groups[0]["lr"]
-        assert [schedule.lr(3 * epoch + i) for i in range(3)] == pytest.approx([expected] * 3, rel=1e-12)
+        assert [schedule.lr(3 * epoch + i) for i in range(3)] == pytest.approx(
+            [expected] * 3, rel=1e-12
+        )
         scheduler.step(epoch)  # with the finished epoch's number, as released
 
 
@@ -79,13 +94,18 @@ def test_odd_rates() -> None:
     one = build_schedule(FinetuneConfig(epochs=1000, batch_size=512, rate=rate), 25)
     assert one.lr(0) == one.lr(49) == 1e-6 < one.lr(50)  # epochs 0 and 1 are the same
     rates = [one.lr(25 * e) for e in range(6, 1000)]
-    assert all(a < b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(1e-5, rel=1e-4)
+    assert all(a < b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(
+        1e-5, rel=1e-4
+    )
     ten = build_schedule(FinetuneConfig(epochs=1000, batch_size=1024, rate=rate), 125)
     assert {round(ten.lr(125 * e), 15) for e in range(6, 1000)} == {1e-5}
 
 
 def small(depth: int = 12) -> Classifier:
-    vit = build_vit(ViTConfig(embed_dim=12, depth=depth, num_heads=2, patch_size=8, image_size=32), drop_path=0.2)
+    vit = build_vit(
+        ViTConfig(embed_dim=12, depth=depth, num_heads=2, patch_size=8, image_size=32),
+        drop_path=0.2,
+    )
     return Classifier(vit, build_head(HeadOptions(), 12, 5, seed=1))
 
 
@@ -94,7 +114,8 @@ def test_every_group_is_listed() -> None:
     model = small(depth=2)
     names = {id(p): n for n, p in model.named_parameters()}
     found = {
-        (g["lr_scale"], g["decay"]): sorted(names[id(p)] for p in g["params"]) for g in parameter_groups(model, 0.5)
+        (g["lr_scale"], g["decay"]): sorted(names[id(p)] for p in g["params"])
+        for g in parameter_groups(model, 0.5)
     }
     weights, biases = ("attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"), ("norm1.bias", "norm2.bias")
 
@@ -120,17 +141,25 @@ def test_every_group_is_listed() -> None:
 @pytest.mark.parametrize(("depth", "decay"), [(12, 0.55), (24, 0.65), (24, 0.75)])
 def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
     """Scale and decay of every parameter; timm counts the final norm to the last block, the recipe to the head."""
-    theirs = VisionTransformer(img_size=32, patch_size=8, embed_dim=12, depth=depth, num_heads=2, num_classes=5)
+    theirs = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=12, depth=depth, num_heads=2, num_classes=5
+    )
     model = small(depth)
     names = {id(p): n for n, p in theirs.named_parameters()}
     skip = theirs.no_weight_decay()
     groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=skip, layer_decay=decay)
-    expected = {names[id(p)]: (g["lr_scale"], g["weight_decay"] > 0) for g in groups for p in g["params"]}
+    expected = {
+        names[id(p)]: (g["lr_scale"], g["weight_decay"] > 0) for g in groups for p in g["params"]
+    }
     for norm in ("norm.weight", "norm.bias"):
         assert expected[norm] == (decay, False)
         expected[norm] = (1.0, False)
     names = {id(p): n.removeprefix("backbone.") for n, p in model.named_parameters()}
-    ours = {names[id(p)]: (g["lr_scale"], g["decay"]) for g in parameter_groups(model, decay) for p in g["params"]}
+    ours = {
+        names[id(p)]: (g["lr_scale"], g["decay"])
+        for g in parameter_groups(model, decay)
+        for p in g["params"]
+    }
     assert ours == expected
     assert min(s for s, _ in ours.values()) == decay ** (depth + 1)
 
@@ -141,7 +170,9 @@ def test_size_of_the_released_log() -> None:
 
 
 def test_heads() -> None:
-    linear, mlp = (build_head(HeadOptions(kind=k, hidden=64), 384, 10, seed=3) for k in ("linear", "mlp"))
+    linear, mlp = (
+        build_head(HeadOptions(kind=k, hidden=64), 384, 10, seed=3) for k in ("linear", "mlp")
+    )
     assert [tuple(p.shape) for p in mlp.parameters()] == [(64, 384), (64,), (10, 64), (10,)]
     assert isinstance(mlp[1], torch.nn.GELU)
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05) and not linear.bias.any()
@@ -160,13 +191,17 @@ def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
     boxes = 0
     for step in range(12):
         targets = soft_targets(labels[columns], 5, 0.1)
-        mixed, target = mix_batch(images[columns], targets, np.zeros(6, int), options, seed=3, step=step)
+        mixed, target = mix_batch(
+            images[columns], targets, np.zeros(6, int), options, seed=3, step=step
+        )
         np.random.seed(np.random.SeedSequence([3, step, 0]).generate_state(4))
         expected, expected_target = theirs(images.clone(), labels)
         torch.testing.assert_close(mixed, expected[columns])
         torch.testing.assert_close(target, expected_target[columns])
         boxes += draw_mix(options, 3, step, 0, 20, 14).box is not None
-    assert {(0.8, 1.0): 0 < boxes < 12, (0.8, 0.0): boxes == 0, (0.0, 1.0): boxes > 8}[mixup, cutmix]
+    assert {(0.8, 1.0): 0 < boxes < 12, (0.8, 0.0): boxes == 0, (0.0, 1.0): boxes > 8}[
+        mixup, cutmix
+    ]
 
 
 def test_soft_cross_entropy_is_label_smoothing() -> None:
@@ -188,8 +223,12 @@ def test_columns_cover_the_batch_and_keep_pairs_together(world: int) -> None:
         assert [sorted(c.tolist()) for c in mine] == [list(range(rank, 32, 4)) for rank in range(4)]
 
 
-@pytest.mark.parametrize(("batch", "group", "world", "words"), [(12, 5, 1, "even divisor"), (12, None, 4, "in pairs")])
-def test_batches_that_cannot_be_mixed(batch: int, group: int | None, world: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("batch", "group", "world", "words"), [(12, 5, 1, "even divisor"), (12, None, 4, "in pairs")]
+)
+def test_batches_that_cannot_be_mixed(
+    batch: int, group: int | None, world: int, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         columns_of(batch, MixOptions(group=group), world, 0)
     assert len(columns_of(batch, MixOptions(prob=0), world, 0)) == batch // world
@@ -206,7 +245,10 @@ def test_batches_without_and_with_repeats() -> None:
     drawn = [d for step in range(8) for d in thrice.draws(step, np.arange(64))]
     assert [d.copy for d in drawn[:7]] == [0, 1, 2, 0, 1, 2, 0]
     assert len({(d.sample, d.copy) for d in drawn}) == 512 and len({d.sample for d in drawn}) == 171
-    for num, repeats, words in ((10, 1, "exceeds the data set's 10 images$"), (300, 3, "256 with repeats 3")):
+    for num, repeats, words in (
+        (10, 1, "exceeds the data set's 10 images$"),
+        (300, 3, "256 with repeats 3"),
+    ):
         with pytest.raises(ValueError, match=words):
             Batches(num, seed=1, batch_size=290, repeats=repeats)
 
@@ -217,7 +259,9 @@ def test_repeats_are_dealt_as_by_the_sampler_of_timm(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(batches.order, "permutation", lambda epoch: np.arange(1000))
     assert batches.steps_per_epoch == 3
     for rank in range(4):
-        theirs = list(RepeatAugSampler(range(1000), num_replicas=4, rank=rank, shuffle=False, num_repeats=3))
+        theirs = list(
+            RepeatAugSampler(range(1000), num_replicas=4, rank=rank, shuffle=False, num_repeats=3)
+        )
         assert len(theirs) == 192
         columns = columns_of(256, MixOptions(group=64), 4, rank)
         for step in range(3):
@@ -250,10 +294,24 @@ def test_the_transform_is_the_recipe() -> None:
     ]
     crop, flip, augment, _, _, erasing = stages
     assert (crop.size, crop.scale, crop.interpolation.value) == ((224, 224), (0.08, 1.0), "bicubic")
-    assert flip.p == 0.5 and augment.num_layers == 2 and augment.choice_weights is None and len(augment.ops) == 15
+    assert (
+        flip.p == 0.5
+        and augment.num_layers == 2
+        and augment.choice_weights is None
+        and len(augment.ops) == 15
+    )
     assert {(o.magnitude, o.magnitude_std, o.prob) for o in augment.ops} == {(9, 0.5, 0.5)}
-    assert augment.ops[4].name == "PosterizeIncreasing" and augment.ops[0].hparams["img_mean"] == (124, 116, 104)
-    assert (erasing.probability, erasing.per_pixel, erasing.max_count, erasing.max_area) == (0.25, True, 1, 1 / 3)
+    assert augment.ops[4].name == "PosterizeIncreasing" and augment.ops[0].hparams["img_mean"] == (
+        124,
+        116,
+        104,
+    )
+    assert (erasing.probability, erasing.per_pixel, erasing.max_count, erasing.max_area) == (
+        0.25,
+        True,
+        1,
+        1 / 3,
+    )
 
 
 @pytest.fixture
@@ -261,13 +319,18 @@ def folder(tmp_path: Path) -> Path:
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for i in range(6):
-            pixels = np.random.default_rng([ord(label), i]).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            pixels = np.random.default_rng([ord(label), i]).integers(
+                0, 255, (40, 50, 3), dtype=np.uint8
+            )
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
     return tmp_path
 
 
 def loaded(folder: Path, options: ImageOptions, workers: int, seed: int = 0) -> list[Any]:
-    views, batches = AugmentedViews(FolderSource(folder), options, seed), Batches(12, seed=0, batch_size=4, repeats=1)
+    views, batches = (
+        AugmentedViews(FolderSource(folder), options, seed),
+        Batches(12, seed=0, batch_size=4, repeats=1),
+    )
     return list(load_batches(views, batches, np.arange(4), 2, 5, workers))
 
 
@@ -281,7 +344,11 @@ def test_views_depend_on_neither_worker_nor_global_state(folder: Path) -> None:
     two = loaded(folder, options, workers=2)
     assert len(one) == 3
     for a, b in zip(one, two, strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
+        assert (
+            torch.equal(a.images, b.images)
+            and torch.equal(a.labels, b.labels)
+            and torch.equal(a.ids, b.ids)
+        )
         assert a.labels.tolist() == [i // 6 for i in a.ids.tolist()]
 
 
@@ -300,7 +367,14 @@ def test_views_differ_by_each_of_their_keys(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"scale": (0.9, 1.0)}, {"flip_prob": 0.0}, {"randaugment": ""}, {"erase_prob": 0.0}, {"size": 24}]
+    "change",
+    [
+        {"scale": (0.9, 1.0)},
+        {"flip_prob": 0.0},
+        {"randaugment": ""},
+        {"erase_prob": 0.0},
+        {"size": 24},
+    ],
 )
 def test_every_image_option_has_an_effect(folder: Path, change: dict[str, Any]) -> None:
     options = ImageOptions(size=16, resize=16)
@@ -320,5 +394,7 @@ def test_a_bad_image_is_named(folder: Path, workers: int) -> None:
 def test_rate_is_scaled_with_the_batch_or_not() -> None:
     plain = FinetuneConfig(epochs=1, batch_size=768, rate=RateOptions(base_lr=3e-6))
     assert plain.peak_lr == 3e-6
-    assert replace(plain, rate=RateOptions(base_lr=3e-6, lr_batch=512)).peak_lr == pytest.approx(4.5e-6)
+    assert replace(plain, rate=RateOptions(base_lr=3e-6, lr_batch=512)).peak_lr == pytest.approx(
+        4.5e-6
+    )
     assert math.isclose(build_schedule(plain, 10).peak, 3e-6)

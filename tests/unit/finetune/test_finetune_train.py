@@ -83,7 +83,9 @@ def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         keep = torch.ones(len(value) if value.ndim else 1, dtype=torch.bool)
         if name.endswith("qkv.bias"):
             keep[16:32] = False
-        torch.testing.assert_close(ours[name][keep], value[keep], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours[name][keep], value[keep], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> Classifier:
@@ -93,7 +95,9 @@ def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> Classifier
     return Classifier(vit, build_head(head or HeadOptions(), 16, 10, seed=1))
 
 
-def run(folder: Path, data: Path, config: FinetuneConfig = CONFIG) -> tuple[dict[str, Tensor], list[EpochResult]]:
+def run(
+    folder: Path, data: Path, config: FinetuneConfig = CONFIG
+) -> tuple[dict[str, Tensor], list[EpochResult]]:
     source = Few(data)
     classifier = model(head=config.head)
     task = Finetuning(classifier, (source, source), config, folder, CPU, num_classes=10)
@@ -126,7 +130,11 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
         loss = torch.nn.functional.cross_entropy(plain(images), targets)
         plain.zero_grad()
         loss.backward()
-        warm = 5e-3 * step / 2 if step < 3 else 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * (step - 3) / 9)) / 2
+        warm = (
+            5e-3 * step / 2
+            if step < 3
+            else 1e-6 + (5e-3 - 1e-6) * (1 + np.cos(np.pi * (step - 3) / 9)) / 2
+        )
         with torch.no_grad():
             for name, p in plain.named_parameters():
                 lr = warm * 0.7 ** (3 - layer(name))
@@ -135,14 +143,20 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
                 moments[name] = m, v
                 if p.ndim > 1 and not name.endswith(("cls_token", "pos_embed")):
                     p.mul_(1 - lr * 0.05)
-                p.sub_(lr * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8))
+                p.sub_(
+                    lr
+                    * (m / (1 - 0.9 ** (step + 1)))
+                    / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+                )
     close(ours, dict(plain.state_dict()))
     moved = (plain.head.weight - model().head.weight).abs().max()
     assert moved > 0.01 and [r.epoch for r in history] == [0, 1, 2, 3]
 
 
 def newest(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((max((folder / "checkpoints").iterdir()) / "state.json").read_text())
+    state: dict[str, Any] = json.loads(
+        (max((folder / "checkpoints").iterdir()) / "state.json").read_text()
+    )
     return state
 
 
@@ -153,7 +167,9 @@ def test_resumed_in_mid_epoch_bitwise(tmp_path: Path, data: Path, workers: int) 
     run(tmp_path / "resumed", data, config)
     folder = tmp_path / "resumed" / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["step_00000008", "step_00000009"]
-    shutil.rmtree(folder / "step_00000009")  # as if killed after step 8, the last but one of epoch 2
+    shutil.rmtree(
+        folder / "step_00000009"
+    )  # as if killed after step 8, the last but one of epoch 2
     resumed, again = run(tmp_path / "resumed", data, config)
     assert again == history and len(history) == 3
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
@@ -181,10 +197,14 @@ class StopAfter(Unattended):
         raise Interrupted(step)
 
 
-def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path: Path, data: Path, base: dict[str, Tensor]) -> None:
+def test_asked_to_stop_it_saves_and_goes_on_later(
+    tmp_path: Path, data: Path, base: dict[str, Tensor]
+) -> None:
     source, config = Few(data), replace(CONFIG, workers=1, checkpoint_steps=99)
     with pytest.raises(Interrupted, match="5"):
-        Finetuning(model(), (source, source), config, tmp_path, CPU, num_classes=10).train(StopAfter(5))
+        Finetuning(model(), (source, source), config, tmp_path, CPU, num_classes=10).train(
+            StopAfter(5)
+        )
     assert multiprocessing.active_children() == []
     again, _ = run(tmp_path, data, config)
     assert all(torch.equal(again[name], base[name]) for name in base)
@@ -201,7 +221,13 @@ def test_log(tmp_path: Path, data: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(9)) and steps[0]["lr"] == 0
-    assert {"images_per_second", "data_wait_share", "tflops", "peak_memory_mb", "weight_decay"} <= set(steps[0])
+    assert {
+        "images_per_second",
+        "data_wait_share",
+        "tflops",
+        "peak_memory_mb",
+        "weight_decay",
+    } <= set(steps[0])
     found = [(line["epoch"], line["top1"], line["top5"]) for line in lines if "top1" in line]
     assert found == [(r.epoch, r.top1, r.top5) for r in history]
     assert json.loads((tmp_path / "progress.json").read_text())["done"] == 9
@@ -213,7 +239,9 @@ def test_validation_after_some_epochs_and_the_last(tmp_path: Path, data: Path) -
     assert some == every[1:] and [r.epoch for r in some] == [1, 2]
 
 
-def test_micro_batches_give_the_same_weights(tmp_path: Path, data: Path, base: dict[str, Tensor]) -> None:
+def test_micro_batches_give_the_same_weights(
+    tmp_path: Path, data: Path, base: dict[str, Tensor]
+) -> None:
     close(run(tmp_path, data, replace(CONFIG, max_images_per_step=4))[0], base)
 
 
@@ -260,7 +288,9 @@ def test_lag_has_an_effect(tmp_path: Path, data: Path) -> None:
     assert not torch.equal(lagging["head.weight"], prompt["head.weight"])
 
 
-def test_a_rising_rate_is_said(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rising_rate_is_said(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rate = RateOptions(base_lr=1e-6, unit="epoch", warmup_epochs=0, min_lr=1e-5)
     run(tmp_path, data, replace(CONFIG, rate=rate, epochs=1))
     assert "min_lr 1e-05 exceeds the peak 1e-06: the rate rises" in caplog.text
@@ -273,9 +303,13 @@ def test_validation_resolution_and_interpolation(data: Path) -> None:
         return next(eval_batches(source, resize=resize, crop=16, interpolation=interpolation))[0]
 
     base = views(16, "bicubic")
-    assert not torch.equal(base, views(24, "bicubic")) and not torch.equal(base, views(16, "bilinear"))
+    assert not torch.equal(base, views(24, "bicubic")) and not torch.equal(
+        base, views(16, "bilinear")
+    )
     image = decode_rgb(source.read(0), "")
-    resized = image.resize((16, 40), Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BILINEAR)
+    resized = image.resize((16, 40), Image.Resampling.BILINEAR).resize(
+        (16, 16), Image.Resampling.BILINEAR
+    )
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     expected = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float() / 255
     torch.testing.assert_close(views(16, "bilinear")[0], (expected - mean) / std)
@@ -307,8 +341,13 @@ def check_bad_step(tmp_path: Path, data: Path, *, here: bool) -> None:
     finally:
         undo()
     rank = distributed.rank()
-    dump = json.loads((tmp_path / "bad" / "failures" / f"step_00000005_rank_{rank:04d}.json").read_text())
-    assert len(dump["sample_ids"]) == 16 // distributed.world_size() and (dump["loss"] == "nan") == here
+    dump = json.loads(
+        (tmp_path / "bad" / "failures" / f"step_00000005_rank_{rank:04d}.json").read_text()
+    )
+    assert (
+        len(dump["sample_ids"]) == 16 // distributed.world_size()
+        and (dump["loss"] == "nan") == here
+    )
     again, results = run(tmp_path / "bad", data)
     assert results == history and all(torch.equal(again[n], straight[n]) for n in straight)
 
@@ -326,7 +365,9 @@ def test_a_bad_step_harms_nothing(tmp_path: Path, data: Path) -> None:
         ({"repeats": 3}, "0 with repeats 3"),
     ],
 )
-def test_bad_settings_give_one_line(tmp_path: Path, data: Path, change: dict[str, Any], words: str) -> None:
+def test_bad_settings_give_one_line(
+    tmp_path: Path, data: Path, change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         run(tmp_path, data, replace(CONFIG, **change))
     assert "\n" not in str(caught.value)

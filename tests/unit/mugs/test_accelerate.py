@@ -18,7 +18,9 @@ def three_steps(**options: bool) -> list[StepResult]:
     trainer = Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
     results = []
     for step in (1, 2, 3):
-        draws = depth_uniforms(0, step, branches=method.depth_branches, crops=5, batch_size=CASE.batch)
+        draws = depth_uniforms(
+            0, step, branches=method.depth_branches, crops=5, batch_size=CASE.batch
+        )
         results.append(trainer.step([CASE.views(step)], step, [draws]))
     return results
 

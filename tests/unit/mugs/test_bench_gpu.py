@@ -11,7 +11,9 @@ from step_cases import SMALLEST
 def test_miniature(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_gpu, "MODES", ("fp32", "bf16"))
     config = replace(SMALLEST, queue_size=64, memory_size=64)
-    bench_gpu.table({"tiny": bench_gpu.Setup(config, torch.device("cpu"), batch=4, sizes=(32, 16), steps=1)})
+    bench_gpu.table(
+        {"tiny": bench_gpu.Setup(config, torch.device("cpu"), batch=4, sizes=(32, 16), steps=1)}
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["tiny", "fp32"], ["tiny", "bf16"]]
 

@@ -21,7 +21,10 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def compare(ours: Tensor, plain: Tensor, inputs: Tensor) -> None:
-    mine, theirs = torch.autograd.grad(3 * ours, inputs)[0], torch.autograd.grad(3 * plain, inputs)[0]
+    mine, theirs = (
+        torch.autograd.grad(3 * ours, inputs)[0],
+        torch.autograd.grad(3 * plain, inputs)[0],
+    )
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
@@ -33,13 +36,17 @@ def test_clustering() -> None:
     assigned = torch.softmax((teacher - center) / 0.04, -1)
     log_p = torch.log_softmax(student / 0.1, -1)
     plain = -(torch.einsum("tnk,pnk->tp", assigned, log_p) / 7 * weights).sum()
-    ours = clustering(student, teacher, center, weights, student_temperature=0.1, teacher_temperature=0.04)
+    ours = clustering(
+        student, teacher, center, weights, student_temperature=0.1, teacher_temperature=0.04
+    )
     compare(ours, plain, student)
 
 
 @pytest.mark.usefixtures("block")
 def test_info_nce() -> None:
-    student, teacher, queue = (normalize(torch.randn(*shape, 6), dim=-1) for shape in ((5, 7), (2, 7), (33,)))
+    student, teacher, queue = (
+        normalize(torch.randn(*shape, 6), dim=-1) for shape in ((5, 7), (2, 7), (33,))
+    )
     student.requires_grad_()
     weights = pair_weights(2, 5, 2, "uniform")
     positive = torch.einsum("tnd,pnd->tpn", teacher, student)[..., None]
@@ -50,10 +57,15 @@ def test_info_nce() -> None:
 
 def test_without_gradient() -> None:
     logits = torch.randn(3, 4, 9)
-    weights, options = pair_weights(2, 3, 2, "uniform"), {"student_temperature": 0.1, "teacher_temperature": 0.04}
+    weights, options = (
+        pair_weights(2, 3, 2, "uniform"),
+        {"student_temperature": 0.1, "teacher_temperature": 0.04},
+    )
     with torch.no_grad():
         loss = clustering(logits, logits[:2], torch.zeros(9), weights, **options)
-    assert torch.equal(loss, clustering(logits.requires_grad_(), logits[:2], torch.zeros(9), weights, **options))
+    assert torch.equal(
+        loss, clustering(logits.requires_grad_(), logits[:2], torch.zeros(9), weights, **options)
+    )
 
 
 def test_bf16_logits_keep_their_precision_in_the_gradient() -> None:

@@ -28,7 +28,12 @@ TARGETS = {
 
 def test_the_table() -> None:
     assert targets(None) == {}
-    assert targets("s100")[0] == {"total": 9.0208, "instance": 9.5816, "group": 7.8942, "local_group": 9.5867}
+    assert targets("s100")[0] == {
+        "total": 9.0208,
+        "instance": 9.5816,
+        "group": 7.8942,
+        "local_group": 9.5867,
+    }
     assert targets("l250")[6]["group"] == 5.4695 and targets("s300")[6]["total"] == 6.9055
     for run in ("s100", "s300", "l250"):
         assert list(targets(run)) == list(range(7))
@@ -69,7 +74,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
     return FolderSource(folder / "val")
 
 
-def test_means_of_a_run(digits: FolderSource, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_means_of_a_run(
+    digits: FolderSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     lines = train(tmp_path, digits)
     found = {line["epoch"]: line["calibration"] for line in lines if "calibration" in line}
@@ -82,13 +89,20 @@ def test_means_of_a_run(digits: FolderSource, tmp_path: Path, caplog: pytest.Log
     assert found[0]["target"] == TARGETS[0] and found[0]["partial"] is False
     assert set(found[2]["ours"]) == {"total", "instance"}
     said = [record.message for record in caplog.records if "calibration, epoch" in record.message]
-    assert len(said) == 2 and "epoch 0: total " in said[0] and "(target 3.0000, " in said[0] and "only" not in said[0]
+    assert (
+        len(said) == 2
+        and "epoch 0: total " in said[0]
+        and "(target 3.0000, " in said[0]
+        and "only" not in said[0]
+    )
 
 
 def test_a_restart_in_mid_epoch_gives_the_same(digits: FolderSource, tmp_path: Path) -> None:
     straight = [line for line in train(tmp_path, digits) if "calibration" in line]
     (tmp_path / "metrics.jsonl").unlink()
-    shutil.rmtree(tmp_path / "checkpoints" / "step_00000009")  # as if killed in the last epoch, after step 8 of 9
+    shutil.rmtree(
+        tmp_path / "checkpoints" / "step_00000009"
+    )  # as if killed in the last epoch, after step 8 of 9
     again = train(tmp_path, digits)
     again = [line for line in again if "checkpoint" not in line]
     assert len(again) == 2 and not again[1]["calibration"]["partial"]
@@ -103,4 +117,7 @@ def test_an_epoch_without_its_start_is_marked() -> None:
     comparison = means.compare(3)
     assert comparison is not None and comparison.record()["partial"] is True
     assert EpochMeans({}, 4, means.state()).compare(3) is None  # resumed without targets
-    assert comparison.line() == "calibration, epoch 0 over 2 of 4 steps only: total 3.0000 (target 2.0000, +50.0%)"
+    assert (
+        comparison.line()
+        == "calibration, epoch 0 over 2 of 4 steps only: total 3.0000 (target 2.0000, +50.0%)"
+    )

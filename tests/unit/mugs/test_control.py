@@ -12,7 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, checkpoints, load_latest, save_checkpoint
+from mugs.engine.checkpoint import (
+    CheckpointError,
+    Parts,
+    SavePolicy,
+    checkpoints,
+    load_latest,
+    save_checkpoint,
+)
 from mugs.engine.control import StaleWriterError
 from mugs.engine.loop import train
 from mugs.storage.record import remove_leftovers
@@ -153,7 +160,11 @@ def test_overtaken_between_check_and_rename(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_older_attempts_only(tmp_path: Path) -> None:
-    names = [".step_00000001.attempt1.aa.tmp", ".step_00000002.attempt2.bb.tmp", ".step_00000003.cc.tmp"]
+    names = [
+        ".step_00000001.attempt1.aa.tmp",
+        ".step_00000002.attempt2.bb.tmp",
+        ".step_00000003.cc.tmp",
+    ]
     for name in names:
         (tmp_path / name).mkdir()
     remove_leftovers(tmp_path, 1)

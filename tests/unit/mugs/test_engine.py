@@ -95,7 +95,13 @@ def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path
     torch.set_num_threads(1)
     views = ViewRecipe(large_size=32, small_size=16, num_small=2)
     config = TrainConfig(
-        epochs=2, batch_size=8, base_lr=1e-2, warmup_epochs=1, steps_per_epoch=3, views=views, checkpoint_steps=2
+        epochs=2,
+        batch_size=8,
+        base_lr=1e-2,
+        warmup_epochs=1,
+        steps_per_epoch=3,
+        views=views,
+        checkpoint_steps=2,
     )
     method_config = replace(SMALLEST, drop_path=drop_path, queue_size=32)
 
@@ -106,6 +112,8 @@ def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path
     straight = json.loads((train(tmp_path / "straight") / "state.json").read_text())
     shutil.rmtree(train(tmp_path / "resumed"))  # as if the run had been killed after step 4
     resumed = json.loads((train(tmp_path / "resumed") / "state.json").read_text())
-    assert {"student", "teacher", "optimizer", "extra_state"} == {Path(name).stem for name in straight["files"]}
+    assert {"student", "teacher", "optimizer", "extra_state"} == {
+        Path(name).stem for name in straight["files"]
+    }
     assert resumed["files"] == straight["files"]  # SHA-256 of each
     assert resumed["meta"] == straight["meta"]

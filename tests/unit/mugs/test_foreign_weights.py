@@ -24,9 +24,16 @@ def released(path: Path, arch: str, *, full: bool = True) -> Path:
     torch.manual_seed(0)
     state = build_vit(arch, relation_depth=1).state_dict()
     alone = {key: value for key, value in state.items() if not key.startswith("relation_blocks.")}
-    teacher = {f"backbone.{key}": value for key, value in state.items()} | {"group_head.0.weight": torch.zeros(2, 2)}
+    teacher = {f"backbone.{key}": value for key, value in state.items()} | {
+        "group_head.0.weight": torch.zeros(2, 2)
+    }
     student = {f"module.{key}": -value for key, value in teacher.items()}
-    content = {"teacher": teacher, "student": student, "epoch": 3, "args": argparse.Namespace(arch=arch)}
+    content = {
+        "teacher": teacher,
+        "student": student,
+        "epoch": 3,
+        "args": argparse.Namespace(arch=arch),
+    }
     torch.save(content if full else {"state_dict": alone}, path)
     return path
 
@@ -40,7 +47,9 @@ def image(mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAG
     ("arch", "full"),
     [("vit_s16", True), ("vit_s16", False), pytest.param("vit_b16", True, marks=pytest.mark.slow)],
 )
-def test_a_released_checkpoint_through_import_to_timm(tmp_path: Path, arch: str, full: bool) -> None:
+def test_a_released_checkpoint_through_import_to_timm(
+    tmp_path: Path, arch: str, full: bool
+) -> None:
     path = released(tmp_path / "released.pth", arch, full=full)
     found = import_released(arch, str(path))
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -61,7 +70,9 @@ def test_the_released_layout_of_vit_l(tmp_path: Path) -> None:
 
 def test_the_student_is_another_network(tmp_path: Path) -> None:
     path = str(released(tmp_path / "r.pth", "vit_s16"))
-    teacher, student = (import_released("vit_s16", path, network=n).vit for n in ("teacher", "student"))  # type: ignore[arg-type]
+    teacher, student = (
+        import_released("vit_s16", path, network=n).vit for n in ("teacher", "student")
+    )  # type: ignore[arg-type]
     assert torch.equal(student.norm.weight, -teacher.norm.weight)
 
 
@@ -88,7 +99,9 @@ def tiny() -> nn.Module:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_vit_of_timm_that_is_normalised_another_way(tmp_path: Path, tiny: nn.Module, suffix: str) -> None:
+def test_a_vit_of_timm_that_is_normalised_another_way(
+    tmp_path: Path, tiny: nn.Module, suffix: str
+) -> None:
     path = tmp_path / f"tiny{suffix}"
     for parameter in tiny.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -116,12 +129,17 @@ def test_a_vit_of_timm_that_is_normalised_another_way(tmp_path: Path, tiny: nn.M
 def test_what_is_no_plain_vit_is_refused(tmp_path: Path, arch: str, words: str) -> None:
     path = tmp_path / "x.pth"
     if timm.is_model(arch.split(".")[0]) and "tiny" not in arch:
-        torch.save(timm.create_model(arch.split(".")[0], pretrained=False, num_classes=0).state_dict(), path)
+        torch.save(
+            timm.create_model(arch.split(".")[0], pretrained=False, num_classes=0).state_dict(),
+            path,
+        )
     with pytest.raises(WeightsError, match=words):
         import_timm(arch, str(path))
 
 
-def test_an_activation_that_no_key_tells(tmp_path: Path, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_activation_that_no_key_tells(
+    tmp_path: Path, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for parameter in tiny.parameters():
         nn.init.normal_(parameter, std=0.1)
     path = tmp_path / "tiny.safetensors"

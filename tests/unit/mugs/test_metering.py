@@ -69,9 +69,13 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
     )
     source = FolderSource(tmp_path / "digits" / "val")
     pretrain(Mugs(SMALLEST), source, config, tmp_path / "run", torch.device("cpu"))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     metrics = [line for line in lines if "tflops" in line]
     assert len(metrics) == 3
-    assert all(m["tflops"] > 0 and m["peak_memory_mb"] > 0 and m["peak_share"] is None for m in metrics)
+    assert all(
+        m["tflops"] > 0 and m["peak_memory_mb"] > 0 and m["peak_share"] is None for m in metrics
+    )
     with gzip.open(tmp_path / "run" / "trace" / "rank_0000.json.gz", "rt") as stream:
         assert any("aten::" in event.get("name", "") for event in json.load(stream)["traceEvents"])

@@ -20,7 +20,13 @@ from safetensors.torch import load_file, save_file
 from shim import failing, intercepted
 
 from mugs.engine.background import BackgroundWriter
-from mugs.engine.checkpoint import CheckpointError, Parts, SavePolicy, require_room_for_run, save_checkpoint
+from mugs.engine.checkpoint import (
+    CheckpointError,
+    Parts,
+    SavePolicy,
+    require_room_for_run,
+    save_checkpoint,
+)
 from mugs.engine.loop import train
 from mugs.storage import space
 from mugs.storage.host_copy import HostCopy
@@ -61,14 +67,23 @@ class Counting:
 
 def test_files_are_what_the_library_writes_and_reads(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = {f"t{i}": (torch.randn(3, 5, generator=generator) * 9).to(dtype) for i, dtype in enumerate(DTYPES)}
-    tensors |= {"empty": torch.empty(0, 4), "scalar": torch.tensor(7), "turned": torch.randn(4, 3).T}
+    tensors = {
+        f"t{i}": (torch.randn(3, 5, generator=generator) * 9).to(dtype)
+        for i, dtype in enumerate(DTYPES)
+    }
+    tensors |= {
+        "empty": torch.empty(0, 4),
+        "scalar": torch.tensor(7),
+        "turned": torch.randn(4, 3).T,
+    }
     stored = write_tensors(tmp_path / "ours", tensors)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "theirs")
     assert stored.size == (tmp_path / "ours").stat().st_size == (tmp_path / "theirs").stat().st_size
     for found in (load_file(tmp_path / "ours"), read_tensors(tmp_path / "theirs")):
         assert found.keys() == tensors.keys()
-        assert all(found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in tensors.items())
+        assert all(
+            found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in tensors.items()
+        )
     with pytest.raises(TypeError, match=r"c is torch\.complex64"):
         write_tensors(tmp_path / "c", {"c": torch.zeros(1, dtype=torch.complex64)})
 
@@ -103,7 +118,12 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(
     assert log == []
     gate.set()
     saved = writer.save(2, state, {})
-    assert saved is not None and saved.step == 1 and 0 <= saved.stall_s <= saved.durable_s and saved.bytes == 40
+    assert (
+        saved is not None
+        and saved.step == 1
+        and 0 <= saved.stall_s <= saved.durable_s
+        and saved.bytes == 40
+    )
     assert writer.wait() is not None and log == [1, 2]
     writer.close()
     for step in (1, 2):
@@ -130,7 +150,9 @@ def test_an_error_of_the_writer_ends_the_run(tmp_path: Path, step: int) -> None:
         shutil.rmtree(folder)
         folder.touch()  # a file where the folder should be
 
-    with pytest.raises(CheckpointError, match=f"step_0000000{step} failed: .*checkpoints: File exists"):
+    with pytest.raises(
+        CheckpointError, match=f"step_0000000{step} failed: .*checkpoints: File exists"
+    ):
         train(Counting(at={step: break_disk}), folder, every=step, policy=POLICY)
 
 
@@ -202,10 +224,14 @@ def test_a_bad_one_in_the_way_is_set_aside(tmp_path: Path) -> None:
     save(tmp_path, 3)
     damage(tmp_path / "step_00000003")
     save(tmp_path, 3)
-    assert len(names(tmp_path)) == 5 and loaded_step(tmp_path) == 3, "a second bad one of the same step"
+    assert len(names(tmp_path)) == 5 and loaded_step(tmp_path) == 3, (
+        "a second bad one of the same step"
+    )
 
 
-def test_the_only_good_one_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_only_good_one_is_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that loses what it was given: everything written reads back wrong, so the old one stays."""
     save(tmp_path, 1)
 
@@ -255,7 +281,9 @@ def test_room_for_the_run(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     huge = {"state": {"x": torch.empty(free // 4 // 3, device="meta")}}
     require_room_for_run(tmp_path / "a", parts, 10, POLICY)
-    with pytest.raises(CheckpointError, match=r"/a: .*not enough room: .* free, .* needed for 4 checkpoints of"):
+    with pytest.raises(
+        CheckpointError, match=r"/a: .*not enough room: .* free, .* needed for 4 checkpoints of"
+    ):
         require_room_for_run(tmp_path / "a", huge, 10, replace(POLICY, milestone_steps=9))
 
 
@@ -263,14 +291,18 @@ def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
     for step in (1, 2):
         save(tmp_path, step)
     asked = []
-    monkeypatch.setattr("mugs.engine.checkpoint.require_room", lambda folder, needed, purpose: asked.append(needed))
+    monkeypatch.setattr(
+        "mugs.engine.checkpoint.require_room", lambda folder, needed, purpose: asked.append(needed)
+    )
     parts = parts_of(3)
     require_room_for_run(tmp_path, parts, 10, POLICY)
     size = sum(t.nbytes for tensors in parts.values() for t in tensors.values())
     assert 0 < asked[0] <= size, "two of three are there"
 
 
-def test_a_quota_is_noticed_before_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_is_noticed_before_the_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(space, "reserve", lambda descriptor, size: errno.EDQUOT)
     with pytest.raises(OSError, match=r"quota.*free, .* needed for the thing") as caught:
         require_room(tmp_path, 1000, "the thing")
@@ -297,14 +329,21 @@ def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:
     transient = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE)
     options: dict[str, Any] = {"seconds": 30, "stop": stop, "first_pause": 0.001}
     assert patiently(lambda: work(*transient), "saving", **options) == "done"
-    assert len(calls) == 5 and "saving failed: /some/file: No space left on device; again in" in caplog.text
+    assert (
+        len(calls) == 5
+        and "saving failed: /some/file: No space left on device; again in" in caplog.text
+    )
     calls.clear()
-    with pytest.raises(CheckpointError, match=r"^saving failed: /some/file: Read-only file system$"):
+    with pytest.raises(
+        CheckpointError, match=r"^saving failed: /some/file: Read-only file system$"
+    ):
         patiently(lambda: work(errno.EROFS), "saving", **options)
     assert len(calls) == 1, "nothing to wait for"
     calls.clear()
     with pytest.raises(CheckpointError, match="Input/output error"):
-        patiently(lambda: work(*[errno.EIO] * 9999), "saving", seconds=0.05, stop=stop, first_pause=0.001)
+        patiently(
+            lambda: work(*[errno.EIO] * 9999), "saving", seconds=0.05, stop=stop, first_pause=0.001
+        )
     assert len(calls) > 2
     stop.set()
     calls.clear()

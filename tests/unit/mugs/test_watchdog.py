@@ -45,7 +45,9 @@ CONFIG = TrainConfig(
 
 def snapshot(method: Mugs) -> dict[str, Tensor]:
     parts = {"student": method.student, "teacher": method.teacher, "state": method.extra_state}
-    return {f"{p}.{n}": v.clone() for p, module in parts.items() for n, v in module.state_dict().items()}
+    return {
+        f"{p}.{n}": v.clone() for p, module in parts.items() for n, v in module.state_dict().items()
+    }
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -86,7 +88,9 @@ def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
     """Losses of this rank's part of a step, made again from nothing but its number and the state before it."""
     source, world = FolderSource(data), distributed.world_size()
     order, micro = plan_batches(len(source), CONFIG)
-    with closing(make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)) as loader:
+    with closing(
+        make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
+    ) as loader:
         batch = next(iter(loader.iterate(step, step + 1)))
     (views,) = split(DeviceStage(torch.device("cpu"), VIEWS, seed=0)(batch), micro)
     (masks,) = depth_masks(method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu"))
@@ -103,8 +107,12 @@ def check(tmp_path: Path, data: Path, seed: int) -> None:
     folder = tmp_path / "failed"
     stopped = run(folder, data, bad_step, bad_rank)
     rank = distributed.rank()
-    dump = json.loads((folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text())
-    order = Order(len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4)
+    dump = json.loads(
+        (folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text()
+    )
+    order = Order(
+        len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4
+    )
     assert dump["sample_ids"] == order.indices(bad_step).tolist()
     assert (dump["step"], dump["epoch"]) == (bad_step, bad_step // 4)
     assert (dump["loss"] == "nan") == (rank == bad_rank)
@@ -140,7 +148,10 @@ def test_two_ranks(tmp_path: Path, data: Path) -> None:
 
 def test_fingerprint_sees_a_bit_and_an_exchange() -> None:
     rows = torch.randn(40, 3)
-    swapped, flipped = rows[torch.randperm(40, generator=torch.Generator().manual_seed(0))], rows.clone()
+    swapped, flipped = (
+        rows[torch.randperm(40, generator=torch.Generator().manual_seed(0))],
+        rows.clone(),
+    )
     flipped.view(torch.int32)[7, 1] ^= 1
     assert torch.equal(fingerprint(rows), fingerprint(rows.clone()))
     assert not torch.equal(fingerprint(rows), fingerprint(swapped))

@@ -39,7 +39,9 @@ def stages() -> dict[str, StageSpec]:
     """Three kinds of stage: data, train (needs data), test (needs data, and perhaps a train)."""
     return {
         "data": StageSpec("data", DataConfig, "x:run", resources=Resources(gpu=False)),
-        "train": StageSpec("train", TrainConfig, "x:run", {"data": "data"}, Resources(ranks_per_node=8)),
+        "train": StageSpec(
+            "train", TrainConfig, "x:run", {"data": "data"}, Resources(ranks_per_node=8)
+        ),
         "test": StageSpec("test", TrainConfig, "x:run", {"data": "data", "weights": "train?"}),
     }
 

@@ -37,12 +37,16 @@ def test_preemptions_alone_by_hand() -> None:
 
 
 def test_without_a_warning_the_time_since_the_checkpoint_is_lost() -> None:
-    account = simulate(replace(RUN, gpus=1, stall_s=0, warned=False), need_s=DAY, interval_s=5000, seed=3)
+    account = simulate(
+        replace(RUN, gpus=1, stall_s=0, warned=False), need_s=DAY, interval_s=5000, seed=3
+    )
     assert account.lost_s == pytest.approx(account.preemptions * 2200, rel=0.01)
     assert account.total_s == pytest.approx(DAY + account.lost_s + account.restarting_s)
 
 
 def test_simulation_agrees_with_the_expectation() -> None:
     busy = replace(RUN, gpus=16384)
-    found = [simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)]
+    found = [
+        simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)
+    ]
     assert sum(found) / 5 == pytest.approx(expected_ratio(busy, 600), abs=0.005)

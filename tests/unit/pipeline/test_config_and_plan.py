@@ -57,14 +57,20 @@ def test_identity_follows_science_only(plan: Plan) -> None:
 def test_science_has_none_and_no_runtime(plan: Plan) -> None:
     main = plan()[1]
     assert science(main.config) == {"epochs": 3, "drop": None, "optimizer": {"lr": 0.001}}
-    assert run_id("a", main.config, {"x": "1", "y": "2"}) == run_id("a", main.config, {"y": "2", "x": "1"})
+    assert run_id("a", main.config, {"x": "1", "y": "2"}) == run_id(
+        "a", main.config, {"y": "2", "x": "1"}
+    )
     assert run_id("a", main.config, {"x": "1"}) != run_id("b", main.config, {"x": "1"})
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("epochs: 3", "epoch: 3", ["small.yaml: runs.main", "'epoch'", "did you mean 'epochs'", "workers"]),
+        (
+            "epochs: 3",
+            "epoch: 3",
+            ["small.yaml: runs.main", "'epoch'", "did you mean 'epochs'", "workers"],
+        ),
         ("epochs: 3", "epochs: three", ["small.yaml: runs.main.epochs", "integer", "'three'"]),
         ("epochs: 3", "optimizer: {lrr: 1}", ["runs.main.optimizer", "'lrr'", "did you mean 'lr'"]),
         ("nodes: 2", "node: 2", ["runs.main.resources", "'node'", "did you mean 'nodes'"]),
@@ -102,7 +108,9 @@ def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]
         ("main.epochs.x=3", ["epochs is 3, not a mapping"]),
     ],
 )
-def test_mistakes_in_overrides_blame_the_option(plan: Plan, override: str, words: list[str]) -> None:
+def test_mistakes_in_overrides_blame_the_option(
+    plan: Plan, override: str, words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(override)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -115,7 +123,9 @@ def test_optional_role_may_be_empty(plan: Plan) -> None:
 def test_cycle_is_named(tmp_path: Path, stages: dict[str, StageSpec]) -> None:
     loop = {**stages, "loop": StageSpec("loop", stages["train"].config, "x:run", {"data": "loop"})}
     path = tmp_path / "c.yaml"
-    path.write_text("runs:\n  a: {stage: loop, needs: {data: b}}\n  b: {stage: loop, needs: {data: a}}\n")
+    path.write_text(
+        "runs:\n  a: {stage: loop, needs: {data: b}}\n  b: {stage: loop, needs: {data: a}}\n"
+    )
     with pytest.raises(ConfigError, match="circle: a -> b -> a"):
         build_plan(config.load(str(path), loop))
 
@@ -126,12 +136,16 @@ def test_equal_runs_are_refused(plan: Plan) -> None:
 
 
 def test_unknown_reproduction() -> None:
-    with pytest.raises(ConfigError, match="no reproduction 'nothing_like_it': neither a file nor bundled"):
+    with pytest.raises(
+        ConfigError, match="no reproduction 'nothing_like_it': neither a file nor bundled"
+    ):
         config.load("nothing_like_it", {})
 
 
 def test_unresolved_names_the_key_to_set(plan: Plan) -> None:
-    assert unresolved(plan()) == ["digits.train_dir is not set: --set digits.train_dir=/path/to/train_dir"]
+    assert unresolved(plan()) == [
+        "digits.train_dir is not set: --set digits.train_dir=/path/to/train_dir"
+    ]
     assert unresolved(plan("digits.train_dir=/data")) == []
 
 

@@ -14,7 +14,12 @@ RUN = "{stage: convert, dataset: %s, train_dir: x, val_dir: x}"
 
 def written(folder: Path, name: str, include: str, **runs: str) -> str:
     path = folder / f"{name}.yaml"
-    lines = [f"name: {name}", f"include: {include}", "runs:", *(f"  {n}: {text}" for n, text in runs.items())]
+    lines = [
+        f"name: {name}",
+        f"include: {include}",
+        "runs:",
+        *(f"  {n}: {text}" for n, text in runs.items()),
+    ]
     path.write_text("\n".join(lines) + "\n")
     return str(path)
 
@@ -56,12 +61,18 @@ def test_mistakes(tmp_path: Path, base: str, include: str, words: str) -> None:
     path = written(tmp_path, "top", include, one=RUN % "other")
     with pytest.raises(ConfigError) as caught:
         config.load(path, STAGES)
-    assert words in str(caught.value) and "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and "\n" not in str(caught.value)
+        and str(tmp_path) in str(caught.value)
+    )
 
 
 def test_merge_keys_and_keys_written_twice(tmp_path: Path) -> None:
     path = tmp_path / "merged.yaml"
-    text = "runs:\n  a: &a {stage: convert, dataset: one, threads: 3}\n  b: {<<: *a, dataset: two%s}\n"
+    text = (
+        "runs:\n  a: &a {stage: convert, dataset: one, threads: 3}\n  b: {<<: *a, dataset: two%s}\n"
+    )
     path.write_text(text % "")
     runs = config.load(str(path), STAGES).runs
     assert [runs[n].config.model_dump()["dataset"] for n in "ab"] == ["one", "two"]
@@ -69,7 +80,9 @@ def test_merge_keys_and_keys_written_twice(tmp_path: Path) -> None:
     text = text.replace("threads: 3", "threads: 3, resources: {hours: 1}")
     path.write_text(text % "")
     runs = config.load(str(path), STAGES, ["b.resources.hours=2"]).runs
-    assert [runs[n].resources.hours for n in "ab"] == [1, 2], "an anchor is shared, an override is not"
+    assert [runs[n].resources.hours for n in "ab"] == [1, 2], (
+        "an anchor is shared, an override is not"
+    )
     path.write_text(text % ", dataset: three")
     with pytest.raises(ConfigError, match="key 'dataset' is written twice"):
         config.load(str(path), STAGES)

@@ -23,7 +23,11 @@ def test_what_is_not_said_is_taken_over(tmp_path: Path) -> None:
     assert runs["one"].spec.name == "knn" and runs["one"].needs == {"data": "d", "weights": "v"}
     assert (runs["one"].resources.hours, runs["one"].resources.gpu) == (1, False)
     settings = {name: run.config.model_dump() for name, run in runs.items()}
-    assert [(s["ks"], s["crop"]) for s in settings.values()] == [((5,), 32), ((1, 2), 32), ((5,), 16)]
+    assert [(s["ks"], s["crop"]) for s in settings.values()] == [
+        ((5,), 32),
+        ((1, 2), 32),
+        ((5,), 16),
+    ]
 
 
 def test_overrides_reach_those_that_are_like_it(tmp_path: Path) -> None:

@@ -55,8 +55,12 @@ def test_run_root_may_move(tmp_path: Path) -> None:
     assert entry is not None and entry.output("note").read_text() == "hello"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"stage": "knn"}', "\x00\x01", '{"run_id": 3}'])
-def test_broken_entry_is_not_done(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"stage": "knn"}', "\x00\x01", '{"run_id": 3}']
+)
+def test_broken_entry_is_not_done(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     publish(tmp_path)
     path = manifest.entry_path(tmp_path, RUN.run_id)
     path.write_text(content)
@@ -114,7 +118,8 @@ def test_output_outside_the_run_root_is_refused(tmp_path: Path) -> None:
 def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
     taken: list[int] = []
     threads = [
-        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10))) for _ in range(8)
+        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10)))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -28,7 +28,19 @@ PRETRAIN = {
 @pytest.fixture
 def row() -> ResultRow:
     """k-NN of the 800-epoch ViT-S/16."""
-    return ResultRow("abc", "mugs", "vit_s16", 800, "knn", "imagenet1k", "cls, k=20, T=0.05", "top1", 75.1, "%", 0)
+    return ResultRow(
+        "abc",
+        "mugs",
+        "vit_s16",
+        800,
+        "knn",
+        "imagenet1k",
+        "cls, k=20, T=0.05",
+        "top1",
+        75.1,
+        "%",
+        0,
+    )
 
 
 @pytest.fixture

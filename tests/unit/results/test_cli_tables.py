@@ -25,10 +25,25 @@ PROVENANCE = {"git_sha": "c0ffee", "git_dirty": True, "versions": {"torch": "2.0
 def cli(run_root: Any) -> Cli:
     """A command on the run root."""
 
-    def call(*arguments: str, command: str = "tables", **env: str) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS", "LC_", "LANG"))}
-        line = [sys.executable, str(ROOT / "run_stage.py"), command, "--run-root", str(run_root.path), *arguments]
-        return subprocess.run(line, env=clean | env, capture_output=True, text=True, timeout=60, encoding="utf-8")
+    def call(
+        *arguments: str, command: str = "tables", **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        clean = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("SLURM", "MUGS", "LC_", "LANG"))
+        }
+        line = [
+            sys.executable,
+            str(ROOT / "run_stage.py"),
+            command,
+            "--run-root",
+            str(run_root.path),
+            *arguments,
+        ]
+        return subprocess.run(
+            line, env=clean | env, capture_output=True, text=True, timeout=60, encoding="utf-8"
+        )
 
     return call
 
@@ -38,29 +53,50 @@ def filled(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Any:
     """A data set, a pretraining, and its k-NN of two settings."""
     root = run_root
     config = {**pretraining, "epochs": 800, "weight_decay": [0.0, 0.0]}
-    teacher = {"teacher": {"path": "pretrain/pretrain-pre/teacher.safetensors", "size": 1, "sha256": ""}}
+    teacher = {
+        "teacher": {"path": "pretrain/pretrain-pre/teacher.safetensors", "size": 1, "sha256": ""}
+    }
     root.add("data", "convert", info={"dataset": "imagenet1k"})
     facts = {"gpu_hours": 12.5, "provenance": PROVENANCE, "outputs": teacher}
     root.add("pre", "pretrain", upstream={"data": "data"}, config=config, **facts)
     (root.path / teacher["teacher"]["path"]).write_text("w")
     rows = [row, replace(row, setting="cls, k=10, T=0.07", value=74.0)]
-    root.add("abc", "knn", rows, upstream={"data": "data", "weights": "pre"}, config={"weights": "teacher"})
+    root.add(
+        "abc",
+        "knn",
+        rows,
+        upstream={"data": "data", "weights": "pre"},
+        config={"weights": "teacher"},
+    )
     return root
 
 
 @pytest.mark.slow
-def test_the_same_bytes_in_any_locale_time_zone_and_hash_seed(cli: Cli, filled: Any, tmp_path: Path) -> None:
+def test_the_same_bytes_in_any_locale_time_zone_and_hash_seed(
+    cli: Cli, filled: Any, tmp_path: Path
+) -> None:
     outputs = []
-    places = ({"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"})
-    for number, env in enumerate((*places, {"LC_ALL": "de_DE.ISO-8859-1", "PYTHONHASHSEED": "77", "PYTHONUTF8": "0"})):
+    places = (
+        {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"},
+        {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"},
+    )
+    for number, env in enumerate(
+        (*places, {"LC_ALL": "de_DE.ISO-8859-1", "PYTHONHASHSEED": "77", "PYTHONUTF8": "0"})
+    ):
         done = cli("--out", str(tmp_path / str(number)), **env)
         assert done.returncode == 0, done.stderr
-        outputs.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(number)).iterdir())})
+        outputs.append(
+            {path.name: path.read_bytes() for path in sorted((tmp_path / str(number)).iterdir())}
+        )
     assert outputs[0] == outputs[1] == outputs[2]
     assert len(outputs[0]) == 33
     assert b"75.1" in outputs[0]["table1.md"]
-    assert [line[:12] for line in cli("--filled").stdout.splitlines() if line.startswith("###")][:1] == ["### Table 1:"]
-    assert cli("--filled").stdout.count("\n### ") == 1  # and Table 9, whose multi-crop line is the same run
+    assert [line[:12] for line in cli("--filled").stdout.splitlines() if line.startswith("###")][
+        :1
+    ] == ["### Table 1:"]
+    assert (
+        cli("--filled").stdout.count("\n### ") == 1
+    )  # and Table 9, whose multi-crop line is the same run
 
 
 def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
@@ -84,22 +120,31 @@ def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("table1", "mugs", "linear"), "no cell of ours in a column 'linear' (columns with one: k-NN)"),
+        (
+            ("table1", "mugs", "linear"),
+            "no cell of ours in a column 'linear' (columns with one: k-NN)",
+        ),
         (("table1", "dino", "k-nn"), "0 lines have the words 'dino', of these:"),
         (("table11", "mugs", "k-nn"), "--explain table11: expected one of"),
     ],
 )
-def test_what_cannot_be_explained_is_told(cli: Cli, filled: Any, arguments: tuple[str, ...], words: str) -> None:
+def test_what_cannot_be_explained_is_told(
+    cli: Cli, filled: Any, arguments: tuple[str, ...], words: str
+) -> None:
     done = cli("--explain", *arguments)
     assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
 def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[Result]]) -> None:
     (strong,) = results({"epochs": 100, "stage": "linear", "setting": "best epoch", "value": 76.0})
-    weak = replace(strong, row=replace(strong.row, run_id="w", value=75.0), variant="weak augmentation")
+    weak = replace(
+        strong, row=replace(strong.row, run_id="w", value=75.0), variant="weak augmentation"
+    )
     both = Collection((strong, weak))
     assert "Linear: 75.0 (paper 75.7, -0.7)" in explain(both, "table8", "weak mugs", "linear")
-    with pytest.raises(NoSuchCellError, match=r"(?s)2 lines have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"):
+    with pytest.raises(
+        NoSuchCellError, match=r"(?s)2 lines have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
+    ):
         explain(both, "table8", "mugs", "linear")
 
 
@@ -107,34 +152,53 @@ def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: Resul
     filled.add("def", "knn", [replace(row, run_id="def", value=70.0)], upstream={"weights": "pre"})
     done = cli()
     assert done.returncode == 2 and done.stdout == ""
-    assert "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def" in done.stderr
+    assert (
+        "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def"
+        in done.stderr
+    )
 
 
 def test_filled_says_when_there_is_nothing(cli: Cli) -> None:
     done = cli("--filled")
-    assert (done.returncode, done.stdout) == (0, "") and "no table has a number of ours" in done.stderr
+    assert (done.returncode, done.stdout) == (
+        0,
+        "",
+    ) and "no table has a number of ours" in done.stderr
 
 
 def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
     filled.add("odd", "knn", [replace(row, run_id="odd", stage="guess")])
     done = cli("--table", "table1")
     assert done.returncode == 0 and "75.1" in done.stdout
-    assert "in no table of the paper: knn/knn-odd/rows.csv, line 2: unknown stage 'guess'" in done.stderr
+    assert (
+        "in no table of the paper: knn/knn-odd/rows.csv, line 2: unknown stage 'guess'"
+        in done.stderr
+    )
 
 
-def test_run_roots_are_compared_cell_by_cell(cli: Cli, filled: Any, row: ResultRow, tmp_path: Path) -> None:
+def test_run_roots_are_compared_cell_by_cell(
+    cli: Cli, filled: Any, row: ResultRow, tmp_path: Path
+) -> None:
     other = type(filled)(tmp_path / "other")
     other.add("new", "knn", [replace(row, run_id="new", value=74.6)])
-    other.add("lin", "linear", [replace(row, run_id="lin", stage="linear", setting="best epoch", value=78.0)])
+    other.add(
+        "lin",
+        "linear",
+        [replace(row, run_id="lin", stage="linear", setting="best epoch", value=78.0)],
+    )
     text = cli("--against", str(other.path), "--table", "table1").stdout
     assert "3 cells: 0 equal, 0 different, 3 in one only." in text  # other settings here than there
-    assert "1 equal, 0 different, 0 in one only." in cli("--against", str(filled.path), "--table", "table1").stdout
+    assert (
+        "1 equal, 0 different, 0 in one only."
+        in cli("--against", str(filled.path), "--table", "table1").stdout
+    )
 
 
 def test_a_published_folder_is_compared_with_too(cli: Cli, filled: Any, tmp_path: Path) -> None:
     assert cli("--publish", str(tmp_path / "kept")).returncode == 0
     assert (
-        "1 equal, 0 different, 0 in one only." in cli("--against", str(tmp_path / "kept"), "--table", "table1").stdout
+        "1 equal, 0 different, 0 in one only."
+        in cli("--against", str(tmp_path / "kept"), "--table", "table1").stdout
     )
     done = cli("--against", str(tmp_path / "gone"))
     assert done.returncode == 2 and "there is no such folder" in done.stderr
@@ -154,7 +218,9 @@ def test_options_that_do_not_go_together(cli: Cli, arguments: tuple[str, ...], w
     assert done.returncode == 2 and words in done.stderr
 
 
-def test_report_and_figures_are_written(cli: Cli, filled: Any, row: ResultRow, tmp_path: Path) -> None:
+def test_report_and_figures_are_written(
+    cli: Cli, filled: Any, row: ResultRow, tmp_path: Path
+) -> None:
     filled.add("bad", "knn", [replace(row, run_id="bad", value=500.0)])
     done = cli(command="report")
     assert done.returncode == 0, done.stderr
@@ -164,7 +230,10 @@ def test_report_and_figures_are_written(cli: Cli, filled: Any, row: ResultRow, t
     assert failed.returncode == 2 and "rows.csv, line 2" in failed.stderr
     (filled.path / "manifest/bad.json").unlink()
     assert cli("--out", str(tmp_path / "figures"), command="figures").returncode == 0
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["figure2.png", "figure2.svg"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "figure2.png",
+        "figure2.svg",
+    ]
 
 
 def test_nothing_heavy_is_imported(filled: Any) -> None:

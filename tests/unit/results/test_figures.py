@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parents[3]
 LINES = [
     {"step": 0, "epoch": 0, "loss": 9.0, "loss_instance": 9.0, "lr": 0.1, "images_per_second": 5.0},
     {"step": 1, "epoch": 0, "loss": 8.0, "loss_instance": 8.0, "lr": 0.2, "images_per_second": 5.0},
-    {"step": 1, "epoch": 0, "calibration": {"ours": {"total": 8.5}, "target": {"total": 8.6}, "partial": False}},
+    {
+        "step": 1,
+        "epoch": 0,
+        "calibration": {"ours": {"total": 8.5}, "target": {"total": 8.6}, "partial": False},
+    },
     {"step": 1, "epoch": 0, "loss": 7.5, "loss_instance": 7.0, "lr": 0.2, "images_per_second": 5.0},
     {"step": 3, "epoch": 1, "loss": 7.0, "loss_instance": 6.0, "lr": 0.1, "images_per_second": 5.0},
 ]
@@ -56,20 +60,28 @@ def test_figure_2_holds_our_points(results: Make) -> None:
     for axes, x in ((left, 21), (right, 800)):
         (points,) = [line for line in axes.get_lines() if line.get_marker() == "*"]
         assert list(points.get_xydata()[0]) == [x, 78.5]
-    assert not any(line.get_marker() == "*" for axes in figure2([]).draw(LIGHT).axes for line in axes.get_lines())
+    assert not any(
+        line.get_marker() == "*"
+        for axes in figure2([]).draw(LIGHT).axes
+        for line in axes.get_lines()
+    )
 
 
 def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
     assert knn_over_epochs(results({})) is None
     drawing = knn_over_epochs(results({}, {"epochs": 100, "value": 70.0}))
     assert drawing is not None and "Dashed" in drawing.caption
-    (ours,) = [line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"][:1]
+    (ours,) = [
+        line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"
+    ][:1]
     assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
 
 
 def test_pretrainings_of_different_kinds_do_not_share_a_line(results: Make) -> None:
     main, short = results({}, {"epochs": 100, "value": 70.0})
-    weak = replace(short, row=replace(short.row, run_id="weak", value=60.0), variant="weak augmentation")
+    weak = replace(
+        short, row=replace(short.row, run_id="weak", value=60.0), variant="weak augmentation"
+    )
     dino = replace(short, row=replace(short.row, run_id="dino", method="dino", value=65.0))
     drawing = knn_over_epochs([main, short, weak, dino])
     assert drawing is not None
@@ -89,20 +101,39 @@ def test_as_many_series_as_there_are_get_a_colour() -> None:
 
 def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
     assert knn_during_pretraining(results({})) is None
-    points = [("a", 0, 10, 5.0), ("a", 0, 20, 6.0), ("a", 9, 10, 50.0), ("a", 9, 20, 40.0), ("b", 3, 20, 30.0)]
+    points = [
+        ("a", 0, 10, 5.0),
+        ("a", 0, 20, 6.0),
+        ("a", 9, 10, 50.0),
+        ("a", 9, 20, 40.0),
+        ("b", 3, 20, 30.0),
+    ]
     rows = [
-        {"run_id": run, "stage": "knn_curve", "setting": f"epoch={epoch}, cls, k={k}, T=0.07", "value": value}
+        {
+            "run_id": run,
+            "stage": "knn_curve",
+            "setting": f"epoch={epoch}, cls, k={k}, T=0.07",
+            "value": value,
+        }
         for run, epoch, k, value in points
     ]
     drawing = knn_during_pretraining(results(*rows))
     assert drawing is not None
     (axes,) = drawing.draw(LIGHT).axes
-    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[0, 5.0], [9, 50.0]], [[3, 30.0]]]
-    assert "k=10" in axes.get_lines()[0].get_label() and "ViT-S/16" in axes.get_lines()[0].get_label()
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [
+        [[0, 5.0], [9, 50.0]],
+        [[3, 30.0]],
+    ]
+    assert (
+        "k=10" in axes.get_lines()[0].get_label() and "ViT-S/16" in axes.get_lines()[0].get_label()
+    )
 
 
 def test_the_caption_names_the_dashed_line_only_where_it_is(results: Make) -> None:
-    rows = ({"arch": "vit_mini", "epochs": n, "value": 60.0, "dataset": "sklearn_digits"} for n in (12, 24))
+    rows = (
+        {"arch": "vit_mini", "epochs": n, "value": 60.0, "dataset": "sklearn_digits"}
+        for n in (12, 24)
+    )
     drawing = knn_over_epochs(results(*rows))
     assert drawing is not None and "Dashed" not in drawing.caption
 
@@ -136,17 +167,29 @@ def features(tmp_path: Path) -> tuple[Run, Run, Path]:
         tensors = {"cls": cls[part].astype(np.float32), "labels": labels[part].astype(np.int64)}
         save_file(tensors, folder / f"shard_{shard:05d}.safetensors")
     (tmp_path / "side.json").write_text(json.dumps({"classes": ["tench", "goldfish", "shark"]}))
-    run = Run("feat", "features", "f", {"weights": "pre"}, outputs={"features": "features/f-feat/features"})
+    run = Run(
+        "feat",
+        "features",
+        "f",
+        {"weights": "pre"},
+        outputs={"features": "features/f-feat/features"},
+    )
     return run, Run("data", "convert", "d", outputs={"val_sidecar": "side.json"}), tmp_path
 
 
 def test_t_sne_shows_the_chosen_classes_by_name(features: tuple[Run, Run, Path]) -> None:
     run, data, root = features
-    chosen = tsne.read(root / run.outputs["features"] / "val", ["tench", "goldfish", "shark"], [0, 2])
+    chosen = tsne.read(
+        root / run.outputs["features"] / "val", ["tench", "goldfish", "shark"], [0, 2]
+    )
     assert chosen.names == {0: "tench", 2: "shark"} and len(chosen.features) == 60
     assert np.allclose(np.linalg.norm(chosen.features, axis=1), 1)
     drawing = tsne.tsne(run, root, data)
-    assert drawing is not None and "tench, goldfish, shark" in drawing.caption and "seed 0" in drawing.caption
+    assert (
+        drawing is not None
+        and "tench, goldfish, shark" in drawing.caption
+        and "seed 0" in drawing.caption
+    )
     assert len(drawing.draw(DARK).axes[0].collections) == 3
     with pytest.raises(OptionError, match=r"--classes: .*no class 7 \(classes: 0 to 2\)"):
         tsne.tsne(run, root, data, [7])
@@ -164,7 +207,9 @@ def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
     }
     run = Run("seg", "ade20k_segmentation", "s", outputs=outputs, info=info)
     (found,) = galleries([run], tmp_path)
-    assert [path.name for path in found.paths] == ["a.png", "b.png"] and [wide(p) for p in found.paths] == [False, True]
+    assert [path.name for path in found.paths] == ["a.png", "b.png"] and [
+        wide(p) for p in found.paths
+    ] == [False, True]
     assert found.title == "Semantic segmentation (s), scenes" and found.colours == {"a": "#000000"}
     assert found.caption == "Data: ADE20K; run seg. Left, right."
     content, fmt = small(found.paths[1])
@@ -218,7 +263,11 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) ->
     for seed, place in (("1", "UTC"), ("2", "Asia/Tokyo")):
         env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
         env |= {"PYTHONHASHSEED": seed, "TZ": place}
-        seen.add(subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout)
+        seen.add(
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+            ).stdout
+        )
     assert len(seen) == 1 and len(seen.pop().splitlines()) == 4
     assert b"<dc:date>" not in image(figure2([]), LIGHT, "svg")
 

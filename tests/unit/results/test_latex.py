@@ -28,18 +28,31 @@ DOCUMENT = r"""\documentclass{article}
 def test_the_tables_compile(results: Callable[..., list[Result]], tmp_path: Path) -> None:
     compiler = shutil.which("pdflatex")
     if compiler is None:
-        pytest.skip("no pdflatex on PATH (Debian: apt-get install texlive-latex-base texlive-latex-recommended)")
+        pytest.skip(
+            "no pdflatex on PATH (Debian: apt-get install texlive-latex-base texlive-latex-recommended)"
+        )
     (main,) = results({})
     rows = [
         main,
-        *results(*({"seed": s, "run_id": f"r_{s}", "stage": "linear", "value": 78.0 + s} for s in range(3))),
-        replace(main, row=replace(main.row, run_id="b"), differs=("pretrain.a_b={5%} #1 (recipe: ~^$&\\)",)),
+        *results(
+            *(
+                {"seed": s, "run_id": f"r_{s}", "stage": "linear", "value": 78.0 + s}
+                for s in range(3)
+            )
+        ),
+        replace(
+            main,
+            row=replace(main.row, run_id="b"),
+            differs=("pretrain.a_b={5%} #1 (recipe: ~^$&\\)",),
+        ),
         *results({"dataset": "odd_<photos>&%"}, {"dataset": "sklearn_digits", "arch": "vit_mini"}),
     ]
     text = DOCUMENT % "\n".join(to_text(table, "latex") for table in build_all(rows, names()))
     (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     overfull = [line for line in done.stdout.splitlines() if line.startswith("Overfull \\hbox")]
     assert not overfull, overfull

@@ -14,7 +14,14 @@ from results.tables import build
 REPORTED = Path(__file__).with_name("reported.csv")
 SEMI = {"semi_logreg": "logistic", "semi_finetune": "finetune"}
 TRANSFER = {"iNaturalist-2018": "inat18", "iNaturalist-2019": "inat19", "Stanford-Cars": "cars"}
-METRICS = {"AP_box": "box_ap", "AP_mask": "mask_ap", "mIoU": "miou", "JF_mean": "jf", "J_mean": "j", "F_mean": "f"}
+METRICS = {
+    "AP_box": "box_ap",
+    "AP_mask": "mask_ap",
+    "mIoU": "miou",
+    "JF_mean": "jf",
+    "J_mean": "j",
+    "F_mean": "f",
+}
 FROM = {
     "Fig. 2a": ("figure2", "By model size (inset of Fig. 2a)"),
     "Fig. 2b": ("figure2", "By epochs (inset of Fig. 2b)"),
@@ -37,7 +44,9 @@ def column(record: dict[str, str]) -> str:
         return f"{SEMI[task]}_{'10' if '10%' in data else '1'}pct"
     if task == "transfer":
         return TRANSFER.get(data, data.lower().replace("-", ""))
-    return METRICS.get(metric, metric.removesuffix("_top1") if task.startswith("ablation") else task)
+    return METRICS.get(
+        metric, metric.removesuffix("_top1") if task.startswith("ablation") else task
+    )
 
 
 def ours() -> Counter[tuple[str, ...]]:
@@ -48,8 +57,15 @@ def ours() -> Counter[tuple[str, ...]]:
         for cell in resources.read_csv("paper", f"{name}.csv"):
             if cell["value"]:
                 released = cell["group"].startswith("Released checkpoints")
-                epochs = str(int(cell["epochs"]) // 4) if released else cell["epochs"] or cell["pretrain_epochs"]
-                method, group = cell["method"].removesuffix(" (by DINOv2)"), cell["group"].partition(", p")[0]
+                epochs = (
+                    str(int(cell["epochs"]) // 4)
+                    if released
+                    else cell["epochs"] or cell["pretrain_epochs"]
+                )
+                method, group = (
+                    cell["method"].removesuffix(" (by DINOv2)"),
+                    cell["group"].partition(", p")[0],
+                )
                 line = (group, method, archs[cell["arch"]], cell["params_m"], epochs)
                 found[name, *line, cell["column"], cell["value"]] += 1
     return found
@@ -79,8 +95,19 @@ def test_plotted_markers() -> None:
     plotted = [r for r in reported() if r["row_group"] == "plotted markers"]
     mine = resources.read_csv("paper", "figure2_markers.csv")
     assert [
-        (m["panel"], m["method"], archs.get(m["arch"], m["arch"]), m["params_m"], m["epochs"], m["value"]) for m in mine
-    ] == [(r["table"][-1], r["method"], r["arch"], r["params_m"], r["epochs"], r["value"]) for r in plotted]
+        (
+            m["panel"],
+            m["method"],
+            archs.get(m["arch"], m["arch"]),
+            m["params_m"],
+            m["epochs"],
+            m["value"],
+        )
+        for m in mine
+    ] == [
+        (r["table"][-1], r["method"], r["arch"], r["params_m"], r["epochs"], r["value"])
+        for r in plotted
+    ]
 
 
 def test_printed_leads() -> None:
@@ -89,8 +116,13 @@ def test_printed_leads() -> None:
         for r in reported()
         if r["table"] == "text" and r["metric"].startswith("delta")
     )
-    claims = {(g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "gaps.csv")}
-    assert Counter((claim.split(",")[0], name, value) for (claim, name), value in claims.items()) == said
+    claims = {
+        (g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "gaps.csv")
+    }
+    assert (
+        Counter((claim.split(",")[0], name, value) for (claim, name), value in claims.items())
+        == said
+    )
 
 
 def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> None:
@@ -102,9 +134,13 @@ def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> 
 
 def test_the_lead_of_ours_is_over_the_printed_baseline() -> None:
     lines = load("table1").paper
-    mine = next(i for i, line in enumerate(lines) if line.method == "Mugs" and line.arch == "vit_l16")
+    mine = next(
+        i for i, line in enumerate(lines) if line.method == "Mugs" and line.arch == "vit_l16"
+    )
     (gap,) = [
-        gap for gap in gaps("table1", lines, {(mine, "knn"): 79.5}) if "ViT-L" in gap.claim and gap.column == "knn"
+        gap
+        for gap in gaps("table1", lines, {(mine, "knn"): 79.5})
+        if "ViT-L" in gap.claim and gap.column == "knn"
     ]
     assert gap.ours == pytest.approx(1.5)
 

@@ -17,7 +17,9 @@ from results.tables import build_all
 PUBLISHED = Path(__file__).resolve().parents[3] / "results/published"
 
 
-@pytest.mark.parametrize("folder", sorted(p.parent for p in PUBLISHED.glob("*/rows.csv")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder", sorted(p.parent for p in PUBLISHED.glob("*/rows.csv")), ids=lambda path: path.name
+)
 def test_published_tables_are_those_of_the_published_rows(folder: Path, tmp_path: Path) -> None:
     collection = read(folder)
     assert collection.results and not collection.unknown
@@ -25,7 +27,9 @@ def test_published_tables_are_those_of_the_published_rows(folder: Path, tmp_path
     assert sorted(written) == sorted(path.name for path in (folder / "tables").iterdir())
     for name, path in written.items():
         kept = folder / "tables" / name
-        assert path.read_bytes() == kept.read_bytes(), f"{kept} is not what its rows give: publish again, and say why"
+        assert path.read_bytes() == kept.read_bytes(), (
+            f"{kept} is not what its rows give: publish again, and say why"
+        )
 
 
 def test_something_is_published() -> None:
@@ -40,7 +44,13 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
     secret = {"data_dir": "/home/somebody/data"}
     runs = [
         Run("abc", "knn", "knn", {"weights": "pre"}, rows="knn/knn-abc/rows.csv"),
-        Run("pre", "pretrain", "p", config=pretraining | secret, runtime=frozenset({"data_dir", "threads"})),
+        Run(
+            "pre",
+            "pretrain",
+            "p",
+            config=pretraining | secret,
+            runtime=frozenset({"data_dir", "threads"}),
+        ),
     ]
     collection = collect(run_root.path, runs)
     files = publish(collection, tmp_path / "kept")

@@ -52,7 +52,10 @@ def test_bad_values_are_refused(
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (lambda text: text.replace("75.1", "many"), "line 2: could not convert string to float: 'many'"),
+        (
+            lambda text: text.replace("75.1", "many"),
+            "line 2: could not convert string to float: 'many'",
+        ),
         (lambda text: text.replace("75.1,%,0", "75.1"), "line 2: expected 11 fields"),
         (lambda text: text.replace("75.1,%,0", "75.1,%,0,1"), "line 2: expected 11 fields"),
         (lambda text: text.replace("unit,seed", "seed,unit"), "line 1: columns"),
@@ -65,7 +68,9 @@ def test_malformed_files_are_refused(
     gathered: Callable[..., Collection], row: ResultRow, edit: Callable[[str], str], problem: str
 ) -> None:
     found = gathered(row, edit=edit)
-    assert any(f"knn/knn-abc/rows.csv, {problem}" in line for line in found.problems), found.problems
+    assert any(f"knn/knn-abc/rows.csv, {problem}" in line for line in found.problems), (
+        found.problems
+    )
 
 
 def test_a_missing_file_is_named(run_root: Any) -> None:
@@ -86,11 +91,18 @@ def test_rows_that_conflict_are_refused_all(run_root: Any, row: ResultRow) -> No
     runs = [Run(name, "knn", "knn", rows=f"knn/knn-{name}/rows.csv") for name in ("abc", "def")]
     found = collect(run_root.path, runs)
     assert not found.results
-    assert "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70" in found.problems[0]
+    assert (
+        "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70"
+        in found.problems[0]
+    )
 
 
-def test_unknown_names_are_told_not_refused(gathered: Callable[..., Collection], row: ResultRow) -> None:
-    found = gathered(replace(row, dataset="imagnet1k"), replace(row, stage="guess"), replace(row, metric="mIOU"))
+def test_unknown_names_are_told_not_refused(
+    gathered: Callable[..., Collection], row: ResultRow
+) -> None:
+    found = gathered(
+        replace(row, dataset="imagnet1k"), replace(row, stage="guess"), replace(row, metric="mIOU")
+    )
     assert not found.problems and len(found.results) == 3
     first, second, third = found.unknown
     assert "line 2: unknown data set 'imagnet1k'; did you mean 'imagenet1k'?" in first
@@ -111,7 +123,10 @@ def test_variants_are_read_from_the_configuration(pretraining: dict[str, Any]) -
     pretraining["mugs"]["loss_weights"] = [1.0, 0.0, 1.0]
     assert variant(pretraining, "vit_s16") == "w/o local-group supervision"
     pretraining["views"] = {"weak_prob": 1.0, "num_small": 0}
-    assert variant(pretraining, "vit_s16") == "w/o local-group supervision, weak augmentation, two crops"
+    assert (
+        variant(pretraining, "vit_s16")
+        == "w/o local-group supervision, weak augmentation, two crops"
+    )
     assert variant(pretraining, "vit_mini") == "w/o local-group supervision, two crops"
     pretraining["views"] = {"weak_prob": 0.5}
     assert variant(pretraining, "vit_mini") == "w/o local-group supervision, strong augmentation"
@@ -120,17 +135,26 @@ def test_variants_are_read_from_the_configuration(pretraining: dict[str, Any]) -
 def reference(pretraining: dict[str, Any], *evaluations: dict[str, Any]) -> Reference:
     """The pretraining, k-NN evaluations of it on ImageNet-1K, and one on another data set that agrees with anything."""
     knn = tuple(Recipe("knn", "imagenet1k", config) for config in evaluations)
-    return Reference("s100", (Recipe("pretrain", "imagenet1k", pretraining), *knn, Recipe("knn", "cifar10", {})))
+    return Reference(
+        "s100", (Recipe("pretrain", "imagenet1k", pretraining), *knn, Recipe("knn", "cifar10", {}))
+    )
 
 
-def test_what_differs_from_the_recipe_is_told(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> None:
+def test_what_differs_from_the_recipe_is_told(
+    run_root: Any, row: ResultRow, pretraining: dict[str, Any]
+) -> None:
     recipe = reference(pretraining, {"ks": [10, 20]}, {"ks": [5]})
     theirs = {**pretraining, "precision": "bf16", "seed": 3, "threads": 2}
     theirs["mugs"] = {"loss_weights": [0.0, 1.0, 1.0], "drop_path": 0.2}
     run_root.add("abc", "knn", [replace(row, epochs=100, seed=3)])
     runs = [
         Run(
-            "abc", "knn", "knn", {"weights": "pre"}, {"ks": (10, 50), "weights": "teacher"}, rows="knn/knn-abc/rows.csv"
+            "abc",
+            "knn",
+            "knn",
+            {"weights": "pre"},
+            {"ks": (10, 50), "weights": "teacher"},
+            rows="knn/knn-abc/rows.csv",
         ),
         Run("pre", "pretrain", "pretrain", config=theirs, runtime=frozenset({"threads"})),
     ]
@@ -144,15 +168,27 @@ def test_what_differs_from_the_recipe_is_told(run_root: Any, row: ResultRow, pre
 
 
 @pytest.mark.parametrize(
-    ("weights", "differs"), [("teacher", ()), ("student", ("knn.weights=student (recipe: teacher)",))]
+    ("weights", "differs"),
+    [("teacher", ()), ("student", ("knn.weights=student (recipe: teacher)",))],
 )
 def test_evaluations_of_the_student_are_told_from_those_of_the_teacher(
-    run_root: Any, row: ResultRow, pretraining: dict[str, Any], weights: str, differs: tuple[str, ...]
+    run_root: Any,
+    row: ResultRow,
+    pretraining: dict[str, Any],
+    weights: str,
+    differs: tuple[str, ...],
 ) -> None:
     recipe = reference(pretraining, {"weights": "teacher"})
     run_root.add("abc", "knn", [replace(row, epochs=100)])
     runs = [
-        Run("abc", "knn", "knn", {"weights": "pre"}, {"weights": weights}, rows="knn/knn-abc/rows.csv"),
+        Run(
+            "abc",
+            "knn",
+            "knn",
+            {"weights": "pre"},
+            {"weights": weights},
+            rows="knn/knn-abc/rows.csv",
+        ),
         Run("pre", "pretrain", "pretrain", config=pretraining),
     ]
     (result,) = collect(run_root.path, runs, [recipe]).results
@@ -161,13 +197,22 @@ def test_evaluations_of_the_student_are_told_from_those_of_the_teacher(
 
 def test_imported_weights_are_told_from_our_own(run_root: Any, row: ResultRow) -> None:
     run_root.add("abc", "knn", [row])
-    runs = [Run("abc", "knn", "knn", {"weights": "imp"}, rows="knn/knn-abc/rows.csv"), Run("imp", "import", "import")]
+    runs = [
+        Run("abc", "knn", "knn", {"weights": "imp"}, rows="knn/knn-abc/rows.csv"),
+        Run("imp", "import", "import"),
+    ]
     (result,) = collect(run_root.path, runs).results
     assert result.imported
 
 
 def test_runs_and_their_order() -> None:
-    entry = {"run_id": "b", "stage": "knn", "name": "k", "upstream": {"w": "a"}, "provenance": {"git_sha": "5ha"}}
+    entry = {
+        "run_id": "b",
+        "stage": "knn",
+        "name": "k",
+        "upstream": {"w": "a"},
+        "provenance": {"git_sha": "5ha"},
+    }
     entry |= {"outputs": {"x": {"path": "knn/k-b/x", "size": 1, "sha256": ""}}, "attempt": 1}
     run = from_entry(entry)
     assert (run.git_sha, run.outputs, run.folder) == ("5ha", {"x": "knn/k-b/x"}, "knn/k-b")

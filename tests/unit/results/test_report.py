@@ -36,7 +36,14 @@ NODES = [
     Node("abc", "knn", "knn", needs=("data", "pre")),
     Node("lin", "linear", "linear <b>", "failed", "ValueError: no", ("data", "pre")),
     Node("fin", "finetune", "finetune", "queued", "pending: Priority", ("pre",)),
-    Node("det", "coco_detection", "a_name_that_is_much_too_long_for_its_box", "waiting", "needs finetune", ("fin",)),
+    Node(
+        "det",
+        "coco_detection",
+        "a_name_that_is_much_too_long_for_its_box",
+        "waiting",
+        "needs finetune",
+        ("fin",),
+    ),
 ]
 
 
@@ -66,15 +73,27 @@ class Page(HTMLParser):
 @pytest.fixture
 def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Collection:
     """A k-NN of a pretraining with curves, a refused row, an unknown name, and a picture."""
-    rows = [row, replace(row, dataset="my_photos"), replace(row, setting="other", value=float("nan"))]
+    rows = [
+        row,
+        replace(row, dataset="my_photos"),
+        replace(row, setting="other", value=float("nan")),
+    ]
     rows += [replace(row, arch="vit_mini", epochs=24, dataset="sklearn_digits", value=60.0)]
     path = run_root.add("abc", "knn", rows)
     Image.new("RGB", (300, 200), "teal").save(path.parent / "figure.png")
     metrics = run_root.path / "pretrain/pretrain-pre/metrics.jsonl"
     metrics.parent.mkdir(parents=True)
-    lines = [{"step": s, "epoch": 0, "loss": 9 - s, "lr": 0.1, "images_per_second": 3.0} for s in range(3)]
+    lines = [
+        {"step": s, "epoch": 0, "loss": 9 - s, "lr": 0.1, "images_per_second": 3.0}
+        for s in range(3)
+    ]
     metrics.write_text("\n".join(map(json.dumps, lines)))
-    facts: dict[str, Any] = {"git_sha": "c0ffee", "seconds": 4000.0, "gpu_hours": 8.5, "restarts": 2}
+    facts: dict[str, Any] = {
+        "git_sha": "c0ffee",
+        "seconds": 4000.0,
+        "gpu_hours": 8.5,
+        "restarts": 2,
+    }
     runs = [
         Run("data", "convert", "imagenet", config={"dataset": "<script>alert(1)</script>"}),
         Run("pre", "pretrain", "pretrain", {"data": "data"}, pretraining, **facts),
@@ -85,7 +104,10 @@ def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Co
             {"data": "data", "weights": "pre"},
             rows="knn/knn-abc/rows.csv",
             outputs={"pictures": "knn/knn-abc/figure.png"},
-            info={"captions": {"pictures": "All teal."}, "colours": {"pictures": {"teal <i>": "#008080"}}},
+            info={
+                "captions": {"pictures": "All teal."},
+                "colours": {"pictures": {"teal <i>": "#008080"}},
+            },
         ),
     ]
     return collect(run_root.path, runs)
@@ -135,12 +157,18 @@ def test_an_empty_run_root_has_a_report_too(tmp_path: Path) -> None:
     assert "No run with results is finished yet" in text and "There are no runs." in text
 
 
-def test_filled_cells_are_counted(collection: Collection, results: Callable[..., list[Result]]) -> None:
+def test_filled_cells_are_counted(
+    collection: Collection, results: Callable[..., list[Result]]
+) -> None:
     assert filled(build("table1", collection.results)) == (1, 10, 2)
     assert filled(build("table5", ())) == (0, 2, 0)
     ade = {"stage": "ade20k_segmentation", "dataset": "ade20k", "metric": "mIoU"}
     heads = results({**ade, "setting": "upernet"}, {**ade, "setting": "linear"})
-    assert filled(build("table6", heads)) == (1, 3, 1)  # the paper has no number for the linear head
+    assert filled(build("table6", heads)) == (
+        1,
+        3,
+        1,
+    )  # the paper has no number for the linear head
 
 
 def test_each_run_is_right_of_those_it_needs() -> None:
@@ -153,7 +181,15 @@ def test_each_run_is_right_of_those_it_needs() -> None:
 
 
 def test_costs_by_stage_and_what_earlier_attempts_took(tmp_path: Path) -> None:
-    run = Run("pre", "pretrain", "p", seconds=500.0, gpu_hours=1.0, restarts=1, finished="2026-01-01T00:05:00+0000")
+    run = Run(
+        "pre",
+        "pretrain",
+        "p",
+        seconds=500.0,
+        gpu_hours=1.0,
+        restarts=1,
+        finished="2026-01-01T00:05:00+0000",
+    )
     folder = tmp_path / run.folder / "attempts"
     folder.mkdir(parents=True)
     (folder / "0001.json").write_text('{"time": 1.0}')
@@ -175,11 +211,18 @@ def luminance(color: str) -> float:
 
 
 def test_colours_have_the_contrast_of_wcag_aa() -> None:
-    blocks = re.findall(r":root \{(.*?)\}", resources.read_text("report", "templates", "report.css"), re.S)
+    blocks = re.findall(
+        r":root \{(.*?)\}", resources.read_text("report", "templates", "report.css"), re.S
+    )
     for block in blocks:
         colors = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
-        pairs = [(name, "bg") for name in ("text", "muted", "link")] + [(name, "surface") for name in ("text", "muted")]
-        pairs += [(name, f"{name}-bg") for name in ("ours", "done", "running", "queued", "failed", "waiting")]
+        pairs = [(name, "bg") for name in ("text", "muted", "link")] + [
+            (name, "surface") for name in ("text", "muted")
+        ]
+        pairs += [
+            (name, f"{name}-bg")
+            for name in ("ours", "done", "running", "queued", "failed", "waiting")
+        ]
         for front, back in [*pairs, ("text", "queued-bg")]:
             light, dark = sorted((luminance(colors[front]), luminance(colors[back])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back, colors[front], colors[back])
@@ -197,7 +240,13 @@ def test_in_a_browser(page: str, tmp_path: Path, width: int, scheme: str) -> Non
         page.replace("</body>", f"<script>{PROBE.read_text()}</script></body>"), encoding="utf-8"
     )
     (tmp_path / "frame.html").write_text(FRAME % width)
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
     command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"]
     command += [
         f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
@@ -208,7 +257,9 @@ def test_in_a_browser(page: str, tmp_path: Path, width: int, scheme: str) -> Non
     assert not console, console
     _, found, rest = done.stdout.rpartition('<pre id="probe">')
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    seen = json.loads(rest.partition("</pre>")[0].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
+    seen = json.loads(
+        rest.partition("</pre>")[0].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&")
+    )
     assert seen["dark"] == (scheme == "dark")
     assert seen["width"] == width and not seen["overflow"], seen
     assert seen["images"] == 3 and not seen["broken_images"] and not seen["dead_links"], seen

@@ -25,7 +25,9 @@ def render(name: str, results: list[Result], fmt: Format = "md") -> str:
 def cells(text: str, *words: str) -> list[str]:
     """Cells of the one Markdown line that has all the words."""
     pattern = ".*".join(map(re.escape, words))
-    found = [part for part in text.splitlines() if part.startswith("|") and re.search(pattern, part)]
+    found = [
+        part for part in text.splitlines() if part.startswith("|") and re.search(pattern, part)
+    ]
     assert len(found) == 1, (words, found)
     return [cell.strip() for cell in found[0].split("|")[1:-1]]
 
@@ -45,7 +47,13 @@ def test_there_are_ten_tables_and_the_figure() -> None:
 
 def test_ours_stands_below_the_paper_with_the_difference(results: Make) -> None:
     text = render("table1", results({}, {"setting": "cls, k=10, T=0.07", "value": 74.0}))
-    assert cells(text, "| Mugs  ", "ViT-S/16", "3200") == ["Mugs", "ViT-S/16", "3200", "78.9", "75.6"]
+    assert cells(text, "| Mugs  ", "ViT-S/16", "3200") == [
+        "Mugs",
+        "ViT-S/16",
+        "3200",
+        "78.9",
+        "75.6",
+    ]
     ours = cells(text, "Mugs, ours", "ViT-S/16", "3200")
     assert ours[3] == "--" and ours[4].startswith("75.1 [")
     assert below(text, "Mugs, ours", "ViT-S/16", "3200")[3:] == ["--", "*-0.5*"]
@@ -64,22 +72,36 @@ def test_a_difference_of_nothing_has_no_sign(results: Make) -> None:
 
 def test_mini_rows_have_a_part_of_their_own(results: Make) -> None:
     mini = {"arch": "vit_mini", "dataset": "sklearn_digits", "epochs": 24}
-    text = render("table1", results(mini, {**mini, "method": "mugs (initialisation)", "value": 20.0}))
+    text = render(
+        "table1", results(mini, {**mini, "method": "mugs (initialisation)", "value": 20.0})
+    )
     assert "compares with nothing in the paper" in text
     assert cells(text, "Mugs (initialisation)", "ViT-mini")[2] == "0"
 
 
 def test_transfer_of_the_mini_network_has_lines_of_its_own(results: Make) -> None:
-    mini = {"arch": "vit_mini", "dataset": "sklearn_photo_patches", "epochs": 24, "stage": "finetune"}
-    rows = results({**mini, "setting": "best epoch"}, {**mini, "setting": "best epoch", "method": "mugs (scratch)"})
+    mini = {
+        "arch": "vit_mini",
+        "dataset": "sklearn_photo_patches",
+        "epochs": 24,
+        "stage": "finetune",
+    }
+    rows = results(
+        {**mini, "setting": "best epoch"},
+        {**mini, "setting": "best epoch", "method": "mugs (scratch)"},
+    )
     text = render("table4", rows)
-    assert "patches of scikit-learn's photographs (mini): compares with nothing in the paper" in text
+    assert (
+        "patches of scikit-learn's photographs (mini): compares with nothing in the paper" in text
+    )
     assert cells(text, "Mugs (scratch)", "ViT-mini")[2] == "0"
     assert "photograph" not in render("table2", rows)
 
 
 def test_seeds_give_mean_spread_and_count(results: Make) -> None:
-    rows = results(*({"seed": s, "value": v, "run_id": f"r{s}"} for s, v in enumerate((74.0, 75.0, 76.0))))
+    rows = results(
+        *({"seed": s, "value": v, "run_id": f"r{s}"} for s, v in enumerate((74.0, 75.0, 76.0)))
+    )
     text = render("table1", rows)
     assert "75.0 ± 1.0 (n=3)" in text and "r1 (seed 1: 75.0)" in text
     assert r"75.0 $\pm$ 1.0 (n=3)" in render("table1", rows, "latex")
@@ -92,7 +114,10 @@ def test_a_setting_that_some_seeds_lack_is_not_chosen(results: Make) -> None:
 
 
 def test_two_rows_for_one_cell_are_refused(results: Make) -> None:
-    with pytest.raises(RowsError, match=r"line 2: 75.1 of run abc; rows.csv, line 3: 80 of run other: rows that claim"):
+    with pytest.raises(
+        RowsError,
+        match=r"line 2: 75.1 of run abc; rows.csv, line 3: 80 of run other: rows that claim",
+    ):
         render("table1", results({}, {"run_id": "other", "value": 80.0}))
 
 
@@ -103,14 +128,18 @@ def test_labelled_parts_and_transfer_go_to_their_tables(results: Make) -> None:
     rows = results(fine, few, ten, {**fine, "dataset": "cifar10", "value": 99.0})
     assert cells(render("table2", rows), "Mugs, ours", "ViT-S/16")[3].startswith("80.0")
     third = cells(render("table3", rows), "Mugs, ours", "ViT-S/16")
-    assert third[3:5] == ["--", "--"] and third[5].startswith("66.0") and third[6].startswith("77.0")
+    assert (
+        third[3:5] == ["--", "--"] and third[5].startswith("66.0") and third[6].startswith("77.0")
+    )
     assert cells(render("table4", rows), "Mugs, ours", "ViT-S/16")[3].startswith("99.0")
     assert not unplaced(build_all(rows, names()), rows)
 
 
 def test_variants_fill_the_ablations_and_nothing_else(results: Make) -> None:
     (main,) = results({"epochs": 100, "stage": "linear", "setting": "best epoch", "value": 76.0})
-    other = replace(main, row=replace(main.row, run_id="x", value=75.0), variant="w/o group supervision")
+    other = replace(
+        main, row=replace(main.row, run_id="x", value=75.0), variant="w/o group supervision"
+    )
     weak = replace(main, row=replace(main.row, run_id="y", value=72.5), variant="weak augmentation")
     rows = [main, other, weak]
     assert cells(render("table7", rows), "w/o GDS, ours")[3].startswith("75.0")
@@ -123,7 +152,9 @@ def test_variants_fill_the_ablations_and_nothing_else(results: Make) -> None:
 
 def test_settings_that_differ_and_released_weights_have_lines_of_their_own(results: Make) -> None:
     (main,) = results({})
-    bf16 = replace(main, row=replace(main.row, run_id="b"), differs=("pretrain.precision=bf16 (recipe: fp32)",))
+    bf16 = replace(
+        main, row=replace(main.row, run_id="b"), differs=("pretrain.precision=bf16 (recipe: fp32)",)
+    )
     theirs = replace(main, row=replace(main.row, run_id="c"), imported=True)
     text = render("table1", [theirs, bf16, main])
     assert cells(text, "Mugs, ours  ", "ViT-S/16", "3200")[4].startswith("75.1")
@@ -132,7 +163,9 @@ def test_settings_that_differ_and_released_weights_have_lines_of_their_own(resul
     assert "differs: pretrain.precision=bf16 (recipe: fp32)" in text
 
 
-def test_unknown_data_sets_are_shown_as_such_and_unknown_stages_are_left_over(results: Make) -> None:
+def test_unknown_data_sets_are_shown_as_such_and_unknown_stages_are_left_over(
+    results: Make,
+) -> None:
     rows = results({"dataset": "my_photos"}, {"stage": "guessing"})
     assert "my\\_photos (unknown data set)" in render("table1", rows)
     assert unplaced(build_all(rows, names()), rows) == rows[1:]
@@ -144,12 +177,19 @@ def test_an_unknown_table() -> None:
 
 
 def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
-    assert set(write_all([build("table1", results({}))], tmp_path)) == {"table1.md", "table1.tex", "table1.csv"}
+    assert set(write_all([build("table1", results({}))], tmp_path)) == {
+        "table1.md",
+        "table1.tex",
+        "table1.csv",
+    }
     lines = (tmp_path / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("table,part,group,method")
     assert any("ViT-S/16,3200,ours,knn,75.6,75.1,,1,-0.5" in line for line in lines)
     assert escape('"one" and "two" of 3"') == "``one'' and ``two'' of 3\""
-    assert escape("a_b 5% & # {^~} \\") == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
+    assert (
+        escape("a_b 5% & # {^~} \\")
+        == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
+    )
 
 
 def test_markdown_and_csv_agree_on_the_number_of_cells(results: Make) -> None:
@@ -160,30 +200,63 @@ def test_markdown_and_csv_agree_on_the_number_of_cells(results: Make) -> None:
 
 
 def test_rows_of_every_stage_have_a_place(results: Make) -> None:
-    coco = {"stage": "coco_detection", "dataset": "coco2017", "setting": "12 epochs, lr=0.0002, layer decay=0.8"}
+    coco = {
+        "stage": "coco_detection",
+        "dataset": "coco2017",
+        "setting": "12 epochs, lr=0.0002, layer decay=0.8",
+    }
     ade = {"stage": "ade20k_segmentation", "dataset": "ade20k", "metric": "mIoU", "value": 47.0}
-    davis = {"stage": "davis_segmentation", "dataset": "davis2017", "arch": "vit_b16", "epochs": 400, "value": 60.0}
-    scratch = {"stage": "finetune", "method": "mugs (scratch)", "dataset": "sklearn_digits", "arch": "vit_mini"}
+    davis = {
+        "stage": "davis_segmentation",
+        "dataset": "davis2017",
+        "arch": "vit_b16",
+        "epochs": 400,
+        "value": 60.0,
+    }
+    scratch = {
+        "stage": "finetune",
+        "method": "mugs (scratch)",
+        "dataset": "sklearn_digits",
+        "arch": "vit_mini",
+    }
     rows = results(
         {**coco, "metric": "box AP", "value": 49.0},
         {**coco, "metric": "mask AP", "value": 43.5},
         {**ade, "setting": "upernet, lr=3e-05, layer decay=0.9"},
         {**ade, "setting": "linear, lr=3e-05, layer decay=1", "value": 40.0},
-        *({**davis, "metric": metric, "setting": f"n={n}"} for metric in ("J&F", "J", "F") for n in (7, 20)),
+        *(
+            {**davis, "metric": metric, "setting": f"n={n}"}
+            for metric in ("J&F", "J", "F")
+            for n in (7, 20)
+        ),
         {"stage": "logistic", "setting": "1% of labels, lambda=0.1", "value": 66.0},
         {**scratch, "setting": "last epoch"},
     )
     tables = build_all(rows, names())
     assert not unplaced(tables, rows)
     sixth = render("table6", rows)
-    assert [cell.split(" ")[0] for cell in cells(sixth, "Mugs, ours")[3:]] == ["49.0", "43.5", "47.0", "40.0"]
+    assert [cell.split(" ")[0] for cell in cells(sixth, "Mugs, ours")[3:]] == [
+        "49.0",
+        "43.5",
+        "47.0",
+        "40.0",
+    ]
     assert below(sixth, "Mugs, ours")[3:] == ["*-0.8*", "*+0.5*", "*-0.4*", "--"]
     assert cells(render("table5", rows), "Mugs, ours", "ViT-B/16")[3].startswith("60.0")
     assert cells(render("table2", rows), "Mugs (scratch)", "ViT-mini")[2] == "0"
 
 
 def test_the_vocabulary_has_every_stage_that_makes_rows() -> None:
-    without_rows = {"convert", "coco_data", "ade20k_data", "davis_data", "pretrain", "features", "attention", "import"}
+    without_rows = {
+        "convert",
+        "coco_data",
+        "ade20k_data",
+        "davis_data",
+        "pretrain",
+        "features",
+        "attention",
+        "import",
+    }
     assert set(STAGES) - without_rows <= set(vocabulary().stages)
 
 

@@ -56,7 +56,12 @@ class Slurm:
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     fake = Slurm()
     monkeypatch.setattr(requeue, "_scontrol", fake)
-    for key, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "JOB_NODELIST": "n1", "JOB_NUM_NODES": "1"}.items():
+    for key, value in {
+        "JOB_ID": "7",
+        "RESTART_COUNT": "1",
+        "JOB_NODELIST": "n1",
+        "JOB_NUM_NODES": "1",
+    }.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
     return fake
 
@@ -66,11 +71,15 @@ def run_dir(tmp_path: Path) -> Path:
     return runfile.write(tmp_path, RUN)
 
 
-def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(run_dir: Path, slurm: Slurm) -> None:
+def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
+    run_dir: Path, slurm: Slurm
+) -> None:
     attempts.start(run_dir, launch="slurm-7-1", job_id="7")
     settle(run_dir, 128 + signal.SIGKILL)
     failure = attempts.failure(run_dir)
-    assert failure is not None and "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
+    assert (
+        failure is not None and "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
+    )
     assert slurm.calls == [("requeue", "7"), ("update", "JobId=7", "ExcNodeList=n9,n1")]
 
 
@@ -81,13 +90,17 @@ def test_a_start_that_came_to_nothing_is_an_attempt(run_dir: Path, slurm: Slurm)
     assert slurm.calls[0] == ("requeue", "7")
     settle(run_dir, 1)
     failure = attempts.failure(run_dir)
-    assert failure is not None and failure.verdict == "", "the same attempt once more, not a second failure"
+    assert failure is not None and failure.verdict == "", (
+        "the same attempt once more, not a second failure"
+    )
 
 
 def test_the_same_step_twice_ends_it_with_the_reason(run_dir: Path, slurm: Slurm) -> None:
     for restart in (0, 1):
         number = attempts.start(run_dir, launch=f"slurm-7-{restart}", job_id="7")
-        attempts.fail(run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40, host="n1")
+        attempts.fail(
+            run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40, host="n1"
+        )
     settle(run_dir, 1)
     failure = attempts.failure(run_dir)
     assert failure is not None and failure.verdict == "failed twice after step 40"
@@ -125,7 +138,10 @@ def test_a_run_that_is_done_has_ended_well(run_dir: Path, slurm: Slurm, code: in
     attempts.start(run_dir, launch="slurm-7-1", job_id="7")
     assert settle(run_dir, code) == code
     asked, failure = list(slurm.calls), attempts.failure(run_dir)
-    manifest.record(run_dir.parents[1], manifest.ManifestEntry(stage=RUN.stage, name=RUN.name, run_id=RUN.run_id))
+    manifest.record(
+        run_dir.parents[1],
+        manifest.ManifestEntry(stage=RUN.stage, name=RUN.name, run_id=RUN.run_id),
+    )
     assert settle(run_dir, code) == 0
     assert (slurm.calls, attempts.failure(run_dir)) == (asked, failure)
 
@@ -146,7 +162,9 @@ def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
     assert slurm.calls == []
 
 
-@pytest.mark.parametrize("job", ["NumNodes=3 ExcNodeList=n9", "NumNodes=1 ReqNodeList=n1 ExcNodeList=(null)"])
+@pytest.mark.parametrize(
+    "job", ["NumNodes=3 ExcNodeList=n9", "NumNodes=1 ReqNodeList=n1 ExcNodeList=(null)"]
+)
 def test_no_node_is_excluded_that_cannot_be_spared(slurm: Slurm, job: str) -> None:
     slurm.job = f"JobState=PENDING Partition=p {job}"
     assert not requeue.exclude("7", "n1") and slurm.calls == []

@@ -29,7 +29,9 @@ def edit(run_dir: Path, number: int, **facts: Any) -> None:
 def leave_a_dead_claim(run_dir: Path) -> None:
     """A claim of a process that is gone, some time ago."""
     code = "import sys; from pathlib import Path; from slurm.claims import _take; _take(Path(sys.argv[1]), 5)"
-    subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run(
+        [sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3]
+    )
     edit(run_dir, 1, time=time.time() - 60)
 
 
@@ -52,7 +54,9 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert most == 1
     left = {path.name for path in (tmp_path / "claims").iterdir()}
-    assert left == {f"{number:04d}.{end}" for number in range(1, 31) for end in ("json", "released.json")}
+    assert left == {
+        f"{number:04d}.{end}" for number in range(1, 31) for end in ("json", "released.json")
+    }
 
 
 def test_who_learns_late_of_a_release_is_not_given_a_number_again(
@@ -72,7 +76,10 @@ def test_who_learns_late_of_a_release_is_not_given_a_number_again(
 
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
-    with claimed(tmp_path), pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"):
+    with (
+        claimed(tmp_path),
+        pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"),
+    ):
         claims._take(tmp_path, 0)
 
 
@@ -96,7 +103,9 @@ def test_the_number_of_a_process_may_have_been_given_to_another(tmp_path: Path) 
 
 def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) -> None:
     leave_a_dead_claim(tmp_path)
-    sbatch = subprocess.Popen(["sh", "-c", "sleep 60; true", "sbatch", str(tmp_path / queue.SCRIPT)])
+    sbatch = subprocess.Popen(
+        ["sh", "-c", "sleep 60; true", "sbatch", str(tmp_path / queue.SCRIPT)]
+    )
     try:
         with pytest.raises(queue.SlurmError):
             claims._take(tmp_path, 0.2)
@@ -107,7 +116,9 @@ def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"user": -1}])
-def test_a_claim_of_another_host_or_user_is_stale_after_minutes(tmp_path: Path, place: dict[str, Any]) -> None:
+def test_a_claim_of_another_host_or_user_is_stale_after_minutes(
+    tmp_path: Path, place: dict[str, Any]
+) -> None:
     leave_a_dead_claim(tmp_path)
     edit(tmp_path, 1, **place, time=time.time() - 300)
     with pytest.raises(queue.SlurmError, match="is being submitted by"):
@@ -131,10 +142,20 @@ def test_who_was_overtaken_notices(tmp_path: Path) -> None:
 
 
 def run(name: str, *needs: str) -> StageRun:
-    return StageRun("x", name, name, StageConfig(), {f"in{i}": n for i, n in enumerate(needs)}, Resources(), "x:run")
+    return StageRun(
+        "x",
+        name,
+        name,
+        StageConfig(),
+        {f"in{i}": n for i, n in enumerate(needs)},
+        Resources(),
+        "x:run",
+    )
 
 
-def job(number: str, state: str = "PENDING", reason: str = "Dependency", parents: tuple[str, ...] = ()) -> Any:
+def job(
+    number: str, state: str = "PENDING", reason: str = "Dependency", parents: tuple[str, ...] = ()
+) -> Any:
     return queue.QueuedJob(number, "mugs-x", state, reason, parents)
 
 
@@ -153,7 +174,9 @@ RUNS = {"a": run("a"), "b": run("b", "a"), "c": run("c", "b", "a")}
         ({"a": [job("1")], "b": [job("2", parents=("0",)), job("4", parents=("1",))]}, set(), "4"),
     ],
 )
-def test_jobs_that_can_still_run(jobs: dict[str, Any], done: set[str], expected: str | None) -> None:
+def test_jobs_that_can_still_run(
+    jobs: dict[str, Any], done: set[str], expected: str | None
+) -> None:
     assert View(RUNS, jobs, done).job("b") == expected
 
 
@@ -170,7 +193,10 @@ WATCH = StageRun("x", "w", "w", Watching(), {"in0": "a", "in1": "b"}, Resources(
     [
         ({"a": [job("1")], "w": [job("9", parents=("1", "2"))]}, "9"),
         ({"a": [job("1")], "w": [job("9", parents=("2",))]}, None),  # would start before a does
-        ({"a": [job("1", "RUNNING")], "w": [job("9", parents=("2",))]}, "9"),  # Slurm has noticed that a began
+        (
+            {"a": [job("1", "RUNNING")], "w": [job("9", parents=("2",))]},
+            "9",
+        ),  # Slurm has noticed that a began
         ({"a": [job("1", "RUNNING")], "w": [job("9")]}, None),  # b has to end first
         ({"w": [job("9", parents=("2",))]}, None),  # a is neither queued nor done
     ],

@@ -40,7 +40,9 @@ KEYS: dict[str, tuple[Any, str]] = {
 }
 
 
-def sbatch_text(profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()) -> str:
+def sbatch_text(
+    profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()
+) -> str:
     run = StageRun("pretrain", "main", "0123456789ab", StageConfig(), {}, need, "x:run")
     return submit.sbatch_text(run, profile, submit.Waits(ended=parents), Path("/runs/code/c0de"))
 
@@ -108,7 +110,9 @@ def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run_root: /r\ncontainer_mounts: /a:/a", ["container_mounts", "container_image"]),
     ],
 )
-def test_mistakes_are_explained(content: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_explained(
+    content: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError) as caught:
         _load(content, monkeypatch)
     assert all(word in str(caught.value) for word in words), caught.value

@@ -37,7 +37,9 @@ def play(body: str, *, patient: bool = False) -> subprocess.CompletedProcess[str
     """Run lines under an inbox, in a process of its own."""
     lines = body.strip().replace("\n", "\n        ")
     code = SCRIPT.format(patient=patient, body=lines)
-    return subprocess.run([sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=30
+    )
 
 
 def test_without_a_loop_a_signal_is_acted_on_at_once() -> None:
@@ -57,7 +59,9 @@ control.interrupted(4)
 
 
 def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
-    done = play("control.beat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.rest()\nprint('never')")
+    done = play(
+        "control.beat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.rest()\nprint('never')"
+    )
     assert done.stdout == "left: SIGTERM after the last step\n"
 
 
@@ -163,7 +167,9 @@ with Inbox(patient=True) as inbox:
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
     hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)  # minutes, without the interpreter's lock
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "late\n", done.stderr
 
 

@@ -36,7 +36,9 @@ def run(gb: float = 0.0, hours: float = 24.0, gpu: bool = True) -> StageRun:
         (1000.0, 0.1, 180),  # half of it
     ],
 )
-def test_lead_time_follows_from_the_state(tmp_path: Path, gb: float, hours: float, expected: int) -> None:
+def test_lead_time_follows_from_the_state(
+    tmp_path: Path, gb: float, hours: float, expected: int
+) -> None:
     assert lead_seconds(ClusterProfile(run_root=tmp_path), run(gb, hours)) == expected
 
 
@@ -54,6 +56,8 @@ def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:
     (line,) = advice([wanted, run(), run(6.0, gpu=False)], tmp_path)
     assert "main: on 40 GPUs a failure every 53 days" in line and "checkpoint_steps" not in line
     minutes = int(line.split("a checkpoint every ")[1].split()[0])
-    write_json_atomic(wanted.run_dir(tmp_path) / "progress.json", {"rate": 1024, "rate_unit": "img/s"})
+    write_json_atomic(
+        wanted.run_dir(tmp_path) / "progress.json", {"rate": 1024, "rate_unit": "img/s"}
+    )
     steps = int(advice([wanted], tmp_path)[0].split("checkpoint_steps=")[1].split()[0])
     assert steps == pytest.approx(60 * minutes, abs=31), "a step a second"

@@ -115,19 +115,29 @@ def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> Non
     assert [o.state for o in run_here([cured, below], tmp_path)] == ["finished", "finished"]
 
 
-def test_a_run_that_watches_another_runs_beside_it(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_watches_another_runs_beside_it(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     a = make(tiny, "a", fault="until watched")
     between, watch = make(tiny, "between"), make(tiny, "watch", a, fault="watch")
     told: list[str] = []
-    outcomes = run_here([a, between, watch], tmp_path, ranks=1, started=lambda run, _: told.append(run.name))
-    assert [(o.run.name, o.state) for o in outcomes] == [(n, "finished") for n in ("a", "between", "watch")]
-    assert told == ["a", "watch", "between"] and (a.run_dir(tmp_path) / "watched").read_text() == "19"
+    outcomes = run_here(
+        [a, between, watch], tmp_path, ranks=1, started=lambda run, _: told.append(run.name)
+    )
+    assert [(o.run.name, o.state) for o in outcomes] == [
+        (n, "finished") for n in ("a", "between", "watch")
+    ]
+    assert (
+        told == ["a", "watch", "between"] and (a.run_dir(tmp_path) / "watched").read_text() == "19"
+    )
     after = make(tiny, "after", a, fault="watch")
     assert [o.state for o in run_here([a, after], tmp_path, ranks=1)] == ["done", "finished"]
 
 
-def test_it_ends_with_a_run_that_fails(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_with_a_run_that_fails(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     bad = make(tiny, "bad", fault="until watched, raise")
     watch = make(tiny, "watch", bad, fault="watch")
@@ -136,37 +146,59 @@ def test_it_ends_with_a_run_that_fails(tiny: Any, tmp_path: Path, monkeypatch: p
         ("failed", "AssertionError"),
         ("not run", "needs bad"),
     ]
-    assert not attempts.running_here(watch.run_dir(tmp_path)) and attempts.failure(watch.run_dir(tmp_path)) is None
+    assert (
+        not attempts.running_here(watch.run_dir(tmp_path))
+        and attempts.failure(watch.run_dir(tmp_path)) is None
+    )
 
 
-def test_it_ends_with_a_run_that_is_interrupted(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_with_a_run_that_is_interrupted(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever told that run's process to stop did not tell the other's, which would wait for ever."""
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     stopped = make(tiny, "stopped", fault="until watched, interrupted")
     watch = make(tiny, "watch", stopped, fault="watch")
     outcomes = run_here([stopped, watch], tmp_path, ranks=1)
-    assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [("interrupted", "SIGTERM"), ("not run", "needs")]
+    assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [
+        ("interrupted", "SIGTERM"),
+        ("not run", "needs"),
+    ]
 
 
-def test_with_gpus_it_comes_after(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_gpus_it_comes_after(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 1)
     a = make(tiny, "a")
-    assert [o.state for o in run_here([a, make(tiny, "w", a, fault="watch")], tmp_path)] == ["finished", "finished"]
+    assert [o.state for o in run_here([a, make(tiny, "w", a, fault="watch")], tmp_path)] == [
+        "finished",
+        "finished",
+    ]
     assert not (a.run_dir(tmp_path) / "watched").exists()
 
 
-def test_killed_rank_is_reported(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_rank_is_reported(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "_GRACE_S", 0.2)
     run = make(tiny, "victim", fault="kill")
     outcome = run_here([run], tmp_path, ranks=2)[0]
-    assert outcome.state == "failed" and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+    assert (
+        outcome.state == "failed"
+        and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
+    )
 
 
 def test_a_rank_that_dies_once_the_run_is_done_changes_nothing(tiny: Any, tmp_path: Path) -> None:
-    assert run_here([make(tiny, "done", fault="kill late")], tmp_path, ranks=2)[0].state == "finished"
+    assert (
+        run_here([make(tiny, "done", fault="kill late")], tmp_path, ranks=2)[0].state == "finished"
+    )
 
 
-def test_a_run_that_runs_already_is_left_alone(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_runs_already_is_left_alone(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attempts, "running_here", lambda run_dir: True)
     run = make(tiny, "a")
     (outcome,) = run_here([run], tmp_path)
@@ -189,19 +221,25 @@ def test_a_signal_as_a_run_ends_keeps_the_next_one_from_starting(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_command_takes_its_processes_along(tiny: Any, tmp_path: Path, signum: int) -> None:
+def test_interrupted_command_takes_its_processes_along(
+    tiny: Any, tmp_path: Path, signum: int
+) -> None:
     """`run_here` in a process of its own, whose run never ends."""
     lines = "from pathlib import Path; from slurm.local import run_here; from tiny_local import *"
     make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
     code = f"{lines}; from pipeline.spec import *; print(run_here([{make}] * 2, Path({str(tmp_path)!r})))"
-    command = subprocess.Popen([sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True
+    )
     run_dir = tmp_path / "tiny" / f"w-{'i' * 12}"
     until(lambda: attempts.running_here(run_dir) and (run_dir / "rank0").exists())
     command.send_signal(signum)
     out = command.communicate(timeout=20)[0]
     assert command.returncode == 0 and out.count("Outcome(") == 1 and "'interrupted'" in out
     assert not attempts.running_here(run_dir) and attempts.failure(run_dir) is None
-    waiting = StageRun("tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run")
+    waiting = StageRun(
+        "tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run"
+    )
     found = status([waiting], tmp_path)[0]
     assert found.state == "waiting" and "interrupted (SIGTERM" in found.detail
 
@@ -222,6 +260,8 @@ def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
 
 def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
     run = make(tiny, "a")
-    lost = StageRun(run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run")
+    lost = StageRun(
+        run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run"
+    )
     outcome = run_here([lost], tmp_path)[0]
     assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail

@@ -21,10 +21,21 @@ def test_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(queue, "queued", lambda *_, **__: {RUN.run_id: [job]})
     assert status([RUN], tmp_path)[0].detail == "starting"
     attempts.start(RUN.run_dir(tmp_path), job_id="7")
-    note = {"done": 3, "total": 9, "unit": "steps", "rate": 1234.5, "eta_s": 125, "time": time.time()}
+    note = {
+        "done": 3,
+        "total": 9,
+        "unit": "steps",
+        "rate": 1234.5,
+        "eta_s": 125,
+        "time": time.time(),
+    }
     write_json_atomic(RUN.run_dir(tmp_path) / "progress.json", note)
     found = status([RUN], tmp_path)[0]
-    assert (found.state, found.job_id, found.detail) == ("running", "7", "3/9 steps, 1234 img/s, 2m05s left")
+    assert (found.state, found.job_id, found.detail) == (
+        "running",
+        "7",
+        "3/9 steps, 1234 img/s, 2m05s left",
+    )
 
 
 @pytest.mark.parametrize(("slurm", "state"), [("PENDING", "queued"), ("FAILED", "failed")])
@@ -42,4 +53,10 @@ def test_a_failed_attempt_whose_job_slurm_starts_again(
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0, 59.4, 185, 7800, 100800)] == ["0s", "59s", "3m05s", "2h10m", "1d04h"]
+    assert [duration(s) for s in (0, 59.4, 185, 7800, 100800)] == [
+        "0s",
+        "59s",
+        "3m05s",
+        "2h10m",
+        "1d04h",
+    ]

@@ -16,7 +16,10 @@ TINY = ViTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, image_size=16
 
 
 def entry(root: Path, outputs: dict[str, Path], info: dict[str, object]) -> ManifestEntry:
-    files = {n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p)) for n, p in outputs.items()}
+    files = {
+        n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p))
+        for n, p in outputs.items()
+    }
     return ManifestEntry(stage="s", name="n", run_id="aaa", outputs=files, info=info).at(root)
 
 
@@ -31,7 +34,9 @@ def context(tmp_path: Path) -> StageContext:
     weights = entry(tmp_path, {"teacher": tmp_path / "w.safetensors"}, facts)
     data = entry(tmp_path, {"val": tmp_path / "val"}, {"dataset": "reds", "num_classes": 1})
     (tmp_path / "run").mkdir()
-    return StageContext("attention", "n", "bbb", tmp_path / "run", {"weights": weights, "data": data}, 1)
+    return StageContext(
+        "attention", "n", "bbb", tmp_path / "run", {"weights": weights, "data": data}, 1
+    )
 
 
 def test_pictures_of_images_spread_over_the_data_set(context: StageContext) -> None:
@@ -53,12 +58,16 @@ def test_pictures_of_images_spread_over_the_data_set(context: StageContext) -> N
         ({"crop": 20}, "crop 20: expected a multiple of the patch size 8"),
     ],
 )
-def test_what_there_is_not_is_refused(context: StageContext, fields: dict[str, object], words: str) -> None:
+def test_what_there_is_not_is_refused(
+    context: StageContext, fields: dict[str, object], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         run(context, AttentionConfig.model_validate({"resize": 16, "crop": 16, **fields}))
 
 
 def test_a_data_set_without_validation_images(context: StageContext) -> None:
-    data = replace(context, inputs={**context.inputs, "data": entry(Path("/"), {}, {"dataset": "reds"})})
+    data = replace(
+        context, inputs={**context.inputs, "data": entry(Path("/"), {}, {"dataset": "reds"})}
+    )
     with pytest.raises(ValueError, match="'reds' has no validation images"):
         run(data, AttentionConfig())

@@ -17,7 +17,12 @@ from pipeline.plan import build_plan, unresolved
 from pipeline.spec import Resources, StageRun
 from stages import STAGES
 from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions, segmentation_config
-from stages.coco_detection import CocoDetectionConfig, DetectorOptions, ScaleOptions, detection_config
+from stages.coco_detection import (
+    CocoDetectionConfig,
+    DetectorOptions,
+    ScaleOptions,
+    detection_config,
+)
 from stages.davis_segmentation import DavisSegmentationConfig, propagation_recipe
 
 SHORT = ("vit_s16_ep800", "vit_b16_ep400")
@@ -37,18 +42,32 @@ def test_the_pretraining_is_that_of_the_main_reproduction(task: str, short: str)
 @pytest.mark.parametrize("short", SHORT)
 def test_ade20k(short: str) -> None:
     runs = planned(f"ade20k_{short}")
-    upernet, linear = (segmentation_config(runs[name].config, 150) for name in ("upernet", "linear"))
+    upernet, linear = (
+        segmentation_config(runs[name].config, 150) for name in ("upernet", "linear")
+    )
     for cfg in (upernet, linear):
-        assert (cfg.steps, cfg.batch_size, cfg.warmup_steps, cfg.weight_decay) == (160_000, 16, 1500, 0.05)
+        assert (cfg.steps, cfg.batch_size, cfg.warmup_steps, cfg.weight_decay) == (
+            160_000,
+            16,
+            1500,
+            0.05,
+        )
         assert cfg.scenes == SceneRecipe()
         assert cfg.model.num_classes == 150 and cfg.model.dropout == 0.1
     assert (upernet.lr, upernet.layer_decay, runs["upernet"].config.drop_path) == (3e-5, 0.9, 0.1)
-    assert (upernet.model.channels, upernet.model.auxiliary_channels, upernet.model.auxiliary_weight) == (
+    assert (
+        upernet.model.channels,
+        upernet.model.auxiliary_channels,
+        upernet.model.auxiliary_weight,
+    ) == (
         None,
         256,
         0.4,
     )
-    assert (linear.lr, linear.layer_decay) == ({"vit_s16_ep800": 3e-5, "vit_b16_ep400": 7e-4}[short], 1.0)
+    assert (linear.lr, linear.layer_decay) == (
+        {"vit_s16_ep800": 3e-5, "vit_b16_ep400": 7e-4}[short],
+        1.0,
+    )
     assert runs["linear"].config.drop_path == 0.0
     assert runs["upernet"].resources.gpus == 4
     lines = unresolved(list(runs.values()))
@@ -66,10 +85,19 @@ def test_scene_recipe() -> None:
 def test_coco(short: str) -> None:
     runs = planned(f"coco_{short}")
     run = detection_config(runs["detection"].config, 80)
-    assert (run.epochs, run.batch_size, run.images_per_pass, run.decay_epochs) == (12, 32, 4, (8, 11))
+    assert (run.epochs, run.batch_size, run.images_per_pass, run.decay_epochs) == (
+        12,
+        32,
+        4,
+        (8, 11),
+    )
     assert (run.lr, run.weight_decay, run.layer_decay) == (2e-4, 0.05, 0.8)
     assert (run.warmup_steps, run.warmup_start) == (500, 1e-3)
-    assert (run.detector.num_classes, run.detector.image_size, run.detector.drop_path) == (80, (800, 1008), 0.1)
+    assert (run.detector.num_classes, run.detector.image_size, run.detector.drop_path) == (
+        80,
+        (800, 1008),
+        0.1,
+    )
     assert (run.detector.width, run.detector.fc_width, run.detector.head_convs) == (256, 1024, 4)
     assert (run.detector.rpn_samples, run.detector.roi_samples) == (256, 512)
     assert (run.detector.proposals_train, run.detector.proposals_test) == (2000, 1000)
@@ -81,9 +109,13 @@ def test_coco(short: str) -> None:
 
 def test_layer_decay_is_an_option_and_makes_a_run_of_its_own() -> None:
     name = "coco_vit_s16_ep800"
-    plans = [build_plan(config.load(name, STAGES, [f"detection.layer_decay={d}"])) for d in (0.65, 0.8)]
+    plans = [
+        build_plan(config.load(name, STAGES, [f"detection.layer_decay={d}"])) for d in (0.65, 0.8)
+    ]
     ids = [next(run.run_id for run in plan if run.name == "detection") for plan in plans]
-    plain = next(run.run_id for run in build_plan(config.load(name, STAGES)) if run.name == "detection")
+    plain = next(
+        run.run_id for run in build_plan(config.load(name, STAGES)) if run.name == "detection"
+    )
     assert ids[0] != plain == ids[1]
 
 
@@ -108,7 +140,9 @@ def test_davis(short: str) -> None:
         (DavisSegmentationConfig, PropagationRecipe, {"num_previous", "mean", "std"}),
     ],
 )
-def test_stage_defaults_are_those_of_the_engine(options: type, target: type, without: set[str]) -> None:
+def test_stage_defaults_are_those_of_the_engine(
+    options: type, target: type, without: set[str]
+) -> None:
     defaults = {f.name: f.default for f in fields(target) if f.name not in without}
     assert {name: options.model_fields[name].default for name in defaults} == defaults
     if options.__name__.endswith("Options"):
@@ -116,11 +150,15 @@ def test_stage_defaults_are_those_of_the_engine(options: type, target: type, wit
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"layer_decay 0\.9 with variant linear, whose ViT is frozen"):
+    with pytest.raises(
+        ValidationError, match=r"layer_decay 0\.9 with variant linear, whose ViT is frozen"
+    ):
         Ade20kSegmentationConfig(variant="linear", layer_decay=0.9)
     with pytest.raises(ValidationError, match=r"drop_path 0\.1 with variant linear"):
         Ade20kSegmentationConfig(variant="linear", drop_path=0.1)
-    with pytest.raises(ValidationError, match=r"channels 32 with variant linear, which is one layer"):
+    with pytest.raises(
+        ValidationError, match=r"channels 32 with variant linear, which is one layer"
+    ):
         Ade20kSegmentationConfig(variant="linear", channels=32)
     assert Ade20kSegmentationConfig(variant="linear").layer_decay == 1.0
 
@@ -129,6 +167,9 @@ def test_a_batch_that_does_not_divide_is_said_early() -> None:
     assert "batch_size 16" in (Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=3)) or "")
     assert Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=4)) is None
     cfg = CocoDetectionConfig()
-    assert cfg.misfit(Resources(ranks_per_node=8)) is None and cfg.misfit(Resources(ranks_per_node=2)) is None
+    assert (
+        cfg.misfit(Resources(ranks_per_node=8)) is None
+        and cfg.misfit(Resources(ranks_per_node=2)) is None
+    )
     assert "2 images to a rank" in str(cfg.misfit(Resources(ranks_per_node=8, nodes=2)))
     assert "32 over 5 ranks" in str(cfg.misfit(Resources(ranks_per_node=5)))

@@ -15,7 +15,14 @@ from mugs.transfer.digit_scenes import materialize_scenes, materialize_videos
 from mugs.weights import save_backbone
 from pipeline.manifest import ManifestEntry, Output, content_sha256
 from pipeline.spec import StageConfig, StageContext, StageOutput
-from stages import ade20k_data, ade20k_segmentation, coco_data, coco_detection, davis_data, davis_segmentation
+from stages import (
+    ade20k_data,
+    ade20k_segmentation,
+    coco_data,
+    coco_detection,
+    davis_data,
+    davis_segmentation,
+)
 from stages.ade20k_data import Ade20kDataConfig
 from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions
 from stages.coco_data import CocoDataConfig
@@ -47,7 +54,11 @@ DETECTION = {
 }
 
 COCO_DATA = CocoDataConfig(
-    dataset="sklearn_digits", num_train_images=6, num_val_images=3, data_dir="builtin:digit_scenes", threads=1
+    dataset="sklearn_digits",
+    num_train_images=6,
+    num_val_images=3,
+    data_dir="builtin:digit_scenes",
+    threads=1,
 )
 SCENE_DATA = Ade20kDataConfig(
     dataset="sklearn_digits_scenes",
@@ -58,12 +69,21 @@ SCENE_DATA = Ade20kDataConfig(
     threads=1,
 )
 VIDEO_DATA = DavisDataConfig(
-    dataset="sklearn_digits_videos", num_videos=2, num_frames=8, data_dir="builtin:digit_videos", threads=1
+    dataset="sklearn_digits_videos",
+    num_videos=2,
+    num_frames=8,
+    data_dir="builtin:digit_videos",
+    threads=1,
 )
 
 
-def entry(root: Path, stage: str, outputs: dict[str, Path], info: dict[str, object]) -> ManifestEntry:
-    files = {n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p)) for n, p in outputs.items()}
+def entry(
+    root: Path, stage: str, outputs: dict[str, Path], info: dict[str, object]
+) -> ManifestEntry:
+    files = {
+        n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p))
+        for n, p in outputs.items()
+    }
     return ManifestEntry(stage=stage, name=stage, run_id="aaa", outputs=files, info=info).at(root)
 
 
@@ -73,11 +93,22 @@ def context(tmp_path: Path) -> StageContext:
     torch.manual_seed(0)
     path = tmp_path / "teacher.safetensors"
     save_backbone(path, build_vit(TINY).state_dict(), {"arch": asdict(TINY), "weights": "teacher"})
-    info = {"method": "mugs", "arch": "vit_tiny", "epochs": 3, "seed": 5, "dataset": "sklearn_digits"}
+    info = {
+        "method": "mugs",
+        "arch": "vit_tiny",
+        "epochs": 3,
+        "seed": 5,
+        "dataset": "sklearn_digits",
+    }
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     return StageContext(
-        "a stage", "name", "bbb", run_dir, {"weights": entry(tmp_path, "pretrain", {"teacher": path}, info)}, 1
+        "a stage",
+        "name",
+        "bbb",
+        run_dir,
+        {"weights": entry(tmp_path, "pretrain", {"teacher": path}, info)},
+        1,
     )
 
 
@@ -111,7 +142,13 @@ def segmentation(**changes: object) -> Ade20kSegmentationConfig:
 def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> None:
     assert [row.metric for row in out.rows] == metrics
     for row in out.rows:
-        assert (row.run_id, row.method, row.arch, row.epochs, row.seed) == ("bbb", "mugs", "vit_tiny", 3, 5)
+        assert (row.run_id, row.method, row.arch, row.epochs, row.seed) == (
+            "bbb",
+            "mugs",
+            "vit_tiny",
+            3,
+            5,
+        )
         assert row.dataset == dataset and row.unit == "%" and 0 <= row.value <= 100
     for path in out.outputs.values():
         assert path.exists() and path.is_relative_to(run_dir)
@@ -122,7 +159,9 @@ def test_detection(context: StageContext) -> None:
     context = with_data(context, coco_data, COCO_DATA)
     assert context.inputs["data"].info == {"dataset": "sklearn_digits", "num_classes": 10}
     out, again = (coco_detection.run(context, CocoDetectionConfig(**DETECTION)) for _ in range(2))
-    metrics = [f"{kind} AP{threshold}" for kind in ("box", "mask") for threshold in ("", "50", "75")]
+    metrics = [
+        f"{kind} AP{threshold}" for kind in ("box", "mask") for threshold in ("", "50", "75")
+    ]
     check(out, context.run_dir, metrics, "sklearn_digits")
     assert {row.setting for row in out.rows} == {"1 epochs, lr=0.0002, layer decay=0.8"}
     assert out.rows == again.rows
@@ -139,7 +178,11 @@ def test_segmentation(scenes: StageContext, variant: str) -> None:
     pictures = sorted(p.name for p in out.outputs["pictures"].iterdir())
     assert pictures == ["validation_0000.png", "validation_0001.png"]
     colours = out.info["colours"]["pictures"]
-    assert colours["ground"] == "#800000" and len(colours) == 11 and "the truth" in out.info["captions"]["pictures"]
+    assert (
+        colours["ground"] == "#800000"
+        and len(colours) == 11
+        and "the truth" in out.info["captions"]["pictures"]
+    )
 
 
 def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
@@ -149,7 +192,9 @@ def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
 
 
 def test_wrong_coco_is_named(context: StageContext, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"train: .*train2017: not there.*; val: .*val2017: not there"):
+    with pytest.raises(
+        SourceError, match=r"train: .*train2017: not there.*; val: .*val2017: not there"
+    ):
         coco_data.run(context, CocoDataConfig(data_dir=str(tmp_path)))
     materialize_coco(tmp_path / "mine", train=6, val=3)
     with pytest.raises(SourceError, match=r"10 categories, 80 expected.*6 images, 118287 expected"):
@@ -191,7 +236,9 @@ def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:
         ade20k_data.run(context, mine.model_copy(update={"num_classes": 3}))
     Image.new("L", (9, 9)).save(root / "annotations" / "validation" / "validation_0001.png")
     (root / "images" / "training" / "training_0004.jpg").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"2 problems: .*training_0004\.jpg: .*validation_0001\.png: 9 x 9 pixels"):
+    with pytest.raises(
+        SourceError, match=r"2 problems: .*training_0004\.jpg: .*validation_0001\.png: 9 x 9 pixels"
+    ):
         ade20k_data.run(context, mine)
 
 
@@ -202,15 +249,21 @@ def test_wrong_videos_are_named(context: StageContext, tmp_path: Path) -> None:
     materialize_videos(root, videos=2, frames=4)
     mine = VIDEO_DATA.model_copy(update={"data_dir": str(root)})
     davis_data.run(context, mine)
-    with pytest.raises(SourceError, match=r"2 videos found, 30 expected, 8 frames found, 1999 expected"):
+    with pytest.raises(
+        SourceError, match=r"2 videos found, 30 expected, 8 frames found, 1999 expected"
+    ):
         davis_data.run(context, DavisDataConfig(data_dir=str(root)))
     Image.new("L", (96, 64)).save(root / "Annotations" / "480p" / "digits_01" / "00000.png")
-    with pytest.raises(SourceError, match=r"digits_01/00001\.png: object 2, the first map ends with 0"):
+    with pytest.raises(
+        SourceError, match=r"digits_01/00001\.png: object 2, the first map ends with 0"
+    ):
         davis_data.run(context, mine)
 
 
 def test_a_crop_that_patches_do_not_fill(scenes: StageContext) -> None:
-    with pytest.raises(ValueError, match=r"scenes\.crop 36: expected a multiple of the patch size 8"):
+    with pytest.raises(
+        ValueError, match=r"scenes\.crop 36: expected a multiple of the patch size 8"
+    ):
         ade20k_segmentation.run(scenes, segmentation(scenes=SCENES.model_copy(update={"crop": 36})))
 
 
@@ -228,4 +281,7 @@ def test_video(context: StageContext) -> None:
     assert len(list(out.outputs["masks_2"].rglob("*.png"))) == 8
     assert [p.name for p in out.outputs["pictures_n=1"].iterdir()] == ["digits_00.png"]
     captions = out.info["captions"]
-    assert set(captions) == {"pictures_n=1", "pictures_n=2"} and "2 before it" in captions["pictures_n=2"]
+    assert (
+        set(captions) == {"pictures_n=1", "pictures_n=2"}
+        and "2 before it" in captions["pictures_n=2"]
+    )

@@ -74,10 +74,19 @@ def test_presets_are_the_recipe(name: str) -> None:
     cfg = FinetuneConfig.model_validate({"preset": name})
     made, low = stage.settings(cfg), 1e-6
     found = (made.epochs, made.batch_size, pytest.approx(made.peak_lr, rel=1e-12), made.rate.min_lr)
-    rest = (made.rate.warmup_epochs, made.layer_decay, cfg.drop_path, made.weight_decay, made.images.erase_prob)
+    rest = (
+        made.rate.warmup_epochs,
+        made.layer_decay,
+        cfg.drop_path,
+        made.weight_decay,
+        made.images.erase_prob,
+    )
     assert EXPECTED[name] == (*found, *rest)
     imagenet, semi = name.startswith("imagenet"), name.startswith("semi")
-    assert (made.repeats, made.head.kind) == (1 if imagenet or semi else 3, "mlp" if semi else "linear")
+    assert (made.repeats, made.head.kind) == (
+        1 if imagenet or semi else 3,
+        "mlp" if semi else "linear",
+    )
     assert (made.head.scale, made.head.hidden) == (0.001 if imagenet else 1.0, 2048)
     assert made.images.eval_interpolation == ("bilinear" if imagenet else "bicubic")
     assert (made.images.size, made.images.resize, made.images.scale) == (224, 256, (0.08, 1.0))
@@ -85,18 +94,29 @@ def test_presets_are_the_recipe(name: str) -> None:
     assert (made.rate.unit, made.precision) == ("step" if imagenet else "epoch", "bf16")
     schedule = build_schedule(made, 100)
     assert schedule.lr(0) == (0.0 if imagenet else low) and (imagenet or schedule.lr(100) == low)
-    assert (cfg.labelled.percent if cfg.labelled else None) == ({"semi_1pct": 1.0, "semi_10pct": 10.0}.get(name))
+    assert (cfg.labelled.percent if cfg.labelled else None) == (
+        {"semi_1pct": 1.0, "semi_10pct": 10.0}.get(name)
+    )
 
 
 def test_steps_per_epoch_of_the_released_runs() -> None:
     """L by its log; the others by the released rule: parts of the labels, and CIFAR and Flowers with repeats."""
-    cases = [(1_281_167, 1024, 1, 1251), (12_811, 512, 1, 25), (128_116, 1024, 1, 125), (50_000, 768, 3, 65)]
+    cases = [
+        (1_281_167, 1024, 1, 1251),
+        (12_811, 512, 1, 25),
+        (128_116, 1024, 1, 125),
+        (50_000, 768, 3, 65),
+    ]
     for num, batch, repeats, steps in [*cases, (2_040, 768, 3, 2)]:
         assert Batches(num, seed=0, batch_size=batch, repeats=repeats).steps_per_epoch == steps
 
 
 def test_given_fields_stand_and_the_run_id_follows_what_comes_out() -> None:
-    short: dict[str, Any] = {"preset": "semi_1pct", "rate": {"base_lr": 1e-5}, "labelled": {"by": "class_balanced"}}
+    short: dict[str, Any] = {
+        "preset": "semi_1pct",
+        "rate": {"base_lr": 1e-5},
+        "labelled": {"by": "class_balanced"},
+    }
     cfg = FinetuneConfig.model_validate(short)
     assert (cfg.rate.base_lr, cfg.rate.lr_batch, cfg.labelled.by, cfg.labelled.percent) == (
         1e-5,
@@ -137,14 +157,28 @@ def test_mistakes_are_refused(change: dict[str, Any]) -> None:
     ("change", "ranks", "words"),
     [
         ({"batch_size": 100}, 8, "leaves 12.50 images each"),
-        ({"batch_size": 24, "mix": {"group": 16}}, 4, "batch_size 24 does not divide into groups of 16 (mix.group)"),
-        ({"batch_size": 24}, 8, "batch_size 24 over 8 ranks leaves 3 images each, which are mixed in pairs"),
-        ({"batch_size": 24, "max_images_per_step": 4}, 4, "max_images_per_step 4 cuts into 1.50 passes"),
+        (
+            {"batch_size": 24, "mix": {"group": 16}},
+            4,
+            "batch_size 24 does not divide into groups of 16 (mix.group)",
+        ),
+        (
+            {"batch_size": 24},
+            8,
+            "batch_size 24 over 8 ranks leaves 3 images each, which are mixed in pairs",
+        ),
+        (
+            {"batch_size": 24, "max_images_per_step": 4},
+            4,
+            "max_images_per_step 4 cuts into 1.50 passes",
+        ),
         ({"batch_size": 24, "mix": {"prob": 0}}, 8, None),
         ({"batch_size": 1024, "mix": {"group": 256}}, 8, None),
     ],
 )
-def test_batches_that_do_not_work_out(change: dict[str, Any], ranks: int, words: str | None) -> None:
+def test_batches_that_do_not_work_out(
+    change: dict[str, Any], ranks: int, words: str | None
+) -> None:
     cfg = FinetuneConfig.model_validate({"epochs": 1, "rate": RATE} | change)
     found = cfg.misfit(Resources(ranks_per_node=ranks))
     assert found is None if words is None else words in (found or "")
@@ -178,22 +212,34 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = {"dataset": "sklearn_digits", "num_classes": 10}
     weights = {"method": "mugs", "arch": "vit_mini", "epochs": 24, "seed": 0}
     return {
-        "data": SimpleNamespace(info=data, outputs=("train", "val"), output=lambda n: root / f"{n}.beton"),
-        "weights": entry({n: root / f"{n}.safetensors" for n in ("teacher", "student", "initial")}, weights),
+        "data": SimpleNamespace(
+            info=data, outputs=("train", "val"), output=lambda n: root / f"{n}.beton"
+        ),
+        "weights": entry(
+            {n: root / f"{n}.safetensors" for n in ("teacher", "student", "initial")}, weights
+        ),
     }
 
 
 def run(tmp_path: Path, inputs: dict[str, Any], **change: Any) -> Any:
     torch.set_num_threads(1)
-    ctx: Any = SimpleNamespace(stage="finetune", run_id="r", run_dir=tmp_path, inputs=inputs, control=None)
+    ctx: Any = SimpleNamespace(
+        stage="finetune", run_id="r", run_dir=tmp_path, inputs=inputs, control=None
+    )
     return stage.run(ctx, FinetuneConfig.model_validate(SMALL | change))
 
 
 def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any]) -> None:
     out = run(tmp_path, inputs)
-    found = [(r.method, r.arch, r.epochs, r.dataset, r.stage, r.setting, r.metric) for r in out.rows]
+    found = [
+        (r.method, r.arch, r.epochs, r.dataset, r.stage, r.setting, r.metric) for r in out.rows
+    ]
     head = ("mugs", "vit_mini", 24, "sklearn_digits", "finetune")
-    expected = [(*head, f"{which} epoch", metric) for which in ("best", "last") for metric in ("top1", "top5")]
+    expected = [
+        (*head, f"{which} epoch", metric)
+        for which in ("best", "last")
+        for metric in ("top1", "top5")
+    ]
     assert found == expected and all(0 <= r.value <= 100 and r.unit == "%" for r in out.rows)
     assert out.rows[0].value >= out.rows[2].value and out.rows[0].value <= out.rows[1].value
     state, meta = load_backbone(out.outputs["classifier"])
@@ -205,7 +251,10 @@ def test_part_of_the_labels_and_scratch(tmp_path: Path, inputs: dict[str, Any]) 
     labelled = {"percent": 50, "by": "class_balanced"}
     out = run(tmp_path, inputs, labelled=labelled, weights="scratch", seed=5)
     assert {(r.method, r.seed) for r in out.rows} == {("mugs (scratch)", 5)}
-    assert {r.setting for r in out.rows} == {"50% of labels, best epoch", "50% of labels, last epoch"}
+    assert {r.setting for r in out.rows} == {
+        "50% of labels, best epoch",
+        "50% of labels, last epoch",
+    }
 
 
 def test_where_it_starts(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -225,7 +274,9 @@ def test_where_it_starts(inputs: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_size_that_does_not_fit_the_patches(inputs: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"images\.size 20: expected a multiple of the patch size 8"):
+    with pytest.raises(
+        ValueError, match=r"images\.size 20: expected a multiple of the patch size 8"
+    ):
         run(tmp_path, inputs, images={"size": 20, "resize": 20})
 
 
@@ -246,7 +297,9 @@ def test_a_pretrained_first_layer(inputs: dict[str, Any], tmp_path: Path) -> Non
     ctx.inputs["weights"] = entry(paths, weights.info)
     assert torch.equal(first().weight, layer.weight) and torch.equal(first().bias, layer.bias)
     assert not torch.equal(first(init="random").weight, layer.weight)
-    with pytest.raises(ValueError, match=r"the projection is \(32, 16\), head.hidden asks for \(64, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"the projection is \(32, 16\), head.hidden asks for \(64, 16\)"
+    ):
         first(hidden=64)
 
 

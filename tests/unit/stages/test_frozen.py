@@ -48,8 +48,14 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
     [
         ("{stage: knn, needs: {data: digits}}", "needs either features, or data and weights"),
         ("{stage: knn, needs: {data: digits, features: features}}", "features and data are given"),
-        ("{stage: knn, needs: {features: features}, weights: initial}", "weights: belongs to the run that fills"),
-        ("{stage: knn, needs: {features: features}, resize: 32, crop: 32}", "resize, crop: belongs to the run"),
+        (
+            "{stage: knn, needs: {features: features}, weights: initial}",
+            "weights: belongs to the run that fills",
+        ),
+        (
+            "{stage: knn, needs: {features: features}, resize: 32, crop: 32}",
+            "resize, crop: belongs to the run",
+        ),
         (
             "{stage: knn, needs: {data: digits, weights: others}, weights: initial}",
             "imported weights are a single network",
@@ -66,8 +72,14 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
             "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, resources: {ranks_per_node: 2}}",
             "logistic regression runs on one rank, not 2",
         ),
-        ("{stage: linear, needs: {features: features}}", "augmentation strong needs data and weights"),
-        ("{stage: linear, needs: {data: digits, weights: pretrain}, base_lr: 1, sweep: {}}", "either base_lr or sweep"),
+        (
+            "{stage: linear, needs: {features: features}}",
+            "augmentation strong needs data and weights",
+        ),
+        (
+            "{stage: linear, needs: {data: digits, weights: pretrain}, base_lr: 1, sweep: {}}",
+            "either base_lr or sweep",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: str) -> None:
@@ -75,20 +87,26 @@ def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: 
         plan(tmp_path, evaluation)
 
 
-@pytest.mark.parametrize("stage", ["coco_detection", "ade20k_segmentation", "davis_segmentation", "finetune"])
+@pytest.mark.parametrize(
+    "stage", ["coco_detection", "ade20k_segmentation", "davis_segmentation", "finetune"]
+)
 def test_imported_weights_have_no_student(stage: str) -> None:
     inputs = {"weights": ImportConfig(arch="vit_s16", epochs=800)}
     options = {"preset": "cifar10_vit_s16"} if stage == "finetune" else {}
     config = STAGES[stage].config
     assert config(**options).wrong_inputs(inputs) is None
-    assert "weights student: imported weights are a single" in config(**options, weights="student").wrong_inputs(inputs)
+    assert "weights student: imported weights are a single" in config(
+        **options, weights="student"
+    ).wrong_inputs(inputs)
 
 
 def test_the_released_sweep_has_360_classifiers() -> None:
     settings = linear_probe(LinearConfig(preset="l250")).settings
     assert len(settings) == len(set(settings)) == 360
     rates = sorted({s.base_lr for s in settings})
-    assert rates == pytest.approx([n * 10**e for e in (-4, -3, -2, -1) for n in range(1, 10)], rel=1e-12)
+    assert rates == pytest.approx(
+        [n * 10**e for e in (-4, -3, -2, -1) for n in range(1, 10)], rel=1e-12
+    )
     assert {s.weight_decay for s in settings} == {0, 1e-6, 1e-5, 1e-4, 1e-3}
     assert {s.optimizer for s in settings} == {"sgd", "lars"}
 
@@ -96,7 +114,10 @@ def test_the_released_sweep_has_360_classifiers() -> None:
 def test_presets_fill_what_is_not_given() -> None:
     expected = {"s100": 0.015, "s300": 0.02, "s800": 0.01, "b400": 0.002}
     assert {name: LinearConfig(preset=name).base_lr for name in expected} == expected
-    assert LinearConfig(preset="b400").batch_size == 512 and LinearConfig(preset="b400").feature == "cls_patchmean"
+    assert (
+        LinearConfig(preset="b400").batch_size == 512
+        and LinearConfig(preset="b400").feature == "cls_patchmean"
+    )
     assert LinearConfig(preset="s300").final_lr == 0 and LinearConfig().base_lr == 0.015
     given = LinearConfig(preset="l250", base_lr=0.3, batch_size=256)
     assert (given.base_lr, given.sweep, given.batch_size) == (0.3, None, 256)

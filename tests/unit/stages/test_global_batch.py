@@ -40,7 +40,10 @@ def plan(*overrides: str) -> None:
             ["pretrain.max_images_per_step=32", "pretrain.mugs.head_norm=batch"],
             "leaves 64 images each, more than max_images_per_step 32, and batch normalisation wants them in one pass",
         ),
-        (["linear.resources.ranks_per_node=3"], "runs.linear: batch_size 1024 over 3 ranks leaves 341.33 images each"),
+        (
+            ["linear.resources.ranks_per_node=3"],
+            "runs.linear: batch_size 1024 over 3 ranks leaves 341.33 images each",
+        ),
         (["pretrain.max_images_per_step=0"], "greater than or equal to 1"),
     ],
 )
@@ -66,5 +69,9 @@ def test_accepted(overrides: list[str]) -> None:
 def test_exit_code_2(tmp_path: Path) -> None:
     line = [sys.executable, "run_stage.py", "plan", NAME, "--set", "pretrain.resources.nodes=3"]
     env = {**os.environ, "MUGS_RUN_ROOT": str(tmp_path)}
-    done = subprocess.run(line, env=env, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    assert done.returncode == 2 and "21.33 images each" in done.stderr and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        line, env=env, cwd=Path(__file__).parents[3], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2 and "21.33 images each" in done.stderr and done.stderr.count("\n") == 1
+    )

@@ -16,7 +16,12 @@ from pipeline.spec import StageConfig, StageContext
 from results.schema import ResultRow
 from stages import STAGES, convert, features, import_weights, knn, linear, logistic
 
-MODULES: dict[str, Any] = {"convert": convert, "import": import_weights, "features": features, "knn": knn}
+MODULES: dict[str, Any] = {
+    "convert": convert,
+    "import": import_weights,
+    "features": features,
+    "knn": knn,
+}
 MODULES |= {"linear": linear, "logistic": logistic}
 
 
@@ -34,11 +39,18 @@ class Runs:
         folder.mkdir(parents=True)
         context = StageContext(stage, stage, f"{stage}0000", folder, inputs, 1)
         output = MODULES[stage].run(context, config)
-        outputs = {label: describe_output(self.root, path) for label, path in output.outputs.items()}
+        outputs = {
+            label: describe_output(self.root, path) for label, path in output.outputs.items()
+        }
         upstream = {role: entry.run_id for role, entry in inputs.items()}
         info = dict(output.info)
         entry = ManifestEntry(
-            stage=stage, name=stage, run_id=context.run_id, upstream=upstream, outputs=outputs, info=info
+            stage=stage,
+            name=stage,
+            run_id=context.run_id,
+            upstream=upstream,
+            outputs=outputs,
+            info=info,
         )
         manifest.record(self.root, entry)
         return entry.at(self.root), list(output.rows)
@@ -75,21 +87,33 @@ def test_from_a_released_file_to_rows(tmp_path: Path, released: Path, images: Pa
     given, labelled = {"features": stored}, {"percent": 50, "by": "class_balanced"}
     rows = {
         "knn": runs.run("knn", given, ks=(1, 3), temperatures=(0.07,))[1],
-        "linear": runs.run("linear", given, feature="cls", augmentation="none", epochs=2, batch_size=8)[1],
+        "linear": runs.run(
+            "linear", given, feature="cls", augmentation="none", epochs=2, batch_size=8
+        )[1],
         "logistic": runs.run("logistic", given, labelled=labelled, penalties=(0.01, 0.001))[1],
     }
     assert [row.setting for row in rows["knn"]] == ["cls, k=1, T=0.07", "cls, k=3, T=0.07"]
-    assert [row.setting for row in rows["linear"]] == ["cls, none, best epoch", "cls, none, last epoch"]
+    assert [row.setting for row in rows["linear"]] == [
+        "cls, none, best epoch",
+        "cls, none, last epoch",
+    ]
     assert [row.setting for row in rows["logistic"]] == [
         "50% of labels, cls, lambda=0.01",
         "50% of labels, cls, lambda=0.001",
     ]
     for row in (row for some in rows.values() for row in some):
-        assert (row.method, row.arch, row.epochs, row.dataset) == ("mugs", "vit_mini", 800, "colours")
+        assert (row.method, row.arch, row.epochs, row.dataset) == (
+            "mugs",
+            "vit_mini",
+            800,
+            "colours",
+        )
     assert rows["knn"][0].value == rows["logistic"][1].value == 100
 
 
-def test_stored_and_computed_features_give_the_same_rows(tmp_path: Path, released: Path, images: Path) -> None:
+def test_stored_and_computed_features_give_the_same_rows(
+    tmp_path: Path, released: Path, images: Path
+) -> None:
     runs, folder = Runs(tmp_path / "runs"), str(images)
     data, _ = runs.run("convert", {}, dataset="colours", train_dir=folder, val_dir=folder)
     weights, _ = runs.run("import", {}, arch="vit_mini", epochs=800, file=str(released))
@@ -109,7 +133,14 @@ def test_more_ranks_than_images_are_refused(
     weights, _ = runs.run("import", {}, arch="vit_mini", epochs=800, file=str(released))
     monkeypatch.setattr("mugs.engine.distributed.world_size", lambda: 17)
     with pytest.raises(ValueError, match="train: 16 images for 17 ranks"):
-        runs.run("knn", {"data": data, "weights": weights}, ks=(1,), temperatures=(0.05,), resize=32, crop=32)
+        runs.run(
+            "knn",
+            {"data": data, "weights": weights},
+            ks=(1,),
+            temperatures=(0.05,),
+            resize=32,
+            crop=32,
+        )
 
 
 def test_a_file_of_another_architecture_stops_the_import(tmp_path: Path, released: Path) -> None:

@@ -71,7 +71,12 @@ def finish(root: Path, run: StageRun, files: list[str], info: dict[str, object])
     outputs = {Path(name).stem: describe_output(root, run.run_dir(root) / name) for name in files}
     upstream = dict(run.needs)
     entry = ManifestEntry(
-        stage=run.stage, name=run.name, run_id=run.run_id, upstream=upstream, outputs=outputs, info=info
+        stage=run.stage,
+        name=run.name,
+        run_id=run.run_id,
+        upstream=upstream,
+        outputs=outputs,
+        info=info,
     )
     manifest.record(root, entry)
 
@@ -81,7 +86,9 @@ def context(root: Path, run: StageRun) -> StageContext:
     inputs = {role: entry for role, entry in found.items() if entry is not None}
     running = {role: runfile.find(root, run.needs[role]) for role in set(run.needs) - set(inputs)}
     folders = {role: folder for role, folder in running.items() if folder is not None}
-    return StageContext(run.stage, run.name, run.run_id, run.run_dir(root), inputs, 1, running=folders)
+    return StageContext(
+        run.stage, run.name, run.run_id, run.run_dir(root), inputs, 1, running=folders
+    )
 
 
 class Case:
@@ -101,7 +108,9 @@ class Case:
         """The start and checkpoints, `initial` or a number of steps."""
         for name in names:
             part, file = (
-                ("weights", "initial.safetensors") if name == "initial" else ("checkpoints", f"step_{name:0>8}")
+                ("weights", "initial.safetensors")
+                if name == "initial"
+                else ("checkpoints", f"step_{name:0>8}")
             )
             (self.pre / part).mkdir(exist_ok=True)
             (self.pre / f"{part}_later" / file).rename(self.pre / part / file)
@@ -143,7 +152,9 @@ def test_checkpoints_are_evaluated_as_they_appear(case: Case) -> None:
     out = knn_curve.run(context(case.root, case.curve), case.cfg)
     settings = [row.setting for row in out.rows]
     assert settings == [f"epoch={e}, cls, k={k}, T=0.07" for e in (0, 2, 3) for k in (1, 3)]
-    assert {(row.method, row.stage, row.epochs, row.unit) for row in out.rows} == {("mugs", "knn_curve", 3, "%")}
+    assert {(row.method, row.stage, row.epochs, row.unit) for row in out.rows} == {
+        ("mugs", "knn_curve", 3, "%")
+    }
     assert out.rows[0].value == 100  # the bank holds the very images
     assert case.next() == "none"
 
@@ -155,7 +166,9 @@ def test_the_last_epoch_is_the_teacher(case: Case) -> None:
     from mugs.weights import load_backbone
 
     exported, _ = load_backbone(case.pre / "weights" / "teacher.safetensors")
-    assert last.keys() == exported.keys() and all(torch.equal(last[name], exported[name]) for name in last)
+    assert last.keys() == exported.keys() and all(
+        torch.equal(last[name], exported[name]) for name in last
+    )
 
 
 def test_a_bad_checkpoint_is_waited_for_and_a_new_one_is_evaluated_again(case: Case) -> None:
@@ -186,7 +199,9 @@ def test_waiting_ends(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"the pretraining failed: no luck \(3 attempts failed\)"):
         case.next()
     case.end()
-    with pytest.raises(ValueError, match=r"step_00000002.*no good weights of epoch 2, and the pretraining is done"):
+    with pytest.raises(
+        ValueError, match=r"step_00000002.*no good weights of epoch 2, and the pretraining is done"
+    ):
         case.next()
 
 
@@ -208,10 +223,14 @@ def test_signs_of_life(case: Case) -> None:
         ("    keep_every_epochs: 2\n", "", "none for good; set its keep_every_epochs to 2"),
     ],
 )
-def test_checkpoints_that_are_not_kept_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_checkpoints_that_are_not_kept_are_refused(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
     path = tmp_path / "curve.yaml"
     path.write_text(YAML.replace(old, new))
-    with pytest.raises(ConfigError, match=f"runs.curve.needs: weights: of its checkpoints it keeps {words}"):
+    with pytest.raises(
+        ConfigError, match=f"runs.curve.needs: weights: of its checkpoints it keeps {words}"
+    ):
         build_plan(config.load(str(path), STAGES))
 
 

@@ -50,7 +50,14 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def run(folder: Path, features: str = "f" * 64) -> StageOutput:
-    info = {"method": "mugs", "arch": "vit_mini", "epochs": 1, "seed": 0, "weights": "teacher", "dataset": "d"}
+    info = {
+        "method": "mugs",
+        "arch": "vit_mini",
+        "epochs": 1,
+        "seed": 0,
+        "weights": "teacher",
+        "dataset": "d",
+    }
     outputs = {"features": SimpleNamespace(sha256=features)}
     entry = SimpleNamespace(outputs=outputs, info=info, output=lambda _: folder)
     ctx = SimpleNamespace(run_dir=folder, run_id="r", stage="logistic", inputs={"features": entry})
@@ -68,7 +75,9 @@ def test_a_finished_penalty_is_not_computed_again(fitted: list[float], tmp_path:
     assert (list(resumed.rows), resumed.info) == (list(straight.rows), straight.info)
 
 
-def test_what_cannot_be_used_is_computed_again(fitted: list[float], tmp_path: Path, caplog: Any) -> None:
+def test_what_cannot_be_used_is_computed_again(
+    fitted: list[float], tmp_path: Path, caplog: Any
+) -> None:
     run(tmp_path)
     path = CFG.kept(tmp_path, 0.1)
     path.write_bytes(path.read_bytes()[:40])
@@ -77,11 +86,17 @@ def test_what_cannot_be_used_is_computed_again(fitted: list[float], tmp_path: Pa
     assert fitted == [0.1] and f"{path}: not a readable result" in caplog.text
     fitted.clear()
     run(tmp_path, features="0" * 64)
-    assert fitted == [0.3, 0.1, 0.03] and "of other features; lambda 0.3 is computed again" in caplog.text
+    assert (
+        fitted == [0.3, 0.1, 0.03]
+        and "of other features; lambda 0.3 is computed again" in caplog.text
+    )
 
 
 def test_other_ranks_do_nothing_and_say_so(
-    fitted: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fitted: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(distributed, "rank", lambda: 1)

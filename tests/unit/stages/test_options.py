@@ -11,7 +11,9 @@ from stages import STAGES
 from stages.pretrain import MugsOptions, ViewOptions, train_config
 
 
-@pytest.mark.parametrize(("options", "target"), [(MugsOptions, MugsConfig), (ViewOptions, ViewRecipe)])
+@pytest.mark.parametrize(
+    ("options", "target"), [(MugsOptions, MugsConfig), (ViewOptions, ViewRecipe)]
+)
 def test_names_and_defaults_agree(options: type, target: type) -> None:
     defaults = {f.name: f.default for f in fields(target)}
     for name, field in options.model_fields.items():
@@ -25,15 +27,30 @@ def test_s100_is_the_released_run() -> None:
     cfg = runs["pretrain"].config
     train = train_config(cfg)
     assert train.peak_lr == pytest.approx(1.6e-3)
-    assert (cfg.batch_size, cfg.steps_per_epoch, cfg.epochs, cfg.warmup_epochs) == (512, 2502, 100, 10)
+    assert (cfg.batch_size, cfg.steps_per_epoch, cfg.epochs, cfg.warmup_epochs) == (
+        512,
+        2502,
+        100,
+        10,
+    )
     assert (cfg.min_lr, cfg.weight_decay, cfg.teacher_momentum) == (1e-6, (0.04, 0.2), 0.996)
-    assert (cfg.clip, cfg.freeze_prototypes_epochs, cfg.precision, cfg.seed) == (((0, 3.0),), 1, "fp32", 0)
+    assert (cfg.clip, cfg.freeze_prototypes_epochs, cfg.precision, cfg.seed) == (
+        ((0, 3.0),),
+        1,
+        "fp32",
+        0,
+    )
     method = cfg.mugs
     assert (method.queue_size, method.memory_size, method.num_prototypes) == (65536, 65536, 65536)
     assert (method.num_neighbours, method.relation_depth, method.drop_path) == (8, 1, 0.1)
     assert (method.instance_temperature, method.group_student_temperature) == (0.2, 0.1)
     assert method.group_teacher_temperature == (0.04, 0.04)
     linear = runs["linear"].config
-    assert (linear.feature, linear.base_lr, linear.final_lr, linear.batch_size) == ("last4_cls", 0.015, 1e-5, 1024)
+    assert (linear.feature, linear.base_lr, linear.final_lr, linear.batch_size) == (
+        "last4_cls",
+        0.015,
+        1e-5,
+        1024,
+    )
     assert (linear.augmentation, linear.epochs) == ("strong", 100)
     assert runs["knn"].config.ks == (10, 15, 20, 30, 40, 50, 100, 200)

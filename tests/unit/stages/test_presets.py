@@ -35,7 +35,9 @@ def identity(values: dict[str, Any]) -> str:
 
 def test_released_changes_nothing() -> None:
     plain = {"epochs": 100, "batch_size": 512}
-    assert PretrainConfig.model_validate(plain | {"preset": "released"}) == PretrainConfig.model_validate(plain)
+    assert PretrainConfig.model_validate(
+        plain | {"preset": "released"}
+    ) == PretrainConfig.model_validate(plain)
     assert PretrainConfig.model_validate(plain).mugs == MugsOptions()
 
 
@@ -55,13 +57,17 @@ def test_the_paper_is_what_it_spells_out_and_has_its_run_id() -> None:
         ("vit_l16", 640, 0.4, 0.08, 0.3),
     ],
 )
-def test_sizes_of_the_paper(arch: str, batch: int, drop_path: float, decay: float, clip: float) -> None:
+def test_sizes_of_the_paper(
+    arch: str, batch: int, drop_path: float, decay: float, clip: float
+) -> None:
     cfg = PretrainConfig.model_validate({"preset": "paper", "arch": arch, "epochs": 1})
     assert (cfg.batch_size, cfg.mugs.drop_path, cfg.clip) == (batch, drop_path, ((0, clip),))
     assert cfg.weight_decay == (decay, decay)
 
 
-@pytest.mark.parametrize("options", [{"pair_average": "released"}, MugsOptions(pair_average="released")])
+@pytest.mark.parametrize(
+    "options", [{"pair_average": "released"}, MugsOptions(pair_average="released")]
+)
 def test_given_fields_stand(options: Any) -> None:
     values = {"preset": "paper", "epochs": 1, "batch_size": 256, "mugs": options}
     cfg = PretrainConfig.model_validate(values)
@@ -74,34 +80,55 @@ def test_a_resolved_configuration_reads_back_the_same() -> None:
 
 
 def test_an_architecture_that_is_not_in_the_paper() -> None:
-    cfg = PretrainConfig.model_validate({"preset": "paper", "arch": "vit_mini", "epochs": 1, "batch_size": 8})
+    cfg = PretrainConfig.model_validate(
+        {"preset": "paper", "arch": "vit_mini", "epochs": 1, "batch_size": 8}
+    )
     assert (cfg.mugs.relation_depth, cfg.mugs.drop_path) == (2, MugsOptions().drop_path)
     with pytest.raises(ValidationError, match="batch_size"):
         PretrainConfig.model_validate({"preset": "paper", "arch": "vit_mini", "epochs": 1})
 
 
-@pytest.mark.parametrize("values", [{"preset": "papr"}, {"preset": "paper", "mugs": 3}, {"preset": "paper", "x": 1}])
+@pytest.mark.parametrize(
+    "values", [{"preset": "papr"}, {"preset": "paper", "mugs": 3}, {"preset": "paper", "x": 1}]
+)
 def test_mistakes_stay_mistakes(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PretrainConfig.model_validate({"epochs": 1, "batch_size": 8} | values)
 
 
 def test_every_field_of_the_presets_exists() -> None:
-    assert set(MUGS) <= set(MugsOptions.model_fields) and set(VIEWS) <= set(ViewOptions.model_fields)
+    assert set(MUGS) <= set(MugsOptions.model_fields) and set(VIEWS) <= set(
+        ViewOptions.model_fields
+    )
     for own in BY_ARCH.values():
-        assert set(own) <= set(PretrainConfig.model_fields) and set(own["mugs"]) <= set(MugsOptions.model_fields)
+        assert set(own) <= set(PretrainConfig.model_fields) and set(own["mugs"]) <= set(
+            MugsOptions.model_fields
+        )
 
 
 def test_through_a_bundled_reproduction() -> None:
-    cfg = config.load("mugs_vit_s16_ep300", STAGES, ["pretrain.preset=paper"]).runs["pretrain"].config
+    cfg = (
+        config.load("mugs_vit_s16_ep300", STAGES, ["pretrain.preset=paper"]).runs["pretrain"].config
+    )
     assert isinstance(cfg, PretrainConfig)
-    assert (cfg.mugs.relation_depth, cfg.mugs.pair_average, cfg.views.student_coin) == (2, "uniform", "per_image")
+    assert (cfg.mugs.relation_depth, cfg.mugs.pair_average, cfg.views.student_coin) == (
+        2,
+        "uniform",
+        "per_image",
+    )
     assert cfg.weight_decay == (0.04, 0.1)  # given by the reproduction
 
 
 def test_null_in_a_bundled_reproduction_asks_for_the_paper() -> None:
-    nulls = [f"pretrain.{key}=null" for key in ("batch_size", "steps_per_epoch", "weight_decay", "mugs.drop_path")]
-    cfg = config.load("mugs_vit_b16_ep400", STAGES, ["pretrain.preset=paper", *nulls]).runs["pretrain"].config
+    nulls = [
+        f"pretrain.{key}=null"
+        for key in ("batch_size", "steps_per_epoch", "weight_decay", "mugs.drop_path")
+    ]
+    cfg = (
+        config.load("mugs_vit_b16_ep400", STAGES, ["pretrain.preset=paper", *nulls])
+        .runs["pretrain"]
+        .config
+    )
     assert isinstance(cfg, PretrainConfig)
     assert (cfg.batch_size, cfg.steps_per_epoch, cfg.weight_decay) == (1024, None, (0.1, 0.1))
     assert cfg.mugs.drop_path == 0.2

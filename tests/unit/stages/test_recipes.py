@@ -88,15 +88,31 @@ def test_recipe(name: str) -> None:
     want, (cfg, _) = EXPECTED[name], pretraining(name)
     resources = planned(name)["pretrain"].resources
     assert (resources.gpus, cfg.batch_size // resources.gpus) == (want.gpus, want.per_gpu)
-    assert (cfg.batch_size, cfg.steps_per_epoch, cfg.warmup_epochs) == (want.batch, want.steps_per_epoch, 10)
+    assert (cfg.batch_size, cfg.steps_per_epoch, cfg.warmup_epochs) == (
+        want.batch,
+        want.steps_per_epoch,
+        10,
+    )
     method = cfg.mugs
     assert method.drop_path == want.drop_path
-    assert (*method.group_teacher_temperature, method.group_teacher_warmup_epochs) == want.temperature
+    assert (
+        *method.group_teacher_temperature,
+        method.group_teacher_warmup_epochs,
+    ) == want.temperature
     assert method.train_prototype_magnitude is want.magnitudes_trained
     assert (cfg.freeze_prototypes_epochs, cfg.clip) == (want.frozen, want.clip)
-    assert (cfg.teacher_momentum, cfg.patch_lr_scale, cfg.precision, cfg.seed) == (0.996, 0.2, "fp32", 0)
+    assert (cfg.teacher_momentum, cfg.patch_lr_scale, cfg.precision, cfg.seed) == (
+        0.996,
+        0.2,
+        "fp32",
+        0,
+    )
     assert (cfg.views.num_small, cfg.views.weak_prob, method.relation_depth) == (10, 0.5, 1)
-    assert (method.instance_temperature, method.group_student_temperature, method.num_neighbours) == (0.2, 0.1, 8)
+    assert (
+        method.instance_temperature,
+        method.group_student_temperature,
+        method.num_neighbours,
+    ) == (0.2, 0.1, 8)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -106,22 +122,34 @@ def test_schedule(name: str) -> None:
     warm, last = 10 * want.steps_per_epoch, want.total_steps - 1
     assert train_config(cfg).peak_lr == pytest.approx(want.peak_lr, rel=1e-12)
     assert schedule.lr(0) == 0
-    assert [schedule.lr(warm - 1), schedule.lr(warm)] == pytest.approx([want.peak_lr] * 2, rel=1e-12)
+    assert [schedule.lr(warm - 1), schedule.lr(warm)] == pytest.approx(
+        [want.peak_lr] * 2, rel=1e-12
+    )
     assert cfg.min_lr == want.min_lr
-    assert schedule.lr(last) == pytest.approx(want.last_lr, rel=1e-10) and schedule.lr(last) > want.min_lr
+    assert (
+        schedule.lr(last) == pytest.approx(want.last_lr, rel=1e-10)
+        and schedule.lr(last) > want.min_lr
+    )
     assert schedule.wd(0) == pytest.approx(want.weight_decay[0], rel=1e-12)
     assert schedule.wd(last) == pytest.approx(want.last_wd, rel=1e-12)
     assert cfg.weight_decay == want.weight_decay
-    assert [schedule.teacher_momentum(s) for s in (0, last)] == pytest.approx([0.996, 1.0], abs=1e-9)
+    assert [schedule.teacher_momentum(s) for s in (0, last)] == pytest.approx(
+        [0.996, 1.0], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_evaluations(name: str) -> None:
     runs = planned(name)
     linear, knn = runs["linear"], runs["knn"].config.model_dump()
-    fields = [linear.config.model_dump()[f] for f in ("feature", "base_lr", "final_lr", "batch_size")]
+    fields = [
+        linear.config.model_dump()[f] for f in ("feature", "base_lr", "final_lr", "batch_size")
+    ]
     assert (*fields, linear.resources.gpus) == LINEAR[name]
-    assert linear.config.model_dump()["augmentation"] == "strong" and linear.config.model_dump()["epochs"] == 100
+    assert (
+        linear.config.model_dump()["augmentation"] == "strong"
+        and linear.config.model_dump()["epochs"] == 100
+    )
     assert knn["ks"] == (10, 15, 20, 30, 40, 50, 100, 200)
     assert knn["temperatures"] == (0.05 if "_s16" in name else 0.04, 0.07)
 
@@ -131,13 +159,26 @@ def test_fine_tuning(name: str) -> None:
     """One GPU's images share a mixup draw, as in the released runs; ViT-L has two groups on each of 8 GPUs."""
     run, arch = planned(name)["finetune"], planned(name)["pretrain"].config.model_dump()["arch"]
     cfg = run.config
-    assert isinstance(cfg, FinetuneConfig) and cfg.preset == f"imagenet_{arch}" and cfg.weights == "teacher"
+    assert (
+        isinstance(cfg, FinetuneConfig)
+        and cfg.preset == f"imagenet_{arch}"
+        and cfg.weights == "teacher"
+    )
     share = cfg.batch_size // run.resources.gpus
-    assert (share, cfg.mix.group) == {"vit_s16": (256, 256), "vit_b16": (128, 128), "vit_l16": (128, 64)}[arch]
-    assert run.needs == {"data": planned(name)["imagenet"].run_id, "weights": planned(name)["pretrain"].run_id}
+    assert (share, cfg.mix.group) == {
+        "vit_s16": (256, 256),
+        "vit_b16": (128, 128),
+        "vit_l16": (128, 64),
+    }[arch]
+    assert run.needs == {
+        "data": planned(name)["imagenet"].run_id,
+        "weights": planned(name)["pretrain"].run_id,
+    }
 
 
-@pytest.mark.parametrize(("name", "arch"), [("mugs_vit_s16_ep800", "vit_s16"), ("mugs_vit_b16_ep400", "vit_b16")])
+@pytest.mark.parametrize(
+    ("name", "arch"), [("mugs_vit_s16_ep800", "vit_s16"), ("mugs_vit_b16_ep400", "vit_b16")]
+)
 def test_transfer(name: str, arch: str) -> None:
     runs = planned(f"{name}_transfer")
     assert runs["pretrain"].run_id == planned(name)["pretrain"].run_id
@@ -148,7 +189,9 @@ def test_transfer(name: str, arch: str) -> None:
         assert isinstance(run.config, FinetuneConfig) and run.config.preset == f"{dataset}_{arch}"
         assert run.config.batch_size // run.resources.gpus == run.config.mix.group == 192
     missing = [line.split()[0] for line in unresolved(runs.values())]
-    assert sorted(missing) == sorted([*(f"{d}.root" for d in PUBLIC), "imagenet.train_dir", "imagenet.val_dir"])
+    assert sorted(missing) == sorted(
+        [*(f"{d}.root" for d in PUBLIC), "imagenet.train_dir", "imagenet.val_dir"]
+    )
 
 
 def test_semi_supervised() -> None:
@@ -163,12 +206,25 @@ def test_semi_supervised() -> None:
         assert isinstance(logistic, LogisticConfig) and logistic.labelled.percent == part
         assert logistic.penalties == (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
     lists = {line.split()[0] for line in unresolved(runs.values()) if "list_file" in line}
-    assert lists == {f"{kind}_{p}pct.labelled.list_file" for kind in ("finetune", "logistic") for p in (1, 10)}
+    assert lists == {
+        f"{kind}_{p}pct.labelled.list_file" for kind in ("finetune", "logistic") for p in (1, 10)
+    }
 
 
 ABLATIONS = {
-    "mini_ablations": ("without_instance", "without_local_group", "without_group", "strong_augmentation", "two_crops"),
-    "mugs_vit_s16_ep100_ablations": ("without_instance", "without_local_group", "without_group", "weak_augmentation"),
+    "mini_ablations": (
+        "without_instance",
+        "without_local_group",
+        "without_group",
+        "strong_augmentation",
+        "two_crops",
+    ),
+    "mugs_vit_s16_ep100_ablations": (
+        "without_instance",
+        "without_local_group",
+        "without_group",
+        "weak_augmentation",
+    ),
     "mugs_vit_s16_ep800_two_crops": ("two_crops",),
 }
 CHANGED = {
@@ -181,7 +237,9 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize(("name", "ablation"), [(name, each) for name, runs in ABLATIONS.items() for each in runs])
+@pytest.mark.parametrize(
+    ("name", "ablation"), [(name, each) for name, runs in ABLATIONS.items() for each in runs]
+)
 def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> None:
     """And is evaluated as the run that it is like, from its own weights, under the name the tables know it by."""
     runs = planned(name)
@@ -195,5 +253,9 @@ def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> No
     for kind in evaluations:
         run = runs[f"{kind}_{ablation}"]
         assert run.config == runs[kind].config and run.resources == runs[kind].resources
-        source = runs[f"features_{ablation}"].run_id if "features" in run.needs else runs[ablation].run_id
+        source = (
+            runs[f"features_{ablation}"].run_id
+            if "features" in run.needs
+            else runs[ablation].run_id
+        )
         assert source in run.needs.values() and runs["pretrain"].run_id not in run.needs.values()

@@ -24,7 +24,13 @@ SMALL = DetectorConfig(
     proposals_train=40,
     proposals_test=20,
 )
-SCALES = Scales(short_sides=(48, 64), max_side=80, crop_short_sides=(40, 48), crop_sides=(24, 40), test_short_side=64)
+SCALES = Scales(
+    short_sides=(48, 64),
+    max_side=80,
+    crop_short_sides=(40, 48),
+    crop_sides=(24, 40),
+    test_short_side=64,
+)
 SETTINGS = DetectionConfig(
     detector=SMALL,
     scales=SCALES,
@@ -56,14 +62,18 @@ def targets(num: int, key: int = 0, size: tuple[int, int] = (64, 64)) -> Targets
     return Targets(boxes, torch.arange(num), masks, size, key)
 
 
-def naive_match(boxes: Tensor, objects: Tensor, positive: float, negative: float, promote: float) -> list[int]:
+def naive_match(
+    boxes: Tensor, objects: Tensor, positive: float, negative: float, promote: float
+) -> list[int]:
     """What `match` gives, object by object and box by box."""
     iou = box_iou(objects, boxes).tolist()
     result = []
     for column in range(len(boxes)):
         values = [row[column] for row in iou]
         best = max(values)
-        result.append(values.index(best) if best >= positive else BACKGROUND if best < negative else IGNORED)
+        result.append(
+            values.index(best) if best >= positive else BACKGROUND if best < negative else IGNORED
+        )
     for index, row in enumerate(iou):
         if max(row) >= promote:
             for column, value in enumerate(row):

@@ -28,7 +28,9 @@ def test_coding_by_hand() -> None:
     box, target = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[5.0, 0.0, 25.0, 10.0]])
     expected = [1 / 0.1, -0.25 / 0.1, math.log(2) / 0.2, -math.log(2) / 0.2]
     assert encode(box, target, STDS)[0].tolist() == pytest.approx(expected)
-    assert decode(box, torch.tensor([expected]), STDS)[0].tolist() == pytest.approx([5, 0, 25, 10], abs=1e-5)
+    assert decode(box, torch.tensor([expected]), STDS)[0].tolist() == pytest.approx(
+        [5, 0, 25, 10], abs=1e-5
+    )
 
 
 def test_coding_is_torchvisions_where_nothing_is_clamped() -> None:
@@ -46,12 +48,17 @@ def test_small_log_sizes_are_clamped_too() -> None:
         deltas = torch.tensor([[0.0, 0.0, log_size, log_size]])
         found = decode(box, deltas, (1, 1, 1, 1))
         assert (found[0, 2] - found[0, 0]).item() == pytest.approx(side, rel=1e-4)
-    stock = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode(torch.tensor([[0.0, 0.0, -10.0, -10.0]]), [box])[0, 0]
+    stock = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode(torch.tensor([[0.0, 0.0, -10.0, -10.0]]), [box])[
+        0, 0
+    ]
     assert (stock[2] - stock[0]).item() < 0.1
 
 
 def test_decoding_for_each_class() -> None:
-    boxes, deltas = random_boxes(7, 2), torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
+    boxes, deltas = (
+        random_boxes(7, 2),
+        torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)),
+    )
     every = decode(boxes[:, None], deltas, STDS)
     for k in range(3):
         torch.testing.assert_close(every[:, k], decode(boxes, deltas[:, k], STDS))
@@ -69,7 +76,9 @@ def test_giou_by_hand_and_as_torchvision() -> None:
     half = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
     assert generalized_iou(left, half).item() == pytest.approx(0.5)
     boxes, targets = random_boxes(40, 3), random_boxes(40, 4)
-    torch.testing.assert_close(generalized_iou(boxes, targets), generalized_box_iou(boxes, targets).diag())
+    torch.testing.assert_close(
+        generalized_iou(boxes, targets), generalized_box_iou(boxes, targets).diag()
+    )
 
 
 def test_giou_of_a_point_is_finite() -> None:
@@ -97,9 +106,13 @@ def test_strides_do_not_follow_the_image() -> None:
     stock = AnchorGenerator(sizes=((512,),), aspect_ratios=((0.5, 1.0, 2.0),))
     images = ImageList(torch.zeros(1, 3, 800, 1008), [(800, 1008)])
     theirs = stock(images, [torch.zeros(1, 1, 13, 16)])[0]
-    assert theirs.shape == ours.shape and (theirs - ours).abs().max().item() == pytest.approx(36, abs=0.5)
+    assert theirs.shape == ours.shape and (theirs - ours).abs().max().item() == pytest.approx(
+        36, abs=0.5
+    )
 
 
 def test_inside() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [-0.1, 0, 5, 5], [0, 0, 20, 5], [0, 0, 19.9, 9], [0, 0, 5, 30]])
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [-0.1, 0, 5, 5], [0, 0, 20, 5], [0, 0, 19.9, 9], [0, 0, 5, 30]]
+    )
     assert inside(boxes, (30, 20)).tolist() == [True, False, False, True, False]

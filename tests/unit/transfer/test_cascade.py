@@ -9,12 +9,22 @@ from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, nms
 
 from mugs.transfer.detection.boxes import decode
-from mugs.transfer.detection.cascade import STAGES, Cascade, Sampled, best_boxes, box_losses, draw, next_proposals
+from mugs.transfer.detection.cascade import (
+    STAGES,
+    Cascade,
+    Sampled,
+    best_boxes,
+    box_losses,
+    draw,
+    next_proposals,
+)
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.regions import mask_targets
 from mugs.transfer.detection.targets import Targets
 
-CONFIG = DetectorConfig(num_classes=3, width=8, fc_width=16, head_convs=1, roi_samples=16, score_threshold=0.05)
+CONFIG = DetectorConfig(
+    num_classes=3, width=8, fc_width=16, head_convs=1, roi_samples=16, score_threshold=0.05
+)
 SIZE = (60, 80)
 
 
@@ -29,7 +39,11 @@ def target(boxes: list[list[float]], labels: list[int], key: int = 0) -> Targets
 def test_stages_of_the_protocol() -> None:
     assert [s.iou for s in STAGES] == [0.5, 0.6, 0.7]
     assert [s.weight for s in STAGES] == [1, 0.5, 0.25]
-    assert [s.stds for s in STAGES] == [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
+    assert [s.stds for s in STAGES] == [
+        (0.1, 0.1, 0.2, 0.2),
+        (0.05, 0.05, 0.1, 0.1),
+        (0.033, 0.033, 0.067, 0.067),
+    ]
 
 
 def test_losses_by_hand() -> None:
@@ -40,10 +54,14 @@ def test_losses_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.1, 0.6, 0.1, 0.2], [0.2, 0.2, 0.2, 0.4]]))
     losses = box_losses(logits, torch.zeros(2, 3, 4), [sampled], [truth], STAGES[0])
     assert losses["class"].item() == pytest.approx(-(math.log(0.6) + math.log(0.4)) / 2)
-    assert losses["box"].item() == pytest.approx(10 * 0.5 / 2)  # over both boxes, not over the positive
+    assert losses["box"].item() == pytest.approx(
+        10 * 0.5 / 2
+    )  # over both boxes, not over the positive
 
 
-def naive_losses(logits: Tensor, deltas: Tensor, sampled: list[Sampled], targets: list[Targets]) -> tuple[float, float]:
+def naive_losses(
+    logits: Tensor, deltas: Tensor, sampled: list[Sampled], targets: list[Targets]
+) -> tuple[float, float]:
     row, cross, giou = 0, 0.0, 0.0
     for one, truth in zip(sampled, targets, strict=True):
         for place in range(len(one.boxes)):
@@ -60,7 +78,10 @@ def naive_losses(logits: Tensor, deltas: Tensor, sampled: list[Sampled], targets
 def test_losses_against_a_loop() -> None:
     """Trap: torchvision's are smooth L1 on deltas, with a row of deltas and label 0 for the background."""
     generator = torch.Generator().manual_seed(0)
-    targets = [target([[5, 5, 30, 40], [30, 10, 70, 50]], [0, 2], key=1), target([[10, 10, 25, 25]], [1], key=2)]
+    targets = [
+        target([[5, 5, 30, 40], [30, 10, 70, 50]], [0, 2], key=1),
+        target([[10, 10, 25, 25]], [1], key=2),
+    ]
     proposals = [
         torch.cat([t.boxes + torch.randn(t.boxes.shape, generator=generator) * 2 for _ in range(4)])
         .add(torch.tensor([0.0, 0.0, 1.0, 1.0]))
@@ -93,14 +114,26 @@ def test_draw() -> None:
 def test_next_proposals_by_hand() -> None:
     """Positives move by the deltas of their object's class, others by those of the likeliest class."""
     boxes = torch.tensor(
-        [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0], [40.0, 20.0, 60.0, 40.0], [70.0, 5.0, 79.0, 9.0]]
+        [
+            [0.0, 0.0, 10.0, 10.0],
+            [0.0, 0.0, 10.0, 10.0],
+            [40.0, 20.0, 60.0, 40.0],
+            [70.0, 5.0, 79.0, 9.0],
+        ]
     )
     sampled = Sampled(
-        boxes, torch.tensor([1, 1, 3, 3]), torch.tensor([0, 0]), torch.tensor([True, False, False, False])
+        boxes,
+        torch.tensor([1, 1, 3, 3]),
+        torch.tensor([0, 0]),
+        torch.tensor([True, False, False, False]),
     )
     logits = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 0, 0], [0.0, 1, 2, 9], [3.0, 1, 2, 9]])
     deltas = torch.zeros(4, 3, 4)
-    deltas[:, 0, 0], deltas[:, 1, 1], deltas[:, 2, 0] = 5.0, 5.0, -5.0  # times 0.1: half a box right, down, left
+    deltas[:, 0, 0], deltas[:, 1, 1], deltas[:, 2, 0] = (
+        5.0,
+        5.0,
+        -5.0,
+    )  # times 0.1: half a box right, down, left
     found = next_proposals(logits, deltas, [sampled], [SIZE], STAGES[0])[0]
     expected = [[0, 5, 10, 15], [30, 20, 50, 40], [74.5, 5, 80, 9]]  # the last is clipped at 80
     assert found.tolist() == [pytest.approx(row) for row in expected]
@@ -135,19 +168,25 @@ def test_logits_are_averaged_and_not_probabilities() -> None:
     cascade = fixed([[6.0, 0, 0, 0], [0.0, 0, 0, 0], [0.0, 0, 0, 0]], [0.2, 0.6, 0.7])
     cascade.mask_heads = nn.ModuleList(FixedHead(h.values[0][:4]) for h in cascade.mask_heads)
     maps = [torch.zeros(1, 8, 64 // s, 80 // s) for s in (4, 8, 16, 32)]
-    boxes, scores, labels, masks = cascade.detect(maps, torch.tensor([[10.0, 10.0, 20.0, 30.0]]), SIZE)
+    boxes, scores, labels, masks = cascade.detect(
+        maps, torch.tensor([[10.0, 10.0, 20.0, 30.0]]), SIZE
+    )
     best = math.exp(2) / (math.exp(2) + 3)
     assert scores.tolist() == pytest.approx([best] + [(1 - best) / 3] * 2)
     assert scores[0].item() == pytest.approx(0.7112, abs=1e-4)
     assert labels.tolist() == [0, 1, 2]
-    assert boxes[0].tolist() == pytest.approx([13, 10, 23, 30], abs=1e-4)  # three stages, one pixel each
+    assert boxes[0].tolist() == pytest.approx(
+        [13, 10, 23, 30], abs=1e-4
+    )  # three stages, one pixel each
     assert masks.unique().item() == pytest.approx(0.5)  # the mean of probabilities
 
 
 def test_no_detection() -> None:
     cascade = fixed([[-9.0, -9, -9, 9.0]] * 3, [0.5] * 3)
     maps = [torch.zeros(1, 8, 64 // s, 80 // s) for s in (4, 8, 16, 32)]
-    boxes, scores, labels, masks = cascade.detect(maps, torch.tensor([[10.0, 10.0, 20.0, 30.0]]), SIZE)
+    boxes, scores, labels, masks = cascade.detect(
+        maps, torch.tensor([[10.0, 10.0, 20.0, 30.0]]), SIZE
+    )
     assert (len(boxes), len(scores), len(labels), tuple(masks.shape)) == (0, 0, 0, (0, 28, 28))
 
 
@@ -181,7 +220,9 @@ def test_mask_loss_is_that_of_the_objects_class() -> None:
     maps = [torch.zeros(1, 8, 64 // s, 80 // s) for s in (4, 8, 16, 32)]
     loss = cascade._mask_loss(maps, [sampled], [truth], 0)
     wanted = mask_targets(truth.masks, sampled.objects, sampled.boxes)
-    assert loss.item() == pytest.approx(F.binary_cross_entropy(logits[:, 2].sigmoid(), wanted).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        F.binary_cross_entropy(logits[:, 2].sigmoid(), wanted).item(), rel=1e-5
+    )
 
 
 def test_background_has_no_deltas_and_is_the_last_class() -> None:
@@ -190,5 +231,11 @@ def test_background_has_no_deltas_and_is_the_last_class() -> None:
     assert head.classes.out_features == 4 and head.boxes.out_features == 4 * 3
     logits, deltas = head(torch.zeros(5, 8, 7, 7))
     assert logits.shape == (5, 4) and deltas.shape == (5, 3, 4)
-    sampled = draw(torch.tensor([[50.0, 50.0, 60.0, 60.0]]), target([[0, 0, 20, 20]], [0]), STAGES[0], 0, CONFIG)
+    sampled = draw(
+        torch.tensor([[50.0, 50.0, 60.0, 60.0]]),
+        target([[0, 0, 20, 20]], [0]),
+        STAGES[0],
+        0,
+        CONFIG,
+    )
     assert sampled.labels.tolist() == [0, 3]

@@ -27,7 +27,10 @@ def test_classes_boxes_and_masks(tmp_path: Path) -> None:
     assert (boxes.tolist(), labels.tolist()) == ([[10, 10, 30, 30]], [1])
     assert masks.shape == (1, 40, 60) and masks.sum() == 400 and masks[0, 10:30, 10:30].all()
     boxes, labels, _ = split.objects(1)
-    assert (boxes.tolist(), labels.tolist()) == ([[30, 50, 40, 60]], [0])  # cut at the 40 x 60 image
+    assert (boxes.tolist(), labels.tolist()) == (
+        [[30, 50, 40, 60]],
+        [0],
+    )  # cut at the 40 x 60 image
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,9 @@ def test_what_does_not_count(tmp_path: Path, fields: dict[str, Any]) -> None:
 
 
 def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
-    dot = entry(1, 1, bbox=[5.0, 6.0, 1.0, 1.0], area=1.0, segmentation=[[5.0, 6, 6, 6, 6, 7, 5, 7]])
+    dot = entry(
+        1, 1, bbox=[5.0, 6.0, 1.0, 1.0], area=1.0, segmentation=[[5.0, 6, 6, 6, 6, 7, 5, 7]]
+    )
     split = CocoSplit(write_coco(tmp_path, [dot]), "train")
     boxes, _, masks = split.objects(0)
     assert boxes.tolist() == [[5, 6, 6, 7]] and masks[0].nonzero().tolist() == [[6, 5]]
@@ -61,7 +66,10 @@ def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
 
 def test_small_images_are_not_trained_on(tmp_path: Path) -> None:
     sizes = {1: (31, 200), 2: (32, 200), 3: (200, 31)}
-    split = CocoSplit(write_coco(tmp_path, [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes], sizes=sizes), "train")
+    split = CocoSplit(
+        write_coco(tmp_path, [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes], sizes=sizes),
+        "train",
+    )
     assert trainable(split, 32) == [1]
 
 
@@ -93,10 +101,14 @@ def test_run_length_codes_of_both_kinds() -> None:
         bitmap({"size": [60, 40], "counts": [2400]}, 40, 60)
 
 
-@pytest.mark.parametrize("outline", [[[1.0, 2, 3, 4, 5, 6, 7]], {"size": [40, 60]}, 5, "polygon", {"counts": "x"}])
+@pytest.mark.parametrize(
+    "outline", [[[1.0, 2, 3, 4, 5, 6, 7]], {"size": [40, 60]}, 5, "polygon", {"counts": "x"}]
+)
 def test_bad_outlines_name_file_and_annotation(tmp_path: Path, outline: object) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(12, 1, segmentation=outline)]), "val")
-    with pytest.raises(SourceError, match=r"instances_val2017.json: annotation 12 of 000000000001.jpg"):
+    with pytest.raises(
+        SourceError, match=r"instances_val2017.json: annotation 12 of 000000000001.jpg"
+    ):
         split.objects(0)
 
 
@@ -105,7 +117,10 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     split = CocoSplit(root, "train")
     path = root / "train2017" / "000000000001.jpg"
     Image.new("RGB", (60, 41)).save(path)
-    with pytest.raises(SourceError, match=r"000000000001.jpg: 60 x 41 pixels, instances_train2017.json says 60 x 40"):
+    with pytest.raises(
+        SourceError,
+        match=r"000000000001.jpg: 60 x 41 pixels, instances_train2017.json says 60 x 40",
+    ):
         split.read(0)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DecodeError, match=str(path)):
@@ -118,7 +133,9 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
 def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1)])
     Image.new("L", (60, 40), 9).save(root / "train2017" / "000000000001.jpg")
-    assert torch.equal(CocoSplit(root, "train").read(0), torch.full((3, 40, 60), 9, dtype=torch.uint8))
+    assert torch.equal(
+        CocoSplit(root, "train").read(0), torch.full((3, 40, 60), 9, dtype=torch.uint8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +143,10 @@ def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
     [
         ("{", "JSONDecodeError"),
         ('{"images": [], "annotations": []}', "KeyError: 'categories'"),
-        ('{"categories": [], "images": [], "annotations": [{"id": 4, "image_id": 9}]}', "annotation 4 is of image 9"),
+        (
+            '{"categories": [], "images": [], "annotations": [{"id": 4, "image_id": 9}]}',
+            "annotation 4 is of image 9",
+        ),
     ],
 )
 def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> None:
@@ -169,7 +189,9 @@ def test_an_image_cut_short_is_not_as_annotated(tmp_path: Path) -> None:
     image.write_bytes(image.read_bytes() + b"\0")  # something after the end does no harm
     check_coco(root, Layout(), threads=1)
     image.write_bytes(image.read_bytes()[:-300])
-    with pytest.raises(SourceError, match=r"val: 1 images are not as annotated: .*000000000001.jpg: .*truncated"):
+    with pytest.raises(
+        SourceError, match=r"val: 1 images are not as annotated: .*000000000001.jpg: .*truncated"
+    ):
         check_coco(root, Layout(), threads=1)
 
 
@@ -198,7 +220,10 @@ def test_mini_coco_of_digits(tmp_path: Path) -> None:
         materialize_coco(tmp_path / name, train=6, val=4)
     splits = check_coco(tmp_path / "one", Layout(10, {"train": 6, "val": 4}), threads=1)
     for path in sorted((tmp_path / "one").rglob("*.*")):
-        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+        assert (
+            path.read_bytes()
+            == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+        )
     for index in range(6):
         boxes, labels, masks = splits["train"].objects(index)
         assert 1 <= len(boxes) <= 4 and labels.max() < 10

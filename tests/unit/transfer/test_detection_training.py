@@ -25,7 +25,13 @@ from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.detection.evaluate import average_precision, coco_stats, detect_split, merged, whole_view
+from mugs.transfer.detection.evaluate import (
+    average_precision,
+    coco_stats,
+    detect_split,
+    merged,
+    whole_view,
+)
 from mugs.transfer.detection.pictures import draw_pictures, drawn
 from mugs.transfer.detection.train import DetectionTraining, build_schedule
 from mugs.transfer.detection.training_config import DetectionConfig
@@ -83,7 +89,10 @@ def test_resume_in_the_middle_of_an_epoch_is_bitwise_exact(mini: Path, tmp_path:
     resumed = json.loads((trained(mini, tmp_path / "resumed", config) / "state.json").read_text())
     assert straight["step"] in (6, 8) and resumed["step"] == straight["step"]
     assert resumed["files"] == straight["files"]  # SHA-256 of each
-    lines = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {"loss", "loss_rpn_objectness", "loss_stage3_mask", "lr"} < set(lines[0])
 
 
@@ -98,9 +107,15 @@ def test_a_bad_image_stops_training_and_is_named(mini: Path, tmp_path: Path) -> 
 def on_rank(rank: int, root: Path, out: Path) -> None:
     model = small_detector().train()
     wrapped = distributed.data_parallel(model)
-    for objects in ((0, 0), (0, rank), (2, 0)):  # nothing anywhere; something on one rank; something everywhere
+    for objects in (
+        (0, 0),
+        (0, rank),
+        (2, 0),
+    ):  # nothing anywhere; something on one rank; something everywhere
         model.zero_grad(set_to_none=True)
-        losses = wrapped(torch.ones(2, 3, 64, 64), [targets(n, key=7 * rank + i) for i, n in enumerate(objects)])
+        losses = wrapped(
+            torch.ones(2, 3, 64, 64), [targets(n, key=7 * rank + i) for i, n in enumerate(objects)]
+        )
         torch.stack(list(losses.values())).sum().backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
@@ -113,7 +128,9 @@ def on_rank(rank: int, root: Path, out: Path) -> None:
     both = distributed.all_gather_rows(weights[None])
     assert torch.equal(both[0], both[1])  # running statistics too
     settings = replace(SETTINGS, detector=replace(SMALL, score_threshold=0.01))
-    found = detect_split(small_detector(settings.detector), CocoSplit(root, "val"), settings, out / "test", CPU)
+    found = detect_split(
+        small_detector(settings.detector), CocoSplit(root, "val"), settings, out / "test", CPU
+    )
     assert (found is None) is (rank > 0)
 
 
@@ -126,7 +143,10 @@ def test_two_ranks(mini: Path, tmp_path: Path) -> None:
     alone = detect_split(small_detector(settings.detector), val, settings, tmp_path / "alone", CPU)
 
     def ordered(path: Path) -> list[dict[str, Any]]:
-        return sorted(json.loads(path.read_text()), key=lambda r: (r["image_id"], -r["score"], r["category_id"]))
+        return sorted(
+            json.loads(path.read_text()),
+            key=lambda r: (r["image_id"], -r["score"], r["category_id"]),
+        )
 
     expected = ordered(alone)
     assert {r["image_id"] for r in expected} == {1, 2, 3, 4, 5}
@@ -140,14 +160,22 @@ def test_parts_that_do_not_make_up_the_split_are_refused(mini: Path, tmp_path: P
         merged([tmp_path / "a", tmp_path / "b"], CocoSplit(mini, "val"))
 
 
-def detection(image: int, box: list[float], score: float, size: tuple[int, int] = (40, 60)) -> dict[str, Any]:
+def detection(
+    image: int, box: list[float], score: float, size: tuple[int, int] = (40, 60)
+) -> dict[str, Any]:
     """A box x, y, width, height of category 7, and the same as a mask."""
     x, y, w, h = map(int, box)
     mask = np.zeros(size, np.uint8, order="F")
     mask[y : y + h, x : x + w] = 1
     code = rle.encode(mask)
     outline = {"size": list(code["size"]), "counts": code["counts"].decode()}
-    return {"image_id": image, "category_id": 7, "score": score, "bbox": box, "segmentation": outline}
+    return {
+        "image_id": image,
+        "category_id": 7,
+        "score": score,
+        "bbox": box,
+        "segmentation": outline,
+    }
 
 
 def test_average_precision_by_hand(tmp_path: Path) -> None:
@@ -157,20 +185,31 @@ def test_average_precision_by_hand(tmp_path: Path) -> None:
     path.write_text(json.dumps([detection(1, [10.0, 10.0, 20.0, 16.0], 0.9)]))
     found = average_precision(split.annotations, path)
     expected = {"AP": 70.0, "AP50": 100.0, "AP75": 100.0}
-    assert found == pytest.approx({f"{kind} {n}": v for kind in ("box", "mask") for n, v in expected.items()})
+    assert found == pytest.approx(
+        {f"{kind} {n}": v for kind in ("box", "mask") for n, v in expected.items()}
+    )
 
 
 def test_wrong_detections_cost_precision(tmp_path: Path) -> None:
     """A better scored mistake in front of the right box: precision 1/2 at every recall."""
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1)]), "val")
     path = tmp_path / "found.json"
-    results = [detection(2, [0.0, 0.0, 10.0, 10.0], 0.95, (60, 40)), detection(1, [10.0, 10.0, 20.0, 20.0], 0.9)]
+    results = [
+        detection(2, [0.0, 0.0, 10.0, 10.0], 0.95, (60, 40)),
+        detection(1, [10.0, 10.0, 20.0, 20.0], 0.9),
+    ]
     path.write_text(json.dumps(results))
     assert average_precision(split.annotations, path)["box AP"] == pytest.approx(50)
 
 
 def test_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
-    crowd = entry(2, 1, iscrowd=1, bbox=[40.0, 0, 20, 40], segmentation={"size": [40, 60], "counts": [1600, 800]})
+    crowd = entry(
+        2,
+        1,
+        iscrowd=1,
+        bbox=[40.0, 0, 20, 40],
+        segmentation={"size": [40, 60], "counts": [1600, 800]},
+    )
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), crowd]), "val")
     path = tmp_path / "found.json"
     inside = detection(1, [42.0, 5.0, 10.0, 10.0], 0.99)
@@ -194,15 +233,24 @@ def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
     for one in json.loads(path.read_text()):
         width, height = sizes[one["image_id"]]
         assert one["segmentation"]["size"] == [height, width]
-        assert one["bbox"][0] + one["bbox"][2] <= width + 1e-3 and one["bbox"][1] + one["bbox"][3] <= height + 1e-3
-    assert whole_view(split, 1, settings.scales).shape == (3, 2, 80)  # 400 x 8, held by the longer side of 80
+        assert (
+            one["bbox"][0] + one["bbox"][2] <= width + 1e-3
+            and one["bbox"][1] + one["bbox"][3] <= height + 1e-3
+        )
+    assert whole_view(split, 1, settings.scales).shape == (
+        3,
+        2,
+        80,
+    )  # 400 x 8, held by the longer side of 80
 
 
 def test_pictures(tmp_path: Path) -> None:
     """Truth on the left, what was found on the right; below a score of .3 nothing is drawn."""
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1)]), "val")
     path = tmp_path / "found.json"
-    path.write_text(json.dumps([detection(1, [30.0, 5.0, 20.0, 20.0], 0.9), detection(1, [0.0, 0, 5, 5], 0.1)]))
+    path.write_text(
+        json.dumps([detection(1, [30.0, 5.0, 20.0, 20.0], 0.9), detection(1, [0.0, 0, 5, 5], 0.1)])
+    )
     files = draw_pictures(split, path, tmp_path / "pictures", 2)
     assert [f.name for f in files] == ["000000000001.png", "000000000002.png"]
     picture = np.asarray(Image.open(files[0]))
@@ -232,7 +280,9 @@ def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None])
         proposals_train=150,
         proposals_test=100,
     )
-    scales = Scales(short_sides=(80,), max_side=112, crop_prob=0.0, flip_prob=0.0, test_short_side=80)
+    scales = Scales(
+        short_sides=(80,), max_side=112, crop_prob=0.0, flip_prob=0.0, test_short_side=80
+    )
     config = replace(
         SETTINGS,
         detector=detector,
@@ -250,7 +300,9 @@ def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None])
     vit = build_vit(ViTConfig(embed_dim=32, depth=4, num_heads=2, patch_size=8, image_size=32))
     model = build_detector(vit, detector, seed=0)
     DetectionTraining(model, split, config, tmp_path / "run", CPU).train()
-    found = average_precision(split.annotations, detect_split(model, split, config, tmp_path / "run", CPU))
+    found = average_precision(
+        split.annotations, detect_split(model, split, config, tmp_path / "run", CPU)
+    )
     record_property("cpu_seconds", time.process_time() - began)
     record_property("found", found)
     assert found["box AP"] >= 90 and found["mask AP"] >= 85

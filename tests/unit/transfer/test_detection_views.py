@@ -29,7 +29,9 @@ def test_draws_follow_the_protocol() -> None:
     """Every branch with its share, every size, and sides of the crop that are drawn apart."""
     plans = [draw_plan(default_rng(i), (480, 640), SCALES) for i in range(3000)]
     crops = [p for p in plans if p.crop is not None]
-    assert abs(len(crops) / 3000 - 0.5) < 0.03 and abs(sum(p.flip for p in plans) / 3000 - 0.5) < 0.03
+    assert (
+        abs(len(crops) / 3000 - 0.5) < 0.03 and abs(sum(p.flip for p in plans) / 3000 - 0.5) < 0.03
+    )
     assert {min(p.size) for p in plans if p.crop is None} == set(range(480, 801, 32))
     assert {min(p.first) for p in crops} == {400, 500, 600}
     for p in crops:
@@ -41,7 +43,9 @@ def test_draws_follow_the_protocol() -> None:
 
 
 def test_a_crop_of_a_narrow_image_is_the_image() -> None:
-    plan = next(p for i in range(50) if (p := draw_plan(default_rng(i), (50, 500), SCALES)).crop is not None)
+    plan = next(
+        p for i in range(50) if (p := draw_plan(default_rng(i), (50, 500), SCALES)).crop is not None
+    )
     assert plan.first[0] < 384 and plan.crop[2] == plan.first[0]
 
 
@@ -78,7 +82,9 @@ def test_resize_is_bilinear_without_antialiasing() -> None:
     """Half size of columns 0, 100, 200, ...: without antialiasing each pixel is the mean of two, not of more."""
     image = (torch.arange(8) * 30).to(torch.uint8).expand(3, 4, 8).contiguous()
     plan = Plan(False, None, None, (2, 4))
-    small, _ = apply_plan(plan, image, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4, 8), key=0)
+    small, _ = apply_plan(
+        plan, image, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4, 8), key=0
+    )
     assert small[0, 0].tolist() == [15, 75, 135, 195]
 
 
@@ -87,7 +93,11 @@ def test_normalised_and_padded_on_the_right_and_below() -> None:
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[:, 0, 0].tolist() == pytest.approx(expected)
     batch = padded([white, white[:, :5, :7]], 32)
-    assert batch.shape == (2, 3, 64, 64) and (batch[0, :, 33:] == 0).all() and (batch[1, :, :, 7:] == 0).all()
+    assert (
+        batch.shape == (2, 3, 64, 64)
+        and (batch[0, :, 33:] == 0).all()
+        and (batch[1, :, :, 7:] == 0).all()
+    )
     assert torch.equal(batch[1, :, :5, :7], white[:, :5, :7])
 
 
@@ -101,10 +111,15 @@ def test_images_are_resized_once_and_in_the_pipeline() -> None:
 
 def test_views_are_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), entry(2, 2)]), "train")
-    scales = Scales(short_sides=(32, 40, 48), max_side=64, crop_short_sides=(30, 40), crop_sides=(20, 30))
+    scales = Scales(
+        short_sides=(32, 40, 48), max_side=64, crop_short_sides=(30, 40), crop_sides=(20, 30)
+    )
     first, again = (training_view(split, 0, 1, 2, scales) for _ in range(2))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1].boxes, again[1].boxes)
-    others = [training_view(split, 0, seed, epoch, scales) for seed, epoch in ((1, 3), (2, 2), (3, 2), (1, 4))]
+    others = [
+        training_view(split, 0, seed, epoch, scales)
+        for seed, epoch in ((1, 3), (2, 2), (3, 2), (1, 4))
+    ]
     assert any(o[0].shape != first[0].shape or not torch.equal(o[0], first[0]) for o in others)
     assert len({o[1].key for o in [first, *others]}) == 5
 
@@ -115,7 +130,10 @@ WIDE = [i % 3 > 0 for i in range(50)]  # 33 wide, 17 not
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int) -> None:
     """17 and 33 images make 5 + 9 passes of four; steps of four passes: four steps, and two passes come again."""
-    orders = [GroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4) for r in range(world)]
+    orders = [
+        GroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4)
+        for r in range(world)
+    ]
     alone = GroupedOrder(WIDE, seed=3, world=1, rank=0, batch_size=16, images_per_pass=4)
     assert alone.steps_per_epoch == 4
     seen = set()
@@ -130,7 +148,9 @@ def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int)
 
 
 def test_batches_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size 12 does not divide over 2 ranks into passes of 4"):
+    with pytest.raises(
+        ValueError, match="batch_size 12 does not divide over 2 ranks into passes of 4"
+    ):
         GroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, images_per_pass=4)
     with pytest.raises(ValueError, match="no image to train on"):
         GroupedOrder([], seed=3, world=1, rank=0, batch_size=4, images_per_pass=4)
@@ -138,7 +158,14 @@ def test_batches_that_do_not_divide_are_refused() -> None:
 
 def test_coco_epoch_has_the_steps_of_the_reference() -> None:
     """117,266 images, 32 a step: 3,665 iterations."""
-    order = GroupedOrder([i % 4 > 0 for i in range(117_266)], seed=0, world=8, rank=5, batch_size=32, images_per_pass=4)
+    order = GroupedOrder(
+        [i % 4 > 0 for i in range(117_266)],
+        seed=0,
+        world=8,
+        rank=5,
+        batch_size=32,
+        images_per_pass=4,
+    )
     assert order.steps_per_epoch == 3665 and order.passes(7000).shape == (1, 4)
 
 
@@ -146,7 +173,9 @@ def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), entry(2, 2)]), "train")
     order = GroupedOrder([True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2)
     scales = Scales(short_sides=(32,), max_side=64, crop_prob=0.0)
-    found = list(training_passes(split, [0, 1], order, range(1, 3), scales=scales, multiple=16, threads=2))
+    found = list(
+        training_passes(split, [0, 1], order, range(1, 3), scales=scales, multiple=16, threads=2)
+    )
     assert [len(step) for step in found] == [2, 2]
     for step, passes in enumerate(found, 1):
         assert [list(p.indices) for p in passes] == order.passes(step).tolist()

@@ -87,11 +87,17 @@ def test_bf16_is_near_fp32() -> None:
         assert mixed[name].item() == pytest.approx(plain[name].item(), rel=0.03)
 
 
-@pytest.mark.parametrize(("size", "original"), [((64, 64), (64, 64)), ((16, 1328), (5, 415)), ((320, 32), (640, 64))])
-def test_detections_lie_in_the_original_image(size: tuple[int, int], original: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "original"), [((64, 64), (64, 64)), ((16, 1328), (5, 415)), ((320, 32), (640, 64))]
+)
+def test_detections_lie_in_the_original_image(
+    size: tuple[int, int], original: tuple[int, int]
+) -> None:
     model = small_detector(replace(SMALL, score_threshold=0.01)).eval()
     padded = torch.zeros(1, 3, -(-size[0] // 16) * 16, -(-size[1] // 16) * 16)
-    padded[..., : size[0], : size[1]] = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    padded[..., : size[0], : size[1]] = torch.randn(
+        1, 3, *size, generator=torch.Generator().manual_seed(1)
+    )
     found = model.detect(padded, size, original)
     assert 0 < len(found.boxes) <= SMALL.max_detections
     assert found.masks.shape == (len(found.boxes), *original)
@@ -101,7 +107,11 @@ def test_detections_lie_in_the_original_image(size: tuple[int, int], original: t
 
 
 def test_zero_detections() -> None:
-    found = small_detector(replace(SMALL, score_threshold=0.99)).eval().detect(IMAGES[:1], (64, 64), (50, 70))
+    found = (
+        small_detector(replace(SMALL, score_threshold=0.99))
+        .eval()
+        .detect(IMAGES[:1], (64, 64), (50, 70))
+    )
     assert (tuple(found.boxes.shape), tuple(found.masks.shape)) == ((0, 4), (0, 50, 70))
 
 
@@ -113,7 +123,9 @@ def test_new_weights_come_from_the_seed_and_leave_the_generator_alone() -> None:
 
 def test_operations_by_hand() -> None:
     """16 more boxes in each of three stages, 4 more with masks: the heads' products, forward and twice that back."""
-    few, many = (training_flops(small_detector(replace(SMALL, roi_samples=n)), (64, 96)) for n in (16, 32))
+    few, many = (
+        training_flops(small_detector(replace(SMALL, roi_samples=n)), (64, 96)) for n in (16, 32)
+    )
     box = 49 * 8 * 8 * 9 + 8 * 49 * 16 + 16 * 11 + 16 * 40
     mask = 14 * 14 * 8 * 8 * 9 + 14 * 14 * 8 * 8 * 4 + 28 * 28 * 8 * 10
     assert many - few == 3 * 3 * 2 * (16 * box + 4 * mask)
@@ -123,4 +135,8 @@ def test_operations_by_hand() -> None:
 def test_nothing_private_of_torchvision_is_used() -> None:
     """Trap: torchvision.models.detection._utils may change at any release."""
     folder = Path(__file__).parents[3] / "mugs" / "transfer"
-    assert not [p for p in folder.rglob("*.py") if "detection._utils" in p.read_text() or "import _" in p.read_text()]
+    assert not [
+        p
+        for p in folder.rglob("*.py")
+        if "detection._utils" in p.read_text() or "import _" in p.read_text()
+    ]

@@ -22,7 +22,12 @@ def test_thresholds_by_hand() -> None:
     boxes = torch.tensor([strip(7), strip(6.9), strip(3), strip(2.9)])
     matched = match(boxes, OBJECT, positive=0.7, negative=0.3)
     assert matched.tolist() == [0, IGNORED, IGNORED, BACKGROUND]
-    assert match(boxes, OBJECT, positive=0.5, negative=0.5).tolist() == [0, 0, BACKGROUND, BACKGROUND]
+    assert match(boxes, OBJECT, positive=0.5, negative=0.5).tolist() == [
+        0,
+        0,
+        BACKGROUND,
+        BACKGROUND,
+    ]
 
 
 def test_promotion_has_a_floor() -> None:
@@ -38,7 +43,11 @@ def test_promotion_has_a_floor() -> None:
 def test_ties_are_all_promoted_and_the_last_object_wins() -> None:
     twice = torch.cat([OBJECT, OBJECT])
     boxes = torch.tensor([strip(5), [0.0, 5.0, 10.0, 10.0], strip(2)])
-    assert match(boxes, twice, positive=0.7, negative=0.3, promote=0.3).tolist() == [1, 1, BACKGROUND]
+    assert match(boxes, twice, positive=0.7, negative=0.3, promote=0.3).tolist() == [
+        1,
+        1,
+        BACKGROUND,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))

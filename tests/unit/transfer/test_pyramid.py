@@ -53,7 +53,9 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
     for normed in (False, True):
         pyramid = Pyramid(build_vit(TINY), normed=normed)
         sum(m.square().sum() for m in pyramid(torch.randn(1, 3, 32, 32))).backward()
-        assert [n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None] == []
+        assert [
+            n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None
+        ] == []
 
 
 def test_positions_of_a_dense_task() -> None:
@@ -62,18 +64,28 @@ def test_positions_of_a_dense_task() -> None:
     vit.allocate_positions(5, 7)
     grid = before[:, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
     want = F.interpolate(grid, size=(5, 7), mode="bicubic").flatten(2).transpose(1, 2)
-    assert torch.equal(vit.pos_embed[:, 1:], want) and torch.equal(vit.pos_embed[:, :1], before[:, :1])
+    assert torch.equal(vit.pos_embed[:, 1:], want) and torch.equal(
+        vit.pos_embed[:, :1], before[:, :1]
+    )
     assert vit.pos_embed.requires_grad and vit.pos_embed.is_leaf
     # at another size the released rule applies, to a table that is not square
     again = resize_positions(vit.pos_embed, 6, 9, vit.position_grid)
     table = vit.pos_embed[:, 1:].reshape(1, 5, 7, 24).permute(0, 3, 1, 2)
-    want = F.interpolate(table, scale_factor=(6.1 / 5, 9.1 / 7), mode="bicubic", recompute_scale_factor=False)
+    want = F.interpolate(
+        table, scale_factor=(6.1 / 5, 9.1 / 7), mode="bicubic", recompute_scale_factor=False
+    )
     torch.testing.assert_close(again[:, 1:], want.flatten(2).transpose(1, 2))
     assert vit.tokens(torch.randn(1, 3, 48, 72)).shape == (1, 55, 24)
 
 
 def batch() -> torch.Tensor:
-    return torch.randn(4, 6, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float() * 2 + 1
+    return (
+        torch.randn(
+            4, 6, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        ).float()
+        * 2
+        + 1
+    )
 
 
 def norm_with_gradients(norm: nn.Module, x: torch.Tensor, scale: float) -> list[torch.Tensor]:
@@ -95,7 +107,9 @@ def test_batch_norm_of_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> N
     spawn(on_rank, 2, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     want = norm_with_gradients(nn.BatchNorm2d(6), batch(), 1.0)
-    torch.testing.assert_close(torch.cat([ranks[0][0], ranks[1][0]]) / 2, want[0])  # each rank's mean is of half
+    torch.testing.assert_close(
+        torch.cat([ranks[0][0], ranks[1][0]]) / 2, want[0]
+    )  # each rank's mean is of half
     for index in (1, 2, 3, 4):
         assert torch.equal(ranks[0][index], ranks[1][index])
         torch.testing.assert_close(ranks[0][index], want[index])

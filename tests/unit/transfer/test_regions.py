@@ -32,7 +32,9 @@ def test_pooling_is_aligned() -> None:
     """Trap: without the half pixel, what torchvision's MultiScaleRoIAlign gives is half a cell too large."""
     box = torch.tensor([[8.0, 8.0, 36.0, 36.0]])
     pooled = pool([ramp(16)], [4], [box], 7)
-    assert pooled[0, 0, 0].tolist() == pytest.approx([2 + i + 0.5 - 0.5 for i in range(7)], abs=1e-5)
+    assert pooled[0, 0, 0].tolist() == pytest.approx(
+        [2 + i + 0.5 - 0.5 for i in range(7)], abs=1e-5
+    )
     stock = MultiScaleRoIAlign(["0"], 7, 2)
     theirs = stock({"0": ramp(16)}, [box], [(64, 64)])
     assert (theirs[0, 0, 3, 3] - pooled[0, 0, 3, 3]).item() == pytest.approx(0.5, abs=1e-5)
@@ -79,7 +81,9 @@ def naive_target(mask: Tensor, box: list[float], size: int) -> Tensor:
 def test_mask_targets_against_a_pixel_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(2, 50, 60, generator=generator) > 0.4).to(torch.uint8)
-    boxes = torch.tensor([[3.2, 4.1, 45.7, 40.3], [10.0, 2.5, 30.0, 49.0], [-4.0, 30.0, 20.0, 50.0]])
+    boxes = torch.tensor(
+        [[3.2, 4.1, 45.7, 40.3], [10.0, 2.5, 30.0, 49.0], [-4.0, 30.0, 20.0, 50.0]]
+    )
     index = torch.tensor([1, 0, 1])
     found = mask_targets(masks, index, boxes)
     for one, mask, box in zip(found, masks[index].float(), boxes.tolist(), strict=True):
@@ -92,9 +96,13 @@ def test_mask_targets_are_zero_or_one() -> None:
     """Trap: torchvision trains on the soft values of RoIAlign."""
     mask = torch.zeros(1, 40, 40, dtype=torch.uint8)
     mask[0, :, :21] = 1
-    found = mask_targets(mask, torch.zeros(1, dtype=torch.long), torch.tensor([[0.0, 0.0, 37.0, 37.0]]))
+    found = mask_targets(
+        mask, torch.zeros(1, dtype=torch.long), torch.tensor([[0.0, 0.0, 37.0, 37.0]])
+    )
     assert set(found.unique().tolist()) == {0.0, 1.0}
-    assert found[0, 14].tolist() == [1.0] * 16 + [0.0] * 12  # the edge at 21 lies in bin 15 of 37/28 pixels, 0.89 in
+    assert (
+        found[0, 14].tolist() == [1.0] * 16 + [0.0] * 12
+    )  # the edge at 21 lies in bin 15 of 37/28 pixels, 0.89 in
 
 
 def naive_paste(mask: Tensor, box: list[float], height: int, width: int) -> Tensor:
@@ -134,7 +142,9 @@ def test_paste_does_not_round_boxes() -> None:
     mask = torch.ones(1, 28, 28)
     box = torch.tensor([[10.3, 5.0, 20.9, 15.0]])
     found = paste(mask, box, (30, 40))[0]
-    assert found[10].nonzero()[:, 0].tolist() == list(range(10, 21))  # pixel 20 has its centre at 20.5
+    assert found[10].nonzero()[:, 0].tolist() == list(
+        range(10, 21)
+    )  # pixel 20 has its centre at 20.5
     assert found.any(dim=1).nonzero()[:, 0].tolist() == list(range(5, 15))
     narrow = torch.tensor([[10.6, 5.0, 20.4, 15.0]])
     assert paste(mask, narrow, (30, 40))[0, 10].nonzero()[:, 0].tolist() == list(range(11, 20))
@@ -147,7 +157,9 @@ def test_round_trip() -> None:
     y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
     disc = ((x - 60.5).square() + (y - 42.5).square() < 30**2)[None]
     box = torch.tensor([[30.0, 12.0, 91.0, 73.0]])
-    pasted = paste(mask_targets(disc.to(torch.uint8), torch.zeros(1, dtype=torch.long), box), box, (90, 120))
+    pasted = paste(
+        mask_targets(disc.to(torch.uint8), torch.zeros(1, dtype=torch.long), box), box, (90, 120)
+    )
     assert (pasted & disc).sum() / (pasted | disc).sum() > 0.97
 
 

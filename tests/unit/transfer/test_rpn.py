@@ -29,7 +29,13 @@ def outputs(seed: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 
 def truth(key: int, *boxes: list[float]) -> Targets:
     found = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-    return Targets(found, torch.zeros(len(found), dtype=torch.long), torch.zeros(len(found), 90, 120), (90, 120), key)
+    return Targets(
+        found,
+        torch.zeros(len(found), dtype=torch.long),
+        torch.zeros(len(found), 90, 120),
+        (90, 120),
+        key,
+    )
 
 
 def test_layout_of_the_outputs() -> None:
@@ -41,7 +47,9 @@ def test_layout_of_the_outputs() -> None:
     row, column, anchor = 2, 4, 1
     place = (row * 5 + column) * 3 + anchor
     assert logits[0][0, place] == raw_logits[0][0, anchor, row, column]
-    assert torch.equal(deltas[0][0, place], raw_deltas[0][0, 4 * anchor : 4 * anchor + 4, row, column])
+    assert torch.equal(
+        deltas[0][0, place], raw_deltas[0][0, 4 * anchor : 4 * anchor + 4, row, column]
+    )
     assert ((anchors[1][place, :2] + anchors[1][place, 2:]) / 2).tolist() == [column * 8, row * 8]
 
 
@@ -57,7 +65,9 @@ def test_losses_against_a_loop(empty: bool) -> None:
         score = torch.cat([x[image] for x in logits])
         shift = torch.cat([x[image] for x in deltas])
         usable = [
-            i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x1 >= 0 and y1 >= 0 and x2 < 120 and y2 < 90
+            i
+            for i, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+            if x1 >= 0 and y1 >= 0 and x2 < 120 and y2 < 90
         ]
         matched = [-1] * len(usable)
         if len(one.boxes):
@@ -68,7 +78,9 @@ def test_losses_against_a_loop(empty: bool) -> None:
             p = 1 / (1 + math.exp(-score[index].item()))
             objectness -= math.log(p if label >= 0 else 1 - p)
             if label >= 0:
-                gap = (shift[index] - encode(boxes[index][None], one.boxes[label][None], STDS)[0]).abs()
+                gap = (
+                    shift[index] - encode(boxes[index][None], one.boxes[label][None], STDS)[0]
+                ).abs()
                 for d in gap.tolist():
                     regression += 0.5 * d * d * 9 if d < 1 / 9 else d - 0.5 / 9
             count += 1
@@ -91,7 +103,9 @@ def test_anchors_over_the_border_take_no_part() -> None:
 
 def test_image_smaller_than_every_anchor() -> None:
     logits, deltas, anchors = outputs()
-    small = [Targets(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 8, 8), (8, 8), k) for k in (1, 2)]
+    small = [
+        Targets(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 8, 8), (8, 8), k) for k in (1, 2)
+    ]
     losses = RPN(CONFIG, STRIDES).losses(logits, deltas, anchors, small)
     assert [v.item() for v in losses.values()] == [0, 0]
 
@@ -100,13 +114,20 @@ def test_image_smaller_than_every_anchor() -> None:
 def test_proposals_against_a_loop(training: bool) -> None:
     logits, deltas, anchors = outputs()
     most = 20 if training else 10
-    found = RPN(CONFIG, STRIDES).train(training).proposals(logits, deltas, anchors, [(90, 120), (96, 128)])
+    found = (
+        RPN(CONFIG, STRIDES)
+        .train(training)
+        .proposals(logits, deltas, anchors, [(90, 120), (96, 128)])
+    )
     for image, size in enumerate([(90, 120), (96, 128)]):
         kept = []
         for level in range(2):
             ranked = sorted(enumerate(logits[level][image].tolist()), key=lambda p: -p[1])[:most]
             boxes = torch.stack(
-                [clip(decode(anchors[level][i], deltas[level][image, i], STDS), size) for i, _ in ranked]
+                [
+                    clip(decode(anchors[level][i], deltas[level][image, i], STDS), size)
+                    for i, _ in ranked
+                ]
             )
             scores = torch.tensor([s for _, s in ranked])
             kept += [(float(scores[k]), boxes[k].tolist()) for k in nms(boxes, scores, 0.7)]

@@ -40,14 +40,28 @@ def test_zero_becomes_void_and_the_others_shift(folder: Path) -> None:
     image, labels = SceneFolder(folder, "val", num_classes=3).read(1)
     assert (image.shape, image.dtype, labels.dtype) == ((3, 4, 6), torch.uint8, torch.uint8)
     assert labels[0].tolist() == [255, 0, 1, 2, 255, 0]
-    assert SceneFolder(folder, "val", num_classes=4, reduce_zero=False).read(1)[1][0].tolist() == [0, 1, 2, 3, 0, 1]
+    assert SceneFolder(folder, "val", num_classes=4, reduce_zero=False).read(1)[1][0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        0,
+        1,
+    ]
 
 
 def test_void_of_the_file_stays_void(folder: Path) -> None:
     Image.fromarray(np.array([[255, 0, 1, 3, 2, 255]] * 4, dtype=np.uint8)).save(
         folder / "annotations/validation/a.png"
     )
-    assert SceneFolder(folder, "val", num_classes=3).read(0)[1][0].tolist() == [255, 255, 0, 2, 1, 255]
+    assert SceneFolder(folder, "val", num_classes=3).read(0)[1][0].tolist() == [
+        255,
+        255,
+        0,
+        2,
+        1,
+        255,
+    ]
 
 
 def test_bad_files_are_named(folder: Path) -> None:
@@ -72,19 +86,33 @@ def test_bad_files_are_named(folder: Path) -> None:
 def test_layout_is_checked(folder: Path) -> None:
     with pytest.raises(SourceError, match=r"images/training: not a folder"):
         SceneFolder(folder, "train", num_classes=3)
-    (folder / "annotations" / "validation" / "b.png").rename(folder / "annotations" / "validation" / "c.png")
-    with pytest.raises(SourceError, match=r"1 images without annotation: b; 1 annotations without image: c"):
+    (folder / "annotations" / "validation" / "b.png").rename(
+        folder / "annotations" / "validation" / "c.png"
+    )
+    with pytest.raises(
+        SourceError, match=r"1 images without annotation: b; 1 annotations without image: c"
+    ):
         SceneFolder(folder, "val", num_classes=3)
 
 
 def test_counts_and_files_are_checked(mini: Path) -> None:
     seen: list[tuple[int, int]] = []
-    options = {"num_classes": 11, "reduce_zero": True, "threads": 2, "report": lambda *told: seen.append(told)}
+    options = {
+        "num_classes": 11,
+        "reduce_zero": True,
+        "threads": 2,
+        "report": lambda *told: seen.append(told),
+    }
     check_scenes(mini, {"train": 6, "val": 2}, **options)
     assert seen == [(done, 8) for done in range(1, 9)]
-    with pytest.raises(SourceError, match=r"2 problems: .*: 6 images found, 20210 expected, .*: 2 images found, 2000"):
+    with pytest.raises(
+        SourceError,
+        match=r"2 problems: .*: 6 images found, 20210 expected, .*: 2 images found, 2000",
+    ):
         check_scenes(mini, {"train": 20210, "val": 2000}, **options)
-    with pytest.raises(SourceError, match=r"\d problems: .*training_000\d\.png: label \d+ among 2 classes"):
+    with pytest.raises(
+        SourceError, match=r"\d problems: .*training_000\d\.png: label \d+ among 2 classes"
+    ):
         check_scenes(mini, {"train": 6, "val": 2}, **options | {"num_classes": 2})
 
 
@@ -178,7 +206,9 @@ def test_test_view_keeps_the_aspect() -> None:
     image = torch.full((3, 10, 30), 255, dtype=torch.uint8)
     view = whole_view(image, RECIPE)
     assert view.shape == (3, 32, 96)
-    assert view[:, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    assert view[:, 0, 0].tolist() == pytest.approx(
+        [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    )
 
 
 def test_saturation_is_that_of_hsv() -> None:
@@ -197,7 +227,9 @@ def test_saturation_is_that_of_hsv() -> None:
 
 
 def test_distortion() -> None:
-    image = torch.randint(0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(
+        0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     assert torch.equal(distort(image, Generator(Philox(0)), 0.0), image)
     changed = [distort(image, Generator(Philox(i)), 0.5) for i in range(20)]
     assert all(x.dtype == torch.uint8 for x in changed)
@@ -217,4 +249,9 @@ def test_mini_data_set(mini: Path, tmp_path: Path) -> None:
 
 
 def test_bouncing() -> None:
-    assert reflected(np.array([3.0, 12.0, -2.0, 21.0]), np.array(10.0)).tolist() == [3.0, 8.0, 2.0, 1.0]
+    assert reflected(np.array([3.0, 12.0, -2.0, 21.0]), np.array(10.0)).tolist() == [
+        3.0,
+        8.0,
+        2.0,
+        1.0,
+    ]

@@ -55,15 +55,23 @@ def test_upernet_is_its_pieces() -> None:
     torch.manual_seed(1)
     head = shaken(UPerHead(6, 4, 3, dropout=0.1)).eval()
     a, b, c, d = (torch.randn(2, 6, size, size) for size in (16, 8, 4, 2))
-    pooled = [up(plain(F.adaptive_avg_pool2d(d, s), p), 2) for s, p in zip((1, 2, 3, 6), head.pools, strict=True)]
+    pooled = [
+        up(plain(F.adaptive_avg_pool2d(d, s), p), 2)
+        for s, p in zip((1, 2, 3, 6), head.pools, strict=True)
+    ]
     top = plain(torch.cat([d, *pooled], dim=1), head.bottleneck)
     third = plain(c, head.laterals[2]) + up(top, 4)
     second = plain(b, head.laterals[1]) + up(third, 8)
     first = plain(a, head.laterals[0]) + up(second, 16)
     levels = [plain(x, out) for x, out in zip((first, second, third), head.outputs, strict=True)]
-    fused = plain(torch.cat([up(x, 16) for x in (*levels, top)], dim=1), head.fuse)  # no convolution on the top
+    fused = plain(
+        torch.cat([up(x, 16) for x in (*levels, top)], dim=1), head.fuse
+    )  # no convolution on the top
     classifier = head.classifier[1]
-    want = torch.einsum("nchw,kc->nkhw", fused, classifier.weight[:, :, 0, 0]) + classifier.bias[:, None, None]
+    want = (
+        torch.einsum("nchw,kc->nkhw", fused, classifier.weight[:, :, 0, 0])
+        + classifier.bias[:, None, None]
+    )
     torch.testing.assert_close(head([a, b, c, d]), want, rtol=1e-4, atol=1e-5)
 
 
@@ -89,7 +97,9 @@ def test_widths_and_parameters_of_the_specification() -> None:
     assert net.head.fuse[0].weight.shape == (384, 4 * 384, 3, 3)
     assert net.auxiliary[0].weight.shape == (256, 384, 3, 3)
     assert millions == pytest.approx(41.7, abs=0.6)  # with the position table of 224 pixels
-    assert training_flops(net, 512) / 3 == pytest.approx(315e9, rel=0.02)  # as another implementation counted
+    assert training_flops(net, 512) / 3 == pytest.approx(
+        315e9, rel=0.02
+    )  # as another implementation counted
 
 
 def test_linear_variant_is_a_frozen_vit_and_one_layer() -> None:
@@ -117,7 +127,9 @@ def test_void_pixels_count_in_the_divisor() -> None:
     labels[:, :4, :4] = 255
     logits = torch.zeros(1, 10, 4, 4)
     assert pixel_loss(logits, labels).item() == pytest.approx(0.75 * math.log(10), rel=1e-6)
-    assert F.cross_entropy(torch.zeros(1, 10, 8, 8), labels, ignore_index=255).item() == pytest.approx(2.3026, abs=1e-4)
+    assert F.cross_entropy(
+        torch.zeros(1, 10, 8, 8), labels, ignore_index=255
+    ).item() == pytest.approx(2.3026, abs=1e-4)
 
 
 def test_loss_is_taken_at_the_size_of_the_labels() -> None:
@@ -216,9 +228,15 @@ def test_slide_is_the_mean_over_windows(size: tuple[int, int]) -> None:
             for top in sorted({min(t, max(height - 8, 0)) for t in range(0, height, 5)}):
                 for left in sorted({min(t, max(width - 8, 0)) for t in range(0, width, 5)}):
                     if top <= y < top + 8 and left <= x < left + 8:
-                        values.append(logits(image[None, :, top : top + 8, left : left + 8])[0, :, y - top, x - left])
+                        values.append(
+                            logits(image[None, :, top : top + 8, left : left + 8])[
+                                0, :, y - top, x - left
+                            ]
+                        )
             want[:, y, x] = torch.stack(values).mean(dim=0)
-    torch.testing.assert_close(slide(logits, image, num_classes=4, window=8, stride=5, at_once=3), want)
+    torch.testing.assert_close(
+        slide(logits, image, num_classes=4, window=8, stride=5, at_once=3), want
+    )
 
 
 def test_label_map_is_the_arg_max_of_the_resized_logits() -> None:
@@ -234,7 +252,9 @@ def test_scores_by_hand() -> None:
     counts = confusion(predicted, labels, 6)
     assert counts.sum() == 6 and counts[0].tolist() == [2, 0, 1, 0, 0, 0]
     got = scores(counts)
-    want = Scores(miou=100 * (2 / 4 + 1 / 2 + 0 + 1) / 4, macc=100 * (2 / 3 + 1 / 2 + 1) / 3, aacc=100 * 4 / 6)
+    want = Scores(
+        miou=100 * (2 / 4 + 1 / 2 + 0 + 1) / 4, macc=100 * (2 / 3 + 1 / 2 + 1) / 3, aacc=100 * 4 / 6
+    )
     assert (got.miou, got.macc, got.aacc) == pytest.approx((want.miou, want.macc, want.aacc))
 
 

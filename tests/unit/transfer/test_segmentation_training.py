@@ -67,7 +67,9 @@ def trained(root: Path, folder: Path, config: SegmentationConfig = CONFIG) -> Pa
 
 
 @pytest.mark.parametrize("variant", ["upernet", "linear"])
-def test_resume_in_the_middle_of_an_epoch_is_bitwise_exact(mini: Path, tmp_path: Path, variant: str) -> None:
+def test_resume_in_the_middle_of_an_epoch_is_bitwise_exact(
+    mini: Path, tmp_path: Path, variant: str
+) -> None:
     torch.set_num_threads(1)
     config = replace(CONFIG, model=replace(CONFIG.model, variant=variant, dropout=0.3))
     assert 10 // config.batch_size == 2  # steps per epoch; a checkpoint after 2, 4, 6 steps
@@ -92,7 +94,9 @@ def test_recomputed_activations_change_nothing(mini: Path, tmp_path: Path) -> No
 def test_workers_make_the_same_batches(mini: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     alone = json.loads((trained(mini, tmp_path / "a") / "state.json").read_text())
-    helped = json.loads((trained(mini, tmp_path / "b", replace(CONFIG, workers=1)) / "state.json").read_text())
+    helped = json.loads(
+        (trained(mini, tmp_path / "b", replace(CONFIG, workers=1)) / "state.json").read_text()
+    )
     assert alone["files"] == helped["files"]
 
 
@@ -101,7 +105,9 @@ def test_a_bad_file_is_named(mini: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "data" / "annotations" / "training").iterdir():
         path.write_bytes(b"")
     for workers in (0, 1):
-        with pytest.raises(SourceError, match=r"annotations/training/training_000.\.png: not a readable PNG"):
+        with pytest.raises(
+            SourceError, match=r"annotations/training/training_000.\.png: not a readable PNG"
+        ):
             trained(tmp_path / "data", tmp_path / f"run{workers}", replace(CONFIG, workers=workers))
 
 
@@ -131,7 +137,9 @@ def recorded(folder: Path) -> object:
 def on_rank(rank: int, root: Path, folder: Path) -> None:
     model = network()
     SegmentationTraining(model, scenes(root), CONFIG, folder / "two", CPU).train()
-    found = evaluate(model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3)
+    found = evaluate(
+        model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3
+    )
     (folder / f"scores_{rank}.json").write_text(json.dumps([found.miou, found.macc, found.aacc]))
     straight = recorded(folder / "two")
     distributed.barrier()
@@ -140,7 +148,9 @@ def on_rank(rank: int, root: Path, folder: Path) -> None:
     distributed.barrier()
     SegmentationTraining(network(), scenes(root), CONFIG, folder / "two", CPU).train()
     assert recorded(folder / "two") == straight
-    SegmentationTraining(network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU).train()
+    SegmentationTraining(
+        network(), scenes(folder / "void"), CONFIG, folder / "two_void", CPU
+    ).train()
 
 
 @pytest.mark.slow
@@ -150,7 +160,9 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = network()
     SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "one", CPU).train()
-    want = evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path / "one", num_pictures=3)
+    want = evaluate(
+        model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path / "one", num_pictures=3
+    )
     spawn(on_rank, 2, mini, tmp_path)
     found = [json.loads((tmp_path / f"scores_{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
@@ -163,7 +175,9 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     assert load_latest(tmp_path / "two_void" / "checkpoints")[0] == 6
 
 
-def test_evaluation_sees_every_image_once(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_sees_every_image_once(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ranks 0 and 1 of two take five images between them; an untrained network predicts what it predicts alone."""
     model = network(drop_path=0.0)
     alone = evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
@@ -210,7 +224,9 @@ def overfit(root: Path, folder: Path) -> Scores:
     Reached 99.97 in 700 steps.
     """
     config = SegmentationConfig(
-        model=SegmenterConfig(variant="upernet", num_classes=4, channels=48, auxiliary_channels=32, dropout=0.0),
+        model=SegmenterConfig(
+            variant="upernet", num_classes=4, channels=48, auxiliary_channels=32, dropout=0.0
+        ),
         scenes=replace(
             RECIPE,
             crop=64,

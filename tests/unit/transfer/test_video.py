@@ -73,7 +73,9 @@ def test_one_frame_against_loops(radius: int, k: int) -> None:
     labels = torch.rand(3, 20, 4, generator=torch.Generator().manual_seed(2))
     near = neighbourhood(*grid, radius, CPU)
     got = propagated(target, sources, labels, near, num_neighbours=k, temperature=0.1)
-    torch.testing.assert_close(got, naive(target, sources, labels, grid, radius, k, 0.1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        got, naive(target, sources, labels, grid, radius, k, 0.1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_references_are_the_first_frame_and_the_last_few() -> None:
@@ -84,7 +86,10 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
     got = list(propagate(frames, first, grid, recipe))
     soft = {0: first}
     for t, references in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3])):
-        sources, labels = torch.stack([frames[r] for r in references]), torch.stack([soft[r] for r in references])
+        sources, labels = (
+            torch.stack([frames[r] for r in references]),
+            torch.stack([soft[r] for r in references]),
+        )
         soft[t] = naive(frames[t], sources, labels, grid, 1, 3, 0.1)
         torch.testing.assert_close(got[t - 1], soft[t], rtol=1e-4, atol=1e-5)
     assert len(got) == 4
@@ -92,7 +97,12 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
 
 def test_defaults_of_the_protocol() -> None:
     recipe = PropagationRecipe()
-    assert (recipe.num_neighbours, recipe.temperature, recipe.radius, recipe.num_previous) == (5, 0.1, 12, 7)
+    assert (recipe.num_neighbours, recipe.temperature, recipe.radius, recipe.num_previous) == (
+        5,
+        0.1,
+        12,
+        7,
+    )
     assert recipe.std == (0.228, 0.224, 0.225)
     assert frame_size(480, 854, recipe) == (480, 832)
     assert frame_size(854, 480, recipe) == (832, 480)
@@ -190,12 +200,16 @@ def test_j_and_f_against_naive_ones(seed: int) -> None:
     assert np.array_equal(boundary(mine), naive_boundary(mine))
     assert boundary_accuracy(mine, theirs) == pytest.approx(naive_f(mine, theirs), abs=1e-12)
     pixels, other = set(map(tuple, np.argwhere(mine))), set(map(tuple, np.argwhere(theirs)))
-    assert region_similarity(mine, theirs) == pytest.approx(len(pixels & other) / len(pixels | other))
+    assert region_similarity(mine, theirs) == pytest.approx(
+        len(pixels & other) / len(pixels | other)
+    )
 
 
 def test_f_of_empty_masks() -> None:
     empty, full, one = np.zeros((20, 30), bool), np.ones((20, 30), bool), blobs(0, 20, 30, 0.5)
-    assert boundary_accuracy(empty, empty) == 1.0 and boundary_accuracy(full, empty) == 1.0  # neither has a boundary
+    assert (
+        boundary_accuracy(empty, empty) == 1.0 and boundary_accuracy(full, empty) == 1.0
+    )  # neither has a boundary
     assert boundary_accuracy(empty, one) == 0.0 and boundary_accuracy(one, empty) == 0.0
     far = np.zeros((20, 30), bool)
     far[:3, :3] = True
@@ -223,17 +237,26 @@ def test_reading(mini: Path) -> None:
     frame = videos.frames("digits_00")[3]
     pixels = read_frame(frame, (64, 96), MINI.mean, MINI.std)
     plain = torch.from_numpy(np.array(Image.open(frame))).permute(2, 0, 1) / 255
-    want = (plain - torch.tensor(MINI.mean).view(3, 1, 1)) / torch.tensor([0.228, 0.224, 0.225]).view(3, 1, 1)
+    want = (plain - torch.tensor(MINI.mean).view(3, 1, 1)) / torch.tensor(
+        [0.228, 0.224, 0.225]
+    ).view(3, 1, 1)
     torch.testing.assert_close(pixels, want, rtol=1e-4, atol=1e-4)
     assert read_frame(frame, (32, 48), MINI.mean, MINI.std).shape == (3, 32, 48)
 
 
 def test_labels_of_patches_are_those_of_their_middle() -> None:
     mask = np.zeros((8, 12), np.uint8)
-    mask[2, 6] = 2  # the pixel just below and right of the middle of the patch of rows 0 ... 3, columns 4 ... 7
+    mask[2, 6] = (
+        2  # the pixel just below and right of the middle of the patch of rows 0 ... 3, columns 4 ... 7
+    )
     labels = one_hot_patches(mask, (2, 3), 2)
     assert labels.argmax(1).tolist() == [0, 2, 0, 0, 0, 0] and labels.shape == (6, 3)
-    assert resize_map(torch.tensor([[0, 1], [2, 0]], dtype=torch.uint8), 4, 4)[1].tolist() == [0, 0, 1, 1]
+    assert resize_map(torch.tensor([[0, 1], [2, 0]], dtype=torch.uint8), 4, 4)[1].tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_layout_is_checked(mini: Path, tmp_path: Path) -> None:
@@ -241,7 +264,9 @@ def test_layout_is_checked(mini: Path, tmp_path: Path) -> None:
         VideoFolder(tmp_path)
     root = tmp_path / "videos"
     shutil.copytree(mini, root)
-    with pytest.raises(SourceError, match=r"3 videos found, 30 expected, 18 frames found, 1999 expected"):
+    with pytest.raises(
+        SourceError, match=r"3 videos found, 30 expected, 18 frames found, 1999 expected"
+    ):
         check_videos(VideoFolder(root), 30, 1999, threads=1, report=print)
     annotations = root / "Annotations" / "480p" / "digits_01"
     good = (annotations / "00003.png").read_bytes()
@@ -262,12 +287,16 @@ def test_layout_is_checked(mini: Path, tmp_path: Path) -> None:
         VideoFolder(root)
 
 
-def test_ranks_share_the_videos(mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_videos(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     vit, videos = build_vit("vit_mini"), VideoFolder(mini)
     alone = evaluate_videos(vit, videos, MINI, CPU, out_dir=tmp_path / "one", num_pictures=2)
     assert 0 < alone.j < 100 and alone.jf == pytest.approx((alone.j + alone.f) / 2)
-    masks = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one" / "masks").rglob("*.png"))
+    masks = sorted(
+        p.relative_to(tmp_path / "one") for p in (tmp_path / "one" / "masks").rglob("*.png")
+    )
     assert len(masks) == 18 and len(list((tmp_path / "one" / "pictures").iterdir())) == 2
     written = np.array(Image.open(tmp_path / "one" / "masks" / "digits_01" / "00000.png"))
     assert np.array_equal(written, videos.masks("digits_01")[0])
@@ -276,10 +305,17 @@ def test_ranks_share_the_videos(mini: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(distributed, "all_gather_rows", lambda rows: sent.append(rows) or torch.cat([rows, rows]))
+        monkeypatch.setattr(
+            distributed,
+            "all_gather_rows",
+            lambda rows: sent.append(rows) or torch.cat([rows, rows]),
+        )
         evaluate_videos(vit, videos, MINI, CPU, out_dir=tmp_path / "two")
     tables = [rows[0] for rows in sent if rows.ndim == 4]
-    assert [t.isnan().all(dim=(1, 2)).tolist() for t in tables] == [[False, True, False], [True, False, True]]
+    assert [t.isnan().all(dim=(1, 2)).tolist() for t in tables] == [
+        [False, True, False],
+        [True, False, True],
+    ]
     merged = torch.where(tables[0].isnan(), tables[1], tables[0]).flatten(0, 1)
     assert video_scores(merged.numpy()) == alone
 
@@ -291,7 +327,9 @@ def test_a_still_video_keeps_its_masks(tmp_path: Path) -> None:
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
         first = (tmp_path / "v" / kind / "480p" / "digits_00" / f"00000.{suffix}").read_bytes()
         for number in (1, 2):
-            (tmp_path / "v" / kind / "480p" / "digits_00" / f"0000{number}.{suffix}").write_bytes(first)
+            (tmp_path / "v" / kind / "480p" / "digits_00" / f"0000{number}.{suffix}").write_bytes(
+                first
+            )
     torch.manual_seed(0)
     recipe = PropagationRecipe(short_side=256, multiple=16, num_neighbours=1, radius=2)
     found = evaluate_videos(build_vit("vit_mini"), videos, recipe, CPU, out_dir=tmp_path)
@@ -300,7 +338,15 @@ def test_a_still_video_keeps_its_masks(tmp_path: Path) -> None:
 
 def test_colours() -> None:
     """The first colours of the public palette."""
-    first = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128]]
+    first = [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+        [0, 128, 128],
+    ]
     assert colours()[:7].tolist() == first and colours()[15].tolist() == [192, 128, 128]
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
