@@ -79,14 +79,15 @@ def plan(
     be, and with --cluster runs that do not fit its nodes. Starts nothing, and exits with 0 whatever it finds.
     """
     from pipeline import manifest
-    from slurm import console, estimates
-    from stages.preflight import in_the_way
+    from slurm import console
+    from slurm.submission import estimates
+    from stages.commands.preflight import in_the_way
 
     runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     split = manifest.split(root, runs)
     console.show_plan(runs, split, root, estimates.advice(split.pending, root))
     if cluster is not None:
-        from slurm.cluster import load_profile, misfit
+        from slurm.submission.profile import load_profile, misfit
 
         profile = load_profile(cluster)
         console.show_lines(
@@ -113,8 +114,9 @@ def doctor(
     Changes nothing; exit code 1 when something is wrong.
     """
     from pipeline import environment
-    from slurm import console, place
-    from stages.preflight import preflight
+    from slurm import console
+    from slurm import run_root as place
+    from stages.commands.preflight import preflight
 
     runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     console.announce_look(unseen)
@@ -122,7 +124,7 @@ def doctor(
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
     findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
     if cluster:
-        from slurm.preflight import preflight as dry_run
+        from slurm.submission.preflight import preflight as dry_run
 
         findings += dry_run(place.cluster_profile(cluster, run_root), found.pending)
     else:
@@ -147,9 +149,10 @@ def submit(
     Look on with `status`.
     """
     from pipeline.plan import traced
-    from slurm import console, place
-    from slurm import submit as submission
-    from stages.preflight import require_sound
+    from slurm import console
+    from slurm import run_root as place
+    from slurm.submission import submit as submission
+    from stages.commands.preflight import require_sound
 
     chosen, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     runs, on = traced(chosen, profile), place.cluster_profile(cluster, run_root)
@@ -177,7 +180,7 @@ def run_command(
     """
     from pipeline.plan import require_resolved, traced
     from slurm import console
-    from slurm.local import run_here
+    from slurm.local.executor import run_here
 
     runs, root = _chosen(reproduction, overrides, only, None, run_root)
     require_resolved(runs)
@@ -251,7 +254,7 @@ def tables(
     damaged, or two that claim one cell, stop it and are named with file and line.
     """
     from results import options
-    from stages import tabulated
+    from stages.commands import tables as tabulated
 
     options.check(
         table=table,
@@ -292,7 +295,7 @@ def figures(
     """
     from results.figures.every import drawings
     from results.figures.style import write
-    from stages.collected import collected
+    from stages.commands.results import collected
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
     _show(
@@ -320,11 +323,11 @@ def report(
     Tables, figures, runs and their states, costs, provenance, deviations. It holds all it needs and opens from disk. Of
     a reproduction it shows all runs, done or not. Rows that are refused are listed on it.
     """
-    from results import atomic
+    from pipeline.files import write_atomic
     from results.report.graph import Node
     from results.report.page import report as page
     from slurm.status import status as states
-    from stages.collected import collected, paper_says
+    from stages.commands.results import collected, paper_says
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
     collection, found = collected(root, runs if reproduction else None), states(runs, root)
@@ -333,7 +336,7 @@ def report(
         for s in found
     ]
     text = page(collection, root, nodes=nodes, paper_says=paper_says(collection))
-    path = atomic.write(out or root / "report.html", text)
+    path = write_atomic(out or root / "report.html", text)
     _show((f"refused: {line}" for line in collection.problems), err=True)
     typer.echo(f"{path} ({len(text.encode()) / 1e6:.1f} MB)")
 
@@ -364,7 +367,7 @@ def verify(
     --deep every image of the converted data sets: checksum, label, and that it decodes. A line per problem; exit code
     1 when one is left. A bad checkpoint is set aside as bad_step_..., and only where a good one remains.
     """
-    from stages.verification import verify as check
+    from stages.commands.verify import verify as check
 
     if every and not deep:
         raise typer.BadParameter("expected --deep beside it", param_hint="--every")
@@ -390,7 +393,7 @@ def logs(
     The logs of all attempts and ranks are beside it.
     """
     from slurm import console
-    from slurm.logs import newest_log
+    from slurm.shared.logs import newest_log
     from slurm.status import status as states
 
     runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
@@ -410,7 +413,7 @@ def cancel(
 
     What is done stays done; `submit` goes on from the last checkpoints.
     """
-    from slurm import queue
+    from slurm.shared import queue
 
     runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
     jobs = queue.queued(runs, root, required=True)
@@ -442,7 +445,7 @@ def import_command(
     A released Mugs checkpoint, full or backbone only, or a plain ViT of timm. Stops with the keys that are missing or
     not expected, and writes nothing then. To evaluate weights, see the reproduction evaluate_released.
     """
-    from stages.weight_files import import_file, import_settings
+    from stages.commands.weights import import_file, import_settings
 
     _show(
         import_file(import_settings(file, arch, source=source, network=network, sha256=sha256), out)
@@ -472,8 +475,8 @@ def export(
     `timm.create_model(...).load_state_dict(...)` takes it; the whole call is printed. Before it is written timm has to
     give an image the same class token as our own network does.
     """
-    from slurm import place
-    from stages.weight_files import export as write
+    from slurm import run_root as place
+    from stages.commands.weights import export as write
 
     _show(write(run, out, place.run_root(run_root, cluster), weights=weights, format=format))
 
@@ -497,9 +500,9 @@ def clean(
     what is or may be queued or running, changed within the last hour, or is an output of a finished run. Slurm is asked
     about runs that were submitted; they stay where it does not answer.
     """
-    from slurm import place
-    from slurm.busy import busy
-    from stages import cleaning
+    from slurm import run_root as place
+    from slurm.active_runs import busy
+    from stages.commands import clean as cleaning
 
     root = place.run_root(run_root, cluster)
     _show(
@@ -520,8 +523,8 @@ def _chosen_of_all(
 ) -> tuple[list[StageRun], list[StageRun], Path]:
     """The chosen runs, all of the reproduction, and where runs are kept."""
     from pipeline.plan import select
-    from slurm import place
-    from stages.reproduction import all_runs
+    from slurm import run_root as place
+    from stages.commands.reproduction import all_runs
 
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION that it is about", param_hint="--set")
@@ -555,7 +558,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from results.explain import NoSuchCellError
     from results.options import OptionError
     from results.store import RowsError
-    from slurm.queue import SlurmError
+    from slurm.shared.queue import SlurmError
 
     return ConfigError, NoSuchCellError, OptionError, RowsError, SlurmError
 

@@ -1,6 +1,6 @@
 """Attempts of a run: each takes the next number, and only the newest may publish.
 
-`<run_dir>/attempts/NNNN.json` is created with O_EXCL, so two processes can never hold one number.
+`<run_dir>/attempts/NNNN.json` is created once, so two processes can never hold one number.
 `NNNN.failed.json` beside it says how an attempt ended when it failed, `NNNN.interrupted.json` that it was asked to stop
 and did, `NNNN.saved.json` what its newest checkpoint is and what saving cost.
 A process that was thought dead and is not (a node that lost its daemon) finds a newer number and must stop.
@@ -8,7 +8,6 @@ A process that was thought dead and is not (a node that lost its daemon) finds a
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import read_json, write_json_atomic
+from pipeline.files import create_json, read_json, write_json_atomic
 
 
 class StaleAttemptError(RuntimeError):
@@ -61,8 +60,6 @@ def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
 
     `launch` is equal on all ranks of one start and differs between starts; ranks `find` their number by it.
     """
-    folder = _folder(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     note = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -73,14 +70,10 @@ def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
     number = latest(run_dir) + 1
     while True:
         try:
-            fd = os.open(folder / f"{number:04d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            create_json(_folder(run_dir) / f"{number:04d}.json", note)
         except FileExistsError:
             number += 1
             continue
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(note, file)
-            file.flush()
-            os.fsync(file.fileno())
         return number
 
 
@@ -183,4 +176,4 @@ def running_here(run_dir: Path) -> bool:
         command = Path(f"/proc/{int(note['pid'])}/cmdline").read_bytes()
     except OSError:
         return False
-    return b"slurm.job" in command
+    return b"slurm.node.job" in command

@@ -11,31 +11,33 @@ KEY = "sha256"
 
 
 class ChecksumError(ValueError):
-    """A record is not what was written."""
+    """A record differs from what was written."""
 
 
-def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON-able content, however it is spelled in a file."""
+def hash_json(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON-able content. Order of keys and white space do not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content and, under the key `sha256`, its checksum."""
-    return {**content, KEY: digest(content)}
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content and, under the key `sha256`, its checksum."""
+    return {**content, KEY: hash_json(content)}
 
 
-def unsealed(content: Any) -> dict[str, Any]:
-    """The content without its checksum. Raises ChecksumError when that is missing or of something else."""
+def verify_checksum(content: Any) -> dict[str, Any]:
+    """Return the content without its checksum.
+
+    Raises:
+        ChecksumError: the checksum is missing, or belongs to other content.
+    """
     if not isinstance(content, dict) or KEY not in content:
         raise ChecksumError("it has no checksum")
     rest = {key: value for key, value in content.items() if key != KEY}
     try:
-        found = digest(rest)
+        found = hash_json(rest)
     except TypeError as error:
-        raise ChecksumError(f"it holds what no record holds: {error}") from error
+        raise ChecksumError(f"it contains a value that is not JSON: {error}") from error
     if found != content[KEY]:
-        raise ChecksumError(
-            "it is not what was written: its SHA-256 differs from the one recorded in it"
-        )
+        raise ChecksumError("its SHA-256 differs from the one recorded in it")
     return rest

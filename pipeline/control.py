@@ -1,4 +1,4 @@
-"""What a stage that trains asks and tells the job around it, and how a job is left before it is done."""
+"""What a training loop asks and tells the job around it, and how a run stops before it is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NoReturn, Protocol
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop and did; the next attempt goes on from its last checkpoint. Not a failure."""
+    """The run was asked to stop and did. The next attempt resumes its last checkpoint; this is not a failure."""
 
 
 class Control(Protocol):
@@ -14,22 +14,25 @@ class Control(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Number of this start of the run; of two, the higher one is the newer."""
+        """Number of this start of the run; a later start has a higher one."""
 
     def stop_requested(self) -> bool:
         """Whether this rank was asked to stop."""
 
     def may_write(self) -> bool:
-        """Whether no newer attempt has started: only then may checkpoints be written."""
+        """Whether this is still the newest attempt: only then may it write checkpoints."""
 
-    def beat(self, step: int) -> None:
-        """`step` steps are done, more will follow; from now on the loop is trusted to ask for stops."""
+    def heartbeat(self, step: int) -> None:
+        """Say that `step` steps are done and more will follow.
+
+        From the first heartbeat on, a signal to stop waits for the loop to ask `stop_requested`.
+        """
 
     def saved(self, step: int, seconds: float) -> None:
-        """The state after `step` steps is on disk; it took this long."""
+        """Say that the state after `step` steps is on disk, and how long writing it took."""
 
     def interrupted(self, step: int) -> NoReturn:
-        """Raise Interrupted: the state of `step` was saved as asked for."""
+        """Raise Interrupted, after the state of `step` was saved because of a request to stop."""
 
-    def rest(self) -> None:
-        """No step will follow."""
+    def finish(self) -> None:
+        """Say that no further step will follow."""

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from pipeline.atomic import write_text_atomic
 from pipeline.attempts import StaleAttemptError, is_current
-from pipeline.checksum import sealed, unsealed
+from pipeline.checksum import verify_checksum, with_checksum
+from pipeline.files import write_atomic
 from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,13 @@ def record(run_root: Path, entry: ManifestEntry) -> Path:
     if rows is not None:
         entry = entry.model_copy(update={"rows_sha256": content_sha256(rows)})
     path = entry_path(run_root, entry.run_id)
-    write_text_atomic(path, json.dumps(sealed(entry.model_dump(mode="json")), indent=1) + "\n")
+    write_atomic(path, json.dumps(with_checksum(entry.model_dump(mode="json")), indent=1) + "\n")
     return path
 
 
 def parse(content: bytes) -> ManifestEntry:
     """The entry in a file. Raises ValueError, RecursionError when it is none, or not what was written."""
-    return ManifestEntry.model_validate(unsealed(json.loads(content)))
+    return ManifestEntry.model_validate(verify_checksum(json.loads(content)))
 
 
 def read(run_root: Path, run_id: str) -> ManifestEntry | None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import read_json
+from pipeline.files import read_json
 
 PACKAGES = ("pipeline", "mugs", "results", "slurm", "stages")
 SNAPSHOT_NOTE = "SNAPSHOT.json"

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.atomic import write_text_atomic
-from pipeline.checksum import ChecksumError, sealed, unsealed
+from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
+from pipeline.files import write_atomic
 from pipeline.reading import parse_yaml, read_text, validate
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
@@ -83,7 +83,7 @@ def write(run_root: Path, run: StageRun) -> Path:
         "config": run.config.model_dump(mode="json"),
     }
     run_dir = run.run_dir(run_root)
-    write_text_atomic(run_dir / FILE_NAME, yaml.safe_dump(sealed(content), sort_keys=False))
+    write_atomic(run_dir / FILE_NAME, yaml.safe_dump(with_checksum(content), sort_keys=False))
     return run_dir
 
 
@@ -96,7 +96,7 @@ def read(run_dir: Path) -> RunFile:
     """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
     path = run_dir / FILE_NAME
     try:
-        found = RunFile(**unsealed(parse_yaml(str(path), read_text(path))))
+        found = RunFile(**verify_checksum(parse_yaml(str(path), read_text(path))))
     except ChecksumError as error:
         raise ConfigError(
             f"{path}: {error}; run or submit the reproduction to have it written anew"

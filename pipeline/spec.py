@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.control import Control
-
 if TYPE_CHECKING:
-    from pipeline.manifest import ManifestEntry
+    pass
 
 ROWS_WRITER = "results.store:write_rows"
 """Entry point, as text, of the function `(path, rows)` that stores the result rows of a stage."""
@@ -154,36 +152,3 @@ class StageRun:
     def run_dir(self, run_root: Path) -> Path:
         """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""
         return run_root / self.stage / self.key
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage is given besides its configuration.
-
-    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.alongside` whose runs are
-    not done yet to their folders; a stage that trains step by step hands `control`, None where no job surrounds it,
-    to its loop.
-    """
-
-    stage: str
-    name: str
-    run_id: str
-    run_dir: Path
-    inputs: Mapping[str, ManifestEntry]
-    attempt: int
-    control: Control | None = None
-    running: Mapping[str, Path] = field(default_factory=dict)
-
-
-@dataclass
-class StageOutput:
-    """What a stage returns.
-
-    `outputs` maps a label to a file or folder (relative to the run's folder, or absolute inside it), `rows`
-    are the result rows, `info` holds JSON-able facts for downstream stages (number of classes,
-    architecture). Only what rank 0 returns is recorded.
-    """
-
-    outputs: Mapping[str, Path] = field(default_factory=dict)
-    rows: Sequence[Any] = ()
-    info: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from results import atomic, render, spec
+from pipeline.files import write_atomic
+from results import render, spec
 from results.collect import Collection, conflict_free, unknown
 from results.runs import Run
 from results.schema import Result
@@ -35,7 +36,7 @@ def publish(collection: Collection, folder: Path) -> list[Path]:
     }
     runs = [_public(run) for _, run in sorted(collection.runs.items())]
     content = {"runs": runs, "results": dict(sorted(apart.items()))}
-    atomic.write(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    write_atomic(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     tables = render.write_all(build_all(read(folder).results, spec.names()), folder / "tables")
     return [folder / "rows.csv", folder / "runs.json", *tables.values()]
 

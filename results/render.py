@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from results import atomic
+from pipeline.files import write_atomic
 from results.lines import Laid, Line, Part, Text, lay_out
 from results.tables import Block, Entry, Table
 
@@ -19,7 +19,7 @@ def write_all(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
     for table in tables:
         for fmt, suffix in SUFFIX.items():
             name = f"{table.name}.{suffix}"
-            written[name] = atomic.write(out_dir / name, to_text(table, fmt))
+            written[name] = write_atomic(out_dir / name, to_text(table, fmt))
     return written
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from results import atomic
+from pipeline.files import write_atomic
 from results.checks import wrong_with
 from results.schema import Result, ResultRow
 
@@ -25,7 +25,7 @@ def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    atomic.write(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pipeline.findings import Finding
     from pipeline.manifest import Split
     from pipeline.spec import StageRun
-    from slurm.local import Outcome
+    from slurm.local.executor import Outcome
     from slurm.status import RunStatus
-    from slurm.submit import Submission
+    from slurm.submission.submit import Submission
 
 _STYLES = {
     "done": "green",

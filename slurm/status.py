@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import attempts, manifest
-from pipeline.atomic import read_json
+from pipeline.files import read_json
 from pipeline.spec import StageRun
-from slurm import queue
-from slurm.logs import last_line, newest_log
+from slurm.shared import queue
+from slurm.shared.logs import last_line, newest_log
 
 _FRESH_S = 180.0
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")

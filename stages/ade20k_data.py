@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import Report, locate, look
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.external_data import Report, locate, look
 
 
 class Ade20kDataConfig(StageConfig):
@@ -34,7 +35,7 @@ def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple
 
 def check(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
     """Read all scenes and count them. Raises SourceError naming what is wrong."""
-    from mugs.transfer.segmentation.scenes import check_scenes
+    from mugs.data.dense.ade20k import check_scenes
 
     counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
     classes, zero = cfg.num_classes, cfg.reduce_zero
@@ -46,7 +47,7 @@ def check(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
 
 def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
-    from mugs.transfer.digit_scenes import materialize_scenes
+    from mugs.data.mini.scenes_and_videos import materialize_scenes
 
     digits = cfg.num_classes - 1
     materialize = partial(

@@ -4,16 +4,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.engine_config import same_named
-from stages.evaluate import Pretrained, load_vit, result_row
-from stages.global_batch import uneven
-from stages.located import read_root
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.batch_checks import uneven
+from stages.shared.external_data import read_root
+from stages.shared.frozen import Pretrained, load_vit, result_row
+from stages.shared.presets import same_named
 
 if TYPE_CHECKING:
-    from mugs.backbones.vit import ViT
+    from mugs.data.dense.ade20k import SceneFolder
+    from mugs.models.vit import ViT
     from mugs.transfer.segmentation.config import SegmentationConfig
-    from mugs.transfer.segmentation.scenes import SceneFolder
 
 UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
 
@@ -81,12 +82,12 @@ class Ade20kSegmentationConfig(Pretrained):
 
 def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     """Train and test; rows mIoU, mAcc and aAcc, the segmenter's weights and pictures of the first images."""
-    from mugs.engine import distributed
-    from mugs.transfer.pictures import hex_colours
+    from mugs import distributed
+    from mugs.data.dense.pictures import hex_colours
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import SegmentationTraining
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     device = distributed.init()
     data = ctx.inputs["data"].info
@@ -140,7 +141,7 @@ def trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":
 
 def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
     """A split where the check found it."""
-    from mugs.transfer.segmentation.scenes import SceneFolder
+    from mugs.data.dense.ade20k import SceneFolder
 
     info = ctx.inputs["data"].info
     return SceneFolder(

@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
-from pipeline.spec import StageContext, StageOutput
-from stages.evaluate import Backbone, backbone_info, load_vit
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.frozen import Backbone, backbone_info, load_vit
 
 
 class AttentionConfig(Backbone):
@@ -21,8 +21,8 @@ class AttentionConfig(Backbone):
 
 def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
     """Output `pictures`: a PNG file per image. Raises ValueError for images there are not, and for parts of a patch."""
-    from mugs.data.source import open_source
-    from mugs.engine import distributed
+    from mugs import distributed
+    from mugs.data.sources.open import open_source
     from mugs.evaluation.attention import CAPTION, draw_attention
 
     data = ctx.inputs["data"]

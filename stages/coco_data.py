@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import Report, locate, look
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.external_data import Report, locate, look
 
 
 class CocoDataConfig(StageConfig):
@@ -32,8 +33,8 @@ def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[s
 
 def check(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
     """How many images and categories there are. Raises SourceError naming what differs from what is said or known."""
-    from mugs.data.layout import Layout
-    from mugs.transfer.detection.layout import check_coco
+    from mugs.data.dense.coco import check_coco
+    from mugs.data.sources.expected import Layout
 
     images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
     expected = Layout(cfg.num_classes, images).or_known(cfg.dataset)
@@ -44,7 +45,7 @@ def check(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
 
 def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     """Check both splits; output `layout` says where they lie."""
-    from mugs.transfer.detection.digits import materialize_coco
+    from mugs.data.mini.coco import materialize_coco
 
     materialize = partial(
         materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50

@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.engine_config import same_named
-from stages.evaluate import Pretrained, load_vit, result_row
-from stages.global_batch import uneven
-from stages.located import read_root
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.batch_checks import uneven
+from stages.shared.external_data import read_root
+from stages.shared.frozen import Pretrained, load_vit, result_row
+from stages.shared.presets import same_named
 
 if TYPE_CHECKING:
-    from mugs.transfer.detection.coco import CocoSplit
-    from mugs.transfer.detection.training_config import DetectionConfig
+    from mugs.data.dense.coco import CocoSplit
+    from mugs.transfer.detection.config import DetectionConfig
 
 
 class DetectorOptions(StageConfig):
@@ -83,12 +84,12 @@ class CocoDetectionConfig(Pretrained):
 
 def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     """Train and test; rows of box and mask AP, the detector's weights, all detections, pictures of the first images."""
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.transfer.detection.detector import build_detector
     from mugs.transfer.detection.evaluate import average_precision, detect_split
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
     from mugs.transfer.detection.train import DetectionTraining
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     device = distributed.init()
     config = detection_config(cfg, ctx.inputs["data"].info["num_classes"])
@@ -121,15 +122,14 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":
     """A split where the check found it."""
-    from mugs.transfer.detection.coco import CocoSplit
+    from mugs.data.dense.coco import CocoSplit
 
     return CocoSplit(read_root(ctx), split)
 
 
 def detection_config(cfg: CocoDetectionConfig, num_classes: int) -> "DetectionConfig":
     """The engine's configuration."""
-    from mugs.transfer.detection.config import DetectorConfig
-    from mugs.transfer.detection.training_config import DetectionConfig
+    from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
     from mugs.transfer.detection.views import Scales
 
     detector = DetectorConfig(num_classes=num_classes, **cfg.detector.model_dump())

@@ -9,15 +9,16 @@ from pydantic import Field, model_validator
 
 from pipeline import runfile
 from pipeline.manifest import ManifestEntry
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
-    from mugs.data.layout import Layout
-    from mugs.data.source import FolderSource
+    from mugs.data.sources.base import FolderSource
+    from mugs.data.sources.expected import Layout
 
 BUILTIN = {
-    "builtin:sklearn_digits": "mugs.data.digits:materialize_digits",
-    "builtin:sklearn_photo_patches": "mugs.data.photographs:materialize_patches",
+    "builtin:sklearn_digits": "mugs.data.mini.digits:materialize_digits",
+    "builtin:sklearn_photo_patches": "mugs.data.mini.photographs:materialize_patches",
 }
 """Images that come with scikit-learn: what writes them as an image folder, `train/` and `val/` in it."""
 PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
@@ -30,7 +31,7 @@ class ConvertConfig(StageConfig):
     relative to the folder a line, or path, space, class; their number then has to be declared. `num_classes: 0` is for
     images without labels, `num_val_images: 0` for a data set without validation images. Counts are those of the files
     found, `allow_bad` included; of imagenet1k and the public data sets they are known. Those of `PUBLIC` are read from
-    `root` as they are downloaded (layouts: `mugs/data/public.py`), unless folders are given.
+    `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless folders are given.
     """
 
     dataset: str = Field(min_length=1)
@@ -101,7 +102,7 @@ class ConvertConfig(StageConfig):
 
 def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     """Convert the splits on rank 0; outputs `train` and `val` (.beton) and their sidecars."""
-    from mugs.data.convert import convert
+    from mugs.data.sources.convert import convert
     from mugs.engine.progress import Progress
 
     outputs: dict[str, Path] = {}
@@ -143,8 +144,8 @@ def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[st
 
 def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
     """Raise SourceError, in one line, with the images of all splits that were cut short."""
-    from mugs.data.convert import require_whole
-    from mugs.data.source import SourceError
+    from mugs.data.sources.base import SourceError
+    from mugs.data.sources.convert import require_whole
 
     problems = []
     for source in sources:
@@ -187,7 +188,7 @@ def num_images(cfg: ConvertConfig) -> int:
 
 def layout(cfg: ConvertConfig) -> "Layout":
     """Classes and images as declared, or else known."""
-    from mugs.data.layout import Layout
+    from mugs.data.sources.expected import Layout
 
     images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
     return Layout(cfg.num_classes, images).or_known(cfg.dataset)
@@ -195,10 +196,10 @@ def layout(cfg: ConvertConfig) -> "Layout":
 
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
-    from mugs.data.layout import check_layout
-    from mugs.data.listing import open_images
-    from mugs.data.public import open_public
-    from mugs.data.source import SourceError
+    from mugs.data.sources.base import SourceError
+    from mugs.data.sources.expected import check_layout
+    from mugs.data.sources.listing import open_images
+    from mugs.data.sources.public import open_public
 
     good: dict[str, FolderSource] = {}
     bad: dict[str, SourceError] = {}
@@ -219,7 +220,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
 
 def check(entry: ManifestEntry, every: int) -> list[str]:
     """What is wrong with every `every`-th image of the converted files, a line each."""
-    from mugs.data.convert import verify
+    from mugs.data.sources.convert import verify
 
     splits = [split for split in ("train", "val") if split in entry.outputs]
     return [line for split in splits for line in verify(entry.output(split), every=every)]
@@ -237,7 +238,7 @@ def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
         raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")
     path = Path(folder).expanduser()
     if not path.is_dir():
-        from mugs.data.source import SourceError
+        from mugs.data.sources.base import SourceError
 
         raise SourceError(f"{split}_dir: {path} is not a folder")
     return path

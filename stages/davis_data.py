@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.located import Report, locate, look
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.external_data import Report, locate, look
 
 
 class DavisDataConfig(StageConfig):
@@ -30,7 +31,7 @@ def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[
 
 def check(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
     """Read all videos and count them. Raises SourceError naming what is wrong."""
-    from mugs.transfer.davis import VideoFolder, check_videos
+    from mugs.data.dense.davis import VideoFolder, check_videos
 
     check_videos(
         VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=report
@@ -40,7 +41,7 @@ def check(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
 
 def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     """Check the validation videos; output `layout` says where they lie."""
-    from mugs.transfer.digit_scenes import materialize_videos
+    from mugs.data.mini.scenes_and_videos import materialize_videos
 
     materialize = partial(
         materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos

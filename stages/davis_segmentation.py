@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt
 
-from pipeline.spec import Runtime, StageContext, StageOutput
-from stages.evaluate import Pretrained, load_vit, result_row
-from stages.located import read_root
+from pipeline.spec import Runtime
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.external_data import read_root
+from stages.shared.frozen import Pretrained, load_vit, result_row
 
 if TYPE_CHECKING:
-    from mugs.transfer.video import PropagationRecipe
+    from mugs.transfer.video.propagation import PropagationRecipe
 
 
 class DavisSegmentationConfig(Pretrained):
     """DINO's protocol. `num_previous` lists how many frames before the one at hand count: 7 in DINO and iBOT, 20 in the
-    script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.PropagationRecipe`.
+    script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.propagation.PropagationRecipe`.
     """
 
     num_previous: tuple[NonNegativeInt, ...] = Field((7, 20), min_length=1)
@@ -28,9 +29,9 @@ class DavisSegmentationConfig(Pretrained):
 
 def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     """Propagate for each number of frames; rows J&F, J and F, masks and pictures."""
-    from mugs.engine import distributed
-    from mugs.transfer.davis import VideoFolder
-    from mugs.transfer.video_evaluate import CAPTION, evaluate_videos
+    from mugs import distributed
+    from mugs.data.dense.davis import VideoFolder
+    from mugs.transfer.video.evaluate import CAPTION, evaluate_videos
 
     device = distributed.init()
     videos = VideoFolder(read_root(ctx))
@@ -63,7 +64,7 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
 
 def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "PropagationRecipe":
     """The recipe with one number of previous frames."""
-    from mugs.transfer.video import PropagationRecipe
+    from mugs.transfer.video.propagation import PropagationRecipe
 
     same = cfg.model_dump(exclude={"weights", "num_previous", "num_pictures"})
     return PropagationRecipe(num_previous=num_previous, **same)

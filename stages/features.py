@@ -5,10 +5,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 from stages.convert import ConvertConfig, num_images
-from stages.evaluate import Backbone, backbone_info, load_vit, num_classes
 from stages.pretrain import OTHER, SHAPES
+from stages.shared.frozen import Backbone, backbone_info, load_vit, num_classes
 
 
 class FeaturesConfig(Backbone):
@@ -33,8 +34,8 @@ class FeaturesConfig(Backbone):
 
 def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
     """Output `features`: a folder that `mugs.evaluation.feature_store.FeatureStore` reads."""
-    from mugs.data.source import open_source
-    from mugs.engine import distributed
+    from mugs import distributed
+    from mugs.data.sources.open import open_source
     from mugs.evaluation.feature_store import Layout, extract_split
 
     classes = num_classes(ctx)

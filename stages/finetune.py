@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.manifest import require_intact
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
-from stages.engine_config import same_named
-from stages.evaluate import Pretrained, load_vit, num_classes, result_row
-from stages.finetune_presets import PRESETS, Preset
-from stages.global_batch import uneven, uneven_pairs, uneven_passes
-from stages.labelled import LabelledPart
-from stages.presets import filled
+from stages.shared.batch_checks import uneven, uneven_pairs, uneven_passes
+from stages.shared.finetune_presets import PRESETS, Preset
+from stages.shared.frozen import Pretrained, load_vit, num_classes, result_row
+from stages.shared.labelled import LabelledPart
+from stages.shared.presets import filled, same_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mugs.data.source import Source
+    from mugs.data.sources.base import Source
     from mugs.finetune.classifier import Classifier
     from mugs.finetune.config import FinetuneConfig as Settings
     from mugs.finetune.validation import EpochResult
@@ -90,7 +90,7 @@ class Head(StageConfig):
 class FinetuneConfig(StageConfig):
     """A fine-tuning run.
 
-    `preset` names a row of the released recipes (`stages/finetune_presets.py`): it gives every field that is not given
+    `preset` names a row of the released recipes (`stages/shared/finetune_presets.py`): it gives every field that is not given
     its value there. The run id follows the fields that come out, not the preset. `weights`: "initial" is where the
     pretraining started; "scratch" draws a network of its shape from `seed`. `labelled` leaves only a part of the
     training images, for semi-supervised learning. The exponential moving average that the release keeps of these
@@ -156,10 +156,10 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     """
     from dataclasses import asdict
 
-    from mugs.data.source import open_source
-    from mugs.engine import distributed
+    from mugs import distributed
+    from mugs.data.sources.open import open_source
     from mugs.finetune.train import Finetuning
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     classes = num_classes(ctx)
     device = distributed.init()
@@ -206,9 +206,9 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
     """The backbone with the weights asked for, and a new head. Raises ValueError where image and patch do not fit."""
     import torch
 
-    from mugs.backbones.vit import build_vit
     from mugs.finetune.classifier import Classifier, build_head
     from mugs.finetune.config import HeadOptions
+    from mugs.models.vit import build_vit
 
     label = "teacher" if cfg.weights == "scratch" else cfg.weights
     vit = load_vit(ctx, label, drop_path=cfg.drop_path).requires_grad_(True)
@@ -236,7 +236,7 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
 def load_projection(ctx: StageContext, head: "nn.Module") -> None:
     """The first layer of the pretraining's group head into that of a two-layer head. Raises ValueError."""
     from mugs.finetune.classifier import load_first_layer
-    from mugs.weights import load_backbone
+    from mugs.weights.backbone_file import load_backbone
 
     entry = ctx.inputs["weights"]
     if "projection" not in entry.outputs:

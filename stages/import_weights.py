@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
-    from mugs.foreign_weights import Imported
+    from mugs.weights.foreign import Imported
 
 
 class ImportConfig(StageConfig):
@@ -59,7 +60,7 @@ def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str
 
 def load(cfg: ImportConfig) -> "Imported":
     """The backbone. Raises WeightsError naming the file and the keys."""
-    from mugs.foreign_weights import import_ours, import_released, import_timm
+    from mugs.weights.foreign import import_ours, import_released, import_timm
 
     if cfg.source == "mugs":
         return import_released(cfg.arch, cfg.file or "", network=cfg.network, sha256=cfg.sha256)
@@ -71,7 +72,7 @@ def save(found: "Imported", path: Path) -> None:
     """Write the backbone in our format."""
     from dataclasses import asdict
 
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     save_backbone(
         path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"}

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pipeline.spec import Runtime, StageContext, StageOutput
-from stages.evaluate import FrozenEvaluation, frozen_features, num_classes, result_row
+from pipeline.spec import Runtime
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.frozen import FrozenEvaluation, frozen_features, num_classes, result_row
 
 
 class KnnConfig(FrozenEvaluation):

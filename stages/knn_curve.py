@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipeline import attempts, manifest, runfile
-from pipeline.atomic import read_json, write_json_atomic
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import Crop, computed_features, num_classes, result_row
+from pipeline.files import read_json, write_json_atomic
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
+from stages.shared.frozen import Crop, computed_features, num_classes, result_row
 
 if TYPE_CHECKING:
-    from mugs.backbones.vit import ViT
+    from mugs.models.vit import ViT
 
 logger = logging.getLogger(__name__)
 INITIAL = "initial"
@@ -66,7 +67,7 @@ class Pretraining:
         """Where the teacher of an epoch is, once it is there: 0 is the start."""
         if epoch == 0:
             return self.run_dir / "weights" / f"{INITIAL}.safetensors"
-        from mugs.storage.record import folder_name
+        from mugs.checkpoint.record import folder_name
 
         return self.run_dir / "checkpoints" / folder_name(self.steps[epoch]) / "teacher.safetensors"
 
@@ -83,7 +84,7 @@ class Pretraining:
 
 def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     """One row per epoch, k and temperature; returns when the pretraining is done and all of its epochs are."""
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.engine.progress import Progress
 
     distributed.init()
@@ -121,8 +122,8 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
 
 def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
     """The pretraining that fills the role `weights`."""
-    from mugs.data.order import Order
-    from mugs.data.source import open_source
+    from mugs.data.loading.order import Order
+    from mugs.data.sources.open import open_source
 
     run_dir = ctx.inputs["weights"].run_dir if "weights" in ctx.inputs else ctx.running["weights"]
     config = runfile.read(run_dir).build().config
@@ -188,7 +189,7 @@ def is_evaluated(ctx: StageContext, pretraining: Pretraining, epoch: int) -> boo
 
 def identity(pretraining: Pretraining, epoch: int) -> str | None:
     """SHA-256 of the weights of a checkpoint, as its record says; the start, once written, stays what it is."""
-    from mugs.storage.record import CheckpointError, read_record
+    from mugs.checkpoint.record import CheckpointError, read_record
 
     if epoch == 0:
         return INITIAL
@@ -201,7 +202,7 @@ def identity(pretraining: Pretraining, epoch: int) -> str | None:
 
 def is_good(file: Path) -> bool:
     """Whether a weights file is there and whole; a bad checkpoint may be written again by a pretraining that runs."""
-    from mugs.storage.record import CheckpointError, verify
+    from mugs.checkpoint.record import CheckpointError, verify
 
     if not file.exists():
         return False
@@ -217,7 +218,7 @@ def is_good(file: Path) -> bool:
 
 def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, epoch: int) -> None:
     """k-NN of the teacher of an epoch, kept in a file."""
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.evaluation.knn import evaluate_knn
 
     weights, vit = identity(pretraining, epoch), teacher(pretraining, epoch)
@@ -238,8 +239,8 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
 
 def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     """The frozen teacher after an epoch. Raises CheckpointError and WeightsError naming the file."""
-    from mugs.engine.checkpoint import load_part
-    from mugs.weights import backbone_state, load_exactly, read_vit
+    from mugs.checkpoint.save_load import load_part
+    from mugs.weights.backbone_file import backbone_state, load_exactly, read_vit
 
     vit, file = read_vit(pretraining.file(0)), pretraining.file(epoch)
     if epoch:

@@ -5,10 +5,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.evaluate import FrozenEvaluation, frozen_features, load_vit, num_classes, result_row
-from stages.global_batch import uneven
-from stages.presets import filled
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.batch_checks import uneven
+from stages.shared.frozen import (
+    FrozenEvaluation,
+    frozen_features,
+    load_vit,
+    num_classes,
+    result_row,
+)
+from stages.shared.presets import filled
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +96,7 @@ class LinearConfig(FrozenEvaluation):
 
 def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     """Train the probe; rows `best epoch` (the released selection, on the validation split) and `last epoch`."""
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.engine.loop import train
     from mugs.engine.precision import allow_tf32
     from mugs.evaluation.linear import Probing
@@ -149,7 +156,7 @@ def probe_data(
     ctx: StageContext, cfg: LinearConfig, device: "torch.device"
 ) -> "tuple[Batches, int, tuple[torch.Tensor, torch.Tensor]]":
     """Training batches, their number in an epoch, and features and labels of the validation images."""
-    from mugs.data.source import open_source
+    from mugs.data.sources.open import open_source
     from mugs.evaluation.features import backbone_feature
     from mugs.evaluation.linear_data import epoch_order, fixed_batches, image_batches
 

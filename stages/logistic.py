@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipeline.manifest import ManifestEntry, find_done
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 from stages.convert import ConvertConfig
-from stages.evaluate import result_row
-from stages.labelled import LabelledPart
+from stages.shared.frozen import result_row
+from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mugs.data.subset import Subset
+    from mugs.data.sources.subset import Subset
     from mugs.evaluation.logistic import Fit
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     """One row per penalty; tables take the best on the validation images, as released."""
     import torch.nn.functional as F
 
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.engine.progress import Progress
     from mugs.evaluation.feature_store import FeatureStore
     from mugs.evaluation.logistic import fit, top1
@@ -126,7 +127,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
 
 def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Fit") -> None:
     """Write the result of a penalty, and of which features it is."""
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     facts = {"objective": found.objective, "gap": found.gap, "iterations": found.iterations}
     meta = {"features": ctx.inputs["features"].outputs["features"].sha256, "fit": facts}
@@ -138,7 +139,7 @@ def read_fit(
 ) -> "Fit | None":
     """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
     from mugs.evaluation.logistic import Fit
-    from mugs.weights import WeightsError, load_backbone
+    from mugs.weights.backbone_file import WeightsError, load_backbone
 
     path = cfg.kept(ctx.run_dir, penalty)
     if not path.exists():
@@ -159,7 +160,7 @@ def read_fit(
 
 def labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":
     """The labelled images of the data set the features were taken from."""
-    from mugs.data.source import open_source
+    from mugs.data.sources.open import open_source
 
     features = ctx.inputs["features"]
     data: ManifestEntry | None = find_done(features.run_root, features.upstream["data"])

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageContext, StageOutput
-from stages.engine_config import same_named
-from stages.global_batch import uneven, uneven_passes
-from stages.presets import filled, paper
+from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
+from stages.shared.batch_checks import uneven, uneven_passes
+from stages.shared.presets import filled, paper, same_named
 
 if TYPE_CHECKING:
-    from mugs.engine.train_config import TrainConfig
+    from mugs.pretrain.config import TrainConfig
 
 
 SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
@@ -49,7 +49,7 @@ class MugsOptions(StageConfig):
 
 
 class ViewOptions(StageConfig):
-    """Fields of `mugs.data.recipe.ViewRecipe` that a reproduction may change."""
+    """Fields of `mugs.data.views.config.ViewRecipe` that a reproduction may change."""
 
     large_size: int = 224
     small_size: int = 96
@@ -75,7 +75,7 @@ class PretrainConfig(StageConfig):
     """A pretraining run. Defaults are those of the released ViT-S runs where these agree.
 
     `preset: paper` gives every field that is not given what the paper says where it differs from the released code
-    (`stages/presets.py`). Given fields stand, those of a bundled reproduction too: to have the paper's there as well,
+    (`stages/shared/presets.py`). Given fields stand, those of a bundled reproduction too: to have the paper's there as well,
     set them to null (`--set pretrain.batch_size=null --set pretrain.steps_per_epoch=null`). "released" changes
     nothing. The run id follows the fields that come out, not the preset. `calibration` names the
     released run whose mean losses of the first epochs are logged beside ours (`mugs/methods/calibration.csv`).
@@ -155,11 +155,11 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     """
     from dataclasses import asdict
 
-    from mugs.data.source import open_source
-    from mugs.engine import distributed
-    from mugs.engine.train import pretrain
+    from mugs import distributed
+    from mugs.data.sources.open import open_source
     from mugs.methods import METHODS, MugsConfig
-    from mugs.weights import save_backbone
+    from mugs.pretrain.train import pretrain
+    from mugs.weights.backbone_file import save_backbone
 
     device = distributed.init()
     method = METHODS[cfg.method](MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
@@ -213,10 +213,10 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 
 def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
-    from mugs.data.recipe import ViewRecipe
-    from mugs.engine.step import StepConfig
-    from mugs.engine.train_config import TrainConfig
+    from mugs.data.views.config import ViewRecipe
     from mugs.methods.calibration import targets
+    from mugs.pretrain.config import TrainConfig
+    from mugs.pretrain.step import StepConfig
 
     step = StepConfig(
         clip=cfg.clip,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.multiprocessing as mp
 
-from mugs.engine import distributed
+from mugs import distributed
 
 
 def spawn(function: Callable[..., None], world: int, *args: object) -> None:

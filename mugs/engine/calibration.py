@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mugs.engine.distributed import all_reduce_mean
+from mugs.distributed import all_reduce_mean
 from mugs.engine.step import StepResult
 
 

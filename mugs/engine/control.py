@@ -1,46 +1,21 @@
 """What surrounds a training: who may ask it to stop, and who may write its checkpoints."""
 
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mugs.engine import distributed
+from mugs import distributed
+from pipeline.control import Control
 
 
 class StaleWriterError(RuntimeError):
     """A newer attempt of this training has started; this one must not write any more."""
 
 
-class Control(Protocol):
-    """The surroundings of one rank, as the loop asks and tells them."""
-
-    @property
-    def attempt(self) -> int:
-        """Number of this start of the run; of two, the higher one is the newer."""
-
-    def stop_requested(self) -> bool:
-        """Whether this rank was asked to stop."""
-
-    def may_write(self) -> bool:
-        """Whether no newer attempt has started."""
-
-    def beat(self, step: int) -> None:
-        """`step` steps are done, more will follow."""
-
-    def saved(self, step: int, seconds: float) -> None:
-        """The state after `step` steps is on disk; it took this long."""
-
-    def interrupted(self, step: int) -> NoReturn:
-        """Leave, on all ranks, after the state of `step` was saved as asked for. Raises."""
-
-    def rest(self) -> None:
-        """No step will follow."""
-
-
 class Unattended:
-    """No surroundings: nobody stops the training, nobody else writes."""
+    """`pipeline.control.Control` without a job: nobody stops the training, nobody else writes."""
 
     attempt = 1
 
@@ -52,7 +27,7 @@ class Unattended:
         """Always."""
         return True
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         """Nobody listens."""
 
     def saved(self, step: int, seconds: float) -> None:
@@ -62,7 +37,7 @@ class Unattended:
         """Nobody asked."""
         raise RuntimeError(f"interrupted after step {step}, though nobody asked")
 
-    def rest(self) -> None:
+    def finish(self) -> None:
         """Nobody listens."""
 
 

@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from mugs.atomic import write_text_atomic
-from mugs.engine import distributed
+from mugs import distributed
 from mugs.engine.step import StepResult
+from pipeline.files import write_atomic
 
 
 class NonFiniteError(RuntimeError):
@@ -37,5 +37,5 @@ def write_failure(
     }
     path = run_dir / "failures" / f"step_{step:08d}_rank_{distributed.rank():04d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, json.dumps(record, indent=1))
+    write_atomic(path, json.dumps(record, indent=1))
     return path

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mugs.backbones.vit import ViT
+from mugs.models.vit import ViT
 
 
 def layer_decay_groups(

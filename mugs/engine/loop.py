@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from mugs.engine import distributed
-from mugs.engine.checkpoint import (
+from mugs import distributed
+from mugs.checkpoint.record import folder_name, remove_leftovers
+from mugs.checkpoint.save_load import (
     CheckpointError,
     Parts,
     SavePolicy,
@@ -17,9 +18,9 @@ from mugs.engine.checkpoint import (
     load_latest,
     retain,
 )
-from mugs.engine.control import Control, StopVote, Unattended, fence
-from mugs.engine.saver import Saver
-from mugs.storage.record import folder_name, remove_leftovers
+from mugs.checkpoint.saver import Saver
+from mugs.engine.control import StopVote, Unattended, fence
+from pipeline.control import Control
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +63,13 @@ def train(
     control = control or Unattended()
     policy = replace(policy or SavePolicy(), attempt=control.attempt, fence=partial(fence, control))
     start = resume(task, folder, policy)
-    control.beat(start)
+    control.heartbeat(start)
     vote = StopVote(control)
     steps = task.steps(start)
     saver = Saver(task, folder, policy, control)
     with closing(saver), closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
-            control.beat(done)
+            control.heartbeat(done)
             stop = vote.stop() and done < task.total_steps
             if stop or saver.due(done, every):
                 task.check()
@@ -79,7 +80,7 @@ def train(
                 control.interrupted(done)
         saver.finish()
     vote.close()
-    control.rest()
+    control.finish()
 
 
 def resume(task: Task, folder: Path, policy: SavePolicy) -> int:

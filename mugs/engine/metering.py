@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from mugs.engine import distributed
+from mugs import distributed
 
 # Dense peaks in TFLOP/s (bf16, TF32) from the data sheets; the first name that is part of the device's counts.
 PEAKS = {

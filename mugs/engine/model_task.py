@@ -11,16 +11,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mugs.batch_norm import synchronised
-from mugs.engine import distributed
-from mugs.engine.checkpoint import Parts
-from mugs.engine.control import Control
+from mugs import distributed
+from mugs.checkpoint.save_load import Parts
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import Rates, load_optimizer, optimizer_tensors
 from mugs.engine.precision import allow_tf32
 from mugs.engine.step import Losses, guarded_step
 from mugs.engine.step_log import LogSettings, StepLog
+from mugs.models.batch_norm import synchronised
+from pipeline.control import Control
 
 Batch = TypeVar("Batch")
 

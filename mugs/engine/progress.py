@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
 
-from mugs.atomic import write_text_atomic
+from pipeline.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Progress:
             "eta_s": self.eta_seconds,
             "time": time.time(),
         }
-        write_text_atomic(self.path, json.dumps(record))
+        write_atomic(self.path, json.dumps(record))
 
     def close(self) -> None:
         """Take the bar off the terminal."""

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from mugs.engine import distributed
+from mugs import distributed
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.failures import NonFiniteError, write_failure
 from mugs.engine.metering import Meter

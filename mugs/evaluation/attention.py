@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mugs.backbones.vit import ViT
-from mugs.data.evaluation import eval_batches
-from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.data.source import Source
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.pictures import GAP, colours, overlay, save_png, side_by_side
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.sources.base import Source
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.engine.progress import Progress
-from mugs.transfer.pictures import GAP, colours, overlay, save_png, side_by_side
+from mugs.models.vit import ViT
 
 SIDE, STRIP = 240, 8  # pixels of a tile, and of the strip in the colour of its head below it
 IN_A_ROW = 9

@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mugs.atomic import replacing, write_text_atomic
-from mugs.backbones.vit import ViT
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import Source
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
 from mugs.evaluation.features import Feature
+from mugs.models.vit import ViT
+from pipeline.files import replace_atomically, write_atomic
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -95,12 +95,12 @@ def extract_split(
             ids = layout.ids(shard)
             if not _is_good(shard_path(folder, shard), layout, len(ids)):
                 tensors = _compute(vit, source, ids, layout, device, batch_size, threads)
-                with replacing(shard_path(folder, shard)) as temporary:
+                with replace_atomically(shard_path(folder, shard)) as temporary:
                     save_file(tensors, temporary, metadata={"layout": json.dumps(asdict(layout))})
             progress.update(done, items=len(ids))
     distributed.barrier()
     if main:
-        write_text_atomic(folder / "index.json", json.dumps(asdict(layout), indent=1))
+        write_atomic(folder / "index.json", json.dumps(asdict(layout), indent=1))
     distributed.barrier()
 
 

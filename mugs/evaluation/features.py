@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mugs.backbones.vit import ViT
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.models.vit import ViT
 
 Feature = Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mugs.engine import distributed
+from mugs import distributed
 
 BANK_ROWS = (
     16384  # of a block: large enough for a fast product, small enough to stay in a CPU's cache

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mugs.atomic import write_text_atomic
-from mugs.engine import distributed
-from mugs.engine.checkpoint import Parts
+from mugs import distributed
+from mugs.checkpoint.save_load import Parts
 from mugs.engine.progress import Progress
 from mugs.evaluation.classifiers import Classifiers, Setting
+from pipeline.files import write_atomic
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(start, stop) -> this rank's features and labels of the global steps from start to stop; equal parts on all ranks."""
@@ -203,7 +203,7 @@ class Probing:
                 writer.writerow(
                     [epoch, s.base_lr, s.weight_decay, s.optimizer, *(f"{v:.6g}" for v in values)]
                 )
-        write_text_atomic(path, text.getvalue())
+        write_atomic(path, text.getvalue())
 
 
 def share(settings: Sequence[Setting], rank: int, world: int) -> list[int]:

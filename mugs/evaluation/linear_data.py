@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mugs.data.evaluation import Augmentation, probe_batches
-from mugs.data.order import Order
-from mugs.data.source import Source
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.loading.evaluation import Augmentation, probe_batches
+from mugs.data.loading.order import Order
+from mugs.data.sources.base import Source
 from mugs.evaluation.linear import Batches
 
 

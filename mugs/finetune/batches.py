@@ -17,11 +17,11 @@ from timm.data.auto_augment import RandAugment
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from mugs.data.decode import decode_rgb
-from mugs.data.keyed import Batch, made, stacked
-from mugs.data.order import Order
-from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.data.source import Source
+from mugs.data.loading.order import Order
+from mugs.data.loading.worker_batches import Batch, made, stacked
+from mugs.data.sources.base import Source
+from mugs.data.sources.decode import decode_rgb
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.finetune.config import ImageOptions
 
 ROUND = 256  # with repeated augmentation, images per epoch are rounded down to a multiple of this (timm)

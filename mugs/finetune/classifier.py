@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ViT
 from mugs.engine.layer_decay import layer_decay_groups
 from mugs.finetune.config import HeadOptions
+from mugs.models.vit import ViT
 
 
 class Classifier(nn.Module):

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mugs.backbones.stochastic_depth import depth_uniforms
-from mugs.data.keyed import Batch
-from mugs.data.source import Source
-from mugs.engine import distributed
-from mugs.engine.checkpoint import Parts
+from mugs import distributed
+from mugs.checkpoint.save_load import Parts
+from mugs.data.loading.worker_batches import Batch
+from mugs.data.sources.base import Source
 from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
@@ -30,7 +29,8 @@ from mugs.finetune.config import FinetuneConfig
 from mugs.finetune.mixing import columns_of, group_size, mix_batch, soft_cross_entropy, soft_targets
 from mugs.finetune.schedules import build_schedule
 from mugs.finetune.validation import EpochResult, accuracy
-from mugs.methods.flops import backbone_macs, linear_macs
+from mugs.models.flops import backbone_macs, linear_macs
+from mugs.models.stochastic_depth import depth_uniforms
 
 logger = logging.getLogger(__name__)
 

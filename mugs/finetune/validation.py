@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import Source
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.sources.base import Source
 from mugs.engine.precision import autocast
 from mugs.finetune.classifier import Classifier
 from mugs.finetune.config import FinetuneConfig

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mugs.methods.flops import Sizes
-from mugs.views import Views
+from mugs.data.loading.batch import Views
+from mugs.models.flops import Sizes
 
 
 class Method(Protocol):

@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mugs.engine.distributed import all_reduce_mean
+from mugs.data.loading.batch import Views
+from mugs.distributed import all_reduce_mean
 from mugs.losses.clustering import clustering, teacher_temperature_at
 from mugs.losses.info_nce import info_nce
 from mugs.losses.pairs import pair_weights
 from mugs.methods.config import MugsConfig
-from mugs.methods.flops import Sizes, backbone_macs, block_macs, linear_macs
 from mugs.methods.network import MugsNetwork, Outputs, build_network
 from mugs.methods.state import ExtraState, Features, gather
-from mugs.views import Views
+from mugs.models.flops import Sizes, backbone_macs, block_macs, linear_macs
 
 
 class Mugs:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ViT, build_vit
-from mugs.heads import GroupHead, InfoNCEHead
-from mugs.memory import NeighbourMemory
 from mugs.methods.config import LocalGroupToken, MugsConfig
+from mugs.models.heads import GroupHead, InfoNCEHead
+from mugs.models.memory import NeighbourMemory
+from mugs.models.vit import ViT, build_vit
 
 
 @dataclass(frozen=True)

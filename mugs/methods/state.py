@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mugs.engine.distributed import all_gather_rows
-from mugs.memory import NeighbourMemory, Queue
+from mugs.distributed import all_gather_rows
 from mugs.methods.config import MugsConfig
+from mugs.models.memory import NeighbourMemory, Queue
 
 
 @dataclass(frozen=True)

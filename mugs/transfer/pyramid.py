@@ -7,8 +7,8 @@ import math
 
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ViT
-from mugs.batch_norm import BatchNorm2d
+from mugs.models.batch_norm import BatchNorm2d
+from mugs.models.vit import ViT
 
 
 def tapped_blocks(depth: int) -> tuple[int, int, int, int]:

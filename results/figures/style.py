@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from results import atomic
+from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def data_uri(content: bytes, fmt: str) -> str:
 def write(drawings: list[Drawing], out_dir: Path) -> list[Path]:
     """Every drawing as PNG and SVG, light."""
     return [
-        atomic.write(out_dir / f"{drawing.name}.{fmt}", image(drawing, LIGHT, fmt))
+        write_atomic(out_dir / f"{drawing.name}.{fmt}", image(drawing, LIGHT, fmt))
         for drawing in drawings
         for fmt in FORMATS
     ]

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from mugs.engine.background import BackgroundWriter, Saved
-from mugs.engine.checkpoint import Parts, SavePolicy, state_bytes
+from mugs.checkpoint.background import BackgroundWriter, Saved
+from mugs.checkpoint.save_load import Parts, SavePolicy, state_bytes
+from mugs.checkpoint.space import gigabytes
 from mugs.engine.optim import parameter_groups
 from mugs.methods import Mugs, MugsConfig
-from mugs.storage.space import gigabytes
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 ARCHS = ("vit_s16", "vit_b16", "vit_l16")

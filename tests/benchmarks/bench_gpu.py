@@ -22,12 +22,12 @@ sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "parity")]
 from naive_mugs import NaiveMugs  # noqa: E402
 from step_cases import SCHEDULE  # noqa: E402
 
-from mugs.data.recipe import ViewRecipe  # noqa: E402
+from mugs.data.loading.batch import Views  # noqa: E402
+from mugs.data.views.config import ViewRecipe  # noqa: E402
 from mugs.engine.metering import Meter  # noqa: E402
 from mugs.engine.optim import build_adamw  # noqa: E402
-from mugs.engine.step import StepConfig, Trainer  # noqa: E402
 from mugs.methods import Mugs, MugsConfig  # noqa: E402
-from mugs.views import Views  # noqa: E402
+from mugs.pretrain.step import StepConfig, Trainer  # noqa: E402
 
 RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
 BUDGET_SECONDS = 480.0

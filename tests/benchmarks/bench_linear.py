@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from bench_step import seconds
 from torch import Tensor, nn
 
-from mugs.backbones.vit import build_vit
 from mugs.engine.loop import train
 from mugs.evaluation.linear import LinearProbe, Probing
 from mugs.evaluation.linear_data import epoch_order, fixed_batches
+from mugs.models.vit import build_vit
 from stages.linear import LinearConfig, linear_probe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 from plain_views import plain_loader
 
-from mugs.data.beton import PackSource
-from mugs.data.convert import convert
-from mugs.data.decode import decode_rgb
-from mugs.data.loader import LoaderName, make_loader
-from mugs.data.order import Order
-from mugs.data.plan import draw_plan
-from mugs.data.recipe import ViewRecipe
-from mugs.data.render import fast
-from mugs.data.source import FolderSource, Source, open_source
+from mugs.data.loading.batch import LoaderName
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.base import FolderSource, Source
+from mugs.data.sources.beton import PackSource
+from mugs.data.sources.convert import convert
+from mugs.data.sources.decode import decode_rgb
+from mugs.data.sources.open import open_source
+from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import draw_plan
+from mugs.data.views.render import fast
 
 NUM, PASSES, BATCH, WORKERS, ROUNDS = 64, 3, 16, 2, 5
 

@@ -8,8 +8,8 @@ from typing import Any
 from bench_loader import photographs
 from bench_step import seconds
 
-from mugs.data.convert import find_bad
-from mugs.data.source import FolderSource
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.convert import find_bad
 from stages import convert
 
 COPIES, THREADS = 30, 4

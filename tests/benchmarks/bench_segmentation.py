@@ -13,7 +13,7 @@ from dense_step import Measured, backbone, measured, report, row, rows
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.transfer.segmentation.inference import slide
 from mugs.transfer.segmentation.model import SegmenterConfig, build_segmenter
-from mugs.transfer.video import neighbourhood, propagated
+from mugs.transfer.video.propagation import neighbourhood, propagated
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ import torch
 from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
-from mugs.engine.distributed import all_ranks
+from mugs.data.loading.batch import Views
+from mugs.distributed import all_ranks
 from mugs.engine.optim import build_adamw
-from mugs.engine.step import StepConfig, Trainer
-from mugs.views import Views
+from mugs.pretrain.step import StepConfig, Trainer
 
 CASE = Case(
     replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024),

@@ -20,11 +20,11 @@ import torch
 from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE
 
+from mugs.data.loading.batch import Views
 from mugs.engine.metering import peak_memory_mb
 from mugs.engine.optim import build_adamw
-from mugs.engine.step import StepConfig, Trainer
 from mugs.methods import Mugs, MugsConfig
-from mugs.views import Views
+from mugs.pretrain.step import StepConfig, Trainer
 
 PARITY = Path(__file__).resolve().parent.parent / "parity"
 BATCH = 8

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from mugs.backbones.vit import ViT, build_vit
 from mugs.engine.metering import peak_memory_mb
+from mugs.models.vit import ViT, build_vit
 
 HERE = Path(__file__).resolve().parent
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import torch
 from outcome import Outcome
 from simulation import Account, simulate
 
-from mugs.engine.background import BackgroundWriter
-from mugs.engine.checkpoint import Parts, SavePolicy, load_latest
+from mugs.checkpoint.background import BackgroundWriter
+from mugs.checkpoint.save_load import Parts, SavePolicy, load_latest
 from pipeline.availability import Conditions, best_interval_s
 
 NAME = "8_availability"
@@ -45,7 +45,7 @@ def _measure(parts: Parts) -> tuple[float, float, float, float]:
         load = time.monotonic() - began
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-c", "import mugs.engine.train"],
+        [sys.executable, "-c", "import mugs.pretrain.train"],
         check=True,
         cwd=Path(__file__).parents[2],
     )

@@ -13,8 +13,8 @@ import tiny_stage
 import yaml
 from outcome import Outcome
 
-from mugs.engine.checkpoint import CheckpointError, load_latest
-from mugs.storage.record import checkpoints, verify
+from mugs.checkpoint.record import checkpoints, verify
+from mugs.checkpoint.save_load import CheckpointError, load_latest
 from pipeline import manifest, runfile
 from pipeline.spec import ConfigError
 from results.store import RowsError, read_rows

@@ -16,11 +16,11 @@ from shim import Action, failing, intercepted
 from tiny_stage import tiny_run
 
 import mugs.engine.loop
-import mugs.weights  # noqa: F401  here, so that not every process imports them anew
-from mugs.engine.checkpoint import CheckpointError, load_latest
+import mugs.weights.backbone_file  # noqa: F401  here, so that not every process imports them anew
+from mugs.checkpoint.save_load import CheckpointError, load_latest
 from pipeline import manifest, runfile
 from results.store import read_rows
-from slurm import job
+from slurm.node import job
 
 NAME = "3_disk_errors"
 LASTING = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EIO: False, errno.EROFS: True}

@@ -31,7 +31,7 @@ from forked import answer, in_own_process
 from outcome import Outcome
 
 from pipeline import config, manifest, runfile
-from pipeline.atomic import read_json
+from pipeline.files import read_json
 from pipeline.plan import build_plan
 from pipeline.spec import StageRun
 from stages import STAGES
@@ -85,10 +85,10 @@ class Campaign:
 
     def _imports(self) -> None:
         for module in (
-            "mugs.engine.train",
+            "mugs.pretrain.train",
             "mugs.methods",
-            "mugs.weights",
-            "slurm.job",
+            "mugs.weights.backbone_file",
+            "slurm.node.job",
             "stages.pretrain",
         ):
             importlib.import_module(module)
@@ -185,7 +185,7 @@ def _become_rank(run_dir: Path, rank: int, count: int, port: int, launch: str) -
     code = 1
     try:
         from mugs.engine.step_log import StepLog
-        from slurm import job
+        from slurm.node import job
 
         plain = StepLog.record
 

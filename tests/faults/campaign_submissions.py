@@ -27,8 +27,8 @@ from outcome import Outcome
 from pipeline import attempts, config, manifest
 from pipeline.plan import build_plan
 from pipeline.spec import StageRun
-from slurm.cluster import ClusterProfile
-from slurm.submit import submit
+from slurm.submission.profile import ClusterProfile
+from slurm.submission.submit import submit
 from stages import STAGES
 
 NAME = "7_submissions"

@@ -14,8 +14,8 @@ from checkpoint_cases import POLICY, loaded_step, meta_of, names, only, parts_of
 from outcome import Outcome
 from shim import Action, Crash, dead_after, exit_after, intercepted
 
-from mugs.engine.background import BackgroundWriter
-from mugs.storage.record import checkpoints, verify
+from mugs.checkpoint.background import BackgroundWriter
+from mugs.checkpoint.record import checkpoints, verify
 
 OLD, NEW = 3, 4
 NAME = "2_checkpoint_writes"

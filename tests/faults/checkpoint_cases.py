@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from mugs.engine.checkpoint import Parts, SavePolicy, load_latest, save_checkpoint
-from mugs.storage.record import folder_name
+from mugs.checkpoint.record import folder_name
+from mugs.checkpoint.save_load import Parts, SavePolicy, load_latest, save_checkpoint
 
 POLICY = SavePolicy(retry_seconds=0)
 

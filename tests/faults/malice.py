@@ -10,8 +10,8 @@ from typing import Any
 from checkpoint_cases import save
 from tiny_stage import tiny_run
 
-from mugs.engine.checkpoint import CheckpointError
-from mugs.weights import WeightsError
+from mugs.checkpoint.save_load import CheckpointError
+from mugs.weights.backbone_file import WeightsError
 from pipeline.spec import ConfigError
 
 REFUSALS = (CheckpointError, WeightsError, ConfigError, ValueError)

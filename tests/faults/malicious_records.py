@@ -10,12 +10,11 @@ import yaml
 from checkpoint_cases import save
 from malice import Case, Place
 
-from mugs.engine.checkpoint import load_latest
-from mugs.storage import record
+from mugs.checkpoint.save_load import load_latest
 from pipeline import config, manifest, runfile
-from pipeline.atomic import write_text_atomic
-from pipeline.checksum import sealed
-from slurm.cluster import load_profile
+from pipeline.checksum import hash_json, with_checksum
+from pipeline.files import write_atomic
+from slurm.submission.profile import load_profile
 from stages import STAGES
 
 
@@ -25,7 +24,7 @@ def with_record(place: Place, change: Callable[[dict[str, Any]], None]) -> Calla
     content = json.loads((folder / "state.json").read_text())
     content.pop("sha256")
     change(content)
-    (folder / "state.json").write_text(json.dumps({**content, "sha256": record.digest(content)}))
+    (folder / "state.json").write_text(json.dumps({**content, "sha256": hash_json(content)}))
     return lambda: load_latest(folder.parent)
 
 
@@ -108,9 +107,9 @@ def entries() -> Iterator[tuple[str, Case]]:
                 .replace("INSIDE", inside)
                 .replace("OUTSIDE", str(place.outside))
             )
-            write_text_atomic(
+            write_atomic(
                 manifest.entry_path(place.root, place.run.run_id),
-                json.dumps(sealed(json.loads(text))),
+                json.dumps(with_checksum(json.loads(text))),
             )
             return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
 
@@ -140,7 +139,7 @@ def entries() -> Iterator[tuple[str, Case]]:
         return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
 
     def deep(place: Place) -> Callable[[], object]:
-        write_text_atomic(manifest.entry_path(place.root, place.run.run_id), '{"x":' * 100_000)
+        write_atomic(manifest.entry_path(place.root, place.run.run_id), '{"x":' * 100_000)
         return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
 
     yield "entry of a terabyte", huge
@@ -201,7 +200,7 @@ def yamls() -> Iterator[tuple[str, Case]]:
             path = runfile.write(place.root, place.run) / runfile.FILE_NAME
             content = yaml.safe_load(path.read_text())
             content.pop("sha256")
-            path.write_text(yaml.safe_dump(sealed(content | changes)))
+            path.write_text(yaml.safe_dump(with_checksum(content | changes)))
             return lambda: runfile.read(place.folder)
 
         return case
@@ -215,7 +214,9 @@ def inputs(place: Place) -> Callable[[], object]:
     path = runfile.write(place.root, place.run) / runfile.FILE_NAME
     content = yaml.safe_load(path.read_text())
     content.pop("sha256")
-    path.write_text(yaml.safe_dump(sealed(content | {"needs": {"data": "../../outside/secret"}})))
+    path.write_text(
+        yaml.safe_dump(with_checksum(content | {"needs": {"data": "../../outside/secret"}}))
+    )
     return lambda: [
         manifest.find_done(place.root, need) for need in runfile.read(place.folder).needs.values()
     ]

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from malice import Case, Place
 
-from mugs.engine.checkpoint import load_latest
-from mugs.storage import record
-from mugs.weights import load_backbone, read_checkpoint
+from mugs.checkpoint import record
+from mugs.checkpoint.save_load import load_latest
+from mugs.weights.backbone_file import load_backbone, read_checkpoint
+from pipeline.files import hash_file
 
 
 class Bomb:
@@ -120,7 +121,7 @@ def headers() -> Iterator[tuple[str, Case]]:
             folder = place.folder / "checkpoints" / "step_00000003"
             folder.mkdir(parents=True)
             (folder / "x.safetensors").write_bytes(content)
-            stored = record.StoredFile(len(content), record.sha256(folder / "x.safetensors"))
+            stored = record.StoredFile(len(content), hash_file(folder / "x.safetensors"))
             record.write_record(folder, record.Record(3, {}, {"x.safetensors": stored}))
             return lambda: load_latest(folder.parent)
 

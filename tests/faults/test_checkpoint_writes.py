@@ -28,14 +28,14 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
 def test_a_save_without_its_rename_would_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mugs.engine.checkpoint.replacing", in_place)
+    monkeypatch.setattr("mugs.checkpoint.save_load.replace_atomically", in_place)
     outcome = Outcome("in place")
     boundaries(outcome, tmp_path, "raise")
     assert outcome.complaints
 
 
 class in_place:
-    """Stands in for `replacing` and writes where the file is read."""
+    """Stands in for `replace_atomically` and writes where the file is read."""
 
     def __init__(self, path: Path, *_: object) -> None:
         self.path = path

@@ -19,15 +19,12 @@ def test_damage_that_goes_unnoticed_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = Finished(tmp_path)
-    monkeypatch.setattr("mugs.storage.record.sha256", lambda path: "0" * 64)
-    monkeypatch.setattr(
-        "pipeline.manifest.unsealed",
-        lambda content: {k: v for k, v in content.items() if k != "sha256"},
-    )
-    monkeypatch.setattr(
-        "pipeline.runfile.unsealed",
-        lambda content: {k: v for k, v in content.items() if k != "sha256"},
-    )
+    monkeypatch.setattr("mugs.checkpoint.record.hash_file", lambda path: "0" * 64)
+    for module in ("pipeline.manifest", "pipeline.runfile"):
+        monkeypatch.setattr(
+            f"{module}.verify_checksum",
+            lambda content: {k: v for k, v in content.items() if k != "sha256"},
+        )
     for kind in (finished.checkpoint, finished.manifest_entry, finished.config):
         found = []
         for seed in range(30):

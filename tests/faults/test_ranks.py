@@ -10,11 +10,11 @@ import pytest
 from checkpoint_cases import POLICY, loaded_step, save
 from shim import failing, intercepted
 
-from mugs.engine import distributed
-from mugs.engine.checkpoint import CheckpointError, load_latest
+from mugs import distributed
+from mugs.checkpoint.save_load import CheckpointError, load_latest
+from mugs.checkpoint.saver import Saver
+from mugs.distributed import MainRankError, from_main, on_main
 from mugs.engine.control import Unattended
-from mugs.engine.distributed import MainRankError, from_main, on_main
-from mugs.engine.saver import Saver
 
 ERROR = (CheckpointError, MainRankError)
 
@@ -82,7 +82,7 @@ def test_no_room_stops_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert distributed.is_main()
         raise CheckpointError("1 MB free")
 
-    monkeypatch.setattr("mugs.engine.saver.require_room_for_run", full)
+    monkeypatch.setattr("mugs.checkpoint.saver.require_room_for_run", full)
 
     def work() -> None:
         with pytest.raises(ERROR, match="1 MB free"):

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.identity import run_id
-from pipeline.spec import Resources, StageConfig, StageContext, StageOutput, StageRun
+from pipeline.spec import Resources, StageConfig, StageRun
+from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 
 
@@ -43,9 +44,9 @@ class Counter:
 
 def run(ctx: StageContext, cfg: TinyConfig) -> StageOutput:
     """Train, export, and report the sum as a row."""
-    from mugs.engine.checkpoint import SavePolicy
+    from mugs.checkpoint.save_load import SavePolicy
     from mugs.engine.loop import train
-    from mugs.weights import save_backbone
+    from mugs.weights.backbone_file import save_backbone
 
     task = Counter(cfg.steps)
     train(task, ctx.run_dir / "checkpoints", every=2, policy=SavePolicy(retry_seconds=0))
@@ -77,7 +78,7 @@ def tiny_run() -> StageRun:
 def finish(root: Path) -> Path:
     """Run it to the end in this process; returns its folder."""
     from pipeline import runfile
-    from slurm.job import run_stage
+    from slurm.node.job import run_stage
 
     folder = runfile.write(root, tiny_run())
     run_stage(folder)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mugs.data.loading.batch import Views
 from mugs.methods import Mugs, MugsConfig
-from mugs.views import Views
 
 
 class NaiveMemory:

@@ -10,13 +10,13 @@ from naive_mugs import NaiveMugs
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mugs.backbones.vit import ViTConfig
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
-from mugs.engine.schedules import Schedule
-from mugs.engine.step import StepConfig, Trainer, split
 from mugs.methods import Mugs, MugsConfig
-from mugs.views import Views
+from mugs.models.vit import ViTConfig
+from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.step import StepConfig, Trainer, split
 
 SMALLEST = MugsConfig(
     arch=ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32),

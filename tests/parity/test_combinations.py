@@ -14,8 +14,8 @@ import torch
 from ranks import spawn
 from step_cases import SMALLEST, SWITCHES, Case, Trace, assert_equal, run_naive, run_product
 
-from mugs.engine import distributed
-from stages.presets import MUGS
+from mugs import distributed
+from stages.shared.presets import MUGS
 
 COMBINATIONS = [
     dict(zip(MUGS, values, strict=True))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mugs.backbones.vit import ViTConfig
+from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
-from mugs.engine.schedules import Schedule
-from mugs.engine.step import StepConfig, Trainer
 from mugs.methods import Mugs, MugsConfig
-from mugs.views import Views
-from mugs.weights import read_checkpoint
+from mugs.models.vit import ViTConfig
+from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.step import StepConfig, Trainer
+from mugs.weights.backbone_file import read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "group": "group-sup."}

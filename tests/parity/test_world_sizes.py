@@ -19,13 +19,13 @@ from ranks import spawn
 from step_cases import float64
 from torch import Tensor
 
-from mugs.data.digits import materialize_digits
-from mugs.data.source import FolderSource
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
 from mugs.engine.control import Unattended
-from mugs.engine.train import Pretraining, pretrain
-from mugs.memory import NeighbourMemory
 from mugs.methods import Mugs, MugsConfig
+from mugs.models.memory import NeighbourMemory
+from mugs.pretrain.train import Pretraining, pretrain
 from pipeline import config, plan
 from stages import STAGES
 from stages.pretrain import PretrainConfig, train_config
@@ -44,7 +44,7 @@ class Until(Unattended):
     def __init__(self, steps: int) -> None:
         self.steps, self.done = steps - (distributed.world_size() > 1), 0
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         self.done = step
 
     def stop_requested(self) -> bool:

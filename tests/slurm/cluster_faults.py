@@ -43,7 +43,7 @@ def controller_restarted(case: Case) -> None:
 def controller_away(case: Case) -> None:
     """The warning comes while the controller is away: rank 0 saves and asks until it is back."""
     case.at_step(33)
-    ranks = case.processes("-m slurm.job")
+    ranks = case.processes("-m slurm.node.job")
     case.cluster.stop_controller()
     try:
         for pid in ranks:
@@ -80,7 +80,7 @@ def node_seems_dead(case: Case) -> None:
     """slurmd stops answering, the ranks go on: two attempts live at once, and only the newer one writes."""
     case.at_step(8)
     with lost(case) as node:
-        (old,) = case.processes("-m slurm.job")
+        (old,) = case.processes("-m slurm.node.job")
         pids = [
             int(p.parent.name)
             for p in Path("/proc").glob("[0-9]*/cmdline")

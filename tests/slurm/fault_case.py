@@ -14,13 +14,13 @@ from typing import Any
 import toy_training
 
 from pipeline import attempts, manifest
-from pipeline.atomic import read_json
+from pipeline.files import read_json
 from pipeline.identity import run_id
 from pipeline.spec import Resources, StageRun
-from slurm import queue
-from slurm.cluster import ClusterProfile
+from slurm.shared import queue
 from slurm.status import RunStatus, status
-from slurm.submit import submit
+from slurm.submission.profile import ClusterProfile
+from slurm.submission.submit import submit
 
 
 class Case:

@@ -39,7 +39,7 @@ def terminated(case: Case) -> None:
 
 
 def warned_while_importing(case: Case) -> None:
-    case.until(lambda: case.processes("-m slurm.job"), "Python runs")
+    case.until(lambda: case.processes("-m slurm.node.job"), "Python runs")
     case.cluster.run("scancel", "--signal=USR2", case.job_id)
     case.until(lambda: case.facts().get("Restarts") == "1", "requeued")
     assert case.steps() == 0, "too late for this test"
@@ -58,7 +58,7 @@ def cancelled(case: Case) -> None:
 
 def rank_killed(case: Case) -> None:
     case.at_step(30)
-    case.kill("-m slurm.job")
+    case.kill("-m slurm.node.job")
     case.finish()
     failure = attempts.failure(case.run_dir, 1)
     assert failure is not None and "killed by SIGKILL" in failure.error and case.attempts() == 2

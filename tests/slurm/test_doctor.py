@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.findings import Finding
-from slurm.cluster import load_profile
-from slurm.preflight import preflight
-from stages.reproduction import all_runs
+from slurm.submission.preflight import preflight
+from slurm.submission.profile import load_profile
+from stages.commands.reproduction import all_runs
 
 pytestmark = pytest.mark.slurm
 

@@ -18,10 +18,10 @@ from pipeline import config, manifest
 from pipeline.plan import build_plan
 from pipeline.provenance import code_root
 from pipeline.spec import Resources, StageRun, StageSpec
-from slurm import queue
-from slurm.cluster import ClusterProfile
+from slurm.shared import queue
 from slurm.status import RunStatus, status
-from slurm.submit import submit
+from slurm.submission.profile import ClusterProfile
+from slurm.submission.submit import submit
 
 pytestmark = pytest.mark.slurm
 

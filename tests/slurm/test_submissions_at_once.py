@@ -29,8 +29,8 @@ runs:
 """
 FORKS = """
 import os, sys, time, random
-from slurm.cluster import load_profile
-from slurm.submit import submit
+from slurm.submission.profile import load_profile
+from slurm.submission.submit import submit
 from pipeline import config
 from pipeline.plan import build_plan
 from stages import STAGES

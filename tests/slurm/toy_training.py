@@ -5,7 +5,8 @@ import os
 import time
 from typing import Any
 
-from pipeline.spec import Runtime, StageConfig, StageContext, StageOutput
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageContext, StageOutput
 
 
 class Train(StageConfig):
@@ -71,7 +72,7 @@ class Sum:
 
 
 def train(ctx: StageContext, cfg: Train) -> StageOutput:
-    from mugs.engine import distributed
+    from mugs import distributed
     from mugs.engine.loop import train as loop
 
     distributed.init()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.beton import PackSource
+from mugs.data.sources.beton import PackSource
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

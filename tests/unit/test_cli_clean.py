@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import run_stage
 from pipeline import attempts, manifest
 from pipeline.manifest import ManifestEntry, describe_output
-from stages.reproduction import all_runs
+from stages.commands.reproduction import all_runs
 
 OLD = 1e9
 Clean = Callable[..., str]

@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import run_stage
-from mugs.backbones.vit import build_vit
+from mugs.models.vit import build_vit
 from pipeline import environment
 from pipeline.spec import ConfigError
 from stages.convert import ConvertConfig
-from stages.labelled import LabelledPart
+from stages.shared.labelled import LabelledPart
 
 Doctor = Callable[..., Result]
 YAML = """

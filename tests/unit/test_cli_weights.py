@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import run_stage
-from mugs.backbones.vit import build_vit
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import open_source
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.sources.open import open_source
 from mugs.evaluation.feature_store import FeatureStore
-from mugs.weights import load_backbone
+from mugs.models.vit import build_vit
+from mugs.weights.backbone_file import load_backbone
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
-from pipeline.spec import ConfigError, StageContext
+from pipeline.spec import ConfigError
+from pipeline.stage import StageContext
 from stages import STAGES, convert, features, import_weights
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.random import Philox
 from torch import Tensor
 
-from mugs.data.ahead import ahead
-from mugs.data.order import EPOCHS_KEPT
-from mugs.data.plan import generator
-from mugs.transfer.detection.coco import CocoSplit
+from mugs.data.dense.coco import CocoSplit
+from mugs.data.dense.pixels import normalised
+from mugs.data.loading.order import EPOCHS_KEPT
+from mugs.data.prefetch import ahead
+from mugs.random_streams import generator
 from mugs.transfer.detection.targets import Targets, image_key
 from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, padded
-from mugs.transfer.pixels import normalised
 
 VIEW = (
     202  # crop number of the generator of a detection view, beside those of pretraining and probing

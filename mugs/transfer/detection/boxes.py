@@ -4,9 +4,15 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
+
+from mugs.random_streams import hashed_bits
 
 MAX_LOG_SIZE = math.log(1000 / 16)
 Stds = tuple[float, float, float, float]
+
+BACKGROUND = -1
+IGNORED = -2
 
 
 def encode(boxes: Tensor, targets: Tensor, stds: Stds) -> Tensor:
@@ -55,3 +61,71 @@ def generalized_iou(boxes: Tensor, targets: Tensor, eps: float = 1e-6) -> Tensor
 def area(boxes: Tensor) -> Tensor:
     """Areas (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+SCALE = 8
+
+
+RATIOS = (0.5, 1.0, 2.0)  # height over width
+
+
+def level_anchors(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
+    """(rows * columns * 3, 4) in the order of a map's cells, ratios last. The stride is that of the level, not
+    image size over map size: the two differ where a side is no multiple of the largest stride."""
+    root = torch.tensor(RATIOS, device=device).sqrt()
+    half = SCALE * stride / 2 * torch.stack([1 / root, root], dim=-1)
+    base = torch.cat([-half, half], dim=-1)
+    y, x = (torch.arange(n, device=device) * stride for n in (rows, columns))
+    corner = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 1, 2)
+    return (torch.cat([corner, corner], dim=-1) + base).view(-1, 4)
+
+
+def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whether each anchor (n, 4) lies within an image of height and width `size`, padding excluded."""
+    height, width = size
+    fits = [anchors[:, 0] >= 0, anchors[:, 1] >= 0, anchors[:, 2] < width, anchors[:, 3] < height]
+    return torch.stack(fits).all(dim=0)
+
+
+def match(
+    boxes: Tensor,
+    objects: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    promote: float | None = None,
+) -> Tensor:
+    """Object index (n,) of each box, BACKGROUND or IGNORED, by IoU with objects (m, 4).
+
+    IoU >= positive: the best object; < negative: background; between: ignored. With `promote`, an object's best boxes
+    (all that tie) stand for it where their IoU is at least that; of several such objects the last.
+    """
+    if len(objects) == 0 or len(boxes) == 0:
+        return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+    iou = box_iou(objects, boxes)
+    best, index = iou.max(dim=0)
+    unsure = torch.where(best < negative, BACKGROUND, IGNORED)
+    result = torch.where(best >= positive, index, unsure)
+    if promote is not None:
+        top = iou.max(dim=1, keepdim=True).values
+        promoted = ((iou == top) & (top >= promote)).flip(0)
+        last = len(objects) - 1 - promoted.to(torch.uint8).argmax(dim=0)
+        result = torch.where(promoted.any(dim=0), last, result)
+    return result
+
+
+def sample(matched: Tensor, num: int, positive_share: float, key: int) -> tuple[Tensor, Tensor]:
+    """Indices of at most `num` boxes, positives and background apart; background fills what positives leave.
+
+    Where there are more than wanted they are drawn at random, as a function of `key` and the box's place alone.
+    """
+    draw = hashed_bits(key, len(matched), matched.device)
+    positives = _draw(matched >= 0, int(num * positive_share), draw)
+    return positives, _draw(matched == BACKGROUND, num - len(positives), draw)
+
+
+def _draw(mask: Tensor, count: int, draw: Tensor) -> Tensor:
+    indices = mask.nonzero()[:, 0]
+    if len(indices) <= count:
+        return indices
+    return indices[draw[indices].argsort()[:count]].sort().values

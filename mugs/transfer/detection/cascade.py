@@ -11,12 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from mugs.data.device import mix
-from mugs.transfer.detection.boxes import Stds, clip, decode, generalized_iou
+from mugs.random_streams import mix
+from mugs.transfer.detection.boxes import Stds, clip, decode, generalized_iou, match, sample
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, BoxHead, MaskHead, of_class
-from mugs.transfer.detection.matching import match, sample
-from mugs.transfer.detection.regions import mask_targets, pool
+from mugs.transfer.detection.heads import (
+    BOX_SIZE,
+    MASK_INPUT,
+    BoxHead,
+    MaskHead,
+    mask_targets,
+    of_class,
+    pool,
+)
 from mugs.transfer.detection.targets import Targets
 
 NMS_IOU = 0.5

@@ -9,13 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mugs.backbones.vit import ViT
-from mugs.data.device import hashed_bits, mix
+from mugs.models.vit import ViT
+from mugs.random_streams import hashed_bits, mix
 from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, STAGES, Cascade
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT
-from mugs.transfer.detection.regions import paste
+from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, paste
 from mugs.transfer.detection.rpn import RPN
 from mugs.transfer.detection.targets import Detections, Targets
 from mugs.transfer.pyramid import Pyramid

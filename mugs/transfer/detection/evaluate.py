@@ -16,18 +16,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from mugs.atomic import write_text_atomic
-from mugs.data.ahead import ahead
-from mugs.data.source import listed
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.coco import CocoSplit
+from mugs.data.dense.pixels import fitted, normalised, resize_image
+from mugs.data.prefetch import ahead
+from mugs.data.sources.base import listed
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.transfer.detection.coco import CocoSplit
+from mugs.transfer.detection.config import DetectionConfig
 from mugs.transfer.detection.detector import Detector
 from mugs.transfer.detection.targets import Detections
-from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import Scales, padded
-from mugs.transfer.pixels import fitted, normalised, resize_image
+from pipeline.files import write_atomic
 
 logger = logging.getLogger(__name__)
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -58,13 +58,13 @@ def detect_split(
     progress.close()
     folder = run_dir / "detections"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / f"part_{rank:04d}_of_{world:04d}.json", json.dumps(found))
+    write_atomic(folder / f"part_{rank:04d}_of_{world:04d}.json", json.dumps(found))
     distributed.barrier()
     if not distributed.is_main():
         return None
     parts = [folder / f"part_{r:04d}_of_{world:04d}.json" for r in range(world)]
     target = run_dir / "detections.json"
-    write_text_atomic(target, json.dumps(merged(parts, split)))
+    write_atomic(target, json.dumps(merged(parts, split)))
     return target
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 
-from mugs.transfer.detection.coco import CocoSplit
-from mugs.transfer.pictures import colours, save_png, side_by_side
+from mugs.data.dense.coco import CocoSplit
+from mugs.data.dense.pictures import colours, save_png, side_by_side
 
 OPACITY = 0.5
 MIN_SCORE = 0.3

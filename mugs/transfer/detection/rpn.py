@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import nms
 
-from mugs.data.device import mix
-from mugs.transfer.detection.anchors import RATIOS, inside, level_anchors
-from mugs.transfer.detection.boxes import Stds, clip, decode, encode
+from mugs.random_streams import mix
+from mugs.transfer.detection.boxes import (
+    RATIOS,
+    Stds,
+    clip,
+    decode,
+    encode,
+    inside,
+    level_anchors,
+    match,
+    sample,
+)
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.matching import match, sample
 from mugs.transfer.detection.targets import Targets
 
 STDS: Stds = (1.0, 1.0, 1.0, 1.0)

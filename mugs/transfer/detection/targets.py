@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mugs.data.device import mix
+from mugs.random_streams import mix
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.coco import CocoSplit, trainable
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
 from mugs.transfer.detection.batches import GroupedOrder, Pass, training_passes
-from mugs.transfer.detection.coco import CocoSplit, trainable
+from mugs.transfer.detection.config import DetectionConfig
 from mugs.transfer.detection.detector import Detector, training_flops
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import usual_size
 from mugs.transfer.schedules import StepSchedule
 

@@ -8,9 +8,9 @@ from numpy.random import Generator
 from torch import Tensor
 from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
+from mugs.data.dense.pixels import fitted, resize_image
 from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.pixels import fitted, resize_image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mugs.data.keyed import Batch, made, stacked
-from mugs.data.order import Order
+from mugs.data.dense.ade20k import SceneFolder
+from mugs.data.loading.order import Order
+from mugs.data.loading.worker_batches import Batch, made, stacked
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.segmentation.scenes import SceneFolder
 from mugs.transfer.segmentation.views import training_view, whole_view
 
 

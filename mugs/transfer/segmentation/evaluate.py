@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.ade20k import SceneFolder
+from mugs.data.dense.pictures import overlay, save_png, side_by_side
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.transfer.pictures import overlay, save_png, side_by_side
 from mugs.transfer.segmentation.batches import Scene, whole_scenes
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.inference import label_map, slide
 from mugs.transfer.segmentation.metrics import Scores, confusion, scores
 from mugs.transfer.segmentation.model import Segmenter
-from mugs.transfer.segmentation.scenes import SceneFolder
 
 CAPTION = (
     "The image, the prediction over it, the truth over it. A pixel has the colour of its class, class k colour k + 1 "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mugs.batch_norm import BatchNorm2d
+from mugs.models.batch_norm import BatchNorm2d
 
 POOL_SCALES = (1, 2, 3, 6)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mugs.transfer.label_maps import VOID
+from mugs.data.dense.label_maps import VOID
 
 
 @dataclass(frozen=True)

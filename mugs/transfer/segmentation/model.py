@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mugs.backbones.stochastic_depth import depth_uniforms
-from mugs.backbones.vit import ViT
-from mugs.transfer.label_maps import VOID
+from mugs.data.dense.label_maps import VOID
+from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.vit import ViT
 from mugs.transfer.pyramid import Pyramid, TappedViT
 from mugs.transfer.segmentation.heads import ChannelDropout, FCNHead, LinearHead, UPerHead, resized
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mugs.data.keyed import Batch
-from mugs.data.order import Order
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.ade20k import SceneFolder
+from mugs.data.loading.order import Order
+from mugs.data.loading.worker_batches import Batch
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
@@ -21,7 +22,6 @@ from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.batches import training_batches
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.model import Segmenter, training_flops
-from mugs.transfer.segmentation.scenes import SceneFolder
 
 
 class SegmentationTraining(ModelTask[Batch]):

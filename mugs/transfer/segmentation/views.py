@@ -9,9 +9,9 @@ from numpy.random import Generator
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_mask
 
-from mugs.data.plan import generator, uniform
-from mugs.transfer.label_maps import VOID
-from mugs.transfer.pixels import fitted, normalised, resize_image
+from mugs.data.dense.label_maps import VOID
+from mugs.data.dense.pixels import fitted, normalised, resize_image
+from mugs.random_streams import generator, uniform
 from mugs.transfer.segmentation.photometric import distort
 from mugs.transfer.segmentation.recipe import SceneRecipe
 

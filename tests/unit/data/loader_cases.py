@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mugs.data.beton import PackSource
-from mugs.data.convert import convert
-from mugs.data.loader import Batch, make_loader
-from mugs.data.order import Order
-from mugs.data.recipe import ViewRecipe
-from mugs.data.source import FolderSource
+from mugs.data.loading.batch import Batch
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.beton import PackSource
+from mugs.data.sources.convert import convert
+from mugs.data.views.config import ViewRecipe
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.beton import PackSource, sidecar_path
-from mugs.data.convert import convert, verify
-from mugs.data.decode import decode_rgb
-from mugs.data.source import FolderSource, SourceError, open_source
+from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.beton import PackSource, sidecar_path
+from mugs.data.sources.convert import convert, verify
+from mugs.data.sources.decode import decode_rgb
+from mugs.data.sources.open import open_source
 
 
 def jpeg(size: tuple[int, int], mode: str = "RGB", fmt: str = "JPEG", seed: int = 0) -> bytes:

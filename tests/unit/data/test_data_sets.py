@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from mugs.data.beton import PackSource
-from mugs.data.convert import convert, verify
-from mugs.data.layout import Layout, check_layout
-from mugs.data.listing import from_list, open_images
-from mugs.data.source import FolderSource, SourceError
+from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.beton import PackSource
+from mugs.data.sources.convert import convert, verify
+from mugs.data.sources.expected import Layout, check_layout
+from mugs.data.sources.listing import from_list, open_images
 from pipeline import config
 from pipeline.plan import build_plan, unresolved
 from stages import STAGES
 from stages.convert import ConvertConfig, run
-from stages.evaluate import num_classes
+from stages.shared.frozen import num_classes
 
 
 def jpeg(shade: int) -> bytes:

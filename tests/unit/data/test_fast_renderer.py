@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.plan import OPERATIONS, CropPlan, Operation, draw_operation, draw_plan, random_box
-from mugs.data.recipe import ViewRecipe
-from mugs.data.render import fast, reference
-from mugs.data.render.hue import rotate_hue
+from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import (
+    OPERATIONS,
+    CropPlan,
+    Operation,
+    draw_operation,
+    draw_plan,
+    random_box,
+)
+from mugs.data.views.render import fast, reference
+from mugs.data.views.render.hue import rotate_hue
 
 RECIPE = ViewRecipe(large_size=64, small_size=24, num_small=6)
 

@@ -11,11 +11,12 @@ import torch
 from loader_cases import BATCH, NUM, RECIPE, collect, copy_of, loader, working, write_images
 from PIL import Image
 
-from mugs.data.beton import HEADER, PackSource
-from mugs.data.convert import convert
-from mugs.data.loader import Batch, make_loader
-from mugs.data.order import Order
-from mugs.data.source import FolderSource, SourceError
+from mugs.data.loading.batch import Batch
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.beton import HEADER, PackSource
+from mugs.data.sources.convert import convert
 
 pytest.importorskip("ffcv", reason="ffcv is not installed")
 FIELDS = ("large", "small", "erase", "weak", "ids", "labels")
@@ -115,7 +116,7 @@ def test_a_damaged_table_is_refused(beton: Path, tmp_path: Path) -> None:
 def test_an_error_of_the_reader_surfaces_at_once(
     beton: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mugs.data.ffcv_loader import ReadAhead
+    from mugs.data.loading.ffcv_loader import ReadAhead
 
     stock = ReadAhead.run_pipeline
 
@@ -131,7 +132,7 @@ def test_an_error_of_the_reader_surfaces_at_once(
 
 
 def test_buffers_do_not_grow_with_the_largest_image(tmp_path: Path) -> None:
-    from mugs.data.ffcv_loader import ReadAhead, make_reader
+    from mugs.data.loading.ffcv_loader import ReadAhead, make_reader
 
     (tmp_path / "folder/a").mkdir(parents=True)
     for i, size in enumerate([(40, 30), (2000, 1500)]):

@@ -18,11 +18,11 @@ from loader_cases import (
     write_images,
 )
 
-from mugs.data import thread_loader
-from mugs.data.beton import PackSource
-from mugs.data.decode import DecodeError
-from mugs.data.loader import make_loader
-from mugs.data.order import Order
+from mugs.data.loading import thread_loader
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.beton import PackSource
+from mugs.data.sources.decode import DecodeError
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_file_that_shrinks_while_it_is_read(beton: Path, tmp_path: Path) -> No
 
 
 def test_ffcv_missing_is_one_message(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mugs.data.ffcv_loader", raising=False)
+    monkeypatch.delitem(sys.modules, "mugs.data.loading.ffcv_loader", raising=False)
     monkeypatch.setitem(sys.modules, "ffcv", None)
     with pytest.raises(
         ValueError,

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mugs.data.photographs import COLUMNS, ROWS, SIDE, cut
-from mugs.data.source import open_source
+from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut
+from mugs.data.sources.open import open_source
 from stages.convert import ConvertConfig, resolve, run
 
 BUILTIN = "builtin:sklearn_photo_patches"

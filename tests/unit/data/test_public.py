@@ -14,11 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy.io import savemat
 
-from mugs.data.beton import PackSource
-from mugs.data.cifar import SIDE
-from mugs.data.layout import KNOWN
-from mugs.data.public import PUBLIC, open_public
-from mugs.data.source import SourceError
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.beton import PackSource
+from mugs.data.sources.cifar import SIDE
+from mugs.data.sources.expected import KNOWN
+from mugs.data.sources.public import PUBLIC, open_public
 from stages import convert as stage
 from stages.convert import ConvertConfig, open_splits
 

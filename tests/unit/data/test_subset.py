@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mugs.data.source import SourceError
-from mugs.data.subset import Subset, class_balanced, listed
-from stages.labelled import LabelledPart
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.subset import Subset, class_balanced, listed
+from stages.shared.labelled import LabelledPart
 
 PER_CLASS = 130  # the shape of ImageNet's training split, a tenth of its size
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.data.decode import DecodeError
-from mugs.data.device import DeviceStage, hashed_normal
-from mugs.data.loader import make_loader
-from mugs.data.order import Order
-from mugs.data.plan import OPERATIONS, Operation, draw_plan, generator, turn_to
-from mugs.data.recipe import ViewRecipe
-from mugs.data.render.reference import apply_operation
+from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.decode import DecodeError
+from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import OPERATIONS, Operation, draw_plan
+from mugs.data.views.render.reference import apply_operation
+from mugs.random_streams import generator, hashed_normal, turn_to
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
 

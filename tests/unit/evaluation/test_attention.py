@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.backbones.vit import ViT, ViTConfig, build_vit
-from mugs.data.source import FolderSource
+from mugs.data.dense.pictures import GAP, colours
+from mugs.data.sources.base import FolderSource
 from mugs.evaluation.attention import (
     RAMP,
     SIDE,
@@ -20,7 +20,7 @@ from mugs.evaluation.attention import (
     picture,
     strongest_head,
 )
-from mugs.transfer.pictures import GAP, colours
+from mugs.models.vit import ViT, ViTConfig, build_vit
 
 MAPS = np.array([[[0.4, 0.3], [0.2, 0.1]], [[0.05, 0.35], [0.5, 0.0]]])
 

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mugs.backbones.vit import ViT, ViTConfig, build_vit
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import FolderSource
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.sources.base import FolderSource
 from mugs.evaluation import feature_store
 from mugs.evaluation.feature_store import (
     FeatureStore,
@@ -22,6 +21,7 @@ from mugs.evaluation.feature_store import (
     shard_path,
 )
 from mugs.evaluation.features import Feature, backbone_feature
+from mugs.models.vit import ViT, ViTConfig, build_vit
 
 CPU = torch.device("cpu")
 NAMES: tuple[Feature, ...] = ("cls", "patch_mean", "last4_cls", "cls_patchmean")

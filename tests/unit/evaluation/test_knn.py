@@ -11,13 +11,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mugs.backbones.vit import build_vit
-from mugs.data.digits import materialize_digits
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import FolderSource
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
 from mugs.evaluation import knn
 from mugs.evaluation.features import backbone_feature, extract
 from mugs.evaluation.knn import evaluate_knn, largest, nearest
+from mugs.models.vit import build_vit
 
 KS, TEMPERATURES = (1, 3, 10, 15, 20, 50, 100, 200), (0.04, 0.05, 0.07)
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

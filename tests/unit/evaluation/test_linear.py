@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from ranks import spawn
 from torch import Tensor, nn
 
-from mugs.data.order import Order
-from mugs.engine.checkpoint import load_latest
+from mugs.checkpoint.save_load import load_latest
+from mugs.data.loading.order import Order
 from mugs.engine.loop import train
 from mugs.evaluation.classifiers import Setting
 from mugs.evaluation.linear import DivergedError, LinearProbe, Probing

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mugs.backbones.vit import build_vit
-from mugs.data.digits import materialize_digits
-from mugs.data.evaluation import eval_batches
-from mugs.data.source import FolderSource
-from mugs.data.subset import Subset, class_balanced
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.subset import Subset, class_balanced
 from mugs.evaluation.features import backbone_feature, extract
 from mugs.evaluation.logistic import NotConvergedError, Objective, fit, top1
+from mugs.models.vit import build_vit
 
 PENALTIES = (0.3, 0.2, 0.15, 0.1, 0.06, 0.03, 0.01)
 

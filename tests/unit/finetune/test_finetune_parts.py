@@ -18,8 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.source import FolderSource
+from mugs.data.sources.base import FolderSource
 from mugs.finetune.batches import (
     AugmentedViews,
     Batches,
@@ -32,6 +31,7 @@ from mugs.finetune.classifier import Classifier, build_head, parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import columns_of, draw_mix, mix_batch, soft_cross_entropy, soft_targets
 from mugs.finetune.schedules import build_schedule
+from mugs.models.vit import ViTConfig, build_vit
 
 STEP = {  # ImageNet fine-tuning: epochs, steps per epoch, warm-up, peak
     "s": (200, 1251, 20, 1.2e-3),

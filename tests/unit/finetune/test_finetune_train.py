@@ -15,14 +15,12 @@ from PIL import Image
 from ranks import spawn
 from torch import Tensor
 
-from mugs.backbones.stochastic_depth import depth_uniforms
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.decode import decode_rgb
-from mugs.data.digits import materialize_digits
-from mugs.data.evaluation import eval_batches
-from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.data.source import FolderSource
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.loading.evaluation import eval_batches
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.decode import decode_rgb
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
@@ -32,6 +30,8 @@ from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixO
 from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
 from mugs.finetune.train import Finetuning
 from mugs.finetune.validation import EpochResult
+from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.vit import ViTConfig, build_vit
 
 CPU = torch.device("cpu")
 SHAPE = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=16)
@@ -187,7 +187,7 @@ class StopAfter(Unattended):
     def __init__(self, step: int) -> None:
         self.step, self.done = step, 0
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         self.done = step
 
     def stop_requested(self) -> bool:

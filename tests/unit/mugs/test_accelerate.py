@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
-from mugs.backbones.stochastic_depth import depth_uniforms
 from mugs.engine.optim import build_adamw
-from mugs.engine.step import StepConfig, StepResult, Trainer
+from mugs.engine.step import StepResult
+from mugs.models.stochastic_depth import depth_uniforms
+from mugs.pretrain.step import StepConfig, Trainer
 
 CASE = Case(replace(SMALLEST, drop_path=0.4), num_small=3)
 

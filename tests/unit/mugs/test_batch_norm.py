@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mugs.batch_norm import BatchNorm
-from mugs.heads import GroupHead, InfoNCEHead
+from mugs.models.batch_norm import BatchNorm
+from mugs.models.heads import GroupHead, InfoNCEHead
 
 
 def test_equals_torch() -> None:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from step_cases import SMALLEST
 
-from mugs.data.digits import materialize_digits
-from mugs.data.recipe import ViewRecipe
-from mugs.data.source import FolderSource
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.views.config import ViewRecipe
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.step import StepResult
-from mugs.engine.train import pretrain
-from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
 from mugs.methods.calibration import targets
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.train import pretrain
 from stages.pretrain import PretrainConfig, train_config
 
 TARGETS = {

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mugs.engine.checkpoint import (
+from mugs.checkpoint.record import remove_leftovers
+from mugs.checkpoint.save_load import (
     CheckpointError,
     Parts,
     SavePolicy,
@@ -22,7 +23,6 @@ from mugs.engine.checkpoint import (
 )
 from mugs.engine.control import StaleWriterError
 from mugs.engine.loop import train
-from mugs.storage.record import remove_leftovers
 
 
 class Stopped(BaseException):
@@ -68,7 +68,7 @@ class Asked:
     def may_write(self) -> bool:
         return self.newest
 
-    def beat(self, step: int) -> None:
+    def heartbeat(self, step: int) -> None:
         self.step = step
 
     def saved(self, step: int, seconds: float) -> None:
@@ -78,7 +78,7 @@ class Asked:
     def interrupted(self, step: int) -> NoReturn:
         raise Stopped(step)
 
-    def rest(self) -> None:
+    def finish(self) -> None:
         self.step = -1
 
 

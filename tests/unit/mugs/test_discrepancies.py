@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mugs.engine.metering import Meter
 from mugs.engine.optim import build_adamw
-from mugs.engine.step import StepConfig, Trainer
 from mugs.engine.step_log import StepLog
-from mugs.engine.train import log_settings
-from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.step import StepConfig, Trainer
+from mugs.pretrain.train import log_settings
 from stages.pretrain import MugsOptions, PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -222,7 +222,7 @@ def test_a_step_reads_nothing_back() -> None:
 def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(torch.device("cpu"), "fp32", flops=1.0)
     for main in (True, False):
-        monkeypatch.setattr("mugs.engine.distributed.is_main", lambda main=main: main)
+        monkeypatch.setattr("mugs.distributed.is_main", lambda main=main: main)
         folder = tmp_path / str(main)
         log = StepLog(
             folder, log_settings(TrainConfig(epochs=1, batch_size=4, base_lr=0.1), SCHEDULE), meter

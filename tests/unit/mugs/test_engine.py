@@ -10,15 +10,15 @@ import pytest
 import torch
 from step_cases import SMALLEST
 
-from mugs.data.digits import materialize_digits
-from mugs.data.recipe import ViewRecipe
-from mugs.data.source import FolderSource
-from mugs.engine.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mugs.checkpoint.save_load import CheckpointError, load_latest, save_checkpoint
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.views.config import ViewRecipe
 from mugs.engine.optim import clip_each, parameter_groups
-from mugs.engine.step import StepConfig
-from mugs.engine.train import pretrain
-from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.step import StepConfig
+from mugs.pretrain.train import pretrain
 
 PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mugs.backbones.vit import ARCHITECTURES, build_vit
-from mugs.data.recipe import IMAGENET_MEAN, IMAGENET_STD
-from mugs.foreign_weights import import_released, import_timm
-from mugs.weights import WeightsError, save_backbone
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
+from mugs.models.vit import ARCHITECTURES, build_vit
+from mugs.weights.backbone_file import WeightsError, save_backbone
+from mugs.weights.foreign import import_released, import_timm
 
 TIMM = {"vit_s16": "vit_small_patch16_224.dino", "vit_b16": "vit_base_patch16_224.dino"}
 

@@ -10,14 +10,14 @@ import torch
 from step_cases import SMALLEST, Case, build
 from torch.utils.flop_counter import FlopCounterMode
 
-from mugs.data.digits import materialize_digits
-from mugs.data.recipe import ViewRecipe
-from mugs.data.source import FolderSource
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
 from mugs.engine.metering import Meter, device_peak
-from mugs.engine.train import pretrain
-from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.train import pretrain
 
 VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
 

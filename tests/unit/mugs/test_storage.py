@@ -19,20 +19,20 @@ from checkpoint_cases import POLICY, loaded_step, names, only, parts_of, save
 from safetensors.torch import load_file, save_file
 from shim import failing, intercepted
 
-from mugs.engine.background import BackgroundWriter
-from mugs.engine.checkpoint import (
+from mugs.checkpoint import space
+from mugs.checkpoint.background import BackgroundWriter
+from mugs.checkpoint.host_copy import HostCopy
+from mugs.checkpoint.record import verify
+from mugs.checkpoint.save_load import (
     CheckpointError,
     Parts,
     SavePolicy,
     require_room_for_run,
     save_checkpoint,
 )
+from mugs.checkpoint.space import patiently, require_room, reserve
+from mugs.checkpoint.tensors import DTYPES, read_tensors, write_tensors
 from mugs.engine.loop import train
-from mugs.storage import space
-from mugs.storage.host_copy import HostCopy
-from mugs.storage.record import verify
-from mugs.storage.space import patiently, require_room, reserve
-from mugs.storage.tensors import DTYPES, read_tensors, write_tensors
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -110,7 +110,7 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(
         log.append(args[1])
         return save_checkpoint(*args, **options)
 
-    monkeypatch.setattr("mugs.engine.background.save_checkpoint", slow_save)
+    monkeypatch.setattr("mugs.checkpoint.background.save_checkpoint", slow_save)
     state = {"state": {"x": torch.full((10,), 1.0)}}
     writer = BackgroundWriter(tmp_path, POLICY)
     assert writer.save(1, state, {}) is None
@@ -183,7 +183,7 @@ def test_the_interpreter_waits_for_the_write(tmp_path: Path) -> None:
     code = (
         "import sys, time, torch\n"
         "from pathlib import Path\n"
-        "import mugs.engine.background as background\n"
+        "import mugs.checkpoint.background as background\n"
         "save = background.save_checkpoint\n"
         "background.save_checkpoint = lambda *a, **k: (time.sleep(0.3), save(*a, **k))\n"
         "writer = background.BackgroundWriter(Path(sys.argv[1]), background.SavePolicy())\n"
@@ -240,7 +240,7 @@ def test_the_only_good_one_is_never_removed(
         os.truncate(path, stored.size - 1)
         return stored
 
-    monkeypatch.setattr("mugs.engine.checkpoint.write_tensors", write_and_lose)
+    monkeypatch.setattr("mugs.checkpoint.save_load.write_tensors", write_and_lose)
     for step in (2, 3):
         with pytest.raises(CheckpointError, match="read back wrong"):
             save(tmp_path, step, replace(POLICY, keep=1))
@@ -292,7 +292,8 @@ def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
         save(tmp_path, step)
     asked = []
     monkeypatch.setattr(
-        "mugs.engine.checkpoint.require_room", lambda folder, needed, purpose: asked.append(needed)
+        "mugs.checkpoint.save_load.require_room",
+        lambda folder, needed, purpose: asked.append(needed),
     )
     parts = parts_of(3)
     require_room_for_run(tmp_path, parts, 10, POLICY)

@@ -14,20 +14,20 @@ from ranks import spawn
 from step_cases import SMALLEST
 from torch import Tensor
 
-from mugs.data.device import DeviceStage
-from mugs.data.digits import materialize_digits
-from mugs.data.loader import make_loader
-from mugs.data.order import Order
-from mugs.data.recipe import ViewRecipe
-from mugs.data.source import FolderSource
-from mugs.engine import distributed
-from mugs.engine.agreement import StateMismatchError, fingerprint
+from mugs import distributed
+from mugs.data.loading.batch import Views
+from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
-from mugs.engine.step import split
-from mugs.engine.train import depth_masks, plan_batches, pretrain
-from mugs.engine.train_config import TrainConfig
 from mugs.methods import Mugs
-from mugs.views import Views
+from mugs.pretrain.agreement import StateMismatchError, fingerprint
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.step import split
+from mugs.pretrain.train import depth_masks, plan_batches, pretrain
 
 VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
 CONFIG = TrainConfig(

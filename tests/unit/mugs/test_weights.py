@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.weights import (
+from mugs.models.vit import ViTConfig, build_vit
+from mugs.weights.backbone_file import (
     WeightsError,
     backbone_state,
     load_backbone,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pipeline import attempts, manifest, runfile
-from pipeline.atomic import write_json_atomic
 from pipeline.attempts import Failure
+from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm import requeue
-from slurm.aftermath import settle, verdict
+from slurm.node import requeue
+from slurm.node.on_exit import settle, verdict
 
 RUN = StageRun("tiny", "x", "0123456789ab", StageConfig(), {}, Resources(max_failures=3), "x:run")
 

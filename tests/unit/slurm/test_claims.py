@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm import claims, queue
-from slurm.claims import claimed
-from slurm.submit import View, Waits
+from slurm.shared import queue
+from slurm.submission import lock as claims
+from slurm.submission.lock import claimed
+from slurm.submission.submit import View, Waits
 
 
 def edit(run_dir: Path, number: int, **facts: Any) -> None:
@@ -28,7 +29,7 @@ def edit(run_dir: Path, number: int, **facts: Any) -> None:
 
 def leave_a_dead_claim(run_dir: Path) -> None:
     """A claim of a process that is gone, some time ago."""
-    code = "import sys; from pathlib import Path; from slurm.claims import _take; _take(Path(sys.argv[1]), 5)"
+    code = "import sys; from pathlib import Path; from slurm.submission.lock import _take; _take(Path(sys.argv[1]), 5)"
     subprocess.run(
         [sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3]
     )

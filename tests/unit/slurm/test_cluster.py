@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
-from slurm import cluster, submit
-from slurm.cluster import ClusterProfile
+from slurm.submission import profile as cluster
+from slurm.submission import submit
+from slurm.submission.profile import ClusterProfile
 
 NEED = Resources(nodes=2, ranks_per_node=8, cpus_per_rank=8, hours=30, memory_gb=None)
 GOLDEN = Path(__file__).parent / "golden_a100_8x80g.sbatch"

@@ -15,15 +15,15 @@ import pytest
 from pipeline import attempts
 from pipeline.control import Interrupted
 from pipeline.provenance import code_root
-from slurm.control import Guard, JobControl, Reactions
-from slurm.signals import Inbox
+from slurm.node.signals import Inbox
+from slurm.node.watchdog import Guard, JobControl, Reactions
 
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from pipeline.control import Interrupted
-from slurm.control import JobControl
-from slurm.signals import Inbox
+from slurm.node.watchdog import JobControl
+from slurm.node.signals import Inbox
 with Inbox(patient={patient}) as inbox:
     control = JobControl(Path("."), 1, inbox)
     try:
@@ -49,7 +49,7 @@ def test_without_a_loop_a_signal_is_acted_on_at_once() -> None:
 
 def test_a_loop_is_asked_to_stop_and_leaves_when_it_has_saved() -> None:
     body = """
-control.beat(3)
+control.heartbeat(3)
 os.kill(os.getpid(), signal.SIGTERM)
 print(control.stop_requested(), inbox.terminated, inbox.warned)
 control.interrupted(4)
@@ -60,13 +60,13 @@ control.interrupted(4)
 
 def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
     done = play(
-        "control.beat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.rest()\nprint('never')"
+        "control.heartbeat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.finish()\nprint('never')"
     )
     assert done.stdout == "left: SIGTERM after the last step\n"
 
 
 def test_the_second_signal_stops_at_once_unless_slurm_sends_it() -> None:
-    body = "control.beat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nprint('alive')"
+    body = "control.heartbeat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nprint('alive')"
     assert play(body).returncode == 128 + signal.SIGINT
     assert play(body, patient=True).stdout == "alive\n"
 
@@ -112,7 +112,7 @@ class Watched:
 def test_a_loop_that_does_not_move_is_noticed_with_stacks(tmp_path: Path) -> None:
     watched = Watched(tmp_path, hang_s=60)
     assert watched.look(1000) == [], "nothing beats yet: another kind of stage"
-    watched.control.beat(1)
+    watched.control.heartbeat(1)
     assert watched.look(50) == []
     assert watched.look(61) == ["hung"]
     watched.log.flush()
@@ -121,14 +121,14 @@ def test_a_loop_that_does_not_move_is_noticed_with_stacks(tmp_path: Path) -> Non
 
 def test_a_loop_at_rest_does_not_hang(tmp_path: Path) -> None:
     watched = Watched(tmp_path, hang_s=60)
-    watched.control.beat(1)
-    watched.control.rest()
+    watched.control.heartbeat(1)
+    watched.control.finish()
     assert watched.look(1000) == []
 
 
 def test_too_late_for_a_boundary(tmp_path: Path) -> None:
     watched = Watched(tmp_path, patience_s=60)
-    watched.control.beat(1)
+    watched.control.heartbeat(1)
     watched.control.inbox.since = time.monotonic()
     assert watched.look(50) == []
     assert watched.look(61) == ["late"]
@@ -154,11 +154,11 @@ def test_the_guard_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
     code = f"""
 import os, signal, subprocess, time, hashlib
 from pathlib import Path
-from slurm.control import Guard, JobControl, Reactions
-from slurm.signals import Inbox
+from slurm.node.watchdog import Guard, JobControl, Reactions
+from slurm.node.signals import Inbox
 with Inbox(patient=True) as inbox:
     control = JobControl(Path({str(tmp_path)!r}), 1, inbox)
-    control.beat(1)
+    control.heartbeat(1)
     def late():
         print("late", flush=True)
         os._exit(0)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import attempts
-from pipeline.atomic import write_json_atomic
+from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm.cluster import ClusterProfile
-from slurm.estimates import advice, lead_seconds
+from slurm.submission.estimates import advice, lead_seconds
+from slurm.submission.profile import ClusterProfile
 
 
 class Config(StageConfig):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm import queue, snapshot
-from slurm.environment import meeting_point
+from slurm.node.rendezvous import meeting_point
+from slurm.shared import queue
+from slurm.submission import snapshot
 
 
 def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:

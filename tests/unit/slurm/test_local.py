@@ -18,8 +18,10 @@ from pipeline import attempts, manifest
 from pipeline.identity import run_id
 from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
-from slurm import local, processes, queue
-from slurm.local import run_here
+from slurm.local import executor as local
+from slurm.local import processes
+from slurm.local.executor import run_here
+from slurm.shared import queue
 from slurm.status import status
 
 STAGE = """
@@ -225,7 +227,7 @@ def test_interrupted_command_takes_its_processes_along(
     tiny: Any, tmp_path: Path, signum: int
 ) -> None:
     """`run_here` in a process of its own, whose run never ends."""
-    lines = "from pathlib import Path; from slurm.local import run_here; from tiny_local import *"
+    lines = "from pathlib import Path; from slurm.local.executor import run_here; from tiny_local import *"
     make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
     code = f"{lines}; from pipeline.spec import *; print(run_here([{make}] * 2, Path({str(tmp_path)!r})))"
     command = subprocess.Popen(

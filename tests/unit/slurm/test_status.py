@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import attempts, runfile
-from pipeline.atomic import write_json_atomic
+from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm import queue
+from slurm.shared import queue
 from slurm.status import duration, status
 
 RUN = StageRun("tiny", "one", "0123456789ab", StageConfig(), {}, Resources(gpu=False), "x:run")
@@ -46,8 +46,8 @@ def test_a_failed_attempt_whose_job_slurm_starts_again(
     run_dir = runfile.write(tmp_path, RUN)
     number = attempts.start(run_dir, job_id="7")
     attempts.fail(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
-    monkeypatch.setattr("slurm.queue.queued", lambda runs, root: {})
-    monkeypatch.setattr("slurm.queue.final_state", {"7": slurm}.get)
+    monkeypatch.setattr("slurm.shared.queue.queued", lambda runs, root: {})
+    monkeypatch.setattr("slurm.shared.queue.final_state", {"7": slurm}.get)
     (found,) = status([RUN], tmp_path)
     assert (found.state, found.job_id) == (state, "7")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.weights import save_backbone
+from mugs.models.vit import ViTConfig, build_vit
+from mugs.weights.backbone_file import save_backbone
 from pipeline.manifest import ManifestEntry, Output, content_sha256
-from pipeline.spec import StageContext
+from pipeline.stage import StageContext
 from stages.attention import AttentionConfig, run
 
 TINY = ViTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, image_size=16)

@@ -5,13 +5,12 @@ from dataclasses import fields
 import pytest
 from pydantic import ValidationError
 
-from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.training_config import DetectionConfig
+from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
 from mugs.transfer.detection.views import Scales
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.model import SegmenterConfig
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.video import PropagationRecipe
+from mugs.transfer.video.propagation import PropagationRecipe
 from pipeline import config
 from pipeline.plan import build_plan, unresolved
 from pipeline.spec import Resources, StageRun

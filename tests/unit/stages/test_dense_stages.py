@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.source import SourceError
-from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.digit_scenes import materialize_scenes, materialize_videos
-from mugs.weights import save_backbone
+from mugs.data.mini.coco import materialize_coco
+from mugs.data.mini.scenes_and_videos import materialize_scenes, materialize_videos
+from mugs.data.sources.base import SourceError
+from mugs.models.vit import ViTConfig, build_vit
+from mugs.weights.backbone_file import save_backbone
 from pipeline.manifest import ManifestEntry, Output, content_sha256
-from pipeline.spec import StageConfig, StageContext, StageOutput
+from pipeline.spec import StageConfig
+from pipeline.stage import StageContext, StageOutput
 from stages import (
     ade20k_data,
     ade20k_segmentation,

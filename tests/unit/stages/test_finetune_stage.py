@@ -9,20 +9,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.convert import convert
-from mugs.data.digits import materialize_digits
-from mugs.data.source import FolderSource
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.convert import convert
 from mugs.finetune import config as engine
 from mugs.finetune.batches import Batches
 from mugs.finetune.schedules import build_schedule
-from mugs.weights import load_backbone, save_backbone
+from mugs.models.vit import ViTConfig, build_vit
+from mugs.weights.backbone_file import load_backbone, save_backbone
 from pipeline.identity import run_id
 from pipeline.manifest import DamagedError, content_sha256
 from pipeline.spec import Resources
 from stages import finetune as stage
 from stages.finetune import FinetuneConfig
-from stages.finetune_presets import PRESETS
+from stages.shared.finetune_presets import PRESETS
 
 RATE = {"base_lr": 1e-3}
 

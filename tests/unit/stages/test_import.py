@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.backbones.vit import build_vit
-from mugs.weights import WeightsError
+from mugs.models.vit import build_vit
+from mugs.weights.backbone_file import WeightsError
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
-from pipeline.spec import StageConfig, StageContext
+from pipeline.spec import StageConfig
+from pipeline.stage import StageContext
 from results.schema import ResultRow
 from stages import STAGES, convert, features, import_weights, knn, linear, logistic
 
@@ -131,7 +132,7 @@ def test_more_ranks_than_images_are_refused(
     runs, folder = Runs(tmp_path / "runs"), str(images)
     data, _ = runs.run("convert", {}, dataset="colours", train_dir=folder, val_dir=folder)
     weights, _ = runs.run("import", {}, arch="vit_mini", epochs=800, file=str(released))
-    monkeypatch.setattr("mugs.engine.distributed.world_size", lambda: 17)
+    monkeypatch.setattr("mugs.distributed.world_size", lambda: 17)
     with pytest.raises(ValueError, match="train: 16 images for 17 ranks"):
         runs.run(
             "knn",

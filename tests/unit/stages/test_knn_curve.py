@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mugs.data.convert import convert
-from mugs.data.digits import materialize_digits
-from mugs.data.source import FolderSource
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.data.sources.convert import convert
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
-from pipeline.spec import ConfigError, StageContext, StageRun
+from pipeline.spec import ConfigError, StageRun
+from pipeline.stage import StageContext
 from stages import STAGES, knn_curve, pretrain
 
 YAML = """
@@ -163,7 +164,7 @@ def test_the_last_epoch_is_the_teacher(case: Case) -> None:
     case.appear("initial", "2", "3")
     case.end()
     last = knn_curve.teacher(case.found(), 3).state_dict()
-    from mugs.weights import load_backbone
+    from mugs.weights.backbone_file import load_backbone
 
     exported, _ = load_backbone(case.pre / "weights" / "teacher.safetensors")
     assert last.keys() == exported.keys() and all(

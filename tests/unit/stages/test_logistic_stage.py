@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from mugs.engine import distributed
+from mugs import distributed
 from mugs.evaluation import feature_store, logistic
-from pipeline.spec import StageOutput
+from pipeline.stage import StageOutput
 from stages import logistic as stage
 from stages.logistic import LogisticConfig
 

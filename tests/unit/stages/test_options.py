@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from mugs.data.recipe import ViewRecipe
+from mugs.data.views.config import ViewRecipe
 from mugs.methods import MugsConfig
 from pipeline import config
 from stages import STAGES

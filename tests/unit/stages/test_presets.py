@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from pipeline import config
 from pipeline.identity import run_id
 from stages import STAGES
-from stages.presets import BY_ARCH, MUGS, VIEWS
 from stages.pretrain import MugsOptions, PretrainConfig, ViewOptions
+from stages.shared.presets import BY_ARCH, MUGS, VIEWS
 
 SPELLED_OUT: dict[str, Any] = {
     "epochs": 400,

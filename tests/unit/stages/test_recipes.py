@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mugs.engine.schedules import Schedule
-from mugs.engine.train import build_schedule
+from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.train import build_schedule
 from pipeline import config
 from pipeline.identity import science
 from pipeline.plan import build_plan, unresolved

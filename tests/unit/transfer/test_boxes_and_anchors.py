@@ -9,8 +9,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import generalized_box_iou
 
-from mugs.transfer.detection.anchors import inside, level_anchors
-from mugs.transfer.detection.boxes import clip, decode, encode, generalized_iou
+from mugs.transfer.detection.boxes import (
+    clip,
+    decode,
+    encode,
+    generalized_iou,
+    inside,
+    level_anchors,
+)
 from mugs.transfer.detection.cascade import STAGES
 
 CPU = torch.device("cpu")

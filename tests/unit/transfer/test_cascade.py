@@ -19,7 +19,7 @@ from mugs.transfer.detection.cascade import (
     next_proposals,
 )
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.regions import mask_targets
+from mugs.transfer.detection.heads import mask_targets
 from mugs.transfer.detection.targets import Targets
 
 CONFIG = DetectorConfig(

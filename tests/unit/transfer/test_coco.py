@@ -11,12 +11,11 @@ from coco_cases import SQUARE, entry, write_coco
 from PIL import Image
 from pycocotools import mask as rle
 
-from mugs.data.decode import DecodeError
-from mugs.data.layout import KNOWN, Layout
-from mugs.data.source import SourceError
-from mugs.transfer.detection.coco import CocoSplit, bitmap, trainable
-from mugs.transfer.detection.digits import materialize_coco
-from mugs.transfer.detection.layout import check_coco
+from mugs.data.dense.coco import CocoSplit, bitmap, check_coco, trainable
+from mugs.data.mini.coco import materialize_coco
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.decode import DecodeError
+from mugs.data.sources.expected import KNOWN, Layout
 
 
 def test_classes_boxes_and_masks(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from PIL import Image
 from pycocotools import mask as rle
 from ranks import spawn
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.decode import DecodeError
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.data.dense.coco import CocoSplit
+from mugs.data.mini.coco import materialize_coco
+from mugs.data.sources.decode import DecodeError
 from mugs.engine.layer_decay import layer_decay_groups
-from mugs.transfer.detection.coco import CocoSplit
-from mugs.transfer.detection.config import DetectorConfig
+from mugs.models.vit import ViTConfig, build_vit
+from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
 from mugs.transfer.detection.detector import build_detector
-from mugs.transfer.detection.digits import materialize_coco
 from mugs.transfer.detection.evaluate import (
     average_precision,
     coco_stats,
@@ -34,7 +34,6 @@ from mugs.transfer.detection.evaluate import (
 )
 from mugs.transfer.detection.pictures import draw_pictures, drawn
 from mugs.transfer.detection.train import DetectionTraining, build_schedule
-from mugs.transfer.detection.training_config import DetectionConfig
 from mugs.transfer.detection.views import Scales
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ from coco_cases import entry, write_coco
 from numpy.random import default_rng
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from mugs.data.dense.coco import CocoSplit
+from mugs.data.dense.pixels import fitted, normalised
 from mugs.transfer.detection.batches import GroupedOrder, training_passes, training_view
-from mugs.transfer.detection.coco import CocoSplit
 from mugs.transfer.detection.views import Plan, Scales, apply_plan, draw_plan, padded
-from mugs.transfer.pixels import fitted, normalised
 
 SCALES = Scales()
 

@@ -8,7 +8,7 @@ from detection_cases import naive_match
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from mugs.transfer.detection.matching import BACKGROUND, IGNORED, match, sample
+from mugs.transfer.detection.boxes import BACKGROUND, IGNORED, match, sample
 
 OBJECT = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 

@@ -10,9 +10,9 @@ from ranks import spawn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mugs.backbones.vit import ViTConfig, build_vit, resize_positions
-from mugs.batch_norm import BatchNorm2d
-from mugs.engine import distributed
+from mugs import distributed
+from mugs.models.batch_norm import BatchNorm2d
+from mugs.models.vit import ViTConfig, build_vit, resize_positions
 from mugs.transfer.pyramid import Pyramid, tapped_blocks
 
 TINY = ViTConfig(embed_dim=24, depth=6, num_heads=2, patch_size=8, image_size=32)

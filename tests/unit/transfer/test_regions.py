@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from mugs.transfer.detection.regions import box_levels, mask_targets, paste, pool
+from mugs.transfer.detection.heads import box_levels, mask_targets, paste, pool
 
 
 def square(side: float) -> list[float]:

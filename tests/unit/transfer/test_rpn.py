@@ -8,10 +8,9 @@ from detection_cases import naive_match
 from torch import Tensor
 from torchvision.ops import nms
 
-from mugs.data.device import mix
-from mugs.transfer.detection.boxes import clip, decode, encode
+from mugs.random_streams import mix
+from mugs.transfer.detection.boxes import clip, decode, encode, sample
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.matching import sample
 from mugs.transfer.detection.rpn import RPN, STDS
 from mugs.transfer.detection.targets import Targets
 

@@ -8,13 +8,13 @@ import torch
 from numpy.random import Generator, Philox
 from PIL import Image
 
-from mugs.data.decode import DecodeError
-from mugs.data.source import SourceError
-from mugs.transfer.digit_scenes import materialize_scenes, reflected
-from mugs.transfer.pixels import fitted
+from mugs.data.dense.ade20k import SceneFolder, check_scenes
+from mugs.data.dense.pixels import fitted
+from mugs.data.mini.scenes_and_videos import materialize_scenes, reflected
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.decode import DecodeError
 from mugs.transfer.segmentation.photometric import distort, saturated
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.segmentation.scenes import SceneFolder, check_scenes
 from mugs.transfer.segmentation.views import draw_crop, mixed, training_view, whole_view
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mugs.backbones.vit import ViTConfig, build_vit
+from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
 from mugs.transfer.segmentation.inference import label_map, slide, window_starts
 from mugs.transfer.segmentation.metrics import Scores, confusion, scores

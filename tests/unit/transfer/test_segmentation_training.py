@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 from ranks import spawn
 
-from mugs.backbones.vit import ViTConfig, build_vit
-from mugs.data.source import SourceError
-from mugs.engine import distributed
-from mugs.engine.checkpoint import load_latest
+from mugs import distributed
+from mugs.checkpoint.save_load import load_latest
+from mugs.data.dense.ade20k import SceneFolder
+from mugs.data.mini.scenes_and_videos import materialize_scenes
+from mugs.data.sources.base import SourceError
 from mugs.engine.layer_decay import layer_decay_groups
-from mugs.transfer.digit_scenes import materialize_scenes
+from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.evaluate import evaluate
 from mugs.transfer.segmentation.metrics import Scores, scores
 from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.segmentation.scenes import SceneFolder
 from mugs.transfer.segmentation.train import SegmentationTraining
 
 TINY = ViTConfig(embed_dim=24, depth=3, num_heads=2, patch_size=8, image_size=32)

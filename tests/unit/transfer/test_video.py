@@ -10,20 +10,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mugs.backbones.vit import build_vit
-from mugs.data.source import SourceError
-from mugs.engine import distributed
-from mugs.transfer.davis import VideoFolder, check_videos, one_hot_patches, read_frame, resize_map
-from mugs.transfer.digit_scenes import materialize_videos
-from mugs.transfer.pictures import colours, overlay, side_by_side
-from mugs.transfer.region_boundary import (
+from mugs import distributed
+from mugs.data.dense.davis import VideoFolder, check_videos, one_hot_patches, read_frame, resize_map
+from mugs.data.dense.pictures import colours, overlay, side_by_side
+from mugs.data.mini.scenes_and_videos import materialize_videos
+from mugs.data.sources.base import SourceError
+from mugs.models.vit import build_vit
+from mugs.transfer.video.evaluate import evaluate_videos
+from mugs.transfer.video.j_and_f import (
     boundary,
     boundary_accuracy,
     object_scores,
     region_similarity,
     video_scores,
 )
-from mugs.transfer.video import (
+from mugs.transfer.video.propagation import (
     PropagationRecipe,
     frame_features,
     frame_size,
@@ -32,7 +33,6 @@ from mugs.transfer.video import (
     propagate,
     propagated,
 )
-from mugs.transfer.video_evaluate import evaluate_videos
 
 MINI = PropagationRecipe(short_side=64, multiple=16, num_previous=2, radius=3)
 CPU = torch.device("cpu")

@@ -1,0 +1,91 @@
+"""Checkpoints written by a thread while training goes on."""
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from mugs.checkpoint.host_copy import HostCopy
+from mugs.checkpoint.save_load import Parts, SavePolicy, save_checkpoint, state_bytes
+from mugs.checkpoint.space import gigabytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Seconds that training stood still for a checkpoint, and until it was on disk for good, from the same start."""
+
+    step: int
+    bytes: int
+    stall_s: float
+    durable_s: float
+
+    def fields(self) -> dict[str, Any]:
+        """As a line of metrics."""
+        facts = asdict(self)
+        return {"step": facts.pop("step"), "checkpoint": facts}
+
+
+class BackgroundWriter:
+    """Writes one checkpoint at a time, from a copy, in a thread.
+
+    An error of the thread is raised by the next `save` or `wait`. The interpreter does not exit before the thread is
+    done with what it was given.
+    """
+
+    def __init__(self, folder: Path, policy: SavePolicy) -> None:
+        self.folder, self.policy = folder, policy
+        self.copy, self.stop = HostCopy(), Event()
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.running: Future[Saved] | None = None
+
+    def save(self, step: int, parts: Parts, meta: Mapping[str, Any]) -> Saved | None:
+        """Copy the state and start to write it; waits for the write before, and returns what that took.
+
+        Raises CheckpointError when the write before failed.
+        """
+        began = time.monotonic()
+        before = self.wait()
+        copied = self.copy.take(parts)
+        stall = time.monotonic() - began
+        self.running = self.pool.submit(self._write, step, copied, meta, began, stall)
+        return before
+
+    def wait(self) -> Saved | None:
+        """Wait until the write in flight, if any, is on disk; raises its error."""
+        running, self.running = self.running, None
+        return None if running is None else running.result()
+
+    def close(self) -> None:
+        """Wait for the write in flight, without patience for a bad disk; its error is only logged."""
+        self.stop.set()
+        try:
+            self.wait()
+        except Exception as error:
+            logger.error("%s", error)
+        finally:
+            self.pool.shutdown()
+
+    def _write(
+        self, step: int, parts: Parts, meta: Mapping[str, Any], began: float, stall: float
+    ) -> Saved:
+        durable = [began]
+
+        def published() -> None:
+            durable.append(time.monotonic())
+
+        save_checkpoint(
+            self.folder, step, parts, meta, policy=self.policy, stop=self.stop, published=published
+        )
+        saved = Saved(step, state_bytes(parts), round(stall, 4), round(durable[-1] - began, 4))
+        size = gigabytes(saved.bytes)
+        took = (
+            f"training stood still for {saved.stall_s:.2f} s, on disk after {saved.durable_s:.2f} s"
+        )
+        logger.info("checkpoint of step %d, %s: %s", step, size, took)
+        return saved

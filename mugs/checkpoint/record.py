@@ -1,0 +1,197 @@
+"""What a checkpoint folder is called, what is written about it, and whether it is good.
+
+    <folder>/step_00001234/      one safetensors file per part, and
+                                 state.json   step, meta, size and SHA-256 of every file, SHA-256 of itself
+    <folder>/.step_*.tmp         left over from a write or a removal that was cut short (.room.*.tmp: from a check)
+    <folder>/bad_step_*          set aside: it did not verify
+
+No torch here, so that a login node verifies checkpoints in a blink. Nothing that a record says leads out of its
+folder: names are plain, links are not followed.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
+from pipeline.files import hash_file, sync_path, write_new_file
+
+logger = logging.getLogger(__name__)
+FORMAT = 2
+RECORD = "state.json"
+RECORD_LIMIT = 64 << 20
+_FOLDER = re.compile(r"step_(\d{8,})")
+_LEFTOVER = re.compile(r"\.(step_\d{8,}|room)\..*tmp")
+_ATTEMPT = re.compile(r"\.attempt(\d+)\.")
+_FILE = re.compile(r"\w+\.safetensors", re.ASCII)
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used or written; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Content of `state.json`: `meta` is what the task noted, `files` maps names to what was written."""
+
+    step: int
+    meta: Mapping[str, Any]
+    files: Mapping[str, StoredFile]
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a step."""
+    return f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Step of a checkpoint folder, by its name."""
+    found = _FOLDER.fullmatch(path.name)
+    assert found is not None, path
+    return int(found[1])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first, unverified; leftovers of interrupted writes are not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=step_of)
+
+
+def leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
+    """What writes and removals left behind that were cut short; with `attempt`, not those of newer attempts."""
+    found = (
+        sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name))
+        if folder.is_dir()
+        else []
+    )
+    tags = ((path, _ATTEMPT.search(path.name)) for path in found)
+    return [path for path, tag in tags if attempt is None or tag is None or int(tag[1]) <= attempt]
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write `state.json` into a checkpoint folder. Raises TypeError for notes that are not JSON."""
+    content = {"format": FORMAT, **asdict(record)}
+    text = json.dumps(with_checksum(json.loads(json.dumps(content))), indent=1)
+    write_new_file(path / RECORD, [text.encode()])
+
+
+def read_record(path: Path) -> Record:
+    """Read and check the `state.json` of a checkpoint folder. Raises CheckpointError naming it."""
+    file = path / RECORD
+    try:
+        require_plain(file, limit=RECORD_LIMIT)
+        content = verify_checksum(json.loads(file.read_text(encoding="utf-8")))
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}"
+            )
+        files = {name: StoredFile(**facts) for name, facts in content["files"].items()}
+        record = Record(content["step"], content["meta"], files)
+        name_it_has = folder_name(record.step)
+    except ChecksumError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not a readable checkpoint record ({error})") from error
+    if name_it_has != path.name:
+        raise CheckpointError(f"{file}: is of {name_it_has}")
+    for name, facts in files.items():
+        if not (
+            _FILE.fullmatch(name)
+            and isinstance(facts.size, int)
+            and _HASH.fullmatch(str(facts.sha256))
+        ):
+            raise CheckpointError(
+                f"{file}: lists {name!r} with {facts}: expected NAME.safetensors, size and SHA-256"
+            )
+    return record
+
+
+def require_plain(file: Path, *, size: int | None = None, limit: int | None = None) -> None:
+    """Raise CheckpointError unless it is a regular file, no link, of the given size or at most the limit."""
+    if file.is_symlink() or file.parent.is_symlink():
+        raise CheckpointError(f"{file}: reached through a symbolic link, which is not followed")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing")
+    found = file.stat().st_size
+    if size is not None and found != size:
+        raise CheckpointError(f"{file}: {found} bytes, {size} were written")
+    if limit is not None and found > limit:
+        raise CheckpointError(f"{file}: {found} bytes, at most {limit} are read")
+
+
+def verify(path: Path, only: str | None = None) -> Record:
+    """Check a checkpoint folder: record, sizes and SHA-256 of all files, or of one.
+
+    Raises CheckpointError naming the bad one.
+    """
+    record = read_record(path)
+    if only is not None and only not in record.files:
+        raise CheckpointError(f"{path}: has no {only} (it has: {', '.join(sorted(record.files))})")
+    for name, facts in record.files.items():
+        if only not in (None, name):
+            continue
+        require_plain(path / name, size=facts.size)
+        try:
+            found = hash_file(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
+        if found != facts.sha256:
+            raise CheckpointError(f"{path / name}: SHA-256 differs from the one recorded")
+    return record
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all checkpoints in a folder."""
+    files = (file for path in checkpoints(folder) for file in path.glob("*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint that is not good to `bad_...`, where nobody looks for one."""
+    target = path.with_name(f"bad_{path.name}")
+    if target.exists():
+        target = path.with_name(f"bad_{path.name}.{uuid.uuid4().hex[:8]}")
+    os.rename(path, target)
+    sync_path(path.parent)
+    logger.warning("%s does not verify: set aside as %s", path, target.name)
+    return target
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint so that at no moment a part of it looks like one."""
+    doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, attempt: int | None = None) -> None:
+    """Remove what interrupted writes and removals left, those of newer attempts excepted; see `discard`."""
+    discard(leftovers(folder, attempt))
+
+
+def discard(paths: Iterable[Path]) -> None:
+    """Remove leftovers; what cannot be removed is named in the log."""
+    for path in paths:
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            logger.warning(
+                "%s: left over from an interrupted write, cannot be removed (%s)", path, error
+            )

@@ -1,0 +1,204 @@
+"""Resumable state: saved, kept and loaded. `mugs.checkpoint.record` says how it lies on disk.
+
+A folder is filled under a temporary name, synced and renamed, so it is complete or absent; then it is read back, and
+only when it verifies are older ones removed. The newest one that verifies is loaded; a bad one is named in the log and
+skipped.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from torch import Tensor
+
+from mugs.checkpoint import record
+from mugs.checkpoint.record import CheckpointError, Record, checkpoints, folder_name, verify
+from mugs.checkpoint.space import gigabytes, patiently, require_room
+from mugs.checkpoint.tensors import read_tensors, write_tensors
+from pipeline.files import make_folder, replace_atomically
+
+__all__ = [
+    "CheckpointError",
+    "Parts",
+    "SavePolicy",
+    "checkpoints",
+    "load_checkpoint",
+    "load_latest",
+    "load_part",
+    "retain",
+    "save_checkpoint",
+]
+logger = logging.getLogger(__name__)
+Parts = dict[str, dict[str, Tensor]]
+
+
+def anyone() -> None:
+    """The fence of a run that has no other attempts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavePolicy:
+    """What is kept, and how long a full or stumbling disk is waited for.
+
+    keep: that many newest checkpoints stay; those of every `milestone_steps` stay too (0: none).
+    retry_seconds: for so long, at growing intervals, a write is tried again after ENOSPC, EDQUOT, EIO or ESTALE.
+    attempt: number of this start of the run, part of temporary names; of two, the higher one is the newer.
+    fence: called before anything is published or removed; raises where this process may no longer write.
+
+    The fence comes right before the rename, and a newer attempt removes what older ones have begun before it reads. So
+    an older one's rename either comes before that, and is seen, or finds nothing to rename. What remains is a shared
+    file system that shows an old listing of the attempts for longer than a save takes.
+    """
+
+    keep: int = 2
+    milestone_steps: int = 0
+    retry_seconds: float = 600.0
+    attempt: int = 1
+    fence: Callable[[], None] = anyone
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep {self.keep}: expected at least 1 checkpoint")
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays for good."""
+        return self.milestone_steps > 0 and step % self.milestone_steps == 0
+
+
+def state_bytes(parts: Parts) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+
+
+def require_room_for_run(folder: Path, parts: Parts, total_steps: int, policy: SavePolicy) -> None:
+    """Raise CheckpointError unless all that is kept, and one checkpoint in the making, fit beside what is there."""
+    milestones = total_steps // policy.milestone_steps if policy.milestone_steps else 0
+    size = state_bytes(parts)
+    count = policy.keep + milestones + 1
+    purpose = f"{count} checkpoints of {gigabytes(size)}, less what they take already"
+    try:
+        make_folder(folder)
+        require_room(folder, count * size - record.stored_bytes(folder), purpose)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: {error.strerror}; make room, or keep fewer checkpoints"
+        ) from error
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    parts: Parts,
+    meta: Mapping[str, Any],
+    *,
+    policy: SavePolicy | None = None,
+    stop: Event | None = None,
+    published: Callable[[], None] = anyone,
+) -> Path:
+    """Write `step_XXXXXXXX` and remove what the policy does not keep; a good one of that step is left as it is.
+
+    `published` is called once the checkpoint is there for good; setting `stop` ends the waiting for a bad disk.
+    Raises CheckpointError when it cannot be written; older ones are intact then.
+    """
+    policy = policy or SavePolicy()
+    target = folder / folder_name(step)
+
+    def attempt() -> None:
+        policy.fence()
+        _tidy(folder, step, policy)
+        if not target.exists():
+            _write(target, step, parts, meta, policy)
+        published()
+        _read_back(target)
+
+    patiently(
+        attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event()
+    )
+    policy.fence()
+    retain(folder, target, policy)
+    return target
+
+
+def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
+    """Remove leftovers; set aside what is in the way or would pass for newer, and is not good."""
+    record.remove_leftovers(folder, policy.attempt)
+    for path in checkpoints(folder):
+        if record.step_of(path) >= step:
+            try:
+                verify(path)
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                record.set_aside(path)
+
+
+def _write(
+    target: Path, step: int, parts: Parts, meta: Mapping[str, Any], policy: SavePolicy
+) -> None:
+    make_folder(target.parent)
+    require_room(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
+    with replace_atomically(target, f"attempt{policy.attempt}", policy.fence) as temporary:
+        temporary.mkdir()
+        files = {f"{name}.safetensors": tensors for name, tensors in parts.items()}
+        stored = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
+        record.write_record(temporary, Record(step, meta, stored))
+
+
+def _read_back(target: Path) -> None:
+    """Read what was written; when it is not that, set it aside and raise EIO, so that it is written again."""
+    try:
+        verify(target)
+    except CheckpointError as error:
+        record.set_aside(target)
+        raise OSError(
+            errno.EIO, f"read back wrong right after it was written ({error})", str(target)
+        ) from error
+
+
+def retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
+    """Remove old checkpoints; `newest` has been read back and stays whatever else there is."""
+    for old in checkpoints(folder)[: -policy.keep]:
+        if old != newest and not policy.is_milestone(record.step_of(old)):
+            try:
+                record.remove(old)
+            except OSError as error:
+                logger.warning("%s: no longer needed, cannot be removed (%s)", old, error)
+
+
+def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
+    """Step, parts and meta of the newest checkpoint that verifies, None when there is none at all.
+
+    Raises CheckpointError when there are checkpoints and none of them is good: starting over in silence would throw
+    the work away.
+    """
+    reasons = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; falling back to the checkpoint before it", error)
+            reasons.append(str(error))
+    if reasons:
+        listed = "; ".join(reasons)
+        raise CheckpointError(
+            f"none of the {len(reasons)} checkpoints is good, remove them to start over: {listed}"
+        )
+    return None
+
+
+def load_checkpoint(path: Path) -> tuple[int, Parts, dict[str, Any]]:
+    """Verify and read one checkpoint. Raises CheckpointError naming the bad file."""
+    found = verify(path)
+    parts = {os.path.splitext(name)[0]: read_tensors(path / name) for name in found.files}
+    return found.step, parts, dict(found.meta)
+
+
+def load_part(path: Path, name: str) -> dict[str, Tensor]:
+    """Verify and read one part of a checkpoint. Raises CheckpointError naming the bad file."""
+    file = f"{name}.safetensors"
+    verify(path, only=file)
+    return read_tensors(path / file)

@@ -1,0 +1,81 @@
+"""Tensors as safetensors files. Written here, so that hashing, syncing and disk errors are ours; read by the library.
+
+A file is the length of the header (8 bytes, little endian), the header (JSON: name -> dtype, shape, first and last
+byte), then the tensors without gaps. https://github.com/huggingface/safetensors#format
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mugs.checkpoint.record import CheckpointError, StoredFile
+from pipeline.files import write_new_file
+
+CHUNK = 16 << 20
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, str] | None = None
+) -> StoredFile:
+    """Write a new file and flush it to the disk; `note` goes into its header.
+
+    Raises OSError, and TypeError for a dtype there is no name for.
+    """
+    order = sorted(
+        tensors, key=lambda name: (-tensors[name].itemsize, name)
+    )  # each tensor aligned to its items
+    table: dict[str, Any] = {"__metadata__": dict(note)} if note else {}
+    first = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
+            )
+        end = first + tensor.nbytes
+        table[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [first, end],
+        }
+        first = end
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    head = len(header).to_bytes(8, "little") + header
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield head
+        for name in order:
+            data = (
+                tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]
+
+    return StoredFile(len(head) + first, write_new_file(path, chunks()))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file. Raises CheckpointError naming it."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {error}") from error

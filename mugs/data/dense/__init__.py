@@ -1,0 +1,1 @@
+"""COCO, ADE20K and DAVIS: their files, labels and checks."""

@@ -1,0 +1,255 @@
+"""Images and objects in COCO's layout.
+
+    <root>/train2017/*.jpg      <root>/annotations/instances_train2017.json
+    <root>/val2017/*.jpg        <root>/annotations/instances_val2017.json
+Boxes are x1, y1, x2, y2 in pixels; classes are counted from 0 in the order of the category ids.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from torch import Tensor
+
+from mugs.data.prefetch import Report, ahead, counted
+from mugs.data.sources.base import SourceError, ends_whole, listed
+from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.expected import Layout
+
+SPLITS = {"train": "train2017", "val": "val2017"}
+
+
+@dataclass(frozen=True)
+class CocoObject:
+    """One object that counts: its annotation's id, class, box within the image, and outline as COCO writes it."""
+
+    annotation: int
+    label: int
+    box: tuple[float, float, float, float]
+    outline: Any
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image: its id, file, size in pixels and the objects in it."""
+
+    number: int
+    file: str
+    width: int
+    height: int
+    objects: tuple[CocoObject, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+
+class CocoSplit:
+    """One split, ordered by image id. Raises SourceError where files are missing or do not say what is needed."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.folder = root / SPLITS[split]
+        self.annotations = root / "annotations" / f"instances_{SPLITS[split]}.json"
+        for path, there in (
+            (self.folder, self.folder.is_dir()),
+            (self.annotations, self.annotations.is_file()),
+        ):
+            if not there:
+                expected = (
+                    f"<root>/{SPLITS[split]}/*.jpg and <root>/annotations/{self.annotations.name}"
+                )
+                raise SourceError(f"{path}: not there (expected {expected})")
+        try:
+            content = json.loads(self.annotations.read_bytes())
+            self.categories = [
+                int(c["id"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))
+            ]
+            self.names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+            self.images = list(self._images(content))
+        except SourceError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(
+                f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
+            ) from error
+
+    def _images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
+        labels = {category: label for label, category in enumerate(self.categories)}
+        sizes = {int(i["id"]): (int(i["width"]), int(i["height"])) for i in content["images"]}
+        objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
+        for entry in content["annotations"]:
+            image = int(entry["image_id"])
+            if image not in sizes:
+                raise SourceError(
+                    f"{self.annotations}: annotation {entry['id']} is of image {image}, which is not there"
+                )
+            box = usable_box(entry, *sizes[image])
+            if box is not None and entry["category_id"] in labels:
+                label = labels[entry["category_id"]]
+                objects[image].append(
+                    CocoObject(int(entry["id"]), label, box, entry["segmentation"])
+                )
+        for entry in sorted(content["images"], key=lambda i: int(i["id"])):
+            number = int(entry["id"])
+            yield CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(objects[number]))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Tensor:
+        """Pixels uint8 (3, H, W). Raises DecodeError and SourceError naming the file."""
+        entry = self.images[index]
+        path = self.folder / entry.file
+        try:
+            image = decode_rgb(path.read_bytes(), str(path))
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error})") from error
+        if image.size != (entry.width, entry.height):
+            raise SourceError(
+                f"{path}: {image.width} x {image.height} pixels, {self.annotations.name} says "
+                f"{entry.width} x {entry.height}"
+            )
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (n, 4), labels (n,) and bitmaps uint8 (n, H, W). Raises SourceError naming file and annotation."""
+        entry = self.images[index]
+        masks = torch.zeros(len(entry.objects), *entry.size, dtype=torch.uint8)
+        for mask, one in zip(masks, entry.objects, strict=True):
+            try:
+                mask.copy_(torch.from_numpy(bitmap(one.outline, *entry.size)))
+            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+                where = f"{self.annotations}: annotation {one.annotation} of {entry.file}"
+                raise SourceError(f"{where} has no usable outline ({error})") from error
+        boxes = torch.tensor([one.box for one in entry.objects], dtype=torch.float32).view(-1, 4)
+        return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
+
+
+def usable_box(
+    entry: dict[str, Any], width: int, height: int
+) -> tuple[float, float, float, float] | None:
+    """The box of an annotation, cut at the image; None for one that does not count.
+
+    Crowds, areas of 0, sides below one pixel and boxes outside the image do not count (mmdetection's rule).
+    """
+    x, y, w, h = (float(v) for v in entry["bbox"])
+    box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if entry.get("iscrowd") or entry.get("ignore") or entry["area"] <= 0 or w < 1 or h < 1:
+        return None
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def bitmap(outline: Any, height: int, width: int) -> np.ndarray:
+    """Polygons, or a run-length code, as uint8 (height, width). Polygons of less than three points enclose nothing."""
+    if isinstance(outline, dict):
+        encoded = (
+            rle.frPyObjects(outline, height, width)
+            if isinstance(outline["counts"], list)
+            else outline
+        )
+        if list(encoded["size"]) != [height, width]:
+            raise ValueError(
+                f"it is {encoded['size'][1]} x {encoded['size'][0]} pixels, its image {width} x {height}"
+            )
+        return np.asarray(rle.decode(encoded))
+    if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
+        raise ValueError("neither polygons nor a run-length code")
+    polygons = [polygon for polygon in outline if len(polygon) >= 6]
+    if any(len(polygon) % 2 for polygon in polygons):
+        raise ValueError("a polygon with an odd number of coordinates")
+    if not polygons:
+        return np.zeros((height, width), np.uint8)
+    return np.asarray(rle.decode(rle.merge(rle.frPyObjects(polygons, height, width))))
+
+
+def trainable(split: CocoSplit, min_side: int) -> list[int]:
+    """Indices of the images with an object that counts and no side below `min_side` pixels."""
+    images = enumerate(split.images)
+    return [index for index, image in images if image.objects and min(image.size) >= min_side]
+
+
+def check_coco(
+    root: Path, expected: Layout, *, threads: int = 4, report: Report = lambda done, total: None
+) -> dict[str, CocoSplit]:
+    """Both splits, every image there, of the annotated size and not cut short, every outline well formed.
+
+    Raises SourceError, in one line, with all that is wrong with either.
+    """
+    splits: dict[str, CocoSplit] = {}
+    problems: list[str] = []
+    for name in SPLITS:
+        try:
+            splits[name] = CocoSplit(root, name)
+        except SourceError as error:
+            problems.append(f"{name}: {error}")
+    bad = _bad_images(splits, threads, report)
+    for name, split in splits.items():
+        problems += [
+            f"{name}: {line}"
+            for line in _counts(split, expected, (expected.images or {}).get(name))
+        ]
+        if bad[name]:
+            problems.append(
+                f"{name}: {len(bad[name])} images are not as annotated: {listed(bad[name])}"
+            )
+    if len(splits) == 2 and splits["train"].names != splits["val"].names:
+        problems.append("train and val have different categories")
+    if problems:
+        raise SourceError(f"{root} is not as expected: {'; '.join(problems)}")
+    return splits
+
+
+def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> dict[str, list[str]]:
+    """What is wrong with the images of each split."""
+    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+    lines = counted(
+        ahead(lambda place: _problem(splits[place[0]], place[1]), places, threads),
+        len(places),
+        report,
+    )
+    bad: dict[str, list[str]] = {name: [] for name in splits}
+    for (name, _), line in zip(places, lines, strict=True):
+        bad[name] += [line] if line else []
+    return bad
+
+
+def _counts(split: CocoSplit, expected: Layout, images: int | None) -> list[str]:
+    found = {
+        "categories": (len(split.categories), expected.classes),
+        "images": (len(split), images),
+    }
+    lines = [
+        f"{split.annotations.name} has {have} {what}, {want} expected"
+        for what, (have, want) in found.items()
+        if want not in (None, have)
+    ]
+    if not any(image.objects for image in split.images):
+        lines.append(f"{split.annotations.name} has no object that counts")
+    return lines
+
+
+def _problem(split: CocoSplit, index: int) -> str | None:
+    entry = split.images[index]
+    path = split.folder / entry.file
+    try:
+        with Image.open(path) as image:
+            if image.size != (entry.width, entry.height):
+                return f"{entry.file} ({image.width} x {image.height}, annotated {entry.width} x {entry.height})"
+    except FileNotFoundError:
+        return f"{entry.file} (missing)"
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{entry.file} ({error})"
+    try:
+        if not ends_whole(path):
+            split.read(index)
+        split.objects(index)
+    except (DecodeError, SourceError) as error:
+        return str(error)
+    return None

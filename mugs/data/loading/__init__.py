@@ -1,0 +1,1 @@
+"""Batches: the order of samples, the loaders, the copy to the device."""

@@ -1,0 +1,133 @@
+"""Images for evaluations: exact PIL preprocessing, in order, nothing repeated; and single views to train a probe on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mugs.data.loading.batch import Batch
+from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.order import Order
+from mugs.data.prefetch import ahead
+from mugs.data.sources.base import Source
+from mugs.data.sources.decode import decode_rgb
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
+from mugs.data.views.plan import CropPlan, draw_strong, random_box
+from mugs.data.views.render.reference import render_crop, resized_crop
+from mugs.data.views.render.reference import resize as resize_image
+from mugs.random_streams import generator
+
+Augmentation = Literal["strong", "crop_flip"]
+Interpolation = Literal["bicubic", "bilinear"]
+RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
+
+
+def eval_image(
+    image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic"
+) -> np.ndarray:
+    """Shorter side to `short_side`, centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
+    width, height = image.size
+    short = min(width, height)
+    size = (int(short_side * width / short), int(short_side * height / short))
+    image = resize_image(image, *size, resample=RESAMPLE[interpolation])
+    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    resize: int = 256,
+    crop: int = 224,
+    interpolation: Interpolation = "bicubic",
+    batch_size: int = 256,
+    indices: Sequence[int] | None = None,
+    threads: int = 2,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Normalised images (N, 3, crop, crop), labels and ids of the given samples, in their order."""
+    chosen = list(range(len(source))) if indices is None else list(indices)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def pixels(index: int) -> np.ndarray:
+        return eval_image(
+            decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation
+        )
+
+    images = ahead(pixels, chosen, threads)
+    for first in range(0, len(chosen), batch_size):
+        ids = chosen[first : first + batch_size]
+        batch = torch.from_numpy(np.stack([next(images) for _ in ids]))
+        labels = torch.tensor([source.label(i) for i in ids])
+        yield batch.float().div_(255).sub_(mean).div_(std), labels, torch.tensor(ids)
+
+
+def probe_view(
+    source: Source,
+    sample: int,
+    *,
+    seed: int,
+    epoch: int,
+    augmentation: Augmentation,
+    recipe: ViewRecipe,
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
+    image = decode_rgb(source.read(sample), source.describe(sample))
+    rng = generator(seed, epoch, sample, PROBE_CROP)
+    box = random_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
+    if augmentation == "strong":
+        plan = draw_strong(rng, recipe.large_size, box, 0, recipe)
+        return np.asarray(render_crop(image, plan)).transpose(2, 0, 1), plan.erase
+    plan = CropPlan(recipe.large_size, box, bool(rng.random() < recipe.flip_prob), strong=False)
+    view = np.asarray(resized_crop(image, plan))
+    return (view[:, ::-1] if plan.flip else view).transpose(2, 0, 1), plan.erase
+
+
+def probe_batches(
+    source: Source,
+    order: Order,
+    start: int,
+    stop: int,
+    *,
+    seed: int,
+    augmentation: Augmentation,
+    crop: int,
+    device: torch.device,
+    threads: int = 2,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's training batches of global steps start to stop: normalised views (N, 3, crop, crop) and labels.
+
+    Both on the device. Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the
+    release). Views of the next batch are drawn while one is used.
+    """
+    recipe = replace(
+        ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
+    )
+    stage = DeviceStage(device, recipe, seed)
+    each = order.steps_per_epoch
+
+    def view(item: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+        epoch, sample = item
+        return probe_view(
+            source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
+        )
+
+    items = (
+        (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
+    )
+    views = ahead(view, items, threads)
+    for step in range(start, stop):
+        ids = order.indices(step)
+        drawn = [next(views) for _ in ids]
+        labels = torch.tensor([source.label(int(i)) for i in ids])
+        large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
+        erase = torch.tensor([box for _, box in drawn], dtype=torch.int16)[None]
+        weak = torch.ones(len(ids), dtype=torch.bool)
+        batch = Batch(
+            large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step
+        )
+        yield stage(batch).large[0], labels.to(device)

@@ -1,0 +1,87 @@
+"""scikit-learn's handwritten digits as a mini COCO: scenes, boxes, outlines and categories in COCO's files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, Philox
+from PIL import Image
+
+from mugs.data.dense.coco import SPLITS
+from mugs.data.mini.scenes_and_videos import BODY, Digits, ground, load_split, paste, sprite
+from pipeline.files import replace_atomically
+
+SIZES = ((96, 96), (80, 112), (112, 80))  # height, width
+SIDES = (28, 44)
+
+
+def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None:
+    """Write `train` and `val` scenes of digits below root, if not there. No digit is in both splits."""
+    if root.is_dir():
+        return
+    with replace_atomically(root) as folder:
+        (folder / "annotations").mkdir(parents=True)
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            (folder / SPLITS[split]).mkdir()
+            digits = load_split(split)
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for index in range(1, count + 1):
+                rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 16 + number]))
+                light, found = scene(digits, rng)
+                name = f"{index:012d}.jpg"
+                Image.fromarray(light).convert("RGB").save(
+                    folder / SPLITS[split] / name, quality=95
+                )
+                height, width = light.shape
+                images.append({"id": index, "file_name": name, "width": width, "height": height})
+                annotations += [
+                    {"id": len(annotations) + i, "image_id": index, **a}
+                    for i, a in enumerate(found, 1)
+                ]
+            categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            path = folder / "annotations" / f"instances_{SPLITS[split]}.json"
+            path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A dark picture with one to four digits that hardly overlap, and their annotations."""
+    height, width = SIZES[rng.integers(len(SIZES))]
+    light = ground(height, width, rng)
+    wanted, taken = int(rng.integers(1, 5)), np.zeros((height, width), bool)
+    found: list[dict[str, Any]] = []
+    for _ in range(20 * wanted):
+        if len(found) == wanted:
+            break
+        chosen, size = int(rng.integers(len(digits.labels))), int(rng.integers(*SIDES))
+        top, left = int(rng.integers(0, height - size + 1)), int(rng.integers(0, width - size + 1))
+        place = taken[top : top + size, left : left + size]
+        if place.any():
+            continue
+        place[:] = True
+        shape = sprite(digits.images[chosen], size)
+        paste(light, shape, top, left)
+        found.append(annotation(shape > BODY, int(digits.labels[chosen]), top, left))
+    return light, found
+
+
+def annotation(body: np.ndarray, digit: int, top: int, left: int) -> dict[str, Any]:
+    """COCO's fields for a digit at (top, left): its outline is the convex hull of its body's pixels."""
+    from scipy.spatial import ConvexHull
+
+    rows, columns = np.nonzero(body)
+    corners = np.concatenate(
+        [np.stack([columns + x, rows + y], axis=1) for x in (0, 1) for y in (0, 1)]
+    )
+    hull = ConvexHull(corners)
+    outline = (corners[hull.vertices] + [left, top]).astype(float)
+    low, high = outline.min(axis=0), outline.max(axis=0)
+    return {
+        "category_id": digit + 1,
+        "bbox": [*low.tolist(), *(high - low).tolist()],
+        "area": float(hull.volume),
+        "iscrowd": 0,
+        "segmentation": [outline.flatten().tolist()],
+    }

@@ -1,0 +1,144 @@
+"""scikit-learn's handwritten digits as scenes with label maps and as videos: mini ADE20K and mini DAVIS.
+
+Light digits on a dark, noisy ground, written in the layouts of the two data sets. Every fifth digit, and no other, is
+used for validation. The edge of a digit, where its light fades, is void in the scenes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator, Philox
+from PIL import Image
+
+from mugs.data.dense.pictures import colours
+from pipeline.files import replace_atomically
+
+BACKGROUND = 1  # as written, where 0 is void; digit d is d + 2
+EDGE, BODY = 40, 110  # light from which a pixel is no longer background, and from which it is digit
+SIZES = ((64, 64), (64, 80), (80, 64))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (n, 8, 8), light from 0 to 16, and labels (n,) of one split."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_split(split: str) -> Digits:
+    """The digits of "train" or "val"."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = (np.arange(len(digits.target)) % 5 == 0) == (split == "val")
+    return Digits(digits.images[chosen], digits.target[chosen])
+
+
+def materialize_scenes(
+    root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0
+) -> None:
+    """Write `train` and `val` scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
+    if root.is_dir():
+        return
+    with replace_atomically(root) as folder:
+        for number, (split, name, count) in enumerate(
+            (("train", "training", train), ("val", "validation", val))
+        ):
+            digits = load_split(split)
+            for kind in ("images", "annotations"):
+                (folder / kind / name).mkdir(parents=True)
+            for index in range(count):
+                rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, number]))
+                image, labels = scene(digits, rng, classes)
+                image.save(folder / "images" / name / f"{name}_{index:04d}.jpg", quality=95)
+                Image.fromarray(labels).save(
+                    folder / "annotations" / name / f"{name}_{index:04d}.png"
+                )
+
+
+def scene(digits: Digits, rng: Generator, classes: int) -> tuple[Image.Image, np.ndarray]:
+    """A picture with up to four digits in its quarters, and its label map as ADE20K writes one."""
+    height, width = SIZES[rng.integers(len(SIZES))]
+    light = ground(height, width, rng)
+    labels = np.full((height, width), BACKGROUND, np.uint8)
+    usable = np.flatnonzero(digits.labels < classes)
+    for quarter in rng.permutation(4)[: rng.integers(2, 5)]:
+        chosen = rng.choice(usable)
+        size = int(rng.integers(26, 33))
+        top = (quarter // 2) * (height // 2) + int(rng.integers(0, height // 2 - size + 1))
+        left = (quarter % 2) * (width // 2) + int(rng.integers(0, width // 2 - size + 1))
+        shape = sprite(digits.images[chosen], size)
+        paste(light, shape, top, left)
+        part = labels[top : top + size, left : left + size]
+        part[shape > EDGE] = 0
+        part[shape > BODY] = digits.labels[chosen] + 2
+    return Image.fromarray(light).convert("RGB"), labels
+
+
+def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -> None:
+    """Write videos of two moving validation digits each below root in the layout of DAVIS-2017, if not there."""
+    if root.is_dir():
+        return
+    with replace_atomically(root) as folder:
+        digits = load_split("val")
+        names = [f"digits_{index:02d}" for index in range(videos)]
+        for index, name in enumerate(names):
+            rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 2]))
+            write_video(folder, name, digits, frames, rng)
+        listing = folder / "ImageSets" / "2017" / "val.txt"
+        listing.parent.mkdir(parents=True)
+        listing.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generator) -> None:
+    """Frames and annotations of one video: two digits that move evenly, grow a little and bounce off the sides."""
+    height, width = 64, 96
+    images, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    chosen = rng.choice(len(digits.images), 2, replace=False)
+    sizes = rng.uniform(26, 32, 2)
+    place = np.stack(
+        [rng.uniform(0, height - 32, 2), [rng.uniform(0, 8), rng.uniform(50, 64)]], axis=1
+    )
+    speed = rng.uniform(1.0, 2.0, (2, 2)) * rng.choice([-1, 1], (2, 2))
+    backdrop = ground(height, width, rng)
+    for frame in range(frames):
+        light, ids = backdrop.copy(), np.zeros((height, width), np.uint8)
+        for number, digit in enumerate(chosen):
+            size = round(sizes[number] * (1 + 0.01 * frame))
+            room = np.array([height - size, width - size])
+            top, left = reflected(place[number] + frame * speed[number], room).astype(int)
+            shape = sprite(digits.images[digit], size)
+            paste(light, shape, top, left)
+            ids[top : top + size, left : left + size][shape > BODY] = number + 1
+        Image.fromarray(light).convert("RGB").save(images / f"{frame:05d}.jpg", quality=95)
+        annotation = Image.fromarray(ids)
+        annotation.putpalette(colours()[:5].flatten().tolist())
+        annotation.save(annotations / f"{frame:05d}.png")
+
+
+def ground(height: int, width: int, rng: Generator) -> np.ndarray:
+    """Dark noise, uint8."""
+    return rng.integers(0, 24, (height, width), dtype=np.uint8)
+
+
+def sprite(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A digit of 8 x 8 at size x size, uint8."""
+    small = Image.fromarray((pixels * (255 / 16)).clip(0, 255).astype(np.uint8))
+    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def paste(light: np.ndarray, shape: np.ndarray, top: int, left: int) -> None:
+    """Put a digit into the picture; the lighter pixel wins."""
+    part = light[top : top + shape.shape[0], left : left + shape.shape[1]]
+    np.maximum(part, shape, out=part)
+
+
+def reflected(position: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Where something is that bounces between 0 and `room`."""
+    folded = np.mod(position, 2 * room)
+    place: np.ndarray = np.where(folded > room, 2 * room - folded, folded)
+    return place

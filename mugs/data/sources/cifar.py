@@ -1,0 +1,158 @@
+"""CIFAR-10 and CIFAR-100 as published for Python: pickled arrays, read without running anything that is in them."""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.listing import ListedSource
+
+SIDE = 32
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in an old pickle."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+ALLOWED = {
+    ("_codecs", "encode"): encoded,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads plain values and NumPy arrays and refuses to look up anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names an array is rebuilt with."""
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(
+                f"asks for {module}.{name}, which no published CIFAR file does"
+            )
+        return ALLOWED[module, name]
+
+
+class ArraySource(ListedSource):
+    """Pixels (N, 32, 32, 3) with labels, handed out as JPEG (quality 100, 4:4:4: off by a level or two)."""
+
+    def __init__(
+        self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]
+    ) -> None:
+        super().__init__(
+            root, [f"{split}/{index:05d}.jpg" for index in range(len(labels))], labels, classes
+        )
+        self.pixels = pixels
+
+    def read(self, index: int) -> bytes:
+        """Encoded image bytes."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels[index]).save(buffer, format="JPEG", quality=100, subsampling=0)
+        return buffer.getvalue()
+
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image."""
+        return len(self.read(index))
+
+    def ends_whole(self, index: int) -> bool:
+        """True: all rows were read."""
+        return True
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of pixels, labels and classes."""
+        digest = hashlib.sha256(self.pixels.tobytes())
+        digest.update(repr((self.labels, self.classes)).encode())
+        return digest.hexdigest()
+
+
+def open_cifar10(root: Path, split: str) -> ArraySource:
+    """`root` or `root/cifar-10-batches-py`: data_batch_1 ... 5, test_batch and batches.meta."""
+    root = inside(root, "cifar-10-batches-py", "batches.meta")
+    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    return from_files(root, split, names, labels="labels", classes=("batches.meta", "label_names"))
+
+
+def open_cifar100(root: Path, split: str) -> ArraySource:
+    """`root` or `root/cifar-100-python`: train, test and meta; fine labels."""
+    root = inside(root, "cifar-100-python", "meta")
+    names = ["train" if split == "train" else "test"]
+    return from_files(
+        root, split, names, labels="fine_labels", classes=("meta", "fine_label_names")
+    )
+
+
+def inside(root: Path, folder: str, mark: str) -> Path:
+    """The folder that holds the file `mark`: `root` itself or the published folder in it. Raises SourceError."""
+    for candidate in (root, root / folder):
+        if (candidate / mark).is_file():
+            return candidate
+    raise SourceError(
+        f"{root}: neither {mark} nor {folder}/{mark} in it; expected the unpacked public download"
+    )
+
+
+def from_files(
+    root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]
+) -> ArraySource:
+    """The images of the named files in their order. Raises SourceError naming the file that is wrong."""
+    known = [str(name) for name in read_dictionary(root / classes[0], classes[1])[classes[1]]]
+    pixels, numbers = [], []
+    for name in names:
+        content = read_dictionary(root / name, "data", labels)
+        rows, chosen = content["data"], content[labels]
+        if (
+            not isinstance(rows, np.ndarray)
+            or rows.dtype != np.uint8
+            or rows.shape != (len(chosen), 3 * SIDE * SIDE)
+        ):
+            raise SourceError(
+                f"{root / name}: expected {len(chosen)} rows of {3 * SIDE * SIDE} bytes under 'data'"
+            )
+        wrong = sorted({str(label) for label in chosen if not 0 <= int(label) < len(known)})
+        if wrong:
+            raise SourceError(
+                f"{root / name}: labels {', '.join(wrong[:5])}, expected 0 to {len(known) - 1}"
+            )
+        pixels.append(rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+        numbers += [int(label) for label in chosen]
+    return ArraySource(root, split, np.ascontiguousarray(np.concatenate(pixels)), numbers, known)
+
+
+def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
+    """A pickled dictionary that holds the keys. Raises SourceError naming the file."""
+    try:
+        with path.open("rb") as stream:
+            content = load(stream)
+    except FileNotFoundError as error:
+        raise SourceError(f"{path}: no such file") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise SourceError(f"{path}: not a CIFAR file ({error or 'cut short'})") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise SourceError(f"{path}: not a CIFAR file (no {', '.join(map(repr, missing))} in it)")
+    return dict(content)
+
+
+def load(stream: BinaryIO) -> Any:
+    """Unpickle plain values and arrays; text of Python 2 becomes str."""
+    return ArrayUnpickler(stream, encoding="latin1").load()

@@ -1,0 +1,81 @@
+"""Whether image folders hold the data set they are said to hold, asked before anything is converted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mugs.data.sources.base import FolderSource, SourceError, listed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Number of classes and images by split; what is None is not asked for."""
+
+    classes: int | None = None
+    images: Mapping[str, int | None] | None = None
+
+    def or_known(self, dataset: str) -> "Layout":
+        """With what is None taken from the data set of that name, if it is a known one."""
+        known = KNOWN.get(dataset, Layout())
+        images = {
+            **(known.images or {}),
+            **{k: v for k, v in (self.images or {}).items() if v is not None},
+        }
+        return Layout(known.classes if self.classes is None else self.classes, images)
+
+
+KNOWN = {
+    "imagenet1k": Layout(1000, {"train": 1_281_167, "val": 50_000}),  # ILSVRC 2012
+    "cifar10": Layout(10, {"train": 50_000, "val": 10_000}),
+    "cifar100": Layout(100, {"train": 50_000, "val": 10_000}),
+    "inat18": Layout(8142, {"train": 437_513, "val": 24_426}),
+    "inat19": Layout(1010, {"train": 265_213, "val": 3_030}),
+    "flowers102": Layout(
+        102, {"train": 2_040, "val": 6_149}
+    ),  # train: its training and validation images
+    "cars": Layout(196, {"train": 8_144, "val": 8_041}),
+    "coco2017": Layout(80, {"train": 118_287, "val": 5_000}),
+}
+
+
+def check_layout(
+    dataset: str, sources: Mapping[str, FolderSource | SourceError], expected: Layout
+) -> None:
+    """SourceError, in one line, with all that differs in any split; an error stands for a split without images."""
+    problems = [
+        line for split, source in sources.items() for line in _differences(split, source, expected)
+    ]
+    train, val = sources.get("train"), sources.get("val")
+    if (
+        isinstance(train, FolderSource)
+        and isinstance(val, FolderSource)
+        and train.classes != val.classes
+    ):
+        problems += _class_differences(train.classes, val.classes)
+    if problems:
+        raise SourceError(
+            f"data set {dataset} is not as expected, nothing was converted: {'; '.join(problems)}"
+        )
+
+
+def _differences(split: str, source: FolderSource | SourceError, expected: Layout) -> list[str]:
+    if isinstance(source, SourceError):
+        return [f"{split}: {source}"]
+    found = {"classes": len(source.classes), "images": len(source)}
+    wanted = {"classes": expected.classes, "images": (expected.images or {}).get(split)}
+    lines = [
+        f"{n} {what} found, {wanted[what]} expected"
+        for what, n in found.items()
+        if wanted[what] not in (None, n)
+    ]
+    return [f"{split} ({source.root}): {', '.join(lines)}"] if lines else []
+
+
+def _class_differences(train: list[str], val: list[str]) -> list[str]:
+    lines = []
+    for one, other, names in (
+        ("train", "val", sorted(set(train) - set(val))),
+        ("val", "train", sorted(set(val) - set(train))),
+    ):
+        if names:
+            lines.append(f"{len(names)} classes of {one} are not in {other}: {listed(names)}")
+    return lines

@@ -1,0 +1,127 @@
+"""A labelled part of a data set: named by a list of files, or drawn class by class from a seed."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from numpy.random import Generator, Philox
+
+from mugs.data.sources.base import Source, SourceError, refuse
+
+LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
+KNOWN_LINES = {
+    ("imagenet1k", 1.0): 12_811,
+    ("imagenet1k", 10.0): 128_116,
+}  # lists of SimCLRv2, by percent
+
+
+class Subset:
+    """Some samples of a source, in the given order; a source itself."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices, self.classes = source, list(indices), source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes:
+        """Encoded image bytes."""
+        return self.source.read(self.indices[index])
+
+    def label(self, index: int) -> int:
+        """Class index."""
+        return self.source.label(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """Path relative to the original folder."""
+        return self.source.name(self.indices[index])
+
+    def describe(self, index: int) -> str:
+        """Where a sample lies, for messages."""
+        return self.source.describe(self.indices[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names in order."""
+        names = "\n".join(self.name(i) for i in range(len(self)))
+        return hashlib.sha256(names.encode()).hexdigest()
+
+
+def listed(
+    source: Source, list_file: Path, *, lines: int | None = None, drop_last: bool = False
+) -> list[int]:
+    """Indices of the images a text file names, sorted: a file name or a path relative to the data set's root a line.
+
+    `lines` is how many there must be. `drop_last` leaves the last one out: the release loses the last line of its 10%
+    list, which has no newline at its end (128,115 images instead of 128,116). A stray letter at the end of a list, as
+    in its copy of the 1% list, is ignored. Raises SourceError naming the lines that are wrong.
+    """
+    names = read_names(list_file)
+    last = names[-1]
+    where = locate(source, {*names, last[:-1]})
+    if last not in where and last[:-1] in where:
+        names[-1] = last[:-1]
+    elif last not in where and len(last) == 1:
+        names.pop()
+    if lines is not None and len(names) != lines:
+        raise SourceError(
+            f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}"
+        )
+    refuse(
+        list_file,
+        "of its lines name no image of the data set",
+        [name for name in names if name not in where],
+    )
+    several = [name for name in names if len(where[name]) > 1]
+    refuse(list_file, "of its lines are the name of several images; give paths", several)
+    indices = [where[name][0] for name in names]
+    again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
+    refuse(list_file, "of its lines name an image again", again)
+    indices = indices[:-1] if drop_last else indices
+    _every_class(source, indices, list_file)
+    return sorted(indices)
+
+
+def read_names(list_file: Path) -> list[str]:
+    """The lines that are not empty. Raises SourceError when there is none, or the file cannot be read."""
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{list_file}: cannot be read as a list of files: {error}; those of ImageNet-1K are at {LISTS}"
+        ) from error
+    names = [line.strip().removeprefix("./") for line in lines if line.strip()]
+    if not names:
+        raise SourceError(f"{list_file}: names no file")
+    return names
+
+
+def locate(source: Source, names: set[str]) -> dict[str, list[int]]:
+    """Indices by name, of those names that are a path or the last part of a path in the source."""
+    found = defaultdict(list)
+    for index in range(len(source)):
+        path = source.name(index)
+        for name in {path, PurePosixPath(path).name} & names:
+            found[name].append(index)
+    return dict(found)
+
+
+def class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
+    """Indices, sorted, of `percent` of each class, rounded, at least one; a smaller part lies inside a larger one."""
+    members = defaultdict(list)
+    for index in range(len(source)):
+        members[source.label(index)].append(index)
+    chosen: list[int] = []
+    for label, indices in sorted(members.items()):
+        order = Generator(Philox(key=[seed, label])).permutation(len(indices))
+        count = max(1, round(percent / 100 * len(indices)))
+        chosen += [indices[i] for i in order[:count].tolist()]
+    _every_class(source, chosen, f"{percent:g}% of each class")
+    return sorted(chosen)
+
+
+def _every_class(source: Source, indices: Sequence[int], where: object) -> None:
+    present = {source.label(i) for i in indices}
+    absent = [name for label, name in enumerate(source.classes) if label not in present]
+    refuse(where, f"of {len(source.classes)} classes have no image in it", absent)

@@ -1,0 +1,213 @@
+"""RandAugment on whole images, computed only where a crop needs it.
+
+The operations of a strong view see the whole image and the crop comes after them. Which pixels a crop needs is followed
+backwards through the operations; statistics (levels, mean grey) are still those of the whole image.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mugs.data.views.plan import Operation
+from mugs.data.views.render import geometry
+from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.geometry import Region
+from mugs.data.views.render.photometric import (
+    LEVELS,
+    apply_table,
+    blend_table,
+    color,
+    mean_luma,
+    solarize_table,
+    to_byte,
+)
+
+IDENTITY = np.tile(LEVELS.astype(np.uint8), (3, 1))
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+STATISTICAL = ("auto_contrast", "equalize", "contrast")
+
+
+@dataclass
+class Whole:
+    """An image (3, W, H) whose levels are replaced by a table, for what operations want to know of all of it."""
+
+    planes: np.ndarray
+    table: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.planes.shape[1], self.planes.shape[2]
+
+    @cached_property
+    def histogram(self) -> np.ndarray:
+        """Counts (3, 256)."""
+        counts = np.zeros((3, 256), np.int64)
+        levels(self.planes, counts)
+        return np.stack(
+            [
+                np.bincount(t, c, 256).astype(np.int64)
+                for t, c in zip(self.table, counts, strict=True)
+            ]
+        )
+
+    @cached_property
+    def mean_luma(self) -> int:
+        """Rounded mean grey level."""
+        planes = self.planes
+        if self.table is not IDENTITY:
+            planes = planes.copy()
+            apply_table(planes, self.table)
+        return int(mean_luma(planes))
+
+
+@compiled
+def levels(planes: np.ndarray, counts: np.ndarray) -> None:
+    """Add to the counts (3, 256) of levels."""
+    for channel in range(3):
+        pixels, count = planes[channel].reshape(-1), counts[channel]
+        for i in range(len(pixels)):
+            count[pixels[i]] += 1
+
+
+def augment(
+    whole: Whole, mirror: bool, operations: tuple[Operation, ...], box: Region
+) -> np.ndarray:
+    """Planes (3, w, h) of the box of the image after mirroring and the operations, two at most."""
+    size = whole.size
+    regions = [box]
+    for operation in reversed(operations):
+        regions.insert(0, needed(operation, regions[0], size))
+    if len(operations) == 2 and operations[1].name in STATISTICAL and not is_table(operations[0]):
+        regions[:2] = [(0, 0, *size)] * 2
+    left, top, wide, high = regions[0]
+    start = size[0] - left - wide if mirror else left
+    part = whole.planes[:, start : start + wide, top : top + high]
+    pixels = np.array(part[:, ::-1] if mirror else part, order="C")
+    for operation, inside, outside in zip(operations, regions[:-1], regions[1:], strict=True):
+        if is_table(operation):
+            table = level_table(operation, whole)
+            pixels = cut(pixels, inside, outside)
+            apply_table(pixels, table)
+            whole = Whole(whole.planes, table)
+        else:
+            pixels = apply(operation, pixels, inside, outside, size)
+            whole = Whole(pixels, IDENTITY)
+    return pixels
+
+
+def is_table(operation: Operation) -> bool:
+    """Whether an operation replaces levels, channel by channel."""
+    return operation.name not in (*GEOMETRIC, "color", "sharpness")
+
+
+def needed(operation: Operation, region: Region, size: tuple[int, int]) -> Region:
+    """What an operation must see to give the pixels of a region."""
+    if operation.name in GEOMETRIC:
+        return geometry.source_region(geometry.affine_matrix(operation, *size), region, *size)
+    if operation.name == "sharpness":
+        left, top = max(region[0] - 1, 0), max(region[1] - 1, 0)
+        right, bottom = (
+            min(region[0] + region[2] + 1, size[0]),
+            min(region[1] + region[3] + 1, size[1]),
+        )
+        return left, top, right - left, bottom - top
+    return region
+
+
+def cut(pixels: np.ndarray, inside: Region, outside: Region) -> np.ndarray:
+    """The pixels of region `outside` out of those of region `inside`."""
+    if inside == outside:
+        return pixels
+    left, top = outside[0] - inside[0], outside[1] - inside[1]
+    return np.ascontiguousarray(pixels[:, left : left + outside[2], top : top + outside[3]])
+
+
+def apply(
+    operation: Operation, pixels: np.ndarray, inside: Region, outside: Region, size: tuple[int, int]
+) -> np.ndarray:
+    """Pixels of region `inside` -> those of region `outside` after a geometric operation, colour or sharpness."""
+    if operation.name in GEOMETRIC:
+        matrix = geometry.affine_matrix(operation, *size)
+        return geometry.transform(pixels, inside, size, matrix, operation.bicubic, outside)
+    if operation.name == "color":
+        pixels = cut(pixels, inside, outside)
+        color(pixels, operation.value)
+        return pixels
+    out = np.empty((3, outside[2], outside[3]), np.uint8)
+    sharpen(pixels, outside[0] - inside[0], outside[1] - inside[1], operation.value, out)
+    return out
+
+
+@compiled
+def sharpen(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndarray) -> None:
+    """Blend with the smoothed image, from left, top on; the outermost pixels of what is given stay as they are."""
+    _, width, height = pixels.shape
+    num = out.shape[2]
+    low, high = max(1 - top, 0), min(height - 1 - top, num)
+    for channel in range(3):
+        for i in range(out.shape[1]):
+            x, line = left + i, out[channel, i]
+            line[:] = pixels[channel, x, top : top + num]
+            if 0 < x < width - 1 and low < high:
+                rows = pixels[channel, x - 1 : x + 2, top + low - 1 : top + high + 1]
+                sharpen_line(rows[0], rows[1], rows[2], np.float32(factor), line[low:high])
+
+
+@compiled
+def sharpen_line(
+    before: np.ndarray, here: np.ndarray, after: np.ndarray, alpha: float, line: np.ndarray
+) -> None:
+    """Lines of one pixel more at both ends -> `here` blended with its mean, 5 / 13 itself and 1 / 13 each neighbour."""
+    for k in range(len(line)):
+        total = np.int32(before[k]) + np.int32(before[k + 1]) + np.int32(before[k + 2])
+        total += np.int32(here[k]) + 5 * np.int32(here[k + 1]) + np.int32(here[k + 2])
+        total += np.int32(after[k]) + np.int32(after[k + 1]) + np.int32(after[k + 2])
+        smooth = np.float32(
+            np.int32(np.float32(np.int32(total)) * np.float32(1 / 13) + np.float32(0.5))
+        )
+        line[k] = to_byte(smooth + alpha * (np.float32(here[k + 1]) - smooth))
+
+
+def level_table(operation: Operation, whole: Whole) -> np.ndarray:
+    """New levels (3, 256) of an operation that replaces levels."""
+    name, value = operation.name, operation.value
+    if name == "auto_contrast":
+        return np.stack([stretch(counts) for counts in whole.histogram])
+    if name == "equalize":
+        return np.stack([equalize(counts) for counts in whole.histogram])
+    if name == "contrast":
+        table = blend_table(whole.mean_luma, value)
+    elif name == "brightness":
+        table = blend_table(0, value)
+    elif name == "invert":
+        table = 255 - LEVELS
+    elif name == "posterize":
+        table = LEVELS & (0xFF << (8 - int(value)) & 0xFF)
+    elif name == "solarize":
+        table = solarize_table(int(value))
+    else:
+        table = np.where(LEVELS < 128, np.minimum(LEVELS + int(value), 255), LEVELS)
+    return np.tile(table.astype(np.uint8), (3, 1))
+
+
+def stretch(counts: np.ndarray) -> np.ndarray:
+    """Auto-contrast: the levels in use spread over 0 ... 255."""
+    used = np.flatnonzero(counts)
+    low, high = int(used[0]), int(used[-1])
+    if high <= low:
+        return LEVELS.astype(np.uint8)
+    scale = 255.0 / (high - low)
+    return np.clip((LEVELS * scale - low * scale).astype(np.int64), 0, 255).astype(np.uint8)
+
+
+def equalize(counts: np.ndarray) -> np.ndarray:
+    """Histogram equalisation with Pillow's integer steps."""
+    used = counts[counts > 0]
+    step = (used.sum() - used[-1]) // 255
+    if len(used) <= 1 or step == 0:
+        return LEVELS.astype(np.uint8)
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    table: np.ndarray = np.clip((step // 2 + before) // step, 0, 255).astype(np.uint8)
+    return table

@@ -1,0 +1,99 @@
+"""Projection heads of the three granularities (paper, section 3; biases and initialisation as released)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mugs.models.batch_norm import BatchNorm
+from mugs.models.vit import init_weights
+
+HeadNorm = Literal["none", "batch"]
+PredictorInit = Literal["released", "0.02"]
+
+
+def mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
+    """Linear layers of the given widths; between them GELU, after batch normalisation if asked for."""
+    *hidden, last = pairwise(widths)
+    layers: list[nn.Module] = []
+    for inputs, outputs in hidden:
+        layers.append(nn.Linear(inputs, outputs, bias=bias))
+        if norm == "batch":
+            layers.append(BatchNorm(outputs))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers, nn.Linear(*last, bias=bias))
+
+
+class InfoNCEHead(nn.Module):
+    """Instance or local-group head: projector, L2-normalise and, in the student, predictor, L2-normalise.
+
+    Released: no biases; the predictor keeps the framework's default initialisation (`predictor_init="released"`),
+    "0.02" draws it like every other layer. No released run has batch normalisation (`norm="none"`); "batch" puts it
+    into the projector.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden: int = 2048,
+        out: int = 256,
+        predictor_hidden: int | None = None,
+        predictor_init: PredictorInit = "released",
+        norm: HeadNorm = "none",
+    ) -> None:
+        super().__init__()
+        self.projector = mlp([width, hidden, hidden, out], bias=False, norm=norm)
+        self.projector.apply(init_weights)
+        self.predictor: nn.Sequential | None = None
+        if predictor_hidden is not None:
+            self.predictor = mlp([out, predictor_hidden, out], bias=False)
+            if predictor_init == "0.02":
+                self.predictor.apply(init_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, out), unit length."""
+        x = F.normalize(self.projector(x), dim=-1)
+        return x if self.predictor is None else F.normalize(self.predictor(x), dim=-1)
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised Linear without bias: row k is weight_g[k] * weight_v[k] / |weight_v[k]|."""
+
+    def __init__(self, width: int, num: int, *, train_magnitude: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num, 1), requires_grad=train_magnitude)
+        self.weight_v = nn.Parameter(nn.Linear(width, num, bias=False).weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width) -> logits (N, num)."""
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+class GroupHead(nn.Module):
+    """Group head: projector with biases, L2-normalise, prototypes; raw logits.
+
+    `train_magnitude` is the opposite of the released `norm_last_layer`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        out: int = 65536,
+        train_magnitude: bool = True,
+        norm: HeadNorm = "none",
+    ) -> None:
+        super().__init__()
+        self.projector = mlp([width, hidden, hidden, bottleneck], bias=True, norm=norm)
+        self.projector.apply(init_weights)
+        self.last_layer = Prototypes(bottleneck, out, train_magnitude=train_magnitude)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, out)."""
+        logits: Tensor = self.last_layer(F.normalize(self.projector(x), dim=-1))
+        return logits

@@ -1,0 +1,1 @@
+"""Pretraining: schedule, step and loop around a method."""

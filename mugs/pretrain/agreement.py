@@ -1,0 +1,41 @@
+"""Whether all ranks hold the same queues, memories and centre."""
+
+import torch
+from torch import Tensor, nn
+
+from mugs import distributed
+
+BLOCK = 1 << 20
+
+
+class StateMismatchError(RuntimeError):
+    """The extra state of the method is not the same on all ranks."""
+
+
+def fingerprint(value: Tensor) -> Tensor:
+    """Two sums (2,) over the bytes of a tensor, plain and weighted by position, exact in 64 bits (they may wrap)."""
+    data = value.detach().contiguous().flatten().view(torch.uint8)
+    sums = torch.zeros(2, dtype=torch.int64, device=data.device)
+    for first in range(0, len(data), BLOCK):
+        part = data[first : first + BLOCK].to(torch.int64)
+        place = torch.arange(first + 1, first + 1 + len(part), device=data.device)
+        sums += torch.stack([part.sum(), (part * place).sum()])
+    return sums
+
+
+def require_equal(state: nn.Module) -> None:
+    """Raise StateMismatchError, on all ranks, naming the buffers that differ. One small all-gather."""
+    if distributed.world_size() == 1:
+        return
+    tensors = state.state_dict()
+    mine = torch.cat([fingerprint(value) for value in tensors.values()])
+    of_ranks = distributed.all_gather_rows(mine[None]).view(
+        distributed.world_size(), len(tensors), 2
+    )
+    differs = (of_ranks != of_ranks[:1]).any(dim=-1).any(dim=0).tolist()
+    names = [name for name, different in zip(tensors, differs, strict=True) if different]
+    if names:
+        raise StateMismatchError(
+            f"{', '.join(names)}: not the same on all {distributed.world_size()} ranks; the run cannot go on, "
+            "start again to continue from the last checkpoint"
+        )

@@ -1,0 +1,211 @@
+"""Pretraining as a task of the training loop; it knows no method.
+
+    for step:  batch -> views on the device -> Trainer.step -> metrics, progress
+State to resume is the step, networks, optimizer and the method's extra state: all randomness is a function of
+(seed, step) or (seed, epoch, sample).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mugs import distributed
+from mugs.checkpoint.save_load import Parts, SavePolicy
+from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import Order
+from mugs.data.sources.base import Source
+from mugs.engine.loop import train
+from mugs.engine.metering import Meter, Trace
+from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
+from mugs.engine.precision import allow_tf32
+from mugs.engine.step import micro_batch
+from mugs.engine.step_log import LogSettings, StepLog
+from mugs.methods.base import Method
+from mugs.models.stochastic_depth import depth_uniforms
+from mugs.pretrain.agreement import require_equal
+from mugs.pretrain.config import TrainConfig
+from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.step import Trainer, split
+from pipeline.control import Control
+
+
+def pretrain(
+    method: Method,
+    source: Source,
+    config: TrainConfig,
+    run_dir: Path,
+    device: torch.device,
+    control: Control | None = None,
+) -> None:
+    """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
+
+    Raises ValueError when the batch does not divide over the ranks, NonFiniteError, StateMismatchError,
+    CheckpointError, StaleWriterError, and what `control.interrupted` raises.
+    """
+    task = Pretraining(method, source, config, run_dir, device)
+    policy = SavePolicy(
+        keep=config.keep_checkpoints,
+        milestone_steps=config.keep_every_epochs * task.order.steps_per_epoch,
+        retry_seconds=60 * config.checkpoint_retry_minutes,
+    )
+    train(
+        task, run_dir / "checkpoints", every=config.checkpoint_steps, policy=policy, control=control
+    )
+
+
+class Pretraining:
+    """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
+
+    def __init__(
+        self,
+        method: Method,
+        source: Source,
+        config: TrainConfig,
+        run_dir: Path,
+        device: torch.device,
+    ) -> None:
+        self.order, self.micro = plan_batches(len(source), config)
+        if method.needs_whole_batch and self.micro * distributed.world_size() < config.batch_size:
+            raise ValueError(
+                f"max_images_per_step {config.max_images_per_step}: batch normalisation wants each rank's "
+                f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
+            )
+        allow_tf32(device)
+        self.method, self.source, self.config, self.run_dir, self.device = (
+            method,
+            source,
+            config,
+            run_dir,
+            device,
+        )
+        self.schedule = build_schedule(config, self.order.steps_per_epoch)
+        self.total_steps = self.schedule.total_steps
+        method.to(device)
+        self.optimizer = build_adamw(method.student, config.patch_lr_scale)
+        flops = method.flops(config.views, config.batch_size // distributed.world_size())
+        meter = Meter(device, config.step.precision, flops)
+        self.log = StepLog(run_dir, log_settings(config, self.schedule), meter)
+
+    def steps(self, start: int) -> Iterator[None]:
+        """One optimizer step per item: batch -> views on the device -> step of the method -> log."""
+        require_equal(self.method.extra_state)
+        config, trainer = self.config, self._trainer()
+        loader = make_loader(
+            self.source,
+            config.views,
+            self.order,
+            seed=config.seed,
+            loader=config.loader,
+            renderer=config.renderer,
+            threads=config.threads,
+        )
+        stage = DeviceStage(self.device, config.views, config.seed)
+        trace = Trace(self.run_dir / "trace", config.profile_steps)
+        self.log.open(start)
+        with closing(loader), closing(self.log), closing(trace):
+            batches = iter(loader.iterate(start, self.total_steps))
+            for step in range(start, self.total_steps):
+                waited = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - waited
+                views = list(split(stage(batch), self.micro))
+                masks = depth_masks(self.method, config, step, self.micro, self.device)
+                result = trainer.step(views, step, masks)
+                self.log.record(step, result, batch.ids, waited)
+                trace.step()
+                yield
+
+    def _trainer(self) -> Trainer:
+        student = distributed.data_parallel(self.method.student)
+        return Trainer(self.method, self.optimizer, self.schedule, self.config.step, student)
+
+    def check(self) -> None:
+        """Every step so far was finite, and all ranks hold the same queues, memories and centre."""
+        self.log.check_finite()
+        require_equal(self.method.extra_state)
+
+    def parts(self) -> Parts:
+        """Networks, moments and the method's extra state."""
+        method = self.method
+        networks = {
+            "student": method.student,
+            "teacher": method.teacher,
+            "extra_state": method.extra_state,
+        }
+        state = {name: dict(module.state_dict()) for name, module in networks.items()}
+        return {**state, "optimizer": optimizer_tensors(self.optimizer)}
+
+    def notes(self) -> dict[str, Any]:
+        """The log's sums of the epoch so far."""
+        return self.log.notes()
+
+    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.method.student.load_state_dict(parts["student"])
+        self.method.teacher.load_state_dict(parts["teacher"])
+        self.method.extra_state.load_state_dict(parts["extra_state"])
+        load_optimizer(self.optimizer, parts["optimizer"])
+        self.log.load(notes)
+
+
+def plan_batches(num_images: int, config: TrainConfig) -> tuple[Order, int]:
+    """The order of samples, and the images of this rank in one micro-batch."""
+    micro = micro_batch(config.batch_size, config.max_images_per_step)
+    order = Order(
+        num_images,
+        seed=config.seed,
+        world=distributed.world_size(),
+        rank=distributed.rank(),
+        batch_size=config.batch_size,
+        steps_per_epoch=config.steps_per_epoch,
+    )
+    return order, micro
+
+
+def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    """Schedules of the run."""
+    return Schedule(
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        peak_lr=config.peak_lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay[0],
+        weight_decay_end=config.weight_decay[1],
+        momentum=config.teacher_momentum,
+    )
+
+
+def log_settings(config: TrainConfig, schedule: Schedule) -> LogSettings:
+    """What the log has to know of the run."""
+    return LogSettings(
+        label="pretrain",
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        batch_size=config.batch_size,
+        log_steps=config.log_steps,
+        seed=config.seed,
+        rates=schedule.rates,
+        targets=config.calibration,
+    )
+
+
+def depth_masks(
+    method: Method, config: TrainConfig, step: int, micro: int, device: torch.device
+) -> list[Tensor | None] | None:
+    """Stochastic-depth draws of this rank's micro-batches, cut out of those of the global batch."""
+    if method.depth_branches == 0:
+        return None
+    crops = 2 + config.views.num_small
+    draws = depth_uniforms(
+        config.seed, step, branches=method.depth_branches, crops=crops, batch_size=config.batch_size
+    )
+    share = config.batch_size // distributed.world_size()
+    mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share].to(device)
+    return list(torch.split(mine, micro, dim=-1))

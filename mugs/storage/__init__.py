@@ -1,1 +1,0 @@
-"""Checkpoints on disk: their files, their checks, and room for them."""

@@ -1,0 +1,1 @@
+"""DAVIS label propagation."""

@@ -1,0 +1,119 @@
+"""Video object segmentation without training: labels of the first frame, carried on by nearest patches.
+
+Shapes: P = h x w patches of a frame, D width, O objects with the background first, R reference frames.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mugs.models.vit import ViT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropagationRecipe:
+    """DINO's settings. `num_previous`: 7 in DINO and iBOT, 20 in the script of Mugs; the first frame always counts too.
+
+    short_side, multiple: pixels of the shorter side, and of what the other one is cut to a multiple of.
+    radius: patches, up and down as well as left and right. std: with DINO's slip in the first number.
+    """
+
+    short_side: int = 480
+    multiple: int = 64
+    num_previous: int = 7
+    num_neighbours: int = 5
+    temperature: float = 0.1
+    radius: int = 12
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+
+
+def frame_size(height: int, width: int, recipe: PropagationRecipe) -> tuple[int, int]:
+    """Height and width of the network's input: short side exact, the long one scaled alike and cut.
+
+    Raises ValueError where nothing is left of it.
+    """
+    short, step = recipe.short_side, recipe.multiple
+    longer = int(short * max(height, width) / min(height, width) // step * step)
+    if longer == 0:
+        raise ValueError(
+            f"long side of {max(height, width)} x {min(height, width)} cut to a multiple of {step} is 0"
+        )
+    return (longer, short) if height > width else (short, longer)
+
+
+@torch.no_grad()
+def frame_features(vit: ViT, image: Tensor) -> Tensor:
+    """Patch tokens (P, D) of a frame (3, H, W), last block after the norm, of length 1."""
+    return F.normalize(vit.last_blocks(image[None], 1)[0][0, 1:].float(), dim=-1)
+
+
+def neighbourhood(height: int, width: int, radius: int, device: torch.device) -> Tensor:
+    """Boolean (P, P): whether two patches are at most `radius` rows and as many columns apart."""
+    rows = torch.arange(height, device=device).repeat_interleave(width)
+    columns = torch.arange(width, device=device).repeat(height)
+    near_rows = (rows[:, None] - rows).abs() <= radius
+    return near_rows & ((columns[:, None] - columns).abs() <= radius)
+
+
+def propagated(
+    target: Tensor,
+    sources: Tensor,
+    labels: Tensor,
+    near: Tensor,
+    *,
+    num_neighbours: int,
+    temperature: float,
+) -> Tensor:
+    """Labels (P, O) of a frame from those of R others: the weighted mean over its most similar patches.
+
+    target (P, D), sources (R, P, D), labels (R, P, O), near (P, P). Weights are exp(cosine / temperature) of the
+    `num_neighbours` best patches of all R frames together, within the neighbourhood, divided by their sum.
+    """
+    affinity = torch.exp(torch.einsum("pd,rqd->prq", target, sources) / temperature) * near[:, None]
+    weights, index = affinity.flatten(1).topk(num_neighbours, dim=1)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return torch.einsum("pk,pko->po", weights, labels.flatten(0, 1)[index])
+
+
+def propagate(
+    features: Iterable[Tensor], first: Tensor, grid: tuple[int, int], recipe: PropagationRecipe
+) -> Iterator[Tensor]:
+    """Soft labels (P, O) of every frame after the first, whose labels are given (P, O).
+
+    features: of all frames in order, (P, D) each. References are the first frame and the `num_previous` before the one
+    at hand (the first does not count twice).
+    """
+    frames = iter(features)
+    start = next(frames)
+    near = neighbourhood(*grid, recipe.radius, start.device)
+    past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.num_previous)
+    for target in frames:
+        sources = torch.stack([start, *(f for f, _ in past)])
+        labels = torch.stack([first, *(soft for _, soft in past)])
+        soft = propagated(
+            target,
+            sources,
+            labels,
+            near,
+            num_neighbours=recipe.num_neighbours,
+            temperature=recipe.temperature,
+        )
+        past.append((target, soft))
+        yield soft
+
+
+def hard_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Object numbers (h * patch, w * patch), uint8, of soft labels (P, O).
+
+    Enlarged bilinearly; each object's map is stretched to 0 ... 1 before the largest is taken.
+    """
+    maps = soft.T.reshape(1, -1, *grid)
+    maps = F.interpolate(maps, scale_factor=patch, mode="bilinear", align_corners=False)[0]
+    maps = maps - torch.where(maps.amax(dim=(1, 2)) > 0, maps.amin(dim=(1, 2)), 0.0)[:, None, None]
+    highest = maps.amax(dim=(1, 2), keepdim=True)
+    return (maps / torch.where(highest > 0, highest, 1.0)).argmax(dim=0).to(torch.uint8)

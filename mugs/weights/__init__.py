@@ -1,0 +1,1 @@
+"""Backbone files: ours, those of others, and those for timm."""

@@ -1,0 +1,117 @@
+"""Weights on disk: our exported backbones (safetensors) and the released Mugs checkpoints (.pth)."""
+
+import argparse
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mugs.checkpoint.tensors import write_tensors
+from mugs.models.vit import ViT, ViTConfig, build_vit
+from pipeline.files import replace_atomically
+
+State = dict[str, Tensor]
+
+
+class WeightsError(ValueError):
+    """Weights cannot be used; the message names the file or the keys."""
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
+    """Load weights. Raises WeightsError naming `where` and the keys unless these are the network's, and the shapes."""
+    wanted = network.state_dict().keys()
+    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or unexpected:
+        raise WeightsError(f"{where}: keys do not fit: missing {missing}, unexpected {unexpected}")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{where}: {error}") from error
+
+
+def save_backbone(path: Path, state: State, meta: dict[str, Any]) -> None:
+    """Write backbone weights and their description as one safetensors file."""
+    with replace_atomically(path) as temporary:
+        write_tensors(temporary, state, {"mugs": json.dumps(meta)})
+
+
+def load_backbone(path: Path) -> tuple[State, dict[str, Any]]:
+    """Weights and description written by `save_backbone`. Raises WeightsError naming the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["mugs"])
+            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: not a backbone file of ours ({error})") from error
+
+
+def read_vit(path: Path, *, drop_path: float = 0.0) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
+    state, meta = load_backbone(path)
+    try:
+        vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: does not say of what shape it is") from error
+    load_exactly(vit, state, path)
+    return vit
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A released `.pth`, full or backbone only. Tensors and the old argument namespace are all it may hold.
+
+    Raises WeightsError for a missing, damaged or unsafe file.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused, it holds more than tensors and plain values: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: damaged or not a PyTorch file: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    return content
+
+
+def backbone_state(
+    checkpoint: Mapping[str, Any], which: Literal["teacher", "student"] = "teacher"
+) -> tuple[State, tuple[str, ...]]:
+    """Backbone weights of a full or backbone-only checkpoint under our names, and the keys that were left out.
+
+    Left out: heads and the relation block, which evaluations do not use (released code).
+    """
+    full = isinstance(checkpoint.get(which), Mapping)
+    source: Mapping[str, Any] = checkpoint[which] if full else checkpoint
+    source = source.get("state_dict", source)
+    names = {key: key.removeprefix("module.") for key in source}
+    if any(name.startswith("backbone.") for name in names.values()):
+        kept = {
+            k: n.removeprefix("backbone.") for k, n in names.items() if n.startswith("backbone.")
+        }
+    else:
+        kept = names
+    kept = {
+        k: n
+        for k, n in kept.items()
+        if not n.startswith("relation_blocks.") and torch.is_tensor(source[k])
+    }
+    return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
+
+
+def load_released_backbone(
+    vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher"
+) -> tuple[str, ...]:
+    """Load a released checkpoint; returns the keys that were left out. Raises WeightsError unless the rest fits."""
+    state, discarded = backbone_state(read_checkpoint(path), which)
+    load_exactly(vit, state, path)
+    return discarded

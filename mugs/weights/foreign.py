@@ -1,0 +1,192 @@
+"""Backbones that were trained elsewhere: released Mugs checkpoints and plain ViTs of timm, as our ViT."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
+from mugs.models.vit import ARCHITECTURES, ViT, ViTConfig, build_vit
+from mugs.weights.backbone_file import (
+    State,
+    WeightsError,
+    backbone_state,
+    load_exactly,
+    load_released_backbone,
+    read_checkpoint,
+    read_vit,
+)
+from pipeline.files import hash_file
+
+HEAD = (
+    "head.",
+    "head_dist.",
+    "fc.",
+    "mask_token",
+)  # of classifiers and reconstruction, which features do not need
+SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A backbone, the SHA-256 of its file ("" for a download), and the keys of the file that were left out."""
+
+    vit: ViT
+    sha256: str
+    discarded: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the backbone's tensors."""
+        return sum(tensor.nbytes for tensor in self.vit.state_dict().values())
+
+
+def import_released(
+    arch: str,
+    file: str,
+    *,
+    network: Literal["teacher", "student"] = "teacher",
+    sha256: str | None = None,
+) -> Imported:
+    """A released Mugs checkpoint, full or backbone only. Raises WeightsError naming the file and the keys."""
+    digest = checked_sha256(Path(file), sha256)
+    vit = build_vit(arch)
+    return Imported(vit, digest, load_released_backbone(vit, Path(file), network))
+
+
+def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
+    """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
+    digest = checked_sha256(Path(file), sha256)
+    vit = read_vit(Path(file))
+    if (known := ARCHITECTURES.get(arch)) is not None and replace(
+        vit.config, image_size=known.image_size
+    ) != known:
+        raise WeightsError(f"{file}: holds {vit.config}, {arch} is {known}")
+    return Imported(vit, digest, ())
+
+
+def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
+    """A plain ViT that timm knows by name, from a file or, with `download`, as timm fetches it.
+
+    Evaluations hand over images normalised as for ImageNet; where timm's weights want another mean and deviation, the
+    difference goes into the patch convolution. Raises WeightsError unless all keys fit and an image gives the same
+    class token as through timm.
+    """
+    reference = timm_vit(arch, download=file == "download")
+    digest = ""
+    discarded: tuple[str, ...] = ()
+    if file != "download":
+        digest = checked_sha256(Path(file), sha256)
+        discarded = load_strictly(reference, Path(file))
+    vit = build_vit(shape_of(reference))
+    load_exactly(vit, reference.state_dict(), f"{arch}: is not a plain ViT")
+    config = reference.pretrained_cfg
+    renormalise(vit, config["mean"], config["std"])
+    compare(arch, vit, reference)
+    return Imported(vit, digest, discarded)
+
+
+def timm_vit(arch: str, *, download: bool) -> Any:
+    """timm's model without its head. Raises WeightsError for another kind of model."""
+    try:
+        model = timm.create_model(arch, pretrained=download, num_classes=0)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"{arch}: timm cannot make it{' and fetch its weights' * download}: {error}"
+        ) from error
+    if not isinstance(model, VisionTransformer) or model.cls_token is None:
+        raise WeightsError(
+            f"{arch}: is a {type(model).__name__} of timm; expected a ViT with a class token"
+        )
+    return model.eval()
+
+
+def shape_of(model: Any) -> ViTConfig:
+    """The shape of timm's ViT."""
+    return ViTConfig(
+        embed_dim=model.embed_dim,
+        depth=len(model.blocks),
+        num_heads=model.blocks[0].attn.num_heads,
+        patch_size=model.patch_embed.patch_size[0],
+        image_size=model.patch_embed.img_size[0],
+    )
+
+
+def load_strictly(model: Any, path: Path) -> tuple[str, ...]:
+    """Load a `.safetensors` or `.pth` file into timm's model; the keys of a head are left out and returned."""
+    others: tuple[str, ...] = ()
+    if path.suffix == ".safetensors":
+        state = read_safetensors(path)
+    else:
+        state, others = unwrapped(read_checkpoint(path))
+    left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD)))))
+    load_exactly(model, {key: value for key, value in state.items() if key not in left_out}, path)
+    return left_out
+
+
+def read_safetensors(path: Path) -> State:
+    """Tensors of a file. Raises WeightsError naming it."""
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def unwrapped(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
+    """The weights of a `.pth`, which may hold them below `state_dict` or `model`, and the keys that were left out."""
+    for name in ("state_dict", "model"):
+        if isinstance(checkpoint.get(name), Mapping):
+            checkpoint = checkpoint[name]
+    return backbone_state(checkpoint)
+
+
+def checked_sha256(path: Path, expected: str | None) -> str:
+    """SHA-256 of a file. Raises WeightsError where the file is not there or not the expected one."""
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}; name the file of the weights") from error
+    if expected is not None and found != expected:
+        raise WeightsError(f"{path}: SHA-256 {found}, expected {expected}")
+    return found
+
+
+@torch.no_grad()
+def renormalise(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Let a ViT that was trained on (pixel - mean) / std take images normalised as for ImageNet."""
+    ours_mean, ours_std, mean_t, std_t = (
+        torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
+    )
+    convolution: Any = vit.patch_embed.proj
+    shift = ((ours_mean - mean_t) / std_t).view(1, 3, 1, 1)
+    convolution.bias += (convolution.weight * shift).sum(dim=(1, 2, 3))
+    convolution.weight *= (ours_std / std_t).view(1, 3, 1, 1)
+
+
+@torch.no_grad()
+def compare(arch: str, vit: ViT, reference: Any) -> None:
+    """Raise WeightsError unless both give an image the same class token."""
+    side = vit.config.image_size
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    config = reference.pretrained_cfg
+    theirs = reference.forward_features(normalised(config["mean"], config["std"]))[:, 0]
+    ours = vit.eval().cls_feature(normalised(IMAGENET_MEAN, IMAGENET_STD))
+    require_same(ours, theirs, f"{arch}: is not a plain ViT: its")
+
+
+def require_same(ours: Tensor, theirs: Tensor, whose: str) -> None:
+    """Raise WeightsError unless two class tokens agree."""
+    apart = float((ours - theirs).abs().max() / theirs.abs().max())
+    if not apart < SAME:
+        raise WeightsError(f"{whose} class token differs from ours by {apart:.1e} relatively")

@@ -1,0 +1,65 @@
+"""Our backbones for timm: the same names and tensors, tried before they are written."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+
+from mugs.checkpoint.tensors import write_tensors
+from mugs.models.vit import ViT, ViTConfig
+from mugs.weights.backbone_file import load_exactly, read_vit
+from mugs.weights.foreign import require_same
+from pipeline.files import replace_atomically
+
+NAMES = {
+    (384, 12): "vit_small_patch16_224",
+    (768, 12): "vit_base_patch16_224",
+    (1024, 24): "vit_large_patch16_224",
+}
+OTHER = "vit_small_patch16_224"
+
+
+def arguments(shape: ViTConfig) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for a shape."""
+    return {
+        "model_name": NAMES.get((shape.embed_dim, shape.depth), OTHER),
+        "num_classes": 0,
+        "img_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "embed_dim": shape.embed_dim,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+    }
+
+
+def timm_call(shape: ViTConfig) -> str:
+    """The call that makes timm's model, as one writes it."""
+    return f"timm.create_model({', '.join(f'{key}={value!r}' for key, value in arguments(shape).items())})"
+
+
+@torch.no_grad()
+def exported(path: Path) -> ViT:
+    """The backbone in a file of ours. Raises WeightsError unless timm's model gives an image the same class token."""
+    vit = read_vit(path).eval()
+    model = timm.create_model(**arguments(vit.config)).eval()
+    load_exactly(model, vit.state_dict(), f"{path}: timm's model does not take it")
+    image = torch.randn(
+        1,
+        3,
+        vit.config.image_size,
+        vit.config.image_size,
+        generator=torch.Generator().manual_seed(0),
+    )
+    require_same(vit.cls_feature(image), model(image), f"{path}: timm's")
+    return vit
+
+
+def write_plain(path: Path, vit: ViT, format: Literal["timm", "safetensors"]) -> None:
+    """Names and tensors alone: as `torch.load` reads them ("timm"), or as safetensors."""
+    state = {key: value.contiguous() for key, value in vit.state_dict().items()}
+    with replace_atomically(path) as temporary:
+        if format == "timm":
+            torch.save(state, temporary)
+        else:
+            write_tensors(temporary, state, {"format": "pt"})

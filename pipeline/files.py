@@ -1,0 +1,150 @@
+"""Files and folders that are either complete or absent, and the SHA-256 of files.
+
+Everything that matters is written under a temporary name in the same folder, flushed to the disk, and renamed. A
+reader therefore sees the old file or the new one, never a part, and a power cut loses at most the new one. Only the
+standard library is used, so that every package may import this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder (new names, renames), to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, flushed to the disk. An existing folder is fine."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_path(path.parent)
+
+
+def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Write a new file chunk by chunk, flush it to the disk, and return its SHA-256 in hex.
+
+    Its pages leave the page cache: a checkpoint of many GB must not push out the images that are read next.
+
+    Raises:
+        FileExistsError: there is a file of this name.
+        OSError: the disk failed; the error names the file.
+    """
+    digest = hashlib.sha256()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            for chunk in chunks:
+                digest.update(chunk)
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def replace_atomically(
+    path: Path, tag: str = "", check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there takes the place of `path`.
+
+    The block writes a file or a folder. When it ends well, all of it is flushed to the disk and renamed; when it
+    raises, it is removed.
+
+    Args:
+        tag: becomes part of the temporary name, so that leftovers tell who wrote them.
+        check: called right before the rename; it may raise to prevent it.
+    """
+    make_folder(path.parent)
+    mark = f"{tag}." if tag else ""
+    temporary = path.with_name(f".{path.name}.{mark}{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for inner in temporary.rglob("*"):
+                sync_path(inner)
+        sync_path(temporary)
+        check()
+        os.replace(temporary, path)
+        sync_path(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Replace a file as a whole, text as UTF-8. Returns its path."""
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Replace a file by a value as indented JSON."""
+    write_atomic(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def create_json(path: Path, value: Any) -> None:
+    """Create a JSON file that appears with its whole content at once.
+
+    Only one of several processes succeeds. A file system without hard links gets the file first and the content a
+    moment later, which a reader takes for no record yet.
+
+    Raises:
+        FileExistsError: somebody else was first.
+    """
+    make_folder(path.parent)
+    content = json.dumps(value).encode()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_new_file(temporary, [content])
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        write_new_file(path, [content])
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None when the file is missing, unreadable, or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Run stages on this machine, without Slurm."""

@@ -1,0 +1,197 @@
+"""The local executor: stage runs on this machine, one after the other, each on one or more processes.
+
+A run that only watches another (`StageConfig.alongside`) runs beside it, at the lowest priority; on a machine with
+GPUs, which the other one takes, it comes after it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import attempts, manifest, runfile
+from pipeline.spec import ConfigError, StageRun
+from slurm.local.processes import Processes, Ranks, stop, wait
+from slurm.node.job import INTERRUPTED
+from slurm.shared import queue
+from slurm.shared.logs import log_path
+
+Announce = Callable[[StageRun, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: `state` is done (before) | finished (now) | failed | interrupted | not run."""
+
+    run: StageRun
+    state: str
+    detail: str = ""
+    seconds: float = 0.0
+    log: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether its outputs are there."""
+        return self.state in ("done", "finished")
+
+
+def run_here(
+    runs: Sequence[StageRun],
+    run_root: Path,
+    *,
+    ranks: int | None = None,
+    started: Announce | None = None,
+) -> list[Outcome]:
+    """Run what is not done, in the given (topological) order; `started` is told of each run and its ranks.
+
+    When a run fails, what depends on it is not run and the rest is; after an interruption nothing more is run.
+    ConfigError when an input is neither done nor among `runs`.
+    """
+    by_id = {run.run_id: run for run in runs}
+    _check_inputs(by_id, run_root)
+    jobs = queue.queued(runs, run_root)
+    outcomes: dict[str, Outcome] = {}
+    with Processes() as processes:
+        executor = _Executor(run_root, ranks, started, processes)
+        for run in by_id.values():
+            if run.run_id in outcomes:
+                continue  # it ran beside the one that it watches
+            if settled := _settled(run, run_root, jobs, outcomes):
+                found = [settled]
+            elif processes.signalled:
+                found = [Outcome(run, "interrupted", "not begun; run again to resume")]
+            else:
+                watching = _watching(run, by_id.values(), run_root)
+                found = executor.run(
+                    run, [w for w in watching if not _settled(w, run_root, jobs, outcomes)]
+                )
+            outcomes |= {outcome.run.run_id: outcome for outcome in found}
+            if any(outcome.state == "interrupted" for outcome in found):
+                break
+    return [outcomes[run_id] for run_id in by_id if run_id in outcomes]
+
+
+def _check_inputs(by_id: Mapping[str, StageRun], run_root: Path) -> None:
+    for run in by_id.values():
+        for role, need in run.needs.items():
+            if need not in by_id and manifest.find_done(run_root, need) is None:
+                raise ConfigError(
+                    f"{run.name}: its input {role!r} (run {need}) is not done; run it too"
+                )
+
+
+def _settled(
+    run: StageRun,
+    run_root: Path,
+    jobs: Mapping[str, Sequence[queue.QueuedJob]],
+    outcomes: Mapping[str, Outcome],
+) -> Outcome | None:
+    """What becomes of a run that need not or must not be started; None when it is to be."""
+    if manifest.find_done(run_root, run.run_id) is not None:
+        return Outcome(run, "done")
+    inputs = [outcomes[need] for need in run.needs.values() if need in outcomes]
+    if missing := [outcome.run.name for outcome in inputs if not outcome.good]:
+        return Outcome(run, "not run", f"needs {', '.join(missing)}")
+    if alive := [job for job in jobs.get(run.run_id, []) if job.alive]:
+        return Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}")
+    run_dir = run.run_dir(run_root)
+    if attempts.running_here(run_dir):
+        pid = attempts.describe(run_dir, attempts.latest(run_dir)).get("pid")
+        return Outcome(run, "not run", f"is running on this machine already, process {pid}")
+    return None
+
+
+def _watching(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> list[StageRun]:
+    """Those that may run beside this one: they watch it, and their other inputs are done. None where there are GPUs."""
+    if _gpus_here():
+        return []
+
+    def others_done(other: StageRun) -> bool:
+        return all(
+            manifest.find_done(run_root, need)
+            for need in other.needs.values()
+            if need != run.run_id
+        )
+
+    return [other for other in runs if run.run_id in other.watched and others_done(other)]
+
+
+def _gpus_here() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _default_ranks(run: StageRun) -> int:
+    """Processes of a run on this machine: what it asks for, at most one per GPU, one where there is none."""
+    if not run.resources.gpu:
+        return run.resources.ranks
+    return min(run.resources.ranks, max(1, _gpus_here()))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A run that was started."""
+
+    run: StageRun
+    launch: str
+    began: float
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
+class _Executor:
+    """Starts runs and waits for them."""
+
+    run_root: Path
+    ranks: int | None
+    announce: Announce | None
+    processes: Processes
+
+    def run(self, run: StageRun, watching: Sequence[StageRun]) -> list[Outcome]:
+        """One run, and beside it those that watch it; they are stopped when it does not get to its end."""
+        first, *others = [self._start(each, beside=each is not run) for each in (run, *watching)]
+        outcome = self._end(first)
+        if outcome.good or self.processes.signalled:
+            return [outcome, *(self._end(other) for other in others)]
+        stop([process for other in others for process in other.ranks])
+        return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
+
+    def _start(self, run: StageRun, *, beside: bool) -> _Start:
+        count = self.ranks or _default_ranks(run)
+        if self.announce:
+            self.announce(run, count)
+        launch, began = f"local-{uuid.uuid4().hex[:12]}", time.monotonic()
+        run_dir = runfile.write(self.run_root, run)
+        return _Start(
+            run, launch, began, self.processes.start(run_dir, launch, count, beside=beside)
+        )
+
+    def _end(self, start: _Start) -> Outcome:
+        """Wait for a run; what became of it."""
+        run, run_dir, codes = start.run, start.run.run_dir(self.run_root), wait(start.ranks)
+        seconds = time.monotonic() - start.began
+        if (
+            manifest.find_done(self.run_root, run.run_id) is not None
+        ):  # whatever ended its processes after that
+            return Outcome(run, "finished", "", seconds)
+        if self.processes.signalled or INTERRUPTED in codes:
+            reason = attempts.interruption(run_dir, attempts.latest(run_dir)) or "stopped at once"
+            return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)
+        failure = _failure(run_dir, start.launch, codes)
+        return Outcome(run, "failed", failure.error, seconds, failure.log)
+
+
+def _failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:
+    """The failure record of a launch, written here for a process that could not."""
+    try:
+        number = attempts.find(run_dir, launch, timeout_s=0)
+    except TimeoutError:
+        number = attempts.start(run_dir, launch=launch)
+    rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, 0))
+    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+    attempts.fail(run_dir, number, error=f"rank {rank} {how}", log=log_path(run_dir, number, rank))
+    found = attempts.failure(run_dir, number)
+    assert found is not None
+    return found

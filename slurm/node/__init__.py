@@ -1,0 +1,1 @@
+"""What runs on a compute node, on every rank of a job."""

@@ -1,0 +1,33 @@
+"""Where runs are kept, and on which cluster they run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.provenance import code_root
+from pipeline.spec import ConfigError
+from slurm.submission.profile import ClusterProfile, load_profile
+
+VARIABLE = "MUGS_RUN_ROOT"
+DEFAULT = "~/mugs-runs"
+
+
+def run_root(given: Path | None, cluster: str | None) -> Path:
+    """The given one, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs. ConfigError inside the checkout."""
+    profile = None if cluster is None else load_profile(cluster)
+    if given is not None:
+        return given.expanduser().absolute()
+    root = (
+        profile.run_root
+        if profile
+        else Path(os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
+    )
+    if root.is_relative_to(code_root()):
+        raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
+    return root
+
+
+def cluster_profile(cluster: str, given: Path | None) -> ClusterProfile:
+    """The profile with its run root, or the given one."""
+    return load_profile(cluster).model_copy(update={"run_root": run_root(given, cluster)})

@@ -1,0 +1,1 @@
+"""Questions to Slurm and places of logs, for login and compute nodes."""

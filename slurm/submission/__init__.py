@@ -1,0 +1,1 @@
+"""What runs on the login node: profiles, batch scripts, and one submission at a time."""

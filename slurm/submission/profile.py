@@ -1,0 +1,204 @@
+"""Cluster profiles: how a stage's needs are spelled on a cluster; every key reaches sbatch or is refused."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import reading
+from pipeline.reading import hint, parse_yaml, validate
+from pipeline.spec import ConfigError, Resources
+from slurm.node.signals import BLOCKED, LEAD_SECONDS
+
+OWNED_OPTIONS = frozenset(
+    (
+        "job-name",
+        "time",
+        "nodes",
+        "ntasks",
+        "ntasks-per-node",
+        "cpus-per-task",
+        "gpus",
+        "gpus-per-node",
+        "gpus-per-task",
+        "gres",
+        "mem",
+        "mem-per-cpu",
+        "mem-per-gpu",
+        "dependency",
+        "signal",
+        "output",
+        "error",
+        "open-mode",
+        "array",
+        "requeue",
+        "no-requeue",
+        "kill-on-invalid-dep",
+        "wckey",
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "nodelist",
+        "exclude",
+        "reservation",
+        "exclusive",
+    )
+)
+"""sbatch options that have a key of their own or are set by the submission; `sbatch:` may not hold them."""
+
+
+class ClusterProfile(BaseModel):
+    """One cluster, as read from `slurm/profiles/<name>.yaml` or a path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_root: Path
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    reservation: str | None = None
+    exclusive: bool = False
+    gpu_type: str | None = None
+    gpus_per_node: int = Field(default=8, ge=0)
+    cpus_per_rank: int | None = Field(default=None, ge=1)
+    memory_gb: int | None = Field(default=None, ge=0)
+    max_hours: float | None = Field(default=None, gt=0)
+    signal_delay_s: int | None = Field(default=None, ge=1)
+    setup: tuple[str, ...] = ()
+    env: Mapping[str, str] = Field(default_factory=dict)
+    container_image: str | None = None
+    container_mounts: str | None = None
+    python: str | None = None
+    sbatch: Mapping[str, str | int | bool] = Field(default_factory=dict)
+    srun: tuple[str, ...] = ()
+
+
+def bundled_profiles() -> list[str]:
+    """Names of the profiles that come with the package."""
+    return reading.bundled("slurm", "profiles")
+
+
+def load_profile(name_or_path: str) -> ClusterProfile:
+    """Read and check a profile by bundled name or path; `~` and `$VARIABLES` in `run_root` are expanded."""
+    source, text = reading.find(name_or_path, "slurm", "profiles", what="cluster profile")
+    values = parse_yaml(source, text)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping{hint('', ClusterProfile.model_fields)}")
+    profile = validate(ClusterProfile, values, source)
+    for key in profile.sbatch:
+        if key in OWNED_OPTIONS:
+            raise ConfigError(
+                f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you"
+            )
+    if profile.container_mounts and not profile.container_image:
+        raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
+    root = Path(os.path.expandvars(profile.run_root)).expanduser()
+    if "$" in str(root) or not root.is_absolute():
+        raise ConfigError(
+            f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}"
+        )
+    return profile.model_copy(update={"run_root": root})
+
+
+def misfit(profile: ClusterProfile, name: str, need: Resources) -> str | None:
+    """What is wrong when a run wants more GPUs per node than the cluster's nodes have."""
+    if not need.gpu or need.ranks_per_node <= profile.gpus_per_node:
+        return None
+    return (
+        f"{name}.resources.ranks_per_node: {need.ranks_per_node} GPUs per node, "
+        f"the cluster has {profile.gpus_per_node}; use more nodes"
+    )
+
+
+def job_minutes(profile: ClusterProfile, need: Resources) -> int:
+    """Time limit of one job, in minutes: the run's hours, at most the cluster's; a longer run is requeued."""
+    return max(1, math.ceil(60 * min(need.hours, profile.max_hours or need.hours)))
+
+
+def job_command(profile: ClusterProfile, run_dir: Path) -> str:
+    """What srun starts on every rank; signals stay pending until the handlers are there."""
+    python = _python(profile)
+    return f"env --block-signal={','.join(BLOCKED)} {python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+
+
+def end_of_script(profile: ClusterProfile, run_dir: Path) -> list[str]:
+    """Shell lines after srun. Python runs outside the container here: where it is not, failed jobs stay ended."""
+    aftermath = f"{_python(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
+    return ["code=$?", f"[ $code -eq 0 ] || {{ {aftermath}; code=$?; }}", "exit $code"]
+
+
+def _python(profile: ClusterProfile) -> str:
+    return profile.python or shlex.quote(sys.executable)
+
+
+def sbatch_parameters(
+    profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int
+) -> dict[str, Any]:
+    """Parameters of `submitit.SlurmExecutor` for one run, but for its name and dependencies.
+
+    Slurm warns the job `lead_s` seconds before its end.
+    """
+    cpus = profile.cpus_per_rank or need.cpus_per_rank
+    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
+    additional: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    if profile.reservation:
+        additional["reservation"] = profile.reservation
+    additional.update({k: v for k, v in profile.sbatch.items() if v is not False})
+    if need.gpu and profile.gpu_type:
+        additional["gpus-per-node"] = f"{profile.gpu_type}:{need.ranks_per_node}"
+    elif need.gpu:
+        additional["gpus-per-node"] = need.ranks_per_node
+    srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"]
+    if profile.container_image:
+        srun.append(f"--container-image={profile.container_image}")
+    if profile.container_mounts:
+        srun.append(f"--container-mounts={profile.container_mounts}")
+    parameters: dict[str, Any] = {
+        "time": job_minutes(profile, need),
+        "nodes": need.nodes,
+        "ntasks_per_node": need.ranks_per_node,
+        "cpus_per_task": cpus,
+        "signal_delay_s": lead_s,
+        "setup": _setup(profile, code, lead_s),
+        "srun_args": [*srun, *profile.srun],
+        "additional_parameters": additional,
+        "wckey": None,
+    }
+    if memory is not None:
+        parameters["mem"] = "0" if memory == 0 else f"{memory}GB"
+    for key in ("partition", "account", "qos", "constraint", "nodelist", "exclude"):
+        if (value := getattr(profile, key)) is not None:
+            parameters[key] = value
+    if profile.exclusive:
+        parameters["exclusive"] = True
+    return parameters
+
+
+def _setup(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
+    """Shell lines before srun: the profile's own, its environment, and our code first on the path."""
+    lines = list(profile.setup)
+    lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
+    lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
+    lines.append(f"export {LEAD_SECONDS}={lead_s}")
+    lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    lines.append(
+        "export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot"
+    )
+    return lines
+
+
+def _quote(value: str) -> str:
+    """Double quotes, so that $VARIABLES in a profile expand on the node."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
+    return f'"{escaped}"'
