@@ -29,7 +29,8 @@ STAGE = '''
 """Tiny stages: note who ran when, fail while a file is there, wait while another is not."""
 import csv, os, time
 from pathlib import Path
-from pipeline.spec import Runtime, StageConfig, StageOutput
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageOutput
 
 class Config(StageConfig):
     text: str = "x"

@@ -27,7 +27,8 @@ from slurm.status import status
 STAGE = """
 import os, signal, time
 from pathlib import Path
-from pipeline.spec import Runtime, StageConfig, StageOutput
+from pipeline.spec import Runtime, StageConfig
+from pipeline.stage import StageOutput
 
 class Config(StageConfig):
     text: str = "x"
