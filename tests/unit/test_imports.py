@@ -113,15 +113,15 @@ def test_no_files_import_in_a_circle() -> None:
     require_no_circle({module: ours(module) for module in SOURCES})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="stages and stages.shared, until settings have one definition"
-)
 def test_no_folders_import_in_a_circle() -> None:
     graph: dict[str, set[str]] = defaultdict(set)
     for module, path in SOURCES.items():
         folder = str(path.parent)
         graph[folder] |= {str(SOURCES[name].parent) for name in ours(module)} - {folder}
-    require_no_circle(graph)
+    # stages and stages.shared import each other as long as settings are defined twice; once that is
+    # mended this fails, and the call below stands alone.
+    with pytest.raises(pytest.fail.Exception, match="stages"):
+        require_no_circle(graph)
 
 
 @pytest.mark.parametrize(
