@@ -81,7 +81,7 @@ def plan(
     from pipeline import manifest
     from slurm import console
     from slurm.submission import estimates
-    from stages.commands.preflight import in_the_way
+    from stages.commands.preflight import list_problems
 
     runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     split = manifest.split(root, runs)
@@ -93,8 +93,8 @@ def plan(
         console.show_lines(
             [line for run in split.pending if (line := misfit(profile, run.name, run.resources))]
         )
-    console.announce_look(unseen)
-    console.show_lines(in_the_way(runs, every, root, unseen=unseen))
+    console.announce_data_checks(unseen)
+    console.show_lines(list_problems(runs, every, root, unseen=unseen))
 
 
 @app.command()
@@ -116,11 +116,11 @@ def doctor(
     from pipeline import environment
     from slurm import console
     from slurm import run_root as place
-    from stages.commands.preflight import preflight
+    from stages.commands.preflight import check_runs
 
     runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    console.announce_look(unseen)
-    found = preflight(runs, every, root, unseen=unseen)
+    console.announce_data_checks(unseen)
+    found = check_runs(runs, every, root, unseen=unseen)
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
     findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
     if cluster:
@@ -152,13 +152,13 @@ def submit(
     from slurm import console
     from slurm import run_root as place
     from slurm.submission import submit as submission
-    from stages.commands.preflight import require_sound
+    from stages.commands.preflight import require_no_problems
 
     chosen, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
     runs, on = traced(chosen, profile), place.cluster_profile(cluster, run_root)
     submission.check(runs, on)  # in a moment, before the look that may take minutes
-    console.announce_look(unseen)
-    require_sound(runs, every, root, unseen=unseen)
+    console.announce_data_checks(unseen)
+    require_no_problems(runs, every, root, unseen=unseen)
     console.show_submissions(submission.submit(runs, on))
 
 
@@ -256,7 +256,7 @@ def tables(
     from results import options
     from stages.commands import tables as tabulated
 
-    options.check(
+    options.check_table_options(
         table=table,
         format=format,
         filled=filled,
@@ -266,9 +266,11 @@ def tables(
         publish=publish,
     )
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    given = tabulated.Wanted(table or (), format or "md", filled, out, explain, against, publish)
+    given = tabulated.TablesRequest(
+        table or (), format or "md", filled, out, explain, against, publish
+    )
     _show(
-        tabulated.answer(
+        tabulated.run(
             root,
             runs if reproduction else None,
             given,
@@ -293,15 +295,17 @@ def figures(
     Figure 2 with ours, k-NN over epochs, training curves, t-SNE of stored features: those there is material for; the
     same bytes each time.
     """
-    from results.figures.every import drawings
-    from results.figures.style import write
-    from stages.commands.results import collected
+    from results.figures.all_figures import draw_all_figures
+    from results.figures.style import write_figures
+    from stages.commands.finished_results import collect_finished
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
     _show(
-        write(
-            drawings(
-                collected(root, runs if reproduction else None).checked(), root, classes or ()
+        write_figures(
+            draw_all_figures(
+                collect_finished(root, runs if reproduction else None).require_valid(),
+                root,
+                classes or (),
             ),
             out,
         )
@@ -325,17 +329,17 @@ def report(
     """
     from pipeline.files import write_atomic
     from results.report.graph import Node
-    from results.report.page import report as page
+    from results.report.page import render_report as page
     from slurm.status import status as states
-    from stages.commands.results import collected, paper_says
+    from stages.commands.finished_results import collect_finished, find_paper_differences
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    collection, found = collected(root, runs if reproduction else None), states(runs, root)
+    collection, found = collect_finished(root, runs if reproduction else None), states(runs, root)
     nodes = [
         Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
         for s in found
     ]
-    text = page(collection, root, nodes=nodes, paper_says=paper_says(collection))
+    text = page(collection, root, nodes=nodes, paper_says=find_paper_differences(collection))
     path = write_atomic(out or root / "report.html", text)
     _show((f"refused: {line}" for line in collection.problems), err=True)
     typer.echo(f"{path} ({len(text.encode()) / 1e6:.1f} MB)")
@@ -367,7 +371,7 @@ def verify(
     --deep every image of the converted data sets: checksum, label, and that it decodes. A line per problem; exit code
     1 when one is left. A bad checkpoint is set aside as bad_step_..., and only where a good one remains.
     """
-    from stages.commands.verify import verify as check
+    from stages.commands.verify import verify_runs as check
 
     if every and not deep:
         raise typer.BadParameter("expected --deep beside it", param_hint="--every")
@@ -476,7 +480,7 @@ def export(
     give an image the same class token as our own network does.
     """
     from slurm import run_root as place
-    from stages.commands.weights import export as write
+    from stages.commands.weights import export_backbone as write
 
     _show(write(run, out, place.run_root(run_root, cluster), weights=weights, format=format))
 
@@ -506,7 +510,9 @@ def clean(
 
     root = place.run_root(run_root, cluster)
     _show(
-        cleaning.clean(root, cleaning.planned(reproduction, overrides, also or ()), busy, yes=yes)
+        cleaning.clean_run_root(
+            root, cleaning.planned_run_ids(reproduction, overrides, also or ()), busy, yes=yes
+        )
     )
 
 

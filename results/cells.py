@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from statistics import fmean, stdev
 
-from results.collect import conflict_free
+from results.collect import separate_conflicts
 from results.schema import Result
 from results.store import RowsError
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over seeds of the best setting. `beside`: other settings worth telling, with their means."""
+    """Mean over seeds of the best setting. `also_reported`: other settings worth telling, with their means."""
 
     value: float
     spread: float | None
     setting: str
     results: tuple[Result, ...]
-    beside: tuple[tuple[str, float], ...] = ()
+    also_reported: tuple[tuple[str, float], ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -28,32 +28,36 @@ class Cell:
 
     def text(self) -> str:
         """`72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
-        shown = fixed(self.value)
-        return shown if self.spread is None else f"{shown} ± {fixed(self.spread)} (n={self.seeds})"
+        shown = format_value(self.value)
+        return (
+            shown
+            if self.spread is None
+            else f"{shown} ± {format_value(self.spread)} (n={self.seeds})"
+        )
 
 
-def fixed(value: float) -> str:
+def format_value(value: float) -> str:
     """One decimal."""
     return f"{value:.1f}"
 
 
-def signed(value: float) -> str:
+def format_difference(value: float) -> str:
     """One decimal with its sign, which zero has none of."""
     shown = f"{value:+.1f}"
     return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
-def parts(setting: str) -> list[str]:
+def split_setting(setting: str) -> list[str]:
     """`cls`, `k=20` and `T=0.07` of `cls, k=20, T=0.07`."""
     return [part.strip() for part in setting.split(",")]
 
 
-def has(setting: str, pattern: str) -> bool:
+def setting_matches(setting: str, pattern: str) -> bool:
     """Whether a part of a setting matches a pattern (`*% of labels`)."""
-    return any(fnmatchcase(part, pattern) for part in parts(setting))
+    return any(fnmatchcase(part, pattern) for part in split_setting(setting))
 
 
-def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | None:
+def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell | None:
     """The cell of results that differ in setting and seed only; None without any.
 
     Settings that not every seed has are no choice where others have more. Raises RowsError for two results of one
@@ -61,7 +65,7 @@ def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | N
     """
     by_setting: dict[str, list[Result]] = defaultdict(list)
     everything = tuple(results)
-    _, conflicts = conflict_free(everything)
+    _, conflicts = separate_conflicts(everything)
     if conflicts:
         raise RowsError("\n".join(conflicts))
     for result in everything:
@@ -78,16 +82,16 @@ def best_cell(results: Iterable[Result], beside: Sequence[str] = ()) -> Cell | N
     used = tuple(sorted(by_setting[chosen], key=lambda result: result.row.seed))
     values = [result.row.value for result in used]
     spread = stdev(values) if len(values) > 1 else None
-    return Cell(means[chosen], spread, chosen, used, _beside(means, chosen, beside))
+    return Cell(means[chosen], spread, chosen, used, _also_reported(means, chosen, also_report))
 
 
-def _beside(
+def _also_reported(
     means: dict[str, float], chosen: str, patterns: Sequence[str]
 ) -> tuple[tuple[str, float], ...]:
     """The best of the settings that match each pattern, unless it is the chosen one."""
     found = []
     for pattern in patterns:
-        matching = {s: v for s, v in means.items() if has(s, pattern)}
+        matching = {s: v for s, v in means.items() if setting_matches(s, pattern)}
         best = max(matching, key=lambda setting: matching[setting], default=chosen)
         if best != chosen:
             found.append((best, means[best]))

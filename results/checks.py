@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterable
 
 from results.schema import ResultRow
-from results.vocabulary import vocabulary
+from results.vocabulary import load_vocabulary
 
 
-def wrong_with(row: ResultRow) -> str | None:
+def check_row(row: ResultRow) -> str | None:
     """Why a row is refused (no number, out of range, wrong unit, empty name), or None."""
-    known = vocabulary()
+    known = load_vocabulary()
     empty = [
         name
         for name in ("run_id", "method", "arch", "stage", "dataset", "metric")
@@ -33,9 +33,9 @@ def wrong_with(row: ResultRow) -> str | None:
     return None
 
 
-def unknown_in(row: ResultRow) -> list[str]:
+def find_unknown_names(row: ResultRow) -> list[str]:
     """Names in a row that no table knows; such a row is shown apart."""
-    known = vocabulary()
+    known = load_vocabulary()
     found = []
     if not known.knows_dataset(row.dataset):
         found.append(f"data set {row.dataset!r}{_hint(row.dataset, known.datasets)}")

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from results.cells import Cell, signed
-from results.lines import MISSING, Laid, Line, Part, Text
+from results.cells import Cell, format_difference
+from results.formatted import MISSING, FormattedCell, FormattedPart, FormattedRow, FormattedTable
 from results.schema import Result
-from results.tables import build
+from results.tables import build_table
 
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
@@ -33,7 +33,9 @@ def _numbers(cell: Cell | None) -> tuple[object, ...]:
     return () if cell is None else (cell.value, cell.spread, cell.seeds, cell.setting)
 
 
-def compare(here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]) -> list[Pair]:
+def compare_cells(
+    here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]
+) -> list[Pair]:
     """Every cell that has a number of ours in either, in the order of the tables, here first."""
     pairs = []
     for name in tables:
@@ -48,18 +50,23 @@ def compare(here: Sequence[Result], there: Sequence[Result], tables: Iterable[st
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
     return {
         (own.entry.group, own.line, own.column): own.cell
-        for own in build(name, results).own_cells()
+        for own in build_table(name, results).our_cells()
     }
 
 
-def laid(pairs: Sequence[Pair]) -> Laid:
+def format_comparison(pairs: Sequence[Pair]) -> FormattedTable:
     """The comparison as a table, ready for any format."""
-    lines = [Line(pair.group, "ours", tuple(Text(text) for text in _texts(pair))) for pair in pairs]
+    lines = [
+        FormattedRow(pair.group, "ours", tuple(FormattedCell(text) for text in _texts(pair)))
+        for pair in pairs
+    ]
     equal = sum(pair.equal for pair in pairs)
     only = sum(pair.here is None or pair.there is None for pair in pairs)
     summary = f"{len(pairs)} cells: {equal} equal, {len(pairs) - equal - only} different, {only} in one only."
     title = "Two run roots, cell by cell"
-    return Laid("against", title, (Part(title, HEADER, 3, tuple(lines)),), (), (summary,))
+    return FormattedTable(
+        "against", title, (FormattedPart(title, HEADER, 3, tuple(lines)),), (), (summary,)
+    )
 
 
 def _texts(pair: Pair) -> tuple[str, ...]:
@@ -72,5 +79,5 @@ def _texts(pair: Pair) -> tuple[str, ...]:
             if pair.here.setting == pair.there.setting
             else f" ({pair.here.setting} / {pair.there.setting})"
         )
-        difference = ("equal" if pair.equal else signed(change)) + settings
+        difference = ("equal" if pair.equal else format_difference(change)) + settings
     return pair.table, pair.line, pair.column, *shown, difference

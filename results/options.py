@@ -12,7 +12,7 @@ class OptionError(ValueError):
     """Options that exclude each other, or a name that does not exist."""
 
 
-def check(**given: Any) -> None:
+def check_table_options(**given: Any) -> None:
     """Raise OptionError; `given`: the values of the options by name, None, empty or False where not given.
 
     Of those that do something instead of printing, one may be given; each of the others says which of them heed it.
@@ -26,5 +26,5 @@ def check(**given: Any) -> None:
     asked = [("--table", name) for name in given.get("table") or ()]
     asked += [("--explain", given["explain"][0])] if given.get("explain") else []
     for option, name in asked:
-        if name not in spec.names():
-            raise OptionError(f"{option} {name}: expected one of {', '.join(spec.names())}")
+        if name not in spec.table_names():
+            raise OptionError(f"{option} {name}: expected one of {', '.join(spec.table_names())}")

@@ -12,18 +12,18 @@ from typing import Any
 
 from pipeline.files import write_atomic
 from results import render, spec
-from results.collect import Collection, conflict_free, unknown
-from results.runs import Run
+from results.collect import CollectedResults, describe_unknown_names, separate_conflicts
+from results.runs import FinishedRun
 from results.schema import Result
 from results.store import RowsError, read_results, write_rows
-from results.tables import build_all
+from results.tables import build_tables
 
 LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256")
 
 
-def publish(collection: Collection, folder: Path) -> list[Path]:
+def publish_results(collection: CollectedResults, folder: Path) -> list[Path]:
     """Write the folder; returns its files. Raises RowsError when anything was refused, or without results."""
-    if not collection.checked().results:
+    if not collection.require_valid().results:
         raise RowsError(f"{folder}: there are no results to publish")
     rows = sorted(
         (r.row for r in collection.results),
@@ -37,11 +37,13 @@ def publish(collection: Collection, folder: Path) -> list[Path]:
     runs = [_public(run) for _, run in sorted(collection.runs.items())]
     content = {"runs": runs, "results": dict(sorted(apart.items()))}
     write_atomic(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    tables = render.write_all(build_all(read(folder).results, spec.names()), folder / "tables")
+    tables = render.write_tables(
+        build_tables(read_published(folder).results, spec.table_names()), folder / "tables"
+    )
     return [folder / "rows.csv", folder / "runs.json", *tables.values()]
 
 
-def _public(run: Run) -> dict[str, Any]:
+def _public(run: FinishedRun) -> dict[str, Any]:
     """A run's record without its files, and without settings that change no number (paths among them)."""
     record = {key: value for key, value in asdict(run).items() if key not in LEFT_OUT}
     return {**record, "config": run.science()}
@@ -52,12 +54,12 @@ def is_published(folder: Path) -> bool:
     return (folder / "rows.csv").is_file() and (folder / "runs.json").is_file()
 
 
-def read(folder: Path) -> Collection:
+def read_published(folder: Path) -> CollectedResults:
     """A published folder. Raises RowsError naming what is wrong with it."""
     results, problems = read_results(folder / "rows.csv", "rows.csv")
     try:
         content = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-        runs = {record["run_id"]: Run(**record) for record in content["runs"]}
+        runs = {record["run_id"]: FinishedRun(**record) for record in content["runs"]}
         facts = content["results"]
     except (ValueError, KeyError, TypeError) as error:
         raise RowsError(f"{folder / 'runs.json'}: damaged, publish again: {error!r}") from None
@@ -65,8 +67,10 @@ def read(folder: Path) -> Collection:
     if missing:
         raise RowsError(f"{folder / 'runs.json'}: nothing about the run of {missing[0]}")
     described = [_described(result, facts[result.row.run_id]) for result in results]
-    kept, conflicts = conflict_free(described)
-    return Collection(kept, runs, (*problems, *conflicts), unknown(kept)).checked()
+    kept, conflicts = separate_conflicts(described)
+    return CollectedResults(
+        kept, runs, (*problems, *conflicts), describe_unknown_names(kept)
+    ).require_valid()
 
 
 def _described(result: Result, facts: dict[str, Any]) -> Result:

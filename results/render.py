@@ -6,29 +6,35 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.files import write_atomic
-from results.lines import Laid, Line, Part, Text, lay_out
+from results.formatted import (
+    FormattedCell,
+    FormattedPart,
+    FormattedRow,
+    FormattedTable,
+    format_table,
+)
 from results.tables import Block, Entry, Table
 
 Format = Literal["md", "latex", "csv"]
 SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
-def write_all(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
+def write_tables(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
     """Write tables in all three formats; file name -> path."""
     written = {}
     for table in tables:
         for fmt, suffix in SUFFIX.items():
             name = f"{table.name}.{suffix}"
-            written[name] = write_atomic(out_dir / name, to_text(table, fmt))
+            written[name] = write_atomic(out_dir / name, render_table(table, fmt))
     return written
 
 
-def to_text(table: Table, fmt: Format) -> str:
+def render_table(table: Table, fmt: Format) -> str:
     """A table in a format."""
-    return to_csv(table) if fmt == "csv" else laid_text(lay_out(table), fmt)
+    return render_csv(table) if fmt == "csv" else render_formatted(format_table(table), fmt)
 
 
-def laid_text(laid: Laid, fmt: Format) -> str:
+def render_formatted(laid: FormattedTable, fmt: Format) -> str:
     """Anything laid out, in a format; as CSV only its cells."""
     if fmt == "csv":
         lines = [
@@ -37,10 +43,10 @@ def laid_text(laid: Laid, fmt: Format) -> str:
             for line in part.lines
         ]
         return _as_csv(lines, ["Group", *laid.parts[0].header])
-    return markdown(laid) if fmt == "md" else latex(laid)
+    return render_markdown(laid) if fmt == "md" else render_latex(laid)
 
 
-def markdown(laid: Laid) -> str:
+def render_markdown(laid: FormattedTable) -> str:
     """Aligned pipes, a heading row per group, footnotes as a numbered list."""
     text = [f"### {laid.title}\n"]
     for index, part in enumerate(laid.parts):
@@ -53,7 +59,7 @@ def markdown(laid: Laid) -> str:
     return "\n".join(text).rstrip() + "\n"
 
 
-def _pipes(part: Part) -> str:
+def _pipes(part: FormattedPart) -> str:
     body: list[list[str]] = []
     group = ""
     for line in part.lines:
@@ -72,7 +78,7 @@ def _pipes(part: Part) -> str:
     return "\n".join(_pipe(row, widths, part.labels) for row in [list(part.header), rule, *body])
 
 
-def _md_cell(cell: Text, line: Line) -> str:
+def _md_cell(cell: FormattedCell, line: FormattedRow) -> str:
     text = (
         f"*{_md(cell.text)}*"
         if line.kind == "difference" and cell.text.strip("-")
@@ -95,16 +101,23 @@ def _pipe(cells: Sequence[str], widths: Sequence[int], labels: int) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def latex(laid: Laid) -> str:
+def render_latex(laid: FormattedTable) -> str:
     """A `table` for booktabs: caption, one tabular per part, notes below; input it in a document."""
-    text = [r"\begin{table}[p]", r"\centering\footnotesize", rf"\caption*{{{escape(laid.title)}}}"]
+    text = [
+        r"\begin{table}[p]",
+        r"\centering\footnotesize",
+        rf"\caption*{{{escape_latex(laid.title)}}}",
+    ]
     for index, part in enumerate(laid.parts):
-        text += [rf"\par\medskip\textit{{{escape(part.title)}}}\par\smallskip"] if index else []
+        text += (
+            [rf"\par\medskip\textit{{{escape_latex(part.title)}}}\par\smallskip"] if index else []
+        )
         text += _tabular(part)
     notes = [
-        rf"\textsuperscript{{{n}}}\,{escape(note)}" for n, note in enumerate(laid.footnotes, 1)
+        rf"\textsuperscript{{{n}}}\,{escape_latex(note)}"
+        for n, note in enumerate(laid.footnotes, 1)
     ]
-    notes += [escape(" ".join(note.split())) for note in laid.notes]
+    notes += [escape_latex(" ".join(note.split())) for note in laid.notes]
     text += [
         r"\par\medskip\begin{minipage}{\linewidth}\scriptsize\raggedright",
         r"\par ".join(notes),
@@ -113,12 +126,12 @@ def latex(laid: Laid) -> str:
     return "\n".join([*text, r"\end{table}"]) + "\n"
 
 
-def _tabular(part: Part) -> list[str]:
+def _tabular(part: FormattedPart) -> list[str]:
     columns = "l" * part.labels + "r" * (len(part.header) - part.labels)
     text = [
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _row([escape(c) for c in part.header]),
+        _row([escape_latex(c) for c in part.header]),
         r"\midrule",
     ]
     group = ""
@@ -127,15 +140,15 @@ def _tabular(part: Part) -> list[str]:
             text += [r"\addlinespace"] if group else []
             group = line.group
             text.append(
-                rf"\multicolumn{{{len(part.header)}}}{{l}}{{\textit{{{escape(group)}}}}} \\"
+                rf"\multicolumn{{{len(part.header)}}}{{l}}{{\textit{{{escape_latex(group)}}}}} \\"
             )
         text.append(_row([_tex_cell(cell) for cell in line.cells]))
     return [*text, r"\bottomrule", r"\end{tabular}"]
 
 
-def _tex_cell(cell: Text) -> str:
+def _tex_cell(cell: FormattedCell) -> str:
     marks = ",".join(map(str, cell.marks))
-    text = escape(cell.text)
+    text = escape_latex(cell.text)
     text = f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
     return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
@@ -154,7 +167,7 @@ _TEX |= {special: f"\\{special}" for special in "_%&#${}"}
 _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
-def escape(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Text for LaTeX; straight quotes in pairs become opening and closing ones."""
     escaped = "".join(_TEX.get(character, character) for character in text)
     return re.sub('"([^"]*)"', r"``\1''", escaped)
@@ -181,11 +194,11 @@ CSV_COLUMNS = [
 ]
 
 
-def to_csv(table: Table) -> str:
+def render_csv(table: Table) -> str:
     """One record per cell of a table, numbers unrounded; the leads are not among them."""
     records = [
         {"table": table.name, "part": part, **record}
-        for part, block in (("printed", table.printed), ("elsewhere", table.elsewhere))
+        for part, block in (("printed", table.printed), ("elsewhere", table.unmatched))
         for entry in block.entries
         for record in _records(entry, block)
     ]

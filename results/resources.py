@@ -9,23 +9,23 @@ import yaml
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_text(*path: str) -> str:
+def read_resource(*path: str) -> str:
     """Text of a file below `results/`."""
     return files("results").joinpath(*path).read_text(encoding="utf-8")
 
 
 def read_yaml(*path: str) -> dict[str, Any]:
     """A YAML mapping below `results/`."""
-    content: dict[str, Any] = yaml.load(read_text(*path), Loader=_Loader)
+    content: dict[str, Any] = yaml.load(read_resource(*path), Loader=_Loader)
     return content
 
 
 def read_csv(*path: str) -> list[dict[str, str]]:
     """Lines of a CSV file below `results/`."""
-    return list(csv.DictReader(read_text(*path).splitlines()))
+    return list(csv.DictReader(read_resource(*path).splitlines()))
 
 
-def names(folder: str, suffix: str) -> list[str]:
+def list_names(folder: str, suffix: str) -> list[str]:
     """Stems of the files of a folder below `results/`, sorted."""
     found = (path.name for path in files("results").joinpath(folder).iterdir())
     return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A manifest entry; `config` holds every field, `runtime` the dotted names of those that change no number."""
 
     run_id: str
@@ -37,13 +37,17 @@ class Run:
 
     def science(self) -> dict[str, Any]:
         """Dotted fields of the configuration that can change a number."""
-        return {key: value for key, value in flat(self.config).items() if not self._is_runtime(key)}
+        return {
+            key: value
+            for key, value in flatten_config(self.config).items()
+            if not self._is_runtime(key)
+        }
 
     def _is_runtime(self, key: str) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in self.runtime)
 
 
-def from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> Run:
+def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> FinishedRun:
     """The run of a manifest entry (its JSON)."""
     provenance = entry.get("provenance") or {}
     taken = (
@@ -60,7 +64,7 @@ def from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> Run:
         "gpus",
     )
     costs = ("seconds", "gpu_hours", "restarts", "finished")
-    return Run(
+    return FinishedRun(
         **{key: entry[key] for key in (*taken, *costs) if key in entry},
         runtime=frozenset(runtime),
         outputs={label: output["path"] for label, output in (entry.get("outputs") or {}).items()},
@@ -70,23 +74,23 @@ def from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> Run:
     )
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys; lists stay, tuples become lists."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flatten_config(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = plain(value)
+            found[f"{prefix}{key}"] = tuples_to_lists(value)
     return found
 
 
-def plain(value: Any) -> Any:
+def tuples_to_lists(value: Any) -> Any:
     """Tuples as lists, at every depth, so that a configuration equals its JSON."""
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def chain(run_id: str, runs: Mapping[str, Run]) -> Iterator[Run]:
+def iter_with_upstream(run_id: str, runs: Mapping[str, FinishedRun]) -> Iterator[FinishedRun]:
     """A run and all it needs, directly or not, each once, nearest first; runs without a record are left out."""
     todo, seen = [run_id], set()
     while todo:
@@ -98,11 +102,11 @@ def chain(run_id: str, runs: Mapping[str, Run]) -> Iterator[Run]:
         todo.extend(run for _, run in sorted(runs[identity].upstream.items()))
 
 
-def in_order(runs: Sequence[Run]) -> list[Run]:
+def sort_by_dependency(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Each run after those it needs, otherwise by stage and name."""
     left = sorted(runs, key=lambda run: (run.stage, run.name, run.run_id))
     ids = {run.run_id for run in runs}
-    ordered: list[Run] = []
+    ordered: list[FinishedRun] = []
     while left:
         placed = {run.run_id for run in ordered}
         ready = [

@@ -8,19 +8,21 @@ from functools import cache
 from typing import Any
 
 from results import resources
-from results.cells import has
+from results.cells import setting_matches
 from results.schema import Result
 
 NOT_TABLES = ("vocabulary",)
 OURS_TOO = ("DINO", "iBOT")
-PATTERNS = {"with": "parts", "without": "without", "beside": "beside"}
+PATTERNS = ("with_settings", "without_settings", "also_report")
 
 
 @dataclass(frozen=True)
 class Column:
-    """Which results a column takes; `parts` and `without` are patterns for parts of the setting.
+    """Which results a column takes.
 
-    `elsewhere` is its title where data sets are lines; `beside` names settings to tell of besides the best.
+    A result must match every pattern of `with_settings` and none of `without_settings`. `also_report`
+    names settings that a footnote reports besides the best one. `title_unmatched` is the title of the
+    column in the part for results without a counterpart in the paper, where a row may be any data set.
     """
 
     key: str
@@ -28,28 +30,28 @@ class Column:
     stage: str
     dataset: str
     metric: str
-    parts: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    elsewhere: str = ""
+    with_settings: tuple[str, ...] = ()
+    without_settings: tuple[str, ...] = ()
+    also_report: tuple[str, ...] = ()
+    title_unmatched: str = ""
 
     @property
     def kind(self) -> tuple[object, ...]:
         """What it measures, whatever the data set."""
-        return self.stage, self.metric, self.parts, self.without
+        return self.stage, self.metric, self.with_settings, self.without_settings
 
     def takes(self, result: Result) -> bool:
         """Whether a result is of this kind; its data set may be another."""
         row = result.row
         return (
             (row.stage, row.metric) == (self.stage, self.metric)
-            and all(has(row.setting, pattern) for pattern in self.parts)
-            and not any(has(row.setting, pattern) for pattern in self.without)
+            and all(setting_matches(row.setting, pattern) for pattern in self.with_settings)
+            and not any(setting_matches(row.setting, pattern) for pattern in self.without_settings)
         )
 
 
 @dataclass(frozen=True)
-class PaperLine:
+class PaperRow:
     """A line of a printed table; `pretrain_epochs` is None where no run of ours can fill it."""
 
     group: str
@@ -64,33 +66,35 @@ class PaperLine:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A table. `others` and `not_others`: patterns of data sets whose results it shows without a printed counterpart.
+class TableSpec:
+    """A table: its columns, the rows that the paper prints, and notes.
 
-    `vary`: patterns of the variants that it is about (`*`: it shows any). `archs` and `not_archs` limit those too.
+    The other fields are patterns that say which results without a counterpart in the paper are shown
+    too: those of `datasets` but not of `except_datasets`, the same for `archs`, and of the method's
+    `variants` (`*` for any).
     """
 
     name: str
     title: str
     columns: tuple[Column, ...]
-    paper: tuple[PaperLine, ...]
+    paper: tuple[PaperRow, ...]
     notes: tuple[str, ...] = ()
-    others: tuple[str, ...] = ("*",)
-    not_others: tuple[str, ...] = ()
-    vary: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ("*",)
+    except_datasets: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     archs: tuple[str, ...] = ("*",)
-    not_archs: tuple[str, ...] = ()
+    except_archs: tuple[str, ...] = ()
 
     def shows(self, result: Result) -> bool:
         """Whether a result without a counterpart has a place here, going by data set, architecture and variant."""
         row = result.row
         variants = result.variant.split(", ") if result.variant else []
         return (
-            _matches(row.dataset, self.others)
-            and not _matches(row.dataset, self.not_others)
+            _matches(row.dataset, self.datasets)
+            and not _matches(row.dataset, self.except_datasets)
             and _matches(row.arch, self.archs)
-            and not _matches(row.arch, self.not_archs)
-            and all(_matches(name, self.vary) for name in variants)
+            and not _matches(row.arch, self.except_archs)
+            and all(_matches(name, self.variants) for name in variants)
         )
 
 
@@ -98,35 +102,35 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def names() -> list[str]:
+def table_names() -> list[str]:
     """Tables there are specs for: table1 ... table10, figure2."""
-    found = [name for name in resources.names("specs", ".yaml") if name not in NOT_TABLES]
+    found = [name for name in resources.list_names("specs", ".yaml") if name not in NOT_TABLES]
     return sorted(
         found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)), name)
     )
 
 
 @cache
-def load(name: str) -> Spec:
+def load_table_spec(name: str) -> TableSpec:
     """One table's spec. Raises ValueError for a table that does not exist."""
-    if name not in names():
-        raise ValueError(f"unknown table {name!r} (valid: {', '.join(names())})")
+    if name not in table_names():
+        raise ValueError(f"unknown table {name!r} (valid: {', '.join(table_names())})")
     content = resources.read_yaml("specs", f"{name}.yaml")
     columns = tuple(_column(column) for column in content.pop("columns"))
     paper = _paper(content.pop("paper"), content.pop("effective_epochs", 1))
     lists = {key: tuple(value) for key, value in content.items() if key != "title"}
-    return Spec(name, content["title"], columns, paper, **lists)
+    return TableSpec(name, content["title"], columns, paper, **lists)
 
 
 def _column(given: dict[str, Any]) -> Column:
     content = dict(given)
-    patterns: Any = {field: tuple(content.pop(key, ())) for key, field in PATTERNS.items()}
+    patterns: Any = {key: tuple(content.pop(key, ())) for key in PATTERNS}
     return Column(**content, **patterns)
 
 
-def _paper(file: str, effective_epochs: int) -> tuple[PaperLine, ...]:
+def _paper(file: str, effective_epochs: int) -> tuple[PaperRow, ...]:
     """Lines by group, otherwise in the order of the file; a line of it is a cell."""
-    lines: dict[tuple[str, ...], PaperLine] = {}
+    lines: dict[tuple[str, ...], PaperRow] = {}
     for cell in resources.read_csv("paper", file):
         key = tuple(
             cell[name] for name in ("group", "method", "arch", "params_m", "epochs", "variant")
@@ -134,7 +138,7 @@ def _paper(file: str, effective_epochs: int) -> tuple[PaperLine, ...]:
         if key not in lines:
             group, method, arch, params_m, epochs, variant = key
             ours = _pretrain_epochs(cell, effective_epochs)
-            lines[key] = PaperLine(group, method, arch, params_m, epochs, ours, variant)
+            lines[key] = PaperRow(group, method, arch, params_m, epochs, ours, variant)
         if cell["value"]:
             lines[key].values[cell["column"]] = float(cell["value"])
         if cell["note"]:

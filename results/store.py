@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_atomic
-from results.checks import wrong_with
+from results.checks import check_row
 from results.schema import Result, ResultRow
 
 COLUMNS = [field.name for field in fields(ResultRow)]
@@ -57,7 +57,7 @@ def read_results(
         if reader.fieldnames != COLUMNS:
             return [], [f"{name}, line 1: columns {reader.fieldnames}, expected {COLUMNS}"]
         for where, record in _located(reader, name):
-            row, problem = parse(record)
+            row, problem = parse_row(record)
             if row is None:
                 problems.append(f"{where}: {problem}")
             else:
@@ -72,7 +72,7 @@ def _located(reader: "csv.DictReader[str]", name: str) -> Iterator[tuple[str, di
         yield f"{name}, line {reader.line_num}", record
 
 
-def parse(record: dict[str, Any]) -> tuple[ResultRow | None, str | None]:
+def parse_row(record: dict[str, Any]) -> tuple[ResultRow | None, str | None]:
     """The row of a CSV line, or None and what is wrong with it."""
     if None in record or None in record.values():
         return None, f"expected {len(COLUMNS)} fields"
@@ -85,5 +85,5 @@ def parse(record: dict[str, Any]) -> tuple[ResultRow | None, str | None]:
     except ValueError as error:
         return None, str(error)
     row = ResultRow(**record | numbers)
-    problem = wrong_with(row)
+    problem = check_row(row)
     return (None, problem) if problem else (row, None)

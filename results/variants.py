@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from results.runs import Run, chain, flat
+from results.runs import FinishedRun, flatten_config, iter_with_upstream
 from results.schema import ResultRow
-from results.vocabulary import vocabulary
+from results.vocabulary import load_vocabulary
 
 TERMS = ("instance", "local-group", "group")
 OPPOSITE = {"weak augmentation": "strong augmentation"}
@@ -14,7 +14,7 @@ NO_RECORD = "no record of the run"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ReferenceRun:
     """A run of a recipe: its stage, the data set it is about, and its configuration (science fields only)."""
 
     stage: str
@@ -23,11 +23,11 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceReproduction:
     """The runs of a reproduction, to compare with."""
 
     name: str
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[ReferenceRun, ...]
 
     def fits(self, row: ResultRow) -> bool:
         """Whether it pretrains a row's architecture for as many epochs."""
@@ -35,7 +35,7 @@ class Reference:
         return any((c.get("arch"), c.get("epochs")) == (row.arch, row.epochs) for c in configs)
 
 
-def facets(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Names of what makes a pretraining another experiment, by the (dotted) field of its configuration that says so."""
     weights = config.get("mugs.loss_weights") or (1.0,) * len(TERMS)
     without = tuple(
@@ -53,19 +53,19 @@ def facets(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def variant(pretraining: Mapping[str, Any], arch: str) -> str:
+def describe_variant(pretraining: Mapping[str, Any], arch: str) -> str:
     """What sets a pretraining apart from the main one of its architecture, in words; empty for the main one.
 
     The mini network is always pretrained with weak augmentation: there the strong one is the variant.
     """
-    usual = vocabulary().usual.get(arch, ())
-    names = [name for part in facets(flat(pretraining)).values() for name in part]
+    usual = load_vocabulary().default_variants.get(arch, ())
+    names = [name for part in variant_tags(flatten_config(pretraining)).values() for name in part]
     missing = [OPPOSITE[name] for name in usual if name not in names]
     return ", ".join([name for name in names if name not in usual] + missing)
 
 
-def deviations(
-    row: ResultRow, runs: Mapping[str, Run], references: Iterable[Reference]
+def find_deviations(
+    row: ResultRow, runs: Mapping[str, FinishedRun], references: Iterable[ReferenceReproduction]
 ) -> tuple[str, ...]:
     """Settings in which a row's run, or one it needs, differs from the recipes of its architecture and epochs.
 
@@ -76,31 +76,31 @@ def deviations(
         recipe for reference in references if reference.fits(row) for recipe in reference.recipes
     ]
     found: list[str] = []
-    for run in chain(row.run_id, runs):
+    for run in iter_with_upstream(row.run_id, runs):
         mine, skip = run.science(), _skipped(run, row)
-        theirs = [flat(recipe.config) for recipe in recipes if _alike(recipe, run, row)]
-        candidates = [differences(mine, other, skip, run.stage) for other in theirs]
+        theirs = [flatten_config(recipe.config) for recipe in recipes if _alike(recipe, run, row)]
+        candidates = [list_differences(mine, other, skip, run.stage) for other in theirs]
         if candidates:
             fewest: list[str] = min(candidates, key=len)
             found += fewest
     return tuple(found)
 
 
-def _alike(recipe: Recipe, run: Run, row: ResultRow) -> bool:
+def _alike(recipe: ReferenceRun, run: FinishedRun, row: ResultRow) -> bool:
     """Whether a recipe is about a run's stage and data set; what comes before the row's run has only its own word."""
     own = run.config.get("dataset", row.dataset if run.run_id == row.run_id else recipe.dataset)
     return (recipe.stage, recipe.dataset) == (run.stage, own)
 
 
-def _skipped(run: Run, row: ResultRow) -> set[str]:
+def _skipped(run: FinishedRun, row: ResultRow) -> set[str]:
     """Fields of which the row's method, seed or variant already tells."""
     if run.stage == "pretrain":
-        return {"seed", *facets(run.science())}
+        return {"seed", *variant_tags(run.science())}
     told = {"(initialisation)": {"weights"}, "(scratch)": {"weights", "seed"}}
     return told.get(row.method.rpartition(" ")[2], set())
 
 
-def differences(
+def list_differences(
     mine: Mapping[str, Any], theirs: Mapping[str, Any], skip: Iterable[str], stage: str
 ) -> list[str]:
     """`pretrain.precision=bf16 (recipe: fp32)` for every field both have with different values."""
@@ -110,13 +110,16 @@ def differences(
         for key in sorted(mine)
         if key in theirs and key not in left_out and mine[key] != theirs[key]
     ]
-    return [f"{stage}.{key}={short(mine[key])} (recipe: {short(theirs[key])})" for key in shared]
+    return [
+        f"{stage}.{key}={format_setting(mine[key])} (recipe: {format_setting(theirs[key])})"
+        for key in shared
+    ]
 
 
-def short(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting in few characters."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(short(item) for item in value)}]"
+        return f"[{', '.join(format_setting(item) for item in value)}]"
     return "none" if value is None else str(value)

@@ -17,18 +17,18 @@ class Vocabulary:
     stages: tuple[str, ...]
     units: Mapping[str, tuple[float, float]]
     metrics: Mapping[str, str | None]
-    usual: Mapping[str, tuple[str, ...]]
+    default_variants: Mapping[str, tuple[str, ...]]
 
-    def arch(self, name: str) -> str:
+    def arch_title(self, name: str) -> str:
         """`ViT-S/16` for vit_s16; an unknown one as it is."""
         return self.archs.get(name, name)
 
-    def method(self, name: str) -> str:
+    def method_title(self, name: str) -> str:
         """`Mugs (initialisation)` for `mugs (initialisation)`; an unknown one as it is."""
         first, space, rest = name.partition(" ")
         return f"{self.methods.get(first, first)}{space}{rest}"
 
-    def dataset(self, name: str) -> str:
+    def dataset_title(self, name: str) -> str:
         """Title of a data set; of one derived from the mini data set too; an unknown one as it is."""
         parents = [known for known in self.datasets if name.startswith(f"{known}_")]
         if name in self.datasets or not parents:
@@ -42,11 +42,14 @@ class Vocabulary:
 
 
 @cache
-def vocabulary() -> Vocabulary:
+def load_vocabulary() -> Vocabulary:
     """The one vocabulary."""
     content = read_yaml("specs", "vocabulary.yaml")
     units = {name: (float(low), float(high)) for name, (low, high) in content.pop("units").items()}
-    usual = {arch: tuple(names) for arch, names in content.pop("usual").items()}
+    default_variants = {
+        arch: tuple(names) for arch, names in content.pop("default_variants").items()
+    }
     return Vocabulary(
-        **content | {"stages": tuple(content["stages"]), "units": units, "usual": usual}
+        **content
+        | {"stages": tuple(content["stages"]), "units": units, "default_variants": default_variants}
     )

@@ -119,7 +119,7 @@ def show_findings(findings: Sequence[Finding]) -> int:
     return 1 if count else 0
 
 
-def announce_look(unseen: bool) -> None:
+def announce_data_checks(unseen: bool) -> None:
     """A line, not of the result, before files are looked at."""
     if not unseen:
         sys.stderr.write("looking at data sets, lists and weights (--unseen leaves it out)\n")

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from results.figures.style import Drawing, Theme
-from results.runs import Run
+from results.runs import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ class Curves:
         return float((last["step"] + 1) / (last["epoch"] + 1))
 
 
-def read(path: Path) -> Curves | None:
+def read_curves(path: Path) -> Curves | None:
     """The curves of a run, None where there are none; of steps written twice (after a restart) the later ones count."""
     if not path.is_file():
         return None
@@ -58,9 +58,9 @@ def read(path: Path) -> Curves | None:
     )
 
 
-def training_curves(run: Run, root: Path) -> Drawing | None:
+def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:
     """Losses and learning rate of a pretraining over epochs."""
-    curves = read(root / run.folder / "metrics.jsonl")
+    curves = read_curves(root / run.folder / "metrics.jsonl")
     if curves is None:
         return None
     name = f"{run.name} ({run.run_id})"
@@ -83,7 +83,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
     terms = [term for term in TERMS if _key(term) in curves.steps[0]]
     rest = ("lr", "images_per_second")
     rows = (len(terms) + len(rest) + 1) // 2
-    lines = thinned(curves.steps)
+    lines = average_in_bins(curves.steps)
     figure = Figure(figsize=(8.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).ravel()
     xs = [(line["step"] + 1) / curves.steps_per_epoch for line in lines]
@@ -101,7 +101,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
     return figure
 
 
-def thinned(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
+def average_in_bins(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
     """At most so many lines: means of equal runs of lines, each at its last step."""
     size = -(-len(lines) // most)
     parts = [lines[start : start + size] for start in range(0, len(lines), size)]

@@ -10,8 +10,8 @@ from results import resources
 from results.cells import Cell
 from results.figures.style import MARKERS, Drawing, Theme
 from results.schema import Result
-from results.spec import load
-from results.tables import build
+from results.spec import load_table_spec
+from results.tables import build_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,12 +21,12 @@ ORDER = ("Mugs", "iBOT", "DINO")
 PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
 
 
-def figure2(results: Sequence[Result]) -> Drawing:
+def draw_figure2(results: Sequence[Result]) -> Drawing:
     """Linear probing by model size and by epochs: printed insets, digitised markers of other methods, ours."""
-    table = build("figure2", results)
+    table = build_table("figure2", results)
     ours = [
         own
-        for own in table.own_cells()
+        for own in table.our_cells()
         if own.entry.method == "Mugs" and own.ours is own.entry.ours[0]
     ]
     size = [
@@ -67,7 +67,7 @@ def _printed(axes: Axes, theme: Theme, panel: str, x: str) -> None:
     for marker in resources.read_csv("paper", "figure2_markers.csv"):
         if marker["panel"] == panel and marker[x] and marker["arch"] != "resnet50":
             points[marker["method"]][float(marker[x])] = float(marker["value"])
-    for line in load("figure2").paper:
+    for line in load_table_spec("figure2").paper:
         if line.group.startswith("By model size") == (panel == "a"):
             position = float(line.params_m if panel == "a" else line.epochs)
             points[line.method][position] = line.values["linear"]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.runs import Run
-from results.vocabulary import vocabulary
+from results.runs import FinishedRun
+from results.vocabulary import load_vocabulary
 
 WIDTH = 900
 ENOUGH = 150_000  # bytes
@@ -27,7 +27,7 @@ TITLES = {
 class Gallery:
     """Pictures of an output of a run. The run's `info` has the captions, and the colours by class, of its outputs."""
 
-    run: Run
+    run: FinishedRun
     label: str
     paths: tuple[Path, ...]
     left_out: int = 0
@@ -44,7 +44,7 @@ class Gallery:
     def caption(self) -> str:
         """Data set and run, what is seen, and how many pictures are not."""
         dataset = self.run.info.get("dataset")
-        data = f"Data: {vocabulary().dataset(dataset)}; run" if dataset else "Run"
+        data = f"Data: {load_vocabulary().dataset_title(dataset)}; run" if dataset else "Run"
         parts = [
             f"{data} {self.run.run_id}.",
             self.run.info.get("captions", {}).get(self.label, ""),
@@ -60,9 +60,9 @@ class Gallery:
         return found
 
 
-def galleries(runs: Iterable[Run], root: Path) -> list[Gallery]:
+def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
     """The PNG files of every such output, a folder's sorted; the first ones, 40 in all, as many of each as go."""
-    found: list[tuple[Run, str, list[Path]]] = []
+    found: list[tuple[FinishedRun, str, list[Path]]] = []
     for run in runs:
         for label, output in sorted(run.outputs.items()):
             if label.startswith(("pictures", "figure")):
@@ -83,7 +83,7 @@ def galleries(runs: Iterable[Run], root: Path) -> list[Gallery]:
     ]
 
 
-def wide(path: Path) -> bool:
+def is_wide(path: Path) -> bool:
     """Whether a picture is many in a row."""
     from PIL import Image
 
@@ -91,7 +91,7 @@ def wide(path: Path) -> bool:
         return image.width >= WIDE * image.height
 
 
-def small(path: Path) -> tuple[bytes, str]:
+def shrink_picture(path: Path) -> tuple[bytes, str]:
     """The picture and its format: as it is where it is small, else a JPEG, at most 900 pixels wide."""
     from PIL import Image
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from results.cells import Cell
 from results.figures.style import Drawing, Theme
 from results.schema import Result
-from results.spec import load
-from results.tables import OwnCell, build
-from results.vocabulary import vocabulary
+from results.spec import load_table_spec
+from results.tables import OurCell, build_table
+from results.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +32,10 @@ COURSE = (
 INITIAL = " (initialisation)"
 
 
-def knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
+def draw_knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
     """k-NN accuracy against the length of pretrainings that are otherwise the same; None with fewer than two points."""
     series: dict[str, dict[int, Cell]] = defaultdict(dict)
-    for own in build("table1", results).own_cells():
+    for own in build_table("table1", results).our_cells():
         if own.key == "knn":
             row = own.cell.results[0].row
             series[_pretraining(own)][0 if row.method.endswith(INITIAL) else row.epochs] = own.cell
@@ -48,11 +48,11 @@ def knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
     return Drawing("knn_over_epochs", title, caption, lambda theme: _draw_lengths(series, theme))
 
 
-def _pretraining(own: OwnCell) -> str:
+def _pretraining(own: OurCell) -> str:
     """What a pretraining has in common with longer and shorter ones."""
-    result, known = own.cell.results[0], vocabulary()
-    method = known.method(result.row.method.removesuffix(INITIAL))
-    where = f"{own.entry.arch} on {known.dataset(result.row.dataset)}"
+    result, known = own.cell.results[0], load_vocabulary()
+    method = known.method_title(result.row.method.removesuffix(INITIAL))
+    where = f"{own.entry.arch} on {known.dataset_title(result.row.dataset)}"
     return " ".join(
         filter(None, (method, result.variant, where, own.ours.label.removeprefix("ours").strip()))
     )
@@ -80,7 +80,7 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
     if _has_small(series):
         lines = [
             line
-            for line in load("table1").paper
+            for line in load_table_spec("table1").paper
             if line.method == "Mugs" and line.arch == "vit_s16"
         ]
         points = sorted((line.pretrain_epochs or 0, line.values["knn"]) for line in lines)
@@ -104,9 +104,9 @@ def _axes(label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
+def draw_knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
     """A line per run of the stage `knn_curve`; None without any."""
-    curves = [curve(found) for found in _by_run(results).values()]
+    curves = [best_setting_curve(found) for found in _by_run(results).values()]
     if not curves:
         return None
     return Drawing(
@@ -122,7 +122,7 @@ def _by_run(results: Sequence[Result]) -> dict[str, list[Result]]:
     return dict(sorted(found.items()))
 
 
-def curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
+def best_setting_curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
     """Label and accuracy by epoch, of the setting that ends best."""
     by_setting: dict[str, dict[int, float]] = defaultdict(dict)
     for result in results:
@@ -130,9 +130,9 @@ def curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
         assert matched is not None
         by_setting[matched[2]][int(matched[1])] = result.row.value
     setting = max(sorted(by_setting), key=lambda name: by_setting[name][max(by_setting[name])])
-    row, known = results[0].row, vocabulary()
+    row, known = results[0].row, load_vocabulary()
     variant = f" {results[0].variant}" if results[0].variant else ""
-    where = f"{known.arch(row.arch)}{variant}, {known.dataset(row.dataset)}"
+    where = f"{known.arch_title(row.arch)}{variant}, {known.dataset_title(row.dataset)}"
     return f"{where}, {setting}, seed {row.seed}", dict(sorted(by_setting[setting].items()))
 
 

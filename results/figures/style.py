@@ -91,7 +91,7 @@ class Drawing:
     draw: Callable[[Theme], Figure]
 
 
-def rc(theme: Theme) -> dict[Any, Any]:
+def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
     """matplotlib settings of a theme; the salt makes the ids of an SVG the same each time."""
     return {
         "svg.hashsalt": "mugs-repro",
@@ -118,13 +118,13 @@ def rc(theme: Theme) -> dict[Any, Any]:
     }
 
 
-def image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
+def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
     """A drawing as a file: no dates, no versions, the same bytes for the same numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
     buffer = io.BytesIO()
-    with matplotlib.rc_context(rc(theme)):
+    with matplotlib.rc_context(matplotlib_settings(theme)):
         figure = drawing.draw(theme)
         metadata = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
         figure.savefig(
@@ -139,10 +139,10 @@ def data_uri(content: bytes, fmt: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def write(drawings: list[Drawing], out_dir: Path) -> list[Path]:
+def write_figures(drawings: list[Drawing], out_dir: Path) -> list[Path]:
     """Every drawing as PNG and SVG, light."""
     return [
-        write_atomic(out_dir / f"{drawing.name}.{fmt}", image(drawing, LIGHT, fmt))
+        write_atomic(out_dir / f"{drawing.name}.{fmt}", render_image(drawing, LIGHT, fmt))
         for drawing in drawings
         for fmt in FORMATS
     ]

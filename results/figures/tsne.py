@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from results.figures.style import Drawing, Theme
 from results.options import OptionError
-from results.runs import Run
+from results.runs import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ FIRST = 6
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenFeatures:
     """Features (N, D) and class indices (N,) of the images to show, and the names of the classes."""
 
     features: Any
@@ -30,7 +30,9 @@ class Chosen:
     names: dict[int, str]
 
 
-def tsne(run: Run, root: Path, data: Run | None, classes: Sequence[int] = ()) -> Drawing | None:
+def draw_tsne(
+    run: FinishedRun, root: Path, data: FinishedRun | None, classes: Sequence[int] = ()
+) -> Drawing | None:
     """The drawing of a run of the stage `features`; None where it has none.
 
     Default: all classes where there are at most ten, else the first six, as in the paper's Figure 4. Raises
@@ -39,7 +41,7 @@ def tsne(run: Run, root: Path, data: Run | None, classes: Sequence[int] = ()) ->
     folder = root / run.outputs["features"] / "val" if "features" in run.outputs else None
     if folder is None or not folder.is_dir():
         return None
-    chosen = read(folder, _names(root, data), classes)
+    chosen = choose_features(folder, _names(root, data), classes)
     shown = ", ".join(chosen.names.values())
     weights = run.info.get("weights") or run.config.get("weights", "weights")
     caption = (
@@ -47,11 +49,11 @@ def tsne(run: Run, root: Path, data: Run | None, classes: Sequence[int] = ()) ->
         f"of run {run.upstream.get('weights', run.run_id)}. Classes: {shown}. "
         f"scikit-learn, perplexity {PERPLEXITY}, seed {SEED}."
     )
-    points, title = embed(chosen.features), f"t-SNE of {run.name} ({run.run_id})"
+    points, title = embed_features(chosen.features), f"t-SNE of {run.name} ({run.run_id})"
     return Drawing(f"tsne_{run.run_id}", title, caption, lambda theme: _draw(points, chosen, theme))
 
 
-def _names(root: Path, data: Run | None) -> list[str]:
+def _names(root: Path, data: FinishedRun | None) -> list[str]:
     """Class names of the converted data set."""
     if data is None or "val_sidecar" not in data.outputs:
         return []
@@ -59,7 +61,9 @@ def _names(root: Path, data: Run | None) -> list[str]:
     return [str(name) for name in sidecar["classes"]]
 
 
-def read(folder: Path, names: Sequence[str], classes: Sequence[int] = ()) -> Chosen:
+def choose_features(
+    folder: Path, names: Sequence[str], classes: Sequence[int] = ()
+) -> ChosenFeatures:
     """Images of the chosen classes, at most 1200, taken evenly."""
     import numpy as np
     from safetensors import safe_open
@@ -80,14 +84,14 @@ def read(folder: Path, names: Sequence[str], classes: Sequence[int] = ()) -> Cho
     where = where[:: -(-len(where) // MOST)]
     found = features[where]
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return Chosen(
+    return ChosenFeatures(
         found,
         labels[where],
         {index: names[index] if index < len(names) else str(index) for index in wanted},
     )
 
 
-def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
+def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 4.6), layout="constrained")
@@ -106,7 +110,7 @@ def _draw(points: Any, chosen: Chosen, theme: Theme) -> Figure:
     return figure
 
 
-def embed(features: Any) -> Any:
+def embed_features(features: Any) -> Any:
     """Points (N, 2) of features (N, D); the same each time."""
     from sklearn.manifold import TSNE
 

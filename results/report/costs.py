@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from results.runs import Run
+from results.runs import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Cost:
     restarts: int
 
 
-def by_stage(runs: Iterable[Run], root: Path) -> list[Cost]:
+def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
     """Costs of each stage, in the order in which the stages first come, and their total last."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.stage, []).append(run)
     everything = [run for group in groups.values() for run in group]
@@ -32,7 +32,7 @@ def by_stage(runs: Iterable[Run], root: Path) -> list[Cost]:
     ]
 
 
-def _cost(stage: str, runs: list[Run], root: Path) -> Cost:
+def _cost(stage: str, runs: list[FinishedRun], root: Path) -> Cost:
     return Cost(
         stage=stage,
         runs=len(runs),
@@ -43,7 +43,7 @@ def _cost(stage: str, runs: list[Run], root: Path) -> Cost:
     )
 
 
-def earlier_seconds(run: Run, root: Path) -> float:
+def earlier_seconds(run: FinishedRun, root: Path) -> float:
     """Seconds of a run's attempts before the last one, from its record of attempts; 0 where there is none."""
     notes = sorted((root / run.folder / "attempts").glob("[0-9][0-9][0-9][0-9].json"))
     if not run.restarts or not notes or not run.finished:
@@ -56,7 +56,7 @@ def earlier_seconds(run: Run, root: Path) -> float:
     return max(0.0, run.seconds - max(0.0, ended - began))
 
 
-def duration(seconds: float) -> str:
+def format_run_time(seconds: float) -> str:
     """`42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:

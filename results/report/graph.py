@@ -38,7 +38,7 @@ class Graph:
     height: int
 
 
-def graph(nodes: Sequence[Node]) -> Graph:
+def lay_out_graph(nodes: Sequence[Node]) -> Graph:
     """Nodes in columns by how many runs come before them; the order within a column is the given one."""
     by_id = {node.run_id: node for node in nodes}
 

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results import resources, spec
-from results.cells import fixed, signed
-from results.collect import Collection
-from results.explain import code
-from results.figures.every import drawings
-from results.figures.gallery import Gallery, galleries, small, wide
-from results.figures.style import DARK, LIGHT, Drawing, Theme, data_uri, image
-from results.lines import lay_out
-from results.report.costs import by_stage, duration
-from results.report.graph import HEIGHT, WIDTH, Node, graph
-from results.runs import Run, flat, in_order
-from results.tables import Table, build, left_over
-from results.variants import short
-from results.vocabulary import vocabulary
+from results.cells import format_difference, format_value
+from results.collect import CollectedResults
+from results.explain import describe_code
+from results.figures.all_figures import draw_all_figures
+from results.figures.gallery import Gallery, collect_galleries, is_wide, shrink_picture
+from results.figures.style import DARK, LIGHT, Drawing, Theme, data_uri, render_image
+from results.formatted import format_table
+from results.report.costs import format_run_time, sum_costs_by_stage
+from results.report.graph import HEIGHT, WIDTH, Node, lay_out_graph
+from results.runs import FinishedRun, flatten_config, sort_by_dependency
+from results.tables import Table, build_table, describe_unplaced
+from results.variants import format_setting
+from results.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def report(
-    collection: Collection,
+def render_report(
+    collection: CollectedResults,
     root: Path,
     *,
     nodes: Sequence[Node] = (),
@@ -44,13 +44,20 @@ def report(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "short": short, "fixed": fixed, "signed": signed}
-    template = environment.from_string(resources.read_text("report", "templates", "report.html.j2"))
-    return template.render(context(collection, root, nodes, paper_says or {}))
+    environment.filters |= {
+        "duration": format_run_time,
+        "short": format_setting,
+        "fixed": format_value,
+        "signed": format_difference,
+    }
+    template = environment.from_string(
+        resources.read_resource("report", "templates", "report.html.j2")
+    )
+    return template.render(build_context(collection, root, nodes, paper_says or {}))
 
 
-def context(
-    collection: Collection,
+def build_context(
+    collection: CollectedResults,
     root: Path,
     nodes: Sequence[Node],
     paper_says: Mapping[str, Sequence[str]],
@@ -58,56 +65,61 @@ def context(
     """What the template shows."""
     from markupsafe import Markup
 
-    runs = in_order(list(collection.runs.values()))
-    tables = [build(name, collection.results) for name in spec.names()]
+    runs = sort_by_dependency(list(collection.runs.values()))
+    tables = [build_table(name, collection.results) for name in spec.table_names()]
     drawn = list(nodes) or [_node(run) for run in runs]
     return {
         "title": root.name or "run root",
-        "style": Markup(resources.read_text("report", "templates", "report.css")),
+        "style": Markup(resources.read_resource("report", "templates", "report.css")),
         "collection": collection,
         "runs": runs,
         "states": Counter(node.state for node in drawn),
-        "graph": graph(drawn),
+        "graph": lay_out_graph(drawn),
         "box": {"width": WIDTH, "height": HEIGHT},
-        "costs": by_stage(runs, root),
-        "own_cells": [(table.name, own) for table in tables for own in table.own_cells()],
-        "dataset": vocabulary().dataset,
-        "filled": {table.name: filled(table) for table in tables},
-        "tables": [lay_out(table) for table in tables],
-        "left_over": left_over(collection, tables),
-        "linked": lambda text: linked(text, collection.runs),
+        "costs": sum_costs_by_stage(runs, root),
+        "our_cells": [(table.name, own) for table in tables for own in table.our_cells()],
+        "dataset": load_vocabulary().dataset_title,
+        "filled": {table.name: count_filled_cells(table) for table in tables},
+        "tables": [format_table(table) for table in tables],
+        "left_over": describe_unplaced(collection, tables),
+        "linked": lambda text: link_run_ids(text, collection.runs),
         "figures": [
             (figure, _source(figure, LIGHT), _source(figure, DARK))
-            for figure in drawings(collection, root)
+            for figure in draw_all_figures(collection, root)
         ],
         "galleries": [
-            (gallery, _pictures(gallery), wide(gallery.paths[0]))
-            for gallery in galleries(runs, root)
+            (gallery, _pictures(gallery), is_wide(gallery.paths[0]))
+            for gallery in collect_galleries(runs, root)
         ],
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
-        "code": code,
-        "flat": flat,
+        "code": describe_code,
+        "flat": flatten_config,
         "versions": _versions(runs),
         "newest": max((run.finished for run in runs), default=""),
     }
 
 
-def _node(run: Run) -> Node:
+def _node(run: FinishedRun) -> Node:
     return Node(
-        run.run_id, run.stage, run.name, "done", duration(run.seconds), tuple(run.upstream.values())
+        run.run_id,
+        run.stage,
+        run.name,
+        "done",
+        format_run_time(run.seconds),
+        tuple(run.upstream.values()),
     )
 
 
-def filled(table: Table) -> tuple[int, int, int]:
+def count_filled_cells(table: Table) -> tuple[int, int, int]:
     """Printed cells that ours fills, how many it could fill, and cells of ours without a printed counterpart."""
     lines = [entry for entry in table.printed.entries if entry.comparable]
     ours = sum(len(entry.slots & entry.ours[0].cells.keys()) for entry in lines if entry.ours)
-    alone = sum(own.key not in own.entry.slots for own in table.own_cells())
+    alone = sum(own.key not in own.entry.slots for own in table.our_cells())
     return ours, sum(len(entry.slots) for entry in lines), alone
 
 
-def linked(text: str, runs: Mapping[str, Run]) -> Markup:
+def link_run_ids(text: str, runs: Mapping[str, FinishedRun]) -> Markup:
     """Text in which ids of known runs are links to them."""
     from markupsafe import Markup
 
@@ -117,15 +129,15 @@ def linked(text: str, runs: Mapping[str, Run]) -> Markup:
 
 
 def _source(drawing: Drawing, theme: Theme) -> str:
-    return data_uri(image(drawing, theme, "svg"), "svg")
+    return data_uri(render_image(drawing, theme, "svg"), "svg")
 
 
 def _pictures(gallery: Gallery) -> list[tuple[str, str]]:
     """Names and sources of the pictures."""
-    return [(path.stem, data_uri(*small(path))) for path in gallery.paths]
+    return [(path.stem, data_uri(*shrink_picture(path))) for path in gallery.paths]
 
 
-def _differs(collection: Collection) -> dict[str, list[str]]:
+def _differs(collection: CollectedResults) -> dict[str, list[str]]:
     """Runs with rows, by the settings in which they or what they need differ from the recipe."""
     found: dict[str, set[str]] = {}
     for result in collection.results:
@@ -134,9 +146,9 @@ def _differs(collection: Collection) -> dict[str, list[str]]:
     return {line: sorted(ids) for line, ids in sorted(found.items())}
 
 
-def _versions(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
     """Sets of versions, and the runs that had each."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[FinishedRun]] = {}
     for run in runs:
         text = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
         found.setdefault(text or "not recorded", []).append(run)

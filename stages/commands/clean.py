@@ -16,7 +16,9 @@ from stages import STAGES
 from stages.commands.reproduction import all_runs
 
 
-def planned(reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]) -> set[str]:
+def planned_run_ids(
+    reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
+) -> set[str]:
     """Ids of the runs of a reproduction with its overrides, of others, and of all that are bundled."""
     runs = all_runs(reproduction, overrides)
     for name in (*others, *config.bundled()):
@@ -24,25 +26,25 @@ def planned(reproduction: str, overrides: Sequence[str] | None, others: Sequence
     return {run.run_id for run in runs}
 
 
-Busy = Callable[[Mapping[Path, str]], Mapping[Path, str]]
+FindActiveRuns = Callable[[Mapping[Path, str]], Mapping[Path, str]]
 """Which of some run folders (with their run ids) are queued or running, and how."""
 
 
-def clean(root: Path, keep: set[str], busy: Busy, *, yes: bool) -> Iterator[str]:
+def clean_run_root(root: Path, keep: set[str], busy: FindActiveRuns, *, yes: bool) -> Iterator[str]:
     """A line per leftover, removed with `yes`, and the sum; what is in use by then stays."""
     from mugs.checkpoint.space import gigabytes
 
-    leftovers, folders = find(root, keep, busy), run_folders(root)
+    leftovers, folders = find_leftovers(root, keep, busy), find_run_folders(root)
     removed = 0
     for each in leftovers.found:
         line = f"{gigabytes(each.bytes):>12}  {each.path}: {each.why}"
         around = {
             place: folders[place] for place in (each.path, *each.path.parents) if place in folders
         }
-        if yes and (busy(around) or not idle(measured(each.path, each.why))):
+        if yes and (busy(around) or not is_idle(measure_leftover(each.path, each.why))):
             yield f"{line}; in use by now, stays"
         elif yes:
-            remove(each)
+            remove_leftover(each)
             removed += each.bytes
             yield f"{line}; removed"
         else:
@@ -89,9 +91,9 @@ class Leftovers:
         return sum(each.bytes for each in self.found)
 
 
-def find(root: Path, planned: set[str], busy: Busy) -> Leftovers:
+def find_leftovers(root: Path, planned: set[str], busy: FindActiveRuns) -> Leftovers:
     """Look through a run root; `planned`: ids of the runs that some reproduction asks for."""
-    folders = run_folders(root)
+    folders = find_run_folders(root)
     recorded = set(manifest.run_ids(root))
     entries = [entry for run_id in sorted(recorded) if (entry := manifest.read(root, run_id))]
     needed = {entry.output(label) for entry in entries for label in entry.outputs}
@@ -106,16 +108,17 @@ def find(root: Path, planned: set[str], busy: Busy) -> Leftovers:
             candidates.append((folder, "no reproduction asks for it"))
     whole = unasked | set(in_use)
     candidates += [
-        (path, "left over from an interrupted write") for path in temporaries(root, folders, whole)
+        (path, "left over from an interrupted write")
+        for path in find_temporaries(root, folders, whole)
     ]
     for entry in entries:
         if entry.run_dir not in in_use and not manifest.problems(entry):
-            candidates += [(path, "its run is done") for path in old_checkpoints(entry)]
+            candidates += [(path, "its run is done") for path in list_old_checkpoints(entry)]
     for path, why in candidates:
-        each = measured(path, why)
+        each = measure_leftover(path, why)
         if not any(
             path in (output, *output.parents) or output in path.parents for output in needed
-        ) and idle(each):
+        ) and is_idle(each):
             result.found.append(each)
         elif path in unasked:
             result.kept.append(
@@ -124,7 +127,7 @@ def find(root: Path, planned: set[str], busy: Busy) -> Leftovers:
     return result
 
 
-def run_folders(root: Path) -> dict[Path, str]:
+def find_run_folders(root: Path) -> dict[Path, str]:
     """Folders of runs of the stages there are, with their run ids; links are not followed."""
     places = [place for stage in STAGES if (place := root / stage).is_dir()]
     inside = [
@@ -140,7 +143,7 @@ def run_folders(root: Path) -> dict[Path, str]:
     }
 
 
-def temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterator[Path]:
+def find_temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterator[Path]:
     """What writes begin with and rename at their end, the topmost of each."""
     stages = [root / stage for stage in STAGES]
     for place in (root, root / "manifest", root / "code", *stages):
@@ -156,7 +159,7 @@ def temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterato
             names[:] = [name for name in names if not _TEMPORARY.fullmatch(name)]
 
 
-def old_checkpoints(entry: ManifestEntry) -> list[Path]:
+def list_old_checkpoints(entry: ManifestEntry) -> list[Path]:
     """Checkpoints of a finished run but the last, and those set aside; none where some are kept for good."""
     from mugs.checkpoint.record import checkpoints
 
@@ -166,7 +169,7 @@ def old_checkpoints(entry: ManifestEntry) -> list[Path]:
     return [*checkpoints(folder)[:-1], *sorted(folder.glob("bad_step_*"))]
 
 
-def measured(path: Path, why: str) -> Leftover:
+def measure_leftover(path: Path, why: str) -> Leftover:
     """With the size and age of all that is in it."""
     stats = []
     for each in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
@@ -176,12 +179,12 @@ def measured(path: Path, why: str) -> Leftover:
     return Leftover(path, why, size, max((found.st_mtime for found in stats), default=time.time()))
 
 
-def idle(each: Leftover) -> bool:
+def is_idle(each: Leftover) -> bool:
     """Whether nothing in it changed lately."""
     return time.time() - each.changed > IDLE_S
 
 
-def remove(each: Leftover) -> None:
+def remove_leftover(each: Leftover) -> None:
     """Remove it; a folder is first renamed, so that at no moment a part of it looks whole."""
     from mugs.checkpoint.record import remove as remove_folder
 

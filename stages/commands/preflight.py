@@ -14,7 +14,7 @@ from stages import STAGES
 
 
 @dataclass
-class Preflight:
+class RunChecks:
     """A finding or more for each run; the bytes that those not done will write, as far as it can be told, by folder."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -27,16 +27,16 @@ class Preflight:
         return sum(max(0.0, size - _there(folder)) for folder, size in self.sizes.items())
 
 
-def preflight(
+def check_runs(
     runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
-) -> Preflight:
+) -> RunChecks:
     """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found.
 
     `unseen`: at their settings and needs alone, at none of the files they will read.
     """
     done = manifest.split(root, every).done
     by_id, chosen = {run.run_id: run for run in every}, {run.run_id for run in runs}
-    found = Preflight()
+    found = RunChecks()
     for run in runs:
         if run.run_id in done:
             found.findings.append(ok(run.name, "done"))
@@ -51,17 +51,17 @@ def preflight(
             for need in run.needs.values()
             if need not in done and need not in chosen
         ]
-        findings, size = _look(run, inputs_of(run, by_id), unseen)
+        findings, size = _check_run(run, collect_input_configs(run, by_id), unseen)
         found.findings += findings
         found.sizes[run.run_dir(root)] = size
     return found
 
 
-def in_the_way(
+def list_problems(
     runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
 ) -> list[str]:
     """What is wrong with those of the runs that are not done, and what to do, a line each."""
-    findings = preflight(runs, every, root, unseen=unseen).findings
+    findings = check_runs(runs, every, root, unseen=unseen).findings
     return [
         f"{each.subject}: {each.detail}; to do: {each.remedy}"
         for each in findings
@@ -69,24 +69,24 @@ def in_the_way(
     ]
 
 
-def require_sound(
+def require_no_problems(
     runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
 ) -> None:
     """Raise ConfigError with all that is in the way."""
-    if lines := in_the_way(runs, every, root, unseen=unseen):
+    if lines := list_problems(runs, every, root, unseen=unseen):
         raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
 
 
-def inputs_of(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
+def collect_input_configs(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
     """Configurations by role, those of inputs of inputs too; the nearest of a role counts."""
     direct = {role: by_id[need] for role, need in run.needs.items()}
     found: dict[str, StageConfig] = {role: filler.config for role, filler in direct.items()}
     for filler in direct.values():
-        found = {**inputs_of(filler, by_id), **found}
+        found = {**collect_input_configs(filler, by_id), **found}
     return found
 
 
-def _look(
+def _check_run(
     run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool
 ) -> tuple[list[Finding], float]:
     size = 1e9 * run.config.disk_gb(inputs)
@@ -100,7 +100,7 @@ def _look(
     try:
         words, more = resolve(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
-        places = paths(run.config)
+        places = data_settings(run.config)
         remedy = f"correct the files, or {', '.join(f'{run.name}.{name}' for name in places) or 'the run'}"
         if not all(Path(place).expanduser().exists() for place in places.values()):
             remedy += "; --unseen where only compute nodes have them"
@@ -108,13 +108,13 @@ def _look(
     return [ok(run.name, words)], size + more
 
 
-def paths(config: StageConfig) -> dict[str, str]:
+def data_settings(config: StageConfig) -> dict[str, str]:
     """Where the files of a run are, by the dotted names of the settings that say so; of those that are set."""
     found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, StageConfig):
-            found |= {f"{name}.{inner}": place for inner, place in paths(value).items()}
+            found |= {f"{name}.{inner}": place for inner, place in data_settings(value).items()}
         elif value and marked(info, "required_at_run"):
             found[name] = value
     return found

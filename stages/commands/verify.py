@@ -34,7 +34,7 @@ class Verification:
         return f"{recorded}, {mended}{len(self.wrong)} problems"
 
 
-def verify(
+def verify_runs(
     runs: Sequence[StageRun], root: Path, *, every: int = 0, repair: bool = False
 ) -> Verification:
     """Check outputs, checkpoints and, unless `every` is 0, every `every`-th converted image."""
@@ -44,24 +44,24 @@ def verify(
         if entry is not None:
             found.recorded += 1
             found.wrong += manifest.problems(entry, hashes=True) + (
-                inside(run.stage, entry, every) if every else []
+                check_output_contents(run.stage, entry, every) if every else []
             )
         elif (path := manifest.entry_path(root, run.run_id)).exists():
             found.wrong.append(f"{path}: not a readable manifest entry")
-        looked = inspect(run.run_dir(root), repair=repair)
+        looked = inspect_checkpoints(run.run_dir(root), repair=repair)
         found.checkpoints += looked.good
         found.wrong += looked.problems
         found.repaired += looked.repaired
     return found
 
 
-def inside(stage: str, entry: ManifestEntry, every: int) -> list[str]:
+def check_output_contents(stage: str, entry: ManifestEntry, every: int) -> list[str]:
     """What the stage of a finished run finds wrong inside its outputs."""
     check = STAGES[stage].check
     return list(resolve(check)(entry, every)) if check else []
 
 
-def inspect(run_dir: Path, *, repair: bool) -> "Inspection":
+def inspect_checkpoints(run_dir: Path, *, repair: bool) -> "Inspection":
     """What is good and what is wrong; with `repair`, put right what can be."""
     from mugs.checkpoint import repair as storage
 

@@ -26,7 +26,7 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     try:
         found = load(cfg)
     except WeightsError as error:
-        raise ConfigError(brief(error)) from error
+        raise ConfigError(shorten_error(error)) from error
     save(found, out)
     left_out = "".join(f"\n  left out: {key}" for key in found.discarded)
     return [
@@ -34,7 +34,7 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     ]
 
 
-def export(
+def export_backbone(
     run: str, out: Path, run_root: Path, *, weights: str = "teacher", format: Format = "timm"
 ) -> list[str]:
     """Write the backbone of a run or of a file of ours for timm; what to say. Raises ConfigError."""
@@ -42,9 +42,9 @@ def export(
     from mugs.weights.timm_export import exported, timm_call, write_plain
 
     try:
-        vit = exported(backbone_file(run, run_root, weights))
+        vit = exported(find_backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:
-        raise ConfigError(brief(error)) from error
+        raise ConfigError(shorten_error(error)) from error
     write_plain(out.expanduser(), vit, format)
     return [
         f"{out}: {len(vit.state_dict())} tensors, loaded into timm and compared",
@@ -54,7 +54,7 @@ def export(
     ]
 
 
-def backbone_file(run: str, run_root: Path, weights: str) -> Path:
+def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
     """A file as it is, else the weights of a finished run. Raises ConfigError, DamagedError."""
     path = Path(run).expanduser().absolute()
     if path.is_file():
@@ -63,7 +63,11 @@ def backbone_file(run: str, run_root: Path, weights: str) -> Path:
                 f"--weights {weights}: the file {path} holds one network; name a run, or leave it out"
             )
         return path
-    entry = finished(path.name, path.parents[1]) if path.is_dir() else finished(run, run_root)
+    entry = (
+        find_finished_run(path.name, path.parents[1])
+        if path.is_dir()
+        else find_finished_run(run, run_root)
+    )
     if weights not in entry.outputs:
         known = ", ".join(sorted(entry.outputs)) or "nothing"
         raise ConfigError(
@@ -73,7 +77,7 @@ def backbone_file(run: str, run_root: Path, weights: str) -> Path:
     return entry.output(weights)
 
 
-def finished(run: str, run_root: Path) -> ManifestEntry:
+def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
     """The finished run of that folder name, id or name. Raises ConfigError unless it is exactly one."""
     entries = [
         entry
@@ -96,7 +100,7 @@ def finished(run: str, run_root: Path) -> ManifestEntry:
     )
 
 
-def brief(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """An error in one line: of many tensors of another shape the first, and how many more."""
     lines = [line.strip() for line in str(error).splitlines()]
     more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""

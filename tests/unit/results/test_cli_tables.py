@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from results.collect import Collection
-from results.explain import NoSuchCellError, explain
+from results.collect import CollectedResults
+from results.explain import NoSuchCellError, explain_cell
 from results.schema import Result, ResultRow
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -140,12 +140,12 @@ def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[R
     weak = replace(
         strong, row=replace(strong.row, run_id="w", value=75.0), variant="weak augmentation"
     )
-    both = Collection((strong, weak))
-    assert "Linear: 75.0 (paper 75.7, -0.7)" in explain(both, "table8", "weak mugs", "linear")
+    both = CollectedResults((strong, weak))
+    assert "Linear: 75.0 (paper 75.7, -0.7)" in explain_cell(both, "table8", "weak mugs", "linear")
     with pytest.raises(
         NoSuchCellError, match=r"(?s)2 lines have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
     ):
-        explain(both, "table8", "mugs", "linear")
+        explain_cell(both, "table8", "mugs", "linear")
 
 
 def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: ResultRow) -> None:

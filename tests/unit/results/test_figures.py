@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from results.figures import tsne
-from results.figures.curves import read, thinned, training_curves
-from results.figures.figure2 import figure2
-from results.figures.gallery import galleries, small, wide
-from results.figures.knn import knn_during_pretraining, knn_over_epochs
-from results.figures.style import DARK, LIGHT, image
+from results.figures.curves import average_in_bins, draw_training_curves, read_curves
+from results.figures.figure2 import draw_figure2
+from results.figures.gallery import collect_galleries, is_wide, shrink_picture
+from results.figures.knn import draw_knn_during_pretraining, draw_knn_over_epochs
+from results.figures.style import DARK, LIGHT, render_image
 from results.options import OptionError
-from results.runs import Run
+from results.runs import FinishedRun
 from results.schema import Result
 
 Make = Callable[..., list[Result]]
@@ -41,9 +41,9 @@ LINES = [
 
 
 @pytest.fixture
-def pretraining_run(tmp_path: Path) -> tuple[Run, Path]:
+def pretraining_run(tmp_path: Path) -> tuple[FinishedRun, Path]:
     """A run whose metrics.jsonl has a step twice, a comparison, and a line cut short."""
-    run = Run("pre", "pretrain", "p")
+    run = FinishedRun("pre", "pretrain", "p")
     folder = tmp_path / run.folder
     folder.mkdir(parents=True)
     text = "\n".join(json.dumps(line) for line in LINES)
@@ -55,21 +55,21 @@ def test_figure_2_holds_our_points(results: Make) -> None:
     ours = results({"stage": "linear", "setting": "best epoch", "value": 78.5})
     from matplotlib.figure import Figure
 
-    drawn: Figure = figure2(ours).draw(LIGHT)
+    drawn: Figure = draw_figure2(ours).draw(LIGHT)
     left, right = drawn.axes
     for axes, x in ((left, 21), (right, 800)):
         (points,) = [line for line in axes.get_lines() if line.get_marker() == "*"]
         assert list(points.get_xydata()[0]) == [x, 78.5]
     assert not any(
         line.get_marker() == "*"
-        for axes in figure2([]).draw(LIGHT).axes
+        for axes in draw_figure2([]).draw(LIGHT).axes
         for line in axes.get_lines()
     )
 
 
 def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
-    assert knn_over_epochs(results({})) is None
-    drawing = knn_over_epochs(results({}, {"epochs": 100, "value": 70.0}))
+    assert draw_knn_over_epochs(results({})) is None
+    drawing = draw_knn_over_epochs(results({}, {"epochs": 100, "value": 70.0}))
     assert drawing is not None and "Dashed" in drawing.caption
     (ours,) = [
         line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"
@@ -83,7 +83,7 @@ def test_pretrainings_of_different_kinds_do_not_share_a_line(results: Make) -> N
         short, row=replace(short.row, run_id="weak", value=60.0), variant="weak augmentation"
     )
     dino = replace(short, row=replace(short.row, run_id="dino", method="dino", value=65.0))
-    drawing = knn_over_epochs([main, short, weak, dino])
+    drawing = draw_knn_over_epochs([main, short, weak, dino])
     assert drawing is not None
     labels = drawing.draw(LIGHT).axes[0].get_legend_handles_labels()[1]
     assert [label.split(" on ")[0] for label in labels if "paper" not in label] == [
@@ -100,7 +100,7 @@ def test_as_many_series_as_there_are_get_a_colour() -> None:
 
 
 def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
-    assert knn_during_pretraining(results({})) is None
+    assert draw_knn_during_pretraining(results({})) is None
     points = [
         ("a", 0, 10, 5.0),
         ("a", 0, 20, 6.0),
@@ -117,7 +117,7 @@ def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
         }
         for run, epoch, k, value in points
     ]
-    drawing = knn_during_pretraining(results(*rows))
+    drawing = draw_knn_during_pretraining(results(*rows))
     assert drawing is not None
     (axes,) = drawing.draw(LIGHT).axes
     assert [line.get_xydata().tolist() for line in axes.get_lines()] == [
@@ -134,21 +134,23 @@ def test_the_caption_names_the_dashed_line_only_where_it_is(results: Make) -> No
         {"arch": "vit_mini", "epochs": n, "value": 60.0, "dataset": "sklearn_digits"}
         for n in (12, 24)
     )
-    drawing = knn_over_epochs(results(*rows))
+    drawing = draw_knn_over_epochs(results(*rows))
     assert drawing is not None and "Dashed" not in drawing.caption
 
 
-def test_curves_take_the_later_of_a_step_written_twice(pretraining_run: tuple[Run, Path]) -> None:
+def test_curves_take_the_later_of_a_step_written_twice(
+    pretraining_run: tuple[FinishedRun, Path],
+) -> None:
     run, root = pretraining_run
-    curves = read(root / run.folder / "metrics.jsonl")
+    curves = read_curves(root / run.folder / "metrics.jsonl")
     assert curves is not None and curves.steps_per_epoch == 2
     assert [line["loss"] for line in curves.steps] == [9.0, 7.5, 7.0]
     assert [line["epoch"] for line in curves.epochs] == [0]
-    assert read(root / "nothing.jsonl") is None
+    assert read_curves(root / "nothing.jsonl") is None
 
 
-def test_the_band_is_around_the_released_run(pretraining_run: tuple[Run, Path]) -> None:
-    drawing = training_curves(*pretraining_run)
+def test_the_band_is_around_the_released_run(pretraining_run: tuple[FinishedRun, Path]) -> None:
+    drawing = draw_training_curves(*pretraining_run)
     assert drawing is not None and "± 2%" in drawing.caption
     (band,) = drawing.draw(LIGHT).axes[0].collections
     low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
@@ -156,7 +158,7 @@ def test_the_band_is_around_the_released_run(pretraining_run: tuple[Run, Path]) 
 
 
 @pytest.fixture
-def features(tmp_path: Path) -> tuple[Run, Run, Path]:
+def features(tmp_path: Path) -> tuple[FinishedRun, FinishedRun, Path]:
     """Stored features of 90 images of three classes, in two shards, and their data set."""
     rng = np.random.default_rng(0)
     labels = np.arange(90) % 3
@@ -167,24 +169,26 @@ def features(tmp_path: Path) -> tuple[Run, Run, Path]:
         tensors = {"cls": cls[part].astype(np.float32), "labels": labels[part].astype(np.int64)}
         save_file(tensors, folder / f"shard_{shard:05d}.safetensors")
     (tmp_path / "side.json").write_text(json.dumps({"classes": ["tench", "goldfish", "shark"]}))
-    run = Run(
+    run = FinishedRun(
         "feat",
         "features",
         "f",
         {"weights": "pre"},
         outputs={"features": "features/f-feat/features"},
     )
-    return run, Run("data", "convert", "d", outputs={"val_sidecar": "side.json"}), tmp_path
+    return run, FinishedRun("data", "convert", "d", outputs={"val_sidecar": "side.json"}), tmp_path
 
 
-def test_t_sne_shows_the_chosen_classes_by_name(features: tuple[Run, Run, Path]) -> None:
+def test_t_sne_shows_the_chosen_classes_by_name(
+    features: tuple[FinishedRun, FinishedRun, Path],
+) -> None:
     run, data, root = features
-    chosen = tsne.read(
+    chosen = tsne.choose_features(
         root / run.outputs["features"] / "val", ["tench", "goldfish", "shark"], [0, 2]
     )
     assert chosen.names == {0: "tench", 2: "shark"} and len(chosen.features) == 60
     assert np.allclose(np.linalg.norm(chosen.features, axis=1), 1)
-    drawing = tsne.tsne(run, root, data)
+    drawing = tsne.draw_tsne(run, root, data)
     assert (
         drawing is not None
         and "tench, goldfish, shark" in drawing.caption
@@ -192,7 +196,7 @@ def test_t_sne_shows_the_chosen_classes_by_name(features: tuple[Run, Run, Path])
     )
     assert len(drawing.draw(DARK).axes[0].collections) == 3
     with pytest.raises(OptionError, match=r"--classes: .*no class 7 \(classes: 0 to 2\)"):
-        tsne.tsne(run, root, data, [7])
+        tsne.draw_tsne(run, root, data, [7])
 
 
 def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
@@ -205,20 +209,20 @@ def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
         "captions": {"figure_scenes": "Left, right."},
         "colours": {"figure_scenes": {"a": "#000000"}},
     }
-    run = Run("seg", "ade20k_segmentation", "s", outputs=outputs, info=info)
-    (found,) = galleries([run], tmp_path)
+    run = FinishedRun("seg", "ade20k_segmentation", "s", outputs=outputs, info=info)
+    (found,) = collect_galleries([run], tmp_path)
     assert [path.name for path in found.paths] == ["a.png", "b.png"] and [
-        wide(p) for p in found.paths
+        is_wide(p) for p in found.paths
     ] == [False, True]
     assert found.title == "Semantic segmentation (s), scenes" and found.colours == {"a": "#000000"}
     assert found.caption == "Data: ADE20K; run seg. Left, right."
-    content, fmt = small(found.paths[1])
+    content, fmt = shrink_picture(found.paths[1])
     (tmp_path / "out").write_bytes(content)
     assert fmt == "jpeg" and Image.open(tmp_path / "out").size == (900, 30)
-    assert small(found.paths[0]) == (found.paths[0].read_bytes(), "png")
+    assert shrink_picture(found.paths[0]) == (found.paths[0].read_bytes(), "png")
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    assert len(small(tmp_path / "noise.png")[0]) < 400_000
+    assert len(shrink_picture(tmp_path / "noise.png")[0]) < 400_000
 
 
 def test_every_run_has_its_share_of_the_pictures(tmp_path: Path) -> None:
@@ -228,8 +232,8 @@ def test_every_run_has_its_share_of_the_pictures(tmp_path: Path) -> None:
         (tmp_path / run_id).mkdir()
         for index in range(count):
             Image.new("RGB", (2, 2)).save(tmp_path / f"{run_id}/{index:02d}.png")
-        runs.append(Run(run_id, "coco_detection", "d", outputs={"pictures": run_id}))
-    found = galleries(runs, tmp_path)
+        runs.append(FinishedRun(run_id, "coco_detection", "d", outputs={"pictures": run_id}))
+    found = collect_galleries(runs, tmp_path)
     assert [(g.run.run_id, len(g.paths), g.left_out) for g in found] == [
         ("a", 10, 20),
         ("b", 10, 20),
@@ -237,19 +241,19 @@ def test_every_run_has_its_share_of_the_pictures(tmp_path: Path) -> None:
         ("d", 10, 20),
     ]
     assert found[0].caption == "Run a. 20 more in a." and found[2].caption == "Run c."
-    assert len(galleries(runs[:1], tmp_path)[0].paths) == 12
+    assert len(collect_galleries(runs[:1], tmp_path)[0].paths) == 12
 
 
 def test_long_curves_are_thinned_to_means() -> None:
     lines = [{"step": step, "loss": float(step % 2)} for step in range(10_000)]
-    thin = thinned(lines, 100)
+    thin = average_in_bins(lines, 100)
     assert len(thin) == 100 and {line["loss"] for line in thin} == {0.5}
     assert [line["step"] for line in thin[:2]] == [99, 199]
-    assert thinned(lines[:3], 100) == lines[:3]
+    assert average_in_bins(lines[:3], 100) == lines[:3]
 
 
 @pytest.mark.slow
-def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) -> None:
+def test_the_same_bytes_in_another_process(pretraining_run: tuple[FinishedRun, Path]) -> None:
     _, root = pretraining_run
     code = (
         "import hashlib, pathlib, sys\nfrom results.figures.curves import training_curves\n"
@@ -269,9 +273,9 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[Run, Path]) ->
             ).stdout
         )
     assert len(seen) == 1 and len(seen.pop().splitlines()) == 4
-    assert b"<dc:date>" not in image(figure2([]), LIGHT, "svg")
+    assert b"<dc:date>" not in render_image(draw_figure2([]), LIGHT, "svg")
 
 
 def test_nothing_is_drawn_without_material(tmp_path: Path) -> None:
-    assert training_curves(Run("x", "pretrain", "p"), tmp_path) is None
-    assert tsne.tsne(Run("x", "features", "f"), tmp_path, None) is None
+    assert draw_training_curves(FinishedRun("x", "pretrain", "p"), tmp_path) is None
+    assert tsne.draw_tsne(FinishedRun("x", "features", "f"), tmp_path, None) is None

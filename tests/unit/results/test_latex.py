@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from results.render import to_text
+from results.render import render_table
 from results.schema import Result
-from results.spec import names
-from results.tables import build_all
+from results.spec import table_names
+from results.tables import build_tables
 
 DOCUMENT = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
@@ -47,7 +47,9 @@ def test_the_tables_compile(results: Callable[..., list[Result]], tmp_path: Path
         ),
         *results({"dataset": "odd_<photos>&%"}, {"dataset": "sklearn_digits", "arch": "vit_mini"}),
     ]
-    text = DOCUMENT % "\n".join(to_text(table, "latex") for table in build_all(rows, names()))
+    text = DOCUMENT % "\n".join(
+        render_table(table, "latex") for table in build_tables(rows, table_names())
+    )
     (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(

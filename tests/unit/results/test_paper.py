@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from results import resources
-from results.gaps import gaps
-from results.spec import load, names
-from results.tables import build
+from results.margins import compute_margins
+from results.spec import load_table_spec, table_names
+from results.tables import build_table
 
 REPORTED = Path(__file__).with_name("reported.csv")
 SEMI = {"semi_logreg": "logistic", "semi_finetune": "finetune"}
@@ -53,7 +53,7 @@ def ours() -> Counter[tuple[str, ...]]:
     """Every number of the tables' files; epochs are real ones where the paper prints none, as in `reported.csv`."""
     archs = resources.read_yaml("specs", "vocabulary.yaml")["archs"]
     found: Counter[tuple[str, ...]] = Counter()
-    for name in names():
+    for name in table_names():
         for cell in resources.read_csv("paper", f"{name}.csv"):
             if cell["value"]:
                 released = cell["group"].startswith("Released checkpoints")
@@ -79,7 +79,7 @@ def theirs() -> Counter[tuple[str, ...]]:
         plotted = r["row_group"] == "plotted markers"
         repeated = r["table"] == "README Table 1" and r["epochs"] not in ("100", "300")
         other_data = r["table"] == "DINOv2 Table 4" and r["dataset"] != "ImageNet-1K"
-        if table in names() and r["value"] and not (plotted or repeated or other_data):
+        if table in table_names() and r["value"] and not (plotted or repeated or other_data):
             line = (group, r["method"], r["arch"], r["params_m"], r["epochs"])
             found[table, *line, column(r), r["value"]] += 1
     return found
@@ -117,7 +117,7 @@ def test_printed_leads() -> None:
         if r["table"] == "text" and r["metric"].startswith("delta")
     )
     claims = {
-        (g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "gaps.csv")
+        (g["claim"], g["column"]): g["printed"] for g in resources.read_csv("paper", "margins.csv")
     }
     assert (
         Counter((claim.split(",")[0], name, value) for (claim, name), value in claims.items())
@@ -126,20 +126,24 @@ def test_printed_leads() -> None:
 
 
 def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> None:
-    found = {gap.claim: gap for name in names() for gap in gaps(name, load(name).paper, {})}
+    found = {
+        gap.claim: gap
+        for name in table_names()
+        for gap in compute_margins(name, load_table_spec(name).paper, {})
+    }
     wrong = [claim for claim, gap in found.items() if not gap.consistent]
     assert wrong == ["sec. 4.1.3, ViT-S/16 over iBOT"]
     assert found[wrong[0]].computed == pytest.approx(0.3) and "82.5" in found[wrong[0]].note
 
 
 def test_the_lead_of_ours_is_over_the_printed_baseline() -> None:
-    lines = load("table1").paper
+    lines = load_table_spec("table1").paper
     mine = next(
         i for i, line in enumerate(lines) if line.method == "Mugs" and line.arch == "vit_l16"
     )
     (gap,) = [
         gap
-        for gap in gaps("table1", lines, {(mine, "knn"): 79.5})
+        for gap in compute_margins("table1", lines, {(mine, "knn"): 79.5})
         if "ViT-L" in gap.claim and gap.column == "knn"
     ]
     assert gap.ours == pytest.approx(1.5)
@@ -160,6 +164,6 @@ def test_the_lead_of_ours_is_over_the_printed_baseline() -> None:
     ],
 )
 def test_inconsistencies_of_the_paper_carry_a_note(table: str, words: str) -> None:
-    built = build(table, [])
+    built = build_table(table, [])
     notes = [note for entry in built.printed.entries for note in entry.notes.values()]
     assert any(words in " ".join(note.split()) for note in [*notes, *built.notes])

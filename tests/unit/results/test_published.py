@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from results import spec
-from results.collect import Collection, collect
-from results.publish import publish, read
-from results.render import write_all
-from results.runs import Run
+from results.collect import CollectedResults, collect_results
+from results.publish import publish_results, read_published
+from results.render import write_tables
+from results.runs import FinishedRun
 from results.schema import ResultRow
 from results.store import RowsError
-from results.tables import build_all
+from results.tables import build_tables
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "results/published"
 
@@ -21,9 +21,9 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "results/published"
     "folder", sorted(p.parent for p in PUBLISHED.glob("*/rows.csv")), ids=lambda path: path.name
 )
 def test_published_tables_are_those_of_the_published_rows(folder: Path, tmp_path: Path) -> None:
-    collection = read(folder)
+    collection = read_published(folder)
     assert collection.results and not collection.unknown
-    written = write_all(build_all(collection.results, spec.names()), tmp_path)
+    written = write_tables(build_tables(collection.results, spec.table_names()), tmp_path)
     assert sorted(written) == sorted(path.name for path in (folder / "tables").iterdir())
     for name, path in written.items():
         kept = folder / "tables" / name
@@ -43,8 +43,8 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
     pretraining["mugs"]["loss_weights"] = [0.0, 1.0, 1.0]
     secret = {"data_dir": "/home/somebody/data"}
     runs = [
-        Run("abc", "knn", "knn", {"weights": "pre"}, rows="knn/knn-abc/rows.csv"),
-        Run(
+        FinishedRun("abc", "knn", "knn", {"weights": "pre"}, rows="knn/knn-abc/rows.csv"),
+        FinishedRun(
             "pre",
             "pretrain",
             "p",
@@ -52,22 +52,24 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
             runtime=frozenset({"data_dir", "threads"}),
         ),
     ]
-    collection = collect(run_root.path, runs)
-    files = publish(collection, tmp_path / "kept")
-    assert len(files) == 2 + 3 * len(spec.names())
-    again = read(tmp_path / "kept")
+    collection = collect_results(run_root.path, runs)
+    files = publish_results(collection, tmp_path / "kept")
+    assert len(files) == 2 + 3 * len(spec.table_names())
+    again = read_published(tmp_path / "kept")
     assert [(r.row, r.variant) for r in again.results] == [(row, "w/o instance supervision")]
     text = (tmp_path / "kept/runs.json").read_text()
     assert "somebody" not in text and "threads" not in text and "drop_path" in text
     before = {path: path.read_bytes() for path in files}
-    assert {path: path.read_bytes() for path in publish(collection, tmp_path / "kept")} == before
+    assert {
+        path: path.read_bytes() for path in publish_results(collection, tmp_path / "kept")
+    } == before
     (tmp_path / "kept/runs.json").write_text(text[:-9])
     with pytest.raises(RowsError, match=r"runs\.json: damaged, publish again"):
-        read(tmp_path / "kept")
+        read_published(tmp_path / "kept")
 
 
 def test_what_cannot_be_published_is_told(run_root: Any, row: ResultRow, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no results to publish"):
-        publish(Collection(()), tmp_path)
+        publish_results(CollectedResults(()), tmp_path)
     with pytest.raises(RowsError, match="line 3"):
-        publish(Collection((), problems=("rows.csv, line 3: bad",)), tmp_path)
+        publish_results(CollectedResults((), problems=("rows.csv, line 3: bad",)), tmp_path)

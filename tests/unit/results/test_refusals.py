@@ -6,21 +6,23 @@ from typing import Any
 
 import pytest
 
-from results.collect import Collection, collect
-from results.runs import Run, chain, from_entry, in_order
+from results.collect import CollectedResults, collect_results
+from results.runs import FinishedRun, iter_with_upstream, run_from_entry, sort_by_dependency
 from results.schema import ResultRow
 from results.store import RowsError, read_rows, write_rows
-from results.variants import Recipe, Reference, variant
+from results.variants import ReferenceReproduction, ReferenceRun, describe_variant
 
 
 @pytest.fixture
-def gathered(run_root: Any) -> Callable[..., Collection]:
+def gathered(run_root: Any) -> Callable[..., CollectedResults]:
     """The collection of a run root with one k-NN run of the given rows; `edit` changes the text of its file."""
 
-    def call(*rows: ResultRow, edit: Callable[[str], str] = str) -> Collection:
+    def call(*rows: ResultRow, edit: Callable[[str], str] = str) -> CollectedResults:
         path = run_root.add("abc", "knn", rows)
         path.write_text(edit(path.read_text()))
-        return collect(run_root.path, [Run("abc", "knn", "knn", rows="knn/knn-abc/rows.csv")])
+        return collect_results(
+            run_root.path, [FinishedRun("abc", "knn", "knn", rows="knn/knn-abc/rows.csv")]
+        )
 
     return call
 
@@ -39,14 +41,14 @@ def gathered(run_root: Any) -> Callable[..., Collection]:
     ],
 )
 def test_bad_values_are_refused(
-    gathered: Callable[..., Collection], row: ResultRow, change: dict[str, Any], problem: str
+    gathered: Callable[..., CollectedResults], row: ResultRow, change: dict[str, Any], problem: str
 ) -> None:
     found = gathered(row, replace(row, setting="other", **change))
     (line,) = found.problems
     assert line.startswith("knn/knn-abc/rows.csv, line 3: ") and problem in line
     assert [result.row for result in found.results] == [row]
     with pytest.raises(RowsError, match="line 3"):
-        found.checked()
+        found.require_valid()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,10 @@ def test_bad_values_are_refused(
     ],
 )
 def test_malformed_files_are_refused(
-    gathered: Callable[..., Collection], row: ResultRow, edit: Callable[[str], str], problem: str
+    gathered: Callable[..., CollectedResults],
+    row: ResultRow,
+    edit: Callable[[str], str],
+    problem: str,
 ) -> None:
     found = gathered(row, edit=edit)
     assert any(f"knn/knn-abc/rows.csv, {problem}" in line for line in found.problems), (
@@ -74,11 +79,15 @@ def test_malformed_files_are_refused(
 
 
 def test_a_missing_file_is_named(run_root: Any) -> None:
-    found = collect(run_root.path, [Run("abc", "knn", "knn", rows="knn/knn-abc/rows.csv")])
+    found = collect_results(
+        run_root.path, [FinishedRun("abc", "knn", "knn", rows="knn/knn-abc/rows.csv")]
+    )
     assert "knn/knn-abc/rows.csv: cannot be read" in found.problems[0]
 
 
-def test_the_same_row_twice_is_refused(gathered: Callable[..., Collection], row: ResultRow) -> None:
+def test_the_same_row_twice_is_refused(
+    gathered: Callable[..., CollectedResults], row: ResultRow
+) -> None:
     found = gathered(row, row)
     assert not found.results
     assert "rows.csv, line 2" in found.problems[0] and "rows.csv, line 3" in found.problems[0]
@@ -88,8 +97,10 @@ def test_the_same_row_twice_is_refused(gathered: Callable[..., Collection], row:
 def test_rows_that_conflict_are_refused_all(run_root: Any, row: ResultRow) -> None:
     run_root.add("abc", "knn", [row])
     run_root.add("def", "knn", [replace(row, run_id="def", value=70.0)])
-    runs = [Run(name, "knn", "knn", rows=f"knn/knn-{name}/rows.csv") for name in ("abc", "def")]
-    found = collect(run_root.path, runs)
+    runs = [
+        FinishedRun(name, "knn", "knn", rows=f"knn/knn-{name}/rows.csv") for name in ("abc", "def")
+    ]
+    found = collect_results(run_root.path, runs)
     assert not found.results
     assert (
         "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70"
@@ -98,7 +109,7 @@ def test_rows_that_conflict_are_refused_all(run_root: Any, row: ResultRow) -> No
 
 
 def test_unknown_names_are_told_not_refused(
-    gathered: Callable[..., Collection], row: ResultRow
+    gathered: Callable[..., CollectedResults], row: ResultRow
 ) -> None:
     found = gathered(
         replace(row, dataset="imagnet1k"), replace(row, stage="guess"), replace(row, metric="mIOU")
@@ -119,24 +130,32 @@ def test_rows_survive_a_round_trip_and_bad_ones_are_named(run_root: Any, row: Re
 
 
 def test_variants_are_read_from_the_configuration(pretraining: dict[str, Any]) -> None:
-    assert variant(pretraining, "vit_s16") == ""
+    assert describe_variant(pretraining, "vit_s16") == ""
     pretraining["mugs"]["loss_weights"] = [1.0, 0.0, 1.0]
-    assert variant(pretraining, "vit_s16") == "w/o local-group supervision"
+    assert describe_variant(pretraining, "vit_s16") == "w/o local-group supervision"
     pretraining["views"] = {"weak_prob": 1.0, "num_small": 0}
     assert (
-        variant(pretraining, "vit_s16")
+        describe_variant(pretraining, "vit_s16")
         == "w/o local-group supervision, weak augmentation, two crops"
     )
-    assert variant(pretraining, "vit_mini") == "w/o local-group supervision, two crops"
+    assert describe_variant(pretraining, "vit_mini") == "w/o local-group supervision, two crops"
     pretraining["views"] = {"weak_prob": 0.5}
-    assert variant(pretraining, "vit_mini") == "w/o local-group supervision, strong augmentation"
+    assert (
+        describe_variant(pretraining, "vit_mini")
+        == "w/o local-group supervision, strong augmentation"
+    )
 
 
-def reference(pretraining: dict[str, Any], *evaluations: dict[str, Any]) -> Reference:
+def reference(pretraining: dict[str, Any], *evaluations: dict[str, Any]) -> ReferenceReproduction:
     """The pretraining, k-NN evaluations of it on ImageNet-1K, and one on another data set that agrees with anything."""
-    knn = tuple(Recipe("knn", "imagenet1k", config) for config in evaluations)
-    return Reference(
-        "s100", (Recipe("pretrain", "imagenet1k", pretraining), *knn, Recipe("knn", "cifar10", {}))
+    knn = tuple(ReferenceRun("knn", "imagenet1k", config) for config in evaluations)
+    return ReferenceReproduction(
+        "s100",
+        (
+            ReferenceRun("pretrain", "imagenet1k", pretraining),
+            *knn,
+            ReferenceRun("knn", "cifar10", {}),
+        ),
     )
 
 
@@ -148,7 +167,7 @@ def test_what_differs_from_the_recipe_is_told(
     theirs["mugs"] = {"loss_weights": [0.0, 1.0, 1.0], "drop_path": 0.2}
     run_root.add("abc", "knn", [replace(row, epochs=100, seed=3)])
     runs = [
-        Run(
+        FinishedRun(
             "abc",
             "knn",
             "knn",
@@ -156,9 +175,9 @@ def test_what_differs_from_the_recipe_is_told(
             {"ks": (10, 50), "weights": "teacher"},
             rows="knn/knn-abc/rows.csv",
         ),
-        Run("pre", "pretrain", "pretrain", config=theirs, runtime=frozenset({"threads"})),
+        FinishedRun("pre", "pretrain", "pretrain", config=theirs, runtime=frozenset({"threads"})),
     ]
-    (result,) = collect(run_root.path, runs, [recipe]).results
+    (result,) = collect_results(run_root.path, runs, [recipe]).results
     assert result.variant == "w/o instance supervision"
     assert result.differs == (
         "knn.ks=[10, 50] (recipe: [10, 20])",
@@ -181,7 +200,7 @@ def test_evaluations_of_the_student_are_told_from_those_of_the_teacher(
     recipe = reference(pretraining, {"weights": "teacher"})
     run_root.add("abc", "knn", [replace(row, epochs=100)])
     runs = [
-        Run(
+        FinishedRun(
             "abc",
             "knn",
             "knn",
@@ -189,19 +208,19 @@ def test_evaluations_of_the_student_are_told_from_those_of_the_teacher(
             {"weights": weights},
             rows="knn/knn-abc/rows.csv",
         ),
-        Run("pre", "pretrain", "pretrain", config=pretraining),
+        FinishedRun("pre", "pretrain", "pretrain", config=pretraining),
     ]
-    (result,) = collect(run_root.path, runs, [recipe]).results
+    (result,) = collect_results(run_root.path, runs, [recipe]).results
     assert result.differs == differs
 
 
 def test_imported_weights_are_told_from_our_own(run_root: Any, row: ResultRow) -> None:
     run_root.add("abc", "knn", [row])
     runs = [
-        Run("abc", "knn", "knn", {"weights": "imp"}, rows="knn/knn-abc/rows.csv"),
-        Run("imp", "import", "import"),
+        FinishedRun("abc", "knn", "knn", {"weights": "imp"}, rows="knn/knn-abc/rows.csv"),
+        FinishedRun("imp", "import", "import"),
     ]
-    (result,) = collect(run_root.path, runs).results
+    (result,) = collect_results(run_root.path, runs).results
     assert result.imported
 
 
@@ -214,8 +233,8 @@ def test_runs_and_their_order() -> None:
         "provenance": {"git_sha": "5ha"},
     }
     entry |= {"outputs": {"x": {"path": "knn/k-b/x", "size": 1, "sha256": ""}}, "attempt": 1}
-    run = from_entry(entry)
+    run = run_from_entry(entry)
     assert (run.git_sha, run.outputs, run.folder) == ("5ha", {"x": "knn/k-b/x"}, "knn/k-b")
-    first = Run("a", "pretrain", "p", {"data": "gone"})
-    assert in_order([run, first]) == [first, run]
-    assert [found.run_id for found in chain("b", {"a": first, "b": run})] == ["b", "a"]
+    first = FinishedRun("a", "pretrain", "p", {"data": "gone"})
+    assert sort_by_dependency([run, first]) == [first, run]
+    assert [found.run_id for found in iter_with_upstream("b", {"a": first, "b": run})] == ["b", "a"]

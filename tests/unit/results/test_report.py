@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from results import resources
-from results.collect import Collection, collect
-from results.report.costs import by_stage, duration
-from results.report.graph import Node, graph
-from results.report.page import filled, report
-from results.runs import Run
+from results.collect import CollectedResults, collect_results
+from results.report.costs import format_run_time, sum_costs_by_stage
+from results.report.graph import Node, lay_out_graph
+from results.report.page import count_filled_cells, render_report
+from results.runs import FinishedRun
 from results.schema import Result, ResultRow
-from results.tables import build
+from results.tables import build_table
 
 PROBE = Path(__file__).with_name("report_probe.js")
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Collection:
+def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> CollectedResults:
     """A k-NN of a pretraining with curves, a refused row, an unknown name, and a picture."""
     rows = [
         row,
@@ -95,9 +95,9 @@ def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Co
         "restarts": 2,
     }
     runs = [
-        Run("data", "convert", "imagenet", config={"dataset": "<script>alert(1)</script>"}),
-        Run("pre", "pretrain", "pretrain", {"data": "data"}, pretraining, **facts),
-        Run(
+        FinishedRun("data", "convert", "imagenet", config={"dataset": "<script>alert(1)</script>"}),
+        FinishedRun("pre", "pretrain", "pretrain", {"data": "data"}, pretraining, **facts),
+        FinishedRun(
             "abc",
             "knn",
             "knn",
@@ -110,13 +110,13 @@ def collection(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Co
             },
         ),
     ]
-    return collect(run_root.path, runs)
+    return collect_results(run_root.path, runs)
 
 
 @pytest.fixture
-def page(collection: Collection, run_root: Any) -> str:
+def page(collection: CollectedResults, run_root: Any) -> str:
     """The report of it."""
-    return report(collection, run_root.path, nodes=NODES, paper_says=SAYS)
+    return render_report(collection, run_root.path, nodes=NODES, paper_says=SAYS)
 
 
 def test_it_is_complete_in_itself_and_every_link_resolves(page: str) -> None:
@@ -148,23 +148,23 @@ def test_it_says_what_there_is(page: str) -> None:
     assert "<script>alert" not in page
 
 
-def test_the_same_page_each_time(page: str, collection: Collection, run_root: Any) -> None:
-    assert report(collection, run_root.path, nodes=NODES, paper_says=SAYS) == page
+def test_the_same_page_each_time(page: str, collection: CollectedResults, run_root: Any) -> None:
+    assert render_report(collection, run_root.path, nodes=NODES, paper_says=SAYS) == page
 
 
 def test_an_empty_run_root_has_a_report_too(tmp_path: Path) -> None:
-    text = " ".join(Page(report(Collection(()), tmp_path)).text.split())
+    text = " ".join(Page(render_report(CollectedResults(()), tmp_path)).text.split())
     assert "No run with results is finished yet" in text and "There are no runs." in text
 
 
 def test_filled_cells_are_counted(
-    collection: Collection, results: Callable[..., list[Result]]
+    collection: CollectedResults, results: Callable[..., list[Result]]
 ) -> None:
-    assert filled(build("table1", collection.results)) == (1, 10, 2)
-    assert filled(build("table5", ())) == (0, 2, 0)
+    assert count_filled_cells(build_table("table1", collection.results)) == (1, 10, 2)
+    assert count_filled_cells(build_table("table5", ())) == (0, 2, 0)
     ade = {"stage": "ade20k_segmentation", "dataset": "ade20k", "metric": "mIoU"}
     heads = results({**ade, "setting": "upernet"}, {**ade, "setting": "linear"})
-    assert filled(build("table6", heads)) == (
+    assert count_filled_cells(build_table("table6", heads)) == (
         1,
         3,
         1,
@@ -172,16 +172,16 @@ def test_filled_cells_are_counted(
 
 
 def test_each_run_is_right_of_those_it_needs() -> None:
-    drawn = graph(NODES)
+    drawn = lay_out_graph(NODES)
     x = {box.node.run_id: box.x for box in drawn.boxes}
     assert x["data"] < x["pre"] < x["abc"] == x["lin"] == x["fin"] < x["det"]
     assert len({(box.x, box.y) for box in drawn.boxes}) == len(NODES)
     assert len(drawn.curves) == 7
-    assert graph([]).boxes == ()
+    assert lay_out_graph([]).boxes == ()
 
 
 def test_costs_by_stage_and_what_earlier_attempts_took(tmp_path: Path) -> None:
-    run = Run(
+    run = FinishedRun(
         "pre",
         "pretrain",
         "p",
@@ -194,13 +194,13 @@ def test_costs_by_stage_and_what_earlier_attempts_took(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "0001.json").write_text('{"time": 1.0}')
     (folder / "0002.json").write_text('{"time": 1767225600.0}')  # five minutes before the end
-    costs = by_stage([run, Run("k", "knn", "k", seconds=10.0)], tmp_path)
+    costs = sum_costs_by_stage([run, FinishedRun("k", "knn", "k", seconds=10.0)], tmp_path)
     assert [(c.stage, c.runs, c.seconds, c.earlier) for c in costs] == [
         ("pretrain", 1, 500.0, 200.0),
         ("knn", 1, 10.0, 0.0),
         ("all stages", 2, 510.0, 200.0),
     ]
-    assert [duration(s) for s in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+    assert [format_run_time(s) for s in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
 
 
 def luminance(color: str) -> float:
@@ -212,7 +212,7 @@ def luminance(color: str) -> float:
 
 def test_colours_have_the_contrast_of_wcag_aa() -> None:
     blocks = re.findall(
-        r":root \{(.*?)\}", resources.read_text("report", "templates", "report.css"), re.S
+        r":root \{(.*?)\}", resources.read_resource("report", "templates", "report.css"), re.S
     )
     for block in blocks:
         colors = dict(re.findall(r"--([\w-]+): (#\w{6})", block))

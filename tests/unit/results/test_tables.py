@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from results.render import Format, escape, to_text, write_all
+from results.render import Format, escape_latex, render_table, write_tables
 from results.schema import Result
-from results.spec import names
+from results.spec import table_names
 from results.store import RowsError
-from results.tables import build, build_all, unplaced
-from results.vocabulary import vocabulary
+from results.tables import build_table, build_tables, find_unplaced
+from results.vocabulary import load_vocabulary
 from stages import STAGES
 
 Make = Callable[..., list[Result]]
 
 
 def render(name: str, results: list[Result], fmt: Format = "md") -> str:
-    return to_text(build(name, results), fmt)
+    return render_table(build_table(name, results), fmt)
 
 
 def cells(text: str, *words: str) -> list[str]:
@@ -40,8 +40,8 @@ def below(text: str, *words: str) -> list[str]:
 
 
 def test_there_are_ten_tables_and_the_figure() -> None:
-    assert names() == [*(f"table{number}" for number in range(1, 11)), "figure2"]
-    for name in names():
+    assert table_names() == [*(f"table{number}" for number in range(1, 11)), "figure2"]
+    for name in table_names():
         assert "Mugs, ours" in render(name, []), name
 
 
@@ -132,7 +132,7 @@ def test_labelled_parts_and_transfer_go_to_their_tables(results: Make) -> None:
         third[3:5] == ["--", "--"] and third[5].startswith("66.0") and third[6].startswith("77.0")
     )
     assert cells(render("table4", rows), "Mugs, ours", "ViT-S/16")[3].startswith("99.0")
-    assert not unplaced(build_all(rows, names()), rows)
+    assert not find_unplaced(build_tables(rows, table_names()), rows)
 
 
 def test_variants_fill_the_ablations_and_nothing_else(results: Make) -> None:
@@ -147,7 +147,7 @@ def test_variants_fill_the_ablations_and_nothing_else(results: Make) -> None:
     first, rest = render("table1", rows).split("without a counterpart")
     assert "76.0 [" in first and "75.0 [" not in first and "72.5" not in first
     assert cells(rest, "Mugs w/o group supervision", "75.0 [")
-    assert not unplaced(build_all(rows, names()), rows)
+    assert not find_unplaced(build_tables(rows, table_names()), rows)
 
 
 def test_settings_that_differ_and_released_weights_have_lines_of_their_own(results: Make) -> None:
@@ -168,16 +168,16 @@ def test_unknown_data_sets_are_shown_as_such_and_unknown_stages_are_left_over(
 ) -> None:
     rows = results({"dataset": "my_photos"}, {"stage": "guessing"})
     assert "my\\_photos (unknown data set)" in render("table1", rows)
-    assert unplaced(build_all(rows, names()), rows) == rows[1:]
+    assert find_unplaced(build_tables(rows, table_names()), rows) == rows[1:]
 
 
 def test_an_unknown_table() -> None:
     with pytest.raises(ValueError, match="table1"):
-        build("table99", [])
+        build_table("table99", [])
 
 
 def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
-    assert set(write_all([build("table1", results({}))], tmp_path)) == {
+    assert set(write_tables([build_table("table1", results({}))], tmp_path)) == {
         "table1.md",
         "table1.tex",
         "table1.csv",
@@ -185,18 +185,18 @@ def test_all_formats_are_written(results: Make, tmp_path: Path) -> None:
     lines = (tmp_path / "table1.csv").read_text().splitlines()
     assert lines[0].startswith("table,part,group,method")
     assert any("ViT-S/16,3200,ours,knn,75.6,75.1,,1,-0.5" in line for line in lines)
-    assert escape('"one" and "two" of 3"') == "``one'' and ``two'' of 3\""
+    assert escape_latex('"one" and "two" of 3"') == "``one'' and ``two'' of 3\""
     assert (
-        escape("a_b 5% & # {^~} \\")
+        escape_latex("a_b 5% & # {^~} \\")
         == r"a\_b 5\% \& \# \{\textasciicircum{}\textasciitilde{}\} \textbackslash{}"
     )
 
 
 def test_markdown_and_csv_agree_on_the_number_of_cells(results: Make) -> None:
-    table = build("table4", results({"stage": "finetune", "dataset": "cars", "value": 93.0}))
+    table = build_table("table4", results({"stage": "finetune", "dataset": "cars", "value": 93.0}))
     printed = sum(len(entry.paper) for entry in table.printed.entries)
     assert printed == 65
-    assert len(to_text(table, "csv").splitlines()) == 1 + printed
+    assert len(render_table(table, "csv").splitlines()) == 1 + printed
 
 
 def test_rows_of_every_stage_have_a_place(results: Make) -> None:
@@ -232,8 +232,8 @@ def test_rows_of_every_stage_have_a_place(results: Make) -> None:
         {"stage": "logistic", "setting": "1% of labels, lambda=0.1", "value": 66.0},
         {**scratch, "setting": "last epoch"},
     )
-    tables = build_all(rows, names())
-    assert not unplaced(tables, rows)
+    tables = build_tables(rows, table_names())
+    assert not find_unplaced(tables, rows)
     sixth = render("table6", rows)
     assert [cell.split(" ")[0] for cell in cells(sixth, "Mugs, ours")[3:]] == [
         "49.0",
@@ -257,7 +257,7 @@ def test_the_vocabulary_has_every_stage_that_makes_rows() -> None:
         "attention",
         "import",
     }
-    assert set(STAGES) - without_rows <= set(vocabulary().stages)
+    assert set(STAGES) - without_rows <= set(load_vocabulary().stages)
 
 
 def test_columns_of_the_same_note_share_it() -> None:

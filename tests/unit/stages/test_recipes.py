@@ -10,8 +10,8 @@ from pipeline import config
 from pipeline.identity import science
 from pipeline.plan import build_plan, unresolved
 from pipeline.spec import StageRun
-from results.runs import flat
-from results.variants import variant
+from results.runs import flatten_config
+from results.variants import describe_variant
 from stages import STAGES
 from stages.convert import PUBLIC
 from stages.finetune import FinetuneConfig
@@ -244,10 +244,13 @@ def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> No
     """And is evaluated as the run that it is like, from its own weights, under the name the tables know it by."""
     runs = planned(name)
     mine, whole = science(runs[ablation].config), science(runs["pretrain"].config)
-    here, there = flat(mine), flat(whole)
+    here, there = flatten_config(mine), flatten_config(whole)
     key, value, words = CHANGED[ablation]
     assert {k: v for k, v in here.items() if v != there[k]} == {key: value}
-    assert (variant(mine, str(here["arch"])), variant(whole, str(there["arch"]))) == (words, "")
+    assert (
+        describe_variant(mine, str(here["arch"])),
+        describe_variant(whole, str(there["arch"])),
+    ) == (words, "")
     evaluations = [kind for kind in ("features", "knn", "linear") if f"{kind}_{ablation}" in runs]
     assert "linear" in evaluations
     for kind in evaluations:

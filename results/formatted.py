@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from results.cells import Cell, fixed, signed
-from results.gaps import Gap
-from results.tables import Block, Entry, Ours, Table
+from results.cells import Cell, format_difference, format_value
+from results.margins import Margin
+from results.tables import Block, Entry, OurRow, Table
 
 MISSING = "--"
 Kind = Literal["paper", "ours", "difference"]
 
 
 @dataclass(frozen=True)
-class Text:
+class FormattedCell:
     """A cell: what it says, the numbers of its footnotes, and the ids of the runs behind it."""
 
     text: str
@@ -22,22 +22,22 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Line:
+class FormattedRow:
     """A line of a table; the first cells are its labels."""
 
     group: str
     kind: Kind
-    cells: tuple[Text, ...]
+    cells: tuple[FormattedCell, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class FormattedPart:
     """Lines under one heading row."""
 
     title: str
     header: tuple[str, ...]
     labels: int
-    lines: tuple[Line, ...]
+    lines: tuple[FormattedRow, ...]
 
 
 @dataclass
@@ -54,56 +54,67 @@ class Footnotes:
 
 
 @dataclass(frozen=True)
-class Laid:
+class FormattedTable:
     """A table ready to print: its parts, numbered footnotes, general notes."""
 
     name: str
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[FormattedPart, ...]
     footnotes: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def lay_out(table: Table) -> Laid:
+def format_table(table: Table) -> FormattedTable:
     """The lines and footnotes of a table."""
     footnotes = Footnotes()
     parts = [_part(table.printed, footnotes, table.title)]
-    if table.elsewhere.entries:
-        parts.append(_part(table.elsewhere, footnotes, table.elsewhere.title))
-    if table.gaps:
-        parts.append(_gaps(table.gaps, table.printed.columns, footnotes))
-    return Laid(table.name, table.title, tuple(parts), tuple(footnotes.texts), table.notes)
+    if table.unmatched.entries:
+        parts.append(_part(table.unmatched, footnotes, table.unmatched.title))
+    if table.margins:
+        parts.append(_margins(table.margins, table.printed.columns, footnotes))
+    return FormattedTable(
+        table.name, table.title, tuple(parts), tuple(footnotes.texts), table.notes
+    )
 
 
-def _part(block: Block, footnotes: Footnotes, title: str) -> Part:
+def _part(block: Block, footnotes: Footnotes, title: str) -> FormattedPart:
     lines = [line for entry in block.entries for line in _lines(entry, block.columns, footnotes)]
     epochs = "Epochs" if block.entries and block.entries[0].printed else "Real epochs"
-    return Part(title, ("Method", "Arch", epochs, *block.columns.values()), 3, tuple(lines))
+    return FormattedPart(
+        title, ("Method", "Arch", epochs, *block.columns.values()), 3, tuple(lines)
+    )
 
 
-def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[Line]:
+def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[FormattedRow]:
     found = []
     if entry.printed:
         notes = _noted(entry, columns, footnotes)
         cells = [
-            Text(fixed(entry.paper[key]) if key in entry.paper else MISSING, _one(notes.get(key)))
+            FormattedCell(
+                format_value(entry.paper[key]) if key in entry.paper else MISSING,
+                _one(notes.get(key)),
+            )
             for key in columns
         ]
-        found.append(Line(entry.group, "paper", (*_labels(entry, entry.method), *cells)))
+        found.append(FormattedRow(entry.group, "paper", (*_labels(entry, entry.method), *cells)))
     if not entry.comparable:
         return found
-    for ours in entry.ours or (Ours("ours", {}),):
+    for ours in entry.ours or (OurRow("ours", {}),):
         alone = not entry.printed and ours.label == "ours"
         label = entry.method if alone else f"{entry.method}, {ours.label}"
         cells = [
             _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes)
             for key, title in columns.items()
         ]
-        found.append(Line(entry.group, "ours", (*_labels(entry, label), *cells)))
+        found.append(FormattedRow(entry.group, "ours", (*_labels(entry, label), *cells)))
         if any(key in entry.paper for key in ours.cells):
             cells = [_difference(ours.cells.get(key), entry.paper.get(key)) for key in columns]
             found.append(
-                Line(entry.group, "difference", (Text("difference"), Text(""), Text(""), *cells))
+                FormattedRow(
+                    entry.group,
+                    "difference",
+                    (FormattedCell("difference"), FormattedCell(""), FormattedCell(""), *cells),
+                )
             )
     return found
 
@@ -118,57 +129,65 @@ def _noted(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> dict[
     return marks
 
 
-def _labels(entry: Entry, method: str) -> tuple[Text, ...]:
-    return Text(method), Text(entry.arch), Text(entry.epochs or MISSING)
+def _labels(entry: Entry, method: str) -> tuple[FormattedCell, ...]:
+    return FormattedCell(method), FormattedCell(entry.arch), FormattedCell(entry.epochs or MISSING)
 
 
 def _one(mark: int | None) -> tuple[int, ...]:
     return () if mark is None else (mark,)
 
 
-def _our_cell(cell: Cell | None, what: str, footnotes: Footnotes) -> Text:
+def _our_cell(cell: Cell | None, what: str, footnotes: Footnotes) -> FormattedCell:
     if cell is None:
-        return Text(MISSING)
+        return FormattedCell(MISSING)
     ids = tuple(result.row.run_id for result in cell.results)
-    return Text(cell.text(), (footnotes.mark(f"{what}: {source(cell)}"),), ids)
+    return FormattedCell(cell.text(), (footnotes.mark(f"{what}: {describe_source(cell)}"),), ids)
 
 
-def source(cell: Cell) -> str:
+def describe_source(cell: Cell) -> str:
     """Where a cell comes from: runs, setting, other settings, what differs from the recipe."""
     if len(cell.results) == 1:
         text = f"run {cell.results[0].row.run_id}"
     else:
-        each = (f"{r.row.run_id} (seed {r.row.seed}: {fixed(r.row.value)})" for r in cell.results)
+        each = (
+            f"{r.row.run_id} (seed {r.row.seed}: {format_value(r.row.value)})" for r in cell.results
+        )
         text = f"runs {', '.join(each)}"
     text += f"; {cell.setting}" if cell.setting else ""
-    text += "".join(f"; {setting}: {fixed(value)}" for setting, value in cell.beside)
+    text += "".join(f"; {setting}: {format_value(value)}" for setting, value in cell.also_reported)
     differs = cell.results[0].differs
     return text + (f"; differs: {', '.join(differs)}" if differs else "")
 
 
-def _difference(cell: Cell | None, paper: float | None) -> Text:
-    return Text(MISSING if cell is None or paper is None else signed(cell.value - paper))
+def _difference(cell: Cell | None, paper: float | None) -> FormattedCell:
+    return FormattedCell(
+        MISSING if cell is None or paper is None else format_difference(cell.value - paper)
+    )
 
 
-def _gaps(gaps: Sequence[Gap], columns: dict[str, str], footnotes: Footnotes) -> Part:
+def _margins(
+    margins: Sequence[Margin], columns: dict[str, str], footnotes: Footnotes
+) -> FormattedPart:
     """Leads: as the text prints them, from the paper's table, and of ours over the other's printed number."""
     lines = []
-    for gap in gaps:
+    for margin in margins:
         marks = []
-        if not gap.consistent or gap.note:
-            disagree = "" if gap.consistent else "text and table disagree"
-            note = "; ".join(part for part in (disagree, gap.note) if part)
-            marks.append(footnotes.mark(f"{columns[gap.column]}, {gap.claim}: {note}"))
-        printed = Text(MISSING if gap.printed is None else signed(gap.printed), tuple(marks))
-        ours = Text(MISSING if gap.ours is None else signed(gap.ours))
+        if not margin.consistent or margin.note:
+            disagree = "" if margin.consistent else "text and table disagree"
+            note = "; ".join(part for part in (disagree, margin.note) if part)
+            marks.append(footnotes.mark(f"{columns[margin.column]}, {margin.claim}: {note}"))
+        printed = FormattedCell(
+            MISSING if margin.printed is None else format_difference(margin.printed), tuple(marks)
+        )
+        ours = FormattedCell(MISSING if margin.ours is None else format_difference(margin.ours))
         cells = (
-            Text(gap.claim),
-            Text(columns[gap.column]),
+            FormattedCell(margin.claim),
+            FormattedCell(columns[margin.column]),
             printed,
-            Text(signed(gap.computed)),
+            FormattedCell(format_difference(margin.computed)),
             ours,
         )
-        lines.append(Line("", "paper", cells))
+        lines.append(FormattedRow("", "paper", cells))
     header = (
         "Lead, in points",
         "Column",
@@ -176,4 +195,4 @@ def _gaps(gaps: Sequence[Gap], columns: dict[str, str], footnotes: Footnotes) ->
         "From the table",
         "Ours over theirs",
     )
-    return Part("Leads", header, 2, tuple(lines))
+    return FormattedPart("Leads", header, 2, tuple(lines))

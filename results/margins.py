@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from results import resources
-from results.spec import PaperLine
+from results.spec import PaperRow
 
 
 @dataclass(frozen=True)
-class Gap:
+class Margin:
     """A lead in points. `computed` is from the paper's table, `ours` from our cell over the other's printed one.
 
     A claim about several pairs is about the least of them.
@@ -27,12 +27,12 @@ class Gap:
         return self.printed is None or round(self.computed, 1) == self.printed
 
 
-def gaps(
-    table: str, lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]
-) -> list[Gap]:
+def compute_margins(
+    table: str, lines: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
+) -> list[Margin]:
     """The leads printed about a table; `ours` has the mean of our cell by index of its line, and column."""
-    found: dict[tuple[str, str], Gap] = {}
-    for record in resources.read_csv("paper", "gaps.csv"):
+    found: dict[tuple[str, str], Margin] = {}
+    for record in resources.read_csv("paper", "margins.csv"):
         if record["table"] == table:
             gap = _gap(record, lines, ours)
             other = found.get((gap.claim, gap.column))
@@ -41,13 +41,13 @@ def gaps(
 
 
 def _gap(
-    record: Mapping[str, str], lines: Sequence[PaperLine], ours: Mapping[tuple[int, str], float]
-) -> Gap:
+    record: Mapping[str, str], lines: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
+) -> Margin:
     column = record["column"]
     index = _find(lines, record, record["group"], record["method"])
     over = lines[_find(lines, record, record["over_group"], record["over_method"])].values[column]
     mine = ours.get((index, column))
-    return Gap(
+    return Margin(
         claim=record["claim"],
         column=column,
         printed=float(record["printed"]) if record["printed"] else None,
@@ -57,18 +57,18 @@ def _gap(
     )
 
 
-def _find(lines: Sequence[PaperLine], record: Mapping[str, str], group: str, method: str) -> int:
+def _find(lines: Sequence[PaperRow], record: Mapping[str, str], group: str, method: str) -> int:
     """Index of the one line of a group, method and architecture, and of the same epochs where there are several."""
     key = (group, method, record["arch"])
     found = [i for i, line in enumerate(lines) if (line.group, line.method, line.arch) == key]
     found = found if len(found) == 1 else [i for i in found if lines[i].epochs == record["epochs"]]
     if len(found) != 1:
         raise ValueError(
-            f"gaps.csv: {record['claim']!r}: {len(found)} lines are {method} in {group!r}, expected one"
+            f"margins.csv: {record['claim']!r}: {len(found)} lines are {method} in {group!r}, expected one"
         )
     return found[0]
 
 
-def _least(first: Gap, second: Gap) -> Gap:
+def _least(first: Margin, second: Margin) -> Margin:
     ours = None if first.ours is None or second.ours is None else min(first.ours, second.ours)
     return replace(first, computed=min(first.computed, second.computed), ours=ours)

@@ -8,14 +8,14 @@ from pipeline.config import RunConfig
 from pipeline.identity import runtime_names, science
 from pipeline.spec import ConfigError, StageRun
 from results import publish
-from results.collect import Collection, collect
-from results.runs import flat, from_entry
-from results.variants import Recipe, Reference
+from results.collect import CollectedResults, collect_results
+from results.runs import flatten_config, run_from_entry
+from results.variants import ReferenceReproduction, ReferenceRun
 from stages import STAGES
 from stages.shared.presets import paper
 
 
-def collected(root: Path, runs: Sequence[StageRun] | None = None) -> Collection:
+def collect_finished(root: Path, runs: Sequence[StageRun] | None = None) -> CollectedResults:
     """Results of the given runs as far as they are done, else of all that are; what is refused is named in it."""
     ids = manifest.run_ids(root) if runs is None else [run.run_id for run in runs]
     entries = [
@@ -23,29 +23,34 @@ def collected(root: Path, runs: Sequence[StageRun] | None = None) -> Collection:
     ]
     runtime = {name: runtime_names(spec.config) for name, spec in STAGES.items()}
     found = [
-        from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ())) for entry in entries
+        run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
+        for entry in entries
     ]
-    return collect(root, found, recipes() if found else ())
+    return collect_results(root, found, load_references() if found else ())
 
 
-def rivals(folder: Path, runs: Sequence[StageRun] | None = None) -> Collection:
+def load_comparison(folder: Path, runs: Sequence[StageRun] | None = None) -> CollectedResults:
     """Results of another run root, or of a published folder. Raises ConfigError where there is none."""
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"--against {folder}: there is no such folder")
-    return publish.read(folder) if publish.is_published(folder) else collected(folder, runs)
+    return (
+        publish.read_published(folder)
+        if publish.is_published(folder)
+        else collect_finished(folder, runs)
+    )
 
 
-def recipes() -> list[Reference]:
+def load_references() -> list[ReferenceReproduction]:
     """The bundled reproductions: what the settings of a finished run are compared with."""
     found = []
     for name in config.bundled():
         runs = config.load(name, STAGES).runs
         own = [
-            Recipe(run.spec.name, _dataset(key, runs), science(run.config))
+            ReferenceRun(run.spec.name, _dataset(key, runs), science(run.config))
             for key, run in runs.items()
         ]
-        found.append(Reference(name, tuple(own)))
+        found.append(ReferenceReproduction(name, tuple(own)))
     return found
 
 
@@ -57,13 +62,13 @@ def _dataset(name: str, runs: Mapping[str, RunConfig]) -> str:
     return str(own or (_dataset(sources[0], runs) if sources else ""))
 
 
-def paper_says(collection: Collection) -> dict[str, list[str]]:
+def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]:
     """By pretraining: its settings beside what the paper's text says where that differs from the release."""
     return {
         run.run_id: [
-            f"{key}={flat(run.config)[key]}, the paper says {value}"
-            for key, value in flat(paper(str(run.config.get("arch")))).items()
-            if key in flat(run.config) and flat(run.config)[key] != value
+            f"{key}={flatten_config(run.config)[key]}, the paper says {value}"
+            for key, value in flatten_config(paper(str(run.config.get("arch")))).items()
+            if key in flatten_config(run.config) and flatten_config(run.config)[key] != value
         ]
         for run in collection.runs.values()
         if run.stage == "pretrain"
