@@ -10,7 +10,7 @@ from torch import Tensor
 MASK = (1 << 64) - 1
 
 
-def mix(value: int) -> int:
+def splitmix64(value: int) -> int:
     """splitmix64 of a Python integer."""
     value = (value + 0x9E3779B97F4A7C15) & MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -46,12 +46,12 @@ def _mix_tensor(value: Tensor) -> Tensor:
     return value ^ _shift(value, 31)
 
 
-def generator(seed: int, epoch: int, sample: int, crop: int) -> Generator:
+def make_generator(seed: int, epoch: int, sample: int, crop: int) -> Generator:
     """The generator of one crop of one sample in one epoch."""
     return Generator(Philox(key=[seed, (epoch << 40) | sample], counter=[0, 0, 0, crop]))
 
 
-def turn_to(rng: Generator, fresh: dict[str, Any], crop: int) -> None:
+def switch_stream(rng: Generator, fresh: dict[str, Any], crop: int) -> None:
     """Make a sample's generator that of another of its crops, in a fifth of the time that a new one takes.
 
     `fresh`: the state it had before anything was drawn.
@@ -60,6 +60,6 @@ def turn_to(rng: Generator, fresh: dict[str, Any], crop: int) -> None:
     rng.bit_generator.state = fresh
 
 
-def uniform(rng: Generator, low: float, high: float) -> float:
+def draw_uniform(rng: Generator, low: float, high: float) -> float:
     """U(low, high), as `Generator.uniform` in a third of its time."""
     return low + (high - low) * rng.random()

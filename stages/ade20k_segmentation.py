@@ -83,7 +83,7 @@ class Ade20kSegmentationConfig(Pretrained):
 def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     """Train and test; rows mIoU, mAcc and aAcc, the segmenter's weights and pictures of the first images."""
     from mugs import distributed
-    from mugs.data.dense.pictures import hex_colours
+    from mugs.data.dense.pictures import hex_colors
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import SegmentationTraining
@@ -115,7 +115,7 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     info: dict[str, Any] = {"dataset": data["dataset"]}
     if cfg.num_pictures:
         outputs["pictures"] = ctx.run_dir / "pictures"
-        colours = hex_colours(data.get("class_names", ()), first=1)
+        colours = hex_colors(data.get("class_names", ()), first=1)
         info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colours}}
     setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
     rows = [

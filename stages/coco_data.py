@@ -34,10 +34,10 @@ def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[s
 def check(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
     """How many images and categories there are. Raises SourceError naming what differs from what is said or known."""
     from mugs.data.dense.coco import check_coco
-    from mugs.data.sources.expected import Layout
+    from mugs.data.sources.expected import ExpectedCounts
 
     images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    expected = Layout(cfg.num_classes, images).or_known(cfg.dataset)
+    expected = ExpectedCounts(cfg.num_classes, images).or_known(cfg.dataset)
     splits = check_coco(root, expected, threads=cfg.threads, report=report)
     counts = {f"{name} images": len(split) for name, split in splits.items()}
     return {**counts, "categories": len(splits["train"].categories)}

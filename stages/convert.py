@@ -14,7 +14,7 @@ from pipeline.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
     from mugs.data.sources.base import FolderSource
-    from mugs.data.sources.expected import Layout
+    from mugs.data.sources.expected import ExpectedCounts
 
 BUILTIN = {
     "builtin:sklearn_digits": "mugs.data.mini.digits:materialize_digits",
@@ -102,7 +102,7 @@ class ConvertConfig(StageConfig):
 
 def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     """Convert the splits on rank 0; outputs `train` and `val` (.beton) and their sidecars."""
-    from mugs.data.sources.convert import convert
+    from mugs.data.sources.convert import convert_to_beton
     from mugs.engine.progress import Progress
 
     outputs: dict[str, Path] = {}
@@ -117,7 +117,9 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.total = total
             progress.update(done, items=done - progress.done)
 
-        convert(source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report)
+        convert_to_beton(
+            source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report
+        )
         progress.close()
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
     return StageOutput(
@@ -145,12 +147,12 @@ def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[st
 def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
     """Raise SourceError, in one line, with the images of all splits that were cut short."""
     from mugs.data.sources.base import SourceError
-    from mugs.data.sources.convert import require_whole
+    from mugs.data.sources.convert import check_whole_images
 
     problems = []
     for source in sources:
         try:
-            require_whole(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
+            check_whole_images(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
         except SourceError as error:
             problems.append(str(error).splitlines()[0])
     if problems:
@@ -186,18 +188,18 @@ def num_images(cfg: ConvertConfig) -> int:
     return sum(images.get(split) or 0 for split in cfg.splits)
 
 
-def layout(cfg: ConvertConfig) -> "Layout":
+def layout(cfg: ConvertConfig) -> "ExpectedCounts":
     """Classes and images as declared, or else known."""
-    from mugs.data.sources.expected import Layout
+    from mugs.data.sources.expected import ExpectedCounts
 
     images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    return Layout(cfg.num_classes, images).or_known(cfg.dataset)
+    return ExpectedCounts(cfg.num_classes, images).or_known(cfg.dataset)
 
 
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
     from mugs.data.sources.base import SourceError
-    from mugs.data.sources.expected import check_layout
+    from mugs.data.sources.expected import check_expected_counts
     from mugs.data.sources.listing import open_images
     from mugs.data.sources.public import open_public
 
@@ -214,16 +216,16 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
             good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)
         except SourceError as error:
             bad[split] = error
-    check_layout(cfg.dataset, {**good, **bad}, layout(cfg))
+    check_expected_counts(cfg.dataset, {**good, **bad}, layout(cfg))
     return good
 
 
 def check(entry: ManifestEntry, every: int) -> list[str]:
     """What is wrong with every `every`-th image of the converted files, a line each."""
-    from mugs.data.sources.convert import verify
+    from mugs.data.sources.convert import verify_beton
 
     splits = [split for split in ("train", "val") if split in entry.outputs]
-    return [line for split in splits for line in verify(entry.output(split), every=every)]
+    return [line for split in splits for line in verify_beton(entry.output(split), every=every)]
 
 
 def resolve(folder: str | None, split: str, run_dir: Path) -> Path:

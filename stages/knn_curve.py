@@ -122,7 +122,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
 
 def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
     """The pretraining that fills the role `weights`."""
-    from mugs.data.loading.order import Order
+    from mugs.data.loading.order import SampleOrder
     from mugs.data.sources.open import open_source
 
     run_dir = ctx.inputs["weights"].run_dir if "weights" in ctx.inputs else ctx.running["weights"]
@@ -133,7 +133,7 @@ def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
         "batch_size": config.batch_size,
         "steps_per_epoch": config.steps_per_epoch,
     }
-    steps = Order(images, seed=config.seed, world=1, rank=0, **batch).steps_per_epoch
+    steps = SampleOrder(images, seed=config.seed, world=1, rank=0, **batch).steps_per_epoch
     epochs = [*range(0, config.epochs, cfg.every_epochs), config.epochs]
     return Pretraining(run_dir, {epoch: epoch * steps for epoch in epochs})
 

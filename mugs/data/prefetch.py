@@ -7,11 +7,11 @@ from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
-Report = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Is told how many are done, of how many."""
 
 
-def ahead(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+def map_prefetched(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
     """Results in order, computed by a pool that runs at most a few items ahead."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()
@@ -23,7 +23,7 @@ def ahead(function: Callable[[S], T], items: Iterable[S], threads: int) -> Itera
             yield pending.popleft().result()
 
 
-def counted(items: Iterator[T], total: int, report: Report) -> Iterator[T]:
+def with_progress(items: Iterator[T], total: int, report: ProgressCallback) -> Iterator[T]:
     """Pass items through and report how many there were."""
     for done, item in enumerate(items, 1):
         yield item

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mugs import distributed
-from mugs.data.dense.pictures import GAP, colours, overlay, save_png, side_by_side
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png, side_by_side
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.engine.progress import Progress
@@ -55,7 +55,7 @@ def draw_attention(
         "attention", len(mine), unit="images", path=progress_path, quiet=not distributed.is_main()
     )
     for done, (images, _, ids) in enumerate(
-        eval_batches(source, resize=resize, crop=crop, batch_size=1, indices=mine), 1
+        iter_eval_batches(source, resize=resize, crop=crop, batch_size=1, indices=mine), 1
     ):
         maps = vit.class_attention(images.to(device))[0].cpu().numpy()
         pixels = (
@@ -71,9 +71,11 @@ def picture(pixels: np.ndarray, maps: np.ndarray, keep: float) -> np.ndarray:
     image = tile(pixels, Image.Resampling.BICUBIC)
     labels = tile(strongest_head(maps, keep), Image.Resampling.NEAREST)
     plain = np.full((STRIP, SIDE, 3), 255, np.uint8)
-    tiles = [np.concatenate([part, plain]) for part in (image, overlay(image, labels, first=0))]
+    tiles = [
+        np.concatenate([part, plain]) for part in (image, overlay_labels(image, labels, first=0))
+    ]
     for head, values in enumerate(maps):
-        strip = np.broadcast_to(colours()[head + 1], plain.shape)
+        strip = np.broadcast_to(label_colors()[head + 1], plain.shape)
         tiles.append(np.concatenate([tile(heat(values), Image.Resampling.NEAREST), strip]))
     return grid(tiles)
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mugs import distributed
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
 from mugs.evaluation.features import Feature
@@ -123,7 +123,7 @@ def _compute(
     batch_size: int,
     threads: int,
 ) -> dict[str, Tensor]:
-    batches = eval_batches(
+    batches = iter_eval_batches(
         source,
         resize=layout.resize,
         crop=layout.crop,

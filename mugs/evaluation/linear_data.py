@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from mugs import distributed
-from mugs.data.loading.evaluation import Augmentation, probe_batches
-from mugs.data.loading.order import Order
+from mugs.data.loading.evaluation import Augmentation, iter_probe_batches
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.evaluation.linear import Batches
 
 
-def epoch_order(num_images: int, *, seed: int, batch_size: int) -> Order:
+def epoch_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
     """The order of this rank; the last batch of an epoch is short, as released."""
     world, rank = distributed.world_size(), distributed.rank()
-    return Order(
+    return SampleOrder(
         num_images, seed=seed, world=world, rank=rank, batch_size=batch_size, short_last=True
     )
 
 
-def fixed_batches(features: Tensor, labels: Tensor, order: Order) -> Batches:
+def fixed_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> Batches:
     """Batches of features (N, D) that stay the same in every epoch."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -34,7 +34,7 @@ def fixed_batches(features: Tensor, labels: Tensor, order: Order) -> Batches:
 def image_batches(
     model: Callable[[Tensor], Tensor],
     source: Source,
-    order: Order,
+    order: SampleOrder,
     *,
     seed: int,
     augmentation: Augmentation,
@@ -45,7 +45,7 @@ def image_batches(
     """Features of a fresh view of every image in every epoch."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        views = probe_batches(
+        views = iter_probe_batches(
             source,
             order,
             start,

@@ -17,8 +17,8 @@ from timm.data.auto_augment import RandAugment
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from mugs.data.loading.order import Order
-from mugs.data.loading.worker_batches import Batch, made, stacked
+from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.worker_batches import LabeledBatch, iter_batches, stack_samples
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
@@ -44,7 +44,7 @@ class Batches:
     """
 
     def __init__(self, num: int, *, seed: int, batch_size: int, repeats: int) -> None:
-        self.order = Order(num, seed=seed, world=1, rank=0, batch_size=1)
+        self.order = SampleOrder(num, seed=seed, world=1, rank=0, batch_size=1)
         self.batch_size, self.repeats = batch_size, repeats
         used = num if repeats == 1 else num // ROUND * ROUND
         self.steps_per_epoch = used // batch_size
@@ -130,11 +130,11 @@ def load_batches(
     start: int,
     stop: int,
     workers: int,
-) -> Generator[Batch]:
+) -> Generator[LabeledBatch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what an image raised, where its batch is due.
     """
-    return made(
-        views, (batches.draws(step, columns) for step in range(start, stop)), stacked, workers
+    return iter_batches(
+        views, (batches.draws(step, columns) for step in range(start, stop)), stack_samples, workers
     )

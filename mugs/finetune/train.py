@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.checkpoint.save_load import Parts
-from mugs.data.loading.worker_batches import Batch
+from mugs.data.loading.worker_batches import LabeledBatch
 from mugs.data.sources.base import Source
 from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
@@ -35,7 +35,7 @@ from mugs.models.stochastic_depth import depth_uniforms
 logger = logging.getLogger(__name__)
 
 
-class Finetuning(ModelTask[Batch]):
+class Finetuning(ModelTask[LabeledBatch]):
     """A classifier, trained on the first source; `history` has the accuracy on the second after each epoch.
 
     Raises ValueError when the batch does not fit the ranks or the data.
@@ -81,18 +81,18 @@ class Finetuning(ModelTask[Batch]):
             flops=6.0 * macs,
         )
 
-    def batches(self, start: int) -> Generator[Batch]:
+    def batches(self, start: int) -> Generator[LabeledBatch]:
         """Views of this rank."""
         views = AugmentedViews(self.source, self.config.images, self.config.seed)
         return load_batches(
             views, self.order, self.columns, start, self.total_steps, self.config.workers
         )
 
-    def sample_ids(self, batch: Batch) -> Tensor:
+    def sample_ids(self, batch: LabeledBatch) -> Tensor:
         """Numbers of the images."""
         return batch.ids
 
-    def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
+    def backward(self, wrapped: nn.Module, batch: LabeledBatch, step: int) -> Losses:
         """Gradients of the mean loss over this rank's images, in micro-batches."""
         (images, targets), depth = self._mixed(batch, step), self._depth(step)
         loss = torch.zeros((), device=self.device)
@@ -109,7 +109,7 @@ class Finetuning(ModelTask[Batch]):
             loss += share.detach()
         return loss, {}
 
-    def _mixed(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def _mixed(self, batch: LabeledBatch, step: int) -> tuple[Tensor, Tensor]:
         """Images (N, 3, S, S) and soft targets (N, C) on the device."""
         options, config = self.config.mix, self.config
         images = batch.images.to(self.device, non_blocking=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from mugs import distributed
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.engine.precision import autocast
 from mugs.finetune.classifier import Classifier
@@ -29,7 +29,7 @@ def accuracy(
     model.eval()
     model.backbone.set_depth_uniforms(None)
     hits = torch.zeros(2, dtype=torch.int64, device=device)
-    batches = eval_batches(
+    batches = iter_eval_batches(
         source,
         resize=config.images.resize,
         crop=config.images.size,

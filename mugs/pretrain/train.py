@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.checkpoint.save_load import Parts, SavePolicy
-from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, Trace
@@ -105,7 +105,7 @@ class Pretraining:
             renderer=config.renderer,
             threads=config.threads,
         )
-        stage = DeviceStage(self.device, config.views, config.seed)
+        stage = DeviceTransform(self.device, config.views, config.seed)
         trace = Trace(self.run_dir / "trace", config.profile_steps)
         self.log.open(start)
         with closing(loader), closing(self.log), closing(trace):
@@ -154,10 +154,10 @@ class Pretraining:
         self.log.load(notes)
 
 
-def plan_batches(num_images: int, config: TrainConfig) -> tuple[Order, int]:
+def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int]:
     """The order of samples, and the images of this rank in one micro-batch."""
     micro = micro_batch(config.batch_size, config.max_images_per_step)
-    order = Order(
+    order = SampleOrder(
         num_images,
         seed=config.seed,
         world=distributed.world_size(),

@@ -116,7 +116,7 @@ def computed_features(
 ) -> "Features":
     """The same of a frozen network, computed by all ranks. Raises ValueError where there is no image for each."""
     from mugs import distributed
-    from mugs.data.loading.evaluation import eval_batches
+    from mugs.data.loading.evaluation import iter_eval_batches
     from mugs.data.sources.open import open_source
     from mugs.evaluation.features import backbone_feature, extract
 
@@ -131,7 +131,7 @@ def computed_features(
             )
     found = {}
     for split, source in sources.items():
-        batches = eval_batches(
+        batches = iter_eval_batches(
             source,
             resize=size.resize,
             crop=size.crop,

@@ -39,14 +39,21 @@ class LabelledPart(StageConfig):
         from pathlib import Path
 
         from mugs.data.sources.base import SourceError
-        from mugs.data.sources.subset import KNOWN_LINES, Subset, class_balanced, listed
+        from mugs.data.sources.subset import (
+            KNOWN_LINES,
+            Subset,
+            draw_class_balanced,
+            indices_from_list,
+        )
         from pipeline.files import hash_file
 
         if self.by == "class_balanced":
-            return Subset(source, class_balanced(source, self.percent, seed=self.seed))
+            return Subset(source, draw_class_balanced(source, self.percent, seed=self.seed))
         list_file = Path(self.list_file or "").expanduser()
         lines = KNOWN_LINES.get((dataset, self.percent))
-        indices = listed(source, list_file, lines=lines, drop_last=self.last_line == "dropped")
+        indices = indices_from_list(
+            source, list_file, lines=lines, drop_last=self.last_line == "dropped"
+        )
         if self.list_sha256 is not None and (found := hash_file(list_file)) != self.list_sha256:
             raise SourceError(f"{list_file}: SHA-256 {found}, list_sha256 says {self.list_sha256}")
         return Subset(source, indices)

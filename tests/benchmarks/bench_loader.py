@@ -18,14 +18,14 @@ from plain_views import plain_loader
 
 from mugs.data.loading.batch import LoaderName
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import FolderSource, Source
-from mugs.data.sources.beton import PackSource
-from mugs.data.sources.convert import convert
+from mugs.data.sources.beton import BetonSource
+from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.open import open_source
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import draw_plan
+from mugs.data.views.plan import draw_view_plan
 from mugs.data.views.render import fast
 
 NUM, PASSES, BATCH, WORKERS, ROUNDS = 64, 3, 16, 2, 5
@@ -46,7 +46,7 @@ def photographs(root: Path) -> None:
 
 def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Iterable[Any]]:
     """PASSES over the images by one of our front ends."""
-    order = Order(NUM, seed=0, world=1, rank=0, batch_size=BATCH)
+    order = SampleOrder(NUM, seed=0, world=1, rank=0, batch_size=BATCH)
     loader = stack.enter_context(
         closing(make_loader(source, ViewRecipe(), order, seed=0, threads=WORKERS, loader=name))
     )
@@ -84,13 +84,15 @@ def stage_times(source: Source) -> str:
 
     for index in range(NUM):
         image = timed("decode", lambda i=index: decode_rgb(source.read(i), ""))
-        plan = timed("plan", lambda i=index, size=image.size: draw_plan(0, 0, i, *size, recipe))
-        whole = timed("planes", lambda image=image: fast.see(image))
+        plan = timed(
+            "plan", lambda i=index, size=image.size: draw_view_plan(0, 0, i, *size, recipe)
+        )
+        whole = timed("planes", lambda image=image: fast.to_planes(image))
         for crop in plan.crops:
             target = out[crop.size]
             timed(
                 "strong" if crop.strong else "weak",
-                lambda c=crop, w=whole, t=target: fast.draw(w, c, t),
+                lambda c=crop, w=whole, t=target: fast.render_crop_compiled(w, c, t),
             )
     return ", ".join(f"{stage} {1000 * seconds / NUM:.1f}" for stage, seconds in spent.items())
 
@@ -101,8 +103,8 @@ def run() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         photographs(root / "images")
-        convert(FolderSource(root / "images"), root / "train.beton")
-        pack = PackSource(root / "train.beton")
+        convert_to_beton(FolderSource(root / "images"), root / "train.beton")
+        pack = BetonSource(root / "train.beton")
         plain = plain_loader(root / "images", BATCH, WORKERS, PASSES)
         ways: dict[str, Callable[[], Iterable[Any]]] = {
             "plain": lambda: plain,

@@ -9,7 +9,7 @@ from bench_loader import photographs
 from bench_step import seconds
 
 from mugs.data.sources.base import FolderSource
-from mugs.data.sources.convert import find_bad
+from mugs.data.sources.convert import find_bad_images
 from stages import convert
 
 COPIES, THREADS = 30, 4
@@ -32,7 +32,7 @@ def run() -> list[dict[str, Any]]:
         look(root, len(source))  # which also warms the cache of files
         ours = sorted(seconds(lambda: look(root, len(source))) for _ in range(5))[2]
         decoding = sorted(
-            seconds(lambda: find_bad(source, range(len(source)), THREADS)) for _ in range(3)
+            seconds(lambda: find_bad_images(source, range(len(source)), THREADS)) for _ in range(3)
         )[1]
     note = f"{len(source):,} images of about 100 kB, {1e6 * ours / len(source):.0f} us an image, files in memory"
     row = {

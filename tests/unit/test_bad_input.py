@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.sources.beton import PackSource
+from mugs.data.sources.beton import BetonSource
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def test_all_bad_images_are_named_at_once_and_can_be_left_out(place: Place) -> N
         "run", "tiny.yaml", "--only", "photos", "--set", f"photos.allow_bad=[{', '.join(names)}]"
     )
     assert left_out.returncode == 0, left_out.stdout
-    assert len(PackSource(place.path("convert/*/train.beton"))) == 9
+    assert len(BetonSource(place.path("convert/*/train.beton"))) == 9
 
 
 def test_empty_class_folders_are_named(place: Place) -> None:
@@ -175,7 +175,7 @@ def test_beton_cut_short_is_named_and_converted_again(done: Place) -> None:
 
 def test_damage_inside_a_beton_is_found(done: Place) -> None:
     path = done.path("convert/*/val.beton")
-    overwrite(path, int(PackSource(path).samples["image"]["data_ptr"][5]), 100)
+    overwrite(path, int(BetonSource(path).samples["image"]["data_ptr"][5]), 100)
     forget(done, "knn")
     assert f"{path}: sample 5 (dog/0.jpg)" in done.fails("--only", "knn", error="DecodeError")
     plain, deep = done.call("verify", "tiny.yaml"), done.call("verify", "tiny.yaml", "--deep")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import run_stage
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.open import open_source
 from mugs.evaluation.feature_store import FeatureStore
 from mugs.models.vit import build_vit
@@ -108,7 +108,7 @@ def test_import_features_export_timm(
     state = torch.load(plain, weights_only=True) if format == "timm" else load_file(plain)
     model.load_state_dict(state, strict=True)
     source = open_source(data.output("val"))
-    batches = eval_batches(source, resize=crop + 16, crop=crop)
+    batches = iter_eval_batches(source, resize=crop + 16, crop=crop)
     with torch.no_grad():
         theirs = torch.cat([model(batch[0]) for batch in batches])
     wanted, _ = FeatureStore(stored.output("features")).load("val", "cls")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mugs.data.dense.label_maps import VOID, read_map, sizes
-from mugs.data.prefetch import Report, ahead, counted
-from mugs.data.sources.base import SourceError, listed
+from mugs.data.dense.label_maps import VOID, check_map_size, read_map
+from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.sources.base import SourceError, format_names
 from mugs.data.sources.decode import DecodeError, decode_rgb
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -57,7 +57,7 @@ class SceneFolder:
         """
         image = self._image(index)
         labels = self._labels(index)
-        if differ := sizes(labels.shape, (image.shape[2], image.shape[1])):
+        if differ := check_map_size(labels.shape, (image.shape[2], image.shape[1])):
             raise SourceError(f"{self.annotations / self.names[index]}.png: {differ}")
         return image, labels
 
@@ -93,7 +93,7 @@ def check_scenes(
     num_classes: int,
     reduce_zero: bool,
     threads: int,
-    report: Report,
+    report: ProgressCallback,
 ) -> None:
     """Read every scene of the splits that `counts` names; `report` is told how many of how many are done.
 
@@ -109,11 +109,11 @@ def check_scenes(
     ]
     if not problems:
         places = [(folder, index) for folder in folders.values() for index in range(len(folder))]
-        lines = ahead(lambda place: place[0].problem(place[1]), places, threads)
-        problems = [line for line in counted(lines, len(places), report) if line]
+        lines = map_prefetched(lambda place: place[0].problem(place[1]), places, threads)
+        problems = [line for line in with_progress(lines, len(places), report) if line]
     if problems:
         raise SourceError(_listed("problems", problems))
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {what}: {listed(names)}" if names else ""
+    return f"{len(names)} {what}: {format_names(names)}" if names else ""

@@ -17,10 +17,10 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-from mugs.data.prefetch import Report, ahead, counted
-from mugs.data.sources.base import SourceError, ends_whole, listed
+from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.sources.base import SourceError, ends_whole, format_names
 from mugs.data.sources.decode import DecodeError, decode_rgb
-from mugs.data.sources.expected import Layout
+from mugs.data.sources.expected import ExpectedCounts
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 
@@ -124,7 +124,7 @@ class CocoSplit:
         masks = torch.zeros(len(entry.objects), *entry.size, dtype=torch.uint8)
         for mask, one in zip(masks, entry.objects, strict=True):
             try:
-                mask.copy_(torch.from_numpy(bitmap(one.outline, *entry.size)))
+                mask.copy_(torch.from_numpy(decode_outline(one.outline, *entry.size)))
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
                 where = f"{self.annotations}: annotation {one.annotation} of {entry.file}"
                 raise SourceError(f"{where} has no usable outline ({error})") from error
@@ -146,7 +146,7 @@ def usable_box(
     return box if box[2] > box[0] and box[3] > box[1] else None
 
 
-def bitmap(outline: Any, height: int, width: int) -> np.ndarray:
+def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
     """Polygons, or a run-length code, as uint8 (height, width). Polygons of less than three points enclose nothing."""
     if isinstance(outline, dict):
         encoded = (
@@ -169,14 +169,18 @@ def bitmap(outline: Any, height: int, width: int) -> np.ndarray:
     return np.asarray(rle.decode(rle.merge(rle.frPyObjects(polygons, height, width))))
 
 
-def trainable(split: CocoSplit, min_side: int) -> list[int]:
+def trainable_indices(split: CocoSplit, min_side: int) -> list[int]:
     """Indices of the images with an object that counts and no side below `min_side` pixels."""
     images = enumerate(split.images)
     return [index for index, image in images if image.objects and min(image.size) >= min_side]
 
 
 def check_coco(
-    root: Path, expected: Layout, *, threads: int = 4, report: Report = lambda done, total: None
+    root: Path,
+    expected: ExpectedCounts,
+    *,
+    threads: int = 4,
+    report: ProgressCallback = lambda done, total: None,
 ) -> dict[str, CocoSplit]:
     """Both splits, every image there, of the annotated size and not cut short, every outline well formed.
 
@@ -197,7 +201,7 @@ def check_coco(
         ]
         if bad[name]:
             problems.append(
-                f"{name}: {len(bad[name])} images are not as annotated: {listed(bad[name])}"
+                f"{name}: {len(bad[name])} images are not as annotated: {format_names(bad[name])}"
             )
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
@@ -206,11 +210,13 @@ def check_coco(
     return splits
 
 
-def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> dict[str, list[str]]:
+def _bad_images(
+    splits: dict[str, CocoSplit], threads: int, report: ProgressCallback
+) -> dict[str, list[str]]:
     """What is wrong with the images of each split."""
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
-    lines = counted(
-        ahead(lambda place: _problem(splits[place[0]], place[1]), places, threads),
+    lines = with_progress(
+        map_prefetched(lambda place: _problem(splits[place[0]], place[1]), places, threads),
         len(places),
         report,
     )
@@ -220,7 +226,7 @@ def _bad_images(splits: dict[str, CocoSplit], threads: int, report: Report) -> d
     return bad
 
 
-def _counts(split: CocoSplit, expected: Layout, images: int | None) -> list[str]:
+def _counts(split: CocoSplit, expected: ExpectedCounts, images: int | None) -> list[str]:
     found = {
         "categories": (len(split.categories), expected.classes),
         "images": (len(split), images),

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mugs.data.dense.label_maps import VOID, read_map, sizes
-from mugs.data.dense.pixels import normalised
-from mugs.data.prefetch import Report, ahead, counted
-from mugs.data.sources.base import SourceError, listed
+from mugs.data.dense.label_maps import VOID, check_map_size, read_map
+from mugs.data.dense.pixels import normalize_pixels
+from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.sources.base import SourceError, format_names
 from mugs.data.sources.decode import DecodeError, decode_rgb
 
 RESOLUTION = "480p"
@@ -36,7 +36,7 @@ class VideoFolder:
             raise SourceError(f"{listing}: names no video")
         problems = [line for line in map(self._problem, self.names) if line]
         if problems:
-            raise SourceError(f"{len(problems)} problems: {listed(problems)}")
+            raise SourceError(f"{len(problems)} problems: {format_names(problems)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,7 +81,7 @@ class VideoFolder:
             path = self.annotation(frame)
             values = read_map(path)
             values[values == VOID] = 0
-            if differ := sizes(values.shape, image_size(frame)):
+            if differ := check_map_size(values.shape, image_size(frame)):
                 raise SourceError(f"{path}: {differ}")
             if maps and values.shape != maps[0].shape:
                 raise SourceError(f"{path}: not of the size of the first map of {video}")
@@ -116,7 +116,7 @@ def read_frame(
     resized = torch.nn.functional.interpolate(
         pixels, size=size, mode="bilinear", align_corners=False
     )[0]
-    return normalised(resized.round(), mean, std)
+    return normalize_pixels(resized.round(), mean, std)
 
 
 def one_hot_patches(mask: np.ndarray, grid: tuple[int, int], num_objects: int) -> Tensor:
@@ -133,7 +133,7 @@ def resize_map(labels: Tensor, height: int, width: int) -> np.ndarray:
 
 
 def check_videos(
-    videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: Report
+    videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: ProgressCallback
 ) -> None:
     """Read every frame and map; `report` is told how many of how many videos are done.
 
@@ -146,6 +146,8 @@ def check_videos(
     ]
     if problems:
         raise SourceError(f"{videos.root}: {', '.join(problems)}")
-    lines = counted(ahead(videos.problem, range(len(videos)), threads), len(videos), report)
+    lines = with_progress(
+        map_prefetched(videos.problem, range(len(videos)), threads), len(videos), report
+    )
     if problems := [line for line in lines if line]:
-        raise SourceError(f"{len(problems)} problems: {listed(problems)}")
+        raise SourceError(f"{len(problems)} problems: {format_names(problems)}")

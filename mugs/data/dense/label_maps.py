@@ -23,7 +23,7 @@ def read_map(path: Path) -> np.ndarray:
         raise SourceError(f"{path}: not a readable PNG file ({error})") from error
 
 
-def sizes(map_shape: tuple[int, ...], image_size: tuple[int, int]) -> str | None:
+def check_map_size(map_shape: tuple[int, ...], image_size: tuple[int, int]) -> str | None:
     """How a map (H, W) and its image (width, height) differ in size, in words, or None."""
     width, height = image_size
     if map_shape == (height, width):

@@ -15,7 +15,7 @@ OPACITY = 0.6
 
 
 @cache
-def colours() -> np.ndarray:
+def label_colors() -> np.ndarray:
     """The 256 colours of PASCAL VOC and DAVIS, uint8 (256, 3): the bits of a label, spread over red, green and blue."""
     table = np.zeros((256, 3), np.uint8)
     for label in range(256):
@@ -28,18 +28,18 @@ def colours() -> np.ndarray:
     return table
 
 
-def hex_colours(names: Sequence[str], *, first: int) -> dict[str, str]:
+def hex_colors(names: Sequence[str], *, first: int) -> dict[str, str]:
     """`#rrggbb` of classes 0, 1, ... by name, as `overlay` shows them."""
-    table = np.roll(colours(), -first, axis=0)
+    table = np.roll(label_colors(), -first, axis=0)
     return {name: "#" + bytes(table[label].tolist()).hex() for label, name in enumerate(names)}
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, *, first: int) -> np.ndarray:
+def overlay_labels(image: np.ndarray, labels: np.ndarray, *, first: int) -> np.ndarray:
     """Image (H, W, 3) under the colours of a label map (H, W); label 0 has colour number `first`, void has none.
 
     Where the colour is black (`first` 0, label 0) the image is seen as it is.
     """
-    table = np.roll(colours(), -first, axis=0)
+    table = np.roll(label_colors(), -first, axis=0)
     colour = table[labels]
     shown = (labels != VOID) & (colour.any(axis=-1))
     mixed = (OPACITY * colour + (1 - OPACITY) * image).round().astype(np.uint8)

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 
 
-def fitted(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+def fit_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
     """Size with the shorter side at `short_side`, or less where the longer one would exceed `long_side`.
 
     Rounded, at least one pixel.
@@ -25,7 +25,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized
 
 
-def normalised(
+def normalize_pixels(
     image: Tensor, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
 ) -> Tensor:
     """Values from 0 to 255 (3, H, W) -> float32 of that mean and standard deviation."""

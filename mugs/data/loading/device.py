@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mugs.data.loading.batch import Batch, Views
 from mugs.data.views.config import ViewRecipe
-from mugs.random_streams import hashed_normal, mix
+from mugs.random_streams import hashed_normal, splitmix64
 
 
-class DeviceStage:
+class DeviceTransform:
     """Copies a batch to the device, scales to [0, 1], erases and normalises (in the order the recipe says).
 
     On a GPU all of it runs on a stream of its own, beside the step before, which the host has only queued.
@@ -67,6 +67,8 @@ class DeviceStage:
     def _erase(self, crops: Tensor, boxes: Tensor, batch: Batch, first: int) -> None:
         for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
             x, y, w, h = boxes[crop, image].tolist()
-            key = mix(mix(mix(self.seed) ^ batch.epoch) ^ int(batch.ids[image])) ^ (first + crop)
-            noise = hashed_normal(mix(key), (3, h, w), self.device)
+            key = splitmix64(
+                splitmix64(splitmix64(self.seed) ^ batch.epoch) ^ int(batch.ids[image])
+            ) ^ (first + crop)
+            noise = hashed_normal(splitmix64(key), (3, h, w), self.device)
             crops[crop, image, :, y : y + h, x : x + w] = noise

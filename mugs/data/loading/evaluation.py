@@ -10,16 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from mugs.data.loading.batch import Batch
-from mugs.data.loading.device import DeviceStage
-from mugs.data.loading.order import Order
-from mugs.data.prefetch import ahead
+from mugs.data.loading.device import DeviceTransform
+from mugs.data.loading.order import SampleOrder
+from mugs.data.prefetch import map_prefetched
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
-from mugs.data.views.plan import CropPlan, draw_strong, random_box
-from mugs.data.views.render.reference import render_crop, resized_crop
-from mugs.data.views.render.reference import resize as resize_image
-from mugs.random_streams import generator
+from mugs.data.views.plan import CropPlan, draw_crop_box, draw_strong_crop
+from mugs.data.views.render.reference import crop_and_resize, render_crop_pil
+from mugs.data.views.render.reference import resize_pil as resize_image
+from mugs.random_streams import make_generator
 
 Augmentation = Literal["strong", "crop_flip"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -27,7 +27,7 @@ RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
 
 
-def eval_image(
+def preprocess_eval_image(
     image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic"
 ) -> np.ndarray:
     """Shorter side to `short_side`, centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
@@ -39,7 +39,7 @@ def eval_image(
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
 
 
-def eval_batches(
+def iter_eval_batches(
     source: Source,
     *,
     resize: int = 256,
@@ -54,11 +54,11 @@ def eval_batches(
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def pixels(index: int) -> np.ndarray:
-        return eval_image(
+        return preprocess_eval_image(
             decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation
         )
 
-    images = ahead(pixels, chosen, threads)
+    images = map_prefetched(pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
         ids = chosen[first : first + batch_size]
         batch = torch.from_numpy(np.stack([next(images) for _ in ids]))
@@ -66,7 +66,7 @@ def eval_batches(
         yield batch.float().div_(255).sub_(mean).div_(std), labels, torch.tensor(ids)
 
 
-def probe_view(
+def render_probe_view(
     source: Source,
     sample: int,
     *,
@@ -77,19 +77,19 @@ def probe_view(
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
     image = decode_rgb(source.read(sample), source.describe(sample))
-    rng = generator(seed, epoch, sample, PROBE_CROP)
-    box = random_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
+    rng = make_generator(seed, epoch, sample, PROBE_CROP)
+    box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
     if augmentation == "strong":
-        plan = draw_strong(rng, recipe.large_size, box, 0, recipe)
-        return np.asarray(render_crop(image, plan)).transpose(2, 0, 1), plan.erase
+        plan = draw_strong_crop(rng, recipe.large_size, box, 0, recipe)
+        return np.asarray(render_crop_pil(image, plan)).transpose(2, 0, 1), plan.erase
     plan = CropPlan(recipe.large_size, box, bool(rng.random() < recipe.flip_prob), strong=False)
-    view = np.asarray(resized_crop(image, plan))
+    view = np.asarray(crop_and_resize(image, plan))
     return (view[:, ::-1] if plan.flip else view).transpose(2, 0, 1), plan.erase
 
 
-def probe_batches(
+def iter_probe_batches(
     source: Source,
-    order: Order,
+    order: SampleOrder,
     start: int,
     stop: int,
     *,
@@ -107,19 +107,19 @@ def probe_batches(
     recipe = replace(
         ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
     )
-    stage = DeviceStage(device, recipe, seed)
+    stage = DeviceTransform(device, recipe, seed)
     each = order.steps_per_epoch
 
     def view(item: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
         epoch, sample = item
-        return probe_view(
+        return render_probe_view(
             source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
         )
 
     items = (
         (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
     )
-    views = ahead(view, items, threads)
+    views = map_prefetched(view, items, threads)
     for step in range(start, stop):
         ids = order.indices(step)
         drawn = [next(views) for _ in ids]

@@ -28,10 +28,10 @@ from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 
 from mugs.data.loading.batch import RendererName
-from mugs.data.loading.order import Order
-from mugs.data.loading.thread_loader import Request, ThreadLoader
+from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.thread_loader import BatchRequest, ThreadLoader
 from mugs.data.sources.base import Source, SourceError
-from mugs.data.sources.beton import PackSource
+from mugs.data.sources.beton import BetonSource
 from mugs.data.views.config import ViewRecipe
 
 OS_PAGE = 4096
@@ -44,14 +44,14 @@ class FFCVLoader(ThreadLoader):
         self,
         source: Source,
         recipe: ViewRecipe,
-        order: Order,
+        order: SampleOrder,
         *,
         seed: int,
         renderer: RendererName,
         threads: int,
         ahead: int,
     ) -> None:
-        if not isinstance(source, PackSource):
+        if not isinstance(source, BetonSource):
             raise SourceError(
                 "loader 'ffcv' reads .beton files; convert the folder, or use loader: thread"
             )
@@ -59,10 +59,10 @@ class FFCVLoader(ThreadLoader):
             source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
         )
         self.reader = make_reader(source, order.batch_size // order.world)
-        check_places(source, self.reader.reader)
+        check_image_table(source, self.reader.reader)
         self.reading: WeakSet[ReadAhead] = WeakSet()
 
-    def requests(self, start: int, stop: int) -> Generator[Request]:
+    def requests(self, start: int, stop: int) -> Generator[BatchRequest]:
         """Batches of images that have been read into memory, epoch by epoch."""
         per_epoch = self.order.steps_per_epoch
         while start < stop:
@@ -71,7 +71,9 @@ class FFCVLoader(ThreadLoader):
             with closing(ReadAhead(self.reader, ids)) as batches:
                 self.reading.add(batches)
                 for step, chosen in zip(range(start, end), ids, strict=True):
-                    yield Request(step, chosen, partial(stored, batches.file, next(batches)))
+                    yield BatchRequest(
+                        step, chosen, partial(read_mapped_image, batches.file, next(batches))
+                    )
             start = end
 
     def close(self) -> None:
@@ -81,13 +83,13 @@ class FFCVLoader(ThreadLoader):
         super().close()
 
 
-def stored(file: np.ndarray, places: np.ndarray, slot: int) -> bytes:
+def read_mapped_image(file: np.ndarray, places: np.ndarray, slot: int) -> bytes:
     """The encoded image of a slot."""
     address, size = int(places[slot, 0]), int(places[slot, 1])
     return file[address : address + size].tobytes()
 
 
-def make_reader(source: PackSource, batch_size: int) -> Loader:
+def make_reader(source: BetonSource, batch_size: int) -> Loader:
     """FFCV's loader over the file. Its memory manager is no argument of FFCV's, so the class is swapped meanwhile."""
     stock = ffcv.loader.loader.OSCacheManager
     ffcv.loader.loader.OSCacheManager = MappedFile
@@ -99,13 +101,13 @@ def make_reader(source: PackSource, batch_size: int) -> Loader:
             os_cache=True,
             order=OrderOption.SEQUENTIAL,
             batches_ahead=1,
-            pipelines={"image": PipelineSpec("image", decoder=Located()), "label": None},
+            pipelines={"image": PipelineSpec("image", decoder=LocateImage()), "label": None},
         )
     finally:
         ffcv.loader.loader.OSCacheManager = stock
 
 
-def check_places(source: PackSource, reader: Reader) -> None:
+def check_image_table(source: BetonSource, reader: Reader) -> None:
     """Refuse a file whose tables contradict each other: compiled code does not notice that it reads elsewhere."""
     table = reader.alloc_table
     same = np.array_equal(table["ptr"], source.samples["image"]["data_ptr"])
@@ -114,7 +116,7 @@ def check_places(source: PackSource, reader: Reader) -> None:
         raise SourceError(f"{source.path}: its table of images is damaged; convert again")
 
 
-class Located(Operation):  # type: ignore[misc]
+class LocateImage(Operation):  # type: ignore[misc]
     """Reads each stored image into the page cache, without the GIL, and hands out where it lies.
 
     Rows are address, size and the sum of one byte per page, which is what makes the system read them. A place takes 24

@@ -1,11 +1,11 @@
-"""Batches of views in the exact order of `Order`, whichever front end makes them."""
+"""Batches of views in the exact order of `SampleOrder`, whichever front end makes them."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from mugs.data.loading.batch import LoaderName, RendererName, ViewLoader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.views.config import ViewRecipe
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_loader(
     source: Source,
     recipe: ViewRecipe,
-    order: Order,
+    order: SampleOrder,
     *,
     seed: int,
     loader: LoaderName = "auto",

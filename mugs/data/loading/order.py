@@ -8,7 +8,7 @@ from numpy.random import Generator, Philox
 EPOCHS_KEPT = 2  # steps are asked for ahead of the loop and in it: at the turn of two epochs, by turns for both
 
 
-class Order:
+class SampleOrder:
     """Permutation keyed by (seed, epoch); the batch of a step is a slice of it, each rank's part a slice of that.
 
     An incomplete last batch is dropped, unless `steps_per_epoch` asks for it: then the permutation is repeated from its

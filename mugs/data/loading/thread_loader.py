@@ -13,19 +13,22 @@ import torch
 from PIL import Image
 
 from mugs.data.loading.batch import Batch, RendererName
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import ViewPlan, draw_plan
+from mugs.data.views.plan import ViewPlan, draw_view_plan
 from mugs.data.views.render import fast, reference
 
 Render = Callable[[Image.Image, ViewPlan, np.ndarray, np.ndarray], None]
-RENDERERS: dict[RendererName, Render] = {"fast": fast.render, "reference": reference.render}
+RENDERERS: dict[RendererName, Render] = {
+    "fast": fast.render_views_compiled,
+    "reference": reference.render_views_pil,
+}
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchRequest:
     """A batch to render: its global step, sample ids (N,), and the encoded image of a slot 0 ... N - 1."""
 
     step: int
@@ -40,7 +43,7 @@ class BatchBuffer:
     done, so that a new buffer per batch costs no allocation and needs no bookkeeping here.
     """
 
-    def __init__(self, request: Request, recipe: ViewRecipe, render: Render) -> None:
+    def __init__(self, request: BatchRequest, recipe: ViewRecipe, render: Render) -> None:
         num, large, small = len(request.ids), recipe.large_size, recipe.small_size
         pinned = torch.cuda.is_available()
         self.request, self.render = request, render
@@ -65,7 +68,7 @@ class ThreadLoader:
         self,
         source: Source,
         recipe: ViewRecipe,
-        order: Order,
+        order: SampleOrder,
         *,
         seed: int,
         renderer: RendererName,
@@ -91,16 +94,16 @@ class ThreadLoader:
                 for future in itertools.chain.from_iterable(futures for _, futures in queue):
                     future.cancel()
 
-    def requests(self, start: int, stop: int) -> Generator[Request]:
+    def requests(self, start: int, stop: int) -> Generator[BatchRequest]:
         """What to render, in order; the encoded images are read by the threads that render them."""
         for step in range(start, stop):
             ids = self.order.indices(step)
-            yield Request(step, ids, partial(self._read, ids))
+            yield BatchRequest(step, ids, partial(self._read, ids))
 
     def _read(self, ids: np.ndarray, slot: int) -> bytes:
         return self.source.read(int(ids[slot]))
 
-    def _submit(self, request: Request) -> tuple[BatchBuffer, list[Future[None]]]:
+    def _submit(self, request: BatchRequest) -> tuple[BatchBuffer, list[Future[None]]]:
         buffer = BatchBuffer(request, self.recipe, self.render)
         return buffer, [
             self.pool.submit(self._fill, buffer, slot) for slot in range(len(request.ids))
@@ -110,7 +113,7 @@ class ThreadLoader:
         sample = int(buffer.request.ids[slot])
         image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
         epoch = buffer.request.step // self.order.steps_per_epoch
-        plan = draw_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
+        plan = draw_view_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
         buffer.draw(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:

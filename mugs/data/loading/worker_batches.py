@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
 
-Make = Callable[[Any], Any]
+LoadItem = Callable[[Any], Any]
 
 
-class Batch(NamedTuple):
+class LabeledBatch(NamedTuple):
     """Images (N, 3, S, S), labels (N,) or label maps (N, S, S), and sample ids (N,) of one rank."""
 
     images: Tensor
@@ -21,10 +21,10 @@ class Batch(NamedTuple):
     ids: Tensor
 
 
-class Made(Dataset[Any]):
+class MapDataset(Dataset[Any]):
     """What `make` makes of a key, or its error, whose message DataLoader would turn into a traceback."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: LoadItem) -> None:
         self.make = make
 
     def __getitem__(self, key: Any) -> Any:
@@ -34,8 +34,8 @@ class Made(Dataset[Any]):
             return error
 
 
-def made(
-    make: Make, keys: Iterable[Sequence[Any]], collate: Callable[[list[Any]], Any], workers: int
+def iter_batches(
+    make: LoadItem, keys: Iterable[Sequence[Any]], collate: Callable[[list[Any]], Any], workers: int
 ) -> Generator[Any]:
     """`collate` of what `make` makes of each list of keys, by `workers` processes, or by this one with 0.
 
@@ -46,7 +46,7 @@ def made(
         return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
 
     loader = DataLoader(
-        Made(make),
+        MapDataset(make),
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=first_error,
@@ -59,6 +59,6 @@ def made(
         yield item
 
 
-def stacked(items: list[tuple[Tensor, Tensor | int, int]]) -> Batch:
+def stack_samples(items: list[tuple[Tensor, Tensor | int, int]]) -> LabeledBatch:
     """Images, labels and sample ids of a batch."""
-    return Batch(*default_collate(items))
+    return LabeledBatch(*default_collate(items))

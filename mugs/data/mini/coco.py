@@ -9,7 +9,14 @@ from numpy.random import Generator, Philox
 from PIL import Image
 
 from mugs.data.dense.coco import SPLITS
-from mugs.data.mini.scenes_and_videos import BODY, Digits, ground, load_split, paste, sprite
+from mugs.data.mini.scenes_and_videos import (
+    BODY,
+    Digits,
+    draw_dark_noise,
+    load_digit_split,
+    paste_digit,
+    scale_digit,
+)
 from pipeline.files import replace_atomically
 
 SIZES = ((96, 96), (80, 112), (112, 80))  # height, width
@@ -24,12 +31,12 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
         (folder / "annotations").mkdir(parents=True)
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             (folder / SPLITS[split]).mkdir()
-            digits = load_split(split)
+            digits = load_digit_split(split)
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for index in range(1, count + 1):
                 rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 16 + number]))
-                light, found = scene(digits, rng)
+                light, found = draw_coco_scene(digits, rng)
                 name = f"{index:012d}.jpg"
                 Image.fromarray(light).convert("RGB").save(
                     folder / SPLITS[split] / name, quality=95
@@ -46,10 +53,10 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
             path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """A dark picture with one to four digits that hardly overlap, and their annotations."""
     height, width = SIZES[rng.integers(len(SIZES))]
-    light = ground(height, width, rng)
+    light = draw_dark_noise(height, width, rng)
     wanted, taken = int(rng.integers(1, 5)), np.zeros((height, width), bool)
     found: list[dict[str, Any]] = []
     for _ in range(20 * wanted):
@@ -61,13 +68,13 @@ def scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, An
         if place.any():
             continue
         place[:] = True
-        shape = sprite(digits.images[chosen], size)
-        paste(light, shape, top, left)
-        found.append(annotation(shape > BODY, int(digits.labels[chosen]), top, left))
+        shape = scale_digit(digits.images[chosen], size)
+        paste_digit(light, shape, top, left)
+        found.append(annotate_digit(shape > BODY, int(digits.labels[chosen]), top, left))
     return light, found
 
 
-def annotation(body: np.ndarray, digit: int, top: int, left: int) -> dict[str, Any]:
+def annotate_digit(body: np.ndarray, digit: int, top: int, left: int) -> dict[str, Any]:
     """COCO's fields for a digit at (top, left): its outline is the convex hull of its body's pixels."""
     from scipy.spatial import ConvexHull
 

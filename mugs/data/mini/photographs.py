@@ -31,7 +31,7 @@ def materialize_patches(root: Path) -> None:
     patches = [
         patch
         for name, pixels in zip(names, samples.images, strict=True)
-        for patch in cut(name, pixels)
+        for patch in cut_patches(name, pixels)
     ]
     with replace_atomically(root) as temporary:
         for index, (region, patch) in enumerate(patches):
@@ -40,7 +40,7 @@ def materialize_patches(root: Path) -> None:
             Image.fromarray(patch).save(folder / f"patch_{index:04d}.jpg", quality=95)
 
 
-def cut(name: str, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def cut_patches(name: str, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Region and pixels (24, 24, 3) of every patch of a photograph (H, W, 3), region by region."""
     height, width = pixels.shape[0] // ROWS, pixels.shape[1] // COLUMNS
     for row, column in np.ndindex(ROWS, COLUMNS):

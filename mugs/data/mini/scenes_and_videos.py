@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator, Philox
 from PIL import Image
 
-from mugs.data.dense.pictures import colours
+from mugs.data.dense.pictures import label_colors
 from pipeline.files import replace_atomically
 
 BACKGROUND = 1  # as written, where 0 is void; digit d is d + 2
@@ -27,7 +27,7 @@ class Digits:
     labels: np.ndarray
 
 
-def load_split(split: str) -> Digits:
+def load_digit_split(split: str) -> Digits:
     """The digits of "train" or "val"."""
     from sklearn.datasets import load_digits
 
@@ -46,22 +46,24 @@ def materialize_scenes(
         for number, (split, name, count) in enumerate(
             (("train", "training", train), ("val", "validation", val))
         ):
-            digits = load_split(split)
+            digits = load_digit_split(split)
             for kind in ("images", "annotations"):
                 (folder / kind / name).mkdir(parents=True)
             for index in range(count):
                 rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, number]))
-                image, labels = scene(digits, rng, classes)
+                image, labels = draw_labeled_scene(digits, rng, classes)
                 image.save(folder / "images" / name / f"{name}_{index:04d}.jpg", quality=95)
                 Image.fromarray(labels).save(
                     folder / "annotations" / name / f"{name}_{index:04d}.png"
                 )
 
 
-def scene(digits: Digits, rng: Generator, classes: int) -> tuple[Image.Image, np.ndarray]:
+def draw_labeled_scene(
+    digits: Digits, rng: Generator, classes: int
+) -> tuple[Image.Image, np.ndarray]:
     """A picture with up to four digits in its quarters, and its label map as ADE20K writes one."""
     height, width = SIZES[rng.integers(len(SIZES))]
-    light = ground(height, width, rng)
+    light = draw_dark_noise(height, width, rng)
     labels = np.full((height, width), BACKGROUND, np.uint8)
     usable = np.flatnonzero(digits.labels < classes)
     for quarter in rng.permutation(4)[: rng.integers(2, 5)]:
@@ -69,8 +71,8 @@ def scene(digits: Digits, rng: Generator, classes: int) -> tuple[Image.Image, np
         size = int(rng.integers(26, 33))
         top = (quarter // 2) * (height // 2) + int(rng.integers(0, height // 2 - size + 1))
         left = (quarter % 2) * (width // 2) + int(rng.integers(0, width // 2 - size + 1))
-        shape = sprite(digits.images[chosen], size)
-        paste(light, shape, top, left)
+        shape = scale_digit(digits.images[chosen], size)
+        paste_digit(light, shape, top, left)
         part = labels[top : top + size, left : left + size]
         part[shape > EDGE] = 0
         part[shape > BODY] = digits.labels[chosen] + 2
@@ -82,7 +84,7 @@ def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -
     if root.is_dir():
         return
     with replace_atomically(root) as folder:
-        digits = load_split("val")
+        digits = load_digit_split("val")
         names = [f"digits_{index:02d}" for index in range(videos)]
         for index, name in enumerate(names):
             rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 2]))
@@ -104,40 +106,40 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
         [rng.uniform(0, height - 32, 2), [rng.uniform(0, 8), rng.uniform(50, 64)]], axis=1
     )
     speed = rng.uniform(1.0, 2.0, (2, 2)) * rng.choice([-1, 1], (2, 2))
-    backdrop = ground(height, width, rng)
+    backdrop = draw_dark_noise(height, width, rng)
     for frame in range(frames):
         light, ids = backdrop.copy(), np.zeros((height, width), np.uint8)
         for number, digit in enumerate(chosen):
             size = round(sizes[number] * (1 + 0.01 * frame))
             room = np.array([height - size, width - size])
-            top, left = reflected(place[number] + frame * speed[number], room).astype(int)
-            shape = sprite(digits.images[digit], size)
-            paste(light, shape, top, left)
+            top, left = bounce_position(place[number] + frame * speed[number], room).astype(int)
+            shape = scale_digit(digits.images[digit], size)
+            paste_digit(light, shape, top, left)
             ids[top : top + size, left : left + size][shape > BODY] = number + 1
         Image.fromarray(light).convert("RGB").save(images / f"{frame:05d}.jpg", quality=95)
         annotation = Image.fromarray(ids)
-        annotation.putpalette(colours()[:5].flatten().tolist())
+        annotation.putpalette(label_colors()[:5].flatten().tolist())
         annotation.save(annotations / f"{frame:05d}.png")
 
 
-def ground(height: int, width: int, rng: Generator) -> np.ndarray:
+def draw_dark_noise(height: int, width: int, rng: Generator) -> np.ndarray:
     """Dark noise, uint8."""
     return rng.integers(0, 24, (height, width), dtype=np.uint8)
 
 
-def sprite(pixels: np.ndarray, size: int) -> np.ndarray:
+def scale_digit(pixels: np.ndarray, size: int) -> np.ndarray:
     """A digit of 8 x 8 at size x size, uint8."""
     small = Image.fromarray((pixels * (255 / 16)).clip(0, 255).astype(np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def paste(light: np.ndarray, shape: np.ndarray, top: int, left: int) -> None:
+def paste_digit(light: np.ndarray, shape: np.ndarray, top: int, left: int) -> None:
     """Put a digit into the picture; the lighter pixel wins."""
     part = light[top : top + shape.shape[0], left : left + shape.shape[1]]
     np.maximum(part, shape, out=part)
 
 
-def reflected(position: np.ndarray, room: np.ndarray) -> np.ndarray:
+def bounce_position(position: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Where something is that bounces between 0 and `room`."""
     folded = np.mod(position, 2 * room)
     place: np.ndarray = np.where(folded > room, 2 * room - folded, folded)

@@ -15,7 +15,7 @@ class SourceError(ValueError):
     """A data set cannot be read; the message names the file or folder."""
 
 
-def listed(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """The first of some names or problems, for a message."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
@@ -65,7 +65,7 @@ class FolderSource:
         self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
         if not self.classes:
             raise SourceError(
-                f"{root}: no class folders in it (expected {root}/<class>/<image>){instead(root)}"
+                f"{root}: no class folders in it (expected {root}/<class>/<image>){suggest_layout(root)}"
             )
         self.paths: list[str] = []
         self.labels: list[int] = []
@@ -118,7 +118,7 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def instead(root: Path) -> str:
+def suggest_layout(root: Path) -> str:
     """What a folder without class folders holds, and what to do about it; for a message."""
     suffixes = [p.suffix.lower() for p in root.iterdir() if p.is_file()]
     if tars := suffixes.count(".tar"):
@@ -132,7 +132,7 @@ def instead(root: Path) -> str:
     return ""
 
 
-def refuse(where: object, what: str, bad: Sequence[str]) -> None:
+def raise_if_any(where: object, what: str, bad: Sequence[str]) -> None:
     """SourceError naming the first of what is wrong, if anything is."""
     if bad:
-        raise SourceError(f"{where}: {len(bad)} {what}: {listed(bad)}")
+        raise SourceError(f"{where}: {len(bad)} {what}: {format_names(bad)}")

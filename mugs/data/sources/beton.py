@@ -62,7 +62,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """One image as it is stored."""
 
     data: bytes
@@ -76,7 +76,9 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_beton(path: Path, images: Iterable[Encoded], num: int) -> tuple[list[int], list[int]]:
+def write_beton(
+    path: Path, images: Iterable[EncodedImage], num: int
+) -> tuple[list[int], list[int]]:
     """Write `num` images; returns sizes and CRC-32s. The file appears under its name only when it is complete."""
     samples, table = np.zeros(num, dtype=SAMPLE), np.zeros(num, dtype=ALLOCATION)
     crcs = []
@@ -149,7 +151,7 @@ def read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
-class PackSource:
+class BetonSource:
     """A `.beton` file, its table memory-mapped. Raises SourceError for a file that is not complete."""
 
     def __init__(self, path: Path) -> None:

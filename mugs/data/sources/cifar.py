@@ -16,7 +16,7 @@ SIDE = 32
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 
 
-def encoded(text: str, encoding: str) -> bytes:
+def encode_latin1(text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes in an old pickle."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"asks for the encoding {encoding!r}")
@@ -24,7 +24,7 @@ def encoded(text: str, encoding: str) -> bytes:
 
 
 ALLOWED = {
-    ("_codecs", "encode"): encoded,
+    ("_codecs", "encode"): encode_latin1,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
@@ -79,21 +79,23 @@ class ArraySource(ListedSource):
 
 def open_cifar10(root: Path, split: str) -> ArraySource:
     """`root` or `root/cifar-10-batches-py`: data_batch_1 ... 5, test_batch and batches.meta."""
-    root = inside(root, "cifar-10-batches-py", "batches.meta")
+    root = find_cifar_dir(root, "cifar-10-batches-py", "batches.meta")
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    return from_files(root, split, names, labels="labels", classes=("batches.meta", "label_names"))
+    return read_batches(
+        root, split, names, labels="labels", classes=("batches.meta", "label_names")
+    )
 
 
 def open_cifar100(root: Path, split: str) -> ArraySource:
     """`root` or `root/cifar-100-python`: train, test and meta; fine labels."""
-    root = inside(root, "cifar-100-python", "meta")
+    root = find_cifar_dir(root, "cifar-100-python", "meta")
     names = ["train" if split == "train" else "test"]
-    return from_files(
+    return read_batches(
         root, split, names, labels="fine_labels", classes=("meta", "fine_label_names")
     )
 
 
-def inside(root: Path, folder: str, mark: str) -> Path:
+def find_cifar_dir(root: Path, folder: str, mark: str) -> Path:
     """The folder that holds the file `mark`: `root` itself or the published folder in it. Raises SourceError."""
     for candidate in (root, root / folder):
         if (candidate / mark).is_file():
@@ -103,7 +105,7 @@ def inside(root: Path, folder: str, mark: str) -> Path:
     )
 
 
-def from_files(
+def read_batches(
     root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]
 ) -> ArraySource:
     """The images of the named files in their order. Raises SourceError naming the file that is wrong."""
@@ -134,7 +136,7 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
     """A pickled dictionary that holds the keys. Raises SourceError naming the file."""
     try:
         with path.open("rb") as stream:
-            content = load(stream)
+            content = load_arrays(stream)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (
@@ -153,6 +155,6 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
     return dict(content)
 
 
-def load(stream: BinaryIO) -> Any:
+def load_arrays(stream: BinaryIO) -> Any:
     """Unpickle plain values and arrays; text of Python 2 becomes str."""
     return ArrayUnpickler(stream, encoding="latin1").load()

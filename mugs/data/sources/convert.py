@@ -9,12 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from mugs.data.prefetch import Report, ahead, counted
-from mugs.data.sources.base import FolderSource, SourceError, listed
+from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.sources.base import FolderSource, SourceError, format_names
 from mugs.data.sources.beton import (
     PAGE,
-    Encoded,
-    PackSource,
+    BetonSource,
+    EncodedImage,
     Sidecar,
     read_sidecar,
     write_beton,
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LISTED = 200  # bad files listed below the first line of a refusal
 
 
-def encode(data: bytes, name: str, label: int) -> Encoded:
+def encode_image(data: bytes, name: str, label: int) -> EncodedImage:
     """An image as it is stored: RGB and grey JPEG bytes verbatim, anything else re-encoded (quality 95, 4:4:4).
 
     Every image is decoded once to be sure that it is whole. Raises DecodeError naming it.
@@ -41,16 +41,16 @@ def encode(data: bytes, name: str, label: int) -> Encoded:
         data = buffer.getvalue()
     if len(data) > PAGE:
         raise DecodeError(f"{name}: {len(data)} bytes, the most is {PAGE}")
-    return Encoded(data, rgb.width, rgb.height, label)
+    return EncodedImage(data, rgb.width, rgb.height, label)
 
 
-def convert(
+def convert_to_beton(
     source: FolderSource,
     path: Path,
     *,
     allow_bad: Sequence[str] = (),
     threads: int = 4,
-    progress: Report | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Sidecar:
     """Convert the images of `source` into `path`, unless that is done already.
 
@@ -66,11 +66,13 @@ def convert(
     except SourceError:
         pass
     report = progress or (lambda done, total: None)
-    bad = find_bad(source, range(len(source)), threads, report)
-    require_good(source, bad, allow_bad)
+    bad = find_bad_images(source, range(len(source)), threads, report)
+    check_bad_allowed(source, bad, allow_bad)
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
-    images = ahead(lambda i: encode(source.read(i), source.name(i), source.label(i)), keep, threads)
-    sizes, crcs = write_beton(path, counted(images, len(keep), report), len(keep))
+    images = map_prefetched(
+        lambda i: encode_image(source.read(i), source.name(i), source.label(i)), keep, threads
+    )
+    sizes, crcs = write_beton(path, with_progress(images, len(keep), report), len(keep))
     sidecar = Sidecar(
         classes=source.classes,
         names=[source.name(i) for i in keep],
@@ -87,67 +89,73 @@ def convert(
     return sidecar
 
 
-def require_whole(source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4) -> None:
+def check_whole_images(
+    source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4
+) -> None:
     """Raise SourceError, as `convert` would, for images that were cut short; a look at the end of each file tells.
 
     Only what does not end as a JPEG or PNG does is decoded, so a million of these take minutes and not hours; images of
     other formats are all decoded. What is damaged inside a file shows when it is converted.
     """
-    ends = ahead(source.ends_whole, range(len(source)), threads)
+    ends = map_prefetched(source.ends_whole, range(len(source)), threads)
     suspects = [index for index, whole in enumerate(ends) if not whole]
-    require_good(source, find_bad(source, suspects, threads), allow_bad)
+    check_bad_allowed(source, find_bad_images(source, suspects, threads), allow_bad)
 
 
-def require_good(source: FolderSource, bad: Mapping[str, str], allow_bad: Sequence[str]) -> None:
+def check_bad_allowed(
+    source: FolderSource, bad: Mapping[str, str], allow_bad: Sequence[str]
+) -> None:
     """Raise SourceError with the bad images, name -> reason, that are not allowed."""
     if refused := {name: why for name, why in bad.items() if name not in allow_bad}:
-        raise SourceError(refusal(source.root, refused, len(source)))
+        raise SourceError(format_refusal(source.root, refused, len(source)))
 
 
-def refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
+def format_refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
     """Message about bad files: a first line that names them, then one line each with the reason."""
     reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
     more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
     return (
-        f"{folder}: {len(refused)} of {total} files are not usable images: {listed(list(refused))}; "
+        f"{folder}: {len(refused)} of {total} files are not usable images: {format_names(list(refused))}; "
         f"repair or remove them, or name them in allow_bad to leave them out\n{reasons}{more}"
     )
 
 
-def find_bad(
+def find_bad_images(
     source: FolderSource,
     indices: Sequence[int],
     threads: int,
-    report: Report = lambda done, total: None,
+    report: ProgressCallback = lambda done, total: None,
 ) -> dict[str, str]:
     """Decode these images; name -> reason of those that fail."""
 
     def check(index: int) -> tuple[str, str] | None:
         name = source.name(index)
         try:
-            encode(source.read(index), name, 0)
+            encode_image(source.read(index), name, 0)
         except (DecodeError, OSError) as error:
             return name, str(error).removeprefix(f"{name}: ")
         return None
 
-    results = counted(ahead(check, indices, threads), len(indices), report)
+    results = with_progress(map_prefetched(check, indices, threads), len(indices), report)
     return dict(found for found in results if found is not None)
 
 
-def verify(path: Path, *, every: int = 1) -> list[str]:
+def verify_beton(path: Path, *, every: int = 1) -> list[str]:
     """Check checksum, decodability and label of every `every`-th sample; a line per bad one, or for a bad file."""
     try:
-        source = PackSource(path)
+        source = BetonSource(path)
     except SourceError as error:
         return [str(error)]
     return [
         line
-        for line in ahead(lambda i: problem(source, i), range(0, len(source), every), threads=4)
+        for line in map_prefetched(
+            lambda i: find_sample_problem(source, i), range(0, len(source), every), threads=4
+        )
         if line
     ]
 
 
-def label_is_right(source: PackSource, index: int) -> bool:
+def has_recorded_label(source: BetonSource, index: int) -> bool:
     """Whether a sample carries the recorded label, or where none is recorded that of its class folder."""
     label = source.label(index)
     if source.sidecar.labels is not None:
@@ -158,12 +166,12 @@ def label_is_right(source: PackSource, index: int) -> bool:
     )
 
 
-def problem(source: PackSource, index: int) -> str | None:
+def find_sample_problem(source: BetonSource, index: int) -> str | None:
     """What is wrong with a sample, or None."""
     where, data = source.describe(index), source.read(index)
     if zlib.crc32(data) != source.sidecar.crc32[index]:
         return f"{where} is damaged: its CRC-32 differs; convert again"
-    if not label_is_right(source, index):
+    if not has_recorded_label(source, index):
         return f"{where} carries label {source.label(index)}"
     try:
         decode_rgb(data, where)

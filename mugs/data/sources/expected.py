@@ -3,42 +3,42 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mugs.data.sources.base import FolderSource, SourceError, listed
+from mugs.data.sources.base import FolderSource, SourceError, format_names
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExpectedCounts:
     """Number of classes and images by split; what is None is not asked for."""
 
     classes: int | None = None
     images: Mapping[str, int | None] | None = None
 
-    def or_known(self, dataset: str) -> "Layout":
+    def or_known(self, dataset: str) -> "ExpectedCounts":
         """With what is None taken from the data set of that name, if it is a known one."""
-        known = KNOWN.get(dataset, Layout())
+        known = KNOWN.get(dataset, ExpectedCounts())
         images = {
             **(known.images or {}),
             **{k: v for k, v in (self.images or {}).items() if v is not None},
         }
-        return Layout(known.classes if self.classes is None else self.classes, images)
+        return ExpectedCounts(known.classes if self.classes is None else self.classes, images)
 
 
 KNOWN = {
-    "imagenet1k": Layout(1000, {"train": 1_281_167, "val": 50_000}),  # ILSVRC 2012
-    "cifar10": Layout(10, {"train": 50_000, "val": 10_000}),
-    "cifar100": Layout(100, {"train": 50_000, "val": 10_000}),
-    "inat18": Layout(8142, {"train": 437_513, "val": 24_426}),
-    "inat19": Layout(1010, {"train": 265_213, "val": 3_030}),
-    "flowers102": Layout(
+    "imagenet1k": ExpectedCounts(1000, {"train": 1_281_167, "val": 50_000}),  # ILSVRC 2012
+    "cifar10": ExpectedCounts(10, {"train": 50_000, "val": 10_000}),
+    "cifar100": ExpectedCounts(100, {"train": 50_000, "val": 10_000}),
+    "inat18": ExpectedCounts(8142, {"train": 437_513, "val": 24_426}),
+    "inat19": ExpectedCounts(1010, {"train": 265_213, "val": 3_030}),
+    "flowers102": ExpectedCounts(
         102, {"train": 2_040, "val": 6_149}
     ),  # train: its training and validation images
-    "cars": Layout(196, {"train": 8_144, "val": 8_041}),
-    "coco2017": Layout(80, {"train": 118_287, "val": 5_000}),
+    "cars": ExpectedCounts(196, {"train": 8_144, "val": 8_041}),
+    "coco2017": ExpectedCounts(80, {"train": 118_287, "val": 5_000}),
 }
 
 
-def check_layout(
-    dataset: str, sources: Mapping[str, FolderSource | SourceError], expected: Layout
+def check_expected_counts(
+    dataset: str, sources: Mapping[str, FolderSource | SourceError], expected: ExpectedCounts
 ) -> None:
     """SourceError, in one line, with all that differs in any split; an error stands for a split without images."""
     problems = [
@@ -57,7 +57,9 @@ def check_layout(
         )
 
 
-def _differences(split: str, source: FolderSource | SourceError, expected: Layout) -> list[str]:
+def _differences(
+    split: str, source: FolderSource | SourceError, expected: ExpectedCounts
+) -> list[str]:
     if isinstance(source, SourceError):
         return [f"{split}: {source}"]
     found = {"classes": len(source.classes), "images": len(source)}
@@ -77,5 +79,5 @@ def _class_differences(train: list[str], val: list[str]) -> list[str]:
         ("val", "train", sorted(set(val) - set(train))),
     ):
         if names:
-            lines.append(f"{len(names)} classes of {one} are not in {other}: {listed(names)}")
+            lines.append(f"{len(names)} classes of {one} are not in {other}: {format_names(names)}")
     return lines

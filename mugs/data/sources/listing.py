@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.sources.base import EXTENSIONS, FolderSource, SourceError, refuse
+from mugs.data.sources.base import EXTENSIONS, FolderSource, SourceError, raise_if_any
 
 NO_LABEL = -1
 
@@ -63,12 +63,12 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
         raise SourceError(f"{list_file}: cannot be read as a list of files: {error}") from error
     if not lines:
         raise SourceError(f"{list_file}: names no file")
-    found = [parse(root, line) for line in lines]
+    found = [parse_line(root, line) for line in lines]
     lost = [line for line, entry in zip(lines, found, strict=True) if not entry]
-    refuse(list_file, f"of its lines name no file below {root}", lost)
+    raise_if_any(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    refuse(
+    raise_if_any(
         list_file,
         "of its lines name a file again",
         [path for path, count in Counter(paths).items() if count > 1],
@@ -82,7 +82,7 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     return ListedSource(root, paths, [number[name] for name in names], classes)
 
 
-def parse(root: Path, line: str) -> tuple[str, str] | None:
+def parse_line(root: Path, line: str) -> tuple[str, str] | None:
     """Path and label ("" for none) of a line; None when it names no file below `root`."""
     head, *last = line.rsplit(maxsplit=1)
     for path, label in ((line, ""), (head, last[0] if last else "")):
@@ -95,14 +95,14 @@ def parse(root: Path, line: str) -> tuple[str, str] | None:
 def class_names(list_file: Path, entries: Sequence[tuple[str, str]]) -> list[str]:
     """The class of each entry: its label, or the first folder of its path when no entry has a label."""
     if any(label for _, label in entries):
-        refuse(
+        raise_if_any(
             list_file,
             "of its lines carry no label, others do",
             [path for path, label in entries if not label],
         )
         return [label for _, label in entries]
     bare = [path for path, _ in entries if "/" not in path]
-    refuse(
+    raise_if_any(
         list_file,
         "of its lines carry neither a label nor a class folder (num_classes: 0 for no labels)",
         bare,

@@ -8,7 +8,7 @@ from mugs.data.sources.base import FolderSource, Source
 def open_source(path: Path) -> Source:
     """A `.beton` file with its sidecar, or an image folder."""
     if path.suffix == ".beton":
-        from mugs.data.sources.beton import PackSource
+        from mugs.data.sources.beton import BetonSource
 
-        return PackSource(path)
+        return BetonSource(path)
     return FolderSource(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mugs.data.sources.base import SourceError, refuse
+from mugs.data.sources.base import SourceError, raise_if_any
 from mugs.data.sources.cifar import open_cifar10, open_cifar100
 from mugs.data.sources.listing import ListedSource
 
@@ -32,28 +32,30 @@ def open_public(dataset: str, root: Path, split: str) -> ListedSource:
 def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
     """iNaturalist: species by their category number. (The release numbers them as they first appear.)"""
     path = root / f"{split}{year}.json"
-    content = read_json(path)
+    content = read_dataset_json(path)
     try:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
         names = {
             entry["id"]: str(entry["name"])
-            for entry in content.get("categories") or categories(root, year)
+            for entry in content.get("categories") or read_categories(root, year)
         }
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path}: not an iNaturalist file ({error!r})") from error
     numbers = {identity: number for number, identity in enumerate(sorted(names))}
     unlabelled = [files[image] for image in files if category.get(image) not in numbers]
-    refuse(path, "images have no category, or one that is not listed", unlabelled)
+    raise_if_any(path, "images have no category, or one that is not listed", unlabelled)
     classes = [f"{identity} {names[identity]}" for identity in sorted(names)]
-    return existing(
+    return make_checked_source(
         root, path, list(files.values()), [numbers[category[image]] for image in files], classes
     )
 
 
-def categories(root: Path, year: int) -> Any:
+def read_categories(root: Path, year: int) -> Any:
     """The species of the 2018 data set, when its split files do not list them."""
-    return read_json(root / f"categories{year}.json" if year != 2018 else root / "categories.json")
+    return read_dataset_json(
+        root / f"categories{year}.json" if year != 2018 else root / "categories.json"
+    )
 
 
 def open_flowers(root: Path, split: str) -> ListedSource:
@@ -64,11 +66,11 @@ def open_flowers(root: Path, split: str) -> ListedSource:
         [np.atleast_1d(read_mat(root / "setid.mat", part)) for part in parts]
     ).tolist()
     beyond = [str(number) for number in chosen if not 1 <= number <= len(labels)]
-    refuse(
+    raise_if_any(
         root / "setid.mat", f"numbers are not those of the {len(labels)} labelled images", beyond
     )
     paths = [f"jpg/image_{number:05d}.jpg" for number in chosen]
-    return numbered(
+    return make_one_based_source(
         root, root / "imagelabels.mat", paths, [labels[n - 1] for n in chosen], _numbers(102)
     )
 
@@ -93,10 +95,10 @@ def open_cars(root: Path, split: str) -> ListedSource:
         for name in np.atleast_1d(read_mat(root / "devkit" / "cars_meta.mat", "class_names"))
     ]
     paths = [f"{folder}/{name}" for name in entries["fname"]]
-    return numbered(root, path, paths, list(entries["class"]), classes)
+    return make_one_based_source(root, path, paths, list(entries["class"]), classes)
 
 
-def numbered(
+def make_one_based_source(
     root: Path, where: Path, paths: list[str], labels: Sequence[Any], classes: list[str]
 ) -> ListedSource:
     """Images with labels that count from 1."""
@@ -105,21 +107,21 @@ def numbered(
         for path, label in zip(paths, labels, strict=True)
         if not 1 <= label <= len(classes)
     ]
-    refuse(where, f"labels are not 1 to {len(classes)}", wrong)
-    return existing(root, where, paths, [int(label) - 1 for label in labels], classes)
+    raise_if_any(where, f"labels are not 1 to {len(classes)}", wrong)
+    return make_checked_source(root, where, paths, [int(label) - 1 for label in labels], classes)
 
 
-def existing(
+def make_checked_source(
     root: Path, where: Path, paths: list[str], labels: list[int], classes: list[str]
 ) -> ListedSource:
     """The images, all of which are there, and of every class."""
-    refuse(
+    raise_if_any(
         where,
         f"named images are not below {root}",
         [path for path in paths if not (root / path).is_file()],
     )
     present = set(labels)
-    refuse(
+    raise_if_any(
         where,
         "classes have no image",
         [name for number, name in enumerate(classes) if number not in present],
@@ -127,7 +129,7 @@ def existing(
     return ListedSource(root, paths, labels, classes)
 
 
-def read_json(path: Path) -> Any:
+def read_dataset_json(path: Path) -> Any:
     """Content of a JSON file. Raises SourceError naming it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

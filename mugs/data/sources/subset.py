@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from numpy.random import Generator, Philox
 
-from mugs.data.sources.base import Source, SourceError, refuse
+from mugs.data.sources.base import Source, SourceError, raise_if_any
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
 KNOWN_LINES = {
@@ -48,7 +48,7 @@ class Subset:
         return hashlib.sha256(names.encode()).hexdigest()
 
 
-def listed(
+def indices_from_list(
     source: Source, list_file: Path, *, lines: int | None = None, drop_last: bool = False
 ) -> list[int]:
     """Indices of the images a text file names, sorted: a file name or a path relative to the data set's root a line.
@@ -59,7 +59,7 @@ def listed(
     """
     names = read_names(list_file)
     last = names[-1]
-    where = locate(source, {*names, last[:-1]})
+    where = locate_names(source, {*names, last[:-1]})
     if last not in where and last[:-1] in where:
         names[-1] = last[:-1]
     elif last not in where and len(last) == 1:
@@ -68,16 +68,16 @@ def listed(
         raise SourceError(
             f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}"
         )
-    refuse(
+    raise_if_any(
         list_file,
         "of its lines name no image of the data set",
         [name for name in names if name not in where],
     )
     several = [name for name in names if len(where[name]) > 1]
-    refuse(list_file, "of its lines are the name of several images; give paths", several)
+    raise_if_any(list_file, "of its lines are the name of several images; give paths", several)
     indices = [where[name][0] for name in names]
     again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
-    refuse(list_file, "of its lines name an image again", again)
+    raise_if_any(list_file, "of its lines name an image again", again)
     indices = indices[:-1] if drop_last else indices
     _every_class(source, indices, list_file)
     return sorted(indices)
@@ -97,7 +97,7 @@ def read_names(list_file: Path) -> list[str]:
     return names
 
 
-def locate(source: Source, names: set[str]) -> dict[str, list[int]]:
+def locate_names(source: Source, names: set[str]) -> dict[str, list[int]]:
     """Indices by name, of those names that are a path or the last part of a path in the source."""
     found = defaultdict(list)
     for index in range(len(source)):
@@ -107,7 +107,7 @@ def locate(source: Source, names: set[str]) -> dict[str, list[int]]:
     return dict(found)
 
 
-def class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
+def draw_class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
     """Indices, sorted, of `percent` of each class, rounded, at least one; a smaller part lies inside a larger one."""
     members = defaultdict(list)
     for index in range(len(source)):
@@ -124,4 +124,4 @@ def class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
 def _every_class(source: Source, indices: Sequence[int], where: object) -> None:
     present = {source.label(i) for i in indices}
     absent = [name for label, name in enumerate(source.classes) if label not in present]
-    refuse(where, f"of {len(source.classes)} classes have no image in it", absent)
+    raise_if_any(where, f"of {len(source.classes)} classes have no image in it", absent)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from mugs.data.views.config import ViewRecipe
-from mugs.random_streams import generator, turn_to, uniform
+from mugs.random_streams import draw_uniform, make_generator, switch_stream
 
 OPERATIONS = (
     "auto_contrast",
@@ -68,11 +68,11 @@ class ViewPlan:
     weak: bool
 
 
-def draw_plan(
+def draw_view_plan(
     seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe
 ) -> ViewPlan:
     """The views of one image of the given size in pixels."""
-    rng = generator(seed, epoch, sample, COIN)
+    rng = make_generator(seed, epoch, sample, COIN)
     fresh = dict(rng.bit_generator.state)
     coins = rng.random(1 + recipe.num_small)
     strong = coins > recipe.weak_prob
@@ -86,9 +86,9 @@ def draw_plan(
     def crop(
         index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
     ) -> CropPlan:
-        turn_to(rng, fresh, index)
-        draw = draw_strong if is_strong else draw_weak
-        return draw(rng, size, random_box(rng, width, height, scale, recipe.ratio), kind, recipe)
+        switch_stream(rng, fresh, index)
+        draw = draw_strong_crop if is_strong else draw_weak_crop
+        return draw(rng, size, draw_crop_box(rng, width, height, scale, recipe.ratio), kind, recipe)
 
     large = recipe.large_size
     crops = [
@@ -101,14 +101,14 @@ def draw_plan(
     return ViewPlan(tuple(crops), weak=not strong[0])
 
 
-def random_box(
+def draw_crop_box(
     rng: Generator, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop: ten tries, then the largest centred box within the ratios."""
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
-        area = width * height * uniform(rng, *scale)
-        aspect = math.exp(uniform(rng, *log_ratio))
+        area = width * height * draw_uniform(rng, *scale)
+        aspect = math.exp(draw_uniform(rng, *log_ratio))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
@@ -120,7 +120,7 @@ def random_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_weak(
+def draw_weak_crop(
     rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
 ) -> CropPlan:
     """Weak view of kind 0 (weak-1, always blurred), 1 (weak-2, solarised at times) or 2 (weak-local)."""
@@ -128,18 +128,18 @@ def draw_weak(
     jitter: tuple[tuple[int, float], ...] = ()
     if rng.random() < recipe.jitter_prob:
         values = [
-            uniform(rng, center - s, center + s)
+            draw_uniform(rng, center - s, center + s)
             for center, s in zip((1, 1, 1, 0), recipe.jitter, strict=True)
         ]
         jitter = tuple((op, values[op]) for op in rng.permutation(4).tolist())
     gray = rng.random() < recipe.gray_prob
-    radius = uniform(rng, *recipe.blur_radius)
+    radius = draw_uniform(rng, *recipe.blur_radius)
     blur = radius if rng.random() < recipe.blur_prob[kind] else 0.0
     solarize = kind == 1 and rng.random() < recipe.solarize_prob
     return CropPlan(size, box, flip, False, jitter, gray, blur, solarize)
 
 
-def draw_strong(
+def draw_strong_crop(
     rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
 ) -> CropPlan:
     """Strong view: flip, RandAugment on the whole image, the crop, random erasing."""
@@ -148,7 +148,7 @@ def draw_strong(
     operations = tuple(
         draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
     )
-    erase = random_erase(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
+    erase = draw_erase_box(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
     return CropPlan(size, box, flip, True, operations=operations, erase=erase)
 
 
@@ -172,11 +172,11 @@ def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:
     return Operation(name, value, bicubic)
 
 
-def random_erase(rng: Generator, size: int) -> tuple[int, int, int, int]:
+def draw_erase_box(rng: Generator, size: int) -> tuple[int, int, int, int]:
     """One box of area U(0.02, 1/3) and log-uniform aspect 0.3 to 3.33, ten tries; (0, 0, 0, 0) when none fits."""
     for _ in range(10):
-        area = uniform(rng, 0.02, 1 / 3) * size * size
-        aspect = math.exp(uniform(rng, math.log(0.3), math.log(1 / 0.3)))
+        area = draw_uniform(rng, 0.02, 1 / 3) * size * size
+        aspect = math.exp(draw_uniform(rng, math.log(0.3), math.log(1 / 0.3)))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if w < size and h < size:
             return int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1)), w, h

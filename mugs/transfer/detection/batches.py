@@ -9,10 +9,10 @@ from numpy.random import Philox
 from torch import Tensor
 
 from mugs.data.dense.coco import CocoSplit
-from mugs.data.dense.pixels import normalised
+from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.loading.order import EPOCHS_KEPT
-from mugs.data.prefetch import ahead
-from mugs.random_streams import generator
+from mugs.data.prefetch import map_prefetched
+from mugs.random_streams import make_generator
 from mugs.transfer.detection.targets import Targets, image_key
 from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, padded
 
@@ -104,7 +104,7 @@ def training_passes(
     draws = (
         (step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step)
     )
-    passes = ahead(ready, draws, threads)
+    passes = map_prefetched(ready, draws, threads)
     for _ in steps:
         yield [next(passes) for _ in range(share)]
 
@@ -114,8 +114,8 @@ def training_view(
 ) -> tuple[Tensor, Targets]:
     """Normalised view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
-    plan = draw_plan(generator(seed, epoch, entry.number, VIEW), entry.size, scales)
+    plan = draw_plan(make_generator(seed, epoch, entry.number, VIEW), entry.size, scales)
     image, targets = apply_plan(
         plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number)
     )
-    return normalised(image), targets
+    return normalize_pixels(image), targets

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from mugs.random_streams import mix
+from mugs.random_streams import splitmix64
 from mugs.transfer.detection.boxes import Stds, clip, decode, generalized_iou, match, sample
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.heads import (
@@ -138,7 +138,7 @@ def draw(
     boxes = torch.cat([target.boxes, proposals])
     matched = match(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
     positive, negative = sample(
-        matched, config.roi_samples, POSITIVE_SHARE, mix(target.key + 1 + number)
+        matched, config.roi_samples, POSITIVE_SHARE, splitmix64(target.key + 1 + number)
     )
     chosen = torch.cat([positive, negative])
     objects = matched[positive]

@@ -10,7 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mugs.models.vit import ViT
-from mugs.random_streams import hashed_bits, mix
+from mugs.random_streams import hashed_bits, splitmix64
 from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, STAGES, Cascade
 from mugs.transfer.detection.config import DetectorConfig
@@ -73,7 +73,9 @@ class Detector(nn.Module):
     def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
         """U(0, 1) draws (2 * depth, N), each image's a function of its key."""
         count = 2 * self.pyramid.vit.config.depth
-        draws = [hashed_bits(mix(t.key + DRAW_DEPTH), count, device) & 0xFFFFFF for t in targets]
+        draws = [
+            hashed_bits(splitmix64(t.key + DRAW_DEPTH), count, device) & 0xFFFFFF for t in targets
+        ]
         return torch.stack(draws, dim=1).float() / (1 << 24)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.data.dense.coco import CocoSplit
-from mugs.data.dense.pixels import fitted, normalised, resize_image
-from mugs.data.prefetch import ahead
-from mugs.data.sources.base import listed
+from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
+from mugs.data.prefetch import map_prefetched
+from mugs.data.sources.base import format_names
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
 from mugs.transfer.detection.config import DetectionConfig
@@ -46,7 +46,9 @@ def detect_split(
     path, quiet = run_dir / "progress.json", not distributed.is_main()
     progress = Progress("detect", len(mine), unit="images", path=path, quiet=quiet)
     found = []
-    images = ahead(lambda index: whole_view(split, index, config.scales), mine, config.threads)
+    images = map_prefetched(
+        lambda index: whole_view(split, index, config.scales), mine, config.threads
+    )
     model.eval()
     for done, (index, image) in enumerate(zip(mine, images, strict=True), 1):
         entry = split.images[index]
@@ -70,8 +72,8 @@ def detect_split(
 
 def whole_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
     """Normalised image (3, h, w), shorter side at the test size."""
-    size = fitted(split.images[index].size, scales.test_short_side, scales.max_side)
-    return normalised(resize_image(split.read(index), size))
+    size = fit_size(split.images[index].size, scales.test_short_side, scales.max_side)
+    return normalize_pixels(resize_image(split.read(index), size))
 
 
 def records(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:
@@ -108,7 +110,7 @@ def merged(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
     ]
     if wrong:
         raise RuntimeError(
-            f"{parts[0].parent}: detections not there exactly once, of images {listed(wrong)}"
+            f"{parts[0].parent}: detections not there exactly once, of images {format_names(wrong)}"
         )
     return [{"image_id": image["image_id"], **one} for image in images for one in image["objects"]]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 
 from mugs.data.dense.coco import CocoSplit
-from mugs.data.dense.pictures import colours, save_png, side_by_side
+from mugs.data.dense.pictures import label_colors, save_png, side_by_side
 
 OPACITY = 0.5
 MIN_SCORE = 0.3
@@ -67,7 +67,7 @@ def shown(split: CocoSplit, one: dict[str, Any]) -> Shown:
 
 def drawn(pixels: np.ndarray, objects: Sequence[Shown]) -> np.ndarray:
     """Image (H, W, 3) with masks in the colours of their classes, boxes and texts; enlarged where it is small."""
-    table, mixed = colours(), pixels.astype(np.float32)
+    table, mixed = label_colors(), pixels.astype(np.float32)
     for label, _, _, mask in objects:
         mixed[mask] = (1 - OPACITY) * mixed[mask] + OPACITY * table[label % 255 + 1]
     scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import nms
 
-from mugs.random_streams import mix
+from mugs.random_streams import splitmix64
 from mugs.transfer.detection.boxes import (
     RATIOS,
     Stds,
@@ -70,7 +70,9 @@ class RPN(nn.Module):
         for score, shift, target in zip(scores, shifts, targets, strict=True):
             usable = inside(boxes, target.size).nonzero()[:, 0]
             matched = match(boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3)
-            positive, negative = sample(matched, self.config.rpn_samples, 0.5, mix(target.key))
+            positive, negative = sample(
+                matched, self.config.rpn_samples, 0.5, splitmix64(target.key)
+            )
             objects, positive, negative = (
                 target.boxes[matched[positive]],
                 usable[positive],

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mugs.random_streams import mix
+from mugs.random_streams import splitmix64
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class Detections:
 
 def image_key(seed: int, epoch: int, image_id: int) -> int:
     """What the random choices made on an image in an epoch are a function of."""
-    return mix(mix(mix(seed) ^ epoch) ^ image_id)
+    return splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ image_id)

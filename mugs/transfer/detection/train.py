@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mugs import distributed
-from mugs.data.dense.coco import CocoSplit, trainable
+from mugs.data.dense.coco import CocoSplit, trainable_indices
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
@@ -43,7 +43,7 @@ class DetectionTraining(ModelTask[list[Pass]]):
     ) -> None:
         ready(model, device)
         self.split, self.multiple = split, model.pyramid.strides[-1]
-        self.chosen = trainable(split, config.min_side)
+        self.chosen = trainable_indices(split, config.min_side)
         self.order = GroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],
             seed=config.seed,

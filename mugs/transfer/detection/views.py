@@ -8,7 +8,7 @@ from numpy.random import Generator
 from torch import Tensor
 from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
-from mugs.data.dense.pixels import fitted, resize_image
+from mugs.data.dense.pixels import fit_size, resize_image
 from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.targets import Targets
 
@@ -34,7 +34,7 @@ class Scales:
 def usual_size(scales: Scales, multiple: int) -> tuple[int, int]:
     """Height and width of a view of 4 to 3 with the mean shorter side, padded to multiples."""
     short = sum(scales.short_sides) / len(scales.short_sides)
-    sides = fitted((3, 4), round(short), scales.max_side)
+    sides = fit_size((3, 4), round(short), scales.max_side)
     return -(-sides[0] // multiple) * multiple, -(-sides[1] // multiple) * multiple
 
 
@@ -53,13 +53,13 @@ def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
     flip = bool(rng.random() < scales.flip_prob)
     if rng.random() >= scales.crop_prob:
         return Plan(
-            flip, None, None, fitted(size, int(rng.choice(scales.short_sides)), scales.max_side)
+            flip, None, None, fit_size(size, int(rng.choice(scales.short_sides)), scales.max_side)
         )
-    first = fitted(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
+    first = fit_size(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
     low, high = scales.crop_sides
     sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in first]
     place = [int(rng.integers(0, side - cut + 1)) for side, cut in zip(first, sides, strict=True)]
-    last = fitted((sides[0], sides[1]), int(rng.choice(scales.short_sides)), scales.max_side)
+    last = fit_size((sides[0], sides[1]), int(rng.choice(scales.short_sides)), scales.max_side)
     return Plan(flip, first, (place[0], place[1], sides[0], sides[1]), last)
 
 

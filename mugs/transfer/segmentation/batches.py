@@ -1,4 +1,4 @@
-"""Scenes by the batch: training crops in the exact order of `Order`, test inputs one by one."""
+"""Scenes by the batch: training crops in the exact order of `SampleOrder`, test inputs one by one."""
 
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mugs.data.dense.ade20k import SceneFolder
-from mugs.data.loading.order import Order
-from mugs.data.loading.worker_batches import Batch, made, stacked
+from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.worker_batches import LabeledBatch, iter_batches, stack_samples
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.views import training_view, whole_view
 
@@ -43,13 +43,13 @@ def whole_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
 def training_batches(
     scenes: SceneFolder,
     recipe: SceneRecipe,
-    order: Order,
+    order: SampleOrder,
     *,
     seed: int,
     start: int,
     stop: int,
     workers: int,
-) -> Generator[Batch]:
+) -> Generator[LabeledBatch]:
     """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
     Raises what a scene raised, where its batch is due.
@@ -58,13 +58,13 @@ def training_batches(
         [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)]
         for step in range(start, stop)
     )
-    return made(partial(training_crop, scenes, recipe, seed), draws, stacked, workers)
+    return iter_batches(partial(training_crop, scenes, recipe, seed), draws, stack_samples, workers)
 
 
 def whole_scenes(
     scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int
 ) -> Generator[Scene]:
     """Scenes in the order of `indices`. Raises what a scene raised."""
-    return made(
+    return iter_batches(
         partial(whole_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
     )

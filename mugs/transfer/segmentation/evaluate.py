@@ -7,7 +7,7 @@ import torch
 
 from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
-from mugs.data.dense.pictures import overlay, save_png, side_by_side
+from mugs.data.dense.pictures import overlay_labels, save_png, side_by_side
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
 from mugs.transfer.segmentation.batches import Scene, whole_scenes
@@ -76,4 +76,4 @@ def picture(scene: Scene, predicted: np.ndarray) -> np.ndarray:
     """The image, the prediction over it, the truth over it."""
     image = scene.picture.permute(1, 2, 0).numpy()
     maps = (predicted.astype(np.uint8), scene.labels.numpy())
-    return side_by_side([image, *(overlay(image, labels, first=1) for labels in maps)])
+    return side_by_side([image, *(overlay_labels(image, labels, first=1) for labels in maps)])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
-from mugs.data.loading.order import Order
-from mugs.data.loading.worker_batches import Batch
+from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.worker_batches import LabeledBatch
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
@@ -24,7 +24,7 @@ from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.model import Segmenter, training_flops
 
 
-class SegmentationTraining(ModelTask[Batch]):
+class SegmentationTraining(ModelTask[LabeledBatch]):
     """A segmenter on its scenes. Raises ValueError when the batch does not divide over the ranks.
 
     A scene that cannot be used ends training with a DecodeError or SourceError naming it.
@@ -64,7 +64,7 @@ class SegmentationTraining(ModelTask[Batch]):
             flops=training_flops(model, config.scenes.crop),
         )
 
-    def batches(self, start: int) -> Generator[Batch]:
+    def batches(self, start: int) -> Generator[LabeledBatch]:
         """Crops of this rank."""
         return training_batches(
             self.scenes,
@@ -76,11 +76,11 @@ class SegmentationTraining(ModelTask[Batch]):
             workers=self.config.workers,
         )
 
-    def sample_ids(self, batch: Batch) -> Tensor:
+    def sample_ids(self, batch: LabeledBatch) -> Tensor:
         """Numbers of the scenes."""
         return batch.ids
 
-    def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
+    def backward(self, wrapped: nn.Module, batch: LabeledBatch, step: int) -> Losses:
         """Gradients of the summed losses of the heads."""
         config, device = self.config, self.device
         self.model.set_draws(config.seed, step, config.batch_size, self.mine, device)
@@ -93,9 +93,9 @@ class SegmentationTraining(ModelTask[Batch]):
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
 
 
-def scene_order(num_scenes: int, config: SegmentationConfig) -> Order:
+def scene_order(num_scenes: int, config: SegmentationConfig) -> SampleOrder:
     """The order of scenes; fewer than a batch are repeated to fill one."""
-    return Order(
+    return SampleOrder(
         num_scenes,
         seed=config.seed,
         world=distributed.world_size(),

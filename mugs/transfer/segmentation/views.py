@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize_mask
 
 from mugs.data.dense.label_maps import VOID
-from mugs.data.dense.pixels import fitted, normalised, resize_image
-from mugs.random_streams import generator, uniform
+from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
+from mugs.random_streams import draw_uniform, make_generator
 from mugs.transfer.segmentation.photometric import distort
 from mugs.transfer.segmentation.recipe import SceneRecipe
 
@@ -23,25 +23,25 @@ def training_view(
     image: Tensor, labels: Tensor, *, seed: int, epoch: int, sample: int, recipe: SceneRecipe
 ) -> tuple[Tensor, Tensor]:
     """Normalised float crop (3, S, S) and its label map (S, S), int64; what the crop lacks is zero and void."""
-    rng = generator(seed, epoch, sample, SCENE_CROP)
-    ratio = uniform(rng, *recipe.ratio)
+    rng = make_generator(seed, epoch, sample, SCENE_CROP)
+    ratio = draw_uniform(rng, *recipe.ratio)
     size = (labels.shape[0], labels.shape[1])
-    size = fitted(size, int(recipe.short_side * ratio), int(recipe.long_side * ratio))
+    size = fit_size(size, int(recipe.short_side * ratio), int(recipe.long_side * ratio))
     image, labels = resize_image(image, size), resize_labels(labels, size)
     top, left = draw_crop(labels, rng, recipe)
     image = image[:, top : top + recipe.crop, left : left + recipe.crop]
     labels = labels[top : top + recipe.crop, left : left + recipe.crop]
     if rng.random() < recipe.flip_prob:
         image, labels = image.flip(-1), labels.flip(-1)
-    pixels = normalised(distort(image, rng, recipe.photometric_prob))
+    pixels = normalize_pixels(distort(image, rng, recipe.photometric_prob))
     missing = (0, recipe.crop - labels.shape[1], 0, recipe.crop - labels.shape[0])
     return F.pad(pixels, missing), F.pad(labels, missing, value=VOID).long()
 
 
 def whole_view(image: Tensor, recipe: SceneRecipe) -> Tensor:
     """Normalised float image, scaled to fit."""
-    size = fitted((image.shape[1], image.shape[2]), recipe.short_side, recipe.long_side)
-    return normalised(resize_image(image, size))
+    size = fit_size((image.shape[1], image.shape[2]), recipe.short_side, recipe.long_side)
+    return normalize_pixels(resize_image(image, size))
 
 
 def draw_crop(labels: Tensor, rng: Generator, recipe: SceneRecipe) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.data.dense.davis import VideoFolder, one_hot_patches, read_frame, resize_map
-from mugs.data.dense.pictures import GAP, colours, overlay, save_png, side_by_side
+from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png, side_by_side
 from mugs.data.sources.decode import decode_rgb
 from mugs.engine.progress import Progress
 from mugs.models.vit import ViT
@@ -117,7 +117,7 @@ def write_masks(folder: Path, frames: list[Path], masks: np.ndarray) -> None:
     """Masks as palette PNG files, the form in which DAVIS' evaluators read them."""
     for frame, mask in zip(frames, masks, strict=True):
         image = Image.fromarray(mask)
-        image.putpalette(colours().flatten().tolist())
+        image.putpalette(label_colors().flatten().tolist())
         with replace_atomically(folder / f"{frame.stem}.png") as temporary:
             image.save(temporary, format="PNG")
 
@@ -128,7 +128,10 @@ def picture(frames: list[Path], predicted: np.ndarray, truth: np.ndarray) -> np.
     images = [np.asarray(decode_rgb(frames[i].read_bytes(), str(frames[i]))) for i in places]
     lines = [
         side_by_side(
-            [overlay(image, maps[i], first=0) for image, i in zip(images, places, strict=True)]
+            [
+                overlay_labels(image, maps[i], first=0)
+                for image, i in zip(images, places, strict=True)
+            ]
         )
         for maps in (predicted, truth)
     ]

@@ -11,10 +11,10 @@ from PIL import Image
 
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import FolderSource
-from mugs.data.sources.beton import PackSource
-from mugs.data.sources.convert import convert
+from mugs.data.sources.beton import BetonSource
+from mugs.data.sources.convert import convert_to_beton
 from mugs.data.views.config import ViewRecipe
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
@@ -28,7 +28,7 @@ def write_images(root: Path) -> Path:
         path = root / "folder" / str(i % 2) / f"{i:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40 + i, 50, 3), dtype=np.uint8)).save(path)
-    convert(FolderSource(root / "folder"), root / "train.beton")
+    convert_to_beton(FolderSource(root / "folder"), root / "train.beton")
     return root / "train.beton"
 
 
@@ -42,13 +42,13 @@ def copy_of(path: Path, folder: Path) -> Path:
 def damage_image(path: Path, sample: int) -> None:
     """Zeros over the start of a stored image."""
     with path.open("r+b") as stream:
-        stream.seek(int(PackSource(path).samples["image"]["data_ptr"][sample]))
+        stream.seek(int(BetonSource(path).samples["image"]["data_ptr"][sample]))
         stream.write(bytes(64))
 
 
 def loader(path: Path, name: str, *, world: int = 1, rank: int = 0, **options: Any):
-    source = PackSource(path)
-    order = Order(len(source), seed=3, world=world, rank=rank, batch_size=BATCH)
+    source = BetonSource(path)
+    order = SampleOrder(len(source), seed=3, world=world, rank=rank, batch_size=BATCH)
     return closing(make_loader(source, RECIPE, order, seed=5, loader=name, **options))
 
 

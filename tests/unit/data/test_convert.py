@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mugs.data.sources.base import FolderSource, SourceError
-from mugs.data.sources.beton import PackSource, sidecar_path
-from mugs.data.sources.convert import convert, verify
+from mugs.data.sources.beton import BetonSource, sidecar_path
+from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.open import open_source
 
@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -> None:
-    sidecar = convert(FolderSource(folder), tmp_path / "x.beton")
-    pack, source = PackSource(tmp_path / "x.beton"), open_source(folder)
+    sidecar = convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
+    pack, source = BetonSource(tmp_path / "x.beton"), open_source(folder)
     assert len(pack) == len(source) == 11
     assert sidecar.classes == pack.classes == ["cat", "dog"]
     for i in range(len(pack)):
@@ -49,16 +49,16 @@ def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -
         if source.name(i).endswith(".jpg"):
             assert pack.read(i) == source.read(i)
         assert decode_rgb(pack.read(i), "x").mode == "RGB"
-    assert verify(tmp_path / "x.beton") == []
+    assert verify_beton(tmp_path / "x.beton") == []
 
 
 def test_stock_ffcv_reads_it(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv", reason="ffcv is not installed")
     from ffcv.reader import Reader
 
-    convert(FolderSource(folder), tmp_path / "x.beton")
+    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
     reader = Reader(str(tmp_path / "x.beton"))
-    pack = PackSource(tmp_path / "x.beton")
+    pack = BetonSource(tmp_path / "x.beton")
     assert reader.num_samples == len(pack)
     assert reader.field_names == ["image", "label"]
     for i in range(len(pack)):
@@ -78,7 +78,7 @@ def test_stock_ffcv_loader_gives_the_pixels(tmp_path: Path) -> None:
     (tmp_path / "images/a").mkdir(parents=True)
     for i in range(6):
         (tmp_path / f"images/a/{i}.jpg").write_bytes(jpeg((32, 32), seed=i))
-    convert(FolderSource(tmp_path / "images"), tmp_path / "x.beton")
+    convert_to_beton(FolderSource(tmp_path / "images"), tmp_path / "x.beton")
     loader = Loader(
         str(tmp_path / "x.beton"),
         batch_size=3,
@@ -89,7 +89,7 @@ def test_stock_ffcv_loader_gives_the_pixels(tmp_path: Path) -> None:
             "label": [IntDecoder(), ToTensor()],
         },
     )
-    pack, seen = PackSource(tmp_path / "x.beton"), 0
+    pack, seen = BetonSource(tmp_path / "x.beton"), 0
     for images, _ in loader:
         for image in images.numpy().copy():
             ours = np.asarray(decode_rgb(pack.read(seen), "x"))
@@ -102,7 +102,7 @@ def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: 
     (folder / "cat/text.JPEG").write_text("this is no image")
     (folder / "dog/cut.jpg").write_bytes(jpeg((64, 64))[:600])
     with pytest.raises(SourceError) as error:
-        convert(FolderSource(folder), tmp_path / "x.beton")
+        convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
     assert "cat/text.JPEG" in str(error.value)
     assert "dog/cut.jpg" in str(error.value)
     assert "allow_bad" in str(error.value)
@@ -111,7 +111,9 @@ def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: 
 
 def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
     (folder / "cat/text.JPEG").write_text("this is no image")
-    sidecar = convert(FolderSource(folder), tmp_path / "x.beton", allow_bad=["cat/text.JPEG"])
+    sidecar = convert_to_beton(
+        FolderSource(folder), tmp_path / "x.beton", allow_bad=["cat/text.JPEG"]
+    )
     assert list(sidecar.left_out) == ["cat/text.JPEG"]
     assert "cat/text.JPEG" not in sidecar.names
 
@@ -119,19 +121,19 @@ def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Pat
 def test_empty_class_folder_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "emu").mkdir()
     with pytest.raises(SourceError, match="emu"):
-        convert(FolderSource(folder), tmp_path / "x.beton")
+        convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
 
 
 def test_a_second_conversion_does_nothing(folder: Path, tmp_path: Path) -> None:
-    convert(FolderSource(folder), tmp_path / "x.beton")
+    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
     before = (tmp_path / "x.beton").stat().st_mtime_ns
-    convert(FolderSource(folder), tmp_path / "x.beton")
+    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
     assert (tmp_path / "x.beton").stat().st_mtime_ns == before
 
 
 def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert(FolderSource(folder), path)
+    convert_to_beton(FolderSource(folder), path)
     os.truncate(path, path.stat().st_size - 100)
     with pytest.raises(SourceError, match=r"x\.beton.*truncated"):
         open_source(path)
@@ -139,7 +141,7 @@ def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert(FolderSource(folder), path)
+    convert_to_beton(FolderSource(folder), path)
     sidecar_path(path).unlink()
     with pytest.raises(SourceError, match="sidecar"):
         open_source(path)
@@ -147,15 +149,15 @@ def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_verify_finds_a_flipped_byte(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    convert(FolderSource(folder), path)
-    position = int(PackSource(path).samples["image"]["data_ptr"][3]) + 50
+    convert_to_beton(FolderSource(folder), path)
+    position = int(BetonSource(path).samples["image"]["data_ptr"][3]) + 50
     with path.open("r+b") as stream:
         stream.seek(position)
         byte = stream.read(1)[0]
         stream.seek(position)
         stream.write(bytes([byte ^ 1]))
-    (line,) = verify(path)
+    (line,) = verify_beton(path)
     assert f"{path}: sample 3 (cat/3.jpg)" in line
-    assert len(verify(path, every=3)) == 1 and verify(path, every=2) == []
+    assert len(verify_beton(path, every=3)) == 1 and verify_beton(path, every=2) == []
     os.truncate(path, 1000)
-    assert "truncated" in verify(path)[0]
+    assert "truncated" in verify_beton(path)[0]

@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mugs.data.sources.base import FolderSource, SourceError
-from mugs.data.sources.beton import PackSource
-from mugs.data.sources.convert import convert, verify
-from mugs.data.sources.expected import Layout, check_layout
+from mugs.data.sources.beton import BetonSource
+from mugs.data.sources.convert import convert_to_beton, verify_beton
+from mugs.data.sources.expected import ExpectedCounts, check_expected_counts
 from mugs.data.sources.listing import from_list, open_images
 from pipeline import config
 from pipeline.plan import build_plan, unresolved
@@ -65,13 +65,13 @@ def test_a_list_with_labels_converts_and_verifies(
     folder: Path, tmp_path: Path, text: str, labels: list[int], classes: list[str]
 ) -> None:
     source, target = open_images(folder, written(tmp_path, text)), tmp_path / "x.beton"
-    convert(source, target)
-    pack = PackSource(target)
+    convert_to_beton(source, target)
+    pack = BetonSource(target)
     assert [pack.label(i) for i in range(3)] == labels and pack.classes == classes
     assert [pack.name(i) for i in range(3)] == source.paths and pack.read(1) == (
         folder / "dog/a b.jpg"
     ).read_bytes()
-    assert verify(target) == []
+    assert verify_beton(target) == []
 
 
 def test_other_labels_are_another_data_set(folder: Path, tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_without_labels(tmp_path: Path) -> None:
         [-1] * 3,
         [],
     )
-    convert(source, tmp_path / "x.beton")
-    assert [PackSource(tmp_path / "x.beton").label(i) for i in range(3)] == [-1] * 3
-    assert verify(tmp_path / "x.beton") == []
+    convert_to_beton(source, tmp_path / "x.beton")
+    assert [BetonSource(tmp_path / "x.beton").label(i) for i in range(3)] == [-1] * 3
+    assert verify_beton(tmp_path / "x.beton") == []
     with pytest.raises(SourceError, match="no images in it"):
         open_images(fill(tmp_path / "empty/x", "x.txt").parent, labelled=False)
 
@@ -156,10 +156,10 @@ def test_imagenet_is_checked_before_anything_is_converted(folder: Path, tmp_path
 
 
 def test_what_was_known_can_be_declared_otherwise(folder: Path) -> None:
-    known = Layout(3, {"train": 5, "val": None}).or_known("imagenet1k")
+    known = ExpectedCounts(3, {"train": 5, "val": None}).or_known("imagenet1k")
     assert (known.classes, known.images) == (3, {"train": 5, "val": 50_000})
-    assert Layout(None, {"train": None}).or_known("mine") == Layout(None, {})
-    check_layout("mine", {"train": FolderSource(folder)}, Layout(3, {"train": 5}))
+    assert ExpectedCounts(None, {"train": None}).or_known("mine") == ExpectedCounts(None, {})
+    check_expected_counts("mine", {"train": FolderSource(folder)}, ExpectedCounts(3, {"train": 5}))
 
 
 def test_splits_of_other_classes(folder: Path, tmp_path: Path) -> None:
@@ -167,7 +167,9 @@ def test_splits_of_other_classes(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"2 classes of train are not in val: dog, emu; 1 classes of val .*: yak"
     ):
-        check_layout("mine", {"train": FolderSource(folder), "val": FolderSource(val)}, Layout())
+        check_expected_counts(
+            "mine", {"train": FolderSource(folder), "val": FolderSource(val)}, ExpectedCounts()
+        )
 
 
 def test_the_stage_with_lists(folder: Path, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_the_stage_with_lists(folder: Path, tmp_path: Path) -> None:
         ConvertConfig(**values, train_list=str(train))
     values |= {"train_list": str(train), "val_list": str(val), "num_train_images": 2}
     out = run(context(tmp_path), ConvertConfig(**values, num_val_images=2))
-    assert [PackSource(out.outputs["val"]).label(i) for i in range(2)] == [0, 1]
+    assert [BetonSource(out.outputs["val"]).label(i) for i in range(2)] == [0, 1]
     assert out.info == {"dataset": "mine", "num_classes": 2}
     with pytest.raises(SourceError, match="2 images found, 3 expected"):
         run(context(tmp_path), ConvertConfig(**values, num_val_images=3))
@@ -204,7 +206,7 @@ def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path)
         "num_train_images": 6,
     }
     out = run(context(tmp_path), ConvertConfig(**values, allow_bad=("cat/bad.jpg",)))
-    assert len(PackSource(out.outputs["train"])) == 5
+    assert len(BetonSource(out.outputs["train"])) == 5
 
 
 def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:

@@ -13,9 +13,9 @@ from mugs.data.views.plan import (
     OPERATIONS,
     CropPlan,
     Operation,
+    draw_crop_box,
     draw_operation,
-    draw_plan,
-    random_box,
+    draw_view_plan,
 )
 from mugs.data.views.render import fast, reference
 from mugs.data.views.render.hue import rotate_hue
@@ -41,16 +41,16 @@ PHOTOGRAPH = photograph(187, 141)
 
 
 def assert_same(crop: CropPlan, image: Image.Image = PHOTOGRAPH) -> None:
-    whole, out = fast.see(image), np.empty((3, crop.size, crop.size), np.uint8)
-    fast.draw(whole, crop, out)
-    expected = np.asarray(reference.render_crop(image, crop)).transpose(2, 0, 1)
+    whole, out = fast.to_planes(image), np.empty((3, crop.size, crop.size), np.uint8)
+    fast.render_crop_compiled(whole, crop, out)
+    expected = np.asarray(reference.render_crop_pil(image, crop)).transpose(2, 0, 1)
     np.testing.assert_array_equal(out, expected, err_msg=str(crop))
 
 
 def strong(
     rng: np.random.Generator, operations: tuple[Operation, ...], image: Image.Image = PHOTOGRAPH
 ) -> CropPlan:
-    box = random_box(rng, *image.size, (0.05, 1.0), (3 / 4, 4 / 3))
+    box = draw_crop_box(rng, *image.size, (0.05, 1.0), (3 / 4, 4 / 3))
     return CropPlan(
         int(rng.integers(8, 80)), box, bool(rng.random() < 0.5), True, operations=operations
     )
@@ -159,13 +159,13 @@ def test_views_of_the_recipe(weak_prob: float) -> None:
 
     def compare(sample: int) -> None:
         image = photograph(90 + 13 * sample, 200 - 11 * sample, sample)
-        plan = draw_plan(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
+        plan = draw_view_plan(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
         views = [
             (np.empty((4, 3, 64, 64), np.uint8), np.empty((6, 3, 24, 24), np.uint8))
             for _ in range(2)
         ]
-        fast.render(image, plan, *views[0])
-        reference.render(image, plan, *views[1])
+        fast.render_views_compiled(image, plan, *views[0])
+        reference.render_views_pil(image, plan, *views[1])
         for ours, theirs in zip(*views, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import FolderSource, SourceError
-from mugs.data.sources.beton import HEADER, PackSource
-from mugs.data.sources.convert import convert
+from mugs.data.sources.beton import HEADER, BetonSource
+from mugs.data.sources.convert import convert_to_beton
 
 pytest.importorskip("ffcv", reason="ffcv is not installed")
 FIELDS = ("large", "small", "erase", "weak", "ids", "labels")
@@ -67,8 +67,8 @@ def test_repeated_samples(beton: Path) -> None:
     """More steps than the data fill: a batch holds a sample twice."""
 
     def padded(name: str) -> list[Batch]:
-        order = Order(NUM, seed=3, world=1, rank=0, batch_size=32, steps_per_epoch=2)
-        batches = make_loader(PackSource(beton), RECIPE, order, seed=5, loader=name)
+        order = SampleOrder(NUM, seed=3, world=1, rank=0, batch_size=32, steps_per_epoch=2)
+        batches = make_loader(BetonSource(beton), RECIPE, order, seed=5, loader=name)
         found = list(batches.iterate(0, 3))
         batches.close()
         return found
@@ -97,7 +97,7 @@ sys.exit(torch.get_num_threads() != 2)
 
 def test_folders_are_refused(beton: Path) -> None:
     source = FolderSource(beton.parent / "folder")
-    order = Order(len(source), seed=0, world=1, rank=0, batch_size=BATCH)
+    order = SampleOrder(len(source), seed=0, world=1, rank=0, batch_size=BATCH)
     with pytest.raises(SourceError, match="convert the folder, or use loader: thread"):
         make_loader(source, RECIPE, order, seed=0, loader="ffcv")
 
@@ -137,13 +137,13 @@ def test_buffers_do_not_grow_with_the_largest_image(tmp_path: Path) -> None:
     (tmp_path / "folder/a").mkdir(parents=True)
     for i, size in enumerate([(40, 30), (2000, 1500)]):
         Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"folder/a/{i}.jpg")
-    convert(FolderSource(tmp_path / "folder"), tmp_path / "x.beton")
-    reading = ReadAhead(make_reader(PackSource(tmp_path / "x.beton"), 2), [np.array([1, 0])])
+    convert_to_beton(FolderSource(tmp_path / "folder"), tmp_path / "x.beton")
+    reading = ReadAhead(make_reader(BetonSource(tmp_path / "x.beton"), 2), [np.array([1, 0])])
     assert (
         sum(m.nbytes for m in reading.memory_allocations["operation"].values() if m is not None)
         < 1000
     )
-    assert [int(size) for size in next(reading)[:, 1]] == PackSource(tmp_path / "x.beton").sizes[
+    assert [int(size) for size in next(reading)[:, 1]] == BetonSource(tmp_path / "x.beton").sizes[
         ::-1
     ]
     reading.close()
@@ -167,5 +167,5 @@ def test_stock_ffcv_and_other_compiled_code_still_work(beton: Path) -> None:
     )
     assert type(stock.memory_manager) is OSCacheManager
     assert [int(x) for (labels,) in stock for x in labels.flatten()] == [
-        PackSource(beton).label(i) for i in range(NUM)
+        BetonSource(beton).label(i) for i in range(NUM)
     ]

@@ -20,8 +20,8 @@ from loader_cases import (
 
 from mugs.data.loading import thread_loader
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
-from mugs.data.sources.beton import PackSource
+from mugs.data.loading.order import SampleOrder
+from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.decode import DecodeError
 
 
@@ -40,7 +40,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_a_damaged_image_is_named_where_it_is_due(beton: Path, tmp_path: Path, name: str) -> None:
     path = copy_of(beton, tmp_path)
     damage_image(path, 9)
-    order = Order(NUM, seed=3, world=1, rank=0, batch_size=BATCH)
+    order = SampleOrder(NUM, seed=3, world=1, rank=0, batch_size=BATCH)
     due = next(step for step in range(5) if 9 in order.indices(step))
     assert due > 0
     with loader(path, name) as batches:
@@ -82,9 +82,9 @@ def test_abandoned_iterators_leave_nothing(beton: Path, name: str, repeats: int)
 def test_a_file_that_shrinks_while_it_is_read(beton: Path, tmp_path: Path) -> None:
     """No bus error: the sample is named. (FFCV reads through a memory map and has no such guard.)"""
     path = copy_of(beton, tmp_path)
-    source = PackSource(path)
+    source = BetonSource(path)
     os.truncate(path, int(source.samples["image"]["data_ptr"][4]))
-    order = Order(len(source), seed=3, world=1, rank=0, batch_size=BATCH)
+    order = SampleOrder(len(source), seed=3, world=1, rank=0, batch_size=BATCH)
     batches = make_loader(source, RECIPE, order, seed=5)
     with pytest.raises(DecodeError, match="sample"):
         list(batches.iterate(0, 5))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut
+from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
 from mugs.data.sources.open import open_source
 from stages.convert import ConvertConfig, resolve, run
 
@@ -16,7 +16,7 @@ BUILTIN = "builtin:sklearn_photo_patches"
 def test_no_pixel_is_in_two_patches_and_each_is_of_its_region() -> None:
     height, width = 100, 190
     pixels = np.arange(height * width * 3).reshape(height, width, 3)
-    patches = list(cut("photo", pixels))
+    patches = list(cut_patches("photo", pixels))
     assert {patch.shape for _, patch in patches} == {(SIDE, SIDE, 3)}
     first = np.concatenate([patch[..., 0].ravel() for _, patch in patches])
     assert len(np.unique(first)) == len(first) == ROWS * COLUMNS * 2 * 2 * SIDE * SIDE

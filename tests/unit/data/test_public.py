@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from scipy.io import savemat
 
 from mugs.data.sources.base import SourceError
-from mugs.data.sources.beton import PackSource
+from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.cifar import SIDE
 from mugs.data.sources.expected import KNOWN
 from mugs.data.sources.public import PUBLIC, open_public
@@ -318,7 +318,7 @@ def test_through_the_stage(tmp_path: Path) -> None:
     assert "\n" not in message and not list((tmp_path / "run").glob("*.beton"))
     out = stage.run(ctx, ConvertConfig(**values, num_train_images=10, num_val_images=2))
     assert out.info == {"dataset": "cifar10", "num_classes": 10}
-    packed = PackSource(out.outputs["train"])
+    packed = BetonSource(out.outputs["train"])
     assert [packed.label(i) for i in range(10)] == list(range(10)) and packed.classes[9] == "c9"
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mugs.data.sources.base import SourceError
-from mugs.data.sources.subset import Subset, class_balanced, listed
+from mugs.data.sources.subset import Subset, draw_class_balanced, indices_from_list
 from stages.shared.labelled import LabelledPart
 
 PER_CLASS = 130  # the shape of ImageNet's training split, a tenth of its size
@@ -116,26 +116,30 @@ SMALL = Named(["cat/a.jpg", "cat/b.jpg", "dog/a.jpg", "dog/c.jpg"], ["cat", "dog
 )
 def test_bad_lines_are_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SourceError, match=f"list.txt: {words}"):
-        listed(SMALL, write(tmp_path, text))
+        indices_from_list(SMALL, write(tmp_path, text))
 
 
 def test_paths_and_names_may_be_mixed(tmp_path: Path) -> None:
-    assert listed(SMALL, write(tmp_path, "dog/a.jpg\nb.jpg\n./cat/a.jpg\n")) == [0, 1, 2]
+    assert indices_from_list(SMALL, write(tmp_path, "dog/a.jpg\nb.jpg\n./cat/a.jpg\n")) == [0, 1, 2]
     with pytest.raises(SourceError, match=r"no\.txt: cannot be read as a list"):
-        listed(SMALL, tmp_path / "no.txt")
+        indices_from_list(SMALL, tmp_path / "no.txt")
 
 
 def test_a_balanced_part_takes_its_share_of_each_class(imagenet: Imagenet) -> None:
-    small, large = (class_balanced(imagenet, percent, seed=0) for percent in (1, 10))
+    small, large = (draw_class_balanced(imagenet, percent, seed=0) for percent in (1, 10))
     assert [len(small), len(large)] == [1000, 13_000]  # 1.3 and 13 of 130 images
     assert {imagenet.label(i) for i in small} == set(range(1000)) and set(small) < set(large)
-    assert class_balanced(imagenet, 1, seed=0) == small != class_balanced(imagenet, 1, seed=1)
+    assert (
+        draw_class_balanced(imagenet, 1, seed=0)
+        == small
+        != draw_class_balanced(imagenet, 1, seed=1)
+    )
     within = [i % PER_CLASS for i in small]
     assert len(set(within)) > 100  # not the same image of every class
 
 
 def test_a_class_keeps_at_least_one_image() -> None:
-    assert len(class_balanced(SMALL, 1, seed=3)) == 2
+    assert len(draw_class_balanced(SMALL, 1, seed=3)) == 2
 
 
 def test_a_subset_is_a_source() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import OPERATIONS, Operation, draw_plan
-from mugs.data.views.render.reference import apply_operation
-from mugs.random_streams import generator, hashed_normal, turn_to
+from mugs.data.views.plan import OPERATIONS, Operation, draw_view_plan
+from mugs.data.views.render.reference import apply_operation_pil
+from mugs.random_streams import hashed_normal, make_generator, switch_stream
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
 
@@ -56,7 +56,7 @@ def batches(
     threads: int = 2, *, world: int = 1, rank: int = 0, start: int = 0, recipe: ViewRecipe = SMALL
 ):
     source = MemorySource(20)
-    order = Order(20, seed=3, world=world, rank=rank, batch_size=4)
+    order = SampleOrder(20, seed=3, world=world, rank=rank, batch_size=4)
     loader = make_loader(source, recipe, order, seed=5, threads=threads)
     with closing(loader):
         return list(loader.iterate(start, 7))
@@ -79,7 +79,7 @@ def test_ranks_share_the_global_batch() -> None:
 
 
 def test_epochs_differ_and_cover_the_data() -> None:
-    order = Order(20, seed=0, world=1, rank=0, batch_size=5)
+    order = SampleOrder(20, seed=0, world=1, rank=0, batch_size=5)
     first = np.concatenate([order.indices(s) for s in range(4)])
     second = np.concatenate([order.indices(s) for s in range(4, 8)])
     assert sorted(first) == sorted(second) == list(range(20))
@@ -87,7 +87,7 @@ def test_epochs_differ_and_cover_the_data() -> None:
 
 
 def test_two_epochs_by_turns_are_each_shuffled_once() -> None:
-    order = Order(20, seed=3, world=1, rank=0, batch_size=4)
+    order = SampleOrder(20, seed=3, world=1, rank=0, batch_size=4)
     apart = [order.indices(step).tolist() for step in (4, 5)]
     for _ in range(3):
         assert [order.indices(step).tolist() for step in (4, 5)] == apart
@@ -95,13 +95,13 @@ def test_two_epochs_by_turns_are_each_shuffled_once() -> None:
 
 
 def test_order_pads_from_its_start() -> None:
-    order = Order(10, seed=0, world=1, rank=0, batch_size=4, steps_per_epoch=3)
+    order = SampleOrder(10, seed=0, world=1, rank=0, batch_size=4, steps_per_epoch=3)
     taken = np.concatenate([order.indices(s) for s in range(3)])
     assert list(taken[10:]) == list(taken[:2])
 
 
 def test_a_broken_sample_is_named_and_no_thread_stays() -> None:
-    order = Order(8, seed=0, world=1, rank=0, batch_size=4)
+    order = SampleOrder(8, seed=0, world=1, rank=0, batch_size=4)
     loader = make_loader(MemorySource(8, broken=5), SMALL, order, seed=0)
     with closing(loader), pytest.raises(DecodeError, match="sample 5"):
         list(loader.iterate(0, 2))
@@ -110,7 +110,7 @@ def test_a_broken_sample_is_named_and_no_thread_stays() -> None:
 
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
 def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
-    plans = [draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
+    plans = [draw_view_plan(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
     assert np.mean([p.weak for p in plans]) == pytest.approx(prob, abs=0.08)
     assert np.mean([not c.strong for p in plans for c in p.crops[4:]]) == pytest.approx(
         prob, abs=0.06
@@ -121,22 +121,22 @@ def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
 
 
 def test_a_generator_turned_to_a_crop_is_that_of_the_crop() -> None:
-    rng = generator(5, 2, 9, 255)
+    rng = make_generator(5, 2, 9, 255)
     fresh = dict(rng.bit_generator.state)
     for crop in (3, 0, 13):
         rng.integers(7, size=3), rng.normal(), rng.permutation(4)  # leave something in its buffers
-        turn_to(rng, fresh, crop)
-        expected = generator(5, 2, 9, crop)
+        switch_stream(rng, fresh, crop)
+        expected = make_generator(5, 2, 9, crop)
         assert rng.integers(7, size=5).tolist() == expected.integers(7, size=5).tolist()
         assert rng.random(9).tolist() == expected.random(9).tolist()
 
 
 def test_weak_only_copies_the_teacher_crops() -> None:
-    plan = draw_plan(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
+    plan = draw_view_plan(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
     assert plan.crops[2:4] == plan.crops[:2]
     assert not any(c.strong for c in plan.crops)
     released = [
-        draw_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
+        draw_view_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
         for i in range(9)
     ]
     assert any(c.strong for p in released for c in p.crops[4:])
@@ -144,13 +144,15 @@ def test_weak_only_copies_the_teacher_crops() -> None:
 
 def test_one_coin_per_image() -> None:
     for i in range(20):
-        plan = draw_plan(0, 0, i, 50, 40, replace(SMALL, student_coin="per_image"))
+        plan = draw_view_plan(0, 0, i, 50, 40, replace(SMALL, student_coin="per_image"))
         assert len({c.strong for c in plan.crops[2:]}) == 1
 
 
 def test_randaugment_never_repeats_unless_asked() -> None:
     def repeats(recipe: ViewRecipe) -> int:
-        plans = [draw_plan(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)]
+        plans = [
+            draw_view_plan(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)
+        ]
         pairs = [
             [o.name for o in c.operations] for p in plans for c in p.crops if len(c.operations) == 2
         ]
@@ -164,22 +166,22 @@ def test_randaugment_never_repeats_unless_asked() -> None:
 def test_every_operation_keeps_the_size(name: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))
     value = {"posterize": 0.0, "solarize": 26.0, "solarize_add": 99.0}.get(name, 0.27)
-    out = apply_operation(image, Operation(name, value, bicubic=True))
+    out = apply_operation_pil(image, Operation(name, value, bicubic=True))
     assert (out.size, out.mode) == ((40, 30), "RGB")
     if name == "posterize":
         assert np.asarray(out).max() == 0
 
 
 def test_one_pixel_image() -> None:
-    plan = draw_plan(0, 0, 0, 1, 1, SMALL)
+    plan = draw_view_plan(0, 0, 0, 1, 1, SMALL)
     assert all(c.box == (0, 0, 1, 1) for c in plan.crops)
 
 
 def test_erasing_is_normal_and_before_or_after_normalising() -> None:
     recipe = replace(SMALL, weak_prob=0.0, erase_prob=1.0)
     batch = batches(recipe=recipe)[0]
-    before = DeviceStage(torch.device("cpu"), recipe, 1)(batch)
-    after = DeviceStage(torch.device("cpu"), replace(recipe, erase_before_norm=False), 1)(batch)
+    before = DeviceTransform(torch.device("cpu"), recipe, 1)(batch)
+    after = DeviceTransform(torch.device("cpu"), replace(recipe, erase_before_norm=False), 1)(batch)
 
     def erased(views: torch.Tensor) -> torch.Tensor:
         found = []

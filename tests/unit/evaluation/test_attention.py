@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mugs.data.dense.pictures import GAP, colours
+from mugs.data.dense.pictures import GAP, label_colors
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation.attention import (
     RAMP,
@@ -76,9 +76,11 @@ def test_tiles_are_image_combined_map_and_heads() -> None:
     shown = picture(np.full((32, 32, 3), 90, np.uint8), MAPS, 0.6)
     assert shown.shape == (SIDE + STRIP, 4 * SIDE + 3 * GAP, 3)
     corner = [shown[2, (SIDE + GAP) * tile + 2].tolist() for tile in range(4)]
-    mixed = (0.6 * colours()[1] + 0.4 * 90).round().astype(int).tolist()
+    mixed = (0.6 * label_colors()[1] + 0.4 * 90).round().astype(int).tolist()
     assert corner == [[90, 90, 90], mixed, list(RAMP[4]), heat(MAPS[1])[0, 0].tolist()]
-    assert [shown[-1, (SIDE + GAP) * tile].tolist() for tile in (2, 3)] == colours()[1:3].tolist()
+    assert [shown[-1, (SIDE + GAP) * tile].tolist() for tile in (2, 3)] == label_colors()[
+        1:3
+    ].tolist()
     blank = [np.zeros((5, 6, 3), np.uint8)] * 14
     assert grid(blank).shape == (5 * 2 + GAP, 7 * 6 + 6 * GAP, 3)
 

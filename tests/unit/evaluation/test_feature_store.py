@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation import feature_store
 from mugs.evaluation.feature_store import (
@@ -66,7 +66,7 @@ def test_they_are_the_features_of_the_backbone(
     vit: ViT, source: FolderSource, tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
     store = extract(vit, source, tmp_path, replace(layout(source), dtype=dtype))
-    ((images, labels, _),) = eval_batches(source, resize=18, crop=16, batch_size=11)
+    ((images, labels, _),) = iter_eval_batches(source, resize=18, crop=16, batch_size=11)
     for name in NAMES:
         values, stored_labels = store.load("train", name)
         torch.testing.assert_close(

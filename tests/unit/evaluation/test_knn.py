@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation import knn
@@ -42,7 +42,7 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.manual_seed(0)
     model, splits = backbone_feature(build_vit("vit_mini").eval(), "cls"), []
     for split in ("train", "val"):
-        batches = eval_batches(FolderSource(root / split), resize=32, crop=32, threads=1)
+        batches = iter_eval_batches(FolderSource(root / split), resize=32, crop=32, threads=1)
         splits += extract(model, batches, device=torch.device("cpu"))[:2]
     bank, bank_labels, queries, labels = splits
     mean = bank.mean(

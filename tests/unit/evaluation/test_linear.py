@@ -13,7 +13,7 @@ from ranks import spawn
 from torch import Tensor, nn
 
 from mugs.checkpoint.save_load import load_latest
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.engine.loop import train
 from mugs.evaluation.classifiers import Setting
 from mugs.evaluation.linear import DivergedError, LinearProbe, Probing
@@ -83,7 +83,7 @@ def plain(setting: Setting, probe: LinearProbe = PROBE) -> nn.Linear:
     )
     if setting.optimizer == "lars":
         optimizer = Lars(parameters, decay)
-    order = Order(NUM, seed=probe.seed, world=1, rank=0, batch_size=NUM)
+    order = SampleOrder(NUM, seed=probe.seed, world=1, rank=0, batch_size=NUM)
     for epoch in range(probe.epochs):
         rate = 1e-3 + 0.5 * (peak - 1e-3) * (1 + math.cos(math.pi * epoch / probe.epochs))
         optimizer.param_groups[0]["lr"] = rate
@@ -224,7 +224,8 @@ def test_ranks_change_no_number(tmp_path: Path) -> None:
 def test_short_last_batch_over_ranks(world: int) -> None:
     """Every image once but for those that make the ranks equal; all ranks take the same number."""
     orders = [
-        Order(50, seed=1, world=world, rank=r, batch_size=16, short_last=True) for r in range(world)
+        SampleOrder(50, seed=1, world=world, rank=r, batch_size=16, short_last=True)
+        for r in range(world)
     ]
     parts = [[order.indices(step) for order in orders] for step in range(orders[0].steps_per_epoch)]
     assert [sum(map(len, part)) for part in parts] == [16, 16, 16, 2 if world < 4 else 4]
@@ -234,5 +235,5 @@ def test_short_last_batch_over_ranks(world: int) -> None:
 
 
 def test_a_batch_larger_than_the_data_set_is_one_short_batch() -> None:
-    order = Order(50, seed=1, world=1, rank=0, batch_size=64, short_last=True)
+    order = SampleOrder(50, seed=1, world=1, rank=0, batch_size=64, short_last=True)
     assert order.steps_per_epoch == 1 and len(order.indices(1)) == 50

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
-from mugs.data.sources.subset import Subset, class_balanced
+from mugs.data.sources.subset import Subset, draw_class_balanced
 from mugs.evaluation.features import backbone_feature, extract
 from mugs.evaluation.logistic import NotConvergedError, Objective, fit, top1
 from mugs.models.vit import build_vit
@@ -28,9 +28,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
 def mini_features(source: FolderSource, percent: float) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     model = backbone_feature(build_vit("vit_mini").eval(), "cls")
-    part = Subset(source, class_balanced(source, percent, seed=0))
+    part = Subset(source, draw_class_balanced(source, percent, seed=0))
     values, labels, _ = extract(
-        model, eval_batches(part, resize=32, crop=32, threads=1), device=torch.device("cpu")
+        model, iter_eval_batches(part, resize=32, crop=32, threads=1), device=torch.device("cpu")
     )
     return F.normalize(values - values.mean(dim=0), dim=1), labels
 

@@ -16,7 +16,7 @@ from ranks import spawn
 from torch import Tensor
 
 from mugs import distributed
-from mugs.data.loading.evaluation import eval_batches
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.decode import decode_rgb
@@ -300,7 +300,9 @@ def test_validation_resolution_and_interpolation(data: Path) -> None:
     source = Few(data)
 
     def views(resize: int, interpolation: Any) -> Tensor:
-        return next(eval_batches(source, resize=resize, crop=16, interpolation=interpolation))[0]
+        return next(iter_eval_batches(source, resize=resize, crop=16, interpolation=interpolation))[
+            0
+        ]
 
     base = views(16, "bicubic")
     assert not torch.equal(base, views(24, "bicubic")) and not torch.equal(

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.data.loading.batch import Views
-from mugs.data.loading.device import DeviceStage
+from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
-from mugs.data.loading.order import Order
+from mugs.data.loading.order import SampleOrder
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
@@ -92,7 +92,7 @@ def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
         make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
     ) as loader:
         batch = next(iter(loader.iterate(step, step + 1)))
-    (views,) = split(DeviceStage(torch.device("cpu"), VIEWS, seed=0)(batch), micro)
+    (views,) = split(DeviceTransform(torch.device("cpu"), VIEWS, seed=0)(batch), micro)
     (masks,) = depth_masks(method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu"))
     method.set_depth_uniforms(masks)
     losses, _ = method.losses(method.student, views, step // CONFIG.steps_per_epoch)
@@ -110,7 +110,7 @@ def check(tmp_path: Path, data: Path, seed: int) -> None:
     dump = json.loads(
         (folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text()
     )
-    order = Order(
+    order = SampleOrder(
         len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4
     )
     assert dump["sample_ids"] == order.indices(bad_step).tolist()

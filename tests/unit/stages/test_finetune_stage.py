@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
-from mugs.data.sources.convert import convert
+from mugs.data.sources.convert import convert_to_beton
 from mugs.finetune import config as engine
 from mugs.finetune.batches import Batches
 from mugs.finetune.schedules import build_schedule
@@ -204,7 +204,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("inputs")
     materialize_digits(root / "digits")
     for split in ("train", "val"):
-        convert(FolderSource(root / "digits" / "val"), root / f"{split}.beton")
+        convert_to_beton(FolderSource(root / "digits" / "val"), root / f"{split}.beton")
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 16}
     for name in ("teacher", "student", "initial"):
         state = build_vit(ViTConfig(**shape)).state_dict()

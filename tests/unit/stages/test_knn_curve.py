@@ -11,7 +11,7 @@ import torch
 
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
-from mugs.data.sources.convert import convert
+from mugs.data.sources.convert import convert_to_beton
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
@@ -53,7 +53,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, pre = runs["digits"], runs["pretrain"]
     materialize_digits(root / "images")
     for split in ("train", "val"):  # the validation images will do for both
-        convert(FolderSource(root / "images" / "val"), data.run_dir(root) / f"{split}.beton")
+        convert_to_beton(
+            FolderSource(root / "images" / "val"), data.run_dir(root) / f"{split}.beton"
+        )
     finish(root, data, ["train.beton", "val.beton"], {"dataset": "digits", "num_classes": 10})
     runfile.write(root, pre)
     out = pretrain.run(context(root, pre), pre.config)  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ from coco_cases import SQUARE, entry, write_coco
 from PIL import Image
 from pycocotools import mask as rle
 
-from mugs.data.dense.coco import CocoSplit, bitmap, check_coco, trainable
+from mugs.data.dense.coco import CocoSplit, check_coco, decode_outline, trainable_indices
 from mugs.data.mini.coco import materialize_coco
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
-from mugs.data.sources.expected import KNOWN, Layout
+from mugs.data.sources.expected import KNOWN, ExpectedCounts
 
 
 def test_classes_boxes_and_masks(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_what_does_not_count(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert [len(image.objects) for image in split.images] == [0, 1]
     boxes, labels, masks = split.objects(0)
     assert (boxes.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0, 40, 60))
-    assert trainable(split, 32) == [1]
+    assert trainable_indices(split, 32) == [1]
 
 
 def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
@@ -69,23 +69,25 @@ def test_small_images_are_not_trained_on(tmp_path: Path) -> None:
         write_coco(tmp_path, [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes], sizes=sizes),
         "train",
     )
-    assert trainable(split, 32) == [1]
+    assert trainable_indices(split, 32) == [1]
 
 
 def test_polygons_outside_the_image_are_cut() -> None:
     """The part within the image, against a count of pixel centres inside the square."""
-    found = bitmap([[-10.0, -5, 8, -5, 8, 12, -10, 12]], 40, 60)
+    found = decode_outline([[-10.0, -5, 8, -5, 8, 12, -10, 12]], 40, 60)
     expected = np.zeros((40, 60), np.uint8)
     expected[:12, :8] = 1
     assert np.array_equal(found, expected)
-    assert not bitmap([[100.0, 100, 120, 100, 120, 120]], 40, 60).any()
+    assert not decode_outline([[100.0, 100, 120, 100, 120, 120]], 40, 60).any()
 
 
 def test_several_polygons_are_one_object_and_lines_enclose_nothing() -> None:
     other = [40.0, 10, 50, 10, 50, 20, 40, 20]
-    both = bitmap([SQUARE, other, [1.0, 1, 5, 5]], 40, 60)
+    both = decode_outline([SQUARE, other, [1.0, 1, 5, 5]], 40, 60)
     assert both.sum() == 400 + 100
-    assert not bitmap([[1.0, 1, 5, 5]], 40, 60).any() and not bitmap([], 40, 60).any()
+    assert (
+        not decode_outline([[1.0, 1, 5, 5]], 40, 60).any() and not decode_outline([], 40, 60).any()
+    )
 
 
 def test_run_length_codes_of_both_kinds() -> None:
@@ -94,10 +96,10 @@ def test_run_length_codes_of_both_kinds() -> None:
     flat = mask.flatten(order="F")
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
     counts = np.diff([0, *edges, flat.size]).tolist()
-    assert np.array_equal(bitmap({"size": [40, 60], "counts": counts}, 40, 60), mask)
-    assert np.array_equal(bitmap(rle.encode(mask), 40, 60), mask)
+    assert np.array_equal(decode_outline({"size": [40, 60], "counts": counts}, 40, 60), mask)
+    assert np.array_equal(decode_outline(rle.encode(mask), 40, 60), mask)
     with pytest.raises(ValueError, match="40 x 60 pixels, its image 60 x 40"):
-        bitmap({"size": [60, 40], "counts": [2400]}, 40, 60)
+        decode_outline({"size": [60, 40], "counts": [2400]}, 40, 60)
 
 
 @pytest.mark.parametrize(
@@ -157,20 +159,20 @@ def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> N
 
 
 def test_known_layout() -> None:
-    assert KNOWN["coco2017"] == Layout(80, {"train": 118287, "val": 5000})
+    assert KNOWN["coco2017"] == ExpectedCounts(80, {"train": 118287, "val": 5000})
 
 
 def test_layout_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1), entry(2, 2)])
     seen: list[tuple[int, int]] = []
-    expected = Layout(2, {"train": 2, "val": 2})
+    expected = ExpectedCounts(2, {"train": 2, "val": 2})
     splits = check_coco(root, expected, threads=1, report=lambda *told: seen.append(told))
     assert set(splits) == {"train", "val"} and seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     (root / "train2017" / "000000000002.jpg").unlink()
     Image.new("RGB", (7, 7)).save(root / "val2017" / "000000000001.jpg")
     (root / "val2017" / "000000000002.jpg").write_bytes(b"no image")
     with pytest.raises(SourceError) as caught:
-        check_coco(root, Layout(80, {"train": 3, "val": None}), threads=1)
+        check_coco(root, ExpectedCounts(80, {"train": 3, "val": None}), threads=1)
     for text in (
         "train: instances_train2017.json has 2 categories, 80 expected",
         "train: instances_train2017.json has 2 images, 3 expected",
@@ -184,14 +186,14 @@ def test_an_image_cut_short_is_not_as_annotated(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1)])
     image = root / "val2017" / "000000000001.jpg"
     Image.effect_noise((60, 40), 50).convert("RGB").save(image)
-    check_coco(root, Layout(), threads=1)
+    check_coco(root, ExpectedCounts(), threads=1)
     image.write_bytes(image.read_bytes() + b"\0")  # something after the end does no harm
-    check_coco(root, Layout(), threads=1)
+    check_coco(root, ExpectedCounts(), threads=1)
     image.write_bytes(image.read_bytes()[:-300])
     with pytest.raises(
         SourceError, match=r"val: 1 images are not as annotated: .*000000000001.jpg: .*truncated"
     ):
-        check_coco(root, Layout(), threads=1)
+        check_coco(root, ExpectedCounts(), threads=1)
 
 
 def test_layout_without_annotations_or_with_other_categories(tmp_path: Path) -> None:
@@ -201,23 +203,23 @@ def test_layout_without_annotations_or_with_other_categories(tmp_path: Path) -> 
     content["categories"][0]["name"] = "eight"
     path.write_text(json.dumps(content))
     with pytest.raises(SourceError, match="different categories"):
-        check_coco(root, Layout(), threads=1)
+        check_coco(root, ExpectedCounts(), threads=1)
     path.unlink()
     with pytest.raises(SourceError, match=r"val: .*instances_val2017.json: not there \(expected"):
-        check_coco(root, Layout(), threads=1)
+        check_coco(root, ExpectedCounts(), threads=1)
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1, iscrowd=1)])
     with pytest.raises(SourceError, match="has no object that counts"):
-        check_coco(root, Layout(), threads=1)
+        check_coco(root, ExpectedCounts(), threads=1)
 
 
 def test_mini_coco_of_digits(tmp_path: Path) -> None:
     """The same files every time, sound, with outlines that fill their boxes from edge to edge."""
     for name in ("one", "two"):
         materialize_coco(tmp_path / name, train=6, val=4)
-    splits = check_coco(tmp_path / "one", Layout(10, {"train": 6, "val": 4}), threads=1)
+    splits = check_coco(tmp_path / "one", ExpectedCounts(10, {"train": 6, "val": 4}), threads=1)
     for path in sorted((tmp_path / "one").rglob("*.*")):
         assert (
             path.read_bytes()

@@ -10,7 +10,7 @@ from numpy.random import default_rng
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mugs.data.dense.coco import CocoSplit
-from mugs.data.dense.pixels import fitted, normalised
+from mugs.data.dense.pixels import fit_size, normalize_pixels
 from mugs.transfer.detection.batches import GroupedOrder, training_passes, training_view
 from mugs.transfer.detection.views import Plan, Scales, apply_plan, draw_plan, padded
 
@@ -19,10 +19,10 @@ SCALES = Scales()
 
 def test_sizes_by_hand() -> None:
     """480 x 640 to 800: 800 x 1067 (1066.67); a panorama is held by the longer side, a portrait likewise."""
-    assert fitted((480, 640), 800, 1333) == (800, 1067)
-    assert fitted((100, 1000), 800, 1333) == (133, 1333)
-    assert fitted((1000, 100), 800, 1333) == (1333, 133)
-    assert fitted((1, 5000), 800, 1333) == (1, 1333)
+    assert fit_size((480, 640), 800, 1333) == (800, 1067)
+    assert fit_size((100, 1000), 800, 1333) == (133, 1333)
+    assert fit_size((1000, 100), 800, 1333) == (1333, 133)
+    assert fit_size((1, 5000), 800, 1333) == (1, 1333)
 
 
 def test_draws_follow_the_protocol() -> None:
@@ -89,7 +89,7 @@ def test_resize_is_bilinear_without_antialiasing() -> None:
 
 
 def test_normalised_and_padded_on_the_right_and_below() -> None:
-    white = normalised(torch.full((3, 33, 64), 255, dtype=torch.uint8))
+    white = normalize_pixels(torch.full((3, 33, 64), 255, dtype=torch.uint8))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[:, 0, 0].tolist() == pytest.approx(expected)
     batch = padded([white, white[:, :5, :7]], 32)
@@ -103,7 +103,7 @@ def test_normalised_and_padded_on_the_right_and_below() -> None:
 
 def test_images_are_resized_once_and_in_the_pipeline() -> None:
     """Trap: torchvision's transform would bring a view of 480 back to 800."""
-    split_view = normalised(torch.zeros(3, 480, 640, dtype=torch.uint8))
+    split_view = normalize_pixels(torch.zeros(3, 480, 640, dtype=torch.uint8))
     assert padded([split_view], 32).shape == (1, 3, 480, 640)
     stock = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
     assert stock([split_view])[0].tensors.shape[-2] == 800

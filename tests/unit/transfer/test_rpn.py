@@ -8,7 +8,7 @@ from detection_cases import naive_match
 from torch import Tensor
 from torchvision.ops import nms
 
-from mugs.random_streams import mix
+from mugs.random_streams import splitmix64
 from mugs.transfer.detection.boxes import clip, decode, encode, sample
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.rpn import RPN, STDS
@@ -71,7 +71,7 @@ def test_losses_against_a_loop(empty: bool) -> None:
         matched = [-1] * len(usable)
         if len(one.boxes):
             matched = naive_match(boxes[usable], one.boxes, 0.7, 0.3, 0.3)
-        positive, negative = sample(torch.tensor(matched), 32, 0.5, mix(one.key))
+        positive, negative = sample(torch.tensor(matched), 32, 0.5, splitmix64(one.key))
         for place in [*positive.tolist(), *negative.tolist()]:
             index, label = usable[place], matched[place]
             p = 1 / (1 + math.exp(-score[index].item()))

@@ -9,8 +9,8 @@ from numpy.random import Generator, Philox
 from PIL import Image
 
 from mugs.data.dense.ade20k import SceneFolder, check_scenes
-from mugs.data.dense.pixels import fitted
-from mugs.data.mini.scenes_and_videos import materialize_scenes, reflected
+from mugs.data.dense.pixels import fit_size
+from mugs.data.mini.scenes_and_videos import bounce_position, materialize_scenes
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
 from mugs.transfer.segmentation.photometric import distort, saturated
@@ -117,10 +117,10 @@ def test_counts_and_files_are_checked(mini: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert fitted((480, 640), 512, 2048) == (512, 683)
-    assert fitted((640, 480), 512, 2048) == (683, 512)
-    assert fitted((100, 4000), 512, 2048) == (51, 2048)
-    assert fitted((1, 9000), 512, 2048) == (1, 2048)
+    assert fit_size((480, 640), 512, 2048) == (512, 683)
+    assert fit_size((640, 480), 512, 2048) == (683, 512)
+    assert fit_size((100, 4000), 512, 2048) == (51, 2048)
+    assert fit_size((1, 9000), 512, 2048) == (1, 2048)
 
 
 RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)
@@ -249,7 +249,7 @@ def test_mini_data_set(mini: Path, tmp_path: Path) -> None:
 
 
 def test_bouncing() -> None:
-    assert reflected(np.array([3.0, 12.0, -2.0, 21.0]), np.array(10.0)).tolist() == [
+    assert bounce_position(np.array([3.0, 12.0, -2.0, 21.0]), np.array(10.0)).tolist() == [
         3.0,
         8.0,
         2.0,

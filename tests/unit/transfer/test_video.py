@@ -12,7 +12,7 @@ from PIL import Image
 
 from mugs import distributed
 from mugs.data.dense.davis import VideoFolder, check_videos, one_hot_patches, read_frame, resize_map
-from mugs.data.dense.pictures import colours, overlay, side_by_side
+from mugs.data.dense.pictures import label_colors, overlay_labels, side_by_side
 from mugs.data.mini.scenes_and_videos import materialize_videos
 from mugs.data.sources.base import SourceError
 from mugs.models.vit import build_vit
@@ -347,9 +347,13 @@ def test_colours() -> None:
         [128, 0, 128],
         [0, 128, 128],
     ]
-    assert colours()[:7].tolist() == first and colours()[15].tolist() == [192, 128, 128]
+    assert label_colors()[:7].tolist() == first and label_colors()[15].tolist() == [192, 128, 128]
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
-    assert overlay(image, labels, first=0).tolist() == [[[100] * 3, [117, 40, 40], [100] * 3]]
-    assert overlay(image, labels, first=1).tolist() == [[[117, 40, 40], [40, 117, 40], [100] * 3]]
+    assert overlay_labels(image, labels, first=0).tolist() == [
+        [[100] * 3, [117, 40, 40], [100] * 3]
+    ]
+    assert overlay_labels(image, labels, first=1).tolist() == [
+        [[117, 40, 40], [40, 117, 40], [100] * 3]
+    ]
     assert side_by_side([image, image]).shape == (1, 10, 3)

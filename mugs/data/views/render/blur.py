@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.compiled import cached_njit
 
 
 def box_weights(radius: float) -> tuple[int, int, int]:
@@ -24,8 +24,8 @@ def box_radius(radius: float) -> float:
     return float(np.float32(whole + part))
 
 
-@compiled
-def blur(image: np.ndarray, radius: int, weight: int, edge: int) -> None:
+@cached_njit
+def gaussian_blur(image: np.ndarray, radius: int, weight: int, edge: int) -> None:
     """Planes (3, S, S) in place: three passes along the last axis, then three along the one before."""
     size = image.shape[1]
     sums, buffer = np.empty(size, np.uint32), np.empty((size, size), np.uint8)
@@ -33,13 +33,13 @@ def blur(image: np.ndarray, radius: int, weight: int, edge: int) -> None:
         plane = image[channel]
         for _ in range(2):
             turned = np.ascontiguousarray(plane.T)
-            box_pass(turned, buffer, sums, radius, weight, edge)
-            box_pass(buffer, turned, sums, radius, weight, edge)
-            box_pass(turned, plane, sums, radius, weight, edge)
+            box_blur_rows(turned, buffer, sums, radius, weight, edge)
+            box_blur_rows(buffer, turned, sums, radius, weight, edge)
+            box_blur_rows(turned, plane, sums, radius, weight, edge)
 
 
-@compiled
-def box_pass(
+@cached_njit
+def box_blur_rows(
     rows: np.ndarray, out: np.ndarray, sums: np.ndarray, radius: int, weight: int, edge: int
 ) -> None:
     """Mean of 2 radius + 1 rows around each and, with less weight, of the two beyond; edges repeat."""

@@ -14,7 +14,7 @@ import numba
 from numba.core import config
 
 
-def cache_folder() -> Path:
+def kernel_cache_dir() -> Path:
     """Folder of the kernels, named by the sources of all of them, under NUMBA_CACHE_DIR or the user's cache.
 
     numba compares the file of the function alone: a kernel would go on with old code of callees in other files.
@@ -24,13 +24,15 @@ def cache_folder() -> Path:
     return Path(root) / f"mugs-kernels-{hashlib.sha256(sources).hexdigest()[:12]}"
 
 
-FOLDER = str(cache_folder())
+KERNEL_CACHE_DIR = str(kernel_cache_dir())
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def cached_njit(function: Callable[..., Any]) -> Callable[..., Any]:
     """`numba.njit` that releases the lock, caches on disk and divides like numpy."""
     before = config.CACHE_DIR
-    config.CACHE_DIR = FOLDER  # numba falls back to its own folders where this cannot be written
+    config.CACHE_DIR = (
+        KERNEL_CACHE_DIR  # numba falls back to its own folders where this cannot be written
+    )
     try:
         kernel: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(
             function

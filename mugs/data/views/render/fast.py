@@ -5,34 +5,36 @@ from PIL import Image
 
 from mugs.data.views.plan import CropPlan, ViewPlan
 from mugs.data.views.render import weak
-from mugs.data.views.render.compiled import compiled
-from mugs.data.views.render.randaugment import IDENTITY, Whole, augment
-from mugs.data.views.render.resize import resample
+from mugs.data.views.render.compiled import cached_njit
+from mugs.data.views.render.randaugment import IDENTITY, LeveledImage, augment_region
+from mugs.data.views.render.resize import resample_crop
 
 
-def render(image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray) -> None:
+def render_views_compiled(
+    image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray
+) -> None:
     """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
-    whole = see(image)
+    whole = to_planes(image)
     for index, crop in enumerate(plan.crops):
         out = large[index] if index < 4 else small[index - 4]
-        draw(whole, crop, out)
+        render_crop_compiled(whole, crop, out)
 
 
-def draw(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
+def render_crop_compiled(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
     """One crop into out (3, S, S)."""
     if crop.strong:
-        strong(whole, crop, out)
+        render_strong_crop(whole, crop, out)
     else:
-        weak.draw(whole.planes, crop, out)
+        weak.render_weak_crop(whole.planes, crop, out)
 
 
-def see(image: Image.Image) -> Whole:
+def to_planes(image: Image.Image) -> LeveledImage:
     """An RGB image as the operations want it."""
-    return Whole(turn(np.asarray(image)), IDENTITY)
+    return LeveledImage(hwc_to_cwh(np.asarray(image)), IDENTITY)
 
 
-@compiled
-def turn(image: np.ndarray) -> np.ndarray:
+@cached_njit
+def hwc_to_cwh(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> planes (3, W, H)."""
     height, width, _ = image.shape
     out = np.empty((3, width, height), np.uint8)
@@ -44,10 +46,10 @@ def turn(image: np.ndarray) -> np.ndarray:
     return out
 
 
-def strong(whole: Whole, crop: CropPlan, out: np.ndarray) -> None:
+def render_strong_crop(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
     """Mirror, RandAugment on the whole image, crop."""
     if crop.operations:
-        part = augment(whole, crop.flip, crop.operations, crop.box)
-        resample(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
+        part = augment_region(whole, crop.flip, crop.operations, crop.box)
+        resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
     else:
-        resample(whole.planes, crop.box, crop.flip, False, out)
+        resample_crop(whole.planes, crop.box, crop.flip, False, out)

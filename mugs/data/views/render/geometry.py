@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mugs.data.views.plan import Operation
-from mugs.data.views.render.compiled import compiled
-from mugs.data.views.render.warp import cubic, warp
+from mugs.data.views.render.compiled import cached_njit
+from mugs.data.views.render.warp import keys_cubic_one, warp_affine
 
 FILL = np.array([124, 116, 104], np.uint8)
 Region = tuple[int, int, int, int]  # left, top, width, height
@@ -45,7 +45,7 @@ def source_region(matrix: Sequence[float], region: Region, width: int, height: i
     return x0, y0, x1 - x0, y1 - y0
 
 
-def transform(
+def transform_region(
     planes: np.ndarray,
     inside: Region,
     size: tuple[int, int],
@@ -70,11 +70,11 @@ def transform(
         )
         return np.ascontiguousarray(out.transpose(0, 2, 1))
     out = np.empty((3, region[2], region[3]), np.uint8)
-    warp(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
+    warp_affine(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
     return out
 
 
-@compiled
+@cached_njit
 def shift_columns(
     planes: np.ndarray,
     start: np.ndarray,
@@ -97,20 +97,20 @@ def shift_columns(
         for channel in range(3):
             column, target = planes[channel, x - start[0]], out[channel, i]
             for j in range(0, low):
-                target[j] = along(
+                target[j] = sample_at_edge(
                     column, first + j, start[1], height, share, bicubic, fill[channel]
                 )
             for j in range(max(low, high), num):
-                target[j] = along(
+                target[j] = sample_at_edge(
                     column, first + j, start[1], height, share, bicubic, fill[channel]
                 )
             if low < high:
                 inner = column[first + low - 1 - start[1] :]
-                slide(inner, share, bicubic, target[low:high])
+                shift_column_interior(inner, share, bicubic, target[low:high])
 
 
-@compiled
-def along(
+@cached_njit
+def sample_at_edge(
     column: np.ndarray,
     position: int,
     start: int,
@@ -129,12 +129,14 @@ def along(
     )
     value = float(b) + (float(c) - float(b)) * share
     if bicubic:
-        value = cubic(float(a), float(b), float(c), float(d), share)
+        value = keys_cubic_one(float(a), float(b), float(c), float(d), share)
     return int(min(max(value, 0.0), 255.0))
 
 
-@compiled
-def slide(column: np.ndarray, share: float, bicubic: bool, target: np.ndarray) -> None:
+@cached_njit
+def shift_column_interior(
+    column: np.ndarray, share: float, bicubic: bool, target: np.ndarray
+) -> None:
     """Target j lies between pixels j + 1 and j + 2 of the column."""
     if bicubic:
         for j in range(len(target)):
@@ -144,7 +146,7 @@ def slide(column: np.ndarray, share: float, bicubic: bool, target: np.ndarray) -
                 float(column[j + 2]),
                 float(column[j + 3]),
             )
-            target[j] = np.uint8(min(max(cubic(a, b, c, d, share), 0.0), 255.0))
+            target[j] = np.uint8(min(max(keys_cubic_one(a, b, c, d, share), 0.0), 255.0))
     else:
         for j in range(len(target)):
             b, c = float(column[j + 1]), float(column[j + 2])

@@ -6,12 +6,12 @@ many pixels in a register.
 
 import numpy as np
 
-from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.compiled import cached_njit
 
 ONE = np.float32(1)
 
 
-@compiled
+@cached_njit
 def rotate_hue(image: np.ndarray, shift: int) -> None:
     """Add to the hue of planes (3, ., .), in place; 256 steps are a full turn."""
     red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
@@ -23,9 +23,9 @@ def rotate_hue(image: np.ndarray, shift: int) -> None:
         sixths = np.float32(6) * np.float32(hue)
         sector = np.floor(sixths / np.float32(255))
         rest = (sixths - np.float32(255) * sector) / np.float32(255)
-        p = to_byte(wide * (ONE - share))
-        q = to_byte(wide * (ONE - share * rest))
-        t = to_byte(wide * (ONE - share * (ONE - rest)))
+        p = round_to_byte(wide * (ONE - share))
+        q = round_to_byte(wide * (ONE - share * rest))
+        t = round_to_byte(wide * (ONE - share * (ONE - rest)))
         v = high
         red[i] = (
             v if (sector < 1) | (sector > 4) else (q if sector < 2 else (p if sector < 4 else t))
@@ -38,7 +38,7 @@ def rotate_hue(image: np.ndarray, shift: int) -> None:
         )
 
 
-@compiled
+@cached_njit
 def hue_byte(r: int, g: int, b: int, high: int, low: int) -> np.int32:
     """0 ... 255 for a full turn from red over green and blue; 0 for greys.
 
@@ -57,14 +57,14 @@ def hue_byte(r: int, g: int, b: int, high: int, low: int) -> np.int32:
     return np.int32((turn + ONE if turn < 0 else turn) * np.float32(255))
 
 
-@compiled
+@cached_njit
 def saturation_share(high: int, low: int) -> np.float32:
     """Saturation, by way of its byte, as a share."""
     byte = np.int32(np.float32(high - low) / np.float32(max(high, 1)) * np.float32(255))
     return np.float32(byte) / np.float32(255)
 
 
-@compiled
-def to_byte(value: np.float32) -> np.int32:
+@cached_njit
+def round_to_byte(value: np.float32) -> np.int32:
     """Rounded, halves up."""
     return np.int32(value + np.float32(0.5))

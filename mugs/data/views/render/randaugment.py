@@ -11,16 +11,16 @@ import numpy as np
 
 from mugs.data.views.plan import Operation
 from mugs.data.views.render import geometry
-from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.compiled import cached_njit
 from mugs.data.views.render.geometry import Region
 from mugs.data.views.render.photometric import (
     LEVELS,
+    adjust_saturation,
     apply_table,
     blend_table,
-    color,
     mean_luma,
     solarize_table,
-    to_byte,
+    truncate_to_byte,
 )
 
 IDENTITY = np.tile(LEVELS.astype(np.uint8), (3, 1))
@@ -29,7 +29,7 @@ STATISTICAL = ("auto_contrast", "equalize", "contrast")
 
 
 @dataclass
-class Whole:
+class LeveledImage:
     """An image (3, W, H) whose levels are replaced by a table, for what operations want to know of all of it."""
 
     planes: np.ndarray
@@ -44,7 +44,7 @@ class Whole:
     def histogram(self) -> np.ndarray:
         """Counts (3, 256)."""
         counts = np.zeros((3, 256), np.int64)
-        levels(self.planes, counts)
+        count_levels(self.planes, counts)
         return np.stack(
             [
                 np.bincount(t, c, 256).astype(np.int64)
@@ -62,8 +62,8 @@ class Whole:
         return int(mean_luma(planes))
 
 
-@compiled
-def levels(planes: np.ndarray, counts: np.ndarray) -> None:
+@cached_njit
+def count_levels(planes: np.ndarray, counts: np.ndarray) -> None:
     """Add to the counts (3, 256) of levels."""
     for channel in range(3):
         pixels, count = planes[channel].reshape(-1), counts[channel]
@@ -71,38 +71,42 @@ def levels(planes: np.ndarray, counts: np.ndarray) -> None:
             count[pixels[i]] += 1
 
 
-def augment(
-    whole: Whole, mirror: bool, operations: tuple[Operation, ...], box: Region
+def augment_region(
+    whole: LeveledImage, mirror: bool, operations: tuple[Operation, ...], box: Region
 ) -> np.ndarray:
     """Planes (3, w, h) of the box of the image after mirroring and the operations, two at most."""
     size = whole.size
     regions = [box]
     for operation in reversed(operations):
-        regions.insert(0, needed(operation, regions[0], size))
-    if len(operations) == 2 and operations[1].name in STATISTICAL and not is_table(operations[0]):
+        regions.insert(0, required_region(operation, regions[0], size))
+    if (
+        len(operations) == 2
+        and operations[1].name in STATISTICAL
+        and not maps_levels(operations[0])
+    ):
         regions[:2] = [(0, 0, *size)] * 2
     left, top, wide, high = regions[0]
     start = size[0] - left - wide if mirror else left
     part = whole.planes[:, start : start + wide, top : top + high]
     pixels = np.array(part[:, ::-1] if mirror else part, order="C")
     for operation, inside, outside in zip(operations, regions[:-1], regions[1:], strict=True):
-        if is_table(operation):
+        if maps_levels(operation):
             table = level_table(operation, whole)
-            pixels = cut(pixels, inside, outside)
+            pixels = crop_region(pixels, inside, outside)
             apply_table(pixels, table)
-            whole = Whole(whole.planes, table)
+            whole = LeveledImage(whole.planes, table)
         else:
-            pixels = apply(operation, pixels, inside, outside, size)
-            whole = Whole(pixels, IDENTITY)
+            pixels = apply_spatial_operation(operation, pixels, inside, outside, size)
+            whole = LeveledImage(pixels, IDENTITY)
     return pixels
 
 
-def is_table(operation: Operation) -> bool:
+def maps_levels(operation: Operation) -> bool:
     """Whether an operation replaces levels, channel by channel."""
     return operation.name not in (*GEOMETRIC, "color", "sharpness")
 
 
-def needed(operation: Operation, region: Region, size: tuple[int, int]) -> Region:
+def required_region(operation: Operation, region: Region, size: tuple[int, int]) -> Region:
     """What an operation must see to give the pixels of a region."""
     if operation.name in GEOMETRIC:
         return geometry.source_region(geometry.affine_matrix(operation, *size), region, *size)
@@ -116,7 +120,7 @@ def needed(operation: Operation, region: Region, size: tuple[int, int]) -> Regio
     return region
 
 
-def cut(pixels: np.ndarray, inside: Region, outside: Region) -> np.ndarray:
+def crop_region(pixels: np.ndarray, inside: Region, outside: Region) -> np.ndarray:
     """The pixels of region `outside` out of those of region `inside`."""
     if inside == outside:
         return pixels
@@ -124,24 +128,24 @@ def cut(pixels: np.ndarray, inside: Region, outside: Region) -> np.ndarray:
     return np.ascontiguousarray(pixels[:, left : left + outside[2], top : top + outside[3]])
 
 
-def apply(
+def apply_spatial_operation(
     operation: Operation, pixels: np.ndarray, inside: Region, outside: Region, size: tuple[int, int]
 ) -> np.ndarray:
     """Pixels of region `inside` -> those of region `outside` after a geometric operation, colour or sharpness."""
     if operation.name in GEOMETRIC:
         matrix = geometry.affine_matrix(operation, *size)
-        return geometry.transform(pixels, inside, size, matrix, operation.bicubic, outside)
+        return geometry.transform_region(pixels, inside, size, matrix, operation.bicubic, outside)
     if operation.name == "color":
-        pixels = cut(pixels, inside, outside)
-        color(pixels, operation.value)
+        pixels = crop_region(pixels, inside, outside)
+        adjust_saturation(pixels, operation.value)
         return pixels
     out = np.empty((3, outside[2], outside[3]), np.uint8)
-    sharpen(pixels, outside[0] - inside[0], outside[1] - inside[1], operation.value, out)
+    sharpen_region(pixels, outside[0] - inside[0], outside[1] - inside[1], operation.value, out)
     return out
 
 
-@compiled
-def sharpen(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndarray) -> None:
+@cached_njit
+def sharpen_region(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndarray) -> None:
     """Blend with the smoothed image, from left, top on; the outermost pixels of what is given stay as they are."""
     _, width, height = pixels.shape
     num = out.shape[2]
@@ -155,7 +159,7 @@ def sharpen(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndar
                 sharpen_line(rows[0], rows[1], rows[2], np.float32(factor), line[low:high])
 
 
-@compiled
+@cached_njit
 def sharpen_line(
     before: np.ndarray, here: np.ndarray, after: np.ndarray, alpha: float, line: np.ndarray
 ) -> None:
@@ -167,16 +171,16 @@ def sharpen_line(
         smooth = np.float32(
             np.int32(np.float32(np.int32(total)) * np.float32(1 / 13) + np.float32(0.5))
         )
-        line[k] = to_byte(smooth + alpha * (np.float32(here[k + 1]) - smooth))
+        line[k] = truncate_to_byte(smooth + alpha * (np.float32(here[k + 1]) - smooth))
 
 
-def level_table(operation: Operation, whole: Whole) -> np.ndarray:
+def level_table(operation: Operation, whole: LeveledImage) -> np.ndarray:
     """New levels (3, 256) of an operation that replaces levels."""
     name, value = operation.name, operation.value
     if name == "auto_contrast":
-        return np.stack([stretch(counts) for counts in whole.histogram])
+        return np.stack([autocontrast_table(counts) for counts in whole.histogram])
     if name == "equalize":
-        return np.stack([equalize(counts) for counts in whole.histogram])
+        return np.stack([equalize_table(counts) for counts in whole.histogram])
     if name == "contrast":
         table = blend_table(whole.mean_luma, value)
     elif name == "brightness":
@@ -192,7 +196,7 @@ def level_table(operation: Operation, whole: Whole) -> np.ndarray:
     return np.tile(table.astype(np.uint8), (3, 1))
 
 
-def stretch(counts: np.ndarray) -> np.ndarray:
+def autocontrast_table(counts: np.ndarray) -> np.ndarray:
     """Auto-contrast: the levels in use spread over 0 ... 255."""
     used = np.flatnonzero(counts)
     low, high = int(used[0]), int(used[-1])
@@ -202,7 +206,7 @@ def stretch(counts: np.ndarray) -> np.ndarray:
     return np.clip((LEVELS * scale - low * scale).astype(np.int64), 0, 255).astype(np.uint8)
 
 
-def equalize(counts: np.ndarray) -> np.ndarray:
+def equalize_table(counts: np.ndarray) -> np.ndarray:
     """Histogram equalisation with Pillow's integer steps."""
     used = counts[counts > 0]
     step = (used.sum() - used[-1]) // 255

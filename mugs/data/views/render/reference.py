@@ -11,28 +11,30 @@ FILL = (124, 116, 104)
 Affine = tuple[float, float, float, float, float, float]
 
 
-def render(image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray) -> None:
+def render_views_pil(
+    image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray
+) -> None:
     """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
     for index, crop in enumerate(plan.crops):
-        pixels = np.asarray(render_crop(image, crop)).transpose(2, 0, 1)
+        pixels = np.asarray(render_crop_pil(image, crop)).transpose(2, 0, 1)
         if index < 4:
             large[index] = pixels
         else:
             small[index - 4] = pixels
 
 
-def render_crop(image: Image.Image, crop: CropPlan) -> Image.Image:
+def render_crop_pil(image: Image.Image, crop: CropPlan) -> Image.Image:
     """One crop (size x size, RGB). Erasing is left to the device, where its noise is drawn."""
     return _strong(image, crop) if crop.strong else _weak(image, crop)
 
 
-def resized_crop(image: Image.Image, crop: CropPlan) -> Image.Image:
+def crop_and_resize(image: Image.Image, crop: CropPlan) -> Image.Image:
     """Box, then bicubic resize with antialiasing, as torchvision does it."""
     left, top, width, height = crop.box
-    return resize(image.crop((left, top, left + width, top + height)), crop.size, crop.size)
+    return resize_pil(image.crop((left, top, left + width, top + height)), crop.size, crop.size)
 
 
-def resize(
+def resize_pil(
     image: Image.Image,
     width: int,
     height: int,
@@ -47,12 +49,12 @@ def _strong(image: Image.Image, crop: CropPlan) -> Image.Image:
     if crop.flip:
         image = ImageOps.mirror(image)
     for operation in crop.operations:
-        image = apply_operation(image, operation)
-    return resized_crop(image, crop)
+        image = apply_operation_pil(image, operation)
+    return crop_and_resize(image, crop)
 
 
 def _weak(image: Image.Image, crop: CropPlan) -> Image.Image:
-    out = resized_crop(image, crop)
+    out = crop_and_resize(image, crop)
     if crop.flip:
         out = ImageOps.mirror(out)
     for operation, value in crop.jitter:
@@ -84,7 +86,7 @@ ENHANCE = {
 }
 
 
-def apply_operation(image: Image.Image, operation: Operation) -> Image.Image:
+def apply_operation_pil(image: Image.Image, operation: Operation) -> Image.Image:
     """One RandAugment operation on a whole image."""
     name, value = operation.name, operation.value
     if name in ENHANCE:

@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
-from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.compiled import cached_njit
 
 BITS = 22
 HALF = 1 << (BITS - 1)
 
 
-@compiled
-def resample(
+@cached_njit
+def resample_crop(
     planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, flip: bool, out: np.ndarray
 ) -> None:
     """Box (left, top, width, height) of planes (3, W, H), seen mirrored if asked, -> out (3, S, S), flipped if asked.
@@ -20,8 +20,8 @@ def resample(
     """
     left, top, width, height = box
     size, last = out.shape[1], planes.shape[1] - 1
-    first_x, count_x, weight_x = weights(width, size)
-    first_y, count_y, weight_y = weights(height, size)
+    first_x, count_x, weight_x = resample_weights(width, size)
+    first_y, count_y, weight_y = resample_weights(height, size)
     columns, rows = np.empty((size, height), np.uint8), np.empty((height, size), np.uint8)
     sums = np.empty(max(height, size), np.int32)
     for channel in range(3):
@@ -33,7 +33,7 @@ def resample(
                 weight = weight_x[x, tap]
                 for y in range(height):
                     sums[y] += weight * column[y]
-            to_bytes(sums, columns[size - 1 - x if flip else x])
+            round_sums_to_bytes(sums, columns[size - 1 - x if flip else x])
         for y in range(height):
             for x in range(size):
                 rows[y, x] = columns[x, y]
@@ -43,18 +43,18 @@ def resample(
                 row, weight = rows[first_y[y] + tap], weight_y[y, tap]
                 for x in range(size):
                     sums[x] += weight * row[x]
-            to_bytes(sums, out[channel, y])
+            round_sums_to_bytes(sums, out[channel, y])
 
 
-@compiled
-def to_bytes(sums: np.ndarray, line: np.ndarray) -> None:
+@cached_njit
+def round_sums_to_bytes(sums: np.ndarray, line: np.ndarray) -> None:
     """Round the sums of a line."""
     for i in range(len(line)):
         line[i] = min(max(sums[i] >> BITS, 0), 255)
 
 
-@compiled
-def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@cached_njit
+def resample_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First source pixel, number of taps and weights (size, taps) of each output pixel."""
     scale = length / size
     stretch = max(scale, 1.0)
@@ -68,7 +68,7 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         high = min(int(center + support + 0.5), length)
         total = 0.0
         for tap in range(high - low):
-            exact[tap] = cubic((tap + low - center + 0.5) / stretch)
+            exact[tap] = keys_cubic_half((tap + low - center + 0.5) / stretch)
             total += exact[tap]
         for tap in range(high - low):
             value = exact[tap] / total * (1 << BITS)
@@ -77,8 +77,8 @@ def weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return first, count, fixed
 
 
-@compiled
-def cubic(x: float) -> float:
+@cached_njit
+def keys_cubic_half(x: float) -> float:
     """Keys' kernel with a = -0.5."""
     x = abs(x)
     if x < 1:

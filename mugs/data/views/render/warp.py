@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from mugs.data.views.render.compiled import compiled
+from mugs.data.views.render.compiled import cached_njit
 
 
-@compiled
-def warp(
+@cached_njit
+def warp_affine(
     planes: np.ndarray,
     start: np.ndarray,
     size: np.ndarray,
@@ -26,20 +26,20 @@ def warp(
 
     Outside the image is `fill`, and pixels beyond its edge repeat it.
     """
-    pixels, num = pack(planes), out.shape[2]
+    pixels, num = pack_rgb(planes), out.shape[2]
     places, around, rows = np.empty((2, num)), np.empty((4, 4, num), np.uint32), np.empty((4, num))
     for i in range(out.shape[1]):
-        trace(matrix, out_start[0] + i, out_start[1], places[0], places[1])
-        low, high = crossing(places[0], places[1], size)
+        trace_column(matrix, out_start[0] + i, out_start[1], places[0], places[1])
+        low, high = find_inside_range(places[0], places[1], size)
         x, y = places[0, low:high], places[1, low:high]
-        fetch(pixels, start, size, bicubic, x, y, around)
+        gather_neighbors(pixels, start, size, bicubic, x, y, around)
         for channel in range(3):
             line, shift = out[channel, i], np.uint32(8 * channel)
             line[:low], line[high:] = fill[channel], fill[channel]
             if bicubic:
-                between_16(around, x, y, shift, rows, line[low:high])
+                interpolate_bicubic(around, x, y, shift, rows, line[low:high])
             else:
-                between_4(
+                interpolate_bilinear(
                     around[1, 1],
                     around[1, 2],
                     around[2, 1],
@@ -51,8 +51,8 @@ def warp(
                 )
 
 
-@compiled
-def pack(planes: np.ndarray) -> np.ndarray:
+@cached_njit
+def pack_rgb(planes: np.ndarray) -> np.ndarray:
     """Planes (3, w, h) -> a word a pixel (w, h), the first channel in the lowest byte."""
     _, width, height = planes.shape
     out = np.empty((width, height), np.uint32)
@@ -67,8 +67,8 @@ def pack(planes: np.ndarray) -> np.ndarray:
     return out
 
 
-@compiled
-def trace(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np.ndarray) -> None:
+@cached_njit
+def trace_column(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np.ndarray) -> None:
     """Where in the source the pixels of a column lie, from the one at `top` on."""
     out_x = column + 0.5
     for j in range(len(x)):
@@ -77,8 +77,8 @@ def trace(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np.ndarra
         y[j] = matrix[3] * out_x + matrix[4] * out_y + matrix[5]
 
 
-@compiled
-def crossing(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
+@cached_njit
+def find_inside_range(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
     """Places low ... high - 1 are in the image, which a straight line enters and leaves once."""
     low, high = 0, len(x)
     while low < high and not (0 <= x[low] < size[0] and 0 <= y[low] < size[1]):
@@ -88,8 +88,8 @@ def crossing(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
     return low, high
 
 
-@compiled
-def fetch(
+@cached_njit
+def gather_neighbors(
     pixels: np.ndarray,
     start: np.ndarray,
     size: np.ndarray,
@@ -123,8 +123,8 @@ def fetch(
                     out[b, a, j] = pixels[column, min(max(top + b - 1, 0), size[1] - 1) - start[1]]
 
 
-@compiled
-def between_4(
+@cached_njit
+def interpolate_bilinear(
     a: np.ndarray,
     b: np.ndarray,
     c: np.ndarray,
@@ -136,14 +136,14 @@ def between_4(
 ) -> None:
     """Bilinear: a and b in the upper row, c and d in the lower one."""
     for j in range(len(line)):
-        upper, lower = level(a[j], shift), level(c[j], shift)
-        upper += (level(b[j], shift) - upper) * dx[j]
-        lower += (level(d[j], shift) - lower) * dx[j]
+        upper, lower = unpack_channel(a[j], shift), unpack_channel(c[j], shift)
+        upper += (unpack_channel(b[j], shift) - upper) * dx[j]
+        lower += (unpack_channel(d[j], shift) - lower) * dx[j]
         line[j] = np.int32(upper + (lower - upper) * dy[j])
 
 
-@compiled
-def between_16(
+@cached_njit
+def interpolate_bicubic(
     around: np.ndarray,
     dx: np.ndarray,
     dy: np.ndarray,
@@ -155,26 +155,26 @@ def between_16(
     for row in range(4):
         a, b, c, d, out = around[row, 0], around[row, 1], around[row, 2], around[row, 3], rows[row]
         for j in range(len(line)):
-            out[j] = cubic(
-                level(a[j], shift),
-                level(b[j], shift),
-                level(c[j], shift),
-                level(d[j], shift),
+            out[j] = keys_cubic_one(
+                unpack_channel(a[j], shift),
+                unpack_channel(b[j], shift),
+                unpack_channel(c[j], shift),
+                unpack_channel(d[j], shift),
                 dx[j],
             )
     first, second, third, fourth = rows[0], rows[1], rows[2], rows[3]
     for j in range(len(line)):
-        value = np.int32(cubic(first[j], second[j], third[j], fourth[j], dy[j]))
+        value = np.int32(keys_cubic_one(first[j], second[j], third[j], fourth[j], dy[j]))
         line[j] = min(max(value, np.int32(0)), np.int32(255))
 
 
-@compiled
-def level(word: int, shift: int) -> float:
+@cached_njit
+def unpack_channel(word: int, shift: int) -> float:
     """One channel of a packed pixel."""
     return float(np.int32((word >> shift) & np.uint32(255)))
 
 
-@compiled
-def cubic(a: float, b: float, c: float, d: float, share: float) -> float:
+@cached_njit
+def keys_cubic_one(a: float, b: float, c: float, d: float, share: float) -> float:
     """Keys' kernel with a = -1, which Pillow's transforms use (its resize has -0.5)."""
     return b + share * (c - a + share * (2 * (a - b) + c - d + share * (b - a - c + d)))
