@@ -84,15 +84,12 @@ def plan(
     from stages.commands.preflight import list_problems
 
     runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    split = manifest.split(root, runs)
-    console.show_plan(runs, split, root, estimates.advice(split.pending, root))
+    split = manifest.split_runs(root, runs)
+    console.show_plan(runs, split, root, estimates.advise_checkpoint_interval(split.pending, root))
     if cluster is not None:
-        from slurm.submission.profile import load_profile, misfit
+        from slurm.submission.profile import find_gpu_shortages, load_profile
 
-        profile = load_profile(cluster)
-        console.show_lines(
-            [line for run in split.pending if (line := misfit(profile, run.name, run.resources))]
-        )
+        console.show_lines(find_gpu_shortages(load_profile(cluster), split.pending))
     console.announce_data_checks(unseen)
     console.show_lines(list_problems(runs, every, root, unseen=unseen))
 
@@ -122,13 +119,16 @@ def doctor(
     console.announce_data_checks(unseen)
     found = check_runs(runs, every, root, unseen=unseen)
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
-    findings = [*environment.environment(ffcv_required=ffcv), *environment.room(root, found.bytes)]
+    findings = [
+        *environment.check_environment(ffcv_required=ffcv),
+        *environment.check_free_space(root, found.bytes),
+    ]
     if cluster:
-        from slurm.submission.preflight import preflight as dry_run
+        from slurm.submission.preflight import check_cluster
 
-        findings += dry_run(place.cluster_profile(cluster, run_root), found.pending)
+        findings += check_cluster(place.load_profile_at(cluster, run_root), found.pending)
     else:
-        findings.append(environment.no_cluster())
+        findings.append(environment.skip_cluster_check())
     raise typer.Exit(console.show_findings([*findings, *found.findings]))
 
 
@@ -148,15 +148,15 @@ def submit(
     sets, lists and weights that the runs read are looked at, as by `doctor`. Jobs use a copy of the code as it is now.
     Look on with `status`.
     """
-    from pipeline.plan import traced
+    from pipeline.plan import with_trace_steps
     from slurm import console
     from slurm import run_root as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
 
     chosen, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    runs, on = traced(chosen, profile), place.cluster_profile(cluster, run_root)
-    submission.check(runs, on)  # in a moment, before the look that may take minutes
+    runs, on = with_trace_steps(chosen, profile), place.load_profile_at(cluster, run_root)
+    submission.check_submission(runs, on)  # in a moment, before the look that may take minutes
     console.announce_data_checks(unseen)
     require_no_problems(runs, every, root, unseen=unseen)
     console.show_submissions(submission.submit(runs, on))
@@ -178,13 +178,15 @@ def run_command(
     One run after the other on this machine, without Slurm; one that watches another runs beside it. What depends on a
     run that failed is left out. Ctrl-C saves and stops, the same command goes on from there; twice stops at once.
     """
-    from pipeline.plan import require_resolved, traced
+    from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
-    from slurm.local.executor import run_here
+    from slurm.local.executor import run_locally
 
     runs, root = _chosen(reproduction, overrides, only, None, run_root)
-    require_resolved(runs)
-    outcomes = run_here(traced(runs, profile), root, ranks=ranks, started=console.announce)
+    check_required_settings(runs)
+    outcomes = run_locally(
+        with_trace_steps(runs, profile), root, ranks=ranks, on_start=console.announce_run
+    )
     raise typer.Exit(console.show_outcomes(outcomes))
 
 
@@ -208,8 +210,8 @@ def status(
     from slurm import status as states
 
     runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    for found in states.watch(runs, root) if watch else [states.status(runs, root)]:
-        typer.echo(states.as_json(found)) if as_json else console.show_status(found)
+    for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
+        typer.echo(states.format_json(found)) if as_json else console.show_status(found)
     if any(s.state == "failed" for s in found):
         raise typer.Exit(1)
 
@@ -330,11 +332,14 @@ def report(
     from pipeline.files import write_atomic
     from results.report.graph import Node
     from results.report.page import render_report as page
-    from slurm.status import status as states
+    from slurm.status import collect_status
     from stages.commands.finished_results import collect_finished, find_paper_differences
 
     runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    collection, found = collect_finished(root, runs if reproduction else None), states(runs, root)
+    collection, found = (
+        collect_finished(root, runs if reproduction else None),
+        collect_status(runs, root),
+    )
     nodes = [
         Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
         for s in found
@@ -397,12 +402,14 @@ def logs(
     The logs of all attempts and ranks are beside it.
     """
     from slurm import console
-    from slurm.shared.logs import newest_log
-    from slurm.status import status as states
+    from slurm.shared.logs import find_newest_log
+    from slurm.status import collect_status
 
     runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
-    for found in states(runs, root):
-        console.show_log(found.run.name, found.log or newest_log(found.run.run_dir(root)), lines)
+    for found in collect_status(runs, root):
+        console.show_log(
+            found.run.name, found.log or find_newest_log(found.run.run_dir(root)), lines
+        )
 
 
 @app.command()
@@ -420,9 +427,9 @@ def cancel(
     from slurm.shared import queue
 
     runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    jobs = queue.queued(runs, root, required=True)
+    jobs = queue.find_jobs(runs, root, required=True)
     ids = [job.job_id for run in runs for job in jobs.get(run.run_id, [])]
-    queue.cancel(ids)
+    queue.cancel_jobs(ids)
     typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
 
 
@@ -482,7 +489,7 @@ def export(
     from slurm import run_root as place
     from stages.commands.weights import export_backbone as write
 
-    _show(write(run, out, place.run_root(run_root, cluster), weights=weights, format=format))
+    _show(write(run, out, place.choose_run_root(run_root, cluster), weights=weights, format=format))
 
 
 @app.command()
@@ -505,13 +512,16 @@ def clean(
     about runs that were submitted; they stay where it does not answer.
     """
     from slurm import run_root as place
-    from slurm.active_runs import busy
+    from slurm.active_runs import find_active_runs
     from stages.commands import clean as cleaning
 
-    root = place.run_root(run_root, cluster)
+    root = place.choose_run_root(run_root, cluster)
     _show(
         cleaning.clean_run_root(
-            root, cleaning.planned_run_ids(reproduction, overrides, also or ()), busy, yes=yes
+            root,
+            cleaning.planned_run_ids(reproduction, overrides, also or ()),
+            find_active_runs,
+            yes=yes,
         )
     )
 
@@ -528,14 +538,14 @@ def _chosen_of_all(
     reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
 ) -> tuple[list[StageRun], list[StageRun], Path]:
     """The chosen runs, all of the reproduction, and where runs are kept."""
-    from pipeline.plan import select
+    from pipeline.plan import select_runs
     from slurm import run_root as place
     from stages.commands.reproduction import all_runs
 
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION that it is about", param_hint="--set")
     every = all_runs(reproduction, overrides) if reproduction else []
-    return select(every, only or ()), every, place.run_root(run_root, cluster)
+    return select_runs(every, only or ()), every, place.choose_run_root(run_root, cluster)
 
 
 def _show(lines: Iterable[object], *, err: bool = False) -> None:
@@ -545,14 +555,16 @@ def _show(lines: Iterable[object], *, err: bool = False) -> None:
 
 def main() -> None:
     """Entry point; user errors become a message and exit code 2."""
-    from pipeline.provenance import IntruderError, check_one_root
+    from pipeline.provenance import ForeignPackageError, check_one_root
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         check_one_root()
         app()
     except Exception as error:
-        if not isinstance(error, (IntruderError, OSError)) and not isinstance(error, _mistakes()):
+        if not isinstance(error, (ForeignPackageError, OSError)) and not isinstance(
+            error, _mistakes()
+        ):
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

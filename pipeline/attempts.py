@@ -37,25 +37,25 @@ class Failure:
     step: int | None = None
     host: str | None = None
     repeatable: bool = False
-    verdict: str = ""
+    no_retry_reason: str = ""
 
 
 def _folder(run_dir: Path) -> Path:
     return run_dir / "attempts"
 
 
-def numbers(run_dir: Path) -> list[int]:
+def list_attempts(run_dir: Path) -> list[int]:
     """Numbers of the attempts so far, ascending."""
     names = (p.name.removesuffix(".json") for p in _folder(run_dir).glob("[0-9]*.json"))
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def latest(run_dir: Path) -> int:
+def latest_attempt(run_dir: Path) -> int:
     """Number of the newest attempt, 0 when there is none."""
-    return max(numbers(run_dir), default=0)
+    return max(list_attempts(run_dir), default=0)
 
 
-def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
+def start_attempt(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
     """Take the next attempt number; host, pid and time are noted with `facts` (job id).
 
     `launch` is equal on all ranks of one start and differs between starts; ranks `find` their number by it.
@@ -67,7 +67,7 @@ def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
         "launch": launch,
         **facts,
     }
-    number = latest(run_dir) + 1
+    number = latest_attempt(run_dir) + 1
     while True:
         try:
             create_json(_folder(run_dir) / f"{number:04d}.json", note)
@@ -77,12 +77,12 @@ def start(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
         return number
 
 
-def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
+def find_attempt(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
     """Number of the attempt that a launch took; waits for rank 0 to take it, at most `timeout_s`."""
     end = time.monotonic() + timeout_s
     while True:
-        for number in reversed(numbers(run_dir)):
-            if describe(run_dir, number).get("launch") == launch:
+        for number in reversed(list_attempts(run_dir)):
+            if read_attempt(run_dir, number).get("launch") == launch:
                 return number
         if time.monotonic() > end:
             raise TimeoutError(
@@ -91,17 +91,17 @@ def find(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
         time.sleep(0.05)
 
 
-def describe(run_dir: Path, attempt: int) -> dict[str, Any]:
+def read_attempt(run_dir: Path, attempt: int) -> dict[str, Any]:
     """What was noted when an attempt started; nothing when there is no such attempt."""
     return read_json(_folder(run_dir) / f"{attempt:04d}.json") or {}
 
 
-def is_current(run_dir: Path, attempt: int) -> bool:
+def is_newest_attempt(run_dir: Path, attempt: int) -> bool:
     """Whether no newer attempt has started: only then may this one write checkpoints or publish."""
-    return latest(run_dir) <= attempt
+    return latest_attempt(run_dir) <= attempt
 
 
-def fail(
+def record_failure(
     run_dir: Path,
     attempt: int,
     *,
@@ -118,9 +118,9 @@ def fail(
         write_json_atomic(path, {"error": error, "log": str(log), "time": time.time(), **facts})
 
 
-def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
+def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     """How an attempt (the newest by default) failed, or None when it did not say so."""
-    number = latest(run_dir) if attempt is None else attempt
+    number = latest_attempt(run_dir) if attempt is None else attempt
     note = read_json(_folder(run_dir) / f"{number:04d}.failed.json")
     if note is None:
         return None
@@ -134,42 +134,43 @@ def failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     return Failure(number, str(note.get("error", "")), str(note.get("log", "")), when, *facts)
 
 
-def give_up(run_dir: Path, attempt: int, reason: str) -> None:
+def record_no_retry(run_dir: Path, attempt: int, reason: str) -> None:
     """Add to a failure why no other attempt follows."""
     path = _folder(run_dir) / f"{attempt:04d}.failed.json"
     write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
 
 
-def interrupt(run_dir: Path, attempt: int, reason: str) -> None:
+def record_interruption(run_dir: Path, attempt: int, reason: str) -> None:
     """Note that an attempt was asked to stop and did."""
     path = _folder(run_dir) / f"{attempt:04d}.interrupted.json"
     write_json_atomic(path, {"reason": reason, "time": time.time()})
 
 
-def interruption(run_dir: Path, attempt: int) -> str | None:
+def read_interruption(run_dir: Path, attempt: int) -> str | None:
     """Why an attempt stopped when asked to, or None when it did not."""
     note = read_json(_folder(run_dir) / f"{attempt:04d}.interrupted.json")
     return None if note is None else str(note.get("reason", ""))
 
 
-def note_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
+def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
     """Note the newest checkpoint of an attempt and the longest time that saving one took."""
     path = _folder(run_dir) / f"{attempt:04d}.saved.json"
     longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
 
 
-def saves(run_dir: Path) -> list[dict[str, Any]]:
+def list_saves(run_dir: Path) -> list[dict[str, Any]]:
     """`step`, `seconds` and `time` of each attempt that saved, oldest first."""
     notes = (
-        read_json(_folder(run_dir) / f"{number:04d}.saved.json") for number in numbers(run_dir)
+        read_json(_folder(run_dir) / f"{number:04d}.saved.json")
+        for number in list_attempts(run_dir)
     )
     return [note for note in notes if note is not None]
 
 
-def running_here(run_dir: Path) -> bool:
+def is_running_here(run_dir: Path) -> bool:
     """Whether the newest attempt's first process is alive on this machine."""
-    note = describe(run_dir, latest(run_dir))
+    note = read_attempt(run_dir, latest_attempt(run_dir))
     if note.get("host") != socket.gethostname() or "pid" not in note:
         return False
     try:

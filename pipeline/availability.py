@@ -32,7 +32,7 @@ class Conditions:
         return 1 / rate if rate else math.inf
 
 
-def best_interval_s(conditions: Conditions) -> float:
+def best_checkpoint_interval_s(conditions: Conditions) -> float:
     """Time between checkpoints that loses least: Daly's estimate (2006), Young's with higher-order terms."""
     cost, mean = max(conditions.stall_s, 0.01), conditions.failure_every_s
     if cost >= 2 * mean:
@@ -41,7 +41,7 @@ def best_interval_s(conditions: Conditions) -> float:
     return math.sqrt(2 * cost * mean) * (1 + half / 3 + half * half / 9) - cost
 
 
-def expected_ratio(conditions: Conditions, interval_s: float) -> float:
+def effective_time_ratio(conditions: Conditions, interval_s: float) -> float:
     """Effective training time ratio in the mean, to first order."""
     c = conditions
     lost = c.stall_s / interval_s + (interval_s / 2 + c.durable_s + c.restart_s) / c.failure_every_s

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import reading
-from pipeline.reading import hint, parse_yaml, validate
+from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 
 RESERVED = ("stage", "like", "needs", "resources")
@@ -38,12 +38,12 @@ class Reproduction:
 
 def bundled() -> list[str]:
     """Names of the reproductions that come with the package."""
-    return reading.bundled("pipeline", "configs")
+    return reading.list_bundled("pipeline", "configs")
 
 
 def find(name_or_path: str) -> tuple[str, str]:
     """Source name and text of a reproduction; ConfigError when there is none of that name."""
-    return reading.find(name_or_path, "pipeline", "configs", what="reproduction")
+    return reading.find_yaml(name_or_path, "pipeline", "configs", what="reproduction")
 
 
 def load(
@@ -72,7 +72,7 @@ def read(
         raise ConfigError(f"{source}: expected a mapping with the keys {', '.join(_TOP)}")
     for key in document:
         if key not in _TOP:
-            raise ConfigError(f"{source}: unknown key {key!r}{hint(key, _TOP)}")
+            raise ConfigError(f"{source}: unknown key {key!r}{format_choices(key, _TOP)}")
     if source in outer:
         raise ConfigError(f"reproductions include each other: {' -> '.join([*outer, source])}")
     own = document.get("runs")
@@ -98,7 +98,7 @@ def read(
                 raise ConfigError(f"{source}: include.{other}: a run {name!r} is included already")
             if name not in there:
                 raise ConfigError(
-                    f"{source}: include.{other}: it has no run {name!r}{hint(str(name), there)}"
+                    f"{source}: include.{other}: it has no run {name!r}{format_choices(str(name), there)}"
                 )
             runs[name] = there[name]
     if twice := sorted(set(runs) & set(own)):
@@ -116,7 +116,7 @@ def apply_override(runs: dict[str, Any], override: str) -> str:
         raise ConfigError(f"--set {override}: expected run.key=value")
     if keys[0] not in runs:
         raise ConfigError(
-            f"--set {override}: unknown run {keys[0]!r}{hint(keys[0], map(str, runs))}"
+            f"--set {override}: unknown run {keys[0]!r}{format_choices(keys[0], map(str, runs))}"
         )
     node = runs
     for key in keys[:-1]:
@@ -138,7 +138,7 @@ def _with_likeness(
         return raw
     other, where = raw["like"], f"{source}: runs.{name}.like"
     if not isinstance(other, str) or other not in runs:
-        raise ConfigError(f"{where}: no run {other!r}{hint(str(other), map(str, runs))}")
+        raise ConfigError(f"{where}: no run {other!r}{format_choices(str(other), map(str, runs))}")
     if other in (name, *inner):
         raise ConfigError(
             f"{where}: runs are like each other: {' -> '.join([*inner, name, other])}"
@@ -158,13 +158,15 @@ def _check_run(
 ) -> RunConfig:
     where = f"{source}: runs.{name}"
     if not isinstance(raw, dict) or "stage" not in raw:
-        raise ConfigError(f"{where}: expected a mapping with the key 'stage'{hint('', stages)}")
+        raise ConfigError(
+            f"{where}: expected a mapping with the key 'stage'{format_choices('', stages)}"
+        )
     if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         raise ConfigError(f"{where}: a run's name may hold letters, digits, '_', '-' and '.'")
     spec = stages.get(raw["stage"]) if isinstance(raw["stage"], str) else None
     if spec is None:
         raise ConfigError(
-            f"{where}.stage: unknown stage {raw['stage']!r}{hint(str(raw['stage']), stages)}"
+            f"{where}.stage: unknown stage {raw['stage']!r}{format_choices(str(raw['stage']), stages)}"
         )
     needs = raw.get("needs") or {}
     if not isinstance(needs, dict) or not all(isinstance(v, str) for v in needs.values()):
@@ -172,10 +174,10 @@ def _check_run(
     given = raw.get("resources") or {}
     if not isinstance(given, dict):
         raise ConfigError(
-            f"{where}.resources: expected a mapping{hint('', Resources.model_fields)}"
+            f"{where}.resources: expected a mapping{format_choices('', Resources.model_fields)}"
         )
     merged = {**spec.resources.model_dump(), **given}
-    found = validate(Resources, merged, f"{where}.resources", f"{name}.resources", changed)
+    found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", changed)
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
-    config = validate(spec.config, fields, where, name, changed, extra_choices=RESERVED)
+    config = validate_model(spec.config, fields, where, name, changed, extra_choices=RESERVED)
     return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found)

@@ -24,7 +24,7 @@ _TIMEOUT_S = 300
 _DEVICES = "import torch, torchvision, timm; print(torch.__version__ + ',', torch.cuda.device_count(), 'GPUs here')"
 
 
-def environment(*, ffcv_required: bool) -> list[Finding]:
+def check_environment(*, ffcv_required: bool) -> list[Finding]:
     """Python, packages, and what is costly to import, each in a process of its own."""
     try:
         known = metadata.metadata(DISTRIBUTION)
@@ -38,13 +38,13 @@ def environment(*, ffcv_required: bool) -> list[Finding]:
     )
     return [
         python,
-        *packages(metadata.requires(DISTRIBUTION) or []),
+        *check_packages(metadata.requires(DISTRIBUTION) or []),
         _torch(),
         _ffcv(required=ffcv_required),
     ]
 
 
-def packages(requirements: list[str]) -> list[Finding]:
+def check_packages(requirements: list[str]) -> list[Finding]:
     """The required distributions; a finding for each that is not as required, else one for all."""
     wanted = [
         need
@@ -123,7 +123,7 @@ def _python(code: str) -> tuple[int, str]:
     return done.returncode, lines[-1] if lines else ""
 
 
-def room(run_root: Path, needed: float) -> list[Finding]:
+def check_free_space(run_root: Path, needed: float) -> list[Finding]:
     """Whether the run root can be written to and holds that many bytes more."""
     folder = next(path for path in (run_root, *run_root.parents) if path.exists())
     try:
@@ -152,6 +152,6 @@ def room(run_root: Path, needed: float) -> list[Finding]:
     return [written, ok("disk", lack)]
 
 
-def no_cluster() -> Finding:
+def skip_cluster_check() -> Finding:
     """Said where no cluster was named."""
     return skipped("slurm", "not looked at; name the cluster with --cluster")

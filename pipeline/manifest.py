@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from pipeline.attempts import StaleAttemptError, is_current
+from pipeline.attempts import StaleAttemptError, is_newest_attempt
 from pipeline.checksum import verify_checksum, with_checksum
 from pipeline.files import write_atomic
 from pipeline.spec import StageRun
@@ -34,7 +34,7 @@ def _below_run_root(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_below_run_root)]
-Plain = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class DamagedError(ValueError):
@@ -54,9 +54,9 @@ class ManifestEntry(BaseModel):
     """Record of one finished run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: Plain
-    name: Plain
-    run_id: Plain
+    stage: PlainName
+    name: PlainName
+    run_id: PlainName
     upstream: Mapping[str, str] = Field(default_factory=dict)
     config: Mapping[str, Any] = Field(default_factory=dict)
     outputs: Mapping[str, Output] = Field(default_factory=dict)
@@ -106,7 +106,7 @@ class ManifestEntry(BaseModel):
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRuns:
     """Runs of a plan by whether the manifest says they are done."""
 
     done: dict[str, ManifestEntry]
@@ -120,7 +120,7 @@ def entry_path(run_root: Path, run_id: str) -> Path:
     return run_root / "manifest" / f"{run_id}.json"
 
 
-def run_ids(run_root: Path) -> list[str]:
+def list_run_ids(run_root: Path) -> list[str]:
     """Ids of all runs with an entry, sorted."""
     return sorted(
         path.stem
@@ -129,19 +129,19 @@ def run_ids(run_root: Path) -> list[str]:
     )
 
 
-def content_size(path: Path) -> int:
+def measure_size(path: Path) -> int:
     """Bytes in a file, or in all files of a folder; OSError when there is nothing."""
     if path.is_dir():
         return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     return path.stat().st_size
 
 
-def content_sha256(path: Path) -> str:
+def hash_path(path: Path) -> str:
     """SHA-256 of a file; of a folder, that of its sorted relative names and file hashes."""
     digest = hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()} {content_sha256(file)}\n".encode())
+            digest.update(f"{file.relative_to(path).as_posix()} {hash_path(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -156,36 +156,36 @@ def describe_output(run_root: Path, path: Path) -> Output:
     if not path.exists():
         raise ValueError(f"output {path} does not exist")
     relative = path.resolve().relative_to(run_root.resolve()).as_posix()
-    return Output(path=relative, size=content_size(path), sha256=content_sha256(path))
+    return Output(path=relative, size=measure_size(path), sha256=hash_path(path))
 
 
-def record(run_root: Path, entry: ManifestEntry) -> Path:
+def record_entry(run_root: Path, entry: ManifestEntry) -> Path:
     """Publish an entry, atomically; StaleAttemptError when a newer attempt of the run has started."""
     run_dir = entry.at(run_root).run_dir
-    if not is_current(run_dir, entry.attempt):
+    if not is_newest_attempt(run_dir, entry.attempt):
         raise StaleAttemptError(
             f"{run_dir}: attempt {entry.attempt} is not the newest, it may not publish"
         )
     rows = entry.at(run_root).rows_path
     if rows is not None:
-        entry = entry.model_copy(update={"rows_sha256": content_sha256(rows)})
+        entry = entry.model_copy(update={"rows_sha256": hash_path(rows)})
     path = entry_path(run_root, entry.run_id)
     write_atomic(path, json.dumps(with_checksum(entry.model_dump(mode="json")), indent=1) + "\n")
     return path
 
 
-def parse(content: bytes) -> ManifestEntry:
+def parse_entry(content: bytes) -> ManifestEntry:
     """The entry in a file. Raises ValueError, RecursionError when it is none, or not what was written."""
     return ManifestEntry.model_validate(verify_checksum(json.loads(content)))
 
 
-def read(run_root: Path, run_id: str) -> ManifestEntry | None:
+def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
     """The entry of a run, or None; one that does not parse or is of another run is named and ignored."""
     path = entry_path(run_root, run_id)
     try:
         if (size := path.stat().st_size) > _LIMIT:
             raise ValueError(f"{size} bytes, at most {_LIMIT} are read")
-        entry = parse(path.read_bytes())
+        entry = parse_entry(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -207,7 +207,7 @@ def _reason(error: Exception) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -> list[str]:
+def find_problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -> list[str]:
     """What is wrong with the files of an entry: missing, outside, wrong size, and with `hashes` wrong content.
 
     Rows are few, so their content is checked too, unless `rows` is false: whoever reads them then does it.
@@ -215,13 +215,13 @@ def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -
     found = []
     for label, output in entry.outputs.items():
         path = entry.output(label)
-        if outside := leading_out(entry.run_root, path):
+        if outside := find_outside(entry.run_root, path):
             found.append(
                 f"{outside}: leads out of the run root {entry.run_root}, output {label!r} is not read"
             )
             continue
         try:
-            size = content_size(path)
+            size = measure_size(path)
         except OSError:
             found.append(f"{path}: output {label!r} is missing")
             continue
@@ -229,15 +229,15 @@ def problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -
             found.append(
                 f"{path}: output {label!r} has {size} bytes, the manifest says {output.size}"
             )
-        elif hashes and content_sha256(path) != output.sha256:
+        elif hashes and hash_path(path) != output.sha256:
             found.append(f"{path}: output {label!r} differs from the SHA-256 in the manifest")
     return found + _rows_problems(entry, content=rows)
 
 
-def require_intact(entry: ManifestEntry, label: str) -> None:
+def check_intact(entry: ManifestEntry, label: str) -> None:
     """Raise DamagedError unless an output has the content it was made with."""
     path = entry.output(label)
-    if content_sha256(path) != entry.outputs[label].sha256:
+    if hash_path(path) != entry.outputs[label].sha256:
         raise DamagedError(
             f"{path}: output {label!r} differs from the SHA-256 in the manifest; run {entry.name} again"
         )
@@ -247,16 +247,16 @@ def _rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
     rows = entry.rows_path
     if rows is None:
         return []
-    if leading_out(entry.run_root, rows):
+    if find_outside(entry.run_root, rows):
         return [f"{rows}: leads out of the run root {entry.run_root}, the result rows are not read"]
     if not rows.is_file():
         return [f"{rows}: result rows are missing"]
-    if content and content_sha256(rows) != entry.rows_sha256:
+    if content and hash_path(rows) != entry.rows_sha256:
         return [f"{rows}: result rows differ from the SHA-256 in the manifest"]
     return []
 
 
-def leading_out(run_root: Path, path: Path) -> Path | None:
+def find_outside(run_root: Path, path: Path) -> Path | None:
     """The path, or the first below it, that a symbolic link leads out of the run root."""
     root = run_root.resolve()
     every = [path, *path.rglob("*")] if path.is_dir() else [path]
@@ -268,16 +268,16 @@ def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntr
 
     And the rows are those that were written; with `rows` false whoever reads them finds out.
     """
-    entry = read(run_root, run_id)
+    entry = read_entry(run_root, run_id)
     if entry is None:
         return None
-    wrong = problems(entry, rows=rows)
+    wrong = find_problems(entry, rows=rows)
     for problem in wrong:
         logger.warning("%s; run %s-%s counts as not done", problem, entry.name, run_id)
     return None if wrong else entry
 
 
-def split(run_root: Path, runs: Iterable[StageRun]) -> Split:
+def split_runs(run_root: Path, runs: Iterable[StageRun]) -> SplitRuns:
     """Sort runs into done and pending."""
     done: dict[str, ManifestEntry] = {}
     pending: list[StageRun] = []
@@ -287,4 +287,4 @@ def split(run_root: Path, runs: Iterable[StageRun]) -> Split:
             pending.append(run)
         else:
             done[run.run_id] = entry
-    return Split(done, pending)
+    return SplitRuns(done, pending)

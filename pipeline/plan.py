@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from pipeline.config import Reproduction, RunConfig
 from pipeline.identity import marked, run_id
-from pipeline.reading import hint
+from pipeline.reading import format_choices
 from pipeline.spec import ConfigError, StageRun
 
 
@@ -48,11 +48,11 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
     where = f"{reproduction.source}: runs.{run.name}.needs"
     for role, filler in run.needs.items():
         if role not in run.spec.needs:
-            choices = hint(role, run.spec.needs)
+            choices = format_choices(role, run.spec.needs)
             raise ConfigError(f"{where}: stage {run.spec.name!r} has no role {role!r}{choices}")
         if filler not in reproduction.runs:
             raise ConfigError(
-                f"{where}.{role}: there is no run {filler!r}{hint(filler, reproduction.runs)}"
+                f"{where}.{role}: there is no run {filler!r}{format_choices(filler, reproduction.runs)}"
             )
         stage = reproduction.runs[filler].spec.name
         fit = run.spec.fillers(role)
@@ -88,16 +88,16 @@ def _order(reproduction: Reproduction) -> list[str]:
     return order
 
 
-def select(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
+def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
     """The runs whose name or stage is in `only`, all when it is empty; ConfigError for an unknown one."""
     known = {run.name for run in runs} | {run.stage for run in runs}
     for name in only:
         if name not in known:
-            raise ConfigError(f"--only {name}: no such run or stage{hint(name, known)}")
+            raise ConfigError(f"--only {name}: no such run or stage{format_choices(name, known)}")
     return [run for run in runs if not only or run.name in only or run.stage in only]
 
 
-def unresolved(runs: Iterable[StageRun]) -> list[str]:
+def list_unset_settings(runs: Iterable[StageRun]) -> list[str]:
     """One line per setting that a run requires and that is not set, naming the key to set."""
     lines = []
     for run in runs:
@@ -107,13 +107,13 @@ def unresolved(runs: Iterable[StageRun]) -> list[str]:
     return lines
 
 
-def require_resolved(runs: Iterable[StageRun]) -> None:
+def check_required_settings(runs: Iterable[StageRun]) -> None:
     """Raise ConfigError with all settings that are required and not set."""
-    if lines := unresolved(runs):
+    if lines := list_unset_settings(runs):
         raise ConfigError("; ".join(lines))
 
 
-def traced(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
+def with_trace_steps(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
     """The runs, those that train told to trace `steps` steps. Their ids stay: a trace changes no number."""
     if steps == 0:
         return runs

@@ -20,7 +20,7 @@ SNAPSHOT_NOTE = "SNAPSHOT.json"
 _DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pydantic", "submitit", "ffcv", "numba")
 
 
-class IntruderError(RuntimeError):
+class ForeignPackageError(RuntimeError):
     """One of our package names resolves to somebody else's package."""
 
 
@@ -40,13 +40,13 @@ def check_one_root() -> None:
         if origin.parent != root / name:
             owners = importlib.metadata.packages_distributions().get(name, [])
             whose = f" of the distribution {', '.join(sorted(set(owners)))}" if owners else ""
-            raise IntruderError(
+            raise ForeignPackageError(
                 f"package {name!r} would be imported from {origin}{whose}, expected {root / name}: "
                 "remove it, or run in an environment of its own"
             )
 
 
-def git_state(root: Path) -> dict[str, Any]:
+def read_git_state(root: Path) -> dict[str, Any]:
     """Commit and dirty flag of the code, from git or from the note in a snapshot; None where unknown."""
     note = read_json(root / SNAPSHOT_NOTE)
     if note is not None:
@@ -72,7 +72,7 @@ def _git(root: Path, *args: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Versions of Python and of the distributions that can change a number; absent ones are left out."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def devices() -> list[str]:
+def list_cuda_devices() -> list[str]:
     """Name of the CUDA device this process uses; empty without torch or CUDA (torch is never imported)."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -91,12 +91,12 @@ def devices() -> list[str]:
     return [str(torch.cuda.get_device_name(torch.cuda.current_device()))]
 
 
-def collect() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Provenance of a run that starts now."""
     return {
-        **git_state(code_root()),
+        **read_git_state(code_root()),
         "code_root": str(code_root()),
-        "versions": versions(),
+        "versions": collect_versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

@@ -42,7 +42,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def hint(key: str, known: Iterable[str]) -> str:
+def format_choices(key: str, known: Iterable[str]) -> str:
     """Text naming the closest valid choice, if any, and all of them."""
     names = sorted(known)
     guess = difflib.get_close_matches(str(key), names, n=1)
@@ -50,27 +50,27 @@ def hint(key: str, known: Iterable[str]) -> str:
     return f"{close} (valid: {', '.join(names) or 'none'})"
 
 
-def bundled(package: str, folder: str) -> list[str]:
+def list_bundled(package: str, folder: str) -> list[str]:
     """Names of the YAML files that come with a package."""
     names = [path.name for path in (resources.files(package) / folder).iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def find(name_or_path: str, package: str, folder: str, *, what: str) -> tuple[str, str]:
+def find_yaml(name_or_path: str, package: str, folder: str, *, what: str) -> tuple[str, str]:
     """Source and text of a bundled file or of one of the user's; ConfigError when there is none of that name."""
-    names = bundled(package, folder)
+    names = list_bundled(package, folder)
     if name_or_path in names:
         source = f"{name_or_path}.yaml"
         return source, (resources.files(package) / folder / source).read_text(encoding="utf-8")
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        return str(path), read_text(path)
+        return str(path), read_config_text(path)
     raise ConfigError(
-        f"no {what} {name_or_path!r}: neither a file nor bundled{hint(name_or_path, names)}"
+        f"no {what} {name_or_path!r}: neither a file nor bundled{format_choices(name_or_path, names)}"
     )
 
 
-def read_text(path: Path) -> str:
+def read_config_text(path: Path) -> str:
     """Text of a file; ConfigError naming it when it cannot be read or holds something else."""
     try:
         return path.read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def parse_yaml(source: str, text: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def validate(
+def validate_model(
     model: type[_Model],
     values: Mapping[str, Any],
     where: str,
@@ -122,7 +122,7 @@ def validate(
         known = [*_fields_at(model, location[:-1]), *(extra_choices if len(location) == 1 else ())]
         prefix = "" if by_set or len(location) == 1 else f".{'.'.join(location[:-1])}"
         raise ConfigError(
-            f"{place}{prefix}: unknown key {location[-1]!r}{hint(location[-1], known)}"
+            f"{place}{prefix}: unknown key {location[-1]!r}{format_choices(location[-1], known)}"
         )
     if first["type"] == "missing":
         raise ConfigError(f"{place}: key {key!r} is missing")

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
 from pipeline.files import write_atomic
-from pipeline.reading import parse_yaml, read_text, validate
+from pipeline.reading import parse_yaml, read_config_text, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
 FILE_NAME = "config.yaml"
@@ -39,7 +39,7 @@ class RunFile:
         """The stage run, its configuration checked by its class; imports the stage's module."""
         cls = resolve(self.config_class)
         assert isinstance(cls, type) and issubclass(cls, StageConfig)
-        config = validate(cls, self.config, f"{self.name}-{self.run_id}/{FILE_NAME}")
+        config = validate_model(cls, self.config, f"{self.name}-{self.run_id}/{FILE_NAME}")
         resources = Resources.model_validate(self.resources)
         return StageRun(
             self.stage,
@@ -96,7 +96,7 @@ def read(run_dir: Path) -> RunFile:
     """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
     path = run_dir / FILE_NAME
     try:
-        found = RunFile(**verify_checksum(parse_yaml(str(path), read_text(path))))
+        found = RunFile(**verify_checksum(parse_yaml(str(path), read_config_text(path))))
     except ChecksumError as error:
         raise ConfigError(
             f"{path}: {error}; run or submit the reproduction to have it written anew"

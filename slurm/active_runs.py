@@ -10,7 +10,7 @@ from pipeline.files import read_json
 from slurm.shared import queue
 
 
-def busy(folders: Mapping[Path, str]) -> dict[Path, str]:
+def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     """Of run folders with their run ids those in use, and how.
 
     The queue is asked about runs that were submitted and whose own records do not say that they are over; where it
@@ -25,7 +25,7 @@ def busy(folders: Mapping[Path, str]) -> dict[Path, str]:
     for folder, run_id in folders.items():
         if run_id in jobs:
             found[folder] = f"is job {jobs[run_id].job_id}, {jobs[run_id].state}"
-        elif attempts.running_here(folder):
+        elif attempts.is_running_here(folder):
             found[folder] = "is running on this machine"
         elif folder in in_doubt and silence:
             found[folder] = f"may be job {in_doubt[folder]} of a cluster: {silence}"
@@ -47,15 +47,15 @@ def _over(folder: Path, run_id: str, job: str) -> bool:
     """Whether the records say that no job is left: the run is done, or that job was its last and was given up."""
     if manifest.find_done(folder.parents[1], run_id) is not None:
         return True
-    failure = attempts.failure(folder)
-    if failure is None or not failure.verdict:
+    failure = attempts.read_failure(folder)
+    if failure is None or not failure.no_retry_reason:
         return False
-    return attempts.describe(folder, failure.attempt).get("job_id") == job
+    return attempts.read_attempt(folder, failure.attempt).get("job_id") == job
 
 
 def _ask(run_ids: Iterable[str]) -> tuple[dict[str, queue.QueuedJob], str]:
     """Jobs of these runs in the queue, and why it cannot be asked where that is so."""
     try:
-        return queue.named(run_ids), ""
+        return queue.find_jobs_by_run_id(run_ids), ""
     except queue.SlurmError as error:
         return {}, str(error)

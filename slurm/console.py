@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm.status import duration
+from slurm.status import format_duration
 
 if TYPE_CHECKING:
     from pipeline.findings import Finding
-    from pipeline.manifest import Split
+    from pipeline.manifest import SplitRuns
     from pipeline.spec import StageRun
     from slurm.local.executor import Outcome
     from slurm.status import RunStatus
@@ -27,7 +27,7 @@ _STYLES = {
 }
 
 
-def say(line: str = "") -> None:
+def print_line(line: str = "") -> None:
     """One line on stdout."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
@@ -49,10 +49,14 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [list(header), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print_line(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
-def show_plan(runs: Sequence[StageRun], split: Split, root: Path, advice: Sequence[str]) -> None:
+def show_plan(
+    runs: Sequence[StageRun], split: SplitRuns, root: Path, advice: Sequence[str]
+) -> None:
     """Runs in order with what each needs, the total of what is left to do, and advice."""
     header = ("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id")
     rows = []
@@ -62,7 +66,7 @@ def show_plan(runs: Sequence[StageRun], split: Split, root: Path, advice: Sequen
         rows.append((run.name, run.stage, state, *cost, run.run_id))
     show_table(header, rows)
     total = sum(run.resources.gpu_hours for run in split.pending)
-    say(
+    print_line(
         f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}"
     )
     show_lines(advice)
@@ -71,7 +75,7 @@ def show_plan(runs: Sequence[StageRun], split: Split, root: Path, advice: Sequen
 def show_lines(lines: Sequence[str]) -> None:
     """Lines as they are."""
     for line in lines:
-        say(line)
+        print_line(line)
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:
@@ -85,33 +89,35 @@ def show_status(found: Sequence[RunStatus]) -> None:
     rows = [(s.run.name, s.run.stage, s.state, s.job_id or "-", s.detail) for s in found]
     show_table(("run", "stage", "state", "job", "detail"), rows)
     _show_logs((s.run, s.log) for s in found if s.state == "failed")
-    say(", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items()))
+    print_line(
+        ", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items())
+    )
 
 
 def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
     """Where to read on about what failed."""
     for run, log in logs:
         if log:
-            say(f"{run.name} log: {log}")
+            print_line(f"{run.name} log: {log}")
 
 
 def show_log(name: str, log: str | None, lines: int) -> None:
     """Where a run's log is, and its last lines."""
-    say(f"==> {log or f'{name}: no log yet'}")
+    print_line(f"==> {log or f'{name}: no log yet'}")
     if log and Path(log).is_file():
         with open(log, encoding="utf-8", errors="replace") as file:
             for line in deque(file, lines):
-                say(line.rstrip("\n"))
+                print_line(line.rstrip("\n"))
 
 
 def show_findings(findings: Sequence[Finding]) -> int:
     """A line per finding, and below what is wrong what to do; the exit code: 1 when something is."""
     for finding in findings:
-        say(f"{finding.state:<8}{finding.subject}: {finding.detail}")
+        print_line(f"{finding.state:<8}{finding.subject}: {finding.detail}")
         if finding.state == "wrong":
-            say(f"        to do: {finding.remedy}")
+            print_line(f"        to do: {finding.remedy}")
     count = sum(finding.state == "wrong" for finding in findings)
-    say(
+    print_line(
         f"{len(findings)} looked at, {count} to put right"
         if count
         else f"{len(findings)} looked at, all is well"
@@ -125,14 +131,18 @@ def announce_data_checks(unseen: bool) -> None:
         sys.stderr.write("looking at data sets, lists and weights (--unseen leaves it out)\n")
 
 
-def announce(run: StageRun, ranks: int) -> None:
+def announce_run(run: StageRun, ranks: int) -> None:
     """A line before a run starts here."""
-    say(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}")
+    print_line(
+        f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}"
+    )
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> int:
     """What became of every run of a local execution; the exit code that tells it: 0, 1 failed, 75 interrupted."""
-    rows = [(o.run.name, o.run.stage, o.state, duration(o.seconds), o.detail) for o in outcomes]
+    rows = [
+        (o.run.name, o.run.stage, o.state, format_duration(o.seconds), o.detail) for o in outcomes
+    ]
     show_table(("run", "stage", "outcome", "time", "detail"), rows)
     _show_logs((o.run, o.log) for o in outcomes)
     states = {outcome.state for outcome in outcomes}

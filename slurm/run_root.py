@@ -9,11 +9,11 @@ from pipeline.provenance import code_root
 from pipeline.spec import ConfigError
 from slurm.submission.profile import ClusterProfile, load_profile
 
-VARIABLE = "MUGS_RUN_ROOT"
-DEFAULT = "~/mugs-runs"
+RUN_ROOT_VARIABLE = "MUGS_RUN_ROOT"
+DEFAULT_RUN_ROOT = "~/mugs-runs"
 
 
-def run_root(given: Path | None, cluster: str | None) -> Path:
+def choose_run_root(given: Path | None, cluster: str | None) -> Path:
     """The given one, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs. ConfigError inside the checkout."""
     profile = None if cluster is None else load_profile(cluster)
     if given is not None:
@@ -21,13 +21,13 @@ def run_root(given: Path | None, cluster: str | None) -> Path:
     root = (
         profile.run_root
         if profile
-        else Path(os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
+        else Path(os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT).expanduser().absolute()
     )
     if root.is_relative_to(code_root()):
         raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
     return root
 
 
-def cluster_profile(cluster: str, given: Path | None) -> ClusterProfile:
+def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
     """The profile with its run root, or the given one."""
-    return load_profile(cluster).model_copy(update={"run_root": run_root(given, cluster)})
+    return load_profile(cluster).model_copy(update={"run_root": choose_run_root(given, cluster)})

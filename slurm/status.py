@@ -13,7 +13,7 @@ from pipeline import attempts, manifest
 from pipeline.files import read_json
 from pipeline.spec import StageRun
 from slurm.shared import queue
-from slurm.shared.logs import last_line, newest_log
+from slurm.shared.logs import find_newest_log, read_last_line
 
 _FRESH_S = 180.0
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
@@ -31,17 +31,17 @@ class RunStatus:
     log: str | None = None
 
 
-def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
+def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     """Status of the runs, in the given order; works with and without Slurm."""
-    jobs = queue.queued(runs, run_root)
-    done = manifest.split(run_root, runs).done
+    jobs = queue.find_jobs(runs, run_root)
+    done = manifest.split_runs(run_root, runs).done
     names = {run.run_id: run.name for run in runs}
     found = []
     for run in runs:
         if (entry := done.get(run.run_id)) is not None:
             found.append(RunStatus(run, "done", _cost(entry)))
             continue
-        mine = [job for job in jobs.get(run.run_id, []) if job.alive]
+        mine = [job for job in jobs.get(run.run_id, []) if job.can_run]
         missing = [names.get(need, need) for need in run.needs.values() if need not in done]
         if mine:
             found.append(_queued(run, run.run_dir(run_root), mine[-1]))
@@ -50,12 +50,12 @@ def status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     return found
 
 
-def watch(
+def watch_status(
     runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0
 ) -> Iterator[list[RunStatus]]:
     """The status again and again, as long as a run is running or queued."""
     while True:
-        found = status(runs, run_root)
+        found = collect_status(runs, run_root)
         yield found
         if not any(s.state in ("running", "queued") for s in found):
             return
@@ -65,23 +65,23 @@ def watch(
 def _cost(entry: manifest.ManifestEntry) -> str:
     restarts = f", {entry.restarts} restarts" if entry.restarts else ""
     gpu = f", {entry.gpu_hours:.1f} GPU-hours" if entry.gpus else ""
-    return f"{duration(entry.seconds)}{gpu}{restarts}"
+    return f"{format_duration(entry.seconds)}{gpu}{restarts}"
 
 
 def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
     if job.state in _ACTIVE:
-        return RunStatus(run, "running", _progress(run_dir), job.job_id, newest_log(run_dir))
-    restarts = attempts.latest(run_dir)
+        return RunStatus(run, "running", _progress(run_dir), job.job_id, find_newest_log(run_dir))
+    restarts = attempts.latest_attempt(run_dir)
     again = f", {restarts} attempts before" if restarts else ""
-    failure = attempts.failure(run_dir)
+    failure = attempts.read_failure(run_dir)
     why = f", the last failed: {failure.error}" if failure else ""
     return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}{why}", job.job_id)
 
 
 def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
     """A run that is neither done nor in the queue: running here, failed, or waiting to be started."""
-    number = attempts.latest(run_dir)
-    begun = attempts.describe(run_dir, number)
+    number = attempts.latest_attempt(run_dir)
+    begun = attempts.read_attempt(run_dir, number)
     started, of_slurm = float(begun.get("time", 0.0)), begun.get("job_id")
     note: Mapping[str, Any] = read_json(run_dir / queue.JOB_NOTE) or {}
     job_id = str(note["job_id"]) if "job_id" in note else None
@@ -92,19 +92,21 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
     if job_id is not None and submitted > started:
         if missing:
             return RunStatus(run, "waiting", waits, job_id)
-        state = queue.final_state(job_id) or "gone"
-        log = newest_log(run_dir, f"{job_id}_*")
+        state = queue.query_job_state(job_id) or "gone"
+        log = find_newest_log(run_dir, f"{job_id}_*")
         return RunStatus(
-            run, "failed", f"{last_line(log) or 'no output'} [job {state}]", job_id, log
+            run, "failed", f"{read_last_line(log) or 'no output'} [job {state}]", job_id, log
         )
-    known = queue.final_state(str(of_slurm)) if of_slurm else None
+    known = queue.query_job_state(str(of_slurm)) if of_slurm else None
     if known in _NOT_OVER:
         return RunStatus(run, "queued", f"{known.lower()}, {number} attempts before", of_slurm)
-    failure = attempts.failure(run_dir, number)
-    if failure is None and (attempts.running_here(run_dir) or (not of_slurm and _fresh(run_dir))):
-        return RunStatus(run, "running", _progress(run_dir), None, newest_log(run_dir))
+    failure = attempts.read_failure(run_dir, number)
+    if failure is None and (
+        attempts.is_running_here(run_dir) or (not of_slurm and _fresh(run_dir))
+    ):
+        return RunStatus(run, "running", _progress(run_dir), None, find_newest_log(run_dir))
     suffix = f" [job {known}]" if known else ""
-    if failure is None and (why := attempts.interruption(run_dir, number)) is not None:
+    if failure is None and (why := attempts.read_interruption(run_dir, number)) is not None:
         return RunStatus(
             run,
             "waiting",
@@ -112,10 +114,10 @@ def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus
             of_slurm,
         )
     if failure is not None:
-        verdict = f" ({failure.verdict})" if failure.verdict else ""
+        verdict = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
         return RunStatus(run, "failed", failure.error + verdict + suffix, of_slurm, failure.log)
     return RunStatus(
-        run, "failed", f"stopped without a word{suffix}", of_slurm, newest_log(run_dir)
+        run, "failed", f"stopped without a word{suffix}", of_slurm, find_newest_log(run_dir)
     )
 
 
@@ -127,21 +129,21 @@ def _fresh(run_dir: Path) -> bool:
 
 def _progress(run_dir: Path) -> str:
     note = read_json(run_dir / "progress.json")
-    start = attempts.describe(run_dir, attempts.latest(run_dir)).get("time", 0.0)
+    start = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir)).get("time", 0.0)
     if note is None or float(note.get("time", 0.0)) < float(start):
         return "starting"
     parts = [f"{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
     if note.get("rate"):
         parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
     if note.get("eta_s") is not None:
-        parts.append(f"{duration(float(note['eta_s']))} left")
+        parts.append(f"{format_duration(float(note['eta_s']))} left")
     age = time.time() - float(note.get("time", 0.0))
     if age > _FRESH_S:
-        parts.append(f"no news for {duration(age)}")
+        parts.append(f"no news for {format_duration(age)}")
     return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `42s`, `3m05s`, `2h10m` or `1d04h`."""
     whole = max(0, round(seconds))
     if whole < 60:
@@ -153,7 +155,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def as_json(found: Sequence[RunStatus]) -> str:
+def format_json(found: Sequence[RunStatus]) -> str:
     """The same for programs: a JSON list."""
     keys = ("state", "detail", "job_id", "log")
     rows = [

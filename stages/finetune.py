@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.manifest import require_intact
+from pipeline.manifest import check_intact
 from pipeline.spec import Resources, Runtime, StageConfig
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
@@ -243,7 +243,7 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
         raise ValueError(
             f"head.init pretrained: run {entry.name!r} has no output 'projection'; use random"
         )
-    require_intact(entry, "projection")
+    check_intact(entry, "projection")
     load_first_layer(head, load_backbone(entry.output("projection"))[0])
 
 

@@ -171,8 +171,10 @@ def next_epoch(
         )
     if done:
         return "none"
-    if (failure := attempts.failure(pretraining.run_dir)) is not None and failure.verdict:
-        raise ValueError(f"the pretraining failed: {failure.error} ({failure.verdict})")
+    if (
+        failure := attempts.read_failure(pretraining.run_dir)
+    ) is not None and failure.no_retry_reason:
+        raise ValueError(f"the pretraining failed: {failure.error} ({failure.no_retry_reason})")
     silent = min(pretraining.silent_minutes(), (time.monotonic() - began) / 60)
     if silent > cfg.patience_minutes:
         raise ValueError(

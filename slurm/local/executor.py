@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
 from pipeline.spec import ConfigError, StageRun
-from slurm.local.processes import Processes, Ranks, stop, wait
-from slurm.node.job import INTERRUPTED
+from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
+from slurm.node.job import EXIT_INTERRUPTED
 from slurm.shared import queue
 from slurm.shared.logs import log_path
 
@@ -33,40 +33,45 @@ class Outcome:
     log: str = ""
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether its outputs are there."""
         return self.state in ("done", "finished")
 
 
-def run_here(
+def run_locally(
     runs: Sequence[StageRun],
     run_root: Path,
     *,
     ranks: int | None = None,
-    started: Announce | None = None,
+    on_start: Announce | None = None,
 ) -> list[Outcome]:
-    """Run what is not done, in the given (topological) order; `started` is told of each run and its ranks.
+    """Run what is not done, in the given (topological) order; `on_start` is told of each run and its ranks.
 
     When a run fails, what depends on it is not run and the rest is; after an interruption nothing more is run.
     ConfigError when an input is neither done nor among `runs`.
     """
     by_id = {run.run_id: run for run in runs}
     _check_inputs(by_id, run_root)
-    jobs = queue.queued(runs, run_root)
+    jobs = queue.find_jobs(runs, run_root)
     outcomes: dict[str, Outcome] = {}
-    with Processes() as processes:
-        executor = _Executor(run_root, ranks, started, processes)
+    with LocalProcesses() as processes:
+        executor = _Executor(run_root, ranks, on_start, processes)
         for run in by_id.values():
             if run.run_id in outcomes:
                 continue  # it ran beside the one that it watches
-            if settled := _settled(run, run_root, jobs, outcomes):
+            if settled := _outcome_without_start(run, run_root, jobs, outcomes):
                 found = [settled]
             elif processes.signalled:
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
             else:
-                watching = _watching(run, by_id.values(), run_root)
+                watching = _concurrent_runs(run, by_id.values(), run_root)
                 found = executor.run(
-                    run, [w for w in watching if not _settled(w, run_root, jobs, outcomes)]
+                    run,
+                    [
+                        w
+                        for w in watching
+                        if not _outcome_without_start(w, run_root, jobs, outcomes)
+                    ],
                 )
             outcomes |= {outcome.run.run_id: outcome for outcome in found}
             if any(outcome.state == "interrupted" for outcome in found):
@@ -83,7 +88,7 @@ def _check_inputs(by_id: Mapping[str, StageRun], run_root: Path) -> None:
                 )
 
 
-def _settled(
+def _outcome_without_start(
     run: StageRun,
     run_root: Path,
     jobs: Mapping[str, Sequence[queue.QueuedJob]],
@@ -93,18 +98,18 @@ def _settled(
     if manifest.find_done(run_root, run.run_id) is not None:
         return Outcome(run, "done")
     inputs = [outcomes[need] for need in run.needs.values() if need in outcomes]
-    if missing := [outcome.run.name for outcome in inputs if not outcome.good]:
+    if missing := [outcome.run.name for outcome in inputs if not outcome.succeeded]:
         return Outcome(run, "not run", f"needs {', '.join(missing)}")
-    if alive := [job for job in jobs.get(run.run_id, []) if job.alive]:
+    if alive := [job for job in jobs.get(run.run_id, []) if job.can_run]:
         return Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}")
     run_dir = run.run_dir(run_root)
-    if attempts.running_here(run_dir):
-        pid = attempts.describe(run_dir, attempts.latest(run_dir)).get("pid")
+    if attempts.is_running_here(run_dir):
+        pid = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir)).get("pid")
         return Outcome(run, "not run", f"is running on this machine already, process {pid}")
     return None
 
 
-def _watching(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> list[StageRun]:
+def _concurrent_runs(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> list[StageRun]:
     """Those that may run beside this one: they watch it, and their other inputs are done. None where there are GPUs."""
     if _gpus_here():
         return []
@@ -136,7 +141,7 @@ class _Start:
 
     run: StageRun
     launch: str
-    began: float
+    started_at: float
     ranks: Ranks
 
 
@@ -147,15 +152,15 @@ class _Executor:
     run_root: Path
     ranks: int | None
     announce: Announce | None
-    processes: Processes
+    processes: LocalProcesses
 
     def run(self, run: StageRun, watching: Sequence[StageRun]) -> list[Outcome]:
         """One run, and beside it those that watch it; they are stopped when it does not get to its end."""
         first, *others = [self._start(each, beside=each is not run) for each in (run, *watching)]
         outcome = self._end(first)
-        if outcome.good or self.processes.signalled:
+        if outcome.succeeded or self.processes.signalled:
             return [outcome, *(self._end(other) for other in others)]
-        stop([process for other in others for process in other.ranks])
+        stop_processes([process for other in others for process in other.ranks])
         return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
 
     def _start(self, run: StageRun, *, beside: bool) -> _Start:
@@ -170,14 +175,21 @@ class _Executor:
 
     def _end(self, start: _Start) -> Outcome:
         """Wait for a run; what became of it."""
-        run, run_dir, codes = start.run, start.run.run_dir(self.run_root), wait(start.ranks)
-        seconds = time.monotonic() - start.began
+        run, run_dir, codes = (
+            start.run,
+            start.run.run_dir(self.run_root),
+            wait_for_ranks(start.ranks),
+        )
+        seconds = time.monotonic() - start.started_at
         if (
             manifest.find_done(self.run_root, run.run_id) is not None
         ):  # whatever ended its processes after that
             return Outcome(run, "finished", "", seconds)
-        if self.processes.signalled or INTERRUPTED in codes:
-            reason = attempts.interruption(run_dir, attempts.latest(run_dir)) or "stopped at once"
+        if self.processes.signalled or EXIT_INTERRUPTED in codes:
+            reason = (
+                attempts.read_interruption(run_dir, attempts.latest_attempt(run_dir))
+                or "stopped at once"
+            )
             return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)
         failure = _failure(run_dir, start.launch, codes)
         return Outcome(run, "failed", failure.error, seconds, failure.log)
@@ -186,12 +198,14 @@ class _Executor:
 def _failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:
     """The failure record of a launch, written here for a process that could not."""
     try:
-        number = attempts.find(run_dir, launch, timeout_s=0)
+        number = attempts.find_attempt(run_dir, launch, timeout_s=0)
     except TimeoutError:
-        number = attempts.start(run_dir, launch=launch)
+        number = attempts.start_attempt(run_dir, launch=launch)
     rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, 0))
     how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
-    attempts.fail(run_dir, number, error=f"rank {rank} {how}", log=log_path(run_dir, number, rank))
-    found = attempts.failure(run_dir, number)
+    attempts.record_failure(
+        run_dir, number, error=f"rank {rank} {how}", log=log_path(run_dir, number, rank)
+    )
+    found = attempts.read_failure(run_dir, number)
     assert found is not None
     return found

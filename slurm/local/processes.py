@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.provenance import code_root
-from slurm.node.rendezvous import free_port
+from slurm.node.rendezvous import find_free_port
 
 Ranks = Sequence[subprocess.Popen[bytes]]
 """The processes of one run, by rank."""
@@ -22,7 +22,7 @@ _LAST = ("nice", "-n", "19")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Processes:
+class LocalProcesses:
     """What is started within the block; nothing of it outlives that.
 
     Signals to this process are passed on: the first as SIGTERM, which the ranks act on; the second kills.
@@ -33,12 +33,12 @@ class Processes:
         self._signals = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> LocalProcesses:
         self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop(self._all)
+        stop_processes(self._all)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -60,7 +60,7 @@ class Processes:
         """
         command = [*(_LAST if beside else ()), sys.executable, "-m", "slurm.node.job", str(run_dir)]
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        port, ranks = free_port(), []
+        port, ranks = find_free_port(), []
         for rank in range(count):
             if self.signalled:
                 break
@@ -79,18 +79,18 @@ class Processes:
         return ranks
 
 
-def wait(ranks: Ranks) -> list[int | None]:
+def wait_for_ranks(ranks: Ranks) -> list[int | None]:
     """Exit codes; when one ends with an error, the others get ten seconds to notice, and then are stopped."""
     deadline = float("inf")
     while None in (codes := [process.poll() for process in ranks]) and time.monotonic() < deadline:
         if any(codes):
             deadline = min(deadline, time.monotonic() + _GRACE_S)
         time.sleep(0.05)
-    stop(ranks)
+    stop_processes(ranks)
     return codes
 
 
-def stop(processes: Ranks) -> None:
+def stop_processes(processes: Ranks) -> None:
     """Ask those that are left to end, and kill what has not done so after ten seconds."""
     left = [process for process in processes if process.poll() is None]
     for process in left:

@@ -24,16 +24,16 @@ from pipeline.files import write_json_atomic
 from pipeline.runfile import RunFile
 from pipeline.spec import ConfigError, StageRun
 from pipeline.stage import StageContext, StageOutput
-from slurm.node.publish import publish
-from slurm.node.rendezvous import Launch, enter, under_submitit
-from slurm.node.requeue import RequeueError, requeue
-from slurm.node.signals import LEAD_SECONDS, Inbox
-from slurm.node.watchdog import Guard, JobControl, Reactions
+from slurm.node.publish import publish_results
+from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
+from slurm.node.requeue import RequeueError, requeue_job
+from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
+from slurm.node.watchdog import JobControl, Reactions, Watchdog
 from slurm.shared.logs import FILE_ONLY, log_path, start_logging
 
 logger = logging.getLogger("slurm.node.job")  # also when it is run as `__main__`
-INTERRUPTED = 75  # exit code, EX_TEMPFAIL
-HUNG = 70
+EXIT_INTERRUPTED = 75  # exit code, EX_TEMPFAIL
+EXIT_HUNG = 70
 _REPEATABLE = (
     ValueError,
     TypeError,
@@ -45,12 +45,12 @@ _REPEATABLE = (
 )
 
 
-class StageError(RuntimeError):
+class MissingInputError(RuntimeError):
     """A run cannot start: an input is not there."""
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """One rank's part in one attempt."""
 
     file: RunFile
@@ -60,80 +60,84 @@ class Place:
     log: Path
 
 
-def run_stage(run_dir: Path) -> None:
+def run_job(run_dir: Path) -> None:
     """Run one stage run on this rank; rank 0 records rows and then the manifest entry, last.
 
     A failure is noted in the attempt's record and raised again; so is an interruption, after which a job of Slurm
     does not come back from here: rank 0 requeues it. Nothing happens when the run is done already.
     """
-    with Inbox(patient=under_submitit()) as inbox:
+    with StopSignals(ignore_repeats=in_slurm_job()) as signals:
         try:
-            inbox.listen()
-            _run_stage(run_dir, inbox)
+            signals.unblock()
+            _run_stage(run_dir, signals)
         except Interrupted as interrupted:
             logger.info("interrupted: %s", interrupted)
-            if under_submitit():
-                _leave(inbox)
+            if in_slurm_job():
+                _exit_interrupted(signals)
             raise
 
 
-def _run_stage(run_dir: Path, inbox: Inbox) -> None:
-    launch = enter(run_dir)
+def _run_stage(run_dir: Path, signals: StopSignals) -> None:
+    launch = join_rendezvous(run_dir)
     provenance.check_one_root()
     file, run_root = runfile.read(run_dir), run_dir.parents[1]
     if manifest.find_done(run_root, file.run_id) is not None:
         logger.info("%s is done already", run_dir.name)
         return
     attempt = _take_attempt(run_dir, launch)
-    place = Place(file, run_dir, attempt, launch, log_path(run_dir, attempt, launch.rank))
+    place = RankContext(file, run_dir, attempt, launch, log_path(run_dir, attempt, launch.rank))
     start_logging(place.log, screen=launch.rank == 0)
-    control = JobControl(run_dir, attempt, inbox)
+    control = JobControl(run_dir, attempt, signals)
     try:
-        with _guarded(place, control):
-            _attempt(place, run_root, control)
+        with _with_watchdog(place, control):
+            _run_attempt(place, run_root, control)
     except Interrupted as interrupted:
         if launch.rank == 0:
-            attempts.interrupt(run_dir, attempt, str(interrupted))
+            attempts.record_interruption(run_dir, attempt, str(interrupted))
         raise
     except Exception as error:
-        if inbox.warned:  # another rank left first, this one met a closed connection
+        if signals.warned:  # another rank left first, this one met a closed connection
             logger.info(
                 "%s: %s, after the warning: counts as interrupted", type(error).__name__, error
             )
-            raise Interrupted(f"{inbox.name}, then {type(error).__name__}: {error}") from error
+            raise Interrupted(f"{signals.name}, then {type(error).__name__}: {error}") from error
         _note_failure(place, control, error)
         raise
 
 
-def _note_failure(place: Place, control: JobControl, error: Exception) -> None:
+def _note_failure(place: RankContext, control: JobControl, error: Exception) -> None:
     kind = type(error).__name__
     line = f"{kind}: {error}".strip().splitlines()[0]
     where = f"attempt {place.attempt}, rank {place.launch.rank}"
     logger.error("%s failed in %s: %s: %s", place.run_dir.name, where, kind, error)
     logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
-    repeatable = isinstance(error, (ConfigError, StageError, *_REPEATABLE))
+    repeatable = isinstance(error, (ConfigError, MissingInputError, *_REPEATABLE))
     _fail(place, control, line, repeatable=repeatable)
 
 
-def _fail(place: Place, control: JobControl, line: str, *, repeatable: bool = False) -> None:
+def _fail(place: RankContext, control: JobControl, line: str, *, repeatable: bool = False) -> None:
     where: dict[str, Any] = {"log": place.log, "step": control.step, "host": socket.gethostname()}
-    attempts.fail(place.run_dir, place.attempt, error=line, repeatable=repeatable, **where)
+    attempts.record_failure(
+        place.run_dir, place.attempt, error=line, repeatable=repeatable, **where
+    )
 
 
 @contextmanager
-def _guarded(place: Place, control: JobControl) -> Iterator[None]:
+def _with_watchdog(place: RankContext, control: JobControl) -> Iterator[None]:
     """With a guard that ends a rank which hangs or is out of date, and requeues the job when the loop is too slow."""
     launch, resources = place.launch, place.file.resources
-    lead_s = float(os.environ.get(LEAD_SECONDS, "120"))
+    lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
     reactions = Reactions(
-        patience_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
+        grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
         hang_s=60 * float(resources.get("hang_minutes", 30)),
-        hung=partial(_hung, place, control),
-        late=partial(_late, launch.job_id) if launch.job_id and launch.rank == 0 else None,
-        stale=partial(_stale, place) if launch.rank == 0 else None,
+        on_hang=partial(_on_hang, place, control),
+        on_grace_expired=partial(_on_grace_expired, launch.job_id)
+        if launch.job_id and launch.rank == 0
+        else None,
+        on_superseded=partial(_on_superseded, place) if launch.rank == 0 else None,
     )
     with place.log.open("a", encoding="utf-8") as log:
-        guard = Guard(control, reactions, log)
+        guard = Watchdog(control, reactions, log)
         guard.start()
         try:
             yield
@@ -141,43 +145,43 @@ def _guarded(place: Place, control: JobControl) -> Iterator[None]:
             guard.end()
 
 
-def _hung(place: Place, control: JobControl, seconds: float) -> None:
+def _on_hang(place: RankContext, control: JobControl, seconds: float) -> None:
     line = f"hung: no step for {seconds / 60:.1f} minutes after step {control.step}, rank {place.launch.rank}"
     logger.error("%s; where each thread is stands in %s", line, place.log)
     _fail(place, control, line)
-    _exit(HUNG)
+    _exit(EXIT_HUNG)
 
 
-def _late(job_id: str) -> None:
+def _on_grace_expired(job_id: str) -> None:
     logger.warning(
         "no step boundary in time: job %s is requeued as it is, to go on from the last checkpoint",
         job_id,
     )
-    requeue(job_id)
+    requeue_job(job_id)
 
 
-def _stale(place: Place) -> None:
+def _on_superseded(place: RankContext) -> None:
     logger.error(
         "attempt %d of %s is not the newest any more: it ends", place.attempt, place.run_dir.name
     )
-    _exit(INTERRUPTED)
+    _exit(EXIT_INTERRUPTED)
 
 
-def _leave(inbox: Inbox) -> NoReturn:
+def _exit_interrupted(signals: StopSignals) -> NoReturn:
     """Rank 0 requeues the job, the others wait until Slurm ends them: an exit code of theirs would end it as failed.
 
     A SIGTERM that met no loop may also come from srun, because another rank died: then the batch script decides.
     """
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        if not inbox.warned and not inbox.saved:
-            _exit(INTERRUPTED)
+        if not signals.warned and not signals.saved:
+            _exit(EXIT_INTERRUPTED)
         try:
-            requeue(os.environ["SLURM_JOB_ID"])
+            requeue_job(os.environ["SLURM_JOB_ID"])
         except RequeueError as error:
             logger.error("%s; submit again to go on from the last checkpoint", error)
             _exit(1)
-        _exit(INTERRUPTED)
-    while not inbox.terminated:
+        _exit(EXIT_INTERRUPTED)
+    while not signals.got_sigterm:
         time.sleep(0.5)
     _exit(0)
 
@@ -190,14 +194,16 @@ def _exit(code: int) -> NoReturn:
 
 def _take_attempt(run_dir: Path, launch: Launch) -> int:
     if launch.rank != 0:
-        return attempts.find(run_dir, launch.key)
-    return attempts.start(run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size)
+        return attempts.find_attempt(run_dir, launch.key)
+    return attempts.start_attempt(
+        run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size
+    )
 
 
-def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
+def _run_attempt(place: RankContext, run_root: Path, control: JobControl) -> None:
     run, launch = place.file.build(), place.launch
     inputs, running = _inputs(run, run_root)
-    facts = provenance.collect()
+    facts = provenance.collect_provenance()
     if launch.rank == 0:
         write_json_atomic(place.run_dir / "provenance.json", facts)
     context = StageContext(
@@ -208,7 +214,7 @@ def _attempt(place: Place, run_root: Path, control: JobControl) -> None:
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
-        publish(
+        publish_results(
             run, place.run_dir, output, attempt=place.attempt, ranks=launch.world_size, facts=facts
         )
         logger.info("%s is done", run.key)
@@ -226,7 +232,7 @@ def _inputs(
         elif run_id in run.watched and (folder := runfile.find(run_root, run_id)) is not None:
             running[role] = folder
         else:
-            raise StageError(
+            raise MissingInputError(
                 f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest"
             )
     return inputs, running
@@ -238,9 +244,9 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m slurm.node.job RUN_DIR\n")
         return 2
     try:
-        run_stage(Path(arguments[0]).absolute())
+        run_job(Path(arguments[0]).absolute())
     except Interrupted:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except Exception:
         if not logging.getLogger().handlers:
             logging.getLogger(__name__).exception("%s could not start", arguments[0])

@@ -13,7 +13,7 @@ from pipeline.stage import StageOutput
 from slurm.shared.logs import log_path
 
 
-def publish(
+def publish_results(
     run: StageRun,
     run_dir: Path,
     output: StageOutput,
@@ -24,7 +24,7 @@ def publish(
 ) -> None:
     """Write the rows and record the run with its provenance; StaleAttemptError when a newer attempt has started."""
     run_root = run_dir.parents[1]
-    if not attempts.is_current(run_dir, attempt):
+    if not attempts.is_newest_attempt(run_dir, attempt):
         raise attempts.StaleAttemptError(
             f"{run_dir}: attempt {attempt} is not the newest, it may not publish"
         )
@@ -36,7 +36,7 @@ def publish(
     described = {
         k: manifest.describe_output(run_root, run_dir / v) for k, v in output.outputs.items()
     }
-    gpus = run.resources.gpus if (devices := provenance.devices()) else 0
+    gpus = run.resources.gpus if (devices := provenance.list_cuda_devices()) else 0
     seconds = _seconds(run_dir, attempt)
     entry = manifest.ManifestEntry(
         stage=run.stage,
@@ -49,7 +49,7 @@ def publish(
         info=dict(output.info),
         provenance=facts,
         attempt=attempt,
-        restarts=len(attempts.numbers(run_dir)) - 1,
+        restarts=len(attempts.list_attempts(run_dir)) - 1,
         device=devices[0] if devices else "cpu",
         ranks=ranks,
         gpus=gpus,
@@ -57,14 +57,14 @@ def publish(
         gpu_hours=round(gpus * seconds / 3600, 4),
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    manifest.record(run_root, entry)
+    manifest.record_entry(run_root, entry)
 
 
 def _seconds(run_dir: Path, attempt: int) -> float:
     """Running time of all attempts: earlier ones from their start to their last log line."""
     total = 0.0
-    for number in attempts.numbers(run_dir):
-        began = float(attempts.describe(run_dir, number).get("time", 0.0))
+    for number in attempts.list_attempts(run_dir):
+        began = float(attempts.read_attempt(run_dir, number).get("time", 0.0))
         log = log_path(run_dir, number, 0)
         ended = time.time() if number == attempt else log.stat().st_mtime if log.exists() else began
         total += max(0.0, ended - began) if began else 0.0

@@ -27,14 +27,14 @@ class Launch:
     job_id: str | None
 
 
-def under_submitit() -> bool:
+def in_slurm_job() -> bool:
     """Whether submitit's Slurm executor started this process."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
-def enter(run_dir: Path) -> Launch:
+def join_rendezvous(run_dir: Path) -> Launch:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT where not set, and say who we are."""
-    if under_submitit():
+    if in_slurm_job():
         env = submitit.JobEnvironment()
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         _export(env, int(restart))
@@ -49,7 +49,7 @@ def enter(run_dir: Path) -> Launch:
     }.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(free_port())
+        os.environ["MASTER_PORT"] = str(find_free_port())
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     launch = (
         os.environ.get("MUGS_LAUNCH")
@@ -72,11 +72,13 @@ def _export(env: Any, restart: int) -> None:
     port = _PORTS[(job * 7919 + restart * 104729) % len(_PORTS)]
     values = {"RANK": env.global_rank, "WORLD_SIZE": env.num_tasks, "LOCAL_RANK": env.local_rank}
     os.environ.update({key: str(value) for key, value in values.items()})
-    os.environ["MASTER_ADDR"] = meeting_point(next(iter(env.hostnames)))
+    os.environ["MASTER_ADDR"] = resolve_master_address(next(iter(env.hostnames)))
     os.environ["MASTER_PORT"] = str(port)
 
 
-def meeting_point(host: str, address: Callable[[str], str | None] = queue.node_address) -> str:
+def resolve_master_address(
+    host: str, address: Callable[[str], str | None] = queue.query_node_address
+) -> str:
     """A name or address under which the first node is reached: its name, else what Slurm has for it."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo(host, None)
@@ -84,7 +86,7 @@ def meeting_point(host: str, address: Callable[[str], str | None] = queue.node_a
     return address(host) or host
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A free TCP port of the loopback interface, below the ephemeral range where there is one."""
     start = int.from_bytes(os.urandom(2), "big")
     for offset in range(64):

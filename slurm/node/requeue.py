@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 
-from slurm.shared.queue import facts
+from slurm.shared.queue import parse_scontrol
 
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0
@@ -28,7 +28,7 @@ class RequeueError(RuntimeError):
     """Slurm does not take the job back."""
 
 
-def requeue(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
+def requeue_job(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
     """Have the job start again; False when Slurm is ending or requeueing it by itself.
 
     Raises RequeueError when Slurm refuses, or gives no answer in time.
@@ -51,7 +51,7 @@ def requeue(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
         time.sleep(2)
 
 
-def exclude(job_id: str, node: str) -> bool:
+def exclude_node(job_id: str, node: str) -> bool:
     """Keep a pending job off a node; not where too few others would be left, or the job names its nodes.
 
     Without effect when Slurm refuses: the job may then meet the node again.
@@ -59,7 +59,7 @@ def exclude(job_id: str, node: str) -> bool:
     job, _ = _job(job_id)
     before = [name for name in job.get("ExcNodeList", "").split(",") if name not in ("", "(null)")]
     _, partition = _scontrol("-o", "show", "partition", job.get("Partition", ""))
-    total = int(facts(partition).get("TotalNodes", "0"))
+    total = int(parse_scontrol(partition).get("TotalNodes", "0"))
     needed = int(job.get("NumNodes", "1").split("-")[0])
     named = job.get("ReqNodeList", "(null)") != "(null)"
     if node in before or named or total - len(before) - 1 < needed:
@@ -74,7 +74,7 @@ def exclude(job_id: str, node: str) -> bool:
 def _job(job_id: str) -> tuple[dict[str, str], str]:
     """What Slurm says about a job, and what it says when it does not."""
     code, out = _scontrol("-o", "show", "job", job_id)
-    return (facts(out), "") if code == 0 else ({}, out)
+    return (parse_scontrol(out), "") if code == 0 else ({}, out)
 
 
 def _scontrol(*arguments: str) -> tuple[int, str]:

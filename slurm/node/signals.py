@@ -15,31 +15,31 @@ from typing import Any
 
 from pipeline.control import Interrupted
 
-LEAD_SECONDS = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
-BLOCKED = ("USR2", "TERM")  # pending from the start of Python to the handlers
+LEAD_SECONDS_VARIABLE = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
+BLOCKED_SIGNALS = ("USR2", "TERM")  # pending from the start of Python to the handlers
 _ASKING = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
-class Inbox:
+class StopSignals:
     """Signals so far.
 
-    `patient`: a second one changes nothing, since Slurm repeats them; else it ends the process at once.
+    `ignore_repeats`: a second one changes nothing, since Slurm repeats them; else it ends the process at once.
     """
 
-    def __init__(self, *, patient: bool) -> None:
-        self.patient = patient
-        self.trusted = False  # a loop asks now and then
-        self.leaving = False
+    def __init__(self, *, ignore_repeats: bool) -> None:
+        self.ignore_repeats = ignore_repeats
+        self.loop_polls = False  # a loop asks now and then
+        self.exiting = False
         self.saved = False  # the loop has saved and left, with all ranks
         self.received: list[int] = []
-        self.since: float | None = (
+        self.warned_at: float | None = (
             None  # when the warning came, noted by the guard, also while Python is in a C call
         )
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Inbox:
+    def __enter__(self) -> StopSignals:
         self._before = {number: signal.signal(number, self._note) for number in _ASKING}
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
@@ -49,16 +49,16 @@ class Inbox:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def listen(self) -> None:
+    def unblock(self) -> None:
         """Let through what was held back since the start of Python; may raise Interrupted."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
-        if len(self.received) > 1 and not self.patient:
+        if len(self.received) > 1 and not self.ignore_repeats:
             os._exit(128 + number)
-        if not self.trusted:
-            self.leave(f"{self.name} while no step was running")
+        if not self.loop_polls:
+            self.interrupt(f"{self.name} while no step was running")
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Inbox:
         return signal.Signals(self.received[0]).name if self.received else "nothing"
 
     @property
-    def terminated(self) -> bool:
+    def got_sigterm(self) -> bool:
         """Whether one of them was SIGTERM."""
         return signal.SIGTERM in self.received
 
@@ -75,10 +75,10 @@ class Inbox:
         """Whether one of them was Slurm's early warning: no failure of another rank brings it."""
         return signal.SIGUSR2 in self.received
 
-    def leave(self, reason: str) -> None:
+    def interrupt(self, reason: str) -> None:
         """Raise Interrupted, once."""
-        if not self.leaving:
-            self.leaving = True
+        if not self.exiting:
+            self.exiting = True
             raise Interrupted(reason)
 
     def wake(self) -> None:
@@ -88,5 +88,5 @@ class Inbox:
     def wait(self, seconds: float) -> None:
         """Sleep, at most until a signal arrives; for a thread of its own."""
         ready, _, _ = select.select([self._reader], [], [], seconds)
-        if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.since is None:
-            self.since = time.monotonic()
+        if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.warned_at is None:
+            self.warned_at = time.monotonic()

@@ -13,7 +13,7 @@ from typing import IO, NoReturn
 
 from pipeline import attempts
 from pipeline.control import Interrupted
-from slurm.node.signals import Inbox
+from slurm.node.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 _STALE_CHECK_S = 15.0
@@ -26,38 +26,38 @@ _NOTHING_TO_SAVE_S = 5.0
 class JobControl:
     """`pipeline.control.Control` of a real job."""
 
-    def __init__(self, run_dir: Path, attempt: int, inbox: Inbox) -> None:
-        self.run_dir, self.attempt, self.inbox = run_dir, attempt, inbox
+    def __init__(self, run_dir: Path, attempt: int, signals: StopSignals) -> None:
+        self.run_dir, self.attempt, self.signals = run_dir, attempt, signals
         self.step: int | None = None
-        self.moved = time.monotonic()
+        self.last_step_at = time.monotonic()
 
     def stop_requested(self) -> bool:
         """Whether a signal came."""
-        return bool(self.inbox.received)
+        return bool(self.signals.received)
 
     def may_write(self) -> bool:
         """Whether no newer attempt has started."""
-        return attempts.is_current(self.run_dir, self.attempt)
+        return attempts.is_newest_attempt(self.run_dir, self.attempt)
 
     def heartbeat(self, step: int) -> None:
         """Note that the loop moves; from the first beat on signals wait for it."""
-        self.step, self.moved = step, time.monotonic()
-        self.inbox.trusted = True
+        self.step, self.last_step_at = step, time.monotonic()
+        self.signals.loop_polls = True
 
     def saved(self, step: int, seconds: float) -> None:
         """Note how far the state on disk is and what saving cost, for the lead time of later jobs."""
-        attempts.note_save(self.run_dir, self.attempt, step=step, seconds=seconds)
+        attempts.record_save(self.run_dir, self.attempt, step=step, seconds=seconds)
 
     def interrupted(self, step: int) -> NoReturn:
         """Leave after the state of `step` was saved."""
-        self.inbox.trusted, self.inbox.leaving, self.inbox.saved = False, True, True
-        raise Interrupted(f"{self.inbox.name}, saved after step {step}")
+        self.signals.loop_polls, self.signals.exiting, self.signals.saved = False, True, True
+        raise Interrupted(f"{self.signals.name}, saved after step {step}")
 
     def finish(self) -> None:
         """Signals no longer wait for the loop; one that came meanwhile is acted on."""
-        self.inbox.trusted = False
-        if self.inbox.received:
-            self.inbox.leave(f"{self.inbox.name} after the last step")
+        self.signals.loop_polls = False
+        if self.signals.received:
+            self.signals.interrupt(f"{self.signals.name} after the last step")
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,24 @@ class Reactions:
     has started.
     """
 
-    patience_s: float
+    grace_s: float
     hang_s: float
-    hung: Callable[[float], None]
-    late: Callable[[], None] | None = None
-    stale: Callable[[], None] | None = None
+    on_hang: Callable[[float], None]
+    on_grace_expired: Callable[[], None] | None = None
+    on_superseded: Callable[[], None] | None = None
 
 
-class Guard(threading.Thread):
+class Watchdog(threading.Thread):
     """Thread that watches a rank. Stacks of a rank that does not even let threads run go into `log`."""
 
     def __init__(self, control: JobControl, reactions: Reactions, log: IO[str]) -> None:
         super().__init__(name="guard", daemon=True)
-        self.control, self.inbox, self.reactions, self.log = control, control.inbox, reactions, log
+        self.control, self.signals, self.reactions, self.log = (
+            control,
+            control.signals,
+            reactions,
+            log,
+        )
         self.ended = threading.Event()
         self._late = self._stale = False
         self._armed = self._asked = time.monotonic()
@@ -89,7 +94,7 @@ class Guard(threading.Thread):
         """Look every second, or when a signal comes."""
         self._arm()
         while not self.ended.is_set():
-            self.inbox.wait(1.0)
+            self.signals.wait(1.0)
             if self.ended.is_set():
                 return
             now = time.monotonic()
@@ -104,25 +109,25 @@ class Guard(threading.Thread):
         )
 
     def _look(self, now: float) -> None:
-        react, inbox = self.reactions, self.inbox
-        still = now - self.control.moved
-        if inbox.trusted and still > react.hang_s:
+        react, signals = self.reactions, self.signals
+        still = now - self.control.last_step_at
+        if signals.loop_polls and still > react.hang_s:
             faulthandler.dump_traceback(file=self.log, all_threads=True)
-            react.hung(still)
-        patience = react.patience_s if inbox.trusted else _NOTHING_TO_SAVE_S
-        waited = now - inbox.since if inbox.since is not None else 0.0
-        if react.late and not self._late and not inbox.leaving and waited > patience:
+            react.on_hang(still)
+        grace = react.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
+        waited = now - signals.warned_at if signals.warned_at is not None else 0.0
+        if react.on_grace_expired and not self._late and not signals.exiting and waited > grace:
             self._late = True
-            react.late()
-        if react.stale and not self._stale and now - self._asked > _STALE_CHECK_S:
+            react.on_grace_expired()
+        if react.on_superseded and not self._stale and now - self._asked > _STALE_CHECK_S:
             self._asked = now
             if not self.control.may_write():
                 self._stale = True
-                react.stale()
+                react.on_superseded()
 
     def end(self) -> None:
         """Stop watching."""
         self.ended.set()
-        self.inbox.wake()
+        self.signals.wake()
         self.join(5.0)
         faulthandler.cancel_dump_traceback_later()

@@ -34,7 +34,7 @@ def start_logging(path: Path, *, screen: bool) -> None:
     logging.captureWarnings(True)
 
 
-def newest_log(run_dir: Path, pattern: str = "*") -> str | None:
+def find_newest_log(run_dir: Path, pattern: str = "*") -> str | None:
     """The log that says most about the last attempt: the newest that is not empty, error logs first."""
     files = (run_dir / "logs").glob(pattern)
     logs = [p for p in files if p.suffix in (".log", ".err", ".out") and p.stat().st_size]
@@ -48,7 +48,7 @@ def newest_log(run_dir: Path, pattern: str = "*") -> str | None:
     )
 
 
-def last_line(log: str | None) -> str:
+def read_last_line(log: str | None) -> str:
     """The last line that is not blank; nothing where there is no log."""
     if log is None:
         return ""

@@ -15,7 +15,7 @@ from pipeline.spec import StageRun
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
-NEVER = "DependencyNeverSatisfied"
+NEVER_SATISFIED = "DependencyNeverSatisfied"
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 _TIMEOUT_S = 60
@@ -38,11 +38,11 @@ class QueuedJob:
     script: str = ""
 
     @property
-    def alive(self) -> bool:
+    def can_run(self) -> bool:
         """Whether it has run, runs or can still run: not so when a job it waits for failed."""
-        return not (self.state == "PENDING" and self.reason == NEVER)
+        return not (self.state == "PENDING" and self.reason == NEVER_SATISFIED)
 
-    def of(self, run_dir: Path) -> bool:
+    def belongs_to(self, run_dir: Path) -> bool:
         """Whether it is of this run here: another run root may hold a run of the same id."""
         return (
             self.script in ("", "(null)")
@@ -55,7 +55,7 @@ def job_name(run_id: str) -> str:
     return f"{JOB_PREFIX}{run_id}"
 
 
-def available() -> bool:
+def is_slurm_available() -> bool:
     """Whether Slurm's commands are there."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
@@ -82,7 +82,7 @@ def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[
     return done.returncode, done.stdout, done.stderr
 
 
-def queued(
+def find_jobs(
     runs: Iterable[StageRun], run_root: Path, *, required: bool = False
 ) -> dict[str, list[QueuedJob]]:
     """Jobs of these runs in the queue, whoever queued them, by run id.
@@ -90,17 +90,17 @@ def queued(
     `required` raises SlurmError when the queue cannot be asked, else there are none then.
     """
     by_name = {job_name(run.run_id): run for run in runs}
-    if not by_name or (not available() and not required):
+    if not by_name or (not is_slurm_available() and not required):
         return {}
     jobs: dict[str, list[QueuedJob]] = {}
     for job in _ask(by_name, required=required):
         run = by_name[job.name]
-        if job.of(run.run_dir(run_root)):
+        if job.belongs_to(run.run_dir(run_root)):
             jobs.setdefault(run.run_id, []).append(job)
     return jobs
 
 
-def named(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
+def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
     """Jobs in the queue of runs of these ids, in whatever run root. Raises SlurmError when it cannot be asked."""
     by_name = {job_name(run_id): run_id for run_id in run_ids}
     return {by_name[job.name]: job for job in _ask(by_name, required=True)} if by_name else {}
@@ -129,7 +129,7 @@ def _parents(dependency: str) -> tuple[str, ...]:
     return tuple(number for part in parts for number in re.findall(r"(?<=:)\d+", part))
 
 
-def sbatch(script: Path) -> str:
+def submit_script(script: Path) -> str:
     """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
     code, out, err = _call("sbatch", "--parsable", str(script), environment=clean_environment())
     if code != 0 or not out.strip():
@@ -137,7 +137,7 @@ def sbatch(script: Path) -> str:
     return out.strip().splitlines()[-1].split(";")[0]
 
 
-def cancel(job_ids: Iterable[str]) -> None:
+def cancel_jobs(job_ids: Iterable[str]) -> None:
     """Cancel jobs; ones that are gone already are fine. SlurmError when Slurm refuses."""
     ids = list(job_ids)
     code, _, err = _call("scancel", *ids) if ids else (0, "", "")
@@ -146,38 +146,38 @@ def cancel(job_ids: Iterable[str]) -> None:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
 
 
-def facts(line: str) -> dict[str, str]:
+def parse_scontrol(line: str) -> dict[str, str]:
     """A line of `scontrol -o show`: `JobId=3 JobState=RUNNING ...`."""
     return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
-def final_state(job_id: str) -> str | None:
+def query_job_state(job_id: str) -> str | None:
     """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
     code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
-    if code == 0 and (state := facts(out).get("JobState")):
+    if code == 0 and (state := parse_scontrol(out).get("JobState")):
         return state
     code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     return out.split()[0] if code == 0 and out.split() else None
 
 
-def node_address(host: str) -> str | None:
+def query_node_address(host: str) -> str | None:
     """Address of a node as Slurm knows it, for names that do not resolve."""
     code, out, _ = _call("scontrol", "-o", "show", "node", host)
-    return facts(out).get("NodeAddr") if code == 0 else None
+    return parse_scontrol(out).get("NodeAddr") if code == 0 else None
 
 
-def partitions() -> dict[str, str]:
+def list_partitions() -> dict[str, str]:
     """Names of the partitions with their states. SlurmError when the cluster does not answer."""
     code, out, err = _call("scontrol", "-o", "show", "partition")
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
-    found = [facts(line) for line in out.splitlines()]
+    found = [parse_scontrol(line) for line in out.splitlines()]
     return {
         each["PartitionName"]: each.get("State", "?") for each in found if "PartitionName" in each
     }
 
 
-def accounts(user: str) -> list[str]:
+def list_accounts(user: str) -> list[str]:
     """Accounts of a user; none where the cluster keeps none or does not tell."""
     code, out, _ = _call(
         "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"
@@ -185,7 +185,7 @@ def accounts(user: str) -> list[str]:
     return sorted(set(out.split())) if code == 0 else []
 
 
-def dry_run(script: Path) -> tuple[bool, str]:
+def dry_run_script(script: Path) -> tuple[bool, str]:
     """Whether Slurm would take a batch script, and what it says; nothing is queued."""
     code, out, err = _call("sbatch", "--test-only", str(script), environment=clean_environment())
     said = (err or out).strip().splitlines()

@@ -30,7 +30,7 @@ _PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True)
-class Claim:
+class SubmissionLock:
     """The right to queue a run, until it is released or taken over."""
 
     run_dir: Path
@@ -48,7 +48,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[Claim]:
+def submission_lock(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[SubmissionLock]:
     """Hold the claim of a run; waits for others. SlurmError when one keeps it for too long."""
     claim = _take(run_dir, patience_s)
     try:
@@ -57,7 +57,7 @@ def claimed(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[Claim]:
         claim.release((read_json(run_dir / JOB_NOTE) or {}).get("job_id"))
 
 
-def _take(run_dir: Path, patience_s: float) -> Claim:
+def _take(run_dir: Path, patience_s: float) -> SubmissionLock:
     folder, end, pause = _folder(run_dir), time.monotonic() + patience_s, 0.05
     folder.mkdir(parents=True, exist_ok=True)
     while True:
@@ -65,7 +65,7 @@ def _take(run_dir: Path, patience_s: float) -> Claim:
         if last == 0 or _released(run_dir, last) or _stale(run_dir, last):
             with suppress(FileExistsError):  # somebody else was faster
                 create_json(folder / f"{last + 1:04d}.json", _signature())
-                return Claim(run_dir, last + 1)
+                return SubmissionLock(run_dir, last + 1)
         if time.monotonic() > end:
             who = read_json(folder / f"{last:04d}.json") or {}
             raise SlurmError(

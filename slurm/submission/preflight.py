@@ -11,20 +11,20 @@ from pathlib import Path
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.spec import StageRun
 from slurm.shared import queue
-from slurm.submission.profile import ClusterProfile, misfit
-from slurm.submission.submit import Waits, sbatch_text
+from slurm.submission.profile import ClusterProfile, find_gpu_shortages
+from slurm.submission.submit import Dependencies, sbatch_text
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
 
-def preflight(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
+def check_cluster(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
     """What is right and wrong with submitting these runs there; nothing is queued."""
     missing = [command for command in COMMANDS if shutil.which(command) is None]
     if missing:
         where = "put Slurm's commands on PATH, or do this on a login node"
         return [wrong("slurm", f"not found: {', '.join(missing)}", where)]
     try:
-        partitions = queue.partitions()
+        partitions = queue.list_partitions()
     except queue.SlurmError as error:
         return [wrong("slurm", error, "ask the cluster's administrators why it does not answer")]
     found = [
@@ -50,7 +50,7 @@ def _partition(profile: ClusterProfile, states: Mapping[str, str]) -> Finding:
 
 def _account(profile: ClusterProfile) -> Finding:
     user = getpass.getuser()
-    known = queue.accounts(user)
+    known = queue.list_accounts(user)
     if not known:
         return skipped("account", f"the cluster tells of no accounts of {user}")
     if profile.account is None:
@@ -72,10 +72,9 @@ def _jobs(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Finding]:
         kinds.setdefault(run.resources.model_dump_json(), []).append(run)
     for alike in kinds.values():
         names = ", ".join(run.name for run in alike)
-        if line := misfit(profile, alike[0].name, alike[0].resources):
-            findings.append(
-                wrong(f"jobs {names}", line, "change resources, or gpus_per_node of the profile")
-            )
+        if shortages := find_gpu_shortages(profile, alike[:1]):
+            remedy = "change the run's resources, or gpus_per_node of the profile"
+            findings.append(wrong(f"jobs {names}", shortages[0], remedy))
             continue
         fits, words = _dry_run(profile, alike[0])
         remedy = "change the run's resources, or the profile"
@@ -89,6 +88,6 @@ def _dry_run(profile: ClusterProfile, run: StageRun) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / queue.SCRIPT
         script.write_text(
-            sbatch_text(run, profile, Waits(), profile.run_root / "code"), encoding="utf-8"
+            sbatch_text(run, profile, Dependencies(), profile.run_root / "code"), encoding="utf-8"
         )
-        return queue.dry_run(script)
+        return queue.dry_run_script(script)

@@ -6,18 +6,18 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import reading
-from pipeline.reading import hint, parse_yaml, validate
-from pipeline.spec import ConfigError, Resources
-from slurm.node.signals import BLOCKED, LEAD_SECONDS
+from pipeline.reading import format_choices, parse_yaml, validate_model
+from pipeline.spec import ConfigError, Resources, StageRun
+from slurm.node.signals import BLOCKED_SIGNALS, LEAD_SECONDS_VARIABLE
 
-OWNED_OPTIONS = frozenset(
+RESERVED_OPTIONS = frozenset(
     (
         "job-name",
         "time",
@@ -84,20 +84,22 @@ class ClusterProfile(BaseModel):
     srun: tuple[str, ...] = ()
 
 
-def bundled_profiles() -> list[str]:
+def list_profiles() -> list[str]:
     """Names of the profiles that come with the package."""
-    return reading.bundled("slurm", "profiles")
+    return reading.list_bundled("slurm", "profiles")
 
 
 def load_profile(name_or_path: str) -> ClusterProfile:
     """Read and check a profile by bundled name or path; `~` and `$VARIABLES` in `run_root` are expanded."""
-    source, text = reading.find(name_or_path, "slurm", "profiles", what="cluster profile")
+    source, text = reading.find_yaml(name_or_path, "slurm", "profiles", what="cluster profile")
     values = parse_yaml(source, text)
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected a mapping{hint('', ClusterProfile.model_fields)}")
-    profile = validate(ClusterProfile, values, source)
+        raise ConfigError(
+            f"{source}: expected a mapping{format_choices('', ClusterProfile.model_fields)}"
+        )
+    profile = validate_model(ClusterProfile, values, source)
     for key in profile.sbatch:
-        if key in OWNED_OPTIONS:
+        if key in RESERVED_OPTIONS:
             raise ConfigError(
                 f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you"
             )
@@ -111,17 +113,17 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     return profile.model_copy(update={"run_root": root})
 
 
-def misfit(profile: ClusterProfile, name: str, need: Resources) -> str | None:
-    """What is wrong when a run wants more GPUs per node than the cluster's nodes have."""
-    if not need.gpu or need.ranks_per_node <= profile.gpus_per_node:
-        return None
-    return (
-        f"{name}.resources.ranks_per_node: {need.ranks_per_node} GPUs per node, "
+def find_gpu_shortages(profile: ClusterProfile, runs: Iterable[StageRun]) -> list[str]:
+    """Return a line for each run that wants more GPUs per node than the cluster's nodes have."""
+    return [
+        f"{run.name}.resources.ranks_per_node: {run.resources.ranks_per_node} GPUs per node, "
         f"the cluster has {profile.gpus_per_node}; use more nodes"
-    )
+        for run in runs
+        if run.resources.gpu and run.resources.ranks_per_node > profile.gpus_per_node
+    ]
 
 
-def job_minutes(profile: ClusterProfile, need: Resources) -> int:
+def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
     """Time limit of one job, in minutes: the run's hours, at most the cluster's; a longer run is requeued."""
     return max(1, math.ceil(60 * min(need.hours, profile.max_hours or need.hours)))
 
@@ -129,10 +131,10 @@ def job_minutes(profile: ClusterProfile, need: Resources) -> int:
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
     """What srun starts on every rank; signals stay pending until the handlers are there."""
     python = _python(profile)
-    return f"env --block-signal={','.join(BLOCKED)} {python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+    return f"env --block-signal={','.join(BLOCKED_SIGNALS)} {python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
 
 
-def end_of_script(profile: ClusterProfile, run_dir: Path) -> list[str]:
+def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
     """Shell lines after srun. Python runs outside the container here: where it is not, failed jobs stay ended."""
     aftermath = f"{_python(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
     return ["code=$?", f"[ $code -eq 0 ] || {{ {aftermath}; code=$?; }}", "exit $code"]
@@ -165,7 +167,7 @@ def sbatch_parameters(
     if profile.container_mounts:
         srun.append(f"--container-mounts={profile.container_mounts}")
     parameters: dict[str, Any] = {
-        "time": job_minutes(profile, need),
+        "time": time_limit_minutes(profile, need),
         "nodes": need.nodes,
         "ntasks_per_node": need.ranks_per_node,
         "cpus_per_task": cpus,
@@ -190,7 +192,7 @@ def _setup(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
     lines = list(profile.setup)
     lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
     lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
-    lines.append(f"export {LEAD_SECONDS}={lead_s}")
+    lines.append(f"export {LEAD_SECONDS_VARIABLE}={lead_s}")
     lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines.append(
         "export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot"

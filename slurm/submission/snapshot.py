@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.files import replace_atomically, write_json_atomic
-from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, git_state
+from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state
 
 _ROOT_FILES = ("run_stage.py", "pyproject.toml")
 
 
-def code_files(root: Path) -> list[Path]:
+def list_code_files(root: Path) -> list[Path]:
     """Files of our packages, relative to `root`: what git tracks or would, or all but caches without git."""
     listed = _git_files(root)
     if listed is None:
@@ -51,7 +51,7 @@ def _git_files(root: Path) -> list[Path] | None:
     ]
 
 
-def content_hash(root: Path, files: Iterable[Path]) -> str:
+def hash_code(root: Path, files: Iterable[Path]) -> str:
     """12 hex digits over names and contents."""
     digest = hashlib.sha256()
     for file in files:
@@ -60,14 +60,14 @@ def content_hash(root: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def take(run_root: Path, root: Path | None = None) -> Path:
+def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
     """Copy the code to `<run_root>/code/<hash>`, once per content, and return that folder.
 
     Filled under a temporary name and renamed: the folder is whole or absent, whoever else is copying.
     """
     source = code_root() if root is None else root
-    files = code_files(source)
-    target = run_root / "code" / content_hash(source, files)
+    files = list_code_files(source)
+    target = run_root / "code" / hash_code(source, files)
     if target.is_dir():
         return target
     try:
@@ -75,7 +75,7 @@ def take(run_root: Path, root: Path | None = None) -> Path:
             for file in files:
                 (temporary / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / file, temporary / file)
-            write_json_atomic(temporary / SNAPSHOT_NOTE, git_state(source))
+            write_json_atomic(temporary / SNAPSHOT_NOTE, read_git_state(source))
     except OSError:
         if not target.is_dir():  # else somebody else was faster with the same content
             raise

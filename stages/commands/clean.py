@@ -94,8 +94,8 @@ class Leftovers:
 def find_leftovers(root: Path, planned: set[str], busy: FindActiveRuns) -> Leftovers:
     """Look through a run root; `planned`: ids of the runs that some reproduction asks for."""
     folders = find_run_folders(root)
-    recorded = set(manifest.run_ids(root))
-    entries = [entry for run_id in sorted(recorded) if (entry := manifest.read(root, run_id))]
+    recorded = set(manifest.list_run_ids(root))
+    entries = [entry for run_id in sorted(recorded) if (entry := manifest.read_entry(root, run_id))]
     needed = {entry.output(label) for entry in entries for label in entry.outputs}
     in_use = busy(folders)
     result = Leftovers()
@@ -112,7 +112,7 @@ def find_leftovers(root: Path, planned: set[str], busy: FindActiveRuns) -> Lefto
         for path in find_temporaries(root, folders, whole)
     ]
     for entry in entries:
-        if entry.run_dir not in in_use and not manifest.problems(entry):
+        if entry.run_dir not in in_use and not manifest.find_problems(entry):
             candidates += [(path, "its run is done") for path in list_old_checkpoints(entry)]
     for path, why in candidates:
         each = measure_leftover(path, why)

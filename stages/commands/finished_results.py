@@ -17,7 +17,7 @@ from stages.shared.presets import paper
 
 def collect_finished(root: Path, runs: Sequence[StageRun] | None = None) -> CollectedResults:
     """Results of the given runs as far as they are done, else of all that are; what is refused is named in it."""
-    ids = manifest.run_ids(root) if runs is None else [run.run_id for run in runs]
+    ids = manifest.list_run_ids(root) if runs is None else [run.run_id for run in runs]
     entries = [
         entry for identity in ids if (entry := manifest.find_done(root, identity, rows=False))
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import manifest
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.identity import marked
-from pipeline.plan import unresolved
+from pipeline.plan import list_unset_settings
 from pipeline.runfile import resolve
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
@@ -34,7 +34,7 @@ def check_runs(
 
     `unseen`: at their settings and needs alone, at none of the files they will read.
     """
-    done = manifest.split(root, every).done
+    done = manifest.split_runs(root, every).done
     by_id, chosen = {run.run_id: run for run in every}, {run.run_id for run in runs}
     found = RunChecks()
     for run in runs:
@@ -90,7 +90,7 @@ def _check_run(
     run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool
 ) -> tuple[list[Finding], float]:
     size = 1e9 * run.config.disk_gb(inputs)
-    if unset := [line.split(": ", 1) for line in unresolved([run])]:
+    if unset := [line.split(": ", 1) for line in list_unset_settings([run])]:
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
     entry = STAGES[run.stage].preflight
     if entry is None:
@@ -122,6 +122,6 @@ def data_settings(config: StageConfig) -> dict[str, str]:
 
 def _there(folder: Path) -> int:
     try:
-        return manifest.content_size(folder) if folder.is_dir() else 0
+        return manifest.measure_size(folder) if folder.is_dir() else 0
     except FileNotFoundError:  # a run that goes on while it is looked at
         return 0

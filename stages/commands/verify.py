@@ -40,10 +40,10 @@ def verify_runs(
     """Check outputs, checkpoints and, unless `every` is 0, every `every`-th converted image."""
     found = Verification()
     for run in runs:
-        entry = manifest.read(root, run.run_id)
+        entry = manifest.read_entry(root, run.run_id)
         if entry is not None:
             found.recorded += 1
-            found.wrong += manifest.problems(entry, hashes=True) + (
+            found.wrong += manifest.find_problems(entry, hashes=True) + (
                 check_output_contents(run.stage, entry, every) if every else []
             )
         elif (path := manifest.entry_path(root, run.run_id)).exists():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry
-from pipeline.reading import validate
+from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages.import_weights import ImportConfig, load, save
 
@@ -14,7 +14,9 @@ Format = Literal["timm", "safetensors"]
 
 def import_settings(file: str, arch: str, **options: Any) -> ImportConfig:
     """The stage's configuration for one file. Raises ConfigError."""
-    return validate(ImportConfig, {"file": file, "arch": arch, "epochs": 0, **options}, "import")
+    return validate_model(
+        ImportConfig, {"file": file, "arch": arch, "epochs": 0, **options}, "import"
+    )
 
 
 def import_file(cfg: ImportConfig, out: Path) -> list[str]:
@@ -73,7 +75,7 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
         raise ConfigError(
             f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})"
         )
-    manifest.require_intact(entry, weights)
+    manifest.check_intact(entry, weights)
     return entry.output(weights)
 
 
@@ -81,7 +83,7 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
     """The finished run of that folder name, id or name. Raises ConfigError unless it is exactly one."""
     entries = [
         entry
-        for run_id in manifest.run_ids(run_root)
+        for run_id in manifest.list_run_ids(run_root)
         if (entry := manifest.find_done(run_root, run_id))
     ]
     named = [entry for entry in entries if run in (entry.run_dir.name, entry.run_id, entry.name)]

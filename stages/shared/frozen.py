@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.manifest import require_intact
+from pipeline.manifest import check_intact
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
@@ -73,7 +73,7 @@ def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> 
     from mugs.weights.backbone_file import read_vit
 
     vit = read_vit(ctx.inputs["weights"].output(weights), drop_path=drop_path)
-    require_intact(ctx.inputs["weights"], weights)
+    check_intact(ctx.inputs["weights"], weights)
     return vit.eval().requires_grad_(False)
 
 

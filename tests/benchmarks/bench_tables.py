@@ -11,7 +11,7 @@ from typing import Any
 
 from bench_cli import cpu_seconds
 
-from pipeline.manifest import ManifestEntry, record
+from pipeline.manifest import ManifestEntry, record_entry
 from results.schema import ResultRow
 from results.store import write_rows
 
@@ -68,7 +68,7 @@ def fill(root: Path) -> int:
             mine = list(rows(run_id, 0, arch, epochs, kind))
             write_rows(folder / "rows.csv", mine)
             path = (folder / "rows.csv").relative_to(root).as_posix()
-            record(root, ManifestEntry(stage=kind[0], name="run", run_id=run_id, rows=path))
+            record_entry(root, ManifestEntry(stage=kind[0], name="run", run_id=run_id, rows=path))
             count += len(mine)
     return count
 

@@ -12,7 +12,7 @@ from simulation import Account, simulate
 
 from mugs.checkpoint.background import BackgroundWriter
 from mugs.checkpoint.save_load import Parts, SavePolicy, load_latest
-from pipeline.availability import Conditions, best_interval_s
+from pipeline.availability import Conditions, best_checkpoint_interval_s
 
 NAME = "8_availability"
 STATE_GB = 6.0  # ViT-L/16: student, teacher, two moments, heads and queues in fp32
@@ -62,7 +62,7 @@ def run(seeds: int = 20) -> Outcome:
         restart_s=QUEUE_S + start,
         preempt_every_s=PREEMPT_S,
     )
-    interval = best_interval_s(conditions)
+    interval = best_checkpoint_interval_s(conditions)
     found = [simulate(conditions, DAYS * 86400.0, interval, seed) for seed in range(seeds)]
     mean = sum(account.effective for account in found) / seeds
     outcome = Outcome(NAME, seeds)

@@ -194,7 +194,7 @@ class Finished:
             error = " ".join(said)
             if done:
                 try:
-                    manifest.require_intact(self.entry, "sum")
+                    manifest.check_intact(self.entry, "sum")
                 except manifest.DamagedError as caught:
                     error = str(caught)
             return "" if str(path) in error or not differs else f"not noticed: {error}"

@@ -67,13 +67,13 @@ def sound(root: Path) -> str:
     if found is not None and found[2]["sum"] != float(sum(range(found[0]))):
         return f"checkpoint {found[0]} holds {found[2]}"
     entry = manifest.find_done(root, tiny_run().run_id)
-    return "; ".join(manifest.problems(entry, hashes=True)) if entry else ""
+    return "; ".join(manifest.find_problems(entry, hashes=True)) if entry else ""
 
 
 def finished(root: Path) -> bool:
     """Whether the run is done, with the right result."""
     entry = manifest.find_done(root, tiny_run().run_id)
-    if entry is None or manifest.problems(entry, hashes=True) or entry.rows_path is None:
+    if entry is None or manifest.find_problems(entry, hashes=True) or entry.rows_path is None:
         return False
     return [row.value for row in read_rows(entry.rows_path)] == [15.0]
 

@@ -221,7 +221,7 @@ def final_files(run_dir: Path) -> dict[str, Any]:
     state = read_json(run_dir / "checkpoints" / f"step_{STEPS:08d}" / "state.json") or {}
     return {
         **{name: facts["sha256"] for name, facts in state.get("files", {}).items()},
-        **{path.name: manifest.content_sha256(path) for path in (run_dir / "weights").glob("*")},
+        **{path.name: manifest.hash_path(path) for path in (run_dir / "weights").glob("*")},
     }
 
 

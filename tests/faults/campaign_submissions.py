@@ -89,14 +89,14 @@ class FakeSlurm:
         for line in self.random.sample(lines, len(lines)):
             run = names[line.split("|")[1]]
             if all(manifest.find_done(self.run_root, need) for need in run.needs.values()):
-                attempt = attempts.start(run.run_dir(self.run_root))
+                attempt = attempts.start_attempt(run.run_dir(self.run_root))
                 facts = {
                     "stage": run.stage,
                     "name": run.name,
                     "run_id": run.run_id,
                     "attempt": attempt,
                 }
-                manifest.record(
+                manifest.record_entry(
                     self.run_root, manifest.ManifestEntry(**facts, info={"text": "x" * 20000})
                 )
                 with (self.folder / "lock").open("a") as lock:
@@ -192,7 +192,7 @@ class Reader(threading.Thread):
         while not self.ended.wait(0.001):
             for path in [manifest.entry_path(self.run_root, run_id) for run_id in self.ids]:
                 try:
-                    manifest.parse(path.read_bytes())
+                    manifest.parse_entry(path.read_bytes())
                 except FileNotFoundError:
                     continue
                 except ValueError as error:

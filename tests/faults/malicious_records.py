@@ -144,7 +144,10 @@ def entries() -> Iterator[tuple[str, Case]]:
 
     yield "entry of a terabyte", huge
     yield "entry nested deeply", deep
-    yield "run id ../", lambda place: lambda: manifest.read(place.root, "../../outside/secret")
+    yield (
+        "run id ../",
+        lambda place: lambda: manifest.read_entry(place.root, "../../outside/secret"),
+    )
 
 
 def refuse_none(found: object) -> None:

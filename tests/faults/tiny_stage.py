@@ -78,8 +78,8 @@ def tiny_run() -> StageRun:
 def finish(root: Path) -> Path:
     """Run it to the end in this process; returns its folder."""
     from pipeline import runfile
-    from slurm.node.job import run_stage
+    from slurm.node.job import run_job
 
     folder = runfile.write(root, tiny_run())
-    run_stage(folder)
+    run_job(folder)
     return folder

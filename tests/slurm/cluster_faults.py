@@ -49,7 +49,7 @@ def controller_away(case: Case) -> None:
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
-        case.until(lambda: attempts.interruption(case.run_dir, 1), "saved")
+        case.until(lambda: attempts.read_interruption(case.run_dir, 1), "saved")
         time.sleep(5)
     finally:
         case.cluster.start_controller()

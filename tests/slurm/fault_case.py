@@ -18,7 +18,7 @@ from pipeline.files import read_json
 from pipeline.identity import run_id
 from pipeline.spec import Resources, StageRun
 from slurm.shared import queue
-from slurm.status import RunStatus, status
+from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import submit
 
@@ -63,7 +63,7 @@ class Case:
 
     def states(self) -> list[RunStatus]:
         """Status of both."""
-        return status(self.runs, self.root)
+        return collect_status(self.runs, self.root)
 
     def until(self, true: Callable[[], Any], what: str, timeout_s: float = 240) -> None:
         """Wait for a condition."""
@@ -128,7 +128,7 @@ class Case:
 
     def attempts(self) -> int:
         """How often the training was started."""
-        return attempts.latest(self.run_dir)
+        return attempts.latest_attempt(self.run_dir)
 
     def result(self) -> tuple[str, Any]:
         """The digest, and the checksums of the last checkpoint."""

@@ -60,16 +60,16 @@ def rank_killed(case: Case) -> None:
     case.at_step(30)
     case.kill("-m slurm.node.job")
     case.finish()
-    failure = attempts.failure(case.run_dir, 1)
+    failure = attempts.read_failure(case.run_dir, 1)
     assert failure is not None and "killed by SIGKILL" in failure.error and case.attempts() == 2
 
 
 def crashed(case: Case) -> None:
     """An error that another attempt may not meet: again, on the other node."""
     case.finish()
-    failure = attempts.failure(case.run_dir, 1)
+    failure = attempts.read_failure(case.run_dir, 1)
     assert failure is not None and failure.step == 30 and "CUDA error" in failure.error
-    hosts = [str(attempts.describe(case.run_dir, number)["host"]) for number in (1, 2)]
+    hosts = [str(attempts.read_attempt(case.run_dir, number)["host"]) for number in (1, 2)]
     assert hosts[0] != hosts[1] or not case.cluster.namespaces, hosts
 
 
@@ -86,7 +86,7 @@ def aborted_at_exit(case: Case) -> None:
 
 def hung(case: Case) -> None:
     case.finish()
-    failure = attempts.failure(case.run_dir, 1)
+    failure = attempts.read_failure(case.run_dir, 1)
     assert failure is not None and "hung: no step for" in failure.error and failure.step == 30
     assert "toy_training.py" in Path(failure.log).read_text(), "no stacks"
 

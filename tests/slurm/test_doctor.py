@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.findings import Finding
-from slurm.submission.preflight import preflight
+from slurm.submission.preflight import check_cluster
 from slurm.submission.profile import load_profile
 from stages.commands.reproduction import all_runs
 
@@ -25,7 +25,7 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
     )
     return {
         found.subject: found
-        for found in preflight(load_profile(str(path)), all_runs(str(plan), overrides))
+        for found in check_cluster(load_profile(str(path)), all_runs(str(plan), overrides))
     }
 
 

@@ -19,7 +19,7 @@ from pipeline.plan import build_plan
 from pipeline.provenance import code_root
 from pipeline.spec import Resources, StageRun, StageSpec
 from slurm.shared import queue
-from slurm.status import RunStatus, status
+from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import submit
 
@@ -109,7 +109,7 @@ class Spine:
 
     def status(self) -> dict[str, RunStatus]:
         """Status by run name."""
-        return {s.run.name: s for s in status(self.runs, self.profile.run_root)}
+        return {s.run.name: s for s in collect_status(self.runs, self.profile.run_root)}
 
     def states(self) -> dict[str, str]:
         """State by run name."""
@@ -162,7 +162,9 @@ def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
 
 
 def _check_results(spine: Spine) -> None:
-    entries = {run.name: manifest.read(spine.profile.run_root, run.run_id) for run in spine.runs}
+    entries = {
+        run.name: manifest.read_entry(spine.profile.run_root, run.run_id) for run in spine.runs
+    }
     first = entries["first"]
     assert first is not None and first.info["world"] == 4 and first.attempt == 1
     ranks = [(first.run_dir / f"rank{rank}.txt").read_text().split() for rank in range(4)]
@@ -175,7 +177,7 @@ def _check_results(spine: Spine) -> None:
             "not the snapshot's code"
         )
         finished[name] = float(entry.output("note").read_text().split()[-1])
-        assert manifest.problems(entry, hashes=True) == []
+        assert manifest.find_problems(entry, hashes=True) == []
     assert finished["first"] < finished["middle"] < finished["last"]
 
 
@@ -198,7 +200,7 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
         "last": "submitted",
     }
     spine.until(lambda s: set(s.values()) == {"done"})
-    entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
+    entry = manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id)
     assert entry is not None and entry.attempt == 2 and entry.restarts == 1
 
 
@@ -248,7 +250,7 @@ def test_a_run_that_watches_starts_with_the_one_it_watches(
     assert set(spine.submit().values()) == {"submitted"}
     states = spine.until(lambda s: s["watcher"] == "done")
     assert states["first"] == "running"
-    entry = manifest.read(spine.profile.run_root, spine.runs[1].run_id)
+    entry = manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id)
     assert entry is not None and entry.info["seen"] == [True]
     spine.gate.touch()
     spine.until(lambda s: set(s.values()) == {"done"})
@@ -259,10 +261,10 @@ def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
     spine.until(lambda s: s["first"] == "running")
     ids = [job_id for s in spine.status().values() if (job_id := s.job_id)]
     assert len(ids) == 4
-    queue.cancel(ids)
+    queue.cancel_jobs(ids)
     spine.until(lambda s: s["first"] == "failed" and "queued" not in s.values())
     assert "CANCELLED" in spine.status()["first"].detail
-    queue.cancel(ids)
+    queue.cancel_jobs(ids)
     spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
     spine.until(lambda s: set(s.values()) == {"done"})
@@ -285,7 +287,7 @@ def test_preempted_run_is_requeued_and_finishes(
     assert spine.states()["last"] == "queued"
     spine.gate.touch()
     spine.until(lambda s: set(s.values()) == {"done"}, timeout_s=90)
-    entry = manifest.read(spine.profile.run_root, spine.runs[0].run_id)
+    entry = manifest.read_entry(spine.profile.run_root, spine.runs[0].run_id)
     assert entry is not None and entry.attempt == 2
     assert slurm_cluster.job(job)["Restarts"] == "1"
 

@@ -212,7 +212,7 @@ def test_profile_reaches_the_pretraining_and_nothing_else(
         seen.update((run.name, run) for run in runs)
         return []
 
-    monkeypatch.setattr("slurm.local.executor.run_here", note)
+    monkeypatch.setattr("slurm.local.executor.run_locally", note)
     call = CliRunner().invoke
     root = ["--run-root", str(tmp_path / "runs")]
     assert call(run_stage.app, ["run", "mini", *root]).exit_code == 0

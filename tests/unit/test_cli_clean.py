@@ -56,7 +56,7 @@ def place(path: Path) -> Path:
 def finish(root: Path, run_id: str, name: str, output: Path) -> None:
     """Record a pretraining with one output."""
     outputs = {"teacher": describe_output(root, output)}
-    manifest.record(
+    manifest.record_entry(
         root, ManifestEntry(stage="pretrain", name=name, run_id=run_id, outputs=outputs)
     )
 
@@ -192,8 +192,10 @@ def test_only_the_last_job_can_give_a_run_up(
     clean: Clean, root: Path, job: str | None, stays: bool
 ) -> None:
     folder = root / "pretrain/mine-0123456789ab"
-    attempts.fail(folder, attempts.start(folder, job_id="12"), error="no luck", log=folder / "log")
-    attempts.give_up(folder, 1, "3 attempts failed")
+    attempts.record_failure(
+        folder, attempts.start_attempt(folder, job_id="12"), error="no luck", log=folder / "log"
+    )
+    attempts.record_no_retry(folder, 1, "3 attempts failed")
     submit(folder, job)
     clean("--yes")
     assert folder.exists() == stays
@@ -208,9 +210,9 @@ def test_an_entry_that_cannot_be_read_protects_its_run(clean: Clean, root: Path)
 
 def test_checkpoints_that_are_kept_for_good_stay(clean: Clean, root: Path) -> None:
     run = next(run for run in all_runs("mini") if run.name == "pretrain")
-    entry = manifest.read(root, run.run_id)
+    entry = manifest.read_entry(root, run.run_id)
     assert entry is not None
-    manifest.record(root, entry.model_copy(update={"config": {"keep_every_epochs": 1}}))
+    manifest.record_entry(root, entry.model_copy(update={"config": {"keep_every_epochs": 1}}))
     clean("--yes")
     assert len(list((run.run_dir(root) / "checkpoints").iterdir())) == 4
 

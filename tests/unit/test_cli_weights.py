@@ -78,7 +78,7 @@ def finish(
     entry = ManifestEntry(
         stage=stage, name=stage, run_id=f"{stage}0", outputs=outputs, info=dict(made.info)
     )
-    manifest.record(root, entry)
+    manifest.record_entry(root, entry)
     return entry.at(root)
 
 

@@ -15,7 +15,7 @@ from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.expected import ExpectedCounts, check_expected_counts
 from mugs.data.sources.listing import from_list, open_images
 from pipeline import config
-from pipeline.plan import build_plan, unresolved
+from pipeline.plan import build_plan, list_unset_settings
 from stages import STAGES
 from stages.convert import ConvertConfig, run
 from stages.shared.frozen import num_classes
@@ -212,4 +212,4 @@ def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path)
 def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:
     sets = ["imagenet.num_classes=0", "imagenet.num_val_images=0"]
     runs = build_plan(config.load("mugs_vit_s16_ep100", STAGES, sets))
-    assert [line.split()[0] for line in unresolved(runs)] == ["imagenet.train_dir"]
+    assert [line.split()[0] for line in list_unset_settings(runs)] == ["imagenet.train_dir"]

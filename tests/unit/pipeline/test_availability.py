@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from simulation import simulate
 
-from pipeline.availability import Conditions, best_interval_s, expected_ratio
+from pipeline.availability import Conditions, best_checkpoint_interval_s, effective_time_ratio
 
 DAY = 86400.0
 RUN = Conditions(gpus=40, stall_s=2, durable_s=20, restart_s=120, preempt_every_s=7200)
@@ -22,10 +22,10 @@ def test_failure_rate_is_the_published_one() -> None:
 
 
 def test_the_best_interval_is_a_minimum_of_the_loss() -> None:
-    best = best_interval_s(RUN)
+    best = best_checkpoint_interval_s(RUN)
     assert best == pytest.approx(math.sqrt(2 * 2 * RUN.failure_every_s), rel=0.01)
     for other in (best / 2, best * 2):
-        assert expected_ratio(RUN, other) < expected_ratio(RUN, best)
+        assert effective_time_ratio(RUN, other) < effective_time_ratio(RUN, best)
 
 
 def test_preemptions_alone_by_hand() -> None:
@@ -49,4 +49,4 @@ def test_simulation_agrees_with_the_expectation() -> None:
     found = [
         simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)
     ]
-    assert sum(found) / 5 == pytest.approx(expected_ratio(busy, 600), abs=0.005)
+    assert sum(found) / 5 == pytest.approx(effective_time_ratio(busy, 600), abs=0.005)

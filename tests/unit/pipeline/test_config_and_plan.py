@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import config
 from pipeline.identity import run_id, science
-from pipeline.plan import build_plan, select, unresolved
+from pipeline.plan import build_plan, list_unset_settings, select_runs
 from pipeline.spec import ConfigError, StageRun, StageSpec
 
 Plan = Callable[..., list[StageRun]]
@@ -143,14 +143,14 @@ def test_unknown_reproduction() -> None:
 
 
 def test_unresolved_names_the_key_to_set(plan: Plan) -> None:
-    assert unresolved(plan()) == [
+    assert list_unset_settings(plan()) == [
         "digits.train_dir is not set: --set digits.train_dir=/path/to/train_dir"
     ]
-    assert unresolved(plan("digits.train_dir=/data")) == []
+    assert list_unset_settings(plan("digits.train_dir=/data")) == []
 
 
 def test_select(plan: Plan) -> None:
     runs = plan()
-    assert [run.name for run in select(runs, ["test", "main"])] == ["main", "knn"]
+    assert [run.name for run in select_runs(runs, ["test", "main"])] == ["main", "knn"]
     with pytest.raises(ConfigError, match="did you mean 'main'"):
-        select(runs, ["mani"])
+        select_runs(runs, ["mani"])

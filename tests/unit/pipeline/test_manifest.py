@@ -18,7 +18,7 @@ RUN = StageRun("knn", "mine", "0123456789ab", StageConfig(), {}, Resources(), "x
 
 def publish(root: Path) -> ManifestEntry:
     run_dir = RUN.run_dir(root)
-    attempt = attempts.start(run_dir)
+    attempt = attempts.start_attempt(run_dir)
     (run_dir / "weights").mkdir(exist_ok=True)
     (run_dir / "weights" / "a.bin").write_bytes(b"abc")
     (run_dir / "note.txt").write_text("hello")
@@ -32,18 +32,18 @@ def publish(root: Path) -> ManifestEntry:
         rows=f"knn/{RUN.key}/rows.csv",
         attempt=attempt,
     )
-    manifest.record(root, entry)
+    manifest.record_entry(root, entry)
     return entry
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    assert manifest.split(tmp_path, [RUN]).pending == [RUN]
+    assert manifest.split_runs(tmp_path, [RUN]).pending == [RUN]
     publish(tmp_path)
-    entry = manifest.split(tmp_path, [RUN]).done[RUN.run_id]
+    entry = manifest.split_runs(tmp_path, [RUN]).done[RUN.run_id]
     assert entry.output("note") == RUN.run_dir(tmp_path) / "note.txt"
     assert entry.outputs["weights"].size == 3
     assert entry.rows_path is not None and entry.rows_path.is_file()
-    assert manifest.problems(entry, hashes=True) == []
+    assert manifest.find_problems(entry, hashes=True) == []
     with pytest.raises(KeyError, match=r"no output 'nose'.*note, weights"):
         entry.output("nose")
 
@@ -92,7 +92,7 @@ def test_missing_short_and_altered_outputs(tmp_path: Path) -> None:
     note.write_text("hellO")
     entry = manifest.find_done(tmp_path, RUN.run_id)
     assert entry is not None, "the same size: only verify can tell"
-    assert "differs from the SHA-256" in manifest.problems(entry, hashes=True)[0]
+    assert "differs from the SHA-256" in manifest.find_problems(entry, hashes=True)[0]
     note.write_text("hell")
     assert manifest.find_done(tmp_path, RUN.run_id) is None
     note.unlink()
@@ -103,9 +103,9 @@ def test_older_attempt_may_not_publish(tmp_path: Path) -> None:
     entry = publish(tmp_path)
     path = manifest.entry_path(tmp_path, RUN.run_id)
     before = path.read_bytes()
-    attempts.start(RUN.run_dir(tmp_path))
+    attempts.start_attempt(RUN.run_dir(tmp_path))
     with pytest.raises(StaleAttemptError, match="attempt 1 is not the newest"):
-        manifest.record(tmp_path, entry)
+        manifest.record_entry(tmp_path, entry)
     assert path.read_bytes() == before
 
 
@@ -118,7 +118,9 @@ def test_output_outside_the_run_root_is_refused(tmp_path: Path) -> None:
 def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
     taken: list[int] = []
     threads = [
-        threading.Thread(target=lambda: taken.extend(attempts.start(tmp_path) for _ in range(10)))
+        threading.Thread(
+            target=lambda: taken.extend(attempts.start_attempt(tmp_path) for _ in range(10))
+        )
         for _ in range(8)
     ]
     for thread in threads:
@@ -129,19 +131,24 @@ def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
 
 
 def test_ranks_find_the_attempt_of_their_launch(tmp_path: Path) -> None:
-    first = attempts.start(tmp_path, launch="a")
-    second = attempts.start(tmp_path, launch="b")
-    assert (attempts.find(tmp_path, "a"), attempts.find(tmp_path, "b")) == (first, second)
-    assert not attempts.is_current(tmp_path, first) and attempts.is_current(tmp_path, second)
+    first = attempts.start_attempt(tmp_path, launch="a")
+    second = attempts.start_attempt(tmp_path, launch="b")
+    assert (attempts.find_attempt(tmp_path, "a"), attempts.find_attempt(tmp_path, "b")) == (
+        first,
+        second,
+    )
+    assert not attempts.is_newest_attempt(tmp_path, first) and attempts.is_newest_attempt(
+        tmp_path, second
+    )
     with pytest.raises(TimeoutError):
-        attempts.find(tmp_path, "c", timeout_s=0)
+        attempts.find_attempt(tmp_path, "c", timeout_s=0)
 
 
 def test_first_failure_is_kept(tmp_path: Path) -> None:
-    number = attempts.start(tmp_path)
-    assert attempts.failure(tmp_path) is None
-    attempts.fail(tmp_path, number, error="cause", log=tmp_path / "log")
-    attempts.fail(tmp_path, number, error="consequence", log=tmp_path / "log")
-    found = attempts.failure(tmp_path)
+    number = attempts.start_attempt(tmp_path)
+    assert attempts.read_failure(tmp_path) is None
+    attempts.record_failure(tmp_path, number, error="cause", log=tmp_path / "log")
+    attempts.record_failure(tmp_path, number, error="consequence", log=tmp_path / "log")
+    found = attempts.read_failure(tmp_path)
     assert found is not None and (found.error, found.attempt) == ("cause", 1)
-    assert attempts.latest(tmp_path) == 1
+    assert attempts.latest_attempt(tmp_path) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.manifest import ManifestEntry, record
+from pipeline.manifest import ManifestEntry, record_entry
 from results.schema import Result, ResultRow
 from results.store import write_rows
 
@@ -70,7 +70,7 @@ class RunRoot:
         if rows:
             write_rows(folder / "rows.csv", rows)
             entry["rows"] = f"{stage}/{stage}-{run_id}/rows.csv"
-        record(self.path, ManifestEntry(stage=stage, name=stage, run_id=run_id, **entry))
+        record_entry(self.path, ManifestEntry(stage=stage, name=stage, run_id=run_id, **entry))
         return folder / "rows.csv"
 
 

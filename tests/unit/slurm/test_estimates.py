@@ -9,7 +9,7 @@ import pytest
 from pipeline import attempts
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm.submission.estimates import advice, lead_seconds
+from slurm.submission.estimates import advise_checkpoint_interval, estimate_lead_seconds
 from slurm.submission.profile import ClusterProfile
 
 
@@ -39,25 +39,27 @@ def run(gb: float = 0.0, hours: float = 24.0, gpu: bool = True) -> StageRun:
 def test_lead_time_follows_from_the_state(
     tmp_path: Path, gb: float, hours: float, expected: int
 ) -> None:
-    assert lead_seconds(ClusterProfile(run_root=tmp_path), run(gb, hours)) == expected
+    assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path), run(gb, hours)) == expected
 
 
 def test_measured_saves_count_more_and_the_profile_most(tmp_path: Path) -> None:
     wanted = run(gb=6.0)
     for seconds in (20.0, 77.5, 30.0):
-        number = attempts.start(wanted.run_dir(tmp_path))
-        attempts.note_save(wanted.run_dir(tmp_path), number, step=5, seconds=seconds)
-    assert lead_seconds(ClusterProfile(run_root=tmp_path), wanted) == 198
-    assert lead_seconds(ClusterProfile(run_root=tmp_path, signal_delay_s=44), wanted) == 44
+        number = attempts.start_attempt(wanted.run_dir(tmp_path))
+        attempts.record_save(wanted.run_dir(tmp_path), number, step=5, seconds=seconds)
+    assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path), wanted) == 198
+    assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path, signal_delay_s=44), wanted) == 44
 
 
 def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:
     wanted = run(gb=6.0)
-    (line,) = advice([wanted, run(), run(6.0, gpu=False)], tmp_path)
+    (line,) = advise_checkpoint_interval([wanted, run(), run(6.0, gpu=False)], tmp_path)
     assert "main: on 40 GPUs a failure every 53 days" in line and "checkpoint_steps" not in line
     minutes = int(line.split("a checkpoint every ")[1].split()[0])
     write_json_atomic(
         wanted.run_dir(tmp_path) / "progress.json", {"rate": 1024, "rate_unit": "img/s"}
     )
-    steps = int(advice([wanted], tmp_path)[0].split("checkpoint_steps=")[1].split()[0])
+    steps = int(
+        advise_checkpoint_interval([wanted], tmp_path)[0].split("checkpoint_steps=")[1].split()[0]
+    )
     assert steps == pytest.approx(60 * minutes, abs=31), "a step a second"

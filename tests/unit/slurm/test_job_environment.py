@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.node.rendezvous import meeting_point
+from slurm.node.rendezvous import resolve_master_address
 from slurm.shared import queue
 from slurm.submission import snapshot
 
@@ -19,19 +19,19 @@ def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
     (source / "pipeline" / "__pycache__" / "a.pyc").touch()
     (source / "tests").mkdir()
     (source / "tests" / "t.py").touch()
-    first = snapshot.take(tmp_path / "runs", source)
-    assert snapshot.take(tmp_path / "runs", source) == first
+    first = snapshot.take_snapshot(tmp_path / "runs", source)
+    assert snapshot.take_snapshot(tmp_path / "runs", source) == first
     files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
     assert files == ["SNAPSHOT.json", "pipeline/__init__.py"]
     (source / "pipeline" / "__init__.py").write_text("x = 2\n")
-    second = snapshot.take(tmp_path / "runs", source)
+    second = snapshot.take_snapshot(tmp_path / "runs", source)
     assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
     assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
 
 
 def test_meeting_point_falls_back_to_what_slurm_knows() -> None:
-    assert meeting_point("localhost", lambda _: "10.0.0.1") == "localhost"
-    assert meeting_point("no-such-host.invalid", lambda _: "10.0.0.1") == "10.0.0.1"
+    assert resolve_master_address("localhost", lambda _: "10.0.0.1") == "localhost"
+    assert resolve_master_address("no-such-host.invalid", lambda _: "10.0.0.1") == "10.0.0.1"
 
 
 def test_submission_environment_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ from pipeline.provenance import code_root
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.local import executor as local
 from slurm.local import processes
-from slurm.local.executor import run_here
+from slurm.local.executor import run_locally
 from slurm.shared import queue
-from slurm.status import status
+from slurm.status import collect_status
 
 STAGE = """
 import os, signal, time
@@ -92,10 +92,10 @@ def make(tiny: Any, name: str, *needs: StageRun, fault: str = "") -> StageRun:
 def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None:
     a = make(tiny, "a")
     b = make(tiny, "b", a)
-    assert [s.state for s in status([a, b], tmp_path)] == ["waiting", "waiting"]
-    assert [o.state for o in run_here([a, b], tmp_path, ranks=2)] == ["finished", "finished"]
-    assert [o.state for o in run_here([a, b], tmp_path)] == ["done", "done"]
-    assert [s.state for s in status([a, b], tmp_path)] == ["done", "done"]
+    assert [s.state for s in collect_status([a, b], tmp_path)] == ["waiting", "waiting"]
+    assert [o.state for o in run_locally([a, b], tmp_path, ranks=2)] == ["finished", "finished"]
+    assert [o.state for o in run_locally([a, b], tmp_path)] == ["done", "done"]
+    assert [s.state for s in collect_status([a, b], tmp_path)] == ["done", "done"]
     entry = manifest.find_done(tmp_path, b.run_id)
     assert entry is not None and entry.output("out").read_text() == "ba"
     assert (entry.ranks, entry.attempt, entry.gpus) == (2, 1, 0)
@@ -106,16 +106,16 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
 def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> None:
     bad = make(tiny, "bad", fault="raise")
     below, beside = make(tiny, "below", bad), make(tiny, "beside")
-    outcomes = run_here([bad, below, beside], tmp_path)
+    outcomes = run_locally([bad, below, beside], tmp_path)
     assert [o.state for o in outcomes] == ["failed", "not run", "finished"]
-    states = status([bad, below, beside], tmp_path)
+    states = collect_status([bad, below, beside], tmp_path)
     assert [s.state for s in states] == ["failed", "waiting", "done"]
     assert states[0].detail == "ValueError: no such luck"
     assert states[0].log is not None and "Traceback" in Path(states[0].log).read_text()
     assert states[1].detail == "needs bad"
     cured = make(tiny, "bad")
     assert cured.run_id == bad.run_id, "the fault is a runtime field"
-    assert [o.state for o in run_here([cured, below], tmp_path)] == ["finished", "finished"]
+    assert [o.state for o in run_locally([cured, below], tmp_path)] == ["finished", "finished"]
 
 
 def test_a_run_that_watches_another_runs_beside_it(
@@ -125,8 +125,8 @@ def test_a_run_that_watches_another_runs_beside_it(
     a = make(tiny, "a", fault="until watched")
     between, watch = make(tiny, "between"), make(tiny, "watch", a, fault="watch")
     told: list[str] = []
-    outcomes = run_here(
-        [a, between, watch], tmp_path, ranks=1, started=lambda run, _: told.append(run.name)
+    outcomes = run_locally(
+        [a, between, watch], tmp_path, ranks=1, on_start=lambda run, _: told.append(run.name)
     )
     assert [(o.run.name, o.state) for o in outcomes] == [
         (n, "finished") for n in ("a", "between", "watch")
@@ -135,7 +135,7 @@ def test_a_run_that_watches_another_runs_beside_it(
         told == ["a", "watch", "between"] and (a.run_dir(tmp_path) / "watched").read_text() == "19"
     )
     after = make(tiny, "after", a, fault="watch")
-    assert [o.state for o in run_here([a, after], tmp_path, ranks=1)] == ["done", "finished"]
+    assert [o.state for o in run_locally([a, after], tmp_path, ranks=1)] == ["done", "finished"]
 
 
 def test_it_ends_with_a_run_that_fails(
@@ -144,14 +144,14 @@ def test_it_ends_with_a_run_that_fails(
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     bad = make(tiny, "bad", fault="until watched, raise")
     watch = make(tiny, "watch", bad, fault="watch")
-    outcomes = run_here([bad, watch], tmp_path, ranks=1)
+    outcomes = run_locally([bad, watch], tmp_path, ranks=1)
     assert [(o.state, o.detail.split(":")[0]) for o in outcomes] == [
         ("failed", "AssertionError"),
         ("not run", "needs bad"),
     ]
     assert (
-        not attempts.running_here(watch.run_dir(tmp_path))
-        and attempts.failure(watch.run_dir(tmp_path)) is None
+        not attempts.is_running_here(watch.run_dir(tmp_path))
+        and attempts.read_failure(watch.run_dir(tmp_path)) is None
     )
 
 
@@ -162,7 +162,7 @@ def test_it_ends_with_a_run_that_is_interrupted(
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     stopped = make(tiny, "stopped", fault="until watched, interrupted")
     watch = make(tiny, "watch", stopped, fault="watch")
-    outcomes = run_here([stopped, watch], tmp_path, ranks=1)
+    outcomes = run_locally([stopped, watch], tmp_path, ranks=1)
     assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [
         ("interrupted", "SIGTERM"),
         ("not run", "needs"),
@@ -174,7 +174,7 @@ def test_with_gpus_it_comes_after(
 ) -> None:
     monkeypatch.setattr(local, "_gpus_here", lambda: 1)
     a = make(tiny, "a")
-    assert [o.state for o in run_here([a, make(tiny, "w", a, fault="watch")], tmp_path)] == [
+    assert [o.state for o in run_locally([a, make(tiny, "w", a, fault="watch")], tmp_path)] == [
         "finished",
         "finished",
     ]
@@ -186,7 +186,7 @@ def test_killed_rank_is_reported(
 ) -> None:
     monkeypatch.setattr(processes, "_GRACE_S", 0.2)
     run = make(tiny, "victim", fault="kill")
-    outcome = run_here([run], tmp_path, ranks=2)[0]
+    outcome = run_locally([run], tmp_path, ranks=2)[0]
     assert (
         outcome.state == "failed"
         and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
@@ -195,16 +195,17 @@ def test_killed_rank_is_reported(
 
 def test_a_rank_that_dies_once_the_run_is_done_changes_nothing(tiny: Any, tmp_path: Path) -> None:
     assert (
-        run_here([make(tiny, "done", fault="kill late")], tmp_path, ranks=2)[0].state == "finished"
+        run_locally([make(tiny, "done", fault="kill late")], tmp_path, ranks=2)[0].state
+        == "finished"
     )
 
 
 def test_a_run_that_runs_already_is_left_alone(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "running_here", lambda run_dir: True)
+    monkeypatch.setattr(attempts, "is_running_here", lambda run_dir: True)
     run = make(tiny, "a")
-    (outcome,) = run_here([run], tmp_path)
+    (outcome,) = run_locally([run], tmp_path)
     assert outcome.state == "not run" and "running on this machine already" in outcome.detail
     assert not run.run_dir(tmp_path).exists()
 
@@ -213,13 +214,13 @@ def test_a_signal_as_a_run_ends_keeps_the_next_one_from_starting(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait(ranks: processes.Ranks) -> list[int | None]:
-        codes = processes.wait(ranks)
+        codes = processes.wait_for_ranks(ranks)
         os.kill(os.getpid(), signal.SIGTERM)
         return codes
 
-    monkeypatch.setattr(local, "wait", wait)
+    monkeypatch.setattr(local, "wait_for_ranks", wait)
     a, b = make(tiny, "a"), make(tiny, "b")
-    assert [o.state for o in run_here([a, b], tmp_path)] == ["finished", "interrupted"]
+    assert [o.state for o in run_locally([a, b], tmp_path)] == ["finished", "interrupted"]
     assert not b.run_dir(tmp_path).exists()
 
 
@@ -227,23 +228,23 @@ def test_a_signal_as_a_run_ends_keeps_the_next_one_from_starting(
 def test_interrupted_command_takes_its_processes_along(
     tiny: Any, tmp_path: Path, signum: int
 ) -> None:
-    """`run_here` in a process of its own, whose run never ends."""
-    lines = "from pathlib import Path; from slurm.local.executor import run_here; from tiny_local import *"
+    """`run_locally` in a process of its own, whose run never ends."""
+    lines = "from pathlib import Path; from slurm.local.executor import run_locally; from tiny_local import *"
     make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
-    code = f"{lines}; from pipeline.spec import *; print(run_here([{make}] * 2, Path({str(tmp_path)!r})))"
+    code = f"{lines}; from pipeline.spec import *; print(run_locally([{make}] * 2, Path({str(tmp_path)!r})))"
     command = subprocess.Popen(
         [sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True
     )
     run_dir = tmp_path / "tiny" / f"w-{'i' * 12}"
-    until(lambda: attempts.running_here(run_dir) and (run_dir / "rank0").exists())
+    until(lambda: attempts.is_running_here(run_dir) and (run_dir / "rank0").exists())
     command.send_signal(signum)
     out = command.communicate(timeout=20)[0]
     assert command.returncode == 0 and out.count("Outcome(") == 1 and "'interrupted'" in out
-    assert not attempts.running_here(run_dir) and attempts.failure(run_dir) is None
+    assert not attempts.is_running_here(run_dir) and attempts.read_failure(run_dir) is None
     waiting = StageRun(
         "tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run"
     )
-    found = status([waiting], tmp_path)[0]
+    found = collect_status([waiting], tmp_path)[0]
     assert found.state == "waiting" and "interrupted (SIGTERM" in found.detail
 
 
@@ -258,7 +259,7 @@ def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
 def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
     a = make(tiny, "a")
     with pytest.raises(ConfigError, match="b: its input 'in0'"):
-        run_here([make(tiny, "b", a)], tmp_path)
+        run_locally([make(tiny, "b", a)], tmp_path)
 
 
 def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
@@ -266,5 +267,5 @@ def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
     lost = StageRun(
         run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run"
     )
-    outcome = run_here([lost], tmp_path)[0]
+    outcome = run_locally([lost], tmp_path)[0]
     assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail

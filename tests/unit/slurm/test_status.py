@@ -11,16 +11,16 @@ from pipeline import attempts, runfile
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.shared import queue
-from slurm.status import duration, status
+from slurm.status import collect_status, format_duration
 
 RUN = StageRun("tiny", "one", "0123456789ab", StageConfig(), {}, Resources(gpu=False), "x:run")
 
 
 def test_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = queue.QueuedJob("7", queue.job_name(RUN.run_id), "RUNNING", "None")
-    monkeypatch.setattr(queue, "queued", lambda *_, **__: {RUN.run_id: [job]})
-    assert status([RUN], tmp_path)[0].detail == "starting"
-    attempts.start(RUN.run_dir(tmp_path), job_id="7")
+    monkeypatch.setattr(queue, "find_jobs", lambda *_, **__: {RUN.run_id: [job]})
+    assert collect_status([RUN], tmp_path)[0].detail == "starting"
+    attempts.start_attempt(RUN.run_dir(tmp_path), job_id="7")
     note = {
         "done": 3,
         "total": 9,
@@ -30,7 +30,7 @@ def test_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "time": time.time(),
     }
     write_json_atomic(RUN.run_dir(tmp_path) / "progress.json", note)
-    found = status([RUN], tmp_path)[0]
+    found = collect_status([RUN], tmp_path)[0]
     assert (found.state, found.job_id, found.detail) == (
         "running",
         "7",
@@ -44,16 +44,16 @@ def test_a_failed_attempt_whose_job_slurm_starts_again(
 ) -> None:
     """Where squeue does not answer for a moment, scontrol may."""
     run_dir = runfile.write(tmp_path, RUN)
-    number = attempts.start(run_dir, job_id="7")
-    attempts.fail(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
-    monkeypatch.setattr("slurm.shared.queue.queued", lambda runs, root: {})
-    monkeypatch.setattr("slurm.shared.queue.final_state", {"7": slurm}.get)
-    (found,) = status([RUN], tmp_path)
+    number = attempts.start_attempt(run_dir, job_id="7")
+    attempts.record_failure(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
+    monkeypatch.setattr("slurm.shared.queue.find_jobs", lambda runs, root: {})
+    monkeypatch.setattr("slurm.shared.queue.query_job_state", {"7": slurm}.get)
+    (found,) = collect_status([RUN], tmp_path)
     assert (found.state, found.job_id) == (state, "7")
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0, 59.4, 185, 7800, 100800)] == [
+    assert [format_duration(s) for s in (0, 59.4, 185, 7800, 100800)] == [
         "0s",
         "59s",
         "3m05s",

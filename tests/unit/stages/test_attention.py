@@ -8,7 +8,7 @@ from PIL import Image
 
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.weights.backbone_file import save_backbone
-from pipeline.manifest import ManifestEntry, Output, content_sha256
+from pipeline.manifest import ManifestEntry, Output, hash_path
 from pipeline.stage import StageContext
 from stages.attention import AttentionConfig, run
 
@@ -17,7 +17,7 @@ TINY = ViTConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8, image_size=16
 
 def entry(root: Path, outputs: dict[str, Path], info: dict[str, object]) -> ManifestEntry:
     files = {
-        n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p))
+        n: Output(path=str(p.relative_to(root)), size=1, sha256=hash_path(p))
         for n, p in outputs.items()
     }
     return ManifestEntry(stage="s", name="n", run_id="aaa", outputs=files, info=info).at(root)

@@ -12,7 +12,7 @@ from mugs.transfer.segmentation.model import SegmenterConfig
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.video.propagation import PropagationRecipe
 from pipeline import config
-from pipeline.plan import build_plan, unresolved
+from pipeline.plan import build_plan, list_unset_settings
 from pipeline.spec import Resources, StageRun
 from stages import STAGES
 from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions, segmentation_config
@@ -69,7 +69,7 @@ def test_ade20k(short: str) -> None:
     )
     assert runs["linear"].config.drop_path == 0.0
     assert runs["upernet"].resources.gpus == 4
-    lines = unresolved(list(runs.values()))
+    lines = list_unset_settings(list(runs.values()))
     assert [line.split(" ")[0] for line in lines if "data_dir" in line] == ["ade20k.data_dir"]
 
 

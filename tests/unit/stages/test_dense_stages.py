@@ -13,7 +13,7 @@ from mugs.data.mini.scenes_and_videos import materialize_scenes, materialize_vid
 from mugs.data.sources.base import SourceError
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.weights.backbone_file import save_backbone
-from pipeline.manifest import ManifestEntry, Output, content_sha256
+from pipeline.manifest import ManifestEntry, Output, hash_path
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages import (
@@ -82,7 +82,7 @@ def entry(
     root: Path, stage: str, outputs: dict[str, Path], info: dict[str, object]
 ) -> ManifestEntry:
     files = {
-        n: Output(path=str(p.relative_to(root)), size=1, sha256=content_sha256(p))
+        n: Output(path=str(p.relative_to(root)), size=1, sha256=hash_path(p))
         for n, p in outputs.items()
     }
     return ManifestEntry(stage=stage, name=stage, run_id="aaa", outputs=files, info=info).at(root)

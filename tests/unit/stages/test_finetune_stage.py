@@ -18,7 +18,7 @@ from mugs.finetune.schedules import build_schedule
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.weights.backbone_file import load_backbone, save_backbone
 from pipeline.identity import run_id
-from pipeline.manifest import DamagedError, content_sha256
+from pipeline.manifest import DamagedError, hash_path
 from pipeline.spec import Resources
 from stages import finetune as stage
 from stages.finetune import FinetuneConfig
@@ -195,7 +195,7 @@ SMALL: dict[str, Any] = {
 
 def entry(paths: dict[str, Path], info: dict[str, Any]) -> Any:
     """A finished pretraining with these outputs."""
-    stored = {name: SimpleNamespace(sha256=content_sha256(path)) for name, path in paths.items()}
+    stored = {name: SimpleNamespace(sha256=hash_path(path)) for name, path in paths.items()}
     return SimpleNamespace(name="pretrain", info=info, outputs=stored, output=paths.__getitem__)
 
 

@@ -53,7 +53,7 @@ class Runs:
             outputs=outputs,
             info=info,
         )
-        manifest.record(self.root, entry)
+        manifest.record_entry(self.root, entry)
         return entry.at(self.root), list(output.rows)
 
 

@@ -81,7 +81,7 @@ def finish(root: Path, run: StageRun, files: list[str], info: dict[str, object])
         outputs=outputs,
         info=info,
     )
-    manifest.record(root, entry)
+    manifest.record_entry(root, entry)
 
 
 def context(root: Path, run: StageRun) -> StageContext:
@@ -195,10 +195,10 @@ def test_waiting_ends(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert case.next(waited=60) == "wait"  # seconds
     with pytest.raises(ValueError, match="no sign of life for 61 minutes; submit again"):
         case.next(waited=7200)
-    attempts.start(case.pre)
-    attempts.fail(case.pre, 1, error="no luck", log=Path("x"))
+    attempts.start_attempt(case.pre)
+    attempts.record_failure(case.pre, 1, error="no luck", log=Path("x"))
     assert case.next() == "wait"  # Slurm may start it again
-    attempts.give_up(case.pre, 1, "3 attempts failed")
+    attempts.record_no_retry(case.pre, 1, "3 attempts failed")
     with pytest.raises(ValueError, match=r"the pretraining failed: no luck \(3 attempts failed\)"):
         case.next()
     case.end()
@@ -211,7 +211,7 @@ def test_waiting_ends(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_signs_of_life(case: Case) -> None:
     found = replace(case.found(), run_dir=case.root / "nowhere")
     assert found.silent_minutes() > 1e6
-    attempts.start(case.pre)
+    attempts.start_attempt(case.pre)
     assert case.found().silent_minutes() < 1
 
 

@@ -8,7 +8,7 @@ from mugs.pretrain.schedule import Schedule
 from mugs.pretrain.train import build_schedule
 from pipeline import config
 from pipeline.identity import science
-from pipeline.plan import build_plan, unresolved
+from pipeline.plan import build_plan, list_unset_settings
 from pipeline.spec import StageRun
 from results.runs import flatten_config
 from results.variants import describe_variant
@@ -188,7 +188,7 @@ def test_transfer(name: str, arch: str) -> None:
         assert data.config.model_dump()["dataset"] == dataset
         assert isinstance(run.config, FinetuneConfig) and run.config.preset == f"{dataset}_{arch}"
         assert run.config.batch_size // run.resources.gpus == run.config.mix.group == 192
-    missing = [line.split()[0] for line in unresolved(runs.values())]
+    missing = [line.split()[0] for line in list_unset_settings(runs.values())]
     assert sorted(missing) == sorted(
         [*(f"{d}.root" for d in PUBLIC), "imagenet.train_dir", "imagenet.val_dir"]
     )
@@ -205,7 +205,7 @@ def test_semi_supervised() -> None:
         logistic = runs[f"logistic_{part}pct"].config
         assert isinstance(logistic, LogisticConfig) and logistic.labelled.percent == part
         assert logistic.penalties == (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
-    lists = {line.split()[0] for line in unresolved(runs.values()) if "list_file" in line}
+    lists = {line.split()[0] for line in list_unset_settings(runs.values()) if "list_file" in line}
     assert lists == {
         f"{kind}_{p}pct.labelled.list_file" for kind in ("finetune", "logistic") for p in (1, 10)
     }

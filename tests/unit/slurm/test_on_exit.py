@@ -13,7 +13,7 @@ from pipeline.attempts import Failure
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.node import requeue
-from slurm.node.on_exit import settle, verdict
+from slurm.node.on_exit import handle_srun_exit, why_not_retry
 
 RUN = StageRun("tiny", "x", "0123456789ab", StageConfig(), {}, Resources(max_failures=3), "x:run")
 
@@ -34,7 +34,7 @@ def failed(step: int | None, **facts: Any) -> Failure:
     ],
 )
 def test_verdicts(failures: list[Failure], words: str | None) -> None:
-    found = verdict(failures, 3)
+    found = why_not_retry(failures, 3)
     assert found is None if words is None else found is not None and words in found
 
 
@@ -74,9 +74,9 @@ def run_dir(tmp_path: Path) -> Path:
 def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
     run_dir: Path, slurm: Slurm
 ) -> None:
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
-    settle(run_dir, 128 + signal.SIGKILL)
-    failure = attempts.failure(run_dir)
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
+    handle_srun_exit(run_dir, 128 + signal.SIGKILL)
+    failure = attempts.read_failure(run_dir)
     assert (
         failure is not None and "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
     )
@@ -84,81 +84,83 @@ def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
 
 
 def test_a_start_that_came_to_nothing_is_an_attempt(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start(run_dir, launch="slurm-6-0", job_id="6")
-    settle(run_dir, 1)
-    assert attempts.latest(run_dir) == 2 and attempts.failure(run_dir) is not None
+    attempts.start_attempt(run_dir, launch="slurm-6-0", job_id="6")
+    handle_srun_exit(run_dir, 1)
+    assert attempts.latest_attempt(run_dir) == 2 and attempts.read_failure(run_dir) is not None
     assert slurm.calls[0] == ("requeue", "7")
-    settle(run_dir, 1)
-    failure = attempts.failure(run_dir)
-    assert failure is not None and failure.verdict == "", (
+    handle_srun_exit(run_dir, 1)
+    failure = attempts.read_failure(run_dir)
+    assert failure is not None and failure.no_retry_reason == "", (
         "the same attempt once more, not a second failure"
     )
 
 
 def test_the_same_step_twice_ends_it_with_the_reason(run_dir: Path, slurm: Slurm) -> None:
     for restart in (0, 1):
-        number = attempts.start(run_dir, launch=f"slurm-7-{restart}", job_id="7")
-        attempts.fail(
+        number = attempts.start_attempt(run_dir, launch=f"slurm-7-{restart}", job_id="7")
+        attempts.record_failure(
             run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40, host="n1"
         )
-    settle(run_dir, 1)
-    failure = attempts.failure(run_dir)
-    assert failure is not None and failure.verdict == "failed twice after step 40"
+    handle_srun_exit(run_dir, 1)
+    failure = attempts.read_failure(run_dir)
+    assert failure is not None and failure.no_retry_reason == "failed twice after step 40"
     assert slurm.calls == []
 
 
 def test_failures_before_this_submission_do_not_count(run_dir: Path, slurm: Slurm) -> None:
     for job_id in ("5", "6", "7"):
-        number = attempts.start(run_dir, launch=f"slurm-{job_id}-1", job_id=job_id)
-        attempts.fail(run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40)
-    settle(run_dir, 1)
+        number = attempts.start_attempt(run_dir, launch=f"slurm-{job_id}-1", job_id=job_id)
+        attempts.record_failure(
+            run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40
+        )
+    handle_srun_exit(run_dir, 1)
     assert slurm.calls == [("requeue", "7")]
 
 
 def test_the_step_of_a_killed_rank_is_what_its_progress_said(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
     write_json_atomic(run_dir / "progress.json", {"done": 31, "unit": "steps", "time": 1e12})
-    settle(run_dir, 137)
-    failure = attempts.failure(run_dir)
+    handle_srun_exit(run_dir, 137)
+    failure = attempts.read_failure(run_dir)
     assert failure is not None and failure.step == 31
 
 
 def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
-    settle(run_dir, 75)
-    assert slurm.calls == [("requeue", "7")] and attempts.failure(run_dir) is None
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
+    handle_srun_exit(run_dir, 75)
+    assert slurm.calls == [("requeue", "7")] and attempts.read_failure(run_dir) is None
     slurm.job = "JobState=PENDING"
-    settle(run_dir, 75)
+    handle_srun_exit(run_dir, 75)
     assert slurm.calls == [("requeue", "7")]
 
 
 @pytest.mark.parametrize("code", [128 + signal.SIGUSR2, 128 + signal.SIGABRT, 1])
 def test_a_run_that_is_done_has_ended_well(run_dir: Path, slurm: Slurm, code: int) -> None:
     """A late warning or a crash at exit is no failure of the run: its dependent jobs wait for exit code 0."""
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
-    assert settle(run_dir, code) == code
-    asked, failure = list(slurm.calls), attempts.failure(run_dir)
-    manifest.record(
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
+    assert handle_srun_exit(run_dir, code) == code
+    asked, failure = list(slurm.calls), attempts.read_failure(run_dir)
+    manifest.record_entry(
         run_dir.parents[1],
         manifest.ManifestEntry(stage=RUN.stage, name=RUN.name, run_id=RUN.run_id),
     )
-    assert settle(run_dir, code) == 0
-    assert (slurm.calls, attempts.failure(run_dir)) == (asked, failure)
+    assert handle_srun_exit(run_dir, code) == 0
+    assert (slurm.calls, attempts.read_failure(run_dir)) == (asked, failure)
 
 
 def test_a_job_that_was_overtaken_does_nothing(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
-    attempts.start(run_dir, launch="slurm-7-2", job_id="7")
-    settle(run_dir, 137)
-    attempts.start(run_dir, launch="slurm-8-0", job_id="8")
-    settle(run_dir, 137)
-    assert slurm.calls == [] and attempts.failure(run_dir) is None
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
+    attempts.start_attempt(run_dir, launch="slurm-7-2", job_id="7")
+    handle_srun_exit(run_dir, 137)
+    attempts.start_attempt(run_dir, launch="slurm-8-0", job_id="8")
+    handle_srun_exit(run_dir, 137)
+    assert slurm.calls == [] and attempts.read_failure(run_dir) is None
 
 
 def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
     slurm.job = "JobState=COMPLETING"
-    attempts.start(run_dir, launch="slurm-7-1", job_id="7")
-    settle(run_dir, 137)
+    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
+    handle_srun_exit(run_dir, 137)
     assert slurm.calls == []
 
 
@@ -167,4 +169,4 @@ def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
 )
 def test_no_node_is_excluded_that_cannot_be_spared(slurm: Slurm, job: str) -> None:
     slurm.job = f"JobState=PENDING Partition=p {job}"
-    assert not requeue.exclude("7", "n1") and slurm.calls == []
+    assert not requeue.exclude_node("7", "n1") and slurm.calls == []

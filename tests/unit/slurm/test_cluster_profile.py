@@ -41,11 +41,15 @@ KEYS: dict[str, tuple[Any, str]] = {
 }
 
 
+def stage_run(need: Resources) -> StageRun:
+    return StageRun("pretrain", "main", "0123456789ab", StageConfig(), {}, need, "x:run")
+
+
 def sbatch_text(
     profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()
 ) -> str:
-    run = StageRun("pretrain", "main", "0123456789ab", StageConfig(), {}, need, "x:run")
-    return submit.sbatch_text(run, profile, submit.Waits(ended=parents), Path("/runs/code/c0de"))
+    waits_for = submit.Dependencies(after_end=parents)
+    return submit.sbatch_text(stage_run(need), profile, waits_for, Path("/runs/code/c0de"))
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +81,11 @@ def test_every_key_reaches_the_sbatch_text(key: str) -> None:
 
 def test_gpus_per_node_is_a_limit() -> None:
     profile = ClusterProfile(run_root=Path("/runs"), gpus_per_node=4)
-    assert cluster.misfit(profile, "main", Resources(ranks_per_node=4)) is None
-    assert cluster.misfit(profile, "main", Resources(ranks_per_node=9, gpu=False)) is None
-    line = cluster.misfit(profile, "main", Resources(ranks_per_node=8))
-    assert line is not None and re.match(r"main.resources.ranks_per_node: 8 .* has 4", line)
+    fitting = (Resources(ranks_per_node=4), Resources(ranks_per_node=9, gpu=False))
+    runs = [stage_run(need) for need in (*fitting, Resources(ranks_per_node=8))]
+    assert cluster.find_gpu_shortages(profile, runs[:2]) == []
+    (line,) = cluster.find_gpu_shortages(profile, runs)
+    assert re.match(r"main.resources.ranks_per_node: 8 .* has 4", line)
 
 
 def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
@@ -88,14 +93,14 @@ def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
     assert "gpu" not in sbatch_text(profile, Resources(gpu=False)).replace("MUGS", "")
 
 
-@pytest.mark.parametrize("name", cluster.bundled_profiles())
+@pytest.mark.parametrize("name", cluster.list_profiles())
 def test_bundled_profiles_load(name: str) -> None:
     assert cluster.load_profile(name).run_root.is_absolute()
 
 
 def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda _: True)
-    monkeypatch.setattr("pipeline.reading.read_text", lambda _: content)
+    monkeypatch.setattr("pipeline.reading.read_config_text", lambda _: content)
     cluster.load_profile("/x/mine.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Signals, guard and fencing of a rank, in processes of their own where a signal is needed."""
+"""Signals, watchdog and fencing of a rank, in processes of their own where a signal is needed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import pytest
 from pipeline import attempts
 from pipeline.control import Interrupted
 from pipeline.provenance import code_root
-from slurm.node.signals import Inbox
-from slurm.node.watchdog import Guard, JobControl, Reactions
+from slurm.node.signals import StopSignals
+from slurm.node.watchdog import JobControl, Reactions, Watchdog
 
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from pipeline.control import Interrupted
 from slurm.node.watchdog import JobControl
-from slurm.node.signals import Inbox
-with Inbox(patient={patient}) as inbox:
-    control = JobControl(Path("."), 1, inbox)
+from slurm.node.signals import StopSignals
+with StopSignals(ignore_repeats={ignore_repeats}) as signals:
+    control = JobControl(Path("."), 1, signals)
     try:
         {body}
     except Interrupted as reason:
@@ -33,10 +33,10 @@ with Inbox(patient={patient}) as inbox:
 """
 
 
-def play(body: str, *, patient: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run lines under an inbox, in a process of its own."""
+def play(body: str, *, ignore_repeats: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run lines under an signals, in a process of its own."""
     lines = body.strip().replace("\n", "\n        ")
-    code = SCRIPT.format(patient=patient, body=lines)
+    code = SCRIPT.format(ignore_repeats=ignore_repeats, body=lines)
     return subprocess.run(
         [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=30
     )
@@ -51,7 +51,7 @@ def test_a_loop_is_asked_to_stop_and_leaves_when_it_has_saved() -> None:
     body = """
 control.heartbeat(3)
 os.kill(os.getpid(), signal.SIGTERM)
-print(control.stop_requested(), inbox.terminated, inbox.warned)
+print(control.stop_requested(), signals.got_sigterm, signals.warned)
 control.interrupted(4)
 """
     done = play(body)
@@ -68,7 +68,7 @@ def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
 def test_the_second_signal_stops_at_once_unless_slurm_sends_it() -> None:
     body = "control.heartbeat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nprint('alive')"
     assert play(body).returncode == 128 + signal.SIGINT
-    assert play(body, patient=True).stdout == "alive\n"
+    assert play(body, ignore_repeats=True).stdout == "alive\n"
 
 
 def test_a_signal_held_back_at_the_start_arrives() -> None:
@@ -76,36 +76,38 @@ def test_a_signal_held_back_at_the_start_arrives() -> None:
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 os.kill(os.getpid(), signal.SIGUSR2)
 print("held", flush=True)
-inbox.listen()
+signals.unblock()
 time.sleep(20)
 """
     assert play(body).stdout == "held\nleft: SIGUSR2 while no step was running\n"
 
 
 class Watched:
-    """A guard over a control in a folder, and what it did."""
+    """A watchdog over a control in a folder, and what it did."""
 
-    def __init__(self, folder: Path, *, hang_s: float = 100.0, patience_s: float = 100.0) -> None:
+    def __init__(self, folder: Path, *, hang_s: float = 100.0, grace_s: float = 100.0) -> None:
         self.calls: list[str] = []
         self.called = threading.Event()
-        self.control = JobControl(folder, attempts.start(folder), Inbox(patient=True))
+        self.control = JobControl(
+            folder, attempts.start_attempt(folder), StopSignals(ignore_repeats=True)
+        )
         reactions = Reactions(
-            patience_s=patience_s,
+            grace_s=grace_s,
             hang_s=hang_s,
-            hung=lambda seconds: self._call("hung"),
-            late=lambda: self._call("late"),
-            stale=lambda: self._call("stale"),
+            on_hang=lambda seconds: self._call("hung"),
+            on_grace_expired=lambda: self._call("late"),
+            on_superseded=lambda: self._call("stale"),
         )
         self.log = (folder / "log").open("a")
-        self.guard = Guard(self.control, reactions, self.log)
+        self.watchdog = Watchdog(self.control, reactions, self.log)
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
         self.called.set()
 
     def look(self, seconds_later: float) -> list[str]:
-        """What the guard does when it looks that much later."""
-        self.guard._look(time.monotonic() + seconds_later)
+        """What the watchdog does when it looks that much later."""
+        self.watchdog._look(time.monotonic() + seconds_later)
         return self.calls
 
 
@@ -127,43 +129,43 @@ def test_a_loop_at_rest_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_too_late_for_a_boundary(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, patience_s=60)
+    watched = Watched(tmp_path, grace_s=60)
     watched.control.heartbeat(1)
-    watched.control.inbox.since = time.monotonic()
+    watched.control.signals.warned_at = time.monotonic()
     assert watched.look(50) == []
     assert watched.look(61) == ["late"]
     assert watched.look(70) == ["late"], "once"
 
 
 def test_nobody_waits_for_a_stage_that_has_nothing_to_save(tmp_path: Path) -> None:
-    watched = Watched(tmp_path, patience_s=600)
-    watched.control.inbox.since = time.monotonic()
+    watched = Watched(tmp_path, grace_s=600)
+    watched.control.signals.warned_at = time.monotonic()
     assert watched.look(10) == ["late"]
 
 
 def test_an_older_attempt_is_told_to_end(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     assert watched.look(20) == []
-    attempts.start(tmp_path)
+    attempts.start_attempt(tmp_path)
     assert watched.look(40) == ["stale"]
     assert not watched.control.may_write()
 
 
 def test_the_guard_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
-    """The main thread sits in one long C call: no handler runs, the guard acts all the same."""
+    """The main thread sits in one long C call: no handler runs, the watchdog acts all the same."""
     code = f"""
 import os, signal, subprocess, time, hashlib
 from pathlib import Path
-from slurm.node.watchdog import Guard, JobControl, Reactions
-from slurm.node.signals import Inbox
-with Inbox(patient=True) as inbox:
-    control = JobControl(Path({str(tmp_path)!r}), 1, inbox)
+from slurm.node.watchdog import Watchdog, JobControl, Reactions
+from slurm.node.signals import StopSignals
+with StopSignals(ignore_repeats=True) as signals:
+    control = JobControl(Path({str(tmp_path)!r}), 1, signals)
     control.heartbeat(1)
     def late():
         print("late", flush=True)
         os._exit(0)
-    guard = Guard(control, Reactions(patience_s=0.2, hang_s=60, hung=print, late=late), open("/dev/null", "w"))
-    guard.start()
+    watchdog = Watchdog(control, Reactions(grace_s=0.2, hang_s=60, on_hang=print, on_grace_expired=late), open("/dev/null", "w"))
+    watchdog.start()
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
     hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)  # minutes, without the interpreter's lock
 """
@@ -175,7 +177,7 @@ with Inbox(patient=True) as inbox:
 
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted), Inbox(patient=True):
+    with pytest.raises(Interrupted), StopSignals(ignore_repeats=True):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before

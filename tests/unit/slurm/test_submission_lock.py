@@ -18,8 +18,8 @@ import pytest
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.shared import queue
 from slurm.submission import lock as claims
-from slurm.submission.lock import claimed
-from slurm.submission.submit import View, Waits
+from slurm.submission.lock import submission_lock
+from slurm.submission.submit import Dependencies, QueueState
 
 
 def edit(run_dir: Path, number: int, **facts: Any) -> None:
@@ -42,7 +42,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     def enter() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with claimed(tmp_path):
+            with submission_lock(tmp_path):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.001)
@@ -78,7 +78,7 @@ def test_who_learns_late_of_a_release_is_not_given_a_number_again(
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
     with (
-        claimed(tmp_path),
+        submission_lock(tmp_path),
         pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"),
     ):
         claims._take(tmp_path, 0)
@@ -171,14 +171,14 @@ RUNS = {"a": run("a"), "b": run("b", "a"), "c": run("c", "b", "a")}
         ({"b": [job("2", parents=("1",))]}, {"a"}, "2"),  # Slurm will notice that job 1 is over
         ({"a": [job("3")], "b": [job("2", parents=("1",))]}, set(), None),  # a was submitted anew
         ({"a": [job("3")], "b": [job("2", "RUNNING")]}, set(), "2"),
-        ({"b": [job("2", reason=queue.NEVER)]}, {"a"}, None),
+        ({"b": [job("2", reason=queue.NEVER_SATISFIED)]}, {"a"}, None),
         ({"a": [job("1")], "b": [job("2", parents=("0",)), job("4", parents=("1",))]}, set(), "4"),
     ],
 )
 def test_jobs_that_can_still_run(
     jobs: dict[str, Any], done: set[str], expected: str | None
 ) -> None:
-    assert View(RUNS, jobs, done).job("b") == expected
+    assert QueueState(RUNS, jobs, done).usable_job_id("b") == expected
 
 
 class Watching(StageConfig):
@@ -204,12 +204,12 @@ WATCH = StageRun("x", "w", "w", Watching(), {"in0": "a", "in1": "b"}, Resources(
 )
 def test_what_watches_waits_for_a_beginning(jobs: dict[str, Any], expected: str | None) -> None:
     runs = {"a": run("a"), "b": run("b"), "w": WATCH}
-    assert View(runs, {"b": [job("2")], **jobs}, set()).job("w") == expected
+    assert QueueState(runs, {"b": [job("2")], **jobs}, set()).usable_job_id("w") == expected
 
 
 def test_dependencies_as_sbatch_spells_them() -> None:
-    assert Waits().dependency == "singleton"
-    assert Waits(("1", "2"), ("3",)).dependency == "afterok:1:2,after:3,singleton"
+    assert Dependencies().dependency == "singleton"
+    assert Dependencies(("1", "2"), ("3",)).dependency == "afterok:1:2,after:3,singleton"
 
 
 def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,5 +218,5 @@ def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lines = [f"7|mugs-b|PENDING|Dependency|{waits}|{here}", f"8|mugs-b|RUNNING|None|(null)|{there}"]
     monkeypatch.setattr(queue, "_call", lambda *_: (0, "\n".join(lines), ""))
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    (found,) = queue.queued(RUNS.values(), tmp_path)["b"]
+    (found,) = queue.find_jobs(RUNS.values(), tmp_path)["b"]
     assert (found.job_id, found.parents) == ("7", ("41", "42"))
