@@ -84,7 +84,7 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     """Train and test; rows mIoU, mAcc and aAcc, the segmenter's weights and pictures of the first images."""
     from mugs import distributed
     from mugs.data.dense.pictures import hex_colors
-    from mugs.transfer.segmentation.evaluate import CAPTION, evaluate
+    from mugs.transfer.segmentation.evaluate import CAPTION, evaluate_scenes
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import SegmentationTraining
     from mugs.weights.backbone_file import save_backbone
@@ -96,7 +96,7 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(
         ctx.control
     )
-    found = evaluate(
+    found = evaluate_scenes(
         model,
         open_scenes(ctx, "val"),
         config,

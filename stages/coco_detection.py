@@ -86,7 +86,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     """Train and test; rows of box and mask AP, the detector's weights, all detections, pictures of the first images."""
     from mugs import distributed
     from mugs.transfer.detection.detector import build_detector
-    from mugs.transfer.detection.evaluate import average_precision, detect_split
+    from mugs.transfer.detection.evaluate import compute_average_precision, detect_split
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
     from mugs.transfer.detection.train import DetectionTraining
     from mugs.weights.backbone_file import save_backbone
@@ -113,7 +113,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
         setting = f"{cfg.epochs} epochs, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
         rows = [
             result_row(ctx, cfg.weights, setting=setting, metric=metric, value=value)
-            for metric, value in average_precision(val.annotations, detections).items()
+            for metric, value in compute_average_precision(val.annotations, detections).items()
         ]
     distributed.barrier()
     info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": {"pictures": CAPTION}}

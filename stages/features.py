@@ -36,7 +36,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
     """Output `features`: a folder that `mugs.evaluation.feature_store.FeatureStore` reads."""
     from mugs import distributed
     from mugs.data.sources.open import open_source
-    from mugs.evaluation.feature_store import Layout, extract_split
+    from mugs.evaluation.feature_store import StoreLayout, extract_split
 
     classes = num_classes(ctx)
     device = distributed.init()
@@ -44,7 +44,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
     folder = ctx.run_dir / "features"
     for split in ("train", "val"):
         source = open_source(data.output(split))
-        layout = Layout(
+        layout = StoreLayout(
             images=len(source),
             fingerprint=source.fingerprint,
             blocks=cfg.blocks,

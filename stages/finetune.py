@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mugs.data.sources.base import Source
-    from mugs.finetune.classifier import Classifier
+    from mugs.finetune.classifier import ImageClassifier
     from mugs.finetune.config import FinetuneConfig as Settings
-    from mugs.finetune.validation import EpochResult
+    from mugs.finetune.validation import EpochAccuracy
 
 RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
@@ -185,7 +185,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, task.history), info=info)
 
 
-def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochResult]") -> list[ResultRow]:
+def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochAccuracy]") -> list[ResultRow]:
     """Top-1 and top-5 of the best and of the last epoch."""
     part = f"{cfg.labelled.words()}, " if cfg.labelled is not None else ""
     best, last = max(history, key=lambda epoch: epoch.top1), history[-1]
@@ -202,11 +202,11 @@ def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochResult]") -
     return made
 
 
-def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classifier":
+def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "ImageClassifier":
     """The backbone with the weights asked for, and a new head. Raises ValueError where image and patch do not fit."""
     import torch
 
-    from mugs.finetune.classifier import Classifier, build_head
+    from mugs.finetune.classifier import ImageClassifier, build_head
     from mugs.finetune.config import HeadOptions
     from mugs.models.vit import build_vit
 
@@ -230,7 +230,7 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "Classi
     )
     if cfg.head.init == "pretrained":
         load_projection(ctx, head)
-    return Classifier(vit, head)
+    return ImageClassifier(vit, head)
 
 
 def load_projection(ctx: StageContext, head: "nn.Module") -> None:

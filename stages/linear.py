@@ -20,7 +20,7 @@ from stages.shared.presets import filled
 if TYPE_CHECKING:
     import torch
 
-    from mugs.evaluation.linear import Batches, LinearProbe
+    from mugs.evaluation.linear import BatchFactory, LinearProbe
 
 
 class Sweep(StageConfig):
@@ -99,13 +99,13 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     from mugs import distributed
     from mugs.engine.loop import train
     from mugs.engine.precision import allow_tf32
-    from mugs.evaluation.linear import Probing
+    from mugs.evaluation.linear import LinearProbeTraining
 
     classes, device = num_classes(ctx), distributed.init()
     allow_tf32(device)
     probe = linear_probe(cfg)
     batches, steps, validation = probe_data(ctx, cfg, device)
-    task = Probing(probe, batches, steps, validation, classes, ctx.run_dir)
+    task = LinearProbeTraining(probe, batches, steps, validation, classes, ctx.run_dir)
     train(task, ctx.run_dir / "checkpoints", every=cfg.checkpoint_steps, control=ctx.control)
     history = ctx.run_dir / "history.csv"
     if distributed.is_main():
@@ -154,21 +154,21 @@ def linear_probe(cfg: LinearConfig) -> "LinearProbe":
 
 def probe_data(
     ctx: StageContext, cfg: LinearConfig, device: "torch.device"
-) -> "tuple[Batches, int, tuple[torch.Tensor, torch.Tensor]]":
+) -> "tuple[BatchFactory, int, tuple[torch.Tensor, torch.Tensor]]":
     """Training batches, their number in an epoch, and features and labels of the validation images."""
     from mugs.data.sources.open import open_source
-    from mugs.evaluation.features import backbone_feature
-    from mugs.evaluation.linear_data import epoch_order, fixed_batches, image_batches
+    from mugs.evaluation.features import build_feature_function
+    from mugs.evaluation.linear_data import build_feature_batches, build_image_batches, build_order
 
     if cfg.augmentation == "none":
         found = frozen_features(ctx, cfg, cfg.feature, threads=cfg.threads)
-        order = epoch_order(len(found["train"][0]), seed=cfg.seed, batch_size=cfg.batch_size)
-        return fixed_batches(*found["train"], order), order.steps_per_epoch, found["val"]
+        order = build_order(len(found["train"][0]), seed=cfg.seed, batch_size=cfg.batch_size)
+        return build_feature_batches(*found["train"], order), order.steps_per_epoch, found["val"]
     validation = frozen_features(ctx, cfg, cfg.feature, ["val"], threads=cfg.threads)["val"]
     source = open_source(ctx.inputs["data"].output("train"))
-    order = epoch_order(len(source), seed=cfg.seed, batch_size=cfg.batch_size)
-    model = backbone_feature(load_vit(ctx, cfg.weights).to(device), cfg.feature)
-    batches = image_batches(
+    order = build_order(len(source), seed=cfg.seed, batch_size=cfg.batch_size)
+    model = build_feature_function(load_vit(ctx, cfg.weights).to(device), cfg.feature)
+    batches = build_image_batches(
         model,
         source,
         order,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mugs.data.sources.subset import Subset
-    from mugs.evaluation.logistic import Fit
+    from mugs.evaluation.logistic import LogisticFit
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     from mugs import distributed
     from mugs.engine.progress import Progress
     from mugs.evaluation.feature_store import FeatureStore
-    from mugs.evaluation.logistic import fit, top1
+    from mugs.evaluation.logistic import fit_logistic_regression, top1_accuracy
 
     device, world = distributed.init(), distributed.world_size()
     if not distributed.is_main():
@@ -102,7 +102,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     for number, penalty in enumerate(penalties, 1):
         found = read_fit(ctx, cfg, penalty, shape)
         if found is None:
-            found = fit(
+            found = fit_logistic_regression(
                 x,
                 y,
                 num_classes=len(part.classes),
@@ -114,7 +114,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
             keep_fit(ctx, cfg, penalty, found)
         else:
             logger.info("lambda %g: done before, not computed again", penalty)
-        weight, value = found.weight, top1(found.weight, queries, targets)
+        weight, value = found.weight, top1_accuracy(found.weight, queries, targets)
         setting = f"{cfg.labelled.words()}, {cfg.feature}, lambda={penalty:g}"
         rows.append(result_row(ctx, "teacher", setting=setting, value=value))
         facts.append(
@@ -125,7 +125,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     return StageOutput(rows=rows, info={"labelled_images": len(part), "path": facts})
 
 
-def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Fit") -> None:
+def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "LogisticFit") -> None:
     """Write the result of a penalty, and of which features it is."""
     from mugs.weights.backbone_file import save_backbone
 
@@ -136,9 +136,9 @@ def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Fit
 
 def read_fit(
     ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tuple[int, int]
-) -> "Fit | None":
+) -> "LogisticFit | None":
     """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
-    from mugs.evaluation.logistic import Fit
+    from mugs.evaluation.logistic import LogisticFit
     from mugs.weights.backbone_file import WeightsError, load_backbone
 
     path = cfg.kept(ctx.run_dir, penalty)
@@ -150,7 +150,7 @@ def read_fit(
             meta["features"] == ctx.inputs["features"].outputs["features"].sha256
             and state["weight"].shape == shape
         ):
-            return Fit(state["weight"], **meta["fit"])
+            return LogisticFit(state["weight"], **meta["fit"])
     except (WeightsError, KeyError, TypeError) as error:
         logger.warning("%s: not a readable result (%s)", path, error)
         return None

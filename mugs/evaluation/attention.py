@@ -61,26 +61,30 @@ def draw_attention(
         pixels = (
             ((images[0] * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         )
-        save_png(folder / f"image_{int(ids[0]):06d}.png", picture(pixels, maps, keep))
+        save_png(
+            folder / f"image_{int(ids[0]):06d}.png", compose_attention_picture(pixels, maps, keep)
+        )
         progress.update(done)
     progress.close()
 
 
-def picture(pixels: np.ndarray, maps: np.ndarray, keep: float) -> np.ndarray:
+def compose_attention_picture(pixels: np.ndarray, maps: np.ndarray, keep: float) -> np.ndarray:
     """Image (H, W, 3), what the heads look at most over it, and a tile for each of the maps (heads, h, w)."""
-    image = tile(pixels, Image.Resampling.BICUBIC)
-    labels = tile(strongest_head(maps, keep), Image.Resampling.NEAREST)
+    image = resize_to_tile(pixels, Image.Resampling.BICUBIC)
+    labels = resize_to_tile(label_strongest_head(maps, keep), Image.Resampling.NEAREST)
     plain = np.full((STRIP, SIDE, 3), 255, np.uint8)
     tiles = [
         np.concatenate([part, plain]) for part in (image, overlay_labels(image, labels, first=0))
     ]
     for head, values in enumerate(maps):
         strip = np.broadcast_to(label_colors()[head + 1], plain.shape)
-        tiles.append(np.concatenate([tile(heat(values), Image.Resampling.NEAREST), strip]))
-    return grid(tiles)
+        tiles.append(
+            np.concatenate([resize_to_tile(colorize_map(values), Image.Resampling.NEAREST), strip])
+        )
+    return arrange_in_grid(tiles)
 
 
-def kept(maps: np.ndarray, keep: float) -> np.ndarray:
+def select_top_mass(maps: np.ndarray, keep: float) -> np.ndarray:
     """Which patches (heads, h, w): of each map the fewest that hold at least a share `keep` of its sum."""
     flat = maps.reshape(len(maps), -1).astype(np.float64)
     order = np.argsort(-flat, axis=1, kind="stable")
@@ -91,14 +95,14 @@ def kept(maps: np.ndarray, keep: float) -> np.ndarray:
     return chosen.reshape(maps.shape)
 
 
-def strongest_head(maps: np.ndarray, keep: float) -> np.ndarray:
+def label_strongest_head(maps: np.ndarray, keep: float) -> np.ndarray:
     """Number, from 1, of the head that attends most to a patch it keeps, uint8 (h, w); 0 where none keeps it."""
     shares = maps / maps.sum(axis=(1, 2), keepdims=True)
-    shown = np.where(kept(maps, keep), shares, 0)
+    shown = np.where(select_top_mass(maps, keep), shares, 0)
     return np.where(shown.any(axis=0), shown.argmax(axis=0) + 1, 0).astype(np.uint8)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
+def colorize_map(values: np.ndarray) -> np.ndarray:
     """Colours (h, w, 3) of a map: 0 to its largest value."""
     places = np.linspace(0, 1, len(RAMP))
     shares = values / max(float(values.max()), 1e-12)
@@ -106,12 +110,12 @@ def heat(values: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def tile(pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+def resize_to_tile(pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
     """An image or label map at the size of a tile."""
     return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), resample))
 
 
-def grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
+def arrange_in_grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
     """Tiles in rows of one length, at most nine in each."""
     rows = -(-len(tiles) // IN_A_ROW)
     columns = -(-len(tiles) // rows)

@@ -28,7 +28,7 @@ class Setting:
         return f"lr {self.base_lr:g}, weight decay {self.weight_decay:g}, {self.optimizer.upper()}"
 
 
-class Classifiers:
+class LinearClassifiers:
     """Linear classifiers with momentum, all from the same N(0, 0.01) weights and zero bias, a group per optimizer."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Classifiers:
             kind: [s.weight_decay for s in settings if s.optimizer == kind]
             for kind in ("sgd", "lars")
         }
-        kinds: dict[str, type[Group]] = {"sgd": SgdGroup, "lars": LarsGroup}
+        kinds: dict[str, type[ClassifierGroup]] = {"sgd": SgdGroup, "lars": LarsGroup}
         self.num = len(settings)
         self.groups = [
             kinds[kind](start.to(device), decay, momentum)
@@ -59,7 +59,7 @@ class Classifiers:
         ]
         self.sizes = [len(decay) for decay in decays.values() if decay]
         self.classes = torch.arange(num_classes, device=device)
-        self.empty = Group(start.to(device), [], momentum).tensors
+        self.empty = ClassifierGroup(start.to(device), [], momentum).tensors
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class Classifiers:
         return 100 * hits / len(labels)
 
 
-class Group:
+class ClassifierGroup:
     """Classifiers of one optimizer; each step is done in place, in memory taken once."""
 
     def __init__(self, start: Tensor, decay: Sequence[float], momentum: float) -> None:
@@ -146,7 +146,7 @@ class Group:
         return torch.stack([(rank < 1).sum(dim=1), (rank < 5).sum(dim=1)], dim=1)
 
 
-class SgdGroup(Group):
+class SgdGroup(ClassifierGroup):
     """SGD decays weights and bias, as torch does; the gradient goes straight into the momentum."""
 
     def descend(self, error: Tensor, features: Tensor) -> None:
@@ -161,7 +161,7 @@ class SgdGroup(Group):
             self.bias_momentum.addcmul_(self.bias, self.decay)
 
 
-class LarsGroup(Group):
+class LarsGroup(ClassifierGroup):
     """LARS scales the decayed gradient of a classifier's weights by 0.001 |w| / |gradient|, and leaves its bias."""
 
     def __init__(self, start: Tensor, decay: Sequence[float], momentum: float) -> None:

@@ -36,7 +36,7 @@ class FeatureStoreError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class StoreLayout:
     """What a split holds: `images` of data set `fingerprint`, and how they were seen."""
 
     images: int
@@ -67,7 +67,7 @@ def extract_split(
     vit: ViT,
     source: Source,
     folder: Path,
-    layout: Layout,
+    layout: StoreLayout,
     *,
     device: torch.device,
     batch_size: int,
@@ -104,7 +104,7 @@ def extract_split(
     distributed.barrier()
 
 
-def _remove_others(folder: Path, layout: Layout) -> None:
+def _remove_others(folder: Path, layout: StoreLayout) -> None:
     """Remove what is none of this layout's shards: what was begun and not finished, or cut another way."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in set(folder.iterdir()) - {
@@ -118,7 +118,7 @@ def _compute(
     vit: ViT,
     source: Source,
     ids: range,
-    layout: Layout,
+    layout: StoreLayout,
     device: torch.device,
     batch_size: int,
     threads: int,
@@ -150,7 +150,7 @@ def _compute(
     }
 
 
-def _is_good(path: Path, layout: Layout, rows: int) -> bool:
+def _is_good(path: Path, layout: StoreLayout, rows: int) -> bool:
     """Whether a shard is there, of this layout, and whole; one that is not is named and computed again."""
     if not path.exists():
         return False
@@ -175,11 +175,11 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def layout(self, split: str) -> Layout:
+    def layout(self, split: str) -> StoreLayout:
         """What a split holds. Raises FeatureStoreError when there is none."""
         path = self.folder / split / "index.json"
         try:
-            layout = Layout(**json.loads(path.read_text(encoding="utf-8")))
+            layout = StoreLayout(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise FeatureStoreError(f"{path}: not an index of stored features ({error})") from error
         if layout.format != FORMAT:

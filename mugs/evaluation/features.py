@@ -15,7 +15,7 @@ from mugs.models.vit import ViT
 Feature = Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"]
 
 
-def backbone_feature(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
+def build_feature_function(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
     """Images -> features (N, D'), all after the final LayerNorm.
 
     cls: last class token. patch_mean: mean of the last patch tokens. last4_cls: class tokens of the last four blocks,
@@ -46,7 +46,7 @@ def backbone_feature(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def extract(
+def extract_features(
     model: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,

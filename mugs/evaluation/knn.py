@@ -16,11 +16,11 @@ BANK_ROWS = (
     16384  # of a block: large enough for a fast product, small enough to stay in a CPU's cache
 )
 QUERY_ROWS = 4096
-Neighbours = tuple[Tensor, Tensor]
+Neighbors = tuple[Tensor, Tensor]
 """Cosines, descending, and bank indices, both (rows, k)."""
 
 
-def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbours:
+def find_nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbors:
     """Cosines (Q, k), descending, and bank indices (Q, k), in fp32.
 
     Works in blocks of queries and bank rows, so that what it needs beside its inputs and result stays below
@@ -33,7 +33,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbo
     bank_rows = min(len(bank), max(k, min(BANK_ROWS, floats)))
     query_rows = max(1, min(len(queries), QUERY_ROWS, floats // max(bank_rows, 4 * k)))
     similarity = torch.empty(query_rows * bank_rows, device=bank.device)
-    best: list[Neighbours] = []
+    best: list[Neighbors] = []
     blocks = -(-len(bank) // bank_rows)
     for first in range(blocks):
         rows = F.normalize(bank[first::blocks].float(), dim=-1)
@@ -41,15 +41,17 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory_mb: int) -> Neighbo
             query = F.normalize(queries[start : start + query_rows].float(), dim=-1)
             block = similarity[: len(query) * len(rows)].view(len(query), len(rows))
             above = best[part][0][:, -1:] if first and best[part][0].shape[1] == k else None
-            cosine, index = largest(torch.mm(query, rows.T, out=block), min(k, len(rows)), above)
+            cosine, index = grouped_topk(
+                torch.mm(query, rows.T, out=block), min(k, len(rows)), above
+            )
             if first == 0:
                 best.append((cosine, index * blocks))
             else:
-                best[part] = merge(best[part], (cosine, index * blocks + first), k)
+                best[part] = merge_neighbors(best[part], (cosine, index * blocks + first), k)
     return torch.cat([cosine for cosine, _ in best]), torch.cat([index for _, index in best])
 
 
-def largest(values: Tensor, k: int, above: Tensor | None = None) -> Neighbours:
+def grouped_topk(values: Tensor, k: int, above: Tensor | None = None) -> Neighbors:
     """`topk` of the rows of (Q, n), at a fraction of its time when n is many times k.
 
     Columns are taken in groups; the k best lie in the k groups with the largest maxima. With `above` (Q, 1) only larger
@@ -80,7 +82,7 @@ def largest(values: Tensor, k: int, above: Tensor | None = None) -> Neighbours:
     return best, column.gather(1, place)
 
 
-def merge(one: Neighbours, other: Neighbours, k: int) -> Neighbours:
+def merge_neighbors(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
     """The k best of two sorted lists per query."""
     cosine, index = torch.cat([one[0], other[0]], dim=1), torch.cat([one[1], other[1]], dim=1)
     cosine, chosen = cosine.topk(min(k, cosine.shape[1]), dim=1)
@@ -111,7 +113,7 @@ def evaluate_knn(
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(features, BANK_ROWS)):
             raise ValueError(f"{name} features are not finite")
     mine = slice(distributed.rank(), None, distributed.world_size())
-    cosine, index = nearest(bank, queries[mine], max(ks), memory_mb=memory_mb)
+    cosine, index = find_nearest(bank, queries[mine], max(ks), memory_mb=memory_mb)
     classes, labels, total = bank_labels[index], labels[mine], len(queries)
     sizes, rows = sorted(ks), max(1, memory_mb * 2**20 // (4 * 4 * (num_classes + max(ks))))
     result = {}
@@ -119,14 +121,16 @@ def evaluate_knn(
         hits = torch.zeros(len(sizes), 2, dtype=torch.int64, device=bank.device)
         for first in range(0, len(labels), rows):
             part = slice(first, first + rows)
-            hits += vote(cosine[part], classes[part], labels[part], temperature, num_classes, sizes)
+            hits += count_hits(
+                cosine[part], classes[part], labels[part], temperature, num_classes, sizes
+            )
         counts = distributed.all_gather_rows(hits[None]).sum(dim=0).tolist()
         for k, (top1, top5) in zip(sizes, counts, strict=True):
             result[k, temperature] = {"top1": 100 * top1 / total, "top5": 100 * top5 / total}
     return result
 
 
-def vote(
+def count_hits(
     cosine: Tensor,
     classes: Tensor,
     labels: Tensor,

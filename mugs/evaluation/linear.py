@@ -19,10 +19,10 @@ from torch import Tensor
 from mugs import distributed
 from mugs.checkpoint.save_load import Parts
 from mugs.engine.progress import Progress
-from mugs.evaluation.classifiers import Classifiers, Setting
+from mugs.evaluation.classifiers import LinearClassifiers, Setting
 from pipeline.files import write_atomic
 
-Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+BatchFactory = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 """(start, stop) -> this rank's features and labels of the global steps from start to stop; equal parts on all ranks."""
 
 
@@ -54,7 +54,7 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class BestClassifier:
     """The classifier and epoch with the best validation accuracy."""
 
     setting: Setting
@@ -67,7 +67,7 @@ class DivergedError(ValueError):
     """No classifier has a finite loss any more."""
 
 
-class Probing:
+class LinearProbeTraining:
     """Classifiers on features: the task that the loop of `mugs.engine.loop` trains.
 
     validation: features and labels of the whole split, the same on all ranks.
@@ -76,7 +76,7 @@ class Probing:
     def __init__(
         self,
         probe: LinearProbe,
-        batches: Batches,
+        batches: BatchFactory,
         steps_per_epoch: int,
         validation: tuple[Tensor, Tensor],
         num_classes: int,
@@ -89,10 +89,10 @@ class Probing:
             run_dir,
         )
         self.validation, self.total_steps = validation, probe.epochs * steps_per_epoch
-        self.mine = share(probe.settings, distributed.rank(), distributed.world_size())
+        self.mine = settings_of_rank(probe.settings, distributed.rank(), distributed.world_size())
         self.device, width = validation[0].device, validation[0].shape[1]
         chosen = [probe.settings[i] for i in self.mine]
-        self.classifiers = Classifiers(
+        self.classifiers = LinearClassifiers(
             chosen, width, num_classes, seed=probe.seed, momentum=probe.momentum, device=self.device
         )
         self.losses = torch.zeros(
@@ -138,7 +138,9 @@ class Probing:
     def _of_all(self, mine: Tensor) -> Tensor:
         """Entries of this rank's classifiers -> entries of all, in the order of the settings."""
         world = distributed.world_size()
-        order = [i for rank in range(world) for i in share(self.probe.settings, rank, world)]
+        order = [
+            i for rank in range(world) for i in settings_of_rank(self.probe.settings, rank, world)
+        ]
         grouped = distributed.gather_uneven(mine)
         result = torch.empty_like(grouped)
         result[torch.tensor(order, device=mine.device)] = grouped
@@ -184,12 +186,12 @@ class Probing:
             EpochResult(list(map(float, e["loss"])), e["top1"], e["top5"]) for e in notes["history"]
         ]
 
-    def best(self, epochs: Sequence[int]) -> Chosen:
+    def best(self, epochs: Sequence[int]) -> BestClassifier:
         """The best classifier of the given epochs by top-1 on the validation images, the first of equals."""
         pairs = ((epoch, i) for epoch in epochs for i in range(len(self.probe.settings)))
         epoch, i = max(pairs, key=lambda pair: self.history[pair[0]].top1[pair[1]])
         result = self.history[epoch]
-        return Chosen(self.probe.settings[i], epoch, result.top1[i], result.top5[i])
+        return BestClassifier(self.probe.settings[i], epoch, result.top1[i], result.top5[i])
 
     def write_history(self, path: Path) -> None:
         """A CSV line per epoch and classifier."""
@@ -206,7 +208,7 @@ class Probing:
         write_atomic(path, text.getvalue())
 
 
-def share(settings: Sequence[Setting], rank: int, world: int) -> list[int]:
+def settings_of_rank(settings: Sequence[Setting], rank: int, world: int) -> list[int]:
     """Which of the settings a rank trains: every world-th of them, those of SGD first."""
     order = sorted(range(len(settings)), key=lambda i: settings[i].optimizer == "lars")
     return order[rank::world]

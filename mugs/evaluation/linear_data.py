@@ -9,10 +9,10 @@ from mugs import distributed
 from mugs.data.loading.evaluation import Augmentation, iter_probe_batches
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
-from mugs.evaluation.linear import Batches
+from mugs.evaluation.linear import BatchFactory
 
 
-def epoch_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
+def build_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
     """The order of this rank; the last batch of an epoch is short, as released."""
     world, rank = distributed.world_size(), distributed.rank()
     return SampleOrder(
@@ -20,7 +20,7 @@ def epoch_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
     )
 
 
-def fixed_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> Batches:
+def build_feature_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> BatchFactory:
     """Batches of features (N, D) that stay the same in every epoch."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -31,7 +31,7 @@ def fixed_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> Batch
     return batches
 
 
-def image_batches(
+def build_image_batches(
     model: Callable[[Tensor], Tensor],
     source: Source,
     order: SampleOrder,
@@ -41,7 +41,7 @@ def image_batches(
     crop: int,
     threads: int,
     device: torch.device,
-) -> Batches:
+) -> BatchFactory:
     """Features of a fresh view of every image in every epoch."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ class NotConvergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Fit:
+class LogisticFit:
     """Weights (K, D), double; objective there, a bound of its distance to the optimum, and the iterations it took."""
 
     weight: Tensor
@@ -59,7 +59,7 @@ class Objective:
         return self.value, gradient.flatten().cpu().numpy()
 
 
-def fit(
+def fit_logistic_regression(
     features: Tensor,
     labels: Tensor,
     *,
@@ -68,7 +68,7 @@ def fit(
     start: Tensor | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 5000,
-) -> Fit:
+) -> LogisticFit:
     """Minimise F until the bound of what is missing is below `tolerance` of it, from `start` or from zero.
 
     Raises ValueError for a penalty that is not positive, NotConvergedError when the iterations are used up.
@@ -110,10 +110,10 @@ def fit(
             f"{objective.gap:.2g} above its minimum, {tolerance:g} of it is allowed"
         )
     weight = torch.from_numpy(flat.copy()).view(objective.shape)
-    return Fit(weight, objective.value, objective.gap, iterations)
+    return LogisticFit(weight, objective.value, objective.gap, iterations)
 
 
-def top1(weight: Tensor, features: Tensor, labels: Tensor) -> float:
+def top1_accuracy(weight: Tensor, features: Tensor, labels: Tensor) -> float:
     """Accuracy in percent."""
     scores = features.double() @ weight.to(features.device).T
     return 100 * float((scores.argmax(dim=1) == labels).double().mean())

@@ -28,7 +28,7 @@ ROUND = 256  # with repeated augmentation, images per epoch are rounded down to 
 
 
 @dataclass(frozen=True)
-class Draw:
+class ViewRequest:
     """One view to make."""
 
     epoch: int
@@ -36,7 +36,7 @@ class Draw:
     copy: int
 
 
-class Batches:
+class BatchSampler:
     """The global batches of a run, the incomplete last one of an epoch left out.
 
     With `repeats` each sample of the permutation comes that many times in a row and the epoch is cut to the number of
@@ -56,17 +56,18 @@ class Batches:
             )
             raise ValueError(f"batch_size {batch_size} exceeds the data set's {num} images{cut}")
 
-    def draws(self, step: int, columns: np.ndarray) -> list[Draw]:
+    def draws(self, step: int, columns: np.ndarray) -> list[ViewRequest]:
         """What is in these columns of the global batch of a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         places = within * self.batch_size + columns
         samples = self.order.permutation(epoch)[places // self.repeats]
         return [
-            Draw(epoch, int(s), int(p)) for s, p in zip(samples, places % self.repeats, strict=True)
+            ViewRequest(epoch, int(s), int(p))
+            for s, p in zip(samples, places % self.repeats, strict=True)
         ]
 
 
-def training_transform(options: ImageOptions) -> Any:
+def build_training_transform(options: ImageOptions) -> Any:
     """RGB image -> normalised, augmented float tensor (3, S, S), as timm makes it."""
     transform = create_transform(
         options.size,
@@ -95,7 +96,7 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 @contextmanager
-def seeded(*key: int) -> Iterator[None]:
+def seed_global_generators(*key: int) -> Iterator[None]:
     """The global generators of Python, NumPy and torch (CPU) as a function of the key; as they were, afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
@@ -115,17 +116,17 @@ class AugmentedViews:
 
     def __init__(self, source: Source, options: ImageOptions, seed: int) -> None:
         self.source, self.seed = source, seed
-        self.transform = training_transform(options)
+        self.transform = build_training_transform(options)
 
-    def __call__(self, draw: Draw) -> tuple[Tensor, int, int]:
+    def __call__(self, draw: ViewRequest) -> tuple[Tensor, int, int]:
         image = decode_rgb(self.source.read(draw.sample), self.source.describe(draw.sample))
-        with seeded(self.seed, draw.epoch, draw.sample, draw.copy):
+        with seed_global_generators(self.seed, draw.epoch, draw.sample, draw.copy):
             return self.transform(image), self.source.label(draw.sample), draw.sample
 
 
 def load_batches(
     views: AugmentedViews,
-    batches: Batches,
+    batches: BatchSampler,
     columns: np.ndarray,
     start: int,
     stop: int,

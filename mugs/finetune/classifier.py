@@ -11,7 +11,7 @@ from mugs.finetune.config import HeadOptions
 from mugs.models.vit import ViT
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """Images (N, 3, H, W) -> logits (N, C), from the class token after the final norm."""
 
     def __init__(self, backbone: ViT, head: nn.Module) -> None:
@@ -29,13 +29,15 @@ def build_head(options: HeadOptions, width: int, num_classes: int, seed: int) ->
     wide = [width] if options.kind == "linear" else [width, options.hidden]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [new_linear(n, m) for n, m in zip(wide, [*wide[1:], num_classes], strict=True)]
+        layers = [
+            build_linear_layer(n, m) for n, m in zip(wide, [*wide[1:], num_classes], strict=True)
+        ]
     with torch.no_grad():
         layers[-1].weight.mul_(options.scale)
     return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.GELU(), layers[1])
 
 
-def new_linear(inputs: int, outputs: int) -> nn.Linear:
+def build_linear_layer(inputs: int, outputs: int) -> nn.Linear:
     """Linear layer with weights N(0, 0.02) cut at +-2 and bias 0."""
     layer = nn.Linear(inputs, outputs)
     nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -55,7 +57,7 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
     first.load_state_dict(state)
 
 
-def parameter_groups(model: Classifier, layer_decay: float) -> list[dict[str, Any]]:
+def build_parameter_groups(model: ImageClassifier, layer_decay: float) -> list[dict[str, Any]]:
     """Groups by layer; class token and position table have no weight decay, nor have tensors of one dimension."""
     vit = model.backbone
     return layer_decay_groups(

@@ -15,7 +15,7 @@ from mugs.finetune.config import MixOptions
 
 
 @dataclass(frozen=True)
-class Mix:
+class MixDraw:
     """What happens to a group: `share` of the image itself, the rest from its partner.
 
     box: (top, bottom, left, right) that is cut in from the partner; None for a blend of all pixels.
@@ -25,7 +25,7 @@ class Mix:
     box: tuple[int, int, int, int] | None = None
 
 
-def columns_of(batch_size: int, options: MixOptions, world: int, rank: int) -> np.ndarray:
+def assign_columns(batch_size: int, options: MixOptions, world: int, rank: int) -> np.ndarray:
     """Columns (N,) of the global batch that a rank trains on: the first halves of pairs, then their partners.
 
     Group g consists of the columns g, g + G, g + 2 G, ... of G groups, as a distributed sampler deals images to GPUs;
@@ -35,7 +35,7 @@ def columns_of(batch_size: int, options: MixOptions, world: int, rank: int) -> n
     share = batch_size // world
     if not options.on:
         return np.arange(rank * share, (rank + 1) * share)
-    size = group_size(batch_size, options)
+    size = resolve_group_size(batch_size, options)
     if share % 2:
         raise ValueError(
             f"{share} images per rank cannot be mixed in pairs; expected an even number"
@@ -46,7 +46,7 @@ def columns_of(batch_size: int, options: MixOptions, world: int, rank: int) -> n
     return np.concatenate([inside * groups + group, (size - 1 - inside) * groups + group])
 
 
-def group_size(batch_size: int, options: MixOptions) -> int:
+def resolve_group_size(batch_size: int, options: MixOptions) -> int:
     """Images that share one draw. Raises ValueError unless it is even and divides the batch."""
     size = options.group or batch_size
     if size % 2 or batch_size % size:
@@ -54,22 +54,26 @@ def group_size(batch_size: int, options: MixOptions) -> int:
     return size
 
 
-def draw_mix(options: MixOptions, seed: int, step: int, group: int, height: int, width: int) -> Mix:
+def draw_mix(
+    options: MixOptions, seed: int, step: int, group: int, height: int, width: int
+) -> MixDraw:
     """The draw of a group, in the order in which timm's `Mixup` draws for a batch; a function of its arguments."""
     rng = RandomState(np.random.SeedSequence([seed, step, group]).generate_state(4))
     if rng.rand() >= options.prob:
-        return Mix(1.0)
+        return MixDraw(1.0)
     cut = options.cutmix > 0 and (options.mixup == 0 or rng.rand() < options.switch_prob)
     alpha = options.cutmix if cut else options.mixup
     share = float(rng.beta(alpha, alpha))
     if not cut or share == 1.0:
-        return Mix(share)
+        return MixDraw(share)
     half = np.sqrt(1 - share)
     tall, wide = int(height * half), int(width * half)
     y, x = rng.randint(0, height), rng.randint(0, width)
     top, bottom = np.clip([y - tall // 2, y + (tall + 1) // 2], 0, height).tolist()
     left, right = np.clip([x - wide // 2, x + (wide + 1) // 2], 0, width).tolist()
-    return Mix(1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+    return MixDraw(
+        1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
+    )
 
 
 def mix_batch(
@@ -100,7 +104,7 @@ def mix_batch(
     return mixed, targets * shares + other * (1 - shares)
 
 
-def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Labels (N,) -> (N, C): 1 - smoothing on the label, the rest spread over all classes."""
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 

@@ -52,7 +52,7 @@ class FinetuneSchedule:
         return cosine(self.peak, self.options.min_lr, epoch / self.epochs)
 
 
-def build_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:
+def build_finetune_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:
     """The schedule of a run."""
     return FinetuneSchedule(
         config.rate, config.peak_lr, config.weight_decay, config.epochs, steps_per_epoch

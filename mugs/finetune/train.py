@@ -23,12 +23,18 @@ from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, micro_batch, synced
-from mugs.finetune.batches import AugmentedViews, Batches, load_batches
-from mugs.finetune.classifier import Classifier, parameter_groups
+from mugs.finetune.batches import AugmentedViews, BatchSampler, load_batches
+from mugs.finetune.classifier import ImageClassifier, build_parameter_groups
 from mugs.finetune.config import FinetuneConfig
-from mugs.finetune.mixing import columns_of, group_size, mix_batch, soft_cross_entropy, soft_targets
-from mugs.finetune.schedules import build_schedule
-from mugs.finetune.validation import EpochResult, accuracy
+from mugs.finetune.mixing import (
+    assign_columns,
+    mix_batch,
+    resolve_group_size,
+    smooth_labels,
+    soft_cross_entropy,
+)
+from mugs.finetune.schedules import build_finetune_schedule
+from mugs.finetune.validation import EpochAccuracy, evaluate_accuracy
 from mugs.models.flops import backbone_macs, linear_macs
 from mugs.models.stochastic_depth import depth_uniforms
 
@@ -42,12 +48,12 @@ class Finetuning(ModelTask[LabeledBatch]):
     """
 
     label = "finetune"
-    model: Classifier
+    model: ImageClassifier
     config: FinetuneConfig
 
     def __init__(
         self,
-        model: Classifier,
+        model: ImageClassifier,
         sources: tuple[Source, Source],
         config: FinetuneConfig,
         run_dir: Path,
@@ -57,14 +63,14 @@ class Finetuning(ModelTask[LabeledBatch]):
         ready(model, device)
         (self.source, self.val), self.num_classes = sources, num_classes
         self.micro = micro_batch(config.batch_size, config.max_images_per_step)
-        self.order = Batches(
+        self.order = BatchSampler(
             len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats
         )
-        self.columns = columns_of(
+        self.columns = assign_columns(
             config.batch_size, config.mix, distributed.world_size(), distributed.rank()
         )
         self.drop_rates = [branch.rate for branch in model.backbone.depth_branches()]
-        self.history: list[EpochResult] = []
+        self.history: list[EpochAccuracy] = []
         if config.rate.min_lr > config.peak_lr:
             logger.warning(
                 "min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr
@@ -72,8 +78,8 @@ class Finetuning(ModelTask[LabeledBatch]):
         macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
-            build_adamw(parameter_groups(model, config.layer_decay)),
-            build_schedule(config, self.order.steps_per_epoch),
+            build_adamw(build_parameter_groups(model, config.layer_decay)),
+            build_finetune_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
             device,
@@ -113,12 +119,14 @@ class Finetuning(ModelTask[LabeledBatch]):
         """Images (N, 3, S, S) and soft targets (N, C) on the device."""
         options, config = self.config.mix, self.config
         images = batch.images.to(self.device, non_blocking=True)
-        targets = soft_targets(
+        targets = smooth_labels(
             batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing
         )
         if not options.on:
             return images, targets
-        groups = self.columns % (config.batch_size // group_size(config.batch_size, options))
+        groups = self.columns % (
+            config.batch_size // resolve_group_size(config.batch_size, options)
+        )
         return mix_batch(images, targets, groups, options, seed=config.seed, step=step)
 
     def _depth(self, step: int) -> Tensor | None:
@@ -140,8 +148,10 @@ class Finetuning(ModelTask[LabeledBatch]):
     def _validate(self, step: int) -> None:
         self.log.check_finite()
         since = time.monotonic()
-        top1, top5 = accuracy(self.model, self.val, self.config, self.device, 2 * self.micro)
-        self.history.append(EpochResult(step // self.order.steps_per_epoch, top1, top5))
+        top1, top5 = evaluate_accuracy(
+            self.model, self.val, self.config, self.device, 2 * self.micro
+        )
+        self.history.append(EpochAccuracy(step // self.order.steps_per_epoch, top1, top5))
         self.log.event({"step": step, **asdict(self.history[-1])}, time.monotonic() - since)
 
     def notes(self) -> dict[str, Any]:
@@ -151,4 +161,4 @@ class Finetuning(ModelTask[LabeledBatch]):
     def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         super().load(parts, notes)
-        self.history = [EpochResult(**result) for result in notes["history"]]
+        self.history = [EpochAccuracy(**result) for result in notes["history"]]

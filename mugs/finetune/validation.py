@@ -8,12 +8,12 @@ from mugs import distributed
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.engine.precision import autocast
-from mugs.finetune.classifier import Classifier
+from mugs.finetune.classifier import ImageClassifier
 from mugs.finetune.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
-class EpochResult:
+class EpochAccuracy:
     """Validation accuracy after an epoch, percent."""
 
     epoch: int
@@ -22,8 +22,12 @@ class EpochResult:
 
 
 @torch.no_grad()
-def accuracy(
-    model: Classifier, source: Source, config: FinetuneConfig, device: torch.device, batch_size: int
+def evaluate_accuracy(
+    model: ImageClassifier,
+    source: Source,
+    config: FinetuneConfig,
+    device: torch.device,
+    batch_size: int,
 ) -> tuple[float, float]:
     """Top-1 and top-5 in percent; each rank takes every world-th image. Leaves the model in training mode."""
     model.eval()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmedUp(ABC):
+class WarmupSchedule(ABC):
     """A rate that decays, times a linear warm-up from `warmup_start` in its first steps; constant weight decay."""
 
     peak_lr: float
@@ -37,7 +37,7 @@ class WarmedUp(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolySchedule(WarmedUp):
+class PolySchedule(WarmupSchedule):
     """Segmentation: linearly to zero."""
 
     total_steps: int
@@ -49,7 +49,7 @@ class PolySchedule(WarmedUp):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepSchedule(WarmedUp):
+class StepSchedule(WarmupSchedule):
     """Detection: a tenth after each of `decay_epochs`."""
 
     steps_per_epoch: int

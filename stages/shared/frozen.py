@@ -118,10 +118,10 @@ def computed_features(
     from mugs import distributed
     from mugs.data.loading.evaluation import iter_eval_batches
     from mugs.data.sources.open import open_source
-    from mugs.evaluation.features import backbone_feature, extract
+    from mugs.evaluation.features import build_feature_function, extract_features
 
     device = distributed.init()
-    model = backbone_feature(vit.to(device), name)
+    model = build_feature_function(vit.to(device), name)
     sources = {split: open_source(ctx.inputs["data"].output(split)) for split in splits}
     ranks = distributed.world_size()
     for split, source in sources.items():
@@ -139,7 +139,7 @@ def computed_features(
             indices=range(distributed.rank(), len(source), ranks),
             threads=threads,
         )
-        found[split] = extract(model, batches, device=device)[:2]
+        found[split] = extract_features(model, batches, device=device)[:2]
     return found
 
 

@@ -27,8 +27,8 @@ from bench_step import seconds
 from torch import Tensor, nn
 
 from mugs.engine.loop import train
-from mugs.evaluation.linear import LinearProbe, Probing
-from mugs.evaluation.linear_data import epoch_order, fixed_batches
+from mugs.evaluation.linear import LinearProbe, LinearProbeTraining
+from mugs.evaluation.linear_data import build_feature_batches, build_order
 from mugs.models.vit import build_vit
 from stages.linear import LinearConfig, linear_probe
 
@@ -114,10 +114,10 @@ def run() -> list[dict[str, Any]]:
 
     def ours(probe: LinearProbe) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            order = epoch_order(IMAGES, seed=0, batch_size=BATCH)
-            task = Probing(
+            order = build_order(IMAGES, seed=0, batch_size=BATCH)
+            task = LinearProbeTraining(
                 probe,
-                fixed_batches(x, y, order),
+                build_feature_batches(x, y, order),
                 order.steps_per_epoch,
                 (val, val_y),
                 CLASSES,

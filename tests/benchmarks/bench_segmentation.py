@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from dense_step import Measured, backbone, measured, report, row, rows
 
 from mugs.engine.layer_decay import build_adamw, layer_decay_groups
-from mugs.transfer.segmentation.inference import slide
+from mugs.transfer.segmentation.inference import slide_windows
 from mugs.transfer.segmentation.model import SegmenterConfig, build_segmenter
-from mugs.transfer.video.propagation import neighbourhood, propagated
+from mugs.transfer.video.propagation import neighborhood_mask, propagate_to_frame
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def measure(attention: str, memory: str) -> Measured:
 
     @torch.no_grad()
     def test() -> None:
-        slide(
+        slide_windows(
             model.eval().logits, torch.randn(3, 512, 683), num_classes=150, window=512, stride=341
         )
 
@@ -48,7 +48,7 @@ def video_frame() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     target, *sources = F.normalize(torch.randn(9, 1560, 384, generator=generator), dim=-1)
     labels = torch.rand(8, 1560, 3, generator=generator)
-    near, references = neighbourhood(30, 52, 12, CPU), torch.stack(sources)
+    near, references = neighborhood_mask(30, 52, 12, CPU), torch.stack(sources)
 
     def sorted_out() -> torch.Tensor:
         affinity = torch.exp(torch.einsum("pd,rqd->prq", target, references) / 0.1) * near[:, None]
@@ -59,7 +59,7 @@ def video_frame() -> dict[str, Any]:
         )
 
     start = time.perf_counter()
-    got = propagated(target, references, labels, near, num_neighbours=5, temperature=0.1)
+    got = propagate_to_frame(target, references, labels, near, num_neighbours=5, temperature=0.1)
     middle = time.perf_counter()
     want = sorted_out()
     ours, theirs = middle - start, time.perf_counter() - middle

@@ -14,14 +14,14 @@ from mugs.data.loading.order import EPOCHS_KEPT
 from mugs.data.prefetch import map_prefetched
 from mugs.random_streams import make_generator
 from mugs.transfer.detection.targets import Targets, image_key
-from mugs.transfer.detection.views import Scales, apply_plan, draw_plan, padded
+from mugs.transfer.detection.views import Scales, apply_view_plan, draw_view_plan, pad_batch
 
 VIEW = (
     202  # crop number of the generator of a detection view, beside those of pretraining and probing
 )
 
 
-class GroupedOrder:
+class AspectGroupedOrder:
     """Passes of `images_per_pass` images that are all wide or all not, shuffled by (seed, epoch).
 
     What is padded to a common size and sent through the network together does not depend on the number of ranks. Images
@@ -74,7 +74,7 @@ class GroupedOrder:
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicroBatch:
     """Images (N, 3, H, W), normalised and padded, their objects and their numbers in the split."""
 
     images: Tensor
@@ -82,24 +82,26 @@ class Pass:
     indices: tuple[int, ...]
 
 
-def training_passes(
+def iter_micro_batches(
     split: CocoSplit,
     chosen: Sequence[int],
-    order: GroupedOrder,
+    order: AspectGroupedOrder,
     steps: range,
     *,
     scales: Scales,
     multiple: int,
     threads: int,
-) -> Generator[list[Pass]]:
+) -> Generator[list[MicroBatch]]:
     """This rank's passes of each step, from `chosen` images; views are a function of (seed, epoch, image id)."""
     share = order.passes_per_step // order.world
 
-    def ready(drawn: tuple[int, np.ndarray]) -> Pass:
+    def ready(drawn: tuple[int, np.ndarray]) -> MicroBatch:
         epoch, numbers = drawn
         indices = tuple(chosen[i] for i in numbers)
-        views = [training_view(split, index, order.seed, epoch, scales) for index in indices]
-        return Pass(padded([v[0] for v in views], multiple), tuple(v[1] for v in views), indices)
+        views = [load_training_view(split, index, order.seed, epoch, scales) for index in indices]
+        return MicroBatch(
+            pad_batch([v[0] for v in views], multiple), tuple(v[1] for v in views), indices
+        )
 
     draws = (
         (step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step)
@@ -109,13 +111,13 @@ def training_passes(
         yield [next(passes) for _ in range(share)]
 
 
-def training_view(
+def load_training_view(
     split: CocoSplit, index: int, seed: int, epoch: int, scales: Scales
 ) -> tuple[Tensor, Targets]:
     """Normalised view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
-    plan = draw_plan(make_generator(seed, epoch, entry.number, VIEW), entry.size, scales)
-    image, targets = apply_plan(
+    plan = draw_view_plan(make_generator(seed, epoch, entry.number, VIEW), entry.size, scales)
+    image, targets = apply_view_plan(
         plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number)
     )
     return normalize_pixels(image), targets

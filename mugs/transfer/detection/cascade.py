@@ -9,20 +9,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from mugs.random_streams import splitmix64
-from mugs.transfer.detection.boxes import Stds, clip, decode, generalized_iou, match, sample
+from mugs.transfer.detection.boxes import Stds, decode_deltas, generalized_iou
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import (
-    BOX_SIZE,
-    MASK_INPUT,
-    BoxHead,
-    MaskHead,
-    mask_targets,
-    of_class,
-    pool,
-)
+from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, BoxHead, MaskHead, select_class
+from mugs.transfer.detection.matching import match_boxes, sample_matches
+from mugs.transfer.detection.roi_pooling import cut_mask_targets, pool_regions
 from mugs.transfer.detection.targets import Targets
 
 NMS_IOU = 0.5
@@ -31,7 +25,7 @@ POSITIVE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Stage:
+class CascadeStage:
     """IoU from which a box is positive (below it is background), weight of the losses, spread of the deltas."""
 
     iou: float
@@ -40,14 +34,14 @@ class Stage:
 
 
 STAGES = (
-    Stage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
-    Stage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
-    Stage(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
+    CascadeStage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
+    CascadeStage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
+    CascadeStage(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
 )
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledBoxes:
     """Boxes (r, 4) of one image that losses are taken on, positives first, and what they stand for.
 
     labels (r,): K for background; objects (p,): which object of the image each positive stands for; given (r,): whether
@@ -76,33 +70,33 @@ class Cascade(nn.Module):
         result: dict[str, Tensor] = {}
         for number, stage in enumerate(STAGES):
             sampled = [
-                draw(boxes, target, stage, number, self.config)
+                sample_boxes(boxes, target, stage, number, self.config)
                 for boxes, target in zip(proposals, targets, strict=True)
             ]
             logits, deltas = self.box_heads[number](
-                pool(maps, self.strides, [s.boxes for s in sampled], BOX_SIZE)
+                pool_regions(maps, self.strides, [s.boxes for s in sampled], BOX_SIZE)
             )
-            values = box_losses(logits, deltas, sampled, targets, stage)
+            values = compute_box_losses(logits, deltas, sampled, targets, stage)
             values["mask"] = self._mask_loss(maps, sampled, targets, number)
             result |= {
                 f"stage{number + 1}_{name}": stage.weight * value for name, value in values.items()
             }
-            proposals = next_proposals(logits, deltas, sampled, [t.size for t in targets], stage)
+            proposals = refine_proposals(logits, deltas, sampled, [t.size for t in targets], stage)
         return result
 
     def _mask_loss(
         self,
         maps: Sequence[Tensor],
-        sampled: Sequence[Sampled],
+        sampled: Sequence[SampledBoxes],
         targets: Sequence[Targets],
         number: int,
     ) -> Tensor:
         positives = [s.boxes[: len(s.objects)] for s in sampled]
-        logits = self.mask_heads[number](pool(maps, self.strides, positives, MASK_INPUT))
+        logits = self.mask_heads[number](pool_regions(maps, self.strides, positives, MASK_INPUT))
         labels = torch.cat([s.labels[: len(s.objects)] for s in sampled])
         found = zip(targets, sampled, positives, strict=True)
-        wanted = torch.cat([mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
-        own = of_class(logits, labels)
+        wanted = torch.cat([cut_mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
+        own = select_class(logits, labels)
         return F.binary_cross_entropy_with_logits(own, wanted, reduction="sum") / max(
             own.numel(), 1
         )
@@ -116,34 +110,36 @@ class Cascade(nn.Module):
         """
         boxes, sums, candidates = proposals, proposals.new_zeros(()), proposals
         for head, stage in zip(self.box_heads, STAGES, strict=True):
-            logits, deltas = head(pool(maps, self.strides, [boxes], BOX_SIZE))
+            logits, deltas = head(pool_regions(maps, self.strides, [boxes], BOX_SIZE))
             sums = sums + logits
-            candidates = clip(decode(boxes[:, None], deltas, stage.stds), size)
-            boxes = of_class(candidates, logits[:, :-1].argmax(dim=1))
+            candidates = clip_boxes_to_image(
+                decode_deltas(boxes[:, None], deltas, stage.stds), size
+            )
+            boxes = select_class(candidates, logits[:, :-1].argmax(dim=1))
         probabilities = (sums / len(STAGES)).softmax(dim=1)[:, :-1]
-        found, scores, labels = best_boxes(candidates, probabilities, self.config)
+        found, scores, labels = select_best_boxes(candidates, probabilities, self.config)
         if len(found) == 0:
             return found, scores, labels, proposals.new_zeros(0, 2 * MASK_INPUT, 2 * MASK_INPUT)
-        pooled = pool(maps, self.strides, [found], MASK_INPUT)
+        pooled = pool_regions(maps, self.strides, [found], MASK_INPUT)
         masks = torch.stack(
-            [of_class(head(pooled), labels).sigmoid() for head in self.mask_heads]
+            [select_class(head(pooled), labels).sigmoid() for head in self.mask_heads]
         ).mean(dim=0)
         return found, scores, labels, masks
 
 
-def draw(
-    proposals: Tensor, target: Targets, stage: Stage, number: int, config: DetectorConfig
-) -> Sampled:
+def sample_boxes(
+    proposals: Tensor, target: Targets, stage: CascadeStage, number: int, config: DetectorConfig
+) -> SampledBoxes:
     """Boxes of one image for a stage; the image's own objects are among the proposals."""
     boxes = torch.cat([target.boxes, proposals])
-    matched = match(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
-    positive, negative = sample(
+    matched = match_boxes(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
+    positive, negative = sample_matches(
         matched, config.roi_samples, POSITIVE_SHARE, splitmix64(target.key + 1 + number)
     )
     chosen = torch.cat([positive, negative])
     objects = matched[positive]
     background = torch.full_like(negative, config.num_classes)
-    return Sampled(
+    return SampledBoxes(
         boxes[chosen],
         torch.cat([target.labels[objects], background]),
         objects,
@@ -151,12 +147,12 @@ def draw(
     )
 
 
-def box_losses(
+def compute_box_losses(
     logits: Tensor,
     deltas: Tensor,
-    sampled: Sequence[Sampled],
+    sampled: Sequence[SampledBoxes],
     targets: Sequence[Targets],
-    stage: Stage,
+    stage: CascadeStage,
 ) -> dict[str, Tensor]:
     """Cross-entropy, and 10 x (1 - GIoU) of the positives' decoded, unclipped boxes; both over all R boxes."""
     labels = torch.cat([s.labels for s in sampled])
@@ -164,7 +160,7 @@ def box_losses(
     positive = (labels < num_classes).nonzero()[:, 0]
     boxes = torch.cat([s.boxes for s in sampled])[positive]
     objects = torch.cat([t.boxes[s.objects] for t, s in zip(targets, sampled, strict=True)])
-    predicted = decode(boxes, of_class(deltas[positive], labels[positive]), stage.stds)
+    predicted = decode_deltas(boxes, select_class(deltas[positive], labels[positive]), stage.stds)
     total = max(len(labels), 1)
     return {
         "class": F.cross_entropy(logits, labels, reduction="sum") / total,
@@ -173,12 +169,12 @@ def box_losses(
 
 
 @torch.no_grad()
-def next_proposals(
+def refine_proposals(
     logits: Tensor,
     deltas: Tensor,
-    sampled: Sequence[Sampled],
+    sampled: Sequence[SampledBoxes],
     sizes: Sequence[tuple[int, int]],
-    stage: Stage,
+    stage: CascadeStage,
 ) -> list[Tensor]:
     """The decoded boxes of each image, clipped: of the object's class for positives, of the likeliest for others.
 
@@ -192,12 +188,14 @@ def next_proposals(
     for logit, delta, one, size in parts:
         likeliest = logit[:, :-1].argmax(dim=1)
         labels = torch.where(one.labels < logit.shape[1] - 1, one.labels, likeliest)
-        refined = clip(decode(one.boxes, of_class(delta, labels), stage.stds), size)
+        refined = clip_boxes_to_image(
+            decode_deltas(one.boxes, select_class(delta, labels), stage.stds), size
+        )
         result.append(refined[~one.given])
     return result
 
 
-def best_boxes(
+def select_best_boxes(
     boxes: Tensor, probabilities: Tensor, config: DetectorConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (R, K, 4) and probabilities (R, K) -> boxes, scores and labels after NMS within each class, best first."""

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mugs.models.vit import ViT
 from mugs.random_streams import hashed_bits, splitmix64
-from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, STAGES, Cascade
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, paste
+from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT
+from mugs.transfer.detection.roi_pooling import paste_masks
 from mugs.transfer.detection.rpn import RPN
 from mugs.transfer.detection.targets import Detections, Targets
 from mugs.transfer.pyramid import Pyramid
@@ -62,8 +62,8 @@ class Detector(nn.Module):
             [m.float() for m in maps[:-1]], proposals, size
         )
         scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
-        boxes = clip(boxes * scale, original)
-        return Detections(boxes, scores, labels, paste(masks, boxes, original))
+        boxes = clip_boxes_to_image(boxes * scale, original)
+        return Detections(boxes, scores, labels, paste_masks(masks, boxes, original))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Five maps of the FPN, finest first."""
@@ -86,7 +86,7 @@ def build_detector(vit: ViT, config: DetectorConfig, *, seed: int) -> Detector:
         return Detector(vit, config)
 
 
-def training_flops(model: Detector, size: tuple[int, int]) -> float:
+def count_detector_flops(model: Detector, size: tuple[int, int]) -> float:
     """Floating-point operations of a training step's part of one image of (height, width); backward counts twice.
 
     Counted on a copy without memory, with as many boxes as are sampled at most. RoIAlign is not in it.

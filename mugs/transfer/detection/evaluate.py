@@ -26,7 +26,7 @@ from mugs.engine.progress import Progress
 from mugs.transfer.detection.config import DetectionConfig
 from mugs.transfer.detection.detector import Detector
 from mugs.transfer.detection.targets import Detections
-from mugs.transfer.detection.views import Scales, padded
+from mugs.transfer.detection.views import Scales, pad_batch
 from pipeline.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -47,15 +47,17 @@ def detect_split(
     progress = Progress("detect", len(mine), unit="images", path=path, quiet=quiet)
     found = []
     images = map_prefetched(
-        lambda index: whole_view(split, index, config.scales), mine, config.threads
+        lambda index: load_test_view(split, index, config.scales), mine, config.threads
     )
     model.eval()
     for done, (index, image) in enumerate(zip(mine, images, strict=True), 1):
         entry = split.images[index]
-        batch = padded([image], model.pyramid.strides[-1]).to(device)
+        batch = pad_batch([image], model.pyramid.strides[-1]).to(device)
         with autocast(config.precision, device):
             detections = model.detect(batch, (image.shape[1], image.shape[2]), entry.size)
-        found.append({"image_id": entry.number, "objects": records(detections, split.categories)})
+        found.append(
+            {"image_id": entry.number, "objects": to_coco_results(detections, split.categories)}
+        )
         progress.update(done)
     progress.close()
     folder = run_dir / "detections"
@@ -66,17 +68,17 @@ def detect_split(
         return None
     parts = [folder / f"part_{r:04d}_of_{world:04d}.json" for r in range(world)]
     target = run_dir / "detections.json"
-    write_atomic(target, json.dumps(merged(parts, split)))
+    write_atomic(target, json.dumps(merge_parts(parts, split)))
     return target
 
 
-def whole_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
+def load_test_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
     """Normalised image (3, h, w), shorter side at the test size."""
     size = fit_size(split.images[index].size, scales.test_short_side, scales.max_side)
     return normalize_pixels(resize_image(split.read(index), size))
 
 
-def records(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:
+def to_coco_results(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:
     """COCO's fields of each object: box as x, y, width, height, and the mask's run-length code as text."""
     lists = zip(
         found.boxes.tolist(),
@@ -96,7 +98,7 @@ def records(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]
     return result
 
 
-def merged(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
+def merge_parts(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
     """All parts as one list of detections. Raises RuntimeError unless every image of the split is there once."""
     images = [image for part in parts for image in json.loads(part.read_bytes())]
     counts, wanted = (
@@ -115,19 +117,19 @@ def merged(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
     return [{"image_id": image["image_id"], **one} for image in images for one in image["objects"]]
 
 
-def average_precision(annotations: Path, detections: Path) -> dict[str, float]:
+def compute_average_precision(annotations: Path, detections: Path) -> dict[str, float]:
     """box AP, box AP50, box AP75 and the same of masks, in percent, of pycocotools with at most 100 detections."""
     results = json.loads(detections.read_bytes())
     result: dict[str, float] = {}
     for kind, code in KINDS.items():
-        stats = coco_stats(annotations, results, code)
+        stats = run_coco_eval(annotations, results, code)
         result |= {
             f"{kind} {name}": 100 * value for name, value in zip(METRICS, stats[:3], strict=True)
         }
     return result
 
 
-def coco_stats(annotations: Path, results: Sequence[dict[str, Any]], code: str) -> list[float]:
+def run_coco_eval(annotations: Path, results: Sequence[dict[str, Any]], code: str) -> list[float]:
     """pycocotools' twelve figures for "bbox" or "segm"; zeros where nothing was detected."""
     if not results:
         return [0.0] * 12

@@ -36,19 +36,19 @@ def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) ->
         pixels = split.read(index).permute(1, 2, 0).numpy()
         path = folder / f"{Path(entry.file).stem}.png"
         pair = [
-            drawn(pixels, truth(split, index)),
-            drawn(pixels, [shown(split, one) for one in found[entry.number]]),
+            draw_objects(pixels, list_annotated(split, index)),
+            draw_objects(pixels, [parse_detection(split, one) for one in found[entry.number]]),
         ]
         save_png(path, side_by_side(pair))
         paths.append(path)
     return paths
 
 
-Shown = tuple[int, str, Sequence[float], np.ndarray]
+DrawnObject = tuple[int, str, Sequence[float], np.ndarray]
 """Label, text, box (x1, y1, x2, y2) and mask (H, W)."""
 
 
-def truth(split: CocoSplit, index: int) -> list[Shown]:
+def list_annotated(split: CocoSplit, index: int) -> list[DrawnObject]:
     """The objects that count."""
     boxes, labels, masks = split.objects(index)
     names = [split.names[split.categories[label]] for label in labels.tolist()]
@@ -57,7 +57,7 @@ def truth(split: CocoSplit, index: int) -> list[Shown]:
     )
 
 
-def shown(split: CocoSplit, one: dict[str, Any]) -> Shown:
+def parse_detection(split: CocoSplit, one: dict[str, Any]) -> DrawnObject:
     """A detection in COCO's format."""
     x, y, width, height = one["bbox"]
     text = f"{split.names[one['category_id']]} {one['score']:.2f}"
@@ -65,7 +65,7 @@ def shown(split: CocoSplit, one: dict[str, Any]) -> Shown:
     return split.categories.index(one["category_id"]), text, (x, y, x + width, y + height), mask
 
 
-def drawn(pixels: np.ndarray, objects: Sequence[Shown]) -> np.ndarray:
+def draw_objects(pixels: np.ndarray, objects: Sequence[DrawnObject]) -> np.ndarray:
     """Image (H, W, 3) with masks in the colours of their classes, boxes and texts; enlarged where it is small."""
     table, mixed = label_colors(), pixels.astype(np.float32)
     for label, _, _, mask in objects:

@@ -9,24 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import splitmix64
-from mugs.transfer.detection.boxes import (
-    RATIOS,
-    Stds,
-    clip,
-    decode,
-    encode,
-    inside,
-    level_anchors,
-    match,
-    sample,
-)
+from mugs.transfer.detection.anchors import ANCHOR_RATIOS, build_level_anchors, inside_image
+from mugs.transfer.detection.boxes import Stds, decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
+from mugs.transfer.detection.matching import match_boxes, sample_matches
 from mugs.transfer.detection.targets import Targets
 
-STDS: Stds = (1.0, 1.0, 1.0, 1.0)
+DELTA_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 NMS_IOU = 0.7
 
 
@@ -36,7 +28,7 @@ class RPN(nn.Module):
     def __init__(self, config: DetectorConfig, strides: Sequence[int]) -> None:
         super().__init__()
         self.config, self.strides = config, tuple(strides)
-        self.head = RPNHead(config.width, len(RATIOS))
+        self.head = RPNHead(config.width, len(ANCHOR_RATIOS))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Maps (N, C, H, W) -> objectness logits (N, a), deltas (N, a, 4) and anchors (a, 4) of each level."""
@@ -47,7 +39,7 @@ class RPN(nn.Module):
         return (
             scores,
             shifts,
-            [level_anchors(m.shape[2], m.shape[3], stride, m.device) for m, stride in sizes],
+            [build_level_anchors(m.shape[2], m.shape[3], stride, m.device) for m, stride in sizes],
         )
 
     def losses(
@@ -68,9 +60,11 @@ class RPN(nn.Module):
         )
         objectness, regression, count = scores.new_zeros(()), scores.new_zeros(()), 0
         for score, shift, target in zip(scores, shifts, targets, strict=True):
-            usable = inside(boxes, target.size).nonzero()[:, 0]
-            matched = match(boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3)
-            positive, negative = sample(
+            usable = inside_image(boxes, target.size).nonzero()[:, 0]
+            matched = match_boxes(
+                boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3
+            )
+            positive, negative = sample_matches(
                 matched, self.config.rpn_samples, 0.5, splitmix64(target.key)
             )
             objects, positive, negative = (
@@ -85,7 +79,7 @@ class RPN(nn.Module):
             objectness = objectness + F.binary_cross_entropy_with_logits(
                 chosen, truth, reduction="sum"
             )
-            wanted = encode(boxes[positive], objects, STDS)
+            wanted = encode_deltas(boxes[positive], objects, DELTA_STDS)
             regression = regression + F.smooth_l1_loss(
                 shift[positive], wanted, beta=1 / 9, reduction="sum"
             )
@@ -107,7 +101,9 @@ class RPN(nn.Module):
             boxes, scores = [], []
             for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
                 best, index = logit[image].topk(min(most, logit.shape[1]))
-                level = clip(decode(anchor[index], delta[image][index], STDS), size)
+                level = clip_boxes_to_image(
+                    decode_deltas(anchor[index], delta[image][index], DELTA_STDS), size
+                )
                 kept = nms(level, best, NMS_IOU)
                 boxes.append(level[kept])
                 scores.append(best[kept])

@@ -16,15 +16,15 @@ from mugs.engine.layer_decay import build_adamw, layer_decay_groups
 from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, synced
-from mugs.transfer.detection.batches import GroupedOrder, Pass, training_passes
+from mugs.transfer.detection.batches import AspectGroupedOrder, MicroBatch, iter_micro_batches
 from mugs.transfer.detection.config import DetectionConfig
-from mugs.transfer.detection.detector import Detector, training_flops
+from mugs.transfer.detection.detector import Detector, count_detector_flops
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.views import usual_size
+from mugs.transfer.detection.views import typical_view_size
 from mugs.transfer.schedules import StepSchedule
 
 
-class DetectionTraining(ModelTask[list[Pass]]):
+class DetectionTraining(ModelTask[list[MicroBatch]]):
     """A detector on its images. Raises ValueError when the batch does not divide over the ranks.
 
     An image that cannot be used ends training with a DecodeError or SourceError naming it.
@@ -44,7 +44,7 @@ class DetectionTraining(ModelTask[list[Pass]]):
         ready(model, device)
         self.split, self.multiple = split, model.pyramid.strides[-1]
         self.chosen = trainable_indices(split, config.min_side)
-        self.order = GroupedOrder(
+        self.order = AspectGroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],
             seed=config.seed,
             world=distributed.world_size(),
@@ -55,17 +55,17 @@ class DetectionTraining(ModelTask[list[Pass]]):
         super().__init__(
             model,
             build_adamw(layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
-            build_schedule(config, self.order.steps_per_epoch),
+            build_detection_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
             device,
             steps_per_epoch=self.order.steps_per_epoch,
-            flops=training_flops(model, usual_size(config.scales, self.multiple)),
+            flops=count_detector_flops(model, typical_view_size(config.scales, self.multiple)),
         )
 
-    def batches(self, start: int) -> Generator[list[Pass]]:
+    def batches(self, start: int) -> Generator[list[MicroBatch]]:
         """Passes of this rank."""
-        return training_passes(
+        return iter_micro_batches(
             self.split,
             self.chosen,
             self.order,
@@ -75,11 +75,11 @@ class DetectionTraining(ModelTask[list[Pass]]):
             threads=self.config.threads,
         )
 
-    def sample_ids(self, batch: list[Pass]) -> Tensor:
+    def sample_ids(self, batch: list[MicroBatch]) -> Tensor:
         """COCO's numbers of the images."""
         return torch.tensor([self.split.images[i].number for one in batch for i in one.indices])
 
-    def backward(self, wrapped: nn.Module, batch: list[Pass], step: int) -> Losses:
+    def backward(self, wrapped: nn.Module, batch: list[MicroBatch], step: int) -> Losses:
         """Gradients of the summed losses, means over the passes."""
         sums: dict[str, Tensor] = {}
         for number, one in enumerate(batch):
@@ -105,7 +105,7 @@ def on_device(target: Targets, device: torch.device) -> Targets:
     return Targets(boxes, labels, masks, target.size, target.key)
 
 
-def build_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
+def build_detection_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
     """The schedule of a run."""
     return StepSchedule(
         peak_lr=config.lr,

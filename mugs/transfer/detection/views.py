@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
 from mugs.data.dense.pixels import fit_size, resize_image
-from mugs.transfer.detection.boxes import clip
 from mugs.transfer.detection.targets import Targets
 
 
@@ -31,7 +31,7 @@ class Scales:
     test_short_side: int = 800
 
 
-def usual_size(scales: Scales, multiple: int) -> tuple[int, int]:
+def typical_view_size(scales: Scales, multiple: int) -> tuple[int, int]:
     """Height and width of a view of 4 to 3 with the mean shorter side, padded to multiples."""
     short = sum(scales.short_sides) / len(scales.short_sides)
     sides = fit_size((3, 4), round(short), scales.max_side)
@@ -39,7 +39,7 @@ def usual_size(scales: Scales, multiple: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DetectionViewPlan:
     """What becomes of an image, in order; sizes are (height, width), the crop is top, left, height, width."""
 
     flip: bool
@@ -48,11 +48,11 @@ class Plan:
     size: tuple[int, int]
 
 
-def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
+def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> DetectionViewPlan:
     """The random choices for an image of (height, width)."""
     flip = bool(rng.random() < scales.flip_prob)
     if rng.random() >= scales.crop_prob:
-        return Plan(
+        return DetectionViewPlan(
             flip, None, None, fit_size(size, int(rng.choice(scales.short_sides)), scales.max_side)
         )
     first = fit_size(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
@@ -60,11 +60,11 @@ def draw_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Plan:
     sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in first]
     place = [int(rng.integers(0, side - cut + 1)) for side, cut in zip(first, sides, strict=True)]
     last = fit_size((sides[0], sides[1]), int(rng.choice(scales.short_sides)), scales.max_side)
-    return Plan(flip, first, (place[0], place[1], sides[0], sides[1]), last)
+    return DetectionViewPlan(flip, first, (place[0], place[1], sides[0], sides[1]), last)
 
 
-def apply_plan(
-    plan: Plan, image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, key: int
+def apply_view_plan(
+    plan: DetectionViewPlan, image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, key: int
 ) -> tuple[Tensor, Targets]:
     """Image uint8 (3, H, W), boxes (n, 4), labels (n,), masks uint8 (n, H, W) -> view and what is left in it.
 
@@ -77,17 +77,19 @@ def apply_plan(
             [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
         )
     if plan.first is not None and plan.crop is not None:
-        image, boxes, masks = resized(image, boxes, masks, plan.first)
+        image, boxes, masks = resize_view(image, boxes, masks, plan.first)
         top, left, height, width = plan.crop
         image, masks = crop_image(image, *plan.crop), crop_mask(masks, *plan.crop)
-        boxes = clip(boxes - boxes.new_tensor([left, top, left, top]), (height, width))
+        boxes = clip_boxes_to_image(
+            boxes - boxes.new_tensor([left, top, left, top]), (height, width)
+        )
         left_over = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, labels, masks = boxes[left_over], labels[left_over], masks[left_over]
-    image, boxes, masks = resized(image, boxes, masks, plan.size)
+    image, boxes, masks = resize_view(image, boxes, masks, plan.size)
     return image, Targets(boxes, labels, masks, plan.size, key)
 
 
-def resized(
+def resize_view(
     image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """To (height, width), nearest for masks."""
@@ -96,7 +98,7 @@ def resized(
     return resize_image(image, size), boxes * scale, masks
 
 
-def padded(images: list[Tensor], multiple: int) -> Tensor:
+def pad_batch(images: list[Tensor], multiple: int) -> Tensor:
     """Normalised images as one batch (N, 3, H, W), zeros right and below, sides the next multiples of `multiple`."""
     height, width = (
         -(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2)

@@ -11,7 +11,7 @@ from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker_batches import LabeledBatch, iter_batches, stack_samples
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.segmentation.views import training_view, whole_view
+from mugs.transfer.segmentation.views import render_test_view, render_training_crop
 
 
 class Scene(NamedTuple):
@@ -23,24 +23,24 @@ class Scene(NamedTuple):
     sample: int
 
 
-def training_crop(
+def load_training_crop(
     scenes: SceneFolder, recipe: SceneRecipe, seed: int, draw: tuple[int, int]
 ) -> tuple[Tensor, Tensor, int]:
     """The crop, label map and number of a draw, which is epoch and sample."""
     epoch, sample = draw
     image, labels = scenes.read(sample)
-    return *training_view(
+    return *render_training_crop(
         image, labels, seed=seed, epoch=epoch, sample=sample, recipe=recipe
     ), sample
 
 
-def whole_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
+def load_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
     """The test image of this number."""
     image, labels = scenes.read(index)
-    return Scene(whole_view(image, recipe), image, labels, index)
+    return Scene(render_test_view(image, recipe), image, labels, index)
 
 
-def training_batches(
+def iter_training_batches(
     scenes: SceneFolder,
     recipe: SceneRecipe,
     order: SampleOrder,
@@ -58,13 +58,15 @@ def training_batches(
         [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)]
         for step in range(start, stop)
     )
-    return iter_batches(partial(training_crop, scenes, recipe, seed), draws, stack_samples, workers)
+    return iter_batches(
+        partial(load_training_crop, scenes, recipe, seed), draws, stack_samples, workers
+    )
 
 
-def whole_scenes(
+def iter_scenes(
     scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int
 ) -> Generator[Scene]:
     """Scenes in the order of `indices`. Raises what a scene raised."""
     return iter_batches(
-        partial(whole_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
+        partial(load_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
     )

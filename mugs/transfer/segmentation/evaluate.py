@@ -10,10 +10,10 @@ from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.dense.pictures import overlay_labels, save_png, side_by_side
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
-from mugs.transfer.segmentation.batches import Scene, whole_scenes
+from mugs.transfer.segmentation.batches import Scene, iter_scenes
 from mugs.transfer.segmentation.config import SegmentationConfig
-from mugs.transfer.segmentation.inference import label_map, slide
-from mugs.transfer.segmentation.metrics import Scores, confusion, scores
+from mugs.transfer.segmentation.inference import argmax_at_size, slide_windows
+from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores, count_confusion
 from mugs.transfer.segmentation.model import Segmenter
 
 CAPTION = (
@@ -23,7 +23,7 @@ CAPTION = (
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_scenes(
     model: Segmenter,
     scenes: SceneFolder,
     config: SegmentationConfig,
@@ -31,7 +31,7 @@ def evaluate(
     *,
     run_dir: Path,
     num_pictures: int = 0,
-) -> Scores:
+) -> SegmentationScores:
     """Scores over all scenes, the same on all ranks; the first `num_pictures` go to `run_dir/pictures`.
 
     Ranks take turns, none sees an image twice, and only their counts are summed.
@@ -44,35 +44,38 @@ def evaluate(
     path, quiet = run_dir / "progress.json", not distributed.is_main()
     progress = Progress("segmentation test", len(mine), unit="images", path=path, quiet=quiet)
     for done, scene in enumerate(
-        whole_scenes(scenes, config.scenes, mine, workers=config.workers), 1
+        iter_scenes(scenes, config.scenes, mine, workers=config.workers), 1
     ):
-        predicted = predict(model, scene, config, device)
-        counts += confusion(predicted, scene.labels.to(device), classes)
+        predicted = predict_scene(model, scene, config, device)
+        counts += count_confusion(predicted, scene.labels.to(device), classes)
         if scene.sample < num_pictures:
             name = scenes.names[scene.sample]
-            save_png(run_dir / "pictures" / f"{name}.png", picture(scene, predicted.cpu().numpy()))
+            save_png(
+                run_dir / "pictures" / f"{name}.png",
+                compose_scene_picture(scene, predicted.cpu().numpy()),
+            )
         progress.update(done)
     progress.close()
-    return scores(distributed.all_gather_rows(counts[None]).sum(dim=0))
+    return compute_scores(distributed.all_gather_rows(counts[None]).sum(dim=0))
 
 
-def predict(
+def predict_scene(
     model: Segmenter, scene: Scene, config: SegmentationConfig, device: torch.device
 ) -> torch.Tensor:
     """The label map (H, W) of a scene at the size of its annotation."""
     recipe = config.scenes
     with autocast(config.precision, device):
-        logits = slide(
+        logits = slide_windows(
             model.logits,
             scene.view.to(device),
             num_classes=config.model.num_classes,
             window=recipe.window,
             stride=recipe.stride,
         )
-    return label_map(logits, *scene.labels.shape)
+    return argmax_at_size(logits, *scene.labels.shape)
 
 
-def picture(scene: Scene, predicted: np.ndarray) -> np.ndarray:
+def compose_scene_picture(scene: Scene, predicted: np.ndarray) -> np.ndarray:
     """The image, the prediction over it, the truth over it."""
     image = scene.picture.permute(1, 2, 0).numpy()
     maps = (predicted.astype(np.uint8), scene.labels.numpy())

@@ -35,7 +35,7 @@ class ChannelDropout(nn.Module):
         return x * mask[:, :, None, None]
 
 
-class Classifier(nn.Sequential):
+class PixelClassifier(nn.Sequential):
     """Dropout and a 1x1 convolution with weights N(0, 0.01) and bias 0."""
 
     def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
@@ -52,7 +52,7 @@ def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
     return nn.Sequential(conv, BatchNorm2d(outputs), nn.ReLU())
 
 
-def resized(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+def resize_bilinear(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, *size), bilinear."""
     return (
         x
@@ -74,18 +74,20 @@ class UPerHead(nn.Module):
         self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for _ in range(3))
         self.outputs = nn.ModuleList(conv_norm(channels, channels, 3) for _ in range(3))
         self.fuse = conv_norm(4 * channels, channels, 3)
-        self.classifier = Classifier(channels, num_classes, dropout)
+        self.classifier = PixelClassifier(channels, num_classes, dropout)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Four maps (N, D, h, w), finest first -> logits (N, K, h, w) at the size of the finest."""
         top = maps[-1]
-        pooled = [resized(pool(top), top.shape[2:]) for pool in self.pools]
+        pooled = [resize_bilinear(pool(top), top.shape[2:]) for pool in self.pools]
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:3], strict=True)]
         levels.append(self.bottleneck(torch.cat([top, *pooled], dim=1)))
         for index in (2, 1, 0):
-            levels[index] = levels[index] + resized(levels[index + 1], levels[index].shape[2:])
+            levels[index] = levels[index] + resize_bilinear(
+                levels[index + 1], levels[index].shape[2:]
+            )
         smoothed = [output(x) for output, x in zip(self.outputs, levels[:3], strict=True)]
-        aligned = [resized(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
+        aligned = [resize_bilinear(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
         logits: Tensor = self.classifier(self.fuse(torch.cat(aligned, dim=1)))
         return logits
 
@@ -94,11 +96,13 @@ class FCNHead(nn.Sequential):
     """(N, D, h, w) -> (N, K, h, w): one 3x3 convolution and a classifier."""
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__(*conv_norm(width, channels, 3), Classifier(channels, num_classes, dropout))
+        super().__init__(
+            *conv_norm(width, channels, 3), PixelClassifier(channels, num_classes, dropout)
+        )
 
 
 class LinearHead(nn.Sequential):
     """(N, 4D, h, w) -> (N, K, h, w): batch norm and a classifier, no hidden convolution (iBOT)."""
 
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__(BatchNorm2d(4 * width), Classifier(4 * width, num_classes, dropout))
+        super().__init__(BatchNorm2d(4 * width), PixelClassifier(4 * width, num_classes, dropout))

@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from mugs.transfer.segmentation.heads import resized
+from mugs.transfer.segmentation.heads import resize_bilinear
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -17,7 +17,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(index * stride, length - window), 0) for index in range(count)]
 
 
-def slide(
+def slide_windows(
     logits: Logits, image: Tensor, *, num_classes: int, window: int, stride: int, at_once: int = 4
 ) -> Tensor:
     """Logits (K, H, W) of an image (3, H, W): the sum over windows divided by how many cover a pixel.
@@ -40,12 +40,14 @@ def slide(
     return total / cover
 
 
-def label_map(logits: Tensor, height: int, width: int, *, at_once: int = 16) -> Tensor:
+def argmax_at_size(logits: Tensor, height: int, width: int, *, at_once: int = 16) -> Tensor:
     """Classes (height, width) of logits (K, h, w): resized, then the arg max; `at_once` classes are in memory."""
     best = torch.full((height, width), float("-inf"), device=logits.device)
     label = torch.zeros(height, width, dtype=torch.int64, device=logits.device)
     for first in range(0, len(logits), at_once):
-        value, index = resized(logits[None, first : first + at_once], (height, width))[0].max(dim=0)
+        value, index = resize_bilinear(logits[None, first : first + at_once], (height, width))[
+            0
+        ].max(dim=0)
         better = value > best
         best = torch.where(better, value, best)
         label = torch.where(better, index + first, label)

@@ -9,7 +9,7 @@ from mugs.data.dense.label_maps import VOID
 
 
 @dataclass(frozen=True)
-class Scores:
+class SegmentationScores:
     """In percent: mean intersection over union, mean class accuracy, pixel accuracy."""
 
     miou: float
@@ -17,7 +17,7 @@ class Scores:
     aacc: float
 
 
-def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts (K, K) of (label, prediction) over the pixels that are not void.
 
     Raises ValueError for a label that is no class and for shapes that differ.
@@ -35,12 +35,12 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def scores(counts: Tensor) -> Scores:
+def compute_scores(counts: Tensor) -> SegmentationScores:
     """Scores of summed counts (K, K); classes that are neither labelled nor predicted are left out of the means."""
     counts = counts.double()
     hit, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     iou = hit / (labelled + predicted - hit)
-    return Scores(
+    return SegmentationScores(
         miou=100 * iou.nanmean().item(),
         macc=100 * (hit / labelled).nanmean().item(),
         aacc=100 * (hit.sum() / labelled.sum()).item(),

@@ -17,7 +17,13 @@ from mugs.data.dense.label_maps import VOID
 from mugs.models.stochastic_depth import depth_uniforms
 from mugs.models.vit import ViT
 from mugs.transfer.pyramid import Pyramid, TappedViT
-from mugs.transfer.segmentation.heads import ChannelDropout, FCNHead, LinearHead, UPerHead, resized
+from mugs.transfer.segmentation.heads import (
+    ChannelDropout,
+    FCNHead,
+    LinearHead,
+    UPerHead,
+    resize_bilinear,
+)
 
 Variant = Literal["upernet", "linear"]
 
@@ -52,7 +58,9 @@ class Segmenter(nn.Module):
         height, width = images.shape[2:]
         cell = 2 * self.backbone.vit.config.patch_size
         padded = F.pad(images, (0, -width % cell, 0, -height % cell))
-        return resized(self.forward(padded)[0].float(), padded.shape[2:])[..., :height, :width]
+        return resize_bilinear(self.forward(padded)[0].float(), padded.shape[2:])[
+            ..., :height, :width
+        ]
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Loss of each head on labels (N, H, W), weighted: `decode`, and `auxiliary` where there is one."""
@@ -135,7 +143,7 @@ def build_segmenter(vit: ViT, config: SegmenterConfig, *, seed: int) -> Segmente
         return UPerNet(vit, config) if config.variant == "upernet" else LinearSegmenter(vit, config)
 
 
-def training_flops(model: Segmenter, crop: int) -> float:
+def count_segmenter_flops(model: Segmenter, crop: int) -> float:
     """Floating-point operations of one image's part of a training step; backward counts twice forward.
 
     Counted on a copy without memory. Of the linear variant only forward counts: its backward pass is next to nothing.
@@ -153,5 +161,5 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Void pixels add nothing, but the sum is divided by *all* pixels (mmsegmentation), so a void crop costs zero.
     """
-    full = resized(logits.float(), labels.shape[1:])
+    full = resize_bilinear(logits.float(), labels.shape[1:])
     return F.cross_entropy(full, labels, ignore_index=VOID, reduction="sum") / labels.numel()

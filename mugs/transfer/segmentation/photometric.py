@@ -13,7 +13,7 @@ CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18  # of 180 for a full turn
 
 
-def distort(image: Tensor, rng: Generator, prob: float) -> Tensor:
+def distort_colors(image: Tensor, rng: Generator, prob: float) -> Tensor:
     """uint8 (3, H, W) -> the same, distorted. Contrast comes second or last, by a coin."""
     x = image.float()
     if rng.random() < prob:
@@ -23,7 +23,7 @@ def distort(image: Tensor, rng: Generator, prob: float) -> Tensor:
     if not contrast_last:
         x = _bytes(x * contrast)
     if rng.random() < prob:
-        x = _bytes(saturated(x, float(rng.uniform(*SATURATION))))
+        x = _bytes(scale_saturation(x, float(rng.uniform(*SATURATION))))
     if rng.random() < prob:
         x = _bytes(F.adjust_hue(x / 255, int(rng.integers(-HUE, HUE)) / 180) * 255)
     if contrast_last:
@@ -31,7 +31,7 @@ def distort(image: Tensor, rng: Generator, prob: float) -> Tensor:
     return x.to(torch.uint8)
 
 
-def saturated(image: Tensor, factor: float) -> Tensor:
+def scale_saturation(image: Tensor, factor: float) -> Tensor:
     """The saturation of HSV times a factor, at most 1; value and hue stay. Float (3, H, W), 0 to 255."""
     value = image.amax(dim=0)
     spread = value - image.amin(dim=0)

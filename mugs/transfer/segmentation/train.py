@@ -19,9 +19,9 @@ from mugs.engine.model_task import ModelTask, ready
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
 from mugs.transfer.schedules import PolySchedule
-from mugs.transfer.segmentation.batches import training_batches
+from mugs.transfer.segmentation.batches import iter_training_batches
 from mugs.transfer.segmentation.config import SegmentationConfig
-from mugs.transfer.segmentation.model import Segmenter, training_flops
+from mugs.transfer.segmentation.model import Segmenter, count_segmenter_flops
 
 
 class SegmentationTraining(ModelTask[LabeledBatch]):
@@ -44,7 +44,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
     ) -> None:
         ready(model, device)
         self.scenes = scenes
-        self.order = scene_order(len(scenes), config)
+        self.order = build_scene_order(len(scenes), config)
         share = config.batch_size // distributed.world_size()
         self.mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
         schedule = PolySchedule(
@@ -61,12 +61,12 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
             run_dir,
             device,
             steps_per_epoch=self.order.steps_per_epoch,
-            flops=training_flops(model, config.scenes.crop),
+            flops=count_segmenter_flops(model, config.scenes.crop),
         )
 
     def batches(self, start: int) -> Generator[LabeledBatch]:
         """Crops of this rank."""
-        return training_batches(
+        return iter_training_batches(
             self.scenes,
             self.config.scenes,
             self.order,
@@ -93,7 +93,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
 
 
-def scene_order(num_scenes: int, config: SegmentationConfig) -> SampleOrder:
+def build_scene_order(num_scenes: int, config: SegmentationConfig) -> SampleOrder:
     """The order of scenes; fewer than a batch are repeated to fill one."""
     return SampleOrder(
         num_scenes,

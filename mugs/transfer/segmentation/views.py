@@ -12,14 +12,14 @@ from torchvision.transforms.v2.functional import resize_mask
 from mugs.data.dense.label_maps import VOID
 from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
 from mugs.random_streams import draw_uniform, make_generator
-from mugs.transfer.segmentation.photometric import distort
+from mugs.transfer.segmentation.photometric import distort_colors
 from mugs.transfer.segmentation.recipe import SceneRecipe
 
 SCENE_CROP = 210  # crop number of the generator, beyond those of pretraining and probes
 TRIES = 10
 
 
-def training_view(
+def render_training_crop(
     image: Tensor, labels: Tensor, *, seed: int, epoch: int, sample: int, recipe: SceneRecipe
 ) -> tuple[Tensor, Tensor]:
     """Normalised float crop (3, S, S) and its label map (S, S), int64; what the crop lacks is zero and void."""
@@ -33,12 +33,12 @@ def training_view(
     labels = labels[top : top + recipe.crop, left : left + recipe.crop]
     if rng.random() < recipe.flip_prob:
         image, labels = image.flip(-1), labels.flip(-1)
-    pixels = normalize_pixels(distort(image, rng, recipe.photometric_prob))
+    pixels = normalize_pixels(distort_colors(image, rng, recipe.photometric_prob))
     missing = (0, recipe.crop - labels.shape[1], 0, recipe.crop - labels.shape[0])
     return F.pad(pixels, missing), F.pad(labels, missing, value=VOID).long()
 
 
-def whole_view(image: Tensor, recipe: SceneRecipe) -> Tensor:
+def render_test_view(image: Tensor, recipe: SceneRecipe) -> Tensor:
     """Normalised float image, scaled to fit."""
     size = fit_size((image.shape[1], image.shape[2]), recipe.short_side, recipe.long_side)
     return normalize_pixels(resize_image(image, size))
@@ -51,12 +51,16 @@ def draw_crop(labels: Tensor, rng: Generator, recipe: SceneRecipe) -> tuple[int,
         top = int(rng.integers(max(height - recipe.crop, 0) + 1))
         left = int(rng.integers(max(width - recipe.crop, 0) + 1))
         part = labels[top : top + recipe.crop, left : left + recipe.crop]
-        if recipe.max_class_share >= 1 or tries == TRIES or mixed(part, recipe.max_class_share):
+        if (
+            recipe.max_class_share >= 1
+            or tries == TRIES
+            or has_mixed_classes(part, recipe.max_class_share)
+        ):
             break
     return top, left
 
 
-def mixed(labels: Tensor, share: float) -> bool:
+def has_mixed_classes(labels: Tensor, share: float) -> bool:
     """Whether there are two classes or more, none with this share of the pixels that are not void."""
     counts = torch.bincount(labels.flatten().int(), minlength=VOID + 1)[:VOID]
     return int((counts > 0).sum()) > 1 and int(counts.max()) < share * int(counts.sum())

@@ -15,13 +15,13 @@ from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png
 from mugs.data.sources.decode import decode_rgb
 from mugs.engine.progress import Progress
 from mugs.models.vit import ViT
-from mugs.transfer.video.j_and_f import VideoScores, object_scores, video_scores
+from mugs.transfer.video.j_and_f import VideoScores, average_scores, score_objects
 from mugs.transfer.video.propagation import (
     PropagationRecipe,
     frame_features,
     frame_size,
-    hard_labels,
-    propagate,
+    harden_labels,
+    propagate_labels,
 )
 from pipeline.files import replace_atomically
 
@@ -63,18 +63,18 @@ def evaluate_videos(
         video = videos.names[index]
         truth = videos.masks(video)
         predicted = segment_video(vit, videos, video, truth[0], recipe, device)
-        tables[index] = object_scores(predicted, truth, int(truth[0].max()))
+        tables[index] = score_objects(predicted, truth, int(truth[0].max()))
         write_masks(out_dir / "masks" / video, videos.frames(video), predicted)
         if index < num_pictures:
             save_png(
                 out_dir / "pictures" / f"{video}.png",
-                picture(videos.frames(video), predicted, truth),
+                compose_video_picture(videos.frames(video), predicted, truth),
             )
         progress.update(
             done, items=len(truth), detail=f"{video} J&F {100 * tables[index].mean():.1f}"
         )
     progress.close()
-    return video_scores(gathered(tables, len(videos), device))
+    return average_scores(gather_scores(tables, len(videos), device))
 
 
 def segment_video(
@@ -96,12 +96,14 @@ def segment_video(
         for frame in frames:
             yield frame_features(vit, read_frame(frame, size, recipe.mean, recipe.std).to(device))
 
-    soft = propagate(features(), start, grid, recipe)
-    later = [resize_map(hard_labels(labels, grid, patch), height, width) for labels in soft]
+    soft = propagate_labels(features(), start, grid, recipe)
+    later = [resize_map(harden_labels(labels, grid, patch), height, width) for labels in soft]
     return np.stack([first, *later])
 
 
-def gathered(tables: dict[int, np.ndarray], num_videos: int, device: torch.device) -> np.ndarray:
+def gather_scores(
+    tables: dict[int, np.ndarray], num_videos: int, device: torch.device
+) -> np.ndarray:
     """Scores (n, 2) of the objects of all videos in order, from those of each rank's videos."""
     most = max((len(table) for table in tables.values()), default=0)
     width = int(distributed.all_gather_rows(torch.tensor([most], device=device)).max())
@@ -122,7 +124,9 @@ def write_masks(folder: Path, frames: list[Path], masks: np.ndarray) -> None:
             image.save(temporary, format="PNG")
 
 
-def picture(frames: list[Path], predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def compose_video_picture(
+    frames: list[Path], predicted: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
     """Some frames in a row with what was propagated over them, the truth below."""
     places = [round(share * (len(frames) - 1)) for share in SHOWN]
     images = [np.asarray(decode_rgb(frames[i].read_bytes(), str(frames[i]))) for i in places]

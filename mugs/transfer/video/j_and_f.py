@@ -26,7 +26,7 @@ def region_similarity(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 1.0 if union == 0 else np.count_nonzero(predicted & truth) / union
 
 
-def boundary(mask: np.ndarray) -> np.ndarray:
+def find_boundary(mask: np.ndarray) -> np.ndarray:
     """Pixels that differ from the one to the right, below, or right below; at the last row and column only along it."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     right, below, diagonal = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
@@ -36,7 +36,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 def boundary_accuracy(predicted: np.ndarray, truth: np.ndarray) -> float:
     """F measure of boundary pixels that have one of the other mask within 0.8% of the diagonal, rounded up."""
     radius = np.ceil(TOLERANCE * np.hypot(*truth.shape))
-    mine, theirs = boundary(predicted), boundary(truth)
+    mine, theirs = find_boundary(predicted), find_boundary(truth)
     if not mine.any() or not theirs.any():
         return float(mine.any() == theirs.any())
     precision = np.mean(distance_transform_edt(~theirs)[mine] <= radius)
@@ -44,7 +44,7 @@ def boundary_accuracy(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
 
 
-def object_scores(predicted: np.ndarray, truth: np.ndarray, num_objects: int) -> np.ndarray:
+def score_objects(predicted: np.ndarray, truth: np.ndarray, num_objects: int) -> np.ndarray:
     """(O, 2): J and F of objects 1 ... O of a video, label maps (T, H, W), without the first and the last frame."""
     inner = range(1, len(truth) - 1)
     table = np.empty((num_objects, len(inner), 2))
@@ -56,7 +56,7 @@ def object_scores(predicted: np.ndarray, truth: np.ndarray, num_objects: int) ->
     return mean
 
 
-def video_scores(table: np.ndarray) -> VideoScores:
+def average_scores(table: np.ndarray) -> VideoScores:
     """Scores of all objects of all videos, (n, 2)."""
     j, f = (100 * table.mean(axis=0)).tolist()
     return VideoScores(jf=(j + f) / 2, j=j, f=f)

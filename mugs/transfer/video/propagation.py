@@ -52,7 +52,7 @@ def frame_features(vit: ViT, image: Tensor) -> Tensor:
     return F.normalize(vit.last_blocks(image[None], 1)[0][0, 1:].float(), dim=-1)
 
 
-def neighbourhood(height: int, width: int, radius: int, device: torch.device) -> Tensor:
+def neighborhood_mask(height: int, width: int, radius: int, device: torch.device) -> Tensor:
     """Boolean (P, P): whether two patches are at most `radius` rows and as many columns apart."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
@@ -60,7 +60,7 @@ def neighbourhood(height: int, width: int, radius: int, device: torch.device) ->
     return near_rows & ((columns[:, None] - columns).abs() <= radius)
 
 
-def propagated(
+def propagate_to_frame(
     target: Tensor,
     sources: Tensor,
     labels: Tensor,
@@ -80,7 +80,7 @@ def propagated(
     return torch.einsum("pk,pko->po", weights, labels.flatten(0, 1)[index])
 
 
-def propagate(
+def propagate_labels(
     features: Iterable[Tensor], first: Tensor, grid: tuple[int, int], recipe: PropagationRecipe
 ) -> Iterator[Tensor]:
     """Soft labels (P, O) of every frame after the first, whose labels are given (P, O).
@@ -90,12 +90,12 @@ def propagate(
     """
     frames = iter(features)
     start = next(frames)
-    near = neighbourhood(*grid, recipe.radius, start.device)
+    near = neighborhood_mask(*grid, recipe.radius, start.device)
     past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.num_previous)
     for target in frames:
         sources = torch.stack([start, *(f for f, _ in past)])
         labels = torch.stack([first, *(soft for _, soft in past)])
-        soft = propagated(
+        soft = propagate_to_frame(
             target,
             sources,
             labels,
@@ -107,7 +107,7 @@ def propagate(
         yield soft
 
 
-def hard_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+def harden_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Object numbers (h * patch, w * patch), uint8, of soft labels (P, O).
 
     Enlarged bilinearly; each object's map is stretched to 0 ... 1 before the largest is taken.

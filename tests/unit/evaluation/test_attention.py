@@ -13,12 +13,12 @@ from mugs.evaluation.attention import (
     RAMP,
     SIDE,
     STRIP,
+    arrange_in_grid,
+    colorize_map,
+    compose_attention_picture,
     draw_attention,
-    grid,
-    heat,
-    kept,
-    picture,
-    strongest_head,
+    label_strongest_head,
+    select_top_mass,
 )
 from mugs.models.vit import ViT, ViTConfig, build_vit
 
@@ -50,39 +50,39 @@ def test_it_is_the_attention_that_the_last_block_uses(vit: ViT) -> None:
 
 
 def test_the_fewest_patches_that_hold_the_share() -> None:
-    assert kept(MAPS, 0.6).tolist() == [
+    assert select_top_mass(MAPS, 0.6).tolist() == [
         [[True, True], [False, False]],
         [[False, True], [True, False]],
     ]
-    assert kept(MAPS, 0.71)[0].sum() == 3 and kept(MAPS, 0.01).sum() == 2
-    assert kept(np.full((1, 2, 2), 0.25), 0.5).tolist() == [
+    assert select_top_mass(MAPS, 0.71)[0].sum() == 3 and select_top_mass(MAPS, 0.01).sum() == 2
+    assert select_top_mass(np.full((1, 2, 2), 0.25), 0.5).tolist() == [
         [[True, True], [False, False]]
     ]  # equal ones: in order
-    assert kept(MAPS * 7, 0.6).tolist() == kept(MAPS, 0.6).tolist()
+    assert select_top_mass(MAPS * 7, 0.6).tolist() == select_top_mass(MAPS, 0.6).tolist()
 
 
 def test_where_heads_meet_the_one_that_attends_most_is_shown() -> None:
-    assert strongest_head(MAPS, 0.6).tolist() == [[1, 2], [2, 0]]
+    assert label_strongest_head(MAPS, 0.6).tolist() == [[1, 2], [2, 0]]
 
 
 def test_colours_of_a_map() -> None:
-    assert heat(np.array([[0.0, 0.5, 1.0, 2.0]]))[0].tolist() == [
+    assert colorize_map(np.array([[0.0, 0.5, 1.0, 2.0]]))[0].tolist() == [
         list(RAMP[i]) for i in (0, 1, 2, 4)
     ]
-    assert heat(np.zeros((1, 1))).tolist() == [[list(RAMP[0])]]
+    assert colorize_map(np.zeros((1, 1))).tolist() == [[list(RAMP[0])]]
 
 
 def test_tiles_are_image_combined_map_and_heads() -> None:
-    shown = picture(np.full((32, 32, 3), 90, np.uint8), MAPS, 0.6)
+    shown = compose_attention_picture(np.full((32, 32, 3), 90, np.uint8), MAPS, 0.6)
     assert shown.shape == (SIDE + STRIP, 4 * SIDE + 3 * GAP, 3)
     corner = [shown[2, (SIDE + GAP) * tile + 2].tolist() for tile in range(4)]
     mixed = (0.6 * label_colors()[1] + 0.4 * 90).round().astype(int).tolist()
-    assert corner == [[90, 90, 90], mixed, list(RAMP[4]), heat(MAPS[1])[0, 0].tolist()]
+    assert corner == [[90, 90, 90], mixed, list(RAMP[4]), colorize_map(MAPS[1])[0, 0].tolist()]
     assert [shown[-1, (SIDE + GAP) * tile].tolist() for tile in (2, 3)] == label_colors()[
         1:3
     ].tolist()
     blank = [np.zeros((5, 6, 3), np.uint8)] * 14
-    assert grid(blank).shape == (5 * 2 + GAP, 7 * 6 + 6 * GAP, 3)
+    assert arrange_in_grid(blank).shape == (5 * 2 + GAP, 7 * 6 + 6 * GAP, 3)
 
 
 def test_a_picture_for_each_image(vit: ViT, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from mugs.evaluation import feature_store
 from mugs.evaluation.feature_store import (
     FeatureStore,
     FeatureStoreError,
-    Layout,
+    StoreLayout,
     extract_split,
     shard_path,
 )
-from mugs.evaluation.features import Feature, backbone_feature
+from mugs.evaluation.features import Feature, build_feature_function
 from mugs.models.vit import ViT, ViTConfig, build_vit
 
 CPU = torch.device("cpu")
@@ -47,14 +47,14 @@ def vit() -> ViT:
     ).eval()
 
 
-def layout(source: FolderSource) -> Layout:
-    return Layout(
+def layout(source: FolderSource) -> StoreLayout:
+    return StoreLayout(
         images=len(source), fingerprint=source.fingerprint, resize=18, crop=16, shard_images=4
     )
 
 
 def extract(
-    vit: ViT, source: FolderSource, folder: Path, wanted: Layout | None = None
+    vit: ViT, source: FolderSource, folder: Path, wanted: StoreLayout | None = None
 ) -> FeatureStore:
     wanted = wanted or layout(source)
     extract_split(vit, source, folder / "train", wanted, device=CPU, batch_size=3, threads=1)
@@ -70,7 +70,7 @@ def test_they_are_the_features_of_the_backbone(
     for name in NAMES:
         values, stored_labels = store.load("train", name)
         torch.testing.assert_close(
-            values, backbone_feature(vit, name)(images).detach(), atol=tolerance, rtol=0
+            values, build_feature_function(vit, name)(images).detach(), atol=tolerance, rtol=0
         )
         assert torch.equal(stored_labels, labels) and values.dtype == torch.float32
     assert {load_file(p)["cls"].dtype for p in (tmp_path / "train").glob("*.safetensors")} == {
@@ -154,4 +154,4 @@ def test_features_too_large_for_fp16_are_refused(
 def test_fewer_blocks_than_a_feature_wants() -> None:
     shallow = build_vit(ViTConfig(embed_dim=16, depth=3, num_heads=2, patch_size=8, image_size=16))
     with pytest.raises(ValueError, match="outputs of 4 blocks are wanted, the backbone has 3"):
-        backbone_feature(shallow, "last4_cls")(torch.zeros(1, 3, 16, 16))
+        build_feature_function(shallow, "last4_cls")(torch.zeros(1, 3, 16, 16))

@@ -15,8 +15,8 @@ from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation import knn
-from mugs.evaluation.features import backbone_feature, extract
-from mugs.evaluation.knn import evaluate_knn, largest, nearest
+from mugs.evaluation.features import build_feature_function, extract_features
+from mugs.evaluation.knn import evaluate_knn, find_nearest, grouped_topk
 from mugs.models.vit import build_vit
 
 KS, TEMPERATURES = (1, 3, 10, 15, 20, 50, 100, 200), (0.04, 0.05, 0.07)
@@ -40,10 +40,10 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp("digits") / "images"
     materialize_digits(root)
     torch.manual_seed(0)
-    model, splits = backbone_feature(build_vit("vit_mini").eval(), "cls"), []
+    model, splits = build_feature_function(build_vit("vit_mini").eval(), "cls"), []
     for split in ("train", "val"):
         batches = iter_eval_batches(FolderSource(root / split), resize=32, crop=32, threads=1)
-        splits += extract(model, batches, device=torch.device("cpu"))[:2]
+        splits += extract_features(model, batches, device=torch.device("cpu"))[:2]
     bank, bank_labels, queries, labels = splits
     mean = bank.mean(
         dim=0
@@ -102,7 +102,7 @@ def test_largest_is_topk(columns: int, k: int) -> None:
     values = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
     values[3] = values[3].sort().values
     values[4] = values[4].sort(descending=True).values
-    best, index = largest(values, k)
+    best, index = grouped_topk(values, k)
     assert torch.equal(best, values.topk(k, dim=1).values) and torch.equal(
         values.gather(1, index), best
     )
@@ -113,7 +113,7 @@ def test_largest_is_topk(columns: int, k: int) -> None:
 def test_largest_above_a_value_leaves_out_none_of_them(quantile: float) -> None:
     values = torch.randn(20, 5003, generator=torch.Generator().manual_seed(0))
     above = values.quantile(quantile, dim=1, keepdim=True)
-    best, index = largest(values, 100, above)
+    best, index = grouped_topk(values, 100, above)
     assert torch.equal(values.gather(1, index), best)
     for row, wanted, limit in zip(best, values.topk(100, dim=1).values, above, strict=True):
         assert torch.equal(row[row > limit], wanted[wanted > limit])
@@ -121,9 +121,9 @@ def test_largest_above_a_value_leaves_out_none_of_them(quantile: float) -> None:
 
 def test_blocks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     bank = torch.randn(5000, 8, generator=torch.Generator().manual_seed(1))
-    whole = nearest(bank, bank[:300], 5, memory_mb=4096)
+    whole = find_nearest(bank, bank[:300], 5, memory_mb=4096)
     monkeypatch.setattr(knn, "BANK_ROWS", 700)
-    parts = nearest(bank, bank[:300], 5, memory_mb=1)
+    parts = find_nearest(bank, bank[:300], 5, memory_mb=1)
     assert torch.equal(whole[1], parts[1])
     torch.testing.assert_close(whole[0], parts[0])
 

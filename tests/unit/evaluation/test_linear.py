@@ -16,8 +16,8 @@ from mugs.checkpoint.save_load import load_latest
 from mugs.data.loading.order import SampleOrder
 from mugs.engine.loop import train
 from mugs.evaluation.classifiers import Setting
-from mugs.evaluation.linear import DivergedError, LinearProbe, Probing
-from mugs.evaluation.linear_data import epoch_order, fixed_batches
+from mugs.evaluation.linear import DivergedError, LinearProbe, LinearProbeTraining
+from mugs.evaluation.linear_data import build_feature_batches, build_order
 
 NUM, WIDTH, CLASSES = 52, 16, 5
 PROBE = LinearProbe(settings=(Setting(0.5),), final_lr=1e-3, batch_size=16, epochs=7, seed=3)
@@ -34,15 +34,15 @@ def features() -> tuple[Tensor, Tensor]:
     return torch.randn(NUM, WIDTH, generator=generator), torch.arange(NUM) % CLASSES
 
 
-def task(folder: Path, probe: LinearProbe = PROBE) -> Probing:
+def task(folder: Path, probe: LinearProbe = PROBE) -> LinearProbeTraining:
     x, y = features()
-    order = epoch_order(NUM, seed=probe.seed, batch_size=probe.batch_size)
-    return Probing(
-        probe, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, folder
+    order = build_order(NUM, seed=probe.seed, batch_size=probe.batch_size)
+    return LinearProbeTraining(
+        probe, build_feature_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, folder
     )
 
 
-def trained(folder: Path, probe: LinearProbe = PROBE, *, every: int = 1000) -> Probing:
+def trained(folder: Path, probe: LinearProbe = PROBE, *, every: int = 1000) -> LinearProbeTraining:
     probing = task(folder, probe)
     train(probing, folder / "checkpoints", every=every)
     return probing
@@ -145,7 +145,7 @@ def test_resumed_in_mid_epoch_it_ends_the_same(tmp_path: Path) -> None:
     probe = replace(PROBE, settings=SWEEP)
     straight = trained(tmp_path / "straight", probe)
 
-    class Killed(Probing):
+    class Killed(LinearProbeTraining):
         def steps(self, start: int) -> Iterator[None]:
             for step, _ in enumerate(super().steps(start), start):
                 if step == 10:  # in the third of the seven epochs of four steps
@@ -178,9 +178,9 @@ def test_best_and_last(tmp_path: Path) -> None:
 def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None:
     x, y = features()
     x[7] = float("inf")
-    order = epoch_order(NUM, seed=3, batch_size=16)
-    probing = Probing(
-        PROBE, fixed_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, tmp_path
+    order = build_order(NUM, seed=3, batch_size=16)
+    probing = LinearProbeTraining(
+        PROBE, build_feature_batches(x, y, order), order.steps_per_epoch, (x, y), CLASSES, tmp_path
     )
     with pytest.raises(DivergedError, match=r"no finite loss in epoch 1; lower base_lr \(0.5"):
         train(probing, tmp_path / "checkpoints", every=4)

@@ -11,8 +11,13 @@ from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.subset import Subset, draw_class_balanced
-from mugs.evaluation.features import backbone_feature, extract
-from mugs.evaluation.logistic import NotConvergedError, Objective, fit, top1
+from mugs.evaluation.features import build_feature_function, extract_features
+from mugs.evaluation.logistic import (
+    NotConvergedError,
+    Objective,
+    fit_logistic_regression,
+    top1_accuracy,
+)
 from mugs.models.vit import build_vit
 
 PENALTIES = (0.3, 0.2, 0.15, 0.1, 0.06, 0.03, 0.01)
@@ -27,9 +32,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
 
 def mini_features(source: FolderSource, percent: float) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    model = backbone_feature(build_vit("vit_mini").eval(), "cls")
+    model = build_feature_function(build_vit("vit_mini").eval(), "cls")
     part = Subset(source, draw_class_balanced(source, percent, seed=0))
-    values, labels, _ = extract(
+    values, labels, _ = extract_features(
         model, iter_eval_batches(part, resize=32, crop=32, threads=1), device=torch.device("cpu")
     )
     return F.normalize(values - values.mean(dim=0), dim=1), labels
@@ -40,14 +45,14 @@ def test_optimum_of_scikit_learn_for_every_penalty(digits: FolderSource, percent
     x, y = mini_features(digits, percent)
     weight = None
     for penalty in PENALTIES:
-        ours = fit(x, y, num_classes=10, penalty=penalty, start=weight)
+        ours = fit_logistic_regression(x, y, num_classes=10, penalty=penalty, start=weight)
         weight = ours.weight
         model = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-9, max_iter=10000)
         model.fit(x.double().numpy(), y.numpy())
         theirs, _ = Objective(x, y, 10, penalty)(np.ascontiguousarray(model.coef_).ravel())
         assert ours.objective == pytest.approx(theirs, rel=1e-4)
         assert 0 <= ours.objective - theirs + 1e-9 <= ours.gap + 1e-9  # the bound is one
-        assert top1(weight, x, y) == pytest.approx(
+        assert top1_accuracy(weight, x, y) == pytest.approx(
             100 * model.score(x.double().numpy(), y.numpy()), abs=0.7
         )
 
@@ -67,10 +72,13 @@ def test_a_started_search_ends_where_a_new_one_does(digits: FolderSource) -> Non
     x, y = mini_features(digits, 1)
     far = torch.full((10, 96), 3.0)
     one, other = (
-        fit(x, y, num_classes=10, penalty=0.1, start=s, tolerance=1e-10) for s in (None, far)
+        fit_logistic_regression(x, y, num_classes=10, penalty=0.1, start=s, tolerance=1e-10)
+        for s in (None, far)
     )
     torch.testing.assert_close(one.weight, other.weight, atol=1e-3, rtol=0)
-    again = fit(x, y, num_classes=10, penalty=0.1, start=one.weight, tolerance=1e-6)
+    again = fit_logistic_regression(
+        x, y, num_classes=10, penalty=0.1, start=one.weight, tolerance=1e-6
+    )
     assert again.iterations == 0 and torch.equal(again.weight, one.weight)
 
 
@@ -79,8 +87,8 @@ def test_what_does_not_work_is_said(digits: FolderSource) -> None:
     with pytest.raises(
         NotConvergedError, match=r"lambda 0.01: after 2 iterations the objective .* 0.0001 of it"
     ):
-        fit(x, y, num_classes=10, penalty=0.01, max_iterations=2)
+        fit_logistic_regression(x, y, num_classes=10, penalty=0.01, max_iterations=2)
     with pytest.raises(ValueError, match="penalty 0: expected a positive number"):
-        fit(x, y, num_classes=10, penalty=0)
+        fit_logistic_regression(x, y, num_classes=10, penalty=0)
     with pytest.raises(ValueError, match="features are not finite"):
-        fit(x * float("nan"), y, num_classes=10, penalty=1)
+        fit_logistic_regression(x * float("nan"), y, num_classes=10, penalty=1)

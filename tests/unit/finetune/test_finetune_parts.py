@@ -21,16 +21,22 @@ from timm.scheduler import CosineLRScheduler
 from mugs.data.sources.base import FolderSource
 from mugs.finetune.batches import (
     AugmentedViews,
-    Batches,
-    Draw,
+    BatchSampler,
+    ViewRequest,
+    build_training_transform,
     load_batches,
     posterize,
-    training_transform,
 )
-from mugs.finetune.classifier import Classifier, build_head, parameter_groups
+from mugs.finetune.classifier import ImageClassifier, build_head, build_parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
-from mugs.finetune.mixing import columns_of, draw_mix, mix_batch, soft_cross_entropy, soft_targets
-from mugs.finetune.schedules import build_schedule
+from mugs.finetune.mixing import (
+    assign_columns,
+    draw_mix,
+    mix_batch,
+    smooth_labels,
+    soft_cross_entropy,
+)
+from mugs.finetune.schedules import build_finetune_schedule
 from mugs.models.vit import ViTConfig, build_vit
 
 STEP = {  # ImageNet fine-tuning: epochs, steps per epoch, warm-up, peak
@@ -54,7 +60,9 @@ EPOCH = {  # semi-supervised and transfer: epochs, base rate, batch
 def test_rate_per_step(name: str) -> None:
     epochs, steps, warm, peak = STEP[name]
     rate = RateOptions(base_lr=peak, unit="step", warmup_epochs=warm, min_lr=1e-6)
-    schedule = build_schedule(FinetuneConfig(epochs=epochs, batch_size=1024, rate=rate), steps)
+    schedule = build_finetune_schedule(
+        FinetuneConfig(epochs=epochs, batch_size=1024, rate=rate), steps
+    )
     rest = np.arange((epochs - warm) * steps)
     cosine = 1e-6 + 0.5 * (peak - 1e-6) * (1 + np.cos(np.pi * rest / len(rest)))
     expected = np.concatenate([np.linspace(0, peak, warm * steps), cosine])
@@ -73,7 +81,7 @@ def test_rate_per_epoch_is_that_of_timm(name: str, lag: bool) -> None:
         base_lr=base, lr_batch=512, unit="epoch", warmup_lr=1e-6, min_lr=1e-5, epoch_lag=lag
     )
     config = FinetuneConfig(epochs=epochs, batch_size=batch, rate=rate)
-    schedule = build_schedule(config, 3)
+    schedule = build_finetune_schedule(config, 3)
     peak = base * batch / 512
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
     scheduler = CosineLRScheduler(
@@ -91,22 +99,22 @@ def test_rate_per_epoch_is_that_of_timm(name: str, lag: bool) -> None:
 
 def test_odd_rates() -> None:
     rate = RateOptions(base_lr=5e-6, lr_batch=512, unit="epoch", warmup_lr=1e-6, min_lr=1e-5)
-    one = build_schedule(FinetuneConfig(epochs=1000, batch_size=512, rate=rate), 25)
+    one = build_finetune_schedule(FinetuneConfig(epochs=1000, batch_size=512, rate=rate), 25)
     assert one.lr(0) == one.lr(49) == 1e-6 < one.lr(50)  # epochs 0 and 1 are the same
     rates = [one.lr(25 * e) for e in range(6, 1000)]
     assert all(a < b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(
         1e-5, rel=1e-4
     )
-    ten = build_schedule(FinetuneConfig(epochs=1000, batch_size=1024, rate=rate), 125)
+    ten = build_finetune_schedule(FinetuneConfig(epochs=1000, batch_size=1024, rate=rate), 125)
     assert {round(ten.lr(125 * e), 15) for e in range(6, 1000)} == {1e-5}
 
 
-def small(depth: int = 12) -> Classifier:
+def small(depth: int = 12) -> ImageClassifier:
     vit = build_vit(
         ViTConfig(embed_dim=12, depth=depth, num_heads=2, patch_size=8, image_size=32),
         drop_path=0.2,
     )
-    return Classifier(vit, build_head(HeadOptions(), 12, 5, seed=1))
+    return ImageClassifier(vit, build_head(HeadOptions(), 12, 5, seed=1))
 
 
 def test_every_group_is_listed() -> None:
@@ -115,7 +123,7 @@ def test_every_group_is_listed() -> None:
     names = {id(p): n for n, p in model.named_parameters()}
     found = {
         (g["lr_scale"], g["decay"]): sorted(names[id(p)] for p in g["params"])
-        for g in parameter_groups(model, 0.5)
+        for g in build_parameter_groups(model, 0.5)
     }
     weights, biases = ("attn.proj", "attn.qkv", "mlp.fc1", "mlp.fc2"), ("norm1.bias", "norm2.bias")
 
@@ -157,7 +165,7 @@ def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
     names = {id(p): n.removeprefix("backbone.") for n, p in model.named_parameters()}
     ours = {
         names[id(p)]: (g["lr_scale"], g["decay"])
-        for g in parameter_groups(model, decay)
+        for g in build_parameter_groups(model, decay)
         for p in g["params"]
     }
     assert ours == expected
@@ -165,7 +173,7 @@ def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
 
 
 def test_size_of_the_released_log() -> None:
-    model = Classifier(build_vit("vit_s16"), build_head(HeadOptions(), 384, 1000, seed=0))
+    model = ImageClassifier(build_vit("vit_s16"), build_head(HeadOptions(), 384, 1000, seed=0))
     assert sum(p.numel() for p in model.parameters()) == 22_050_664
 
 
@@ -186,11 +194,11 @@ def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
     options = MixOptions(mixup=mixup, cutmix=cutmix, prob=0.9)
     images, labels = torch.randn(6, 3, 20, 14), torch.tensor([0, 1, 2, 3, 4, 0])
     theirs = Mixup(mixup, cutmix, prob=0.9, switch_prob=0.5, label_smoothing=0.1, num_classes=5)
-    columns = columns_of(6, options, 1, 0)
+    columns = assign_columns(6, options, 1, 0)
     assert columns.tolist() == [0, 1, 2, 5, 4, 3]
     boxes = 0
     for step in range(12):
-        targets = soft_targets(labels[columns], 5, 0.1)
+        targets = smooth_labels(labels[columns], 5, 0.1)
         mixed, target = mix_batch(
             images[columns], targets, np.zeros(6, int), options, seed=3, step=step
         )
@@ -207,13 +215,13 @@ def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
 def test_soft_cross_entropy_is_label_smoothing() -> None:
     logits, labels = torch.randn(7, 5), torch.randint(5, (7,))
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    torch.testing.assert_close(soft_cross_entropy(logits, soft_targets(labels, 5, 0.1)), expected)
+    torch.testing.assert_close(soft_cross_entropy(logits, smooth_labels(labels, 5, 0.1)), expected)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_columns_cover_the_batch_and_keep_pairs_together(world: int) -> None:
     options = MixOptions(group=8)
-    mine = [columns_of(32, options, world, rank) for rank in range(world)]
+    mine = [assign_columns(32, options, world, rank) for rank in range(world)]
     assert sorted(np.concatenate(mine).tolist()) == list(range(32))
     for columns in mine:
         first, second = np.split(columns, 2)
@@ -230,17 +238,17 @@ def test_batches_that_cannot_be_mixed(
     batch: int, group: int | None, world: int, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        columns_of(batch, MixOptions(group=group), world, 0)
-    assert len(columns_of(batch, MixOptions(prob=0), world, 0)) == batch // world
+        assign_columns(batch, MixOptions(group=group), world, 0)
+    assert len(assign_columns(batch, MixOptions(prob=0), world, 0)) == batch // world
 
 
 def test_batches_without_and_with_repeats() -> None:
-    plain = Batches(50, seed=1, batch_size=16, repeats=1)
+    plain = BatchSampler(50, seed=1, batch_size=16, repeats=1)
     assert plain.steps_per_epoch == 3
     drawn = [d for step in range(3) for d in plain.draws(step, np.arange(16))]
     assert len({d.sample for d in drawn}) == 48 and {(d.epoch, d.copy) for d in drawn} == {(0, 0)}
     assert [d.sample for d in plain.draws(3, np.arange(16))] != [d.sample for d in drawn[:16]]
-    thrice = Batches(600, seed=1, batch_size=64, repeats=3)
+    thrice = BatchSampler(600, seed=1, batch_size=64, repeats=3)
     assert thrice.steps_per_epoch == 512 // 64
     drawn = [d for step in range(8) for d in thrice.draws(step, np.arange(64))]
     assert [d.copy for d in drawn[:7]] == [0, 1, 2, 0, 1, 2, 0]
@@ -250,12 +258,12 @@ def test_batches_without_and_with_repeats() -> None:
         (300, 3, "256 with repeats 3"),
     ):
         with pytest.raises(ValueError, match=words):
-            Batches(num, seed=1, batch_size=290, repeats=repeats)
+            BatchSampler(num, seed=1, batch_size=290, repeats=repeats)
 
 
 def test_repeats_are_dealt_as_by_the_sampler_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four GPUs of 64: the same images on each in each step, copies of an image on different ones."""
-    batches = Batches(1000, seed=1, batch_size=256, repeats=3)
+    batches = BatchSampler(1000, seed=1, batch_size=256, repeats=3)
     monkeypatch.setattr(batches.order, "permutation", lambda epoch: np.arange(1000))
     assert batches.steps_per_epoch == 3
     for rank in range(4):
@@ -263,7 +271,7 @@ def test_repeats_are_dealt_as_by_the_sampler_of_timm(monkeypatch: pytest.MonkeyP
             RepeatAugSampler(range(1000), num_replicas=4, rank=rank, shuffle=False, num_repeats=3)
         )
         assert len(theirs) == 192
-        columns = columns_of(256, MixOptions(group=64), 4, rank)
+        columns = assign_columns(256, MixOptions(group=64), 4, rank)
         for step in range(3):
             drawn = batches.draws(step, columns)
             assert sorted(d.sample for d in drawn) == sorted(theirs[64 * step : 64 * (step + 1)])
@@ -274,7 +282,7 @@ def test_posterize_to_nothing_is_black() -> None:
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
     assert not np.asarray(posterize(image, 0)).any()
     assert np.asarray(posterize(image, 1)).max() == 128
-    stages = training_transform(ImageOptions(randaugment="rand-m10-n15-p1.0-inc1")).transforms
+    stages = build_training_transform(ImageOptions(randaugment="rand-m10-n15-p1.0-inc1")).transforms
     augment = next(stage for stage in stages if isinstance(stage, RandAugment))
     for operation in augment.ops:
         assert operation(image).size == (4, 4)  # at magnitude 10, where Posterize keeps no bits
@@ -282,7 +290,7 @@ def test_posterize_to_nothing_is_black() -> None:
 
 def test_the_transform_is_the_recipe() -> None:
     """Crop 0.08 to 1 bicubic, flip, RandAugment with replacement, no jitter, normalise, erase by pixel."""
-    stages = training_transform(ImageOptions()).transforms
+    stages = build_training_transform(ImageOptions()).transforms
     kinds = [type(s).__name__ for s in stages]
     assert kinds == [
         "RandomResizedCropAndInterpolation",
@@ -329,7 +337,7 @@ def folder(tmp_path: Path) -> Path:
 def loaded(folder: Path, options: ImageOptions, workers: int, seed: int = 0) -> list[Any]:
     views, batches = (
         AugmentedViews(FolderSource(folder), options, seed),
-        Batches(12, seed=0, batch_size=4, repeats=1),
+        BatchSampler(12, seed=0, batch_size=4, repeats=1),
     )
     return list(load_batches(views, batches, np.arange(4), 2, 5, workers))
 
@@ -339,7 +347,7 @@ def test_views_depend_on_neither_worker_nor_global_state(folder: Path) -> None:
     one = loaded(folder, options, workers=0)
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     before = random.getstate()[1], torch.get_rng_state()
-    AugmentedViews(FolderSource(folder), options, 0)(Draw(0, 1, 0))
+    AugmentedViews(FolderSource(folder), options, 0)(ViewRequest(0, 1, 0))
     assert before[0] == random.getstate()[1] and torch.equal(before[1], torch.get_rng_state())
     two = loaded(folder, options, workers=2)
     assert len(one) == 3
@@ -357,7 +365,7 @@ def test_views_differ_by_each_of_their_keys(folder: Path) -> None:
     views = AugmentedViews(FolderSource(folder), options, 0)
 
     def view(maker: AugmentedViews, *key: int) -> torch.Tensor:
-        return maker(Draw(*key))[0]
+        return maker(ViewRequest(*key))[0]
 
     base = view(views, 0, 1, 0)
     assert torch.equal(base, view(views, 0, 1, 0))
@@ -397,4 +405,4 @@ def test_rate_is_scaled_with_the_batch_or_not() -> None:
     assert replace(plain, rate=RateOptions(base_lr=3e-6, lr_batch=512)).peak_lr == pytest.approx(
         4.5e-6
     )
-    assert math.isclose(build_schedule(plain, 10).peak, 3e-6)
+    assert math.isclose(build_finetune_schedule(plain, 10).peak, 3e-6)

@@ -24,12 +24,12 @@ from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.engine.control import Unattended
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
-from mugs.finetune.batches import AugmentedViews, Batches
-from mugs.finetune.classifier import Classifier, build_head
+from mugs.finetune.batches import AugmentedViews, BatchSampler
+from mugs.finetune.classifier import ImageClassifier, build_head
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
-from mugs.finetune.mixing import columns_of, mix_batch, soft_targets
+from mugs.finetune.mixing import assign_columns, mix_batch, smooth_labels
 from mugs.finetune.train import Finetuning
-from mugs.finetune.validation import EpochResult
+from mugs.finetune.validation import EpochAccuracy
 from mugs.models.stochastic_depth import depth_uniforms
 from mugs.models.vit import ViTConfig, build_vit
 
@@ -88,16 +88,16 @@ def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         )
 
 
-def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> Classifier:
+def model(drop_path: float = 0.2, head: HeadOptions | None = None) -> ImageClassifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = build_vit(SHAPE, drop_path=drop_path)
-    return Classifier(vit, build_head(head or HeadOptions(), 16, 10, seed=1))
+    return ImageClassifier(vit, build_head(head or HeadOptions(), 16, 10, seed=1))
 
 
 def run(
     folder: Path, data: Path, config: FinetuneConfig = CONFIG
-) -> tuple[dict[str, Tensor], list[EpochResult]]:
+) -> tuple[dict[str, Tensor], list[EpochAccuracy]]:
     source = Few(data)
     classifier = model(head=config.head)
     task = Finetuning(classifier, (source, source), config, folder, CPU, num_classes=10)
@@ -117,13 +117,13 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
     config = replace(CONFIG, epochs=4)
     ours, history = run(tmp_path / "run", data, config)
     plain, source = model(), Few(data)
-    batches = Batches(len(source), seed=3, batch_size=16, repeats=1)
-    views, columns = AugmentedViews(source, config.images, 3), columns_of(16, config.mix, 1, 0)
+    batches = BatchSampler(len(source), seed=3, batch_size=16, repeats=1)
+    views, columns = AugmentedViews(source, config.images, 3), assign_columns(16, config.mix, 1, 0)
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(12):
         draws = [views(d) for d in batches.draws(step, columns)]
         images = torch.stack([d[0] for d in draws])
-        targets = soft_targets(torch.tensor([d[1] for d in draws]), 10, 0.1)
+        targets = smooth_labels(torch.tensor([d[1] for d in draws]), 10, 0.1)
         images, targets = mix_batch(images, targets, columns % 2, config.mix, seed=3, step=step)
         depth = depth_uniforms(3, step, branches=4, crops=1, batch_size=16)[:, 0, columns]
         plain.backbone.set_depth_uniforms(depth)

@@ -13,8 +13,8 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.finetune import config as engine
-from mugs.finetune.batches import Batches
-from mugs.finetune.schedules import build_schedule
+from mugs.finetune.batches import BatchSampler
+from mugs.finetune.schedules import build_finetune_schedule
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.weights.backbone_file import load_backbone, save_backbone
 from pipeline.identity import run_id
@@ -92,7 +92,7 @@ def test_presets_are_the_recipe(name: str) -> None:
     assert (made.images.size, made.images.resize, made.images.scale) == (224, 256, (0.08, 1.0))
     assert made.mix == engine.MixOptions(group=GROUPS.get(name, 192))
     assert (made.rate.unit, made.precision) == ("step" if imagenet else "epoch", "bf16")
-    schedule = build_schedule(made, 100)
+    schedule = build_finetune_schedule(made, 100)
     assert schedule.lr(0) == (0.0 if imagenet else low) and (imagenet or schedule.lr(100) == low)
     assert (cfg.labelled.percent if cfg.labelled else None) == (
         {"semi_1pct": 1.0, "semi_10pct": 10.0}.get(name)
@@ -108,7 +108,7 @@ def test_steps_per_epoch_of_the_released_runs() -> None:
         (50_000, 768, 3, 65),
     ]
     for num, batch, repeats, steps in [*cases, (2_040, 768, 3, 2)]:
-        assert Batches(num, seed=0, batch_size=batch, repeats=repeats).steps_per_epoch == steps
+        assert BatchSampler(num, seed=0, batch_size=batch, repeats=repeats).steps_per_epoch == steps
 
 
 def test_given_fields_stand_and_the_run_id_follows_what_comes_out() -> None:

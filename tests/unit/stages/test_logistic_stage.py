@@ -33,7 +33,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Penalties in the order in which they are computed."""
     calls: list[float] = []
 
-    def counted(*args: Any, penalty: float, **options: Any) -> logistic.Fit:
+    def counted(*args: Any, penalty: float, **options: Any) -> logistic.LogisticFit:
         calls.append(penalty)
         return real(*args, penalty=penalty, **options)
 
@@ -41,8 +41,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def __len__(self) -> int:
             return 20
 
-    real = logistic.fit
-    monkeypatch.setattr(logistic, "fit", counted)
+    real = logistic.fit_logistic_regression
+    monkeypatch.setattr(logistic, "fit_logistic_regression", counted)
     monkeypatch.setattr(feature_store, "FeatureStore", Store)
     part = Part(indices=list(range(20)), classes=["a", "b", "c", "d"])
     monkeypatch.setattr(stage, "labelled_part", lambda *_: part)

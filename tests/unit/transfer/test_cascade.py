@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, nms
 
-from mugs.transfer.detection.boxes import decode
+from mugs.transfer.detection.boxes import decode_deltas
 from mugs.transfer.detection.cascade import (
     STAGES,
     Cascade,
-    Sampled,
-    best_boxes,
-    box_losses,
-    draw,
-    next_proposals,
+    SampledBoxes,
+    compute_box_losses,
+    refine_proposals,
+    sample_boxes,
+    select_best_boxes,
 )
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import mask_targets
+from mugs.transfer.detection.roi_pooling import cut_mask_targets
 from mugs.transfer.detection.targets import Targets
 
 CONFIG = DetectorConfig(
@@ -50,9 +50,11 @@ def test_losses_by_hand() -> None:
     """One positive of two boxes. Deltas 0: its box stays 10 x 10, the object is its left half: IoU = GIoU = 0.5."""
     truth = target([[0, 0, 5, 10]], [1])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 30.0, 50.0, 50.0]])
-    sampled = Sampled(boxes, torch.tensor([1, 3]), torch.tensor([0]), torch.tensor([False, False]))
+    sampled = SampledBoxes(
+        boxes, torch.tensor([1, 3]), torch.tensor([0]), torch.tensor([False, False])
+    )
     logits = torch.log(torch.tensor([[0.1, 0.6, 0.1, 0.2], [0.2, 0.2, 0.2, 0.4]]))
-    losses = box_losses(logits, torch.zeros(2, 3, 4), [sampled], [truth], STAGES[0])
+    losses = compute_box_losses(logits, torch.zeros(2, 3, 4), [sampled], [truth], STAGES[0])
     assert losses["class"].item() == pytest.approx(-(math.log(0.6) + math.log(0.4)) / 2)
     assert losses["box"].item() == pytest.approx(
         10 * 0.5 / 2
@@ -60,7 +62,7 @@ def test_losses_by_hand() -> None:
 
 
 def naive_losses(
-    logits: Tensor, deltas: Tensor, sampled: list[Sampled], targets: list[Targets]
+    logits: Tensor, deltas: Tensor, sampled: list[SampledBoxes], targets: list[Targets]
 ) -> tuple[float, float]:
     row, cross, giou = 0, 0.0, 0.0
     for one, truth in zip(sampled, targets, strict=True):
@@ -68,7 +70,9 @@ def naive_losses(
             label = int(one.labels[place])
             cross -= float(logits[row].log_softmax(0)[label])
             if label < 3:
-                predicted = decode(one.boxes[place], deltas[row, label], STAGES[1].stds)[None]
+                predicted = decode_deltas(one.boxes[place], deltas[row, label], STAGES[1].stds)[
+                    None
+                ]
                 wanted = truth.boxes[one.objects[place]][None]
                 giou += 1 - float(generalized_box_iou(predicted, wanted))
             row += 1
@@ -88,11 +92,13 @@ def test_losses_against_a_loop() -> None:
         .clamp(min=0)
         for t in targets
     ]
-    sampled = [draw(p, t, STAGES[1], 1, CONFIG) for p, t in zip(proposals, targets, strict=True)]
+    sampled = [
+        sample_boxes(p, t, STAGES[1], 1, CONFIG) for p, t in zip(proposals, targets, strict=True)
+    ]
     rows = sum(len(s.boxes) for s in sampled)
     logits = torch.randn(rows, 4, generator=generator)
     deltas = torch.randn(rows, 3, 4, generator=generator)
-    losses = box_losses(logits, deltas, sampled, targets, STAGES[1])
+    losses = compute_box_losses(logits, deltas, sampled, targets, STAGES[1])
     assert (losses["class"].item(), losses["box"].item()) == pytest.approx(
         naive_losses(logits, deltas, sampled, targets), rel=1e-4
     )
@@ -103,11 +109,11 @@ def test_draw() -> None:
     """Objects are proposals; IoU .5 is positive at the first stage and background at the second."""
     truth = target([[0, 0, 20, 20]], [2])
     proposals = torch.tensor([[0.0, 0.0, 20.0, 11.0], [50.0, 50.0, 60.0, 60.0]])
-    first, second = (draw(proposals, truth, STAGES[n], n, CONFIG) for n in (0, 1))
+    first, second = (sample_boxes(proposals, truth, STAGES[n], n, CONFIG) for n in (0, 1))
     assert first.labels.tolist() == [2, 2, 3] and first.given.tolist() == [True, False, False]
     assert first.objects.tolist() == [0, 0]
     assert second.labels.tolist() == [2, 3, 3] and second.given.tolist() == [True, False, False]
-    many = draw(proposals.repeat(40, 1), truth, STAGES[0], 0, CONFIG)
+    many = sample_boxes(proposals.repeat(40, 1), truth, STAGES[0], 0, CONFIG)
     assert (many.labels == 2).sum() == 4 and len(many.labels) == 16  # a quarter of 16
 
 
@@ -121,7 +127,7 @@ def test_next_proposals_by_hand() -> None:
             [70.0, 5.0, 79.0, 9.0],
         ]
     )
-    sampled = Sampled(
+    sampled = SampledBoxes(
         boxes,
         torch.tensor([1, 1, 3, 3]),
         torch.tensor([0, 0]),
@@ -134,7 +140,7 @@ def test_next_proposals_by_hand() -> None:
         5.0,
         -5.0,
     )  # times 0.1: half a box right, down, left
-    found = next_proposals(logits, deltas, [sampled], [SIZE], STAGES[0])[0]
+    found = refine_proposals(logits, deltas, [sampled], [SIZE], STAGES[0])[0]
     expected = [[0, 5, 10, 15], [30, 20, 50, 40], [74.5, 5, 80, 9]]  # the last is clipped at 80
     assert found.tolist() == [pytest.approx(row) for row in expected]
 
@@ -201,12 +207,12 @@ def test_best_boxes_against_a_loop() -> None:
         kept = rows[nms(boxes[rows, k], probabilities[rows, k], 0.5)]
         expected += [(float(probabilities[r, k]), k, boxes[r, k].tolist()) for r in kept]
     expected = sorted(expected, reverse=True)[: CONFIG.max_detections]
-    found, scores, labels = best_boxes(boxes, probabilities, CONFIG)
+    found, scores, labels = select_best_boxes(boxes, probabilities, CONFIG)
     assert scores.tolist() == pytest.approx([e[0] for e in expected])
     assert labels.tolist() == [e[1] for e in expected]
     assert found.tolist() == [e[2] for e in expected]
     assert 10 < len(found) < 100
-    few = best_boxes(boxes, probabilities, DetectorConfig(max_detections=4))
+    few = select_best_boxes(boxes, probabilities, DetectorConfig(max_detections=4))
     assert few[1].tolist() == scores[:4].tolist()
 
 
@@ -216,10 +222,10 @@ def test_mask_loss_is_that_of_the_objects_class() -> None:
     logits = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     cascade.mask_heads = nn.ModuleList(FixedHead(logits) for _ in STAGES)
     boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [10.0, 6.0, 42.0, 40.0]])
-    sampled = draw(boxes[1:], truth, STAGES[0], 0, CONFIG)
+    sampled = sample_boxes(boxes[1:], truth, STAGES[0], 0, CONFIG)
     maps = [torch.zeros(1, 8, 64 // s, 80 // s) for s in (4, 8, 16, 32)]
     loss = cascade._mask_loss(maps, [sampled], [truth], 0)
-    wanted = mask_targets(truth.masks, sampled.objects, sampled.boxes)
+    wanted = cut_mask_targets(truth.masks, sampled.objects, sampled.boxes)
     assert loss.item() == pytest.approx(
         F.binary_cross_entropy(logits[:, 2].sigmoid(), wanted).item(), rel=1e-5
     )
@@ -231,7 +237,7 @@ def test_background_has_no_deltas_and_is_the_last_class() -> None:
     assert head.classes.out_features == 4 and head.boxes.out_features == 4 * 3
     logits, deltas = head(torch.zeros(5, 8, 7, 7))
     assert logits.shape == (5, 4) and deltas.shape == (5, 3, 4)
-    sampled = draw(
+    sampled = sample_boxes(
         torch.tensor([[50.0, 50.0, 60.0, 60.0]]),
         target([[0, 0, 20, 20]], [0]),
         STAGES[0],

@@ -26,14 +26,14 @@ from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.evaluate import (
-    average_precision,
-    coco_stats,
+    compute_average_precision,
     detect_split,
-    merged,
-    whole_view,
+    load_test_view,
+    merge_parts,
+    run_coco_eval,
 )
-from mugs.transfer.detection.pictures import draw_pictures, drawn
-from mugs.transfer.detection.train import DetectionTraining, build_schedule
+from mugs.transfer.detection.pictures import draw_objects, draw_pictures
+from mugs.transfer.detection.train import DetectionTraining, build_detection_schedule
 from mugs.transfer.detection.views import Scales
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_schedule_by_hand() -> None:
     """Peak 2e-4: from a thousandth of it over 500 steps, a tenth after 8 epochs, a hundredth after 11."""
-    schedule = build_schedule(DetectionConfig(), 3665)
+    schedule = build_detection_schedule(DetectionConfig(), 3665)
     assert schedule.total_steps == 43_980
     assert schedule.lr(0) == pytest.approx(2e-7)
     assert schedule.lr(250) == pytest.approx(2e-4 * (0.001 + 0.999 / 2))
@@ -156,7 +156,7 @@ def test_parts_that_do_not_make_up_the_split_are_refused(mini: Path, tmp_path: P
     for name, ids in (("a", [1, 2, 3]), ("b", [3, 5])):
         (tmp_path / name).write_text(json.dumps([{"image_id": i, "objects": []} for i in ids]))
     with pytest.raises(RuntimeError, match=r"not there exactly once, of images 3, 4$"):
-        merged([tmp_path / "a", tmp_path / "b"], CocoSplit(mini, "val"))
+        merge_parts([tmp_path / "a", tmp_path / "b"], CocoSplit(mini, "val"))
 
 
 def detection(
@@ -182,7 +182,7 @@ def test_average_precision_by_hand(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1)]), "val")
     path = tmp_path / "found.json"
     path.write_text(json.dumps([detection(1, [10.0, 10.0, 20.0, 16.0], 0.9)]))
-    found = average_precision(split.annotations, path)
+    found = compute_average_precision(split.annotations, path)
     expected = {"AP": 70.0, "AP50": 100.0, "AP75": 100.0}
     assert found == pytest.approx(
         {f"{kind} {n}": v for kind in ("box", "mask") for n, v in expected.items()}
@@ -198,7 +198,7 @@ def test_wrong_detections_cost_precision(tmp_path: Path) -> None:
         detection(1, [10.0, 10.0, 20.0, 20.0], 0.9),
     ]
     path.write_text(json.dumps(results))
-    assert average_precision(split.annotations, path)["box AP"] == pytest.approx(50)
+    assert compute_average_precision(split.annotations, path)["box AP"] == pytest.approx(50)
 
 
 def test_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ def test_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     inside = detection(1, [42.0, 5.0, 10.0, 10.0], 0.99)
     path.write_text(json.dumps([inside, detection(1, [10.0, 10.0, 20.0, 20.0], 0.9)]))
-    found = average_precision(split.annotations, path)
+    found = compute_average_precision(split.annotations, path)
     assert (found["box AP"], found["mask AP"]) == pytest.approx((100, 100))
 
 
 def test_nothing_detected_is_zero(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1)]), "val")
-    assert coco_stats(split.annotations, [], "bbox") == [0.0] * 12
+    assert run_coco_eval(split.annotations, [], "bbox") == [0.0] * 12
 
 
 def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
             one["bbox"][0] + one["bbox"][2] <= width + 1e-3
             and one["bbox"][1] + one["bbox"][3] <= height + 1e-3
         )
-    assert whole_view(split, 1, settings.scales).shape == (
+    assert load_test_view(split, 1, settings.scales).shape == (
         3,
         2,
         80,
@@ -254,7 +254,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert [f.name for f in files] == ["000000000001.png", "000000000002.png"]
     picture = np.asarray(Image.open(files[0]))
     assert picture.shape == (240, 2 * 360 + 4, 3)
-    plain = np.asarray(drawn(split.read(0).permute(1, 2, 0).numpy(), []))
+    plain = np.asarray(draw_objects(split.read(0).permute(1, 2, 0).numpy(), []))
     changed = (picture[:, :360] != plain).any(-1), (picture[:, 364:] != plain).any(-1)
     assert changed[0][70:170, 70:170].mean() > 0.95 and not changed[0][:50].any()
     assert changed[1][40:140, 190:290].mean() > 0.95 and not changed[1][:20, :20].any()
@@ -299,7 +299,7 @@ def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None])
     vit = build_vit(ViTConfig(embed_dim=32, depth=4, num_heads=2, patch_size=8, image_size=32))
     model = build_detector(vit, detector, seed=0)
     DetectionTraining(model, split, config, tmp_path / "run", CPU).train()
-    found = average_precision(
+    found = compute_average_precision(
         split.annotations, detect_split(model, split, config, tmp_path / "run", CPU)
     )
     record_property("cpu_seconds", time.process_time() - began)

@@ -11,8 +11,18 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mugs.data.dense.coco import CocoSplit
 from mugs.data.dense.pixels import fit_size, normalize_pixels
-from mugs.transfer.detection.batches import GroupedOrder, training_passes, training_view
-from mugs.transfer.detection.views import Plan, Scales, apply_plan, draw_plan, padded
+from mugs.transfer.detection.batches import (
+    AspectGroupedOrder,
+    iter_micro_batches,
+    load_training_view,
+)
+from mugs.transfer.detection.views import (
+    DetectionViewPlan,
+    Scales,
+    apply_view_plan,
+    draw_view_plan,
+    pad_batch,
+)
 
 SCALES = Scales()
 
@@ -27,7 +37,7 @@ def test_sizes_by_hand() -> None:
 
 def test_draws_follow_the_protocol() -> None:
     """Every branch with its share, every size, and sides of the crop that are drawn apart."""
-    plans = [draw_plan(default_rng(i), (480, 640), SCALES) for i in range(3000)]
+    plans = [draw_view_plan(default_rng(i), (480, 640), SCALES) for i in range(3000)]
     crops = [p for p in plans if p.crop is not None]
     assert (
         abs(len(crops) / 3000 - 0.5) < 0.03 and abs(sum(p.flip for p in plans) / 3000 - 0.5) < 0.03
@@ -44,21 +54,23 @@ def test_draws_follow_the_protocol() -> None:
 
 def test_a_crop_of_a_narrow_image_is_the_image() -> None:
     plan = next(
-        p for i in range(50) if (p := draw_plan(default_rng(i), (50, 500), SCALES)).crop is not None
+        p
+        for i in range(50)
+        if (p := draw_view_plan(default_rng(i), (50, 500), SCALES)).crop is not None
     )
     assert plan.first[0] < 384 and plan.crop[2] == plan.first[0]
 
 
-def view(plan: Plan) -> tuple[torch.Tensor, object]:
+def view(plan: DetectionViewPlan) -> tuple[torch.Tensor, object]:
     image = torch.arange(40 * 60).view(1, 40, 60).expand(3, -1, -1).remainder(251).to(torch.uint8)
     boxes = torch.tensor([[10.0, 10, 30, 30], [50, 35, 60, 40]])
     masks = torch.zeros(2, 40, 60, dtype=torch.uint8)
     masks[0, 10:30, 10:30], masks[1, 35:40, 50:60] = 1, 1
-    return apply_plan(plan, image, boxes, torch.tensor([4, 5]), masks, key=3)
+    return apply_view_plan(plan, image, boxes, torch.tensor([4, 5]), masks, key=3)
 
 
 def test_flip_and_resize() -> None:
-    image, targets = view(Plan(True, None, None, (80, 120)))
+    image, targets = view(DetectionViewPlan(True, None, None, (80, 120)))
     assert image.shape == (3, 80, 120) and targets.size == (80, 120) and targets.key == 3
     assert targets.boxes.tolist() == [[60, 20, 100, 60], [0, 70, 20, 80]]
     assert targets.masks[0, 20:60, 60:100].all() and targets.masks[0].sum() == 1600
@@ -66,14 +78,14 @@ def test_flip_and_resize() -> None:
 
 
 def test_crop_drops_and_cuts_objects() -> None:
-    image, targets = view(Plan(False, (40, 60), (20, 5, 15, 20), (30, 40)))
+    image, targets = view(DetectionViewPlan(False, (40, 60), (20, 5, 15, 20), (30, 40)))
     assert targets.boxes.tolist() == [[10, 0, 40, 20]] and targets.labels.tolist() == [4]
     assert image.shape == (3, 30, 40) and targets.masks.shape == (1, 30, 40)
     assert targets.masks[0, :20, 10:].all() and targets.masks[0].sum() == 600
 
 
 def test_an_empty_crop_is_allowed() -> None:
-    image, targets = view(Plan(False, (40, 60), (0, 35, 8, 10), (16, 20)))
+    image, targets = view(DetectionViewPlan(False, (40, 60), (0, 35, 8, 10), (16, 20)))
     assert image.shape == (3, 16, 20)
     assert (targets.boxes.shape, targets.masks.shape) == ((0, 4), (0, 16, 20))
 
@@ -81,8 +93,8 @@ def test_an_empty_crop_is_allowed() -> None:
 def test_resize_is_bilinear_without_antialiasing() -> None:
     """Half size of columns 0, 100, 200, ...: without antialiasing each pixel is the mean of two, not of more."""
     image = (torch.arange(8) * 30).to(torch.uint8).expand(3, 4, 8).contiguous()
-    plan = Plan(False, None, None, (2, 4))
-    small, _ = apply_plan(
+    plan = DetectionViewPlan(False, None, None, (2, 4))
+    small, _ = apply_view_plan(
         plan, image, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4, 8), key=0
     )
     assert small[0, 0].tolist() == [15, 75, 135, 195]
@@ -92,7 +104,7 @@ def test_normalised_and_padded_on_the_right_and_below() -> None:
     white = normalize_pixels(torch.full((3, 33, 64), 255, dtype=torch.uint8))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[:, 0, 0].tolist() == pytest.approx(expected)
-    batch = padded([white, white[:, :5, :7]], 32)
+    batch = pad_batch([white, white[:, :5, :7]], 32)
     assert (
         batch.shape == (2, 3, 64, 64)
         and (batch[0, :, 33:] == 0).all()
@@ -104,7 +116,7 @@ def test_normalised_and_padded_on_the_right_and_below() -> None:
 def test_images_are_resized_once_and_in_the_pipeline() -> None:
     """Trap: torchvision's transform would bring a view of 480 back to 800."""
     split_view = normalize_pixels(torch.zeros(3, 480, 640, dtype=torch.uint8))
-    assert padded([split_view], 32).shape == (1, 3, 480, 640)
+    assert pad_batch([split_view], 32).shape == (1, 3, 480, 640)
     stock = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
     assert stock([split_view])[0].tensors.shape[-2] == 800
 
@@ -114,10 +126,10 @@ def test_views_are_a_function_of_seed_epoch_and_image(tmp_path: Path) -> None:
     scales = Scales(
         short_sides=(32, 40, 48), max_side=64, crop_short_sides=(30, 40), crop_sides=(20, 30)
     )
-    first, again = (training_view(split, 0, 1, 2, scales) for _ in range(2))
+    first, again = (load_training_view(split, 0, 1, 2, scales) for _ in range(2))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1].boxes, again[1].boxes)
     others = [
-        training_view(split, 0, seed, epoch, scales)
+        load_training_view(split, 0, seed, epoch, scales)
         for seed, epoch in ((1, 3), (2, 2), (3, 2), (1, 4))
     ]
     assert any(o[0].shape != first[0].shape or not torch.equal(o[0], first[0]) for o in others)
@@ -131,10 +143,10 @@ WIDE = [i % 3 > 0 for i in range(50)]  # 33 wide, 17 not
 def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int) -> None:
     """17 and 33 images make 5 + 9 passes of four; steps of four passes: four steps, and two passes come again."""
     orders = [
-        GroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4)
+        AspectGroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4)
         for r in range(world)
     ]
-    alone = GroupedOrder(WIDE, seed=3, world=1, rank=0, batch_size=16, images_per_pass=4)
+    alone = AspectGroupedOrder(WIDE, seed=3, world=1, rank=0, batch_size=16, images_per_pass=4)
     assert alone.steps_per_epoch == 4
     seen = set()
     for step in range(4, 8):
@@ -151,14 +163,14 @@ def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(
         ValueError, match="batch_size 12 does not divide over 2 ranks into passes of 4"
     ):
-        GroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, images_per_pass=4)
+        AspectGroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, images_per_pass=4)
     with pytest.raises(ValueError, match="no image to train on"):
-        GroupedOrder([], seed=3, world=1, rank=0, batch_size=4, images_per_pass=4)
+        AspectGroupedOrder([], seed=3, world=1, rank=0, batch_size=4, images_per_pass=4)
 
 
 def test_coco_epoch_has_the_steps_of_the_reference() -> None:
     """117,266 images, 32 a step: 3,665 iterations."""
-    order = GroupedOrder(
+    order = AspectGroupedOrder(
         [i % 4 > 0 for i in range(117_266)],
         seed=0,
         world=8,
@@ -171,10 +183,12 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
 
 def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), entry(2, 2)]), "train")
-    order = GroupedOrder([True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2)
+    order = AspectGroupedOrder(
+        [True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2
+    )
     scales = Scales(short_sides=(32,), max_side=64, crop_prob=0.0)
     found = list(
-        training_passes(split, [0, 1], order, range(1, 3), scales=scales, multiple=16, threads=2)
+        iter_micro_batches(split, [0, 1], order, range(1, 3), scales=scales, multiple=16, threads=2)
     )
     assert [len(step) for step in found] == [2, 2]
     for step, passes in enumerate(found, 1):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from detection_cases import SMALL, small_detector, targets
 
-from mugs.transfer.detection.detector import Detector, training_flops
+from mugs.transfer.detection.detector import Detector, count_detector_flops
 from mugs.transfer.detection.targets import image_key
-from mugs.transfer.detection.views import Scales, usual_size
+from mugs.transfer.detection.views import Scales, typical_view_size
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 LOSSES = {
@@ -124,12 +124,13 @@ def test_new_weights_come_from_the_seed_and_leave_the_generator_alone() -> None:
 def test_operations_by_hand() -> None:
     """16 more boxes in each of three stages, 4 more with masks: the heads' products, forward and twice that back."""
     few, many = (
-        training_flops(small_detector(replace(SMALL, roi_samples=n)), (64, 96)) for n in (16, 32)
+        count_detector_flops(small_detector(replace(SMALL, roi_samples=n)), (64, 96))
+        for n in (16, 32)
     )
     box = 49 * 8 * 8 * 9 + 8 * 49 * 16 + 16 * 11 + 16 * 40
     mask = 14 * 14 * 8 * 8 * 9 + 14 * 14 * 8 * 8 * 4 + 28 * 28 * 8 * 10
     assert many - few == 3 * 3 * 2 * (16 * box + 4 * mask)
-    assert usual_size(Scales(), 32) == (640, 864)
+    assert typical_view_size(Scales(), 32) == (640, 864)
 
 
 def test_nothing_private_of_torchvision_is_used() -> None:

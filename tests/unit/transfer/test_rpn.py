@@ -6,12 +6,13 @@ import pytest
 import torch
 from detection_cases import naive_match
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import splitmix64
-from mugs.transfer.detection.boxes import clip, decode, encode, sample
+from mugs.transfer.detection.boxes import decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.rpn import RPN, STDS
+from mugs.transfer.detection.matching import sample_matches
+from mugs.transfer.detection.rpn import DELTA_STDS, RPN
 from mugs.transfer.detection.targets import Targets
 
 CONFIG = DetectorConfig(width=8, rpn_samples=32, proposals_train=20, proposals_test=10)
@@ -71,14 +72,15 @@ def test_losses_against_a_loop(empty: bool) -> None:
         matched = [-1] * len(usable)
         if len(one.boxes):
             matched = naive_match(boxes[usable], one.boxes, 0.7, 0.3, 0.3)
-        positive, negative = sample(torch.tensor(matched), 32, 0.5, splitmix64(one.key))
+        positive, negative = sample_matches(torch.tensor(matched), 32, 0.5, splitmix64(one.key))
         for place in [*positive.tolist(), *negative.tolist()]:
             index, label = usable[place], matched[place]
             p = 1 / (1 + math.exp(-score[index].item()))
             objectness -= math.log(p if label >= 0 else 1 - p)
             if label >= 0:
                 gap = (
-                    shift[index] - encode(boxes[index][None], one.boxes[label][None], STDS)[0]
+                    shift[index]
+                    - encode_deltas(boxes[index][None], one.boxes[label][None], DELTA_STDS)[0]
                 ).abs()
                 for d in gap.tolist():
                     regression += 0.5 * d * d * 9 if d < 1 / 9 else d - 0.5 / 9
@@ -124,7 +126,9 @@ def test_proposals_against_a_loop(training: bool) -> None:
             ranked = sorted(enumerate(logits[level][image].tolist()), key=lambda p: -p[1])[:most]
             boxes = torch.stack(
                 [
-                    clip(decode(anchors[level][i], deltas[level][image, i], STDS), size)
+                    clip_boxes_to_image(
+                        decode_deltas(anchors[level][i], deltas[level][image, i], DELTA_STDS), size
+                    )
                     for i, _ in ranked
                 ]
             )

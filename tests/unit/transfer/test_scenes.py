@@ -13,9 +13,14 @@ from mugs.data.dense.pixels import fit_size
 from mugs.data.mini.scenes_and_videos import bounce_position, materialize_scenes
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
-from mugs.transfer.segmentation.photometric import distort, saturated
+from mugs.transfer.segmentation.photometric import distort_colors, scale_saturation
 from mugs.transfer.segmentation.recipe import SceneRecipe
-from mugs.transfer.segmentation.views import draw_crop, mixed, training_view, whole_view
+from mugs.transfer.segmentation.views import (
+    draw_crop,
+    has_mixed_classes,
+    render_test_view,
+    render_training_crop,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,9 @@ def test_crops_of_any_image(size: tuple[int, int]) -> None:
     labels = torch.zeros(size, dtype=torch.uint8)
     smaller = 0
     for sample in range(30):
-        pixels, target = training_view(image, labels, seed=0, epoch=0, sample=sample, recipe=RECIPE)
+        pixels, target = render_training_crop(
+            image, labels, seed=0, epoch=0, sample=sample, recipe=RECIPE
+        )
         assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
         assert target.shape == (32, 32) and target.dtype == torch.int64
         missing = target == 255
@@ -149,7 +156,9 @@ def test_image_and_labels_move_together() -> None:
     image = (labels * 200)[None].repeat(3, 1, 1)
     recipe = SceneRecipe(long_side=192, short_side=64, crop=48, photometric_prob=0.0)
     for sample in range(20):
-        pixels, target = training_view(image, labels, seed=1, epoch=2, sample=sample, recipe=recipe)
+        pixels, target = render_training_crop(
+            image, labels, seed=1, epoch=2, sample=sample, recipe=recipe
+        )
         bright = pixels[0] > 0.5
         known = target != 255
         assert (bright == (target == 1))[known].float().mean() > 0.9
@@ -158,10 +167,12 @@ def test_image_and_labels_move_together() -> None:
 def test_views_are_a_function_of_seed_epoch_and_image(mini: Path) -> None:
     image, labels = SceneFolder(mini, "train", num_classes=11).read(0)
     views = {
-        key: training_view(image, labels, seed=key[0], epoch=key[1], sample=key[2], recipe=RECIPE)
+        key: render_training_crop(
+            image, labels, seed=key[0], epoch=key[1], sample=key[2], recipe=RECIPE
+        )
         for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     }
-    again = training_view(image, labels, seed=0, epoch=0, sample=0, recipe=RECIPE)
+    again = render_training_crop(image, labels, seed=0, epoch=0, sample=0, recipe=RECIPE)
     assert all(torch.equal(a, b) for a, b in zip(views[0, 0, 0], again, strict=True))
     assert len({view[0].sum().item() for view in views.values()}) == 4
 
@@ -171,7 +182,7 @@ def test_ratio_scales_the_limits_not_the_image() -> None:
     recipe = SceneRecipe(long_side=128, short_side=32, crop=200, max_class_share=1.0)
     sides = set()
     for sample in range(60):
-        _, target = training_view(
+        _, target = render_training_crop(
             torch.zeros(3, 8, 8, dtype=torch.uint8),
             torch.zeros(8, 8, dtype=torch.uint8),
             seed=0,
@@ -185,12 +196,12 @@ def test_ratio_scales_the_limits_not_the_image() -> None:
 
 def test_mixed_crops() -> None:
     labels = torch.zeros(10, 10, dtype=torch.uint8)
-    assert not mixed(labels, 0.75)  # a single class
+    assert not has_mixed_classes(labels, 0.75)  # a single class
     labels[:, :2] = 3
-    assert not mixed(labels, 0.75)  # 80%
+    assert not has_mixed_classes(labels, 0.75)  # 80%
     labels[:, 5:] = 255
-    assert mixed(labels, 0.75)  # 60% of what is not void
-    assert not mixed(torch.full((4, 4), 255, dtype=torch.uint8), 0.75)
+    assert has_mixed_classes(labels, 0.75)  # 60% of what is not void
+    assert not has_mixed_classes(torch.full((4, 4), 255, dtype=torch.uint8), 0.75)
 
 
 def test_a_mixed_crop_is_preferred() -> None:
@@ -198,13 +209,13 @@ def test_a_mixed_crop_is_preferred() -> None:
     labels[:, 100:116] = 1
     recipe = SceneRecipe(crop=32)
     tops = [draw_crop(labels, Generator(Philox(i)), recipe) for i in range(40)]
-    good = [mixed(labels[:32, left : left + 32], 0.75) for _, left in tops]
+    good = [has_mixed_classes(labels[:32, left : left + 32], 0.75) for _, left in tops]
     assert sum(good) >= 25  # each of ten draws hits with probability 0.19 or so: 88% of 40
 
 
 def test_test_view_keeps_the_aspect() -> None:
     image = torch.full((3, 10, 30), 255, dtype=torch.uint8)
-    view = whole_view(image, RECIPE)
+    view = render_test_view(image, RECIPE)
     assert view.shape == (3, 32, 96)
     assert view[:, 0, 0].tolist() == pytest.approx(
         [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
@@ -218,7 +229,7 @@ def test_saturation_is_that_of_hsv() -> None:
     image = torch.randint(0, 256, (3, 5, 5), generator=generator).float()
     image[:, 0, 0] = 70.0
     for factor in (0.5, 1.0, 1.5):
-        got = saturated(image, factor)
+        got = scale_saturation(image, factor)
         for y in range(5):
             for x in range(5):
                 h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x] / 255).tolist())
@@ -230,8 +241,8 @@ def test_distortion() -> None:
     image = torch.randint(
         0, 256, (3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    assert torch.equal(distort(image, Generator(Philox(0)), 0.0), image)
-    changed = [distort(image, Generator(Philox(i)), 0.5) for i in range(20)]
+    assert torch.equal(distort_colors(image, Generator(Philox(0)), 0.0), image)
+    changed = [distort_colors(image, Generator(Philox(i)), 0.5) for i in range(20)]
     assert all(x.dtype == torch.uint8 for x in changed)
     assert len({int(x.sum()) for x in changed}) >= 15  # none of the four in one of 16
 

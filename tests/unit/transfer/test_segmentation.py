@@ -9,15 +9,15 @@ from torch import nn
 
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
-from mugs.transfer.segmentation.inference import label_map, slide, window_starts
-from mugs.transfer.segmentation.metrics import Scores, confusion, scores
+from mugs.transfer.segmentation.inference import argmax_at_size, slide_windows, window_starts
+from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores, count_confusion
 from mugs.transfer.segmentation.model import (
     Segmenter,
     SegmenterConfig,
     UPerNet,
     build_segmenter,
+    count_segmenter_flops,
     pixel_loss,
-    training_flops,
 )
 
 TINY = ViTConfig(embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
@@ -97,7 +97,7 @@ def test_widths_and_parameters_of_the_specification() -> None:
     assert net.head.fuse[0].weight.shape == (384, 4 * 384, 3, 3)
     assert net.auxiliary[0].weight.shape == (256, 384, 3, 3)
     assert millions == pytest.approx(41.7, abs=0.6)  # with the position table of 224 pixels
-    assert training_flops(net, 512) / 3 == pytest.approx(
+    assert count_segmenter_flops(net, 512) / 3 == pytest.approx(
         315e9, rel=0.02
     )  # as another implementation counted
 
@@ -235,24 +235,24 @@ def test_slide_is_the_mean_over_windows(size: tuple[int, int]) -> None:
                         )
             want[:, y, x] = torch.stack(values).mean(dim=0)
     torch.testing.assert_close(
-        slide(logits, image, num_classes=4, window=8, stride=5, at_once=3), want
+        slide_windows(logits, image, num_classes=4, window=8, stride=5, at_once=3), want
     )
 
 
 def test_label_map_is_the_arg_max_of_the_resized_logits() -> None:
     logits = torch.randn(37, 6, 9, generator=torch.Generator().manual_seed(0))
     want = F.interpolate(logits[None], size=(13, 10), mode="bilinear")[0].argmax(dim=0)
-    assert torch.equal(label_map(logits, 13, 10), want)
+    assert torch.equal(argmax_at_size(logits, 13, 10), want)
 
 
 def test_scores_by_hand() -> None:
     """Classes 0, 1 and 4 occur, 2 is only predicted, 3 and 5 are neither; void pixels count nowhere."""
     labels = torch.tensor([[0, 0, 0, 1], [1, 4, 255, 255]])
     predicted = torch.tensor([[0, 0, 2, 0], [1, 4, 0, 3]])
-    counts = confusion(predicted, labels, 6)
+    counts = count_confusion(predicted, labels, 6)
     assert counts.sum() == 6 and counts[0].tolist() == [2, 0, 1, 0, 0, 0]
-    got = scores(counts)
-    want = Scores(
+    got = compute_scores(counts)
+    want = SegmentationScores(
         miou=100 * (2 / 4 + 1 / 2 + 0 + 1) / 4, macc=100 * (2 / 3 + 1 / 2 + 1) / 3, aacc=100 * 4 / 6
     )
     assert (got.miou, got.macc, got.aacc) == pytest.approx((want.miou, want.macc, want.aacc))
@@ -267,13 +267,13 @@ def test_scores_against_sets_of_pixels() -> None:
     for k in range(5):
         mine, theirs = (predicted == k) & (labels != 255), labels == k
         ious.append((mine & theirs).sum().item() / (mine | theirs).sum().item())
-    total = sum(confusion(p, t, 5) for p, t in zip(predicted, labels, strict=True))
-    assert scores(total).miou == pytest.approx(100 * sum(ious) / 5)
-    assert torch.equal(total, confusion(predicted, labels, 5))
+    total = sum(count_confusion(p, t, 5) for p, t in zip(predicted, labels, strict=True))
+    assert compute_scores(total).miou == pytest.approx(100 * sum(ious) / 5)
+    assert torch.equal(total, count_confusion(predicted, labels, 5))
 
 
 def test_confusion_names_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="label 7 in a label map of 5 classes"):
-        confusion(torch.zeros(1, 2), torch.tensor([[7, 255]]), 5)
+        count_confusion(torch.zeros(1, 2), torch.tensor([[7, 255]]), 5)
     with pytest.raises(ValueError, match=r"\(2, 2\) and label map \(2, 3\)"):
-        confusion(torch.zeros(2, 2), torch.zeros(2, 3), 5)
+        count_confusion(torch.zeros(2, 2), torch.zeros(2, 3), 5)

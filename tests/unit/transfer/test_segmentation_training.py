@@ -20,8 +20,8 @@ from mugs.engine.layer_decay import layer_decay_groups
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
-from mugs.transfer.segmentation.evaluate import evaluate
-from mugs.transfer.segmentation.metrics import Scores, scores
+from mugs.transfer.segmentation.evaluate import evaluate_scenes
+from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores
 from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
 from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.train import SegmentationTraining
@@ -137,7 +137,7 @@ def recorded(folder: Path) -> object:
 def on_rank(rank: int, root: Path, folder: Path) -> None:
     model = network()
     SegmentationTraining(model, scenes(root), CONFIG, folder / "two", CPU).train()
-    found = evaluate(
+    found = evaluate_scenes(
         model, scenes(root, "val"), CONFIG, CPU, run_dir=folder / "two", num_pictures=3
     )
     (folder / f"scores_{rank}.json").write_text(json.dumps([found.miou, found.macc, found.aacc]))
@@ -160,7 +160,7 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = network()
     SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "one", CPU).train()
-    want = evaluate(
+    want = evaluate_scenes(
         model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path / "one", num_pictures=3
     )
     spawn(on_rank, 2, mini, tmp_path)
@@ -180,14 +180,14 @@ def test_evaluation_sees_every_image_once(
 ) -> None:
     """Ranks 0 and 1 of two take five images between them; an untrained network predicts what it predicts alone."""
     model = network(drop_path=0.0)
-    alone = evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
+    alone = evaluate_scenes(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
     gathered: list[torch.Tensor] = []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_gather_rows", lambda rows: gathered.append(rows) or rows)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        evaluate(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
-    assert scores(sum(g[0] for g in gathered)) == alone
+        evaluate_scenes(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
+    assert compute_scores(sum(g[0] for g in gathered)) == alone
 
 
 def test_layer_decay_groups() -> None:
@@ -218,7 +218,7 @@ def test_schedule() -> None:
     assert schedule.lr(159_999) == pytest.approx(3e-5 / 160_000)
 
 
-def overfit(root: Path, folder: Path) -> Scores:
+def overfit(root: Path, folder: Path) -> SegmentationScores:
     """Train on 32 scenes with three kinds of digits, without anything that gets in the way, and test on the same.
 
     Reached 99.97 in 700 steps.
@@ -252,7 +252,7 @@ def overfit(root: Path, folder: Path) -> Scores:
     model = build_segmenter(vit, config.model, seed=0)
     data = SceneFolder(root, "train", num_classes=4)
     SegmentationTraining(model, data, config, folder, CPU).train()
-    return evaluate(model, data, config, CPU, run_dir=folder)
+    return evaluate_scenes(model, data, config, CPU, run_dir=folder)
 
 
 @pytest.mark.slow

@@ -18,20 +18,20 @@ from mugs.data.sources.base import SourceError
 from mugs.models.vit import build_vit
 from mugs.transfer.video.evaluate import evaluate_videos
 from mugs.transfer.video.j_and_f import (
-    boundary,
+    average_scores,
     boundary_accuracy,
-    object_scores,
+    find_boundary,
     region_similarity,
-    video_scores,
+    score_objects,
 )
 from mugs.transfer.video.propagation import (
     PropagationRecipe,
     frame_features,
     frame_size,
-    hard_labels,
-    neighbourhood,
-    propagate,
-    propagated,
+    harden_labels,
+    neighborhood_mask,
+    propagate_labels,
+    propagate_to_frame,
 )
 
 MINI = PropagationRecipe(short_side=64, multiple=16, num_previous=2, radius=3)
@@ -71,8 +71,8 @@ def test_one_frame_against_loops(radius: int, k: int) -> None:
     grid = (4, 5)
     target, sources = unit(20, 8), unit(3, 20, 8, seed=1)
     labels = torch.rand(3, 20, 4, generator=torch.Generator().manual_seed(2))
-    near = neighbourhood(*grid, radius, CPU)
-    got = propagated(target, sources, labels, near, num_neighbours=k, temperature=0.1)
+    near = neighborhood_mask(*grid, radius, CPU)
+    got = propagate_to_frame(target, sources, labels, near, num_neighbours=k, temperature=0.1)
     torch.testing.assert_close(
         got, naive(target, sources, labels, grid, radius, k, 0.1), rtol=1e-4, atol=1e-5
     )
@@ -83,7 +83,7 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
     grid, frames = (3, 3), [unit(9, 6, seed=s) for s in range(5)]
     first = F.one_hot(torch.arange(9) % 3).float()
     recipe = PropagationRecipe(num_previous=2, radius=1, num_neighbours=3)
-    got = list(propagate(frames, first, grid, recipe))
+    got = list(propagate_labels(frames, first, grid, recipe))
     soft = {0: first}
     for t, references in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3])):
         sources, labels = (
@@ -114,16 +114,16 @@ def test_defaults_of_the_protocol() -> None:
 def test_each_object_is_stretched_before_the_largest_is_taken() -> None:
     """Object 1 never exceeds the background, but is at its own highest where it is strongest."""
     soft = torch.tensor([[0.9, 0.1], [0.6, 0.4], [1.0, 0.0], [1.0, 0.0]])
-    assert hard_labels(soft, (1, 4), 1).tolist() == [[0, 1, 0, 0]]
+    assert harden_labels(soft, (1, 4), 1).tolist() == [[0, 1, 0, 0]]
     constant = torch.tensor([[0.5, 0.0], [0.5, 0.0]])
-    assert hard_labels(constant, (1, 2), 1).tolist() == [[0, 0]]
+    assert harden_labels(constant, (1, 2), 1).tolist() == [[0, 0]]
 
 
 def test_hard_labels_are_enlarged_bilinearly() -> None:
     soft = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
     maps = F.interpolate(soft.T.reshape(1, 3, 3, 4), size=(24, 32), mode="bilinear")[0]
     stretched = torch.stack([(m - m.min()) / (m - m.min()).max() for m in maps])
-    assert torch.equal(hard_labels(soft, (3, 4), 8), stretched.argmax(0).to(torch.uint8))
+    assert torch.equal(harden_labels(soft, (3, 4), 8), stretched.argmax(0).to(torch.uint8))
 
 
 def test_features_are_normed_patch_tokens() -> None:
@@ -146,11 +146,11 @@ def test_boundary_by_hand() -> None:
     mask = np.zeros((5, 5), bool)
     mask[1:3, 1:3] = True
     want = ["11100", "10100", "11100", "00000", "00000"]
-    assert ["".join(str(int(v)) for v in row) for row in boundary(mask)] == want
+    assert ["".join(str(int(v)) for v in row) for row in find_boundary(mask)] == want
     edge = np.zeros((3, 3), bool)
     edge[:, 2] = True
-    assert boundary(edge).astype(int).tolist() == [[0, 1, 0]] * 3
-    assert not boundary(np.ones((3, 3), bool)).any()
+    assert find_boundary(edge).astype(int).tolist() == [[0, 1, 0]] * 3
+    assert not find_boundary(np.ones((3, 3), bool)).any()
 
 
 def naive_boundary(mask: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def test_j_and_f_against_naive_ones(seed: int) -> None:
     height, width = ((37, 52), (150, 220))[seed % 2]  # tolerances of 1 and 3 pixels
     mine = blobs(seed, height, width, 0.5)
     theirs = blobs(seed + (100 if seed % 3 == 0 else 0), height, width, 0.55)
-    assert np.array_equal(boundary(mine), naive_boundary(mine))
+    assert np.array_equal(find_boundary(mine), naive_boundary(mine))
     assert boundary_accuracy(mine, theirs) == pytest.approx(naive_f(mine, theirs), abs=1e-12)
     pixels, other = set(map(tuple, np.argwhere(mine))), set(map(tuple, np.argwhere(theirs)))
     assert region_similarity(mine, theirs) == pytest.approx(
@@ -224,9 +224,9 @@ def test_the_first_and_the_last_frame_do_not_count() -> None:
     predicted = truth.copy()
     predicted[2][truth[2] == 1] = 0
     predicted[0] = predicted[3] = 0
-    table = object_scores(predicted, truth, 2)
+    table = score_objects(predicted, truth, 2)
     assert table.tolist() == [[0.5, 0.5], [1.0, 1.0]]
-    scores = video_scores(np.concatenate([table, [[0.0, 0.3]]]))
+    scores = average_scores(np.concatenate([table, [[0.0, 0.3]]]))
     assert (scores.j, scores.f, scores.jf) == pytest.approx((50.0, 60.0, 55.0))
 
 
@@ -317,7 +317,7 @@ def test_ranks_share_the_videos(
         [True, False, True],
     ]
     merged = torch.where(tables[0].isnan(), tables[1], tables[0]).flatten(0, 1)
-    assert video_scores(merged.numpy()) == alone
+    assert average_scores(merged.numpy()) == alone
 
 
 def test_a_still_video_keeps_its_masks(tmp_path: Path) -> None:

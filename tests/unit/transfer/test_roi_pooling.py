@@ -8,7 +8,12 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from mugs.transfer.detection.heads import box_levels, mask_targets, paste, pool
+from mugs.transfer.detection.roi_pooling import (
+    assign_levels,
+    cut_mask_targets,
+    paste_masks,
+    pool_regions,
+)
 
 
 def square(side: float) -> list[float]:
@@ -18,9 +23,9 @@ def square(side: float) -> list[float]:
 def test_levels_by_hand() -> None:
     """56 sqrt(area) doubles from level to level: 111 is read at stride 4, 112 at 8, 224 at 16, 448 and more at 32."""
     sides = [0, 10, 55, 56, 111, 112, 223, 224, 447, 448, 2000]
-    levels = box_levels(torch.tensor([square(s) for s in sides]), 4, 4)
+    levels = assign_levels(torch.tensor([square(s) for s in sides]), 4, 4)
     assert levels.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
-    assert box_levels(torch.tensor([square(56), square(55)]), 2, 4).tolist() == [1, 0]
+    assert assign_levels(torch.tensor([square(56), square(55)]), 2, 4).tolist() == [1, 0]
 
 
 def ramp(size: int) -> Tensor:
@@ -31,7 +36,7 @@ def ramp(size: int) -> Tensor:
 def test_pooling_is_aligned() -> None:
     """Trap: without the half pixel, what torchvision's MultiScaleRoIAlign gives is half a cell too large."""
     box = torch.tensor([[8.0, 8.0, 36.0, 36.0]])
-    pooled = pool([ramp(16)], [4], [box], 7)
+    pooled = pool_regions([ramp(16)], [4], [box], 7)
     assert pooled[0, 0, 0].tolist() == pytest.approx(
         [2 + i + 0.5 - 0.5 for i in range(7)], abs=1e-5
     )
@@ -47,7 +52,7 @@ def test_pooling_keeps_the_order_of_boxes_and_images() -> None:
         m[1] += 100
     sides = [[100.0, 5.0, 30.0], [60.0, 3.0]]
     boxes = [torch.tensor([square(s) for s in part]) for part in sides]
-    pooled = pool(maps, [1, 2, 4, 8], boxes, 2)
+    pooled = pool_regions(maps, [1, 2, 4, 8], boxes, 2)
     assert pooled.shape == (5, 1, 2, 2)
     assert pooled[:, 0, 0, 0].tolist() == pytest.approx([4, 1, 2, 104, 101], rel=1e-5)
 
@@ -85,7 +90,7 @@ def test_mask_targets_against_a_pixel_loop() -> None:
         [[3.2, 4.1, 45.7, 40.3], [10.0, 2.5, 30.0, 49.0], [-4.0, 30.0, 20.0, 50.0]]
     )
     index = torch.tensor([1, 0, 1])
-    found = mask_targets(masks, index, boxes)
+    found = cut_mask_targets(masks, index, boxes)
     for one, mask, box in zip(found, masks[index].float(), boxes.tolist(), strict=True):
         soft = naive_target(mask, box, 28)
         clear = (soft - 0.5).abs() > 1e-4
@@ -96,7 +101,7 @@ def test_mask_targets_are_zero_or_one() -> None:
     """Trap: torchvision trains on the soft values of RoIAlign."""
     mask = torch.zeros(1, 40, 40, dtype=torch.uint8)
     mask[0, :, :21] = 1
-    found = mask_targets(
+    found = cut_mask_targets(
         mask, torch.zeros(1, dtype=torch.long), torch.tensor([[0.0, 0.0, 37.0, 37.0]])
     )
     assert set(found.unique().tolist()) == {0.0, 1.0}
@@ -129,7 +134,7 @@ def naive_paste(mask: Tensor, box: list[float], height: int, width: int) -> Tens
 def test_paste_against_a_pixel_loop() -> None:
     masks = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[2.3, 3.7, 38.2, 25.5], [0.0, 0.0, 50.0, 30.0], [45.2, 20.1, 50.0, 30.0]])
-    found = paste(masks, boxes, (30, 50))
+    found = paste_masks(masks, boxes, (30, 50))
     for one, mask, box in zip(found, masks, boxes.tolist(), strict=True):
         soft = naive_paste(mask, box, 30, 50)
         clear = (soft - 0.5).abs() > 1e-4
@@ -141,13 +146,15 @@ def test_paste_does_not_round_boxes() -> None:
     """Trap: torchvision pastes into whole pixels of a box grown by one cell."""
     mask = torch.ones(1, 28, 28)
     box = torch.tensor([[10.3, 5.0, 20.9, 15.0]])
-    found = paste(mask, box, (30, 40))[0]
+    found = paste_masks(mask, box, (30, 40))[0]
     assert found[10].nonzero()[:, 0].tolist() == list(
         range(10, 21)
     )  # pixel 20 has its centre at 20.5
     assert found.any(dim=1).nonzero()[:, 0].tolist() == list(range(5, 15))
     narrow = torch.tensor([[10.6, 5.0, 20.4, 15.0]])
-    assert paste(mask, narrow, (30, 40))[0, 10].nonzero()[:, 0].tolist() == list(range(11, 20))
+    assert paste_masks(mask, narrow, (30, 40))[0, 10].nonzero()[:, 0].tolist() == list(
+        range(11, 20)
+    )
     stock = paste_masks_in_image(mask[:, None], narrow, (30, 40))[0, 0] >= 0.5
     assert stock[10].nonzero()[:, 0].tolist() != list(range(11, 20))
 
@@ -157,12 +164,14 @@ def test_round_trip() -> None:
     y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
     disc = ((x - 60.5).square() + (y - 42.5).square() < 30**2)[None]
     box = torch.tensor([[30.0, 12.0, 91.0, 73.0]])
-    pasted = paste(
-        mask_targets(disc.to(torch.uint8), torch.zeros(1, dtype=torch.long), box), box, (90, 120)
+    pasted = paste_masks(
+        cut_mask_targets(disc.to(torch.uint8), torch.zeros(1, dtype=torch.long), box),
+        box,
+        (90, 120),
     )
     assert (pasted & disc).sum() / (pasted | disc).sum() > 0.97
 
 
 def test_degenerate_boxes_paste_nothing() -> None:
     boxes = torch.tensor([[5.0, 5.0, 5.0, 9.0], [100.0, 5.0, 100.0, 5.0]])
-    assert not paste(torch.ones(2, 28, 28), boxes, (20, 30)).any()
+    assert not paste_masks(torch.ones(2, 28, 28), boxes, (20, 30)).any()
