@@ -15,7 +15,7 @@ class MainRankError(RuntimeError):
     """Rank 0 could not do what the others wait for; the message is its error's."""
 
 
-def init(timeout_minutes: float = 30.0) -> torch.device:
+def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
     """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; returns this rank's device.
 
     NCCL with a GPU, gloo without. A single process joins nothing.
@@ -34,7 +34,7 @@ def init(timeout_minutes: float = 30.0) -> torch.device:
     return device
 
 
-def shutdown() -> None:
+def destroy_process_group() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -61,7 +61,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_main(text: str) -> str:
+def broadcast_from_main(text: str) -> str:
     """Rank 0's text, on all ranks."""
     if world_size() == 1:
         return text
@@ -70,7 +70,7 @@ def from_main(text: str) -> str:
     return shared[0]
 
 
-def on_main(work: Callable[[], object]) -> str:
+def run_on_main(work: Callable[[], object]) -> str:
     """Do something on rank 0 while the others wait; the text of what it returns, on all ranks.
 
     What it raises is raised there, and MainRankError with the same message on the others.
@@ -81,7 +81,7 @@ def on_main(work: Callable[[], object]) -> str:
             answer = f"+{work()}"
         except Exception as error:
             answer, failure = f"-{type(error).__name__}: {error}", error
-    answer = from_main(answer)
+    answer = broadcast_from_main(answer)
     if failure is not None:
         raise failure
     if answer.startswith("-"):
@@ -89,7 +89,7 @@ def on_main(work: Callable[[], object]) -> str:
     return answer[1:]
 
 
-def data_parallel(model: nn.Module) -> nn.Module:
+def wrap_data_parallel(model: nn.Module) -> nn.Module:
     """The model, its gradients averaged over ranks where there are several.
 
     Buffers are not sent around: whoever changes them does so in the same way on all ranks.
@@ -110,7 +110,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def gather_uneven(rows: Tensor) -> Tensor:
+def all_gather_uneven_rows(rows: Tensor) -> Tensor:
     """(n_r, ...) on each rank, where n_r may differ -> all of them in rank order."""
     if world_size() == 1:
         return rows
@@ -161,7 +161,7 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
-def all_ranks(flag: Tensor) -> Tensor:
+def all_reduce_and(flag: Tensor) -> Tensor:
     """Whether all ranks say yes, a boolean on the device; nothing waits for it."""
     if world_size() == 1:
         return flag

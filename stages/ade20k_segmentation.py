@@ -87,9 +87,9 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate_scenes
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import SegmentationTraining
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     data = ctx.inputs["data"].info
     config = segmentation_config(cfg, data["num_classes"])
     model = build_segmenter(trainable_vit(ctx, cfg), config.model, seed=cfg.seed)
@@ -106,7 +106,7 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     )
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
     if distributed.is_main():
-        save_backbone(
+        write_backbone_file(
             outputs["segmenter"],
             model.state_dict(),
             {"variant": cfg.variant, "classes": data["num_classes"]},
@@ -134,8 +134,8 @@ def trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":
         raise ValueError(
             f"scenes.crop {crop}: expected a multiple of the patch size {patch}, twice or more"
         )
-    vit.allocate_positions(cells, cells)
-    vit.recompute = cfg.activation_checkpointing
+    vit.set_position_grid(cells, cells)
+    vit.activation_checkpointing = cfg.activation_checkpointing
     return vit
 
 

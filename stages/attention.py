@@ -30,7 +30,7 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
         raise ValueError(
             f"data set {data.info['dataset']!r} has no validation images, which stage attention needs"
         )
-    device = distributed.init()
+    device = distributed.init_process_group()
     vit = load_vit(ctx, cfg.weights).to(device)
     if cfg.crop % vit.config.patch_size:
         raise ValueError(

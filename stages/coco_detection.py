@@ -89,12 +89,12 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     from mugs.transfer.detection.evaluate import compute_average_precision, detect_split
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
     from mugs.transfer.detection.train import DetectionTraining
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     config = detection_config(cfg, ctx.inputs["data"].info["num_classes"])
     vit = load_vit(ctx, cfg.weights, drop_path=cfg.detector.drop_path).requires_grad_(True)
-    vit.recompute = cfg.activation_checkpointing
+    vit.activation_checkpointing = cfg.activation_checkpointing
     model = build_detector(vit, config.detector, seed=cfg.seed)
     DetectionTraining(model, open_split(ctx, "train"), config, ctx.run_dir, device).train(
         ctx.control
@@ -104,7 +104,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     outputs = {"detector": ctx.run_dir / "weights" / "detector.safetensors"}
     rows = []
     if detections is not None:
-        save_backbone(
+        write_backbone_file(
             outputs["detector"], model.state_dict(), {"classes": config.detector.num_classes}
         )
         outputs["detections"] = detections

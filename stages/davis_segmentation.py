@@ -33,7 +33,7 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     from mugs.data.dense.davis import VideoFolder
     from mugs.transfer.video.evaluate import CAPTION, evaluate_videos
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     videos = VideoFolder(read_root(ctx))
     vit = load_vit(ctx, cfg.weights)
     outputs, rows, captions = {}, [], {}

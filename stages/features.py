@@ -39,7 +39,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
     from mugs.evaluation.feature_store import StoreLayout, extract_split
 
     classes = num_classes(ctx)
-    device = distributed.init()
+    device = distributed.init_process_group()
     data, vit = ctx.inputs["data"], load_vit(ctx, cfg.weights).to(device)
     folder = ctx.run_dir / "features"
     for split in ("train", "val"):

@@ -159,10 +159,10 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     from mugs import distributed
     from mugs.data.sources.open import open_source
     from mugs.finetune.train import Finetuning
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
     classes = num_classes(ctx)
-    device = distributed.init()
+    device = distributed.init_process_group()
     data, source_info = ctx.inputs["data"], ctx.inputs["weights"].info
     train: Source = open_source(data.output("train"))
     if cfg.labelled is not None:
@@ -174,7 +174,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
     if distributed.is_main():
-        save_backbone(
+        write_backbone_file(
             path,
             dict(model.state_dict()),
             {"arch": arch, "weights": "finetuned", "num_classes": classes},
@@ -221,7 +221,7 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "ImageC
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             vit = build_vit(shape, drop_path=cfg.drop_path)
-    vit.recompute = cfg.activation_checkpointing
+    vit.activation_checkpointing = cfg.activation_checkpointing
     if cfg.compile:
         for block in vit.blocks:
             block.compile()
@@ -236,7 +236,7 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "ImageC
 def load_projection(ctx: StageContext, head: "nn.Module") -> None:
     """The first layer of the pretraining's group head into that of a two-layer head. Raises ValueError."""
     from mugs.finetune.classifier import load_first_layer
-    from mugs.weights.backbone_file import load_backbone
+    from mugs.weights.backbone_file import read_backbone_file
 
     entry = ctx.inputs["weights"]
     if "projection" not in entry.outputs:
@@ -244,7 +244,7 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
             f"head.init pretrained: run {entry.name!r} has no output 'projection'; use random"
         )
     check_intact(entry, "projection")
-    load_first_layer(head, load_backbone(entry.output("projection"))[0])
+    load_first_layer(head, read_backbone_file(entry.output("projection"))[0])
 
 
 def settings(cfg: FinetuneConfig) -> "Settings":

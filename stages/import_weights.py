@@ -72,9 +72,9 @@ def save(found: "Imported", path: Path) -> None:
     """Write the backbone in our format."""
     from dataclasses import asdict
 
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
-    save_backbone(
+    write_backbone_file(
         path, dict(found.vit.state_dict()), {"arch": asdict(found.vit.config), "weights": "teacher"}
     )
 

@@ -67,9 +67,14 @@ class Pretraining:
         """Where the teacher of an epoch is, once it is there: 0 is the start."""
         if epoch == 0:
             return self.run_dir / "weights" / f"{INITIAL}.safetensors"
-        from mugs.checkpoint.record import folder_name
+        from mugs.checkpoint.record import checkpoint_name
 
-        return self.run_dir / "checkpoints" / folder_name(self.steps[epoch]) / "teacher.safetensors"
+        return (
+            self.run_dir
+            / "checkpoints"
+            / checkpoint_name(self.steps[epoch])
+            / "teacher.safetensors"
+        )
 
     def silent_minutes(self) -> float:
         """Time since it last showed life: an attempt, progress, a checkpoint."""
@@ -87,7 +92,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     from mugs import distributed
     from mugs.engine.progress import Progress
 
-    distributed.init()
+    distributed.init_process_group()
     pretraining = find(ctx, cfg)
     began, path, quiet = time.monotonic(), ctx.run_dir / "progress.json", not distributed.is_main()
     progress = Progress(
@@ -99,7 +104,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
         quiet=quiet,
     )
     while (
-        chosen := distributed.on_main(lambda: next_epoch(ctx, cfg, pretraining, began))
+        chosen := distributed.run_on_main(lambda: next_epoch(ctx, cfg, pretraining, began))
     ) != "none":
         if chosen == "wait":
             time.sleep(cfg.poll_seconds)
@@ -204,14 +209,14 @@ def identity(pretraining: Pretraining, epoch: int) -> str | None:
 
 def is_good(file: Path) -> bool:
     """Whether a weights file is there and whole; a bad checkpoint may be written again by a pretraining that runs."""
-    from mugs.checkpoint.record import CheckpointError, verify
+    from mugs.checkpoint.record import CheckpointError, verify_checkpoint
 
     if not file.exists():
         return False
     if file.stem == INITIAL:
         return True
     try:
-        verify(file.parent, only=file.name)
+        verify_checkpoint(file.parent, only=file.name)
     except CheckpointError as error:
         logger.warning("%s", error)
         return False
@@ -241,11 +246,11 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
 
 def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     """The frozen teacher after an epoch. Raises CheckpointError and WeightsError naming the file."""
-    from mugs.checkpoint.save_load import load_part
-    from mugs.weights.backbone_file import backbone_state, load_exactly, read_vit
+    from mugs.checkpoint.save_load import load_state_dict_file
+    from mugs.weights.backbone_file import extract_backbone_state, load_backbone, load_strictly
 
-    vit, file = read_vit(pretraining.file(0)), pretraining.file(epoch)
+    vit, file = load_backbone(pretraining.file(0)), pretraining.file(epoch)
     if epoch:
-        state, _ = backbone_state({"teacher": load_part(file.parent, "teacher")})
-        load_exactly(vit, state, file)
+        state, _ = extract_backbone_state({"teacher": load_state_dict_file(file.parent, "teacher")})
+        load_strictly(vit, state, file)
     return vit.eval().requires_grad_(False)

@@ -101,7 +101,7 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     from mugs.engine.precision import allow_tf32
     from mugs.evaluation.linear import LinearProbeTraining
 
-    classes, device = num_classes(ctx), distributed.init()
+    classes, device = num_classes(ctx), distributed.init_process_group()
     allow_tf32(device)
     probe = linear_probe(cfg)
     batches, steps, validation = probe_data(ctx, cfg, device)

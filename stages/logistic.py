@@ -69,7 +69,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     from mugs.evaluation.feature_store import FeatureStore
     from mugs.evaluation.logistic import fit_logistic_regression, top1_accuracy
 
-    device, world = distributed.init(), distributed.world_size()
+    device, world = distributed.init_process_group(), distributed.world_size()
     if not distributed.is_main():
         logger.info(
             "nothing to do on rank %d: logistic regression runs on rank 0 of %d",
@@ -127,11 +127,11 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
 
 def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "LogisticFit") -> None:
     """Write the result of a penalty, and of which features it is."""
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
     facts = {"objective": found.objective, "gap": found.gap, "iterations": found.iterations}
     meta = {"features": ctx.inputs["features"].outputs["features"].sha256, "fit": facts}
-    save_backbone(cfg.kept(ctx.run_dir, penalty), {"weight": found.weight}, meta)
+    write_backbone_file(cfg.kept(ctx.run_dir, penalty), {"weight": found.weight}, meta)
 
 
 def read_fit(
@@ -139,13 +139,13 @@ def read_fit(
 ) -> "LogisticFit | None":
     """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
     from mugs.evaluation.logistic import LogisticFit
-    from mugs.weights.backbone_file import WeightsError, load_backbone
+    from mugs.weights.backbone_file import WeightsError, read_backbone_file
 
     path = cfg.kept(ctx.run_dir, penalty)
     if not path.exists():
         return None
     try:
-        state, meta = load_backbone(path)
+        state, meta = read_backbone_file(path)
         if (
             meta["features"] == ctx.inputs["features"].outputs["features"].sha256
             and state["weight"].shape == shape

@@ -159,9 +159,9 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     from mugs.data.sources.open import open_source
     from mugs.methods import METHODS, MugsConfig
     from mugs.pretrain.train import pretrain
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     method = METHODS[cfg.method](MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
     method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
@@ -178,7 +178,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
             for k, v in net.backbone.state_dict().items()
             if not k.startswith("relation_blocks.")
         }
-        save_backbone(outputs[name], state, {"arch": arch, "weights": name})
+        write_backbone_file(outputs[name], state, {"arch": arch, "weights": name})
 
     if distributed.is_main() and not outputs["initial"].exists():
         export("initial")
@@ -196,7 +196,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     if (head := method.teacher.group_head) is not None:
         outputs["projection"] = ctx.run_dir / "weights" / "projection.safetensors"
         if distributed.is_main():
-            save_backbone(
+            write_backbone_file(
                 outputs["projection"], head.projector[0].state_dict(), {"weights": "projection"}
             )
     distributed.barrier()
@@ -214,7 +214,7 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
 def train_config(cfg: PretrainConfig) -> "TrainConfig":
     """The engine's configuration."""
     from mugs.data.views.config import ViewRecipe
-    from mugs.methods.calibration import targets
+    from mugs.methods.calibration import load_calibration_targets
     from mugs.pretrain.config import TrainConfig
     from mugs.pretrain.step import StepConfig
 
@@ -225,5 +225,9 @@ def train_config(cfg: PretrainConfig) -> "TrainConfig":
     )
     views = ViewRecipe(**cfg.views.model_dump())
     return same_named(
-        TrainConfig, cfg, step=step, views=views, calibration=targets(cfg.calibration)
+        TrainConfig,
+        cfg,
+        step=step,
+        views=views,
+        calibration=load_calibration_targets(cfg.calibration),
     )

@@ -32,6 +32,6 @@ def on_rank(
     )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or it would be NCCL
     torch.set_num_threads(1)
-    distributed.init(timeout_minutes=2)
+    distributed.init_process_group(timeout_minutes=2)
     function(rank, *args)
-    distributed.shutdown()
+    distributed.destroy_process_group()

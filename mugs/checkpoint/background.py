@@ -10,14 +10,14 @@ from threading import Event
 from typing import Any
 
 from mugs.checkpoint.host_copy import HostCopy
-from mugs.checkpoint.save_load import Parts, SavePolicy, save_checkpoint, state_bytes
-from mugs.checkpoint.space import gigabytes
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, save_checkpoint, state_bytes
+from mugs.checkpoint.space import format_bytes
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveReport:
     """Seconds that training stood still for a checkpoint, and until it was on disk for good, from the same start."""
 
     step: int
@@ -42,21 +42,21 @@ class BackgroundWriter:
         self.folder, self.policy = folder, policy
         self.copy, self.stop = HostCopy(), Event()
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self.running: Future[Saved] | None = None
+        self.running: Future[SaveReport] | None = None
 
-    def save(self, step: int, parts: Parts, meta: Mapping[str, Any]) -> Saved | None:
+    def save(self, step: int, parts: StateDicts, meta: Mapping[str, Any]) -> SaveReport | None:
         """Copy the state and start to write it; waits for the write before, and returns what that took.
 
         Raises CheckpointError when the write before failed.
         """
         began = time.monotonic()
         before = self.wait()
-        copied = self.copy.take(parts)
+        copied = self.copy.copy_from(parts)
         stall = time.monotonic() - began
         self.running = self.pool.submit(self._write, step, copied, meta, began, stall)
         return before
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SaveReport | None:
         """Wait until the write in flight, if any, is on disk; raises its error."""
         running, self.running = self.running, None
         return None if running is None else running.result()
@@ -72,8 +72,8 @@ class BackgroundWriter:
             self.pool.shutdown()
 
     def _write(
-        self, step: int, parts: Parts, meta: Mapping[str, Any], began: float, stall: float
-    ) -> Saved:
+        self, step: int, parts: StateDicts, meta: Mapping[str, Any], began: float, stall: float
+    ) -> SaveReport:
         durable = [began]
 
         def published() -> None:
@@ -82,8 +82,8 @@ class BackgroundWriter:
         save_checkpoint(
             self.folder, step, parts, meta, policy=self.policy, stop=self.stop, published=published
         )
-        saved = Saved(step, state_bytes(parts), round(stall, 4), round(durable[-1] - began, 4))
-        size = gigabytes(saved.bytes)
+        saved = SaveReport(step, state_bytes(parts), round(stall, 4), round(durable[-1] - began, 4))
+        size = format_bytes(saved.bytes)
         took = (
             f"training stood still for {saved.stall_s:.2f} s, on disk after {saved.durable_s:.2f} s"
         )

@@ -12,7 +12,7 @@ class HostCopy:
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, str], Tensor] = {}
 
-    def take(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    def copy_from(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Copy tensors by part and name; the former copy is overwritten. Returns when the copy is complete."""
         sources = {
             (part, name): tensor

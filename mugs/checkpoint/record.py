@@ -25,7 +25,7 @@ from pipeline.files import hash_file, sync_path, write_new_file
 
 logger = logging.getLogger(__name__)
 FORMAT = 2
-RECORD = "state.json"
+RECORD_NAME = "state.json"
 RECORD_LIMIT = 64 << 20
 _FOLDER = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step_\d{8,}|room)\..*tmp")
@@ -47,7 +47,7 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckpointRecord:
     """Content of `state.json`: `meta` is what the task noted, `files` maps names to what was written."""
 
     step: int
@@ -55,26 +55,26 @@ class Record:
     files: Mapping[str, StoredFile]
 
 
-def folder_name(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """Name of the folder of a step."""
     return f"step_{step:08d}"
 
 
-def step_of(path: Path) -> int:
+def checkpoint_step(path: Path) -> int:
     """Step of a checkpoint folder, by its name."""
     found = _FOLDER.fullmatch(path.name)
     assert found is not None, path
     return int(found[1])
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first, unverified; leftovers of interrupted writes are not among them."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=step_of)
+    return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=checkpoint_step)
 
 
-def leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
+def list_leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
     """What writes and removals left behind that were cut short; with `attempt`, not those of newer attempts."""
     found = (
         sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name))
@@ -85,26 +85,26 @@ def leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
     return [path for path, tag in tags if attempt is None or tag is None or int(tag[1]) <= attempt]
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: CheckpointRecord) -> None:
     """Write `state.json` into a checkpoint folder. Raises TypeError for notes that are not JSON."""
     content = {"format": FORMAT, **asdict(record)}
     text = json.dumps(with_checksum(json.loads(json.dumps(content))), indent=1)
-    write_new_file(path / RECORD, [text.encode()])
+    write_new_file(path / RECORD_NAME, [text.encode()])
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> CheckpointRecord:
     """Read and check the `state.json` of a checkpoint folder. Raises CheckpointError naming it."""
-    file = path / RECORD
+    file = path / RECORD_NAME
     try:
-        require_plain(file, limit=RECORD_LIMIT)
+        check_plain_file(file, limit=RECORD_LIMIT)
         content = verify_checksum(json.loads(file.read_text(encoding="utf-8")))
         if content["format"] != FORMAT:
             raise CheckpointError(
                 f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}"
             )
         files = {name: StoredFile(**facts) for name, facts in content["files"].items()}
-        record = Record(content["step"], content["meta"], files)
-        name_it_has = folder_name(record.step)
+        record = CheckpointRecord(content["step"], content["meta"], files)
+        name_it_has = checkpoint_name(record.step)
     except ChecksumError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -123,7 +123,7 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def require_plain(file: Path, *, size: int | None = None, limit: int | None = None) -> None:
+def check_plain_file(file: Path, *, size: int | None = None, limit: int | None = None) -> None:
     """Raise CheckpointError unless it is a regular file, no link, of the given size or at most the limit."""
     if file.is_symlink() or file.parent.is_symlink():
         raise CheckpointError(f"{file}: reached through a symbolic link, which is not followed")
@@ -136,7 +136,7 @@ def require_plain(file: Path, *, size: int | None = None, limit: int | None = No
         raise CheckpointError(f"{file}: {found} bytes, at most {limit} are read")
 
 
-def verify(path: Path, only: str | None = None) -> Record:
+def verify_checkpoint(path: Path, only: str | None = None) -> CheckpointRecord:
     """Check a checkpoint folder: record, sizes and SHA-256 of all files, or of one.
 
     Raises CheckpointError naming the bad one.
@@ -147,7 +147,7 @@ def verify(path: Path, only: str | None = None) -> Record:
     for name, facts in record.files.items():
         if only not in (None, name):
             continue
-        require_plain(path / name, size=facts.size)
+        check_plain_file(path / name, size=facts.size)
         try:
             found = hash_file(path / name)
         except OSError as error:
@@ -157,13 +157,13 @@ def verify(path: Path, only: str | None = None) -> Record:
     return record
 
 
-def stored_bytes(folder: Path) -> int:
+def total_checkpoint_bytes(folder: Path) -> int:
     """Bytes of all checkpoints in a folder."""
-    files = (file for path in checkpoints(folder) for file in path.glob("*"))
+    files = (file for path in list_checkpoints(folder) for file in path.glob("*"))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def set_aside(path: Path) -> Path:
+def quarantine_checkpoint(path: Path) -> Path:
     """Rename a checkpoint that is not good to `bad_...`, where nobody looks for one."""
     target = path.with_name(f"bad_{path.name}")
     if target.exists():
@@ -174,7 +174,7 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint so that at no moment a part of it looks like one."""
     doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     os.rename(path, doomed)
@@ -183,10 +183,10 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path, attempt: int | None = None) -> None:
     """Remove what interrupted writes and removals left, those of newer attempts excepted; see `discard`."""
-    discard(leftovers(folder, attempt))
+    delete_leftovers(list_leftovers(folder, attempt))
 
 
-def discard(paths: Iterable[Path]) -> None:
+def delete_leftovers(paths: Iterable[Path]) -> None:
     """Remove leftovers; what cannot be removed is named in the log."""
     for path in paths:
         try:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mugs.checkpoint.record import (
     CheckpointError,
-    checkpoints,
-    discard,
-    leftovers,
-    set_aside,
-    verify,
+    delete_leftovers,
+    list_checkpoints,
+    list_leftovers,
+    quarantine_checkpoint,
+    verify_checkpoint,
 )
 
 IN_USE_S = 3600.0
@@ -26,30 +26,30 @@ class Inspection:
     repaired: list[str] = field(default_factory=list)
 
 
-def inspect(folder: Path, *, repair: bool = False) -> Inspection:
+def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
     """Verify every checkpoint in a folder.
 
     With `repair`, leftovers of interrupted writes are removed and bad checkpoints set aside as `bad_...`; not where no
     good one is left, since a run would then start over without a word.
     """
     found, bad = Inspection(), {}
-    for path in checkpoints(folder):
+    for path in list_checkpoints(folder):
         try:
-            verify(path)
+            verify_checkpoint(path)
             found.good += 1
         except CheckpointError as error:
             if path.exists():  # a running training may have removed it just now
                 bad[path] = str(error)
     for path, problem in bad.items():
         if repair and found.good:
-            found.repaired.append(f"{problem}; set aside as {set_aside(path).name}")
+            found.repaired.append(f"{problem}; set aside as {quarantine_checkpoint(path).name}")
         else:
             found.problems.append(
                 problem + ("" if found.good else "; there is no good one to go on from")
             )
-    old = [path for path in leftovers(folder) if _idle(path)]
+    old = [path for path in list_leftovers(folder) if _idle(path)]
     if repair:
-        discard(old)
+        delete_leftovers(old)
     for path in old:
         (found.problems if path.exists() else found.repaired).append(
             f"{path}: left over from an interrupted write"

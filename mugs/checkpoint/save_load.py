@@ -17,27 +17,22 @@ from typing import Any
 from torch import Tensor
 
 from mugs.checkpoint import record
-from mugs.checkpoint.record import CheckpointError, Record, checkpoints, folder_name, verify
-from mugs.checkpoint.space import gigabytes, patiently, require_room
+from mugs.checkpoint.record import (
+    CheckpointError,
+    CheckpointRecord,
+    checkpoint_name,
+    list_checkpoints,
+    verify_checkpoint,
+)
+from mugs.checkpoint.space import check_free_space, format_bytes, retry_disk_errors
 from mugs.checkpoint.tensors import read_tensors, write_tensors
 from pipeline.files import make_folder, replace_atomically
 
-__all__ = [
-    "CheckpointError",
-    "Parts",
-    "SavePolicy",
-    "checkpoints",
-    "load_checkpoint",
-    "load_latest",
-    "load_part",
-    "retain",
-    "save_checkpoint",
-]
 logger = logging.getLogger(__name__)
-Parts = dict[str, dict[str, Tensor]]
+StateDicts = dict[str, dict[str, Tensor]]
 
 
-def anyone() -> None:
+def allow_every_write() -> None:
     """The fence of a run that has no other attempts."""
 
 
@@ -59,7 +54,7 @@ class SavePolicy:
     milestone_steps: int = 0
     retry_seconds: float = 600.0
     attempt: int = 1
-    fence: Callable[[], None] = anyone
+    check_may_write: Callable[[], None] = allow_every_write
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -70,20 +65,22 @@ class SavePolicy:
         return self.milestone_steps > 0 and step % self.milestone_steps == 0
 
 
-def state_bytes(parts: Parts) -> int:
+def state_bytes(parts: StateDicts) -> int:
     """Bytes of all tensors."""
     return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
 
 
-def require_room_for_run(folder: Path, parts: Parts, total_steps: int, policy: SavePolicy) -> None:
+def check_free_space_for_run(
+    folder: Path, parts: StateDicts, total_steps: int, policy: SavePolicy
+) -> None:
     """Raise CheckpointError unless all that is kept, and one checkpoint in the making, fit beside what is there."""
     milestones = total_steps // policy.milestone_steps if policy.milestone_steps else 0
     size = state_bytes(parts)
     count = policy.keep + milestones + 1
-    purpose = f"{count} checkpoints of {gigabytes(size)}, less what they take already"
+    purpose = f"{count} checkpoints of {format_bytes(size)}, less what they take already"
     try:
         make_folder(folder)
-        require_room(folder, count * size - record.stored_bytes(folder), purpose)
+        check_free_space(folder, count * size - record.total_checkpoint_bytes(folder), purpose)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: {error.strerror}; make room, or keep fewer checkpoints"
@@ -93,12 +90,12 @@ def require_room_for_run(folder: Path, parts: Parts, total_steps: int, policy: S
 def save_checkpoint(
     folder: Path,
     step: int,
-    parts: Parts,
+    parts: StateDicts,
     meta: Mapping[str, Any],
     *,
     policy: SavePolicy | None = None,
     stop: Event | None = None,
-    published: Callable[[], None] = anyone,
+    published: Callable[[], None] = allow_every_write,
 ) -> Path:
     """Write `step_XXXXXXXX` and remove what the policy does not keep; a good one of that step is left as it is.
 
@@ -106,77 +103,79 @@ def save_checkpoint(
     Raises CheckpointError when it cannot be written; older ones are intact then.
     """
     policy = policy or SavePolicy()
-    target = folder / folder_name(step)
+    target = folder / checkpoint_name(step)
 
     def attempt() -> None:
-        policy.fence()
+        policy.check_may_write()
         _tidy(folder, step, policy)
         if not target.exists():
             _write(target, step, parts, meta, policy)
         published()
         _read_back(target)
 
-    patiently(
+    retry_disk_errors(
         attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event()
     )
-    policy.fence()
-    retain(folder, target, policy)
+    policy.check_may_write()
+    remove_old_checkpoints(folder, target, policy)
     return target
 
 
 def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
     """Remove leftovers; set aside what is in the way or would pass for newer, and is not good."""
     record.remove_leftovers(folder, policy.attempt)
-    for path in checkpoints(folder):
-        if record.step_of(path) >= step:
+    for path in list_checkpoints(folder):
+        if record.checkpoint_step(path) >= step:
             try:
-                verify(path)
+                verify_checkpoint(path)
             except CheckpointError as error:
                 logger.warning("%s", error)
-                record.set_aside(path)
+                record.quarantine_checkpoint(path)
 
 
 def _write(
-    target: Path, step: int, parts: Parts, meta: Mapping[str, Any], policy: SavePolicy
+    target: Path, step: int, parts: StateDicts, meta: Mapping[str, Any], policy: SavePolicy
 ) -> None:
     make_folder(target.parent)
-    require_room(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
-    with replace_atomically(target, f"attempt{policy.attempt}", policy.fence) as temporary:
+    check_free_space(target.parent, state_bytes(parts), f"the checkpoint of step {step}")
+    with replace_atomically(
+        target, f"attempt{policy.attempt}", policy.check_may_write
+    ) as temporary:
         temporary.mkdir()
         files = {f"{name}.safetensors": tensors for name, tensors in parts.items()}
         stored = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
-        record.write_record(temporary, Record(step, meta, stored))
+        record.write_record(temporary, CheckpointRecord(step, meta, stored))
 
 
 def _read_back(target: Path) -> None:
     """Read what was written; when it is not that, set it aside and raise EIO, so that it is written again."""
     try:
-        verify(target)
+        verify_checkpoint(target)
     except CheckpointError as error:
-        record.set_aside(target)
+        record.quarantine_checkpoint(target)
         raise OSError(
             errno.EIO, f"read back wrong right after it was written ({error})", str(target)
         ) from error
 
 
-def retain(folder: Path, newest: Path, policy: SavePolicy) -> None:
+def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> None:
     """Remove old checkpoints; `newest` has been read back and stays whatever else there is."""
-    for old in checkpoints(folder)[: -policy.keep]:
-        if old != newest and not policy.is_milestone(record.step_of(old)):
+    for old in list_checkpoints(folder)[: -policy.keep]:
+        if old != newest and not policy.is_milestone(record.checkpoint_step(old)):
             try:
-                record.remove(old)
+                record.remove_checkpoint(old)
             except OSError as error:
                 logger.warning("%s: no longer needed, cannot be removed (%s)", old, error)
 
 
-def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
+def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
     """Step, parts and meta of the newest checkpoint that verifies, None when there is none at all.
 
     Raises CheckpointError when there are checkpoints and none of them is good: starting over in silence would throw
     the work away.
     """
     reasons = []
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
@@ -190,15 +189,15 @@ def load_latest(folder: Path) -> tuple[int, Parts, dict[str, Any]] | None:
     return None
 
 
-def load_checkpoint(path: Path) -> tuple[int, Parts, dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[int, StateDicts, dict[str, Any]]:
     """Verify and read one checkpoint. Raises CheckpointError naming the bad file."""
-    found = verify(path)
+    found = verify_checkpoint(path)
     parts = {os.path.splitext(name)[0]: read_tensors(path / name) for name in found.files}
     return found.step, parts, dict(found.meta)
 
 
-def load_part(path: Path, name: str) -> dict[str, Tensor]:
+def load_state_dict_file(path: Path, name: str) -> dict[str, Tensor]:
     """Verify and read one part of a checkpoint. Raises CheckpointError naming the bad file."""
     file = f"{name}.safetensors"
-    verify(path, only=file)
+    verify_checkpoint(path, only=file)
     return read_tensors(path / file)

@@ -5,54 +5,56 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mugs import distributed
-from mugs.checkpoint.background import BackgroundWriter, Saved
-from mugs.checkpoint.save_load import Parts, SavePolicy, require_room_for_run
+from mugs.checkpoint.background import BackgroundWriter, SaveReport
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, check_free_space_for_run
 from pipeline.control import Control
 
 
-class State(Protocol):
+class SavedTask(Protocol):
     """What is saved of a task."""
 
     total_steps: int
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         """Tensors to save, by file and name; called on all ranks, which may gather them."""
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """JSON-able facts to save beside them."""
 
 
-class Saver:
+class CheckpointSaver:
     """Saves a task's state into `folder`; how long it took goes into `metrics.jsonl` beside the folder.
 
     Every call is made by all ranks together, and raises on all of them what goes wrong on rank 0.
     """
 
-    def __init__(self, task: State, folder: Path, policy: SavePolicy, control: Control) -> None:
+    def __init__(self, task: SavedTask, folder: Path, policy: SavePolicy, control: Control) -> None:
         self.task, self.policy, self.control = task, policy, control
         self.metrics = folder.parent / "metrics.jsonl"
         self.writer = BackgroundWriter(folder, policy)
-        parts = task.parts()
-        distributed.on_main(lambda: require_room_for_run(folder, parts, task.total_steps, policy))
+        parts = task.state_dicts()
+        distributed.run_on_main(
+            lambda: check_free_space_for_run(folder, parts, task.total_steps, policy)
+        )
 
-    def due(self, step: int, every: int) -> bool:
+    def is_due(self, step: int, every: int) -> bool:
         """Whether a checkpoint is taken after this step."""
         return step % every == 0 or step == self.task.total_steps or self.policy.is_milestone(step)
 
     def save(self, step: int) -> None:
         """Copy the state and let it be written; first waits for the write before."""
-        parts, notes = self.task.parts(), self.task.notes()
-        distributed.on_main(lambda: self._note(self.writer.save(step, parts, notes)))
+        parts, notes = self.task.state_dicts(), self.task.metadata()
+        distributed.run_on_main(lambda: self._note(self.writer.save(step, parts, notes)))
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on disk."""
-        distributed.on_main(lambda: self._note(self.writer.wait()))
+        distributed.run_on_main(lambda: self._note(self.writer.wait()))
 
     def close(self) -> None:
         """Let no write outlive the training; errors are only logged."""
         self.writer.close()
 
-    def _note(self, saved: Saved | None) -> None:
+    def _note(self, saved: SaveReport | None) -> None:
         if saved is not None:
             self.control.saved(saved.step, saved.durable_s)
             try:

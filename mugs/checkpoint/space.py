@@ -14,12 +14,12 @@ from typing import TypeVar
 from mugs.checkpoint.record import CheckpointError
 
 logger = logging.getLogger(__name__)
-TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+TRANSIENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 _LONGEST_PAUSE_S = 60.0
 _Result = TypeVar("_Result")
 
 
-def gigabytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """Bytes for people: 1234567890 -> 1.23 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
@@ -27,7 +27,7 @@ def gigabytes(size: int) -> str:
     return f"{size} bytes"
 
 
-def require_room(folder: Path, needed: int, purpose: str) -> None:
+def check_free_space(folder: Path, needed: int, purpose: str) -> None:
     """Raise OSError (ENOSPC, EDQUOT) saying where, how much there is and how much is needed, unless that fits.
 
     Free space is asked for, and where the file system can, the bytes are reserved for a moment: a quota shows only so.
@@ -36,13 +36,13 @@ def require_room(folder: Path, needed: int, purpose: str) -> None:
         return
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
-    lack = f"{gigabytes(free)} free, {gigabytes(needed)} needed for {purpose}"
+    lack = f"{format_bytes(free)} free, {format_bytes(needed)} needed for {purpose}"
     if free < needed:
         raise OSError(errno.ENOSPC, f"not enough room: {lack}", str(folder))
     probe = folder / f".room.{uuid.uuid4().hex[:8]}.tmp"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        code = reserve(descriptor, needed)
+        code = reserve_space(descriptor, needed)
     finally:
         os.close(descriptor)
         os.unlink(probe)
@@ -50,7 +50,7 @@ def require_room(folder: Path, needed: int, purpose: str) -> None:
         raise OSError(code, f"{os.strerror(code)} (a quota?): {lack}", str(folder))
 
 
-def reserve(descriptor: int, size: int) -> int:
+def reserve_space(descriptor: int, size: int) -> int:
     """Allocate `size` bytes of an open file; 0, or the error number (EOPNOTSUPP where the file system cannot).
 
     Not os.posix_fallocate, which writes to every block where the file system cannot.
@@ -63,7 +63,7 @@ def reserve(descriptor: int, size: int) -> int:
     return 0 if fallocate(descriptor, 0, 0, size) == 0 else ctypes.get_errno()
 
 
-def patiently(
+def retry_disk_errors(
     work: Callable[[], _Result], what: str, *, seconds: float, stop: Event, first_pause: float = 1.0
 ) -> _Result:
     """Call `work` again while the disk is full or stumbles (ENOSPC, EDQUOT, EIO, ESTALE), at growing intervals.
@@ -81,7 +81,7 @@ def patiently(
                 if error.filename
                 else f"{what}: {error}"
             )
-            if error.errno not in TRANSIENT:
+            if error.errno not in TRANSIENT_ERRORS:
                 raise CheckpointError(reason) from error
             left = end - time.monotonic()
             if left <= 0 or stop.is_set():

@@ -17,8 +17,8 @@ from torch import Tensor
 from mugs.checkpoint.record import CheckpointError, StoredFile
 from pipeline.files import write_new_file
 
-CHUNK = 16 << 20
-DTYPES = {
+CHUNK_BYTES = 16 << 20
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -46,13 +46,13 @@ def write_tensors(
     first = 0
     for name in order:
         tensor = tensors[name]
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise TypeError(
-                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPES))}"
+                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPE_NAMES))}"
             )
         end = first + tensor.nbytes
         table[name] = {
-            "dtype": DTYPES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [first, end],
         }
@@ -67,8 +67,8 @@ def write_tensors(
             data = (
                 tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             )
-            for start in range(0, len(data), CHUNK):
-                yield data[start : start + CHUNK]
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield data[start : start + CHUNK_BYTES]
 
     return StoredFile(len(head) + first, write_new_file(path, chunks()))
 

@@ -12,7 +12,7 @@ from mugs.engine.step import StepResult
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CalibrationComparison:
     """An epoch's means over `steps` of its `of` steps and all ranks, with the targets of the same names."""
 
     epoch: int
@@ -26,7 +26,7 @@ class Comparison:
         """Ours against the target, in percent of it."""
         return {name: 100 * (self.ours[name] / target - 1) for name, target in self.target.items()}
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """One line for a log."""
         parts = [
             f"{n} {self.ours[n]:.4f} (target {t:.4f}, {self.deviation[n]:+.1f}%)"
@@ -35,7 +35,7 @@ class Comparison:
         partial = f" over {self.steps} of {self.of} steps only" if self.steps < self.of else ""
         return f"calibration, epoch {self.epoch}{partial}: {', '.join(parts)}"
 
-    def record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, Any]:
         """The same for a file."""
         numbers = {"ours": self.ours, "target": self.target, "deviation_percent": self.deviation}
         return {**numbers, "partial": self.steps < self.of}
@@ -72,7 +72,7 @@ class EpochMeans:
         self.sums = values if self.sums is None else self.sums.to(values.device) + values
         self.steps += 1
 
-    def compare(self, step: int) -> Comparison | None:
+    def compare_with_target(self, step: int) -> CalibrationComparison | None:
         """The finished epoch beside its target, None within an epoch or where there is no target."""
         if (
             (step + 1) % self.steps_per_epoch
@@ -84,7 +84,7 @@ class EpochMeans:
             zip(self.names, (all_reduce_mean(self.sums) / self.steps).tolist(), strict=True)
         )
         target = {name: value for name, value in self.targets[self.epoch].items() if name in means}
-        return Comparison(
+        return CalibrationComparison(
             self.epoch, {n: means[n] for n in target}, target, self.steps, self.steps_per_epoch
         )
 

@@ -14,7 +14,7 @@ class StaleWriterError(RuntimeError):
     """A newer attempt of this training has started; this one must not write any more."""
 
 
-class Unattended:
+class NullControl:
     """`pipeline.control.Control` without a job: nobody stops the training, nobody else writes."""
 
     attempt = 1
@@ -41,7 +41,7 @@ class Unattended:
         """Nobody listens."""
 
 
-class StopVote:
+class StopConsensus:
     """Whether any rank was asked to stop: cast after a step, counted after the next, the same on all ranks.
 
     The votes travel over a gloo group of their own while the next step runs, so that no device waits for them.
@@ -53,7 +53,7 @@ class StopVote:
         self.vote: Tensor | None = None
         self.work: dist.Work | None = None
 
-    def stop(self) -> bool:
+    def agree_to_stop(self) -> bool:
         """Count the votes of the step before and cast those of this one. Every rank calls it after every step."""
         if self.group is None:
             return self.control.stop_requested()
@@ -79,7 +79,7 @@ class StopVote:
             self.group = None
 
 
-def fence(control: Control) -> None:
+def check_may_write(control: Control) -> None:
     """Raise StaleWriterError when a newer attempt has started."""
     if not control.may_write():
         raise StaleWriterError(

@@ -13,7 +13,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient was not finite; no weight was touched by it."""
 
 
-def write_failure(
+def write_nonfinite_record(
     run_dir: Path, step: int, epoch: int, seed: int, ids: list[int], result: StepResult
 ) -> Path:
     """This rank's part of a bad step, into `run_dir/failures/`; every rank writes its own file.

@@ -9,10 +9,10 @@ from torch import nn
 from mugs.models.vit import ViT
 
 
-def layer_decay_groups(
+def build_layer_decay_groups(
     model: nn.Module, vit: ViT, decay: float, *, no_weight_decay: Sequence[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """Groups of the trained parameters of `model`, which contains `vit`, as `mugs.engine.optim.set_rates` wants them.
+    """Groups of the trained parameters of `model`, which contains `vit`, as `mugs.engine.optim.apply_rate_schedule` wants them.
 
     Scale decay ** (L + 1 - id) for L blocks: id 0 is patch embedding, class token and positions, id i + 1 block i, and
     L + 1 all the rest, the final LayerNorm included (timm's `param_groups_layer_decay` counts that to the last block).

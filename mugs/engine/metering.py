@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from mugs import distributed
 
 # Dense peaks in TFLOP/s (bf16, TF32) from the data sheets; the first name that is part of the device's counts.
-PEAKS = {
+PEAK_TFLOPS = {
     "H200": (989.0, 494.5),
     "H100 PCIe": (756.0, 378.0),
     "H100 NVL": (835.0, 417.5),
@@ -20,12 +20,12 @@ PEAKS = {
     "A100": (312.0, 156.0),
 }
 
-STATUS = Path("/proc/self/status")
+PROCESS_STATUS = Path("/proc/self/status")
 
 
-def device_peak(name: str, precision: str) -> float | None:
+def device_peak_tflops(name: str, precision: str) -> float | None:
     """TFLOP/s of a device at "bf16" or "fp32" (taken as TF32), None where unknown."""
-    found = [peaks for part, peaks in PEAKS.items() if part in name]
+    found = [peaks for part, peaks in PEAK_TFLOPS.items() if part in name]
     return found[0][precision != "bf16"] if found else None
 
 
@@ -33,7 +33,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory ever in use: allocated on a GPU, resident in this process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else []
     for (
         line
     ) in lines:  # not everywhere; a process started by a larger one takes over its `ru_maxrss`
@@ -50,7 +50,7 @@ class Meter:
     def __init__(self, device: torch.device, precision: str, flops: float) -> None:
         self.device, self.flops = device, flops
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.peak = device_peak(name, precision)
+        self.peak = device_peak_tflops(name, precision)
 
     def fields(self, steps: int, seconds: float) -> dict[str, Any]:
         """Peak memory of this rank, TFLOP/s of one device, and its share of the peak where that is known."""
@@ -59,7 +59,7 @@ class Meter:
         return {"peak_memory_mb": peak_memory_mb(self.device), "tflops": rate, "peak_share": share}
 
 
-class Trace:
+class TraceProfiler:
     """A profiler over `steps` steps after the first two; none when `steps` is 0. Opens in Perfetto."""
 
     def __init__(self, folder: Path, steps: int) -> None:

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from mugs import distributed
-from mugs.checkpoint.save_load import Parts
+from mugs.checkpoint.save_load import StateDicts
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
-from mugs.engine.optim import Rates, load_optimizer, optimizer_tensors
+from mugs.engine.optim import RateSchedule, flatten_optimizer_state, load_optimizer_state
 from mugs.engine.precision import allow_tf32
-from mugs.engine.step import Losses, guarded_step
+from mugs.engine.step import Losses, run_train_step
 from mugs.engine.step_log import LogSettings, StepLog
-from mugs.models.batch_norm import synchronised
+from mugs.models.batch_norm import convert_to_sync_batch_norm
 from pipeline.control import Control
 
 Batch = TypeVar("Batch")
 
 
-class Settings(Protocol):
+class TaskSettings(Protocol):
     """What is needed of a training's configuration."""
 
     @property
@@ -58,8 +58,8 @@ class ModelTask(ABC, Generic[Batch]):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: Rates,
-        config: Settings,
+        schedule: RateSchedule,
+        config: TaskSettings,
         run_dir: Path,
         device: torch.device,
         *,
@@ -103,12 +103,12 @@ class ModelTask(ABC, Generic[Batch]):
     def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
         """Leave the gradients of a batch in the network, which `wrapped` averages over ranks."""
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """What follows a step once it is logged."""
 
     def steps(self, start: int) -> Generator[None]:
         """One optimizer step per item: batch -> gradients -> update -> log."""
-        wrapped, batches = distributed.data_parallel(self.model), self.batches(start)
+        wrapped, batches = distributed.wrap_data_parallel(self.model), self.batches(start)
         self.log.open(start)
         with closing(self.log), closing(batches):
             for step in range(start, self.total_steps):
@@ -116,33 +116,33 @@ class ModelTask(ABC, Generic[Batch]):
                 batch = next(batches)
                 waited = time.monotonic() - waited
                 backward = partial(self.backward, wrapped, batch, step)
-                result = guarded_step(self.optimizer, self.schedule, step, backward)
-                self.log.record(step, result, self.sample_ids(batch), waited)
-                self.after(step)
+                result = run_train_step(self.optimizer, self.schedule, step, backward)
+                self.log.record_step(step, result, self.sample_ids(batch), waited)
+                self.after_step(step)
                 yield
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         """Every step so far was finite."""
         self.log.check_finite()
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         """Network and moments."""
         return {
             "model": dict(self.model.state_dict()),
-            "optimizer": optimizer_tensors(self.optimizer),
+            "optimizer": flatten_optimizer_state(self.optimizer),
         }
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Nothing besides the tensors."""
         return {}
 
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.model.load_state_dict(parts["model"])
-        load_optimizer(self.optimizer, parts["optimizer"])
+        load_optimizer_state(self.optimizer, parts["optimizer"])
 
 
-def ready(model: nn.Module, device: torch.device) -> None:
+def prepare_model(model: nn.Module, device: torch.device) -> None:
     """Put a model in training mode on its device, its batch statistics those of all ranks."""
     allow_tf32(device)
-    synchronised(model.to(device), device).train()
+    convert_to_sync_batch_norm(model.to(device), device).train()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Rates(Protocol):
+class RateSchedule(Protocol):
     """Learning rate and weight decay at every optimizer step."""
 
     @property
@@ -23,7 +23,9 @@ class Rates(Protocol):
         """What the log notes of a step."""
 
 
-def parameter_groups(model: nn.Module, patch_lr_scale: float) -> list[dict[str, object]]:
+def build_pretrain_parameter_groups(
+    model: nn.Module, patch_lr_scale: float
+) -> list[dict[str, object]]:
     """Four groups: main, patch convolution at a scaled rate, and the same two without weight decay.
 
     Without decay: names that end in `bias` and tensors of one dimension. Class token, position table and prototype
@@ -50,7 +52,9 @@ def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.Ad
 
     Moments are there from the start, zero, so that a checkpoint has the same tensors and size at every step.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, patch_lr_scale), lr=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        build_pretrain_parameter_groups(model, patch_lr_scale), lr=0.0, fused=True
+    )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
@@ -61,7 +65,7 @@ def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.Ad
     return optimizer
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an optimizer as `<parameter>.<name>` -> tensor."""
     state = optimizer.state_dict()["state"]
     return {
@@ -69,7 +73,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave; parameter groups stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -80,21 +84,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, schedule: Rates, step: int) -> None:
+def apply_rate_schedule(
+    optimizer: torch.optim.Optimizer, schedule: RateSchedule, step: int
+) -> None:
     """Learning rate and weight decay of every group for this step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr(step) * group["lr_scale"]
         group["weight_decay"] = schedule.wd(step) if group["decay"] else 0.0
 
 
-def guarded_update(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+def update_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     """Step of a fused optimizer, skipped on the device where `finite` is false: nothing waits, no weight goes bad."""
     optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()
 
 
 @torch.no_grad()
-def clip_each(parameters: list[nn.Parameter], limit: float) -> Tensor:
+def clip_each_tensor(parameters: list[nn.Parameter], limit: float) -> Tensor:
     """Scale each gradient by limit / (norm + 1e-6) where that is below one; returns the norms, before clipping.
 
     The whole list is handled by foreach kernels and nothing waits for the device.

@@ -65,12 +65,12 @@ class Progress:
             )
         elif not self.quiet and (last or now - self.last_log >= self.log_seconds):
             self.last_log = now
-            logger.info("%s", self.line(detail))
+            logger.info("%s", self.format_line(detail))
         if self.path is not None and (last or now - self.last_write >= 1.0):
             self.last_write = now
             self._write()
 
-    def line(self, detail: str = "") -> str:
+    def format_line(self, detail: str = "") -> str:
         """One plain line: how far, how fast, how long still."""
         text = (
             f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.rate_unit}"

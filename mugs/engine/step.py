@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
-from mugs.engine.optim import Rates, clip_each, guarded_update, set_rates
+from mugs.engine.optim import RateSchedule, apply_rate_schedule, clip_each_tensor, update_if_finite
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 """Total and losses by name, without gradient."""
@@ -27,23 +27,23 @@ class StepResult:
     finite: Tensor
 
 
-def guarded_step(
-    optimizer: torch.optim.Optimizer, rates: Rates, step: int, backward: Callable[[], Losses]
+def run_train_step(
+    optimizer: torch.optim.Optimizer, rates: RateSchedule, step: int, backward: Callable[[], Losses]
 ) -> StepResult:
     """Optimizer step `step` on the gradients that `backward` leaves; not finite on any rank, it changes nothing.
 
     The optimizer is a fused one; nothing waits for the device.
     """
-    set_rates(optimizer, rates, step)
+    apply_rate_schedule(optimizer, rates, step)
     optimizer.zero_grad(set_to_none=True)
     total, losses = backward()
-    norms = clip_each([p for group in optimizer.param_groups for p in group["params"]], 0.0)
-    finite = distributed.all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
-    guarded_update(optimizer, finite)
+    norms = clip_each_tensor([p for group in optimizer.param_groups for p in group["params"]], 0.0)
+    finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
+    update_if_finite(optimizer, finite)
     return StepResult(total, losses, finite)
 
 
-def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+def sync_gradients(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Average gradients over ranks in the last micro-batch's backward pass only."""
     return (
         model.no_sync()
@@ -52,7 +52,7 @@ def synced(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     )
 
 
-def micro_batch(batch_size: int, most: int | None) -> int:
+def compute_micro_batch_size(batch_size: int, most: int | None) -> int:
     """Images of this rank in one pass, `most` at most. Raises ValueError where they do not divide."""
     world = distributed.world_size()
     if batch_size % world:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.engine.calibration import EpochMeans
-from mugs.engine.failures import NonFiniteError, write_failure
+from mugs.engine.failures import NonFiniteError, write_nonfinite_record
 from mugs.engine.metering import Meter
 from mugs.engine.progress import Progress
 from mugs.engine.step import StepResult
@@ -60,7 +60,7 @@ class StepLog:
         self.waited, self.since = 0.0, time.monotonic()
         self.last = start
 
-    def record(self, step: int, result: StepResult, ids: Tensor, waited: float) -> None:
+    def record_step(self, step: int, result: StepResult, ids: Tensor, waited: float) -> None:
         """Note one step; every `log_steps` write a line of means."""
         self.pending.append(result)
         self.waited += waited
@@ -73,26 +73,26 @@ class StepLog:
         self._calibrate(step)
         self.progress.update(step + 1, items=self.settings.batch_size, detail=detail)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log."""
         return {"epoch_means": self.means.state()}
 
-    def load(self, notes: Mapping[str, Any]) -> None:
+    def load_state(self, notes: Mapping[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
         self.means = EpochMeans(
             self.settings.targets, self.settings.steps_per_epoch, notes.get("epoch_means", {})
         )
 
     def _calibrate(self, step: int) -> None:
-        comparison = self.means.compare(step)
+        comparison = self.means.compare_with_target(step)
         if comparison is None:
             return
         self.check_finite()
         if self.main:
-            logger.info("%s", comparison.line())
-        self._put({"step": step, "epoch": comparison.epoch, "calibration": comparison.record()})
+            logger.info("%s", comparison.format_line())
+        self._put({"step": step, "epoch": comparison.epoch, "calibration": comparison.as_record()})
 
-    def event(self, line: Mapping[str, Any], seconds: float) -> None:
+    def write_event(self, line: Mapping[str, Any], seconds: float) -> None:
         """A line of its own; the seconds it took are not those of training steps."""
         self.since += seconds
         self._put(line)
@@ -140,7 +140,7 @@ class StepLog:
             bad = finite.index(False)
             step = self.last - len(finite) + 1 + bad
             epoch, ids = step // self.settings.steps_per_epoch, self.ids[bad].tolist()
-            path = write_failure(
+            path = write_nonfinite_record(
                 self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad]
             )
             raise NonFiniteError(

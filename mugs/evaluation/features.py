@@ -59,6 +59,8 @@ def extract_features(
         labels.append(label)
         ids.append(index)
     mine = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))
-    features_of_all, labels_of_all, ids_of_all = (distributed.gather_uneven(part) for part in mine)
+    features_of_all, labels_of_all, ids_of_all = (
+        distributed.all_gather_uneven_rows(part) for part in mine
+    )
     order = ids_of_all.argsort()
     return features_of_all[order], labels_of_all[order], ids_of_all[order]

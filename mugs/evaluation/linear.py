@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mugs import distributed
-from mugs.checkpoint.save_load import Parts
+from mugs.checkpoint.save_load import StateDicts
 from mugs.engine.progress import Progress
 from mugs.evaluation.classifiers import LinearClassifiers, Setting
 from pipeline.files import write_atomic
@@ -141,12 +141,12 @@ class LinearProbeTraining:
         order = [
             i for rank in range(world) for i in settings_of_rank(self.probe.settings, rank, world)
         ]
-        grouped = distributed.gather_uneven(mine)
+        grouped = distributed.all_gather_uneven_rows(mine)
         result = torch.empty_like(grouped)
         result[torch.tensor(order, device=mine.device)] = grouped
         return result
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         """Some classifier still has a finite loss, in the epoch so far and in the last one."""
         finite = torch.isfinite(self._of_all(self.losses)).tolist()
         if self.history:
@@ -160,14 +160,14 @@ class LinearProbeTraining:
                 f"linear probe: no finite loss in epoch {len(self.history)}; lower base_lr ({rates[0]:g} is the lowest)"
             )
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         """Weights, biases, momenta and loss sums of the classifiers of all ranks."""
         state = {
             name: self._of_all(value).cpu() for name, value in self.classifiers.tensors.items()
         }
         return {"classifiers": state, "epoch": {"losses": self._of_all(self.losses).cpu()}}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Results of the finished epochs."""
         return {
             "history": [
@@ -176,7 +176,7 @@ class LinearProbeTraining:
             ]
         }
 
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.classifiers.load(
             {name: value[self.mine] for name, value in parts["classifiers"].items()}

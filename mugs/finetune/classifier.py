@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mugs.engine.layer_decay import layer_decay_groups
+from mugs.engine.layer_decay import build_layer_decay_groups
 from mugs.finetune.config import HeadOptions
 from mugs.models.vit import ViT
 
@@ -60,6 +60,6 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
 def build_parameter_groups(model: ImageClassifier, layer_decay: float) -> list[dict[str, Any]]:
     """Groups by layer; class token and position table have no weight decay, nor have tensors of one dimension."""
     vit = model.backbone
-    return layer_decay_groups(
+    return build_layer_decay_groups(
         model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed)
     )

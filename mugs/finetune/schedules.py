@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mugs.engine.schedules import cosine, warmup_cosine
+from mugs.engine.schedules import cosine_schedule, warmup_cosine_schedule
 from mugs.finetune.config import FinetuneConfig, RateOptions
 
 
@@ -27,7 +27,7 @@ class FinetuneSchedule:
         if options.unit == "epoch":
             return self._per_epoch(max(step // self.steps_per_epoch - options.epoch_lag, 0))
         warmup = options.warmup_epochs * self.steps_per_epoch
-        return warmup_cosine(
+        return warmup_cosine_schedule(
             step,
             warmup,
             self.total_steps,
@@ -49,7 +49,7 @@ class FinetuneSchedule:
         start, warmup = self.options.warmup_lr, self.options.warmup_epochs
         if epoch < warmup:
             return start + (self.peak - start) * epoch / warmup
-        return cosine(self.peak, self.options.min_lr, epoch / self.epochs)
+        return cosine_schedule(self.peak, self.options.min_lr, epoch / self.epochs)
 
 
 def build_finetune_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:

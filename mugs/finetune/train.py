@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mugs import distributed
-from mugs.checkpoint.save_load import Parts
+from mugs.checkpoint.save_load import StateDicts
 from mugs.data.loading.worker_batches import LabeledBatch
 from mugs.data.sources.base import Source
 from mugs.engine.layer_decay import build_adamw
-from mugs.engine.model_task import ModelTask, ready
+from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
-from mugs.engine.step import Losses, micro_batch, synced
+from mugs.engine.step import Losses, compute_micro_batch_size, sync_gradients
 from mugs.finetune.batches import AugmentedViews, BatchSampler, load_batches
 from mugs.finetune.classifier import ImageClassifier, build_parameter_groups
 from mugs.finetune.config import FinetuneConfig
@@ -36,7 +36,7 @@ from mugs.finetune.mixing import (
 from mugs.finetune.schedules import build_finetune_schedule
 from mugs.finetune.validation import EpochAccuracy, evaluate_accuracy
 from mugs.models.flops import backbone_macs, linear_macs
-from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.stochastic_depth import draw_depth_uniforms
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,16 @@ class Finetuning(ModelTask[LabeledBatch]):
         device: torch.device,
         num_classes: int,
     ) -> None:
-        ready(model, device)
+        prepare_model(model, device)
         (self.source, self.val), self.num_classes = sources, num_classes
-        self.micro = micro_batch(config.batch_size, config.max_images_per_step)
+        self.micro = compute_micro_batch_size(config.batch_size, config.max_images_per_step)
         self.order = BatchSampler(
             len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats
         )
         self.columns = assign_columns(
             config.batch_size, config.mix, distributed.world_size(), distributed.rank()
         )
-        self.drop_rates = [branch.rate for branch in model.backbone.depth_branches()]
+        self.drop_rates = [branch.rate for branch in model.backbone.stochastic_depth_layers()]
         self.history: list[EpochAccuracy] = []
         if config.rate.min_lr > config.peak_lr:
             logger.warning(
@@ -107,7 +107,7 @@ class Finetuning(ModelTask[LabeledBatch]):
             part = slice(first, first + self.micro)
             self.model.backbone.set_depth_uniforms(None if depth is None else depth[:, part])
             with (
-                synced(wrapped, last=first == parts[-1]),
+                sync_gradients(wrapped, last=first == parts[-1]),
                 autocast(self.config.precision, self.device),
             ):
                 share = soft_cross_entropy(wrapped(images[part]), targets[part]) / len(parts)
@@ -134,10 +134,12 @@ class Finetuning(ModelTask[LabeledBatch]):
         if not any(self.drop_rates):
             return None
         seed, size = self.config.seed, self.config.batch_size
-        draws = depth_uniforms(seed, step, branches=len(self.drop_rates), crops=1, batch_size=size)
+        draws = draw_depth_uniforms(
+            seed, step, branches=len(self.drop_rates), crops=1, batch_size=size
+        )
         return draws[:, 0, torch.from_numpy(self.columns)].to(self.device)
 
-    def after(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Validation, after the last step of an epoch."""
         epochs, within = divmod(step + 1, self.order.steps_per_epoch)
         if within == 0 and (
@@ -152,13 +154,13 @@ class Finetuning(ModelTask[LabeledBatch]):
             self.model, self.val, self.config, self.device, 2 * self.micro
         )
         self.history.append(EpochAccuracy(step // self.order.steps_per_epoch, top1, top5))
-        self.log.event({"step": step, **asdict(self.history[-1])}, time.monotonic() - since)
+        self.log.write_event({"step": step, **asdict(self.history[-1])}, time.monotonic() - since)
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The results so far."""
         return {"history": [asdict(result) for result in self.history]}
 
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        super().load(parts, notes)
+        super().load_state(parts, notes)
         self.history = [EpochAccuracy(**result) for result in notes["history"]]

@@ -43,7 +43,7 @@ class QueueLogSumExp(torch.autograd.Function):
         return outer[0][:, None] * gradient_RD, None, None
 
 
-class CrossEntropy(torch.autograd.Function):
+class ClusteringCrossEntropy(torch.autograd.Function):
     """Mean over images of sum_p [ W_p logsumexp(z_p) - m_p . z_p ], z = student / temperature.
 
     W_p is the sum over t of w_tp, m_p that of w_tp q_t: with q_t summing to one, this is the weighted mean over pairs

@@ -6,10 +6,10 @@ T teacher crops, P student crops, N images, K prototypes.
 import torch
 from torch import Tensor
 
-from mugs.losses.blocked import CrossEntropy
+from mugs.losses.blocked import ClusteringCrossEntropy
 
 
-def clustering(
+def clustering_loss(
     student_PNK: Tensor,
     teacher_TNK: Tensor,
     center_K: Tensor,
@@ -24,7 +24,7 @@ def clustering(
     pairs of a student crop share the first term and take the mixture of the assignments in the second.
     """
     with torch.autocast(student_PNK.device.type, enabled=False):
-        loss: Tensor = CrossEntropy.apply(
+        loss: Tensor = ClusteringCrossEntropy.apply(
             student_PNK,
             teacher_TNK.detach(),
             center_K,

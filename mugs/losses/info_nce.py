@@ -9,7 +9,7 @@ from torch import Tensor
 from mugs.losses.blocked import QueueLogSumExp
 
 
-def info_nce(
+def info_nce_loss(
     student_PND: Tensor,
     teacher_TND: Tensor,
     queue_KD: Tensor,

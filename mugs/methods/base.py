@@ -14,8 +14,10 @@ class Method(Protocol):
     """Networks, losses, teacher rule and extra state (queues, memories, centres) of one method."""
 
     loss_weights: dict[str, float]
-    needs_whole_batch: bool  # a micro-batch would change the numbers, as with batch normalisation
-    depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
+    needs_whole_batch_per_rank: (
+        bool  # a micro-batch would change the numbers, as with batch normalisation
+    )
+    num_depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
 
     @property
     def student(self) -> nn.Module:
@@ -35,7 +37,7 @@ class Method(Protocol):
     def flops(self, sizes: Sizes, images: int) -> float:
         """Floating-point operations of one step over `images` images."""
 
-    def losses(
+    def compute_losses(
         self, student: Callable[..., Any], views: Views, epoch: int
     ) -> tuple[dict[str, Tensor], Any]:
         """The losses of a micro-batch by name, and the features that `refresh` wants of it.
@@ -43,7 +45,7 @@ class Method(Protocol):
         `student` is `self.student`, possibly wrapped for distributed training.
         """
 
-    def refresh(self, features: Sequence[Any], valid: Tensor) -> None:
+    def update_extra_state(self, features: Sequence[Any], valid: Tensor) -> None:
         """Update the extra state once per optimizer step from the features of all its micro-batches, in order.
 
         Where `valid`, a boolean on the device, is false, the state stays as it is.

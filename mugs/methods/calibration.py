@@ -9,7 +9,7 @@ from importlib import resources
 Targets = dict[int, dict[str, float]]
 
 
-def targets(run: str | None) -> Targets:
+def load_calibration_targets(run: str | None) -> Targets:
     """Epoch -> name of a loss -> its mean in the released run; nothing for None. Raises ValueError for others."""
     if run is None:
         return {}

@@ -17,7 +17,7 @@ class MugsConfig:
 
     loss_weights: of instance, local-group and group loss; 0 leaves out head, queue and memories too (rows M5, M6).
     relation_depth: transformer blocks over a token and its neighbours, 2 in the paper (M7).
-    memory_pointer, memory_start: `mugs.models.memory.NeighbourMemory` (M1, M33).
+    memory_pointer, memory_start: `mugs.models.memory.NeighborMemory` (M1, M33).
     memories: "released" has one per network, the student's for weak images only; "shared" one for both (paper, M9).
     local_group_token: `mugs.methods.network.MugsNetwork` (M3). pair_average: `mugs.losses.pairs` (M8).
     predictor_init, head_norm: `mugs.models.heads.InfoNCEHead` (M10).

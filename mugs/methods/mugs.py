@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
 from mugs.distributed import all_reduce_mean
-from mugs.losses.clustering import clustering, teacher_temperature_at
-from mugs.losses.info_nce import info_nce
+from mugs.losses.clustering import clustering_loss, teacher_temperature_at
+from mugs.losses.info_nce import info_nce_loss
 from mugs.losses.pairs import pair_weights
 from mugs.methods.config import MugsConfig
-from mugs.methods.network import MugsNetwork, Outputs, build_network
-from mugs.methods.state import ExtraState, Features, gather
+from mugs.methods.network import MugsNetwork, NetworkOutputs, build_network
+from mugs.methods.state import ExtraState, MicroBatchFeatures, gather_features
 from mugs.models.flops import Sizes, backbone_macs, block_macs, linear_macs
 
 
@@ -31,8 +31,10 @@ class Mugs:
         self.teacher.load_state_dict(shared)
         self.teacher.requires_grad_(False)
         self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
-        self.needs_whole_batch = config.head_norm == "batch"
-        self.depth_branches = 2 * self.student.backbone.config.depth if config.drop_path > 0 else 0
+        self.needs_whole_batch_per_rank = config.head_norm == "batch"
+        self.num_depth_branches = (
+            2 * self.student.backbone.config.depth if config.drop_path > 0 else 0
+        )
         names = ("instance", "local_group", "group")
         self.loss_weights = {n: w for n, w in zip(names, config.loss_weights, strict=True) if w > 0}
 
@@ -44,7 +46,7 @@ class Mugs:
 
     def accelerate(self, *, activation_checkpointing: bool = False, compile: bool = False) -> None:
         """Trade time for memory in the student's backbone; compile the blocks of both backbones in place."""
-        self.student.backbone.recompute = activation_checkpointing
+        self.student.backbone.activation_checkpointing = activation_checkpointing
         if compile:
             for network in (self.student, self.teacher):
                 for block in network.backbone.blocks:
@@ -71,13 +73,13 @@ class Mugs:
         macs += 2 * student_rows * queues * config.queue_size * config.head_out
         return 2.0 * macs * images
 
-    def losses(
-        self, student: Callable[..., Outputs], views: Views, epoch: int
-    ) -> tuple[dict[str, Tensor], Features]:
+    def compute_losses(
+        self, student: Callable[..., NetworkOutputs], views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], MicroBatchFeatures]:
         """Mean losses of a micro-batch by name, each with gradient, and its features for `refresh`."""
         state, config = self.extra_state, self.config
         with torch.no_grad():
-            teacher: Outputs = self.teacher([views.large[:2]], state.teacher_memory)
+            teacher: NetworkOutputs = self.teacher([views.large[:2]], state.teacher_memory)
         memory = state.teacher_memory if state.student_memory is None else state.student_memory
         out = student([views.large[2:], views.small], memory)
         weights = pair_weights(2, 2 + len(views.small), 2, config.pair_average, views.large.device)
@@ -87,11 +89,11 @@ class Mugs:
             ("local_group", state.local_group_queue, config.local_group_temperature),
         ):
             if queue is not None:
-                losses[name] = info_nce(
+                losses[name] = info_nce_loss(
                     getattr(out, name), getattr(teacher, name), queue.rows, weights, temperature
                 )
         if out.group is not None and teacher.group is not None:
-            losses["group"] = clustering(
+            losses["group"] = clustering_loss(
                 out.group,
                 teacher.group,
                 state.center,
@@ -100,7 +102,7 @@ class Mugs:
                 teacher_temperature=self._teacher_temperature(epoch),
             )
         mean_logits = None if teacher.group is None else teacher.group.float().mean(dim=(0, 1))
-        features = Features(
+        features = MicroBatchFeatures(
             teacher.instance,
             teacher.local_group,
             mean_logits,
@@ -117,9 +119,9 @@ class Mugs:
         )
 
     @torch.no_grad()
-    def refresh(self, features: Sequence[Features], valid: Tensor) -> None:
+    def update_extra_state(self, features: Sequence[MicroBatchFeatures], valid: Tensor) -> None:
         """Queues, memories and centre, from the gathered features of a valid step in global sample order."""
-        state, rows_of = self.extra_state, gather(features)
+        state, rows_of = self.extra_state, gather_features(features)
         for queue, field in (
             (state.instance_queue, "instance"),
             (state.local_group_queue, "local_group"),

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mugs.methods.config import LocalGroupToken, MugsConfig
 from mugs.models.heads import GroupHead, InfoNCEHead
-from mugs.models.memory import NeighbourMemory
+from mugs.models.memory import NeighborMemory
 from mugs.models.vit import ViT, build_vit
 
 
 @dataclass(frozen=True)
-class Outputs:
+class NetworkOutputs:
     """Head outputs (P, N, C), None where the head is absent, and what the memory stores of each image (N, D)."""
 
     instance: Tensor | None
@@ -38,7 +38,7 @@ class MugsNetwork(nn.Module):
         local_group_head: InfoNCEHead | None,
         group_head: GroupHead | None,
         *,
-        num_neighbours: int,
+        num_neighbors: int,
         local_group_token: LocalGroupToken,
     ) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class MugsNetwork(nn.Module):
             local_group_head,
             group_head,
         )
-        self.num_neighbours, self.local_group_token = num_neighbours, local_group_token
+        self.num_neighbors, self.local_group_token = num_neighbors, local_group_token
         self.depth_uniforms: Tensor | None = None
 
-    def forward(self, crops: list[Tensor], memory: NeighbourMemory | None) -> Outputs:
+    def forward(self, crops: list[Tensor], memory: NeighborMemory | None) -> NetworkOutputs:
         """Crops: one tensor (P_i, N, 3, s_i, s_i) per size, large first; crops of one size run in one pass."""
         num_images = crops[0].shape[1]
         passes, num_crops = [], 0
@@ -66,7 +66,7 @@ class MugsNetwork(nn.Module):
         def shaped(x: Tensor) -> Tensor:
             return x.view(num_crops, num_images, -1)
 
-        return Outputs(
+        return NetworkOutputs(
             instance=shaped(self.instance_head(cls)) if self.instance_head else None,
             local_group=shaped(self.local_group_head(local))
             if self.local_group_head and local is not None
@@ -76,7 +76,7 @@ class MugsNetwork(nn.Module):
         )
 
     def _one_size(
-        self, crops: Tensor, first: int, memory: NeighbourMemory | None
+        self, crops: Tensor, first: int, memory: NeighborMemory | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Class tokens, local-group features and stored means, each (P_i * N, D)."""
         count = len(crops)
@@ -90,8 +90,8 @@ class MugsNetwork(nn.Module):
             return normed[:, 0], None, None
         stored = normed[:, 1:].mean(dim=1)
         query = tokens.float().mean(dim=1) if self.local_group_token == "released" else stored
-        neighbours = memory.neighbours(query.detach(), self.num_neighbours)
-        return normed[:, 0], self.backbone.relate(query, neighbours), stored.detach()
+        neighbors = memory.find_neighbors(query.detach(), self.num_neighbors)
+        return normed[:, 0], self.backbone.apply_relation_blocks(query, neighbors), stored.detach()
 
 
 def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
@@ -126,6 +126,6 @@ def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
         info_nce_head() if instance else None,
         info_nce_head() if local_group else None,
         group_head if group else None,
-        num_neighbours=config.num_neighbours,
+        num_neighbors=config.num_neighbours,
         local_group_token=config.local_group_token,
     )

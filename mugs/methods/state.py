@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mugs.distributed import all_gather_rows
 from mugs.methods.config import MugsConfig
-from mugs.models.memory import NeighbourMemory, Queue
+from mugs.models.memory import NegativeQueue, NeighborMemory
 
 
 @dataclass(frozen=True)
-class Features:
+class MicroBatchFeatures:
     """What a micro-batch hands to `Mugs.refresh`: crops (2, N, D), mean teacher logits (K,), memory rows (N, D)."""
 
     instance: Tensor | None
@@ -33,28 +33,32 @@ class ExtraState(nn.Module):
     """
 
     center: Tensor
-    instance_queue: Queue | None
-    local_group_queue: Queue | None
-    student_memory: NeighbourMemory | None
-    teacher_memory: NeighbourMemory | None
+    instance_queue: NegativeQueue | None
+    local_group_queue: NegativeQueue | None
+    student_memory: NeighborMemory | None
+    teacher_memory: NeighborMemory | None
 
     def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
         super().__init__()
         instance, local_group, _ = config.loss_weights
         self.instance_queue = (
-            Queue(config.queue_size, config.head_out, seed=seed * 100 + 1) if instance else None
+            NegativeQueue(config.queue_size, config.head_out, seed=seed * 100 + 1)
+            if instance
+            else None
         )
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
-            self.local_group_queue = Queue(config.queue_size, config.head_out, seed=seed * 100 + 2)
+            self.local_group_queue = NegativeQueue(
+                config.queue_size, config.head_out, seed=seed * 100 + 2
+            )
             self.teacher_memory = self._memory(config, width, seed * 100 + 20)
             if config.memories == "released":
                 self.student_memory = self._memory(config, width, seed * 100 + 10)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
 
     @staticmethod
-    def _memory(config: MugsConfig, width: int, seed: int) -> NeighbourMemory:
-        return NeighbourMemory(
+    def _memory(config: MugsConfig, width: int, seed: int) -> NeighborMemory:
+        return NeighborMemory(
             config.memory_size,
             width,
             seed=seed,
@@ -63,7 +67,7 @@ class ExtraState(nn.Module):
         )
 
 
-def gather(features: Sequence[Features]) -> dict[str, Tensor]:
+def gather_features(features: Sequence[MicroBatchFeatures]) -> dict[str, Tensor]:
     """Rows (B, ...) of the global batch in sample order, for every field there is: one all-gather for all of them."""
     local = {}
     for name in ("instance", "local_group", "student_memory", "teacher_memory", "weak"):

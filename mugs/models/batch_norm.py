@@ -9,7 +9,7 @@ from mugs import distributed
 EPS = 1e-5
 
 
-class BatchNorm(nn.Module):
+class AllRanksBatchNorm(nn.Module):
     """Always normalises with the statistics of the batch at hand, ranks together (each with as many rows).
 
     There are no running statistics: heads are used in pretraining alone, where no network is ever in eval mode.
@@ -30,7 +30,7 @@ class BatchNorm(nn.Module):
         return (centred * torch.rsqrt(variance + EPS) * self.weight + self.bias).to(x.dtype)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class AllRanksBatchNorm2d(nn.BatchNorm2d):
     """torch's, with running statistics, except that on the CPU too the ranks of a process group share the batch's.
 
     torch's SyncBatchNorm does that on GPUs only: `synchronised` puts it in place there.
@@ -62,7 +62,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance, self.momentum)
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+def convert_to_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with torch's SyncBatchNorm where it works (several ranks on GPUs), as it is elsewhere."""
     if device.type != "cuda" or distributed.world_size() == 1:
         return model

@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mugs.models.batch_norm import BatchNorm
+from mugs.models.batch_norm import AllRanksBatchNorm
 from mugs.models.vit import init_weights
 
 HeadNorm = Literal["none", "batch"]
 PredictorInit = Literal["released", "0.02"]
 
 
-def mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
+def build_mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
     """Linear layers of the given widths; between them GELU, after batch normalisation if asked for."""
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = []
     for inputs, outputs in hidden:
         layers.append(nn.Linear(inputs, outputs, bias=bias))
         if norm == "batch":
-            layers.append(BatchNorm(outputs))
+            layers.append(AllRanksBatchNorm(outputs))
         layers.append(nn.GELU())
     return nn.Sequential(*layers, nn.Linear(*last, bias=bias))
 
@@ -45,11 +45,11 @@ class InfoNCEHead(nn.Module):
         norm: HeadNorm = "none",
     ) -> None:
         super().__init__()
-        self.projector = mlp([width, hidden, hidden, out], bias=False, norm=norm)
+        self.projector = build_mlp([width, hidden, hidden, out], bias=False, norm=norm)
         self.projector.apply(init_weights)
         self.predictor: nn.Sequential | None = None
         if predictor_hidden is not None:
-            self.predictor = mlp([out, predictor_hidden, out], bias=False)
+            self.predictor = build_mlp([out, predictor_hidden, out], bias=False)
             if predictor_init == "0.02":
                 self.predictor.apply(init_weights)
 
@@ -89,7 +89,7 @@ class GroupHead(nn.Module):
         norm: HeadNorm = "none",
     ) -> None:
         super().__init__()
-        self.projector = mlp([width, hidden, hidden, bottleneck], bias=True, norm=norm)
+        self.projector = build_mlp([width, hidden, hidden, bottleneck], bias=True, norm=norm)
         self.projector.apply(init_weights)
         self.last_layer = Prototypes(bottleneck, out, train_magnitude=train_magnitude)
 

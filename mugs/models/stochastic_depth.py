@@ -26,7 +26,9 @@ class StochasticDepth(nn.Module):
         return branch * mask[:, None, None]
 
 
-def depth_uniforms(seed: int, step: int, *, branches: int, crops: int, batch_size: int) -> Tensor:
+def draw_depth_uniforms(
+    seed: int, step: int, *, branches: int, crops: int, batch_size: int
+) -> Tensor:
     """U(0, 1) draws (branches, crops, batch_size) of one optimizer step, for the whole global batch.
 
     They are a function of (seed, step) alone: each rank takes the columns of its own samples, so neither the

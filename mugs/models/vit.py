@@ -64,7 +64,9 @@ class ViT(VisionTransformer):
         self.config = config
         side = config.image_size // config.patch_size
         self.position_grid = (side, side)
-        self.recompute = False  # keep only the input of each block and run it again on the way back
+        self.activation_checkpointing = (
+            False  # keep only the input of each block and run it again on the way back
+        )
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
@@ -80,10 +82,10 @@ class ViT(VisionTransformer):
         """Patches (N, H, W, D) -> tokens (N, 1 + H*W, D) with class token and positions."""
         num, height, width, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(num, -1, -1), x.reshape(num, -1, dim)], dim=1)
-        return tokens + resize_positions(self.pos_embed, height, width, self.position_grid)
+        return tokens + resize_position_table(self.pos_embed, height, width, self.position_grid)
 
     @torch.no_grad()
-    def allocate_positions(self, height: int, width: int) -> None:
+    def set_position_grid(self, height: int, width: int) -> None:
         """Make the position table one of height x width patches: resized once, bicubic, then trained as it is.
 
         This is how dense tasks start (released code): a resize to the size, without the scale-factor rule.
@@ -109,15 +111,17 @@ class ViT(VisionTransformer):
             yield x
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
-        recompute = self.recompute and torch.is_grad_enabled()
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         out: Tensor = (
-            checkpoint(run_block, block, x, depth_draws(block), use_reentrant=False)
+            checkpoint(
+                run_block_with_uniforms, block, x, read_depth_uniforms(block), use_reentrant=False
+            )
             if recompute
             else block(x)
         )
         return out
 
-    def relate(self, query: Tensor, neighbours: Tensor) -> Tensor:
+    def apply_relation_blocks(self, query: Tensor, neighbours: Tensor) -> Tensor:
         """Query (N, D) and neighbours (N, k, D) -> local-group feature (N, D), after the shared final LayerNorm."""
         x = torch.cat([query[:, None], neighbours], dim=1)
         for block in self.relation_blocks:
@@ -157,22 +161,22 @@ class ViT(VisionTransformer):
         height, width = (side // self.config.patch_size for side in images.shape[2:])
         return weights[:, :, 0, 1:].reshape(len(images), -1, height, width)
 
-    def depth_branches(self) -> list[StochasticDepth]:
+    def stochastic_depth_layers(self) -> list[StochasticDepth]:
         """The stochastic-depth branches, first to last."""
         return [m for m in self.modules() if isinstance(m, StochasticDepth)]
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Hand (2 * depth, N) draws to the stochastic-depth branches of the next pass; None keeps every branch."""
-        for index, branch in enumerate(self.depth_branches()):
+        for index, branch in enumerate(self.stochastic_depth_layers()):
             branch.uniform = None if uniforms is None else uniforms[index]
 
 
-def depth_draws(block: nn.Module) -> list[Tensor | None]:
+def read_depth_uniforms(block: nn.Module) -> list[Tensor | None]:
     """What the stochastic-depth branches of a block hold for the coming pass."""
     return [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)]
 
 
-def run_block(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:
+def run_block_with_uniforms(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:
     """A block's pass with the given draws: by the time it is repeated, those of another crop size are set."""
     branches = (m for m in block.modules() if isinstance(m, StochasticDepth))
     for branch, uniform in zip(branches, draws, strict=True):
@@ -192,7 +196,9 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def resize_positions(table: Tensor, height: int, width: int, table_grid: tuple[int, int]) -> Tensor:
+def resize_position_table(
+    table: Tensor, height: int, width: int, table_grid: tuple[int, int]
+) -> Tensor:
     """Position table (1, 1 + r*c, D) for a grid of height x width patches -> (1, 1 + height*width, D).
 
     Released rule: bicubic by scale factor (n + 0.1) / s, the factor kept for the sampling positions. This is not

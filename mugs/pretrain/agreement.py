@@ -5,30 +5,30 @@ from torch import Tensor, nn
 
 from mugs import distributed
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 class StateMismatchError(RuntimeError):
     """The extra state of the method is not the same on all ranks."""
 
 
-def fingerprint(value: Tensor) -> Tensor:
+def fingerprint_tensor(value: Tensor) -> Tensor:
     """Two sums (2,) over the bytes of a tensor, plain and weighted by position, exact in 64 bits (they may wrap)."""
     data = value.detach().contiguous().flatten().view(torch.uint8)
     sums = torch.zeros(2, dtype=torch.int64, device=data.device)
-    for first in range(0, len(data), BLOCK):
-        part = data[first : first + BLOCK].to(torch.int64)
+    for first in range(0, len(data), BLOCK_BYTES):
+        part = data[first : first + BLOCK_BYTES].to(torch.int64)
         place = torch.arange(first + 1, first + 1 + len(part), device=data.device)
         sums += torch.stack([part.sum(), (part * place).sum()])
     return sums
 
 
-def require_equal(state: nn.Module) -> None:
+def check_equal_on_all_ranks(state: nn.Module) -> None:
     """Raise StateMismatchError, on all ranks, naming the buffers that differ. One small all-gather."""
     if distributed.world_size() == 1:
         return
     tensors = state.state_dict()
-    mine = torch.cat([fingerprint(value) for value in tensors.values()])
+    mine = torch.cat([fingerprint_tensor(value) for value in tensors.values()])
     of_ranks = distributed.all_gather_rows(mine[None]).view(
         distributed.world_size(), len(tensors), 2
     )

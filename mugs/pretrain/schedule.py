@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from mugs.engine.schedules import cosine, warmup_cosine
+from mugs.engine.schedules import cosine_schedule, warmup_cosine_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class PretrainSchedule:
     """Learning rate, weight decay and teacher momentum at every optimizer step."""
 
     steps_per_epoch: int
@@ -26,17 +26,17 @@ class Schedule:
     def lr(self, step: int) -> float:
         """From 0 to the peak over the warm-up, then cosine to the minimum."""
         warmup = self.steps_per_epoch * self.warmup_epochs
-        return warmup_cosine(
+        return warmup_cosine_schedule(
             step, warmup, self.total_steps, start=0.0, peak=self.peak_lr, end=self.min_lr
         )
 
     def wd(self, step: int) -> float:
         """Cosine from the start to the end value, no warm-up."""
-        return cosine(self.weight_decay, self.weight_decay_end, step / self.total_steps)
+        return cosine_schedule(self.weight_decay, self.weight_decay_end, step / self.total_steps)
 
     def teacher_momentum(self, step: int) -> float:
         """Cosine from the start value to 1."""
-        return cosine(self.momentum, 1.0, step / self.total_steps)
+        return cosine_schedule(self.momentum, 1.0, step / self.total_steps)
 
     def rates(self, step: int) -> dict[str, float]:
         """All of them, by the names of the log."""

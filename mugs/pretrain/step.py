@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.data.loading.batch import Views
-from mugs.engine.optim import clip_each, guarded_update, set_rates
+from mugs.engine.optim import apply_rate_schedule, clip_each_tensor, update_if_finite
 from mugs.engine.precision import autocast
-from mugs.engine.step import StepResult, synced
+from mugs.engine.step import StepResult, sync_gradients
 from mugs.methods.base import Method
-from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.schedule import PretrainSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Trainer:
         self,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        schedule: PretrainSchedule,
         config: StepConfig,
         student: nn.Module,
     ) -> None:
@@ -64,16 +64,16 @@ class Trainer:
         Everything is decided on the device: nothing waits for it.
         """
         epoch = step // self.schedule.steps_per_epoch
-        set_rates(self.optimizer, self.schedule, step)
+        apply_rate_schedule(self.optimizer, self.schedule, step)
         self.optimizer.zero_grad(set_to_none=True)
         total, losses, features = self._backward(micro_batches, epoch, uniforms)
-        norms = clip_each(self.parameters, self.config.clip_at(epoch))
-        finite = distributed.all_ranks(torch.isfinite(norms).all() & torch.isfinite(total))
-        self.method.refresh(features, finite)
+        norms = clip_each_tensor(self.parameters, self.config.clip_at(epoch))
+        finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
+        self.method.update_extra_state(features, finite)
         if epoch < self.config.freeze_last_layer_epochs:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
-        guarded_update(self.optimizer, finite)
+        update_if_finite(self.optimizer, finite)
         self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
         return StepResult(total, losses, finite)
 
@@ -87,26 +87,26 @@ class Trainer:
             self.method.set_depth_uniforms(None if uniforms is None else uniforms[index])
             last = index == len(micro_batches) - 1
             with (
-                synced(self.student, last=last),
+                sync_gradients(self.student, last=last),
                 autocast(self.config.precision, views.large.device),
             ):
-                losses, carried = self.method.losses(self.student, views, epoch)
-                total = weighted_mean(losses, weights)
+                losses, carried = self.method.compute_losses(self.student, views, epoch)
+                total = weighted_mean_loss(losses, weights)
                 torch.autograd.backward(total * share)
             features.append(carried)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share
-        return weighted_mean(sums, weights), sums, features
+        return weighted_mean_loss(sums, weights), sums, features
 
 
-def weighted_mean(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+def weighted_mean_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """sum(w * loss) / sum(w). The release divides by the weights without multiplying (M5); equal at 1/1/1."""
     return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(
         weights[n] for n in losses
     )
 
 
-def split(views: Views, micro: int) -> Iterator[Views]:
+def split_micro_batches(views: Views, micro: int) -> Iterator[Views]:
     """Micro-batches of `micro` images, in order."""
     for first in range(0, views.large.shape[1], micro):
         part = slice(first, first + micro)

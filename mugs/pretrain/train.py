@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from mugs import distributed
-from mugs.checkpoint.save_load import Parts, SavePolicy
+from mugs.checkpoint.save_load import SavePolicy, StateDicts
 from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.engine.loop import train
-from mugs.engine.metering import Meter, Trace
-from mugs.engine.optim import build_adamw, load_optimizer, optimizer_tensors
+from mugs.engine.metering import Meter, TraceProfiler
+from mugs.engine.optim import build_adamw, flatten_optimizer_state, load_optimizer_state
 from mugs.engine.precision import allow_tf32
-from mugs.engine.step import micro_batch
+from mugs.engine.step import compute_micro_batch_size
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.methods.base import Method
-from mugs.models.stochastic_depth import depth_uniforms
-from mugs.pretrain.agreement import require_equal
+from mugs.models.stochastic_depth import draw_depth_uniforms
+from mugs.pretrain.agreement import check_equal_on_all_ranks
 from mugs.pretrain.config import TrainConfig
-from mugs.pretrain.schedule import Schedule
-from mugs.pretrain.step import Trainer, split
+from mugs.pretrain.schedule import PretrainSchedule
+from mugs.pretrain.step import Trainer, split_micro_batches
 from pipeline.control import Control
 
 
@@ -48,7 +48,7 @@ def pretrain(
     Raises ValueError when the batch does not divide over the ranks, NonFiniteError, StateMismatchError,
     CheckpointError, StaleWriterError, and what `control.interrupted` raises.
     """
-    task = Pretraining(method, source, config, run_dir, device)
+    task = PretrainTask(method, source, config, run_dir, device)
     policy = SavePolicy(
         keep=config.keep_checkpoints,
         milestone_steps=config.keep_every_epochs * task.order.steps_per_epoch,
@@ -59,7 +59,7 @@ def pretrain(
     )
 
 
-class Pretraining:
+class PretrainTask:
     """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
 
     def __init__(
@@ -71,7 +71,10 @@ class Pretraining:
         device: torch.device,
     ) -> None:
         self.order, self.micro = plan_batches(len(source), config)
-        if method.needs_whole_batch and self.micro * distributed.world_size() < config.batch_size:
+        if (
+            method.needs_whole_batch_per_rank
+            and self.micro * distributed.world_size() < config.batch_size
+        ):
             raise ValueError(
                 f"max_images_per_step {config.max_images_per_step}: batch normalisation wants each rank's "
                 f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
@@ -84,17 +87,17 @@ class Pretraining:
             run_dir,
             device,
         )
-        self.schedule = build_schedule(config, self.order.steps_per_epoch)
+        self.schedule = build_pretrain_schedule(config, self.order.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
         method.to(device)
         self.optimizer = build_adamw(method.student, config.patch_lr_scale)
         flops = method.flops(config.views, config.batch_size // distributed.world_size())
         meter = Meter(device, config.step.precision, flops)
-        self.log = StepLog(run_dir, log_settings(config, self.schedule), meter)
+        self.log = StepLog(run_dir, build_log_settings(config, self.schedule), meter)
 
     def steps(self, start: int) -> Iterator[None]:
         """One optimizer step per item: batch -> views on the device -> step of the method -> log."""
-        require_equal(self.method.extra_state)
+        check_equal_on_all_ranks(self.method.extra_state)
         config, trainer = self.config, self._trainer()
         loader = make_loader(
             self.source,
@@ -106,7 +109,7 @@ class Pretraining:
             threads=config.threads,
         )
         stage = DeviceTransform(self.device, config.views, config.seed)
-        trace = Trace(self.run_dir / "trace", config.profile_steps)
+        trace = TraceProfiler(self.run_dir / "trace", config.profile_steps)
         self.log.open(start)
         with closing(loader), closing(self.log), closing(trace):
             batches = iter(loader.iterate(start, self.total_steps))
@@ -114,23 +117,25 @@ class Pretraining:
                 waited = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - waited
-                views = list(split(stage(batch), self.micro))
-                masks = depth_masks(self.method, config, step, self.micro, self.device)
+                views = list(split_micro_batches(stage(batch), self.micro))
+                masks = draw_micro_batch_uniforms(
+                    self.method, config, step, self.micro, self.device
+                )
                 result = trainer.step(views, step, masks)
-                self.log.record(step, result, batch.ids, waited)
+                self.log.record_step(step, result, batch.ids, waited)
                 trace.step()
                 yield
 
     def _trainer(self) -> Trainer:
-        student = distributed.data_parallel(self.method.student)
+        student = distributed.wrap_data_parallel(self.method.student)
         return Trainer(self.method, self.optimizer, self.schedule, self.config.step, student)
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         """Every step so far was finite, and all ranks hold the same queues, memories and centre."""
         self.log.check_finite()
-        require_equal(self.method.extra_state)
+        check_equal_on_all_ranks(self.method.extra_state)
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         """Networks, moments and the method's extra state."""
         method = self.method
         networks = {
@@ -139,24 +144,24 @@ class Pretraining:
             "extra_state": method.extra_state,
         }
         state = {name: dict(module.state_dict()) for name, module in networks.items()}
-        return {**state, "optimizer": optimizer_tensors(self.optimizer)}
+        return {**state, "optimizer": flatten_optimizer_state(self.optimizer)}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The log's sums of the epoch so far."""
-        return self.log.notes()
+        return self.log.metadata()
 
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.method.student.load_state_dict(parts["student"])
         self.method.teacher.load_state_dict(parts["teacher"])
         self.method.extra_state.load_state_dict(parts["extra_state"])
-        load_optimizer(self.optimizer, parts["optimizer"])
-        self.log.load(notes)
+        load_optimizer_state(self.optimizer, parts["optimizer"])
+        self.log.load_state(notes)
 
 
 def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int]:
     """The order of samples, and the images of this rank in one micro-batch."""
-    micro = micro_batch(config.batch_size, config.max_images_per_step)
+    micro = compute_micro_batch_size(config.batch_size, config.max_images_per_step)
     order = SampleOrder(
         num_images,
         seed=config.seed,
@@ -168,9 +173,9 @@ def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int
     return order, micro
 
 
-def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+def build_pretrain_schedule(config: TrainConfig, steps_per_epoch: int) -> PretrainSchedule:
     """Schedules of the run."""
-    return Schedule(
+    return PretrainSchedule(
         steps_per_epoch=steps_per_epoch,
         epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,
@@ -182,7 +187,7 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
     )
 
 
-def log_settings(config: TrainConfig, schedule: Schedule) -> LogSettings:
+def build_log_settings(config: TrainConfig, schedule: PretrainSchedule) -> LogSettings:
     """What the log has to know of the run."""
     return LogSettings(
         label="pretrain",
@@ -196,15 +201,19 @@ def log_settings(config: TrainConfig, schedule: Schedule) -> LogSettings:
     )
 
 
-def depth_masks(
+def draw_micro_batch_uniforms(
     method: Method, config: TrainConfig, step: int, micro: int, device: torch.device
 ) -> list[Tensor | None] | None:
     """Stochastic-depth draws of this rank's micro-batches, cut out of those of the global batch."""
-    if method.depth_branches == 0:
+    if method.num_depth_branches == 0:
         return None
     crops = 2 + config.views.num_small
-    draws = depth_uniforms(
-        config.seed, step, branches=method.depth_branches, crops=crops, batch_size=config.batch_size
+    draws = draw_depth_uniforms(
+        config.seed,
+        step,
+        branches=method.num_depth_branches,
+        crops=crops,
+        batch_size=config.batch_size,
     )
     share = config.batch_size // distributed.world_size()
     mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share].to(device)

@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, nn
 
-from mugs.models.batch_norm import BatchNorm2d
+from mugs.models.batch_norm import AllRanksBatchNorm2d
 from mugs.models.vit import ViT
 
 
@@ -54,7 +54,9 @@ class Pyramid(TappedViT):
         width = self.width
         self.scales = nn.ModuleList(
             [
-                nn.Sequential(_doubled(width), BatchNorm2d(width), nn.GELU(), _doubled(width)),
+                nn.Sequential(
+                    _doubled(width), AllRanksBatchNorm2d(width), nn.GELU(), _doubled(width)
+                ),
                 _doubled(width),
                 nn.Identity(),
                 nn.MaxPool2d(2),

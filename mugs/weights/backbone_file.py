@@ -23,7 +23,7 @@ class WeightsError(ValueError):
     """Weights cannot be used; the message names the file or the keys."""
 
 
-def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     """Load weights. Raises WeightsError naming `where` and the keys unless these are the network's, and the shapes."""
     wanted = network.state_dict().keys()
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
@@ -35,13 +35,13 @@ def load_exactly(network: nn.Module, state: Mapping[str, Tensor], where: object)
         raise WeightsError(f"{where}: {error}") from error
 
 
-def save_backbone(path: Path, state: State, meta: dict[str, Any]) -> None:
+def write_backbone_file(path: Path, state: State, meta: dict[str, Any]) -> None:
     """Write backbone weights and their description as one safetensors file."""
     with replace_atomically(path) as temporary:
         write_tensors(temporary, state, {"mugs": json.dumps(meta)})
 
 
-def load_backbone(path: Path) -> tuple[State, dict[str, Any]]:
+def read_backbone_file(path: Path) -> tuple[State, dict[str, Any]]:
     """Weights and description written by `save_backbone`. Raises WeightsError naming the file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -51,18 +51,18 @@ def load_backbone(path: Path) -> tuple[State, dict[str, Any]]:
         raise WeightsError(f"{path}: not a backbone file of ours ({error})") from error
 
 
-def read_vit(path: Path, *, drop_path: float = 0.0) -> ViT:
+def load_backbone(path: Path, *, drop_path: float = 0.0) -> ViT:
     """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
-    state, meta = load_backbone(path)
+    state, meta = read_backbone_file(path)
     try:
         vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: does not say of what shape it is") from error
-    load_exactly(vit, state, path)
+    load_strictly(vit, state, path)
     return vit
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_released_checkpoint(path: Path) -> dict[str, Any]:
     """A released `.pth`, full or backbone only. Tensors and the old argument namespace are all it may hold.
 
     Raises WeightsError for a missing, damaged or unsafe file.
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def backbone_state(
+def extract_backbone_state(
     checkpoint: Mapping[str, Any], which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[State, tuple[str, ...]]:
     """Backbone weights of a full or backbone-only checkpoint under our names, and the keys that were left out.
@@ -112,6 +112,6 @@ def load_released_backbone(
     vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[str, ...]:
     """Load a released checkpoint; returns the keys that were left out. Raises WeightsError unless the rest fits."""
-    state, discarded = backbone_state(read_checkpoint(path), which)
-    load_exactly(vit, state, path)
+    state, discarded = extract_backbone_state(read_released_checkpoint(path), which)
+    load_strictly(vit, state, path)
     return discarded

@@ -17,21 +17,21 @@ from mugs.models.vit import ARCHITECTURES, ViT, ViTConfig, build_vit
 from mugs.weights.backbone_file import (
     State,
     WeightsError,
-    backbone_state,
-    load_exactly,
+    extract_backbone_state,
+    load_backbone,
     load_released_backbone,
-    read_checkpoint,
-    read_vit,
+    load_strictly,
+    read_released_checkpoint,
 )
 from pipeline.files import hash_file
 
-HEAD = (
+HEAD_PREFIXES = (
     "head.",
     "head_dist.",
     "fc.",
     "mask_token",
 )  # of classifiers and reconstruction, which features do not need
-SAME = 1e-4
+SAME_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def import_released(
     sha256: str | None = None,
 ) -> Imported:
     """A released Mugs checkpoint, full or backbone only. Raises WeightsError naming the file and the keys."""
-    digest = checked_sha256(Path(file), sha256)
+    digest = verify_sha256(Path(file), sha256)
     vit = build_vit(arch)
     return Imported(vit, digest, load_released_backbone(vit, Path(file), network))
 
 
 def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
-    digest = checked_sha256(Path(file), sha256)
-    vit = read_vit(Path(file))
+    digest = verify_sha256(Path(file), sha256)
+    vit = load_backbone(Path(file))
     if (known := ARCHITECTURES.get(arch)) is not None and replace(
         vit.config, image_size=known.image_size
     ) != known:
@@ -79,21 +79,21 @@ def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     difference goes into the patch convolution. Raises WeightsError unless all keys fit and an image gives the same
     class token as through timm.
     """
-    reference = timm_vit(arch, download=file == "download")
+    reference = build_timm_vit(arch, download=file == "download")
     digest = ""
     discarded: tuple[str, ...] = ()
     if file != "download":
-        digest = checked_sha256(Path(file), sha256)
-        discarded = load_strictly(reference, Path(file))
-    vit = build_vit(shape_of(reference))
-    load_exactly(vit, reference.state_dict(), f"{arch}: is not a plain ViT")
+        digest = verify_sha256(Path(file), sha256)
+        discarded = load_timm_file(reference, Path(file))
+    vit = build_vit(read_timm_config(reference))
+    load_strictly(vit, reference.state_dict(), f"{arch}: is not a plain ViT")
     config = reference.pretrained_cfg
-    renormalise(vit, config["mean"], config["std"])
-    compare(arch, vit, reference)
+    fold_normalization(vit, config["mean"], config["std"])
+    check_same_as_timm(arch, vit, reference)
     return Imported(vit, digest, discarded)
 
 
-def timm_vit(arch: str, *, download: bool) -> Any:
+def build_timm_vit(arch: str, *, download: bool) -> Any:
     """timm's model without its head. Raises WeightsError for another kind of model."""
     try:
         model = timm.create_model(arch, pretrained=download, num_classes=0)
@@ -108,7 +108,7 @@ def timm_vit(arch: str, *, download: bool) -> Any:
     return model.eval()
 
 
-def shape_of(model: Any) -> ViTConfig:
+def read_timm_config(model: Any) -> ViTConfig:
     """The shape of timm's ViT."""
     return ViTConfig(
         embed_dim=model.embed_dim,
@@ -119,15 +119,15 @@ def shape_of(model: Any) -> ViTConfig:
     )
 
 
-def load_strictly(model: Any, path: Path) -> tuple[str, ...]:
+def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
     """Load a `.safetensors` or `.pth` file into timm's model; the keys of a head are left out and returned."""
     others: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
         state = read_safetensors(path)
     else:
-        state, others = unwrapped(read_checkpoint(path))
-    left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD)))))
-    load_exactly(model, {key: value for key, value in state.items() if key not in left_out}, path)
+        state, others = unwrap_backbone_state(read_released_checkpoint(path))
+    left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD_PREFIXES)))))
+    load_strictly(model, {key: value for key, value in state.items() if key not in left_out}, path)
     return left_out
 
 
@@ -139,15 +139,15 @@ def read_safetensors(path: Path) -> State:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def unwrapped(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
+def unwrap_backbone_state(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
     """The weights of a `.pth`, which may hold them below `state_dict` or `model`, and the keys that were left out."""
     for name in ("state_dict", "model"):
         if isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
-    return backbone_state(checkpoint)
+    return extract_backbone_state(checkpoint)
 
 
-def checked_sha256(path: Path, expected: str | None) -> str:
+def verify_sha256(path: Path, expected: str | None) -> str:
     """SHA-256 of a file. Raises WeightsError where the file is not there or not the expected one."""
     try:
         found = hash_file(path)
@@ -159,7 +159,7 @@ def checked_sha256(path: Path, expected: str | None) -> str:
 
 
 @torch.no_grad()
-def renormalise(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def fold_normalization(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Let a ViT that was trained on (pixel - mean) / std take images normalised as for ImageNet."""
     ours_mean, ours_std, mean_t, std_t = (
         torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
@@ -171,7 +171,7 @@ def renormalise(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> No
 
 
 @torch.no_grad()
-def compare(arch: str, vit: ViT, reference: Any) -> None:
+def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
     """Raise WeightsError unless both give an image the same class token."""
     side = vit.config.image_size
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -182,11 +182,11 @@ def compare(arch: str, vit: ViT, reference: Any) -> None:
     config = reference.pretrained_cfg
     theirs = reference.forward_features(normalised(config["mean"], config["std"]))[:, 0]
     ours = vit.eval().cls_feature(normalised(IMAGENET_MEAN, IMAGENET_STD))
-    require_same(ours, theirs, f"{arch}: is not a plain ViT: its")
+    check_same_class_token(ours, theirs, f"{arch}: is not a plain ViT: its")
 
 
-def require_same(ours: Tensor, theirs: Tensor, whose: str) -> None:
+def check_same_class_token(ours: Tensor, theirs: Tensor, whose: str) -> None:
     """Raise WeightsError unless two class tokens agree."""
     apart = float((ours - theirs).abs().max() / theirs.abs().max())
-    if not apart < SAME:
+    if not apart < SAME_TOLERANCE:
         raise WeightsError(f"{whose} class token differs from ours by {apart:.1e} relatively")

@@ -8,22 +8,22 @@ import torch
 
 from mugs.checkpoint.tensors import write_tensors
 from mugs.models.vit import ViT, ViTConfig
-from mugs.weights.backbone_file import load_exactly, read_vit
-from mugs.weights.foreign import require_same
+from mugs.weights.backbone_file import load_backbone, load_strictly
+from mugs.weights.foreign import check_same_class_token
 from pipeline.files import replace_atomically
 
-NAMES = {
+TIMM_NAMES = {
     (384, 12): "vit_small_patch16_224",
     (768, 12): "vit_base_patch16_224",
     (1024, 24): "vit_large_patch16_224",
 }
-OTHER = "vit_small_patch16_224"
+FALLBACK_NAME = "vit_small_patch16_224"
 
 
-def arguments(shape: ViTConfig) -> dict[str, Any]:
+def timm_arguments(shape: ViTConfig) -> dict[str, Any]:
     """Arguments of `timm.create_model` for a shape."""
     return {
-        "model_name": NAMES.get((shape.embed_dim, shape.depth), OTHER),
+        "model_name": TIMM_NAMES.get((shape.embed_dim, shape.depth), FALLBACK_NAME),
         "num_classes": 0,
         "img_size": shape.image_size,
         "patch_size": shape.patch_size,
@@ -33,17 +33,17 @@ def arguments(shape: ViTConfig) -> dict[str, Any]:
     }
 
 
-def timm_call(shape: ViTConfig) -> str:
+def format_timm_call(shape: ViTConfig) -> str:
     """The call that makes timm's model, as one writes it."""
-    return f"timm.create_model({', '.join(f'{key}={value!r}' for key, value in arguments(shape).items())})"
+    return f"timm.create_model({', '.join(f'{key}={value!r}' for key, value in timm_arguments(shape).items())})"
 
 
 @torch.no_grad()
-def exported(path: Path) -> ViT:
+def load_vit_for_timm(path: Path) -> ViT:
     """The backbone in a file of ours. Raises WeightsError unless timm's model gives an image the same class token."""
-    vit = read_vit(path).eval()
-    model = timm.create_model(**arguments(vit.config)).eval()
-    load_exactly(model, vit.state_dict(), f"{path}: timm's model does not take it")
+    vit = load_backbone(path).eval()
+    model = timm.create_model(**timm_arguments(vit.config)).eval()
+    load_strictly(model, vit.state_dict(), f"{path}: timm's model does not take it")
     image = torch.randn(
         1,
         3,
@@ -51,11 +51,11 @@ def exported(path: Path) -> ViT:
         vit.config.image_size,
         generator=torch.Generator().manual_seed(0),
     )
-    require_same(vit.cls_feature(image), model(image), f"{path}: timm's")
+    check_same_class_token(vit.cls_feature(image), model(image), f"{path}: timm's")
     return vit
 
 
-def write_plain(path: Path, vit: ViT, format: Literal["timm", "safetensors"]) -> None:
+def write_bare_weights(path: Path, vit: ViT, format: Literal["timm", "safetensors"]) -> None:
     """Names and tensors alone: as `torch.load` reads them ("timm"), or as safetensors."""
     state = {key: value.contiguous() for key, value in vit.state_dict().items()}
     with replace_atomically(path) as temporary:

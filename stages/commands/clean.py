@@ -32,12 +32,12 @@ FindActiveRuns = Callable[[Mapping[Path, str]], Mapping[Path, str]]
 
 def clean_run_root(root: Path, keep: set[str], busy: FindActiveRuns, *, yes: bool) -> Iterator[str]:
     """A line per leftover, removed with `yes`, and the sum; what is in use by then stays."""
-    from mugs.checkpoint.space import gigabytes
+    from mugs.checkpoint.space import format_bytes
 
     leftovers, folders = find_leftovers(root, keep, busy), find_run_folders(root)
     removed = 0
     for each in leftovers.found:
-        line = f"{gigabytes(each.bytes):>12}  {each.path}: {each.why}"
+        line = f"{format_bytes(each.bytes):>12}  {each.path}: {each.why}"
         around = {
             place: folders[place] for place in (each.path, *each.path.parents) if place in folders
         }
@@ -50,7 +50,7 @@ def clean_run_root(root: Path, keep: set[str], busy: FindActiveRuns, *, yes: boo
         else:
             yield line
     yield from (f"stays: {line}" for line in leftovers.kept)
-    total = gigabytes(removed if yes else leftovers.bytes)
+    total = format_bytes(removed if yes else leftovers.bytes)
     yield (
         f"{total} removed"
         if yes
@@ -161,12 +161,12 @@ def find_temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> It
 
 def list_old_checkpoints(entry: ManifestEntry) -> list[Path]:
     """Checkpoints of a finished run but the last, and those set aside; none where some are kept for good."""
-    from mugs.checkpoint.record import checkpoints
+    from mugs.checkpoint.record import list_checkpoints
 
     folder = entry.run_dir / "checkpoints"
     if entry.config.get("keep_every_epochs"):
         return []
-    return [*checkpoints(folder)[:-1], *sorted(folder.glob("bad_step_*"))]
+    return [*list_checkpoints(folder)[:-1], *sorted(folder.glob("bad_step_*"))]
 
 
 def measure_leftover(path: Path, why: str) -> Leftover:
@@ -186,7 +186,7 @@ def is_idle(each: Leftover) -> bool:
 
 def remove_leftover(each: Leftover) -> None:
     """Remove it; a folder is first renamed, so that at no moment a part of it looks whole."""
-    from mugs.checkpoint.record import remove as remove_folder
+    from mugs.checkpoint.record import remove_checkpoint as remove_folder
 
     if (
         each.path.is_dir()

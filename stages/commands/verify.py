@@ -65,4 +65,4 @@ def inspect_checkpoints(run_dir: Path, *, repair: bool) -> "Inspection":
     """What is good and what is wrong; with `repair`, put right what can be."""
     from mugs.checkpoint import repair as storage
 
-    return storage.inspect(run_dir / "checkpoints", repair=repair)
+    return storage.inspect_checkpoints(run_dir / "checkpoints", repair=repair)

@@ -41,16 +41,16 @@ def export_backbone(
 ) -> list[str]:
     """Write the backbone of a run or of a file of ours for timm; what to say. Raises ConfigError."""
     from mugs.weights.backbone_file import WeightsError
-    from mugs.weights.timm_export import exported, timm_call, write_plain
+    from mugs.weights.timm_export import format_timm_call, load_vit_for_timm, write_bare_weights
 
     try:
-        vit = exported(find_backbone_file(run, run_root, weights))
+        vit = load_vit_for_timm(find_backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:
         raise ConfigError(shorten_error(error)) from error
-    write_plain(out.expanduser(), vit, format)
+    write_bare_weights(out.expanduser(), vit, format)
     return [
         f"{out}: {len(vit.state_dict())} tensors, loaded into timm and compared",
-        f"model = {timm_call(vit.config)}",
+        f"model = {format_timm_call(vit.config)}",
         f"model.load_state_dict({'torch.load' if format == 'timm' else 'safetensors.torch.load_file'}({str(out)!r}))",
         "Images: normalised with the mean and deviation of ImageNet.",
     ]

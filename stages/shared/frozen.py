@@ -70,9 +70,9 @@ class FrozenEvaluation(Backbone):
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
     """The pretrained backbone, frozen and in eval mode. Raises WeightsError and DamagedError naming the file."""
-    from mugs.weights.backbone_file import read_vit
+    from mugs.weights.backbone_file import load_backbone
 
-    vit = read_vit(ctx.inputs["weights"].output(weights), drop_path=drop_path)
+    vit = load_backbone(ctx.inputs["weights"].output(weights), drop_path=drop_path)
     check_intact(ctx.inputs["weights"], weights)
     return vit.eval().requires_grad_(False)
 
@@ -90,7 +90,7 @@ def frozen_features(
     from mugs import distributed
     from mugs.evaluation.feature_store import FeatureStore
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     if "features" in ctx.inputs:
         store = FeatureStore(ctx.inputs["features"].output("features"))
         stored = {split: store.load(split, name) for split in splits}
@@ -120,7 +120,7 @@ def computed_features(
     from mugs.data.sources.open import open_source
     from mugs.evaluation.features import build_feature_function, extract_features
 
-    device = distributed.init()
+    device = distributed.init_process_group()
     model = build_feature_function(vit.to(device), name)
     sources = {split: open_source(ctx.inputs["data"].output(split)) for split in splits}
     ranks = distributed.world_size()

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from mugs.checkpoint.background import BackgroundWriter, Saved
-from mugs.checkpoint.save_load import Parts, SavePolicy, state_bytes
-from mugs.checkpoint.space import gigabytes
-from mugs.engine.optim import parameter_groups
+from mugs.checkpoint.background import BackgroundWriter, SaveReport
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, state_bytes
+from mugs.checkpoint.space import format_bytes
+from mugs.engine.optim import build_pretrain_parameter_groups
 from mugs.methods import Mugs, MugsConfig
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
@@ -39,7 +39,7 @@ def shapes(arch: str) -> dict[str, dict[str, tuple[int, ...]]]:
         for part, net in networks.items()
     }
     trained: list[Any] = [
-        p for group in parameter_groups(method.student, 0.2) for p in group["params"]
+        p for group in build_pretrain_parameter_groups(method.student, 0.2) for p in group["params"]
     ]  # type: ignore[attr-defined]
     moments = {
         f"{i}.{name}": tuple(p.shape)
@@ -49,7 +49,7 @@ def shapes(arch: str) -> dict[str, dict[str, tuple[int, ...]]]:
     return {**found, "optimizer": moments}
 
 
-def synthesize(sizes: dict[str, dict[str, tuple[int, ...]]]) -> Parts:
+def synthesize(sizes: dict[str, dict[str, tuple[int, ...]]]) -> StateDicts:
     """Random tensors of these shapes."""
     return {
         part: {name: torch.rand(shape) for name, shape in tensors.items()}
@@ -63,7 +63,7 @@ def available() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def ours(parts: Parts, folder: Path) -> list[Saved]:
+def ours(parts: StateDicts, folder: Path) -> list[SaveReport]:
     """Saves in the background; the first, which makes the buffers, is not counted."""
     writer, saved = BackgroundWriter(folder, SavePolicy()), []
     for step in range(SAVES + 1):
@@ -73,7 +73,7 @@ def ours(parts: Parts, folder: Path) -> list[Saved]:
     return [one for one in saved[1:] if one is not None]
 
 
-def plain(parts: Parts, folder: Path) -> list[float]:
+def plain(parts: StateDicts, folder: Path) -> list[float]:
     """Seconds of torch.save, with the file flushed to the disk."""
     folder.mkdir(parents=True)
     seconds = []
@@ -96,8 +96,8 @@ def rows_of(arch: str) -> list[dict[str, Any]]:
     folder = BUILD / "bench_checkpoint"
     free = shutil.disk_usage(BUILD).free
     if available() < 2.5 * size or free < 6 * size:
-        room = f"{gigabytes(available())} of main memory and {gigabytes(free)} of disk free"
-        sys.stderr.write(f"{arch}: state of {gigabytes(size)} left out, {room}\n")
+        room = f"{format_bytes(available())} of main memory and {format_bytes(free)} of disk free"
+        sys.stderr.write(f"{arch}: state of {format_bytes(size)} left out, {room}\n")
         return []
     parts = synthesize(sizes)
     try:
@@ -108,7 +108,9 @@ def rows_of(arch: str) -> list[dict[str, Any]]:
         "stall": median(s.stall_s for s in saves),
         "durable": median(s.durable_s for s in saves),
     }
-    note = f"state of {gigabytes(state_bytes(parts))}; plain: torch.save and fsync, training waits"
+    note = (
+        f"state of {format_bytes(state_bytes(parts))}; plain: torch.save and fsync, training waits"
+    )
     row = {"baseline": blocking, "unit": "s", "note": note}
     return [
         {"name": f"save_{what}_{arch}", "ours": t, "ratio": blocking / t, **row}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from dense_step import Measured, backbone, measured, report, rows
 
-from mugs.engine.layer_decay import build_adamw, layer_decay_groups
+from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.targets import Targets
@@ -28,7 +28,7 @@ def objects(generator: torch.Generator) -> Targets:
 def measure(attention: str, memory: str) -> Measured:
     generator = torch.Generator().manual_seed(0)
     model = build_detector(backbone(attention, memory), DetectorConfig(), seed=0).train()
-    optimizer = build_adamw(layer_decay_groups(model, model.pyramid.vit, 0.8))
+    optimizer = build_adamw(build_layer_decay_groups(model, model.pyramid.vit, 0.8))
     image, target = torch.randn(1, 3, *SIZE, generator=generator), objects(generator)
 
     def train() -> None:

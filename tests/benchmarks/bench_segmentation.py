@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from dense_step import Measured, backbone, measured, report, row, rows
 
-from mugs.engine.layer_decay import build_adamw, layer_decay_groups
+from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
 from mugs.transfer.segmentation.inference import slide_windows
 from mugs.transfer.segmentation.model import SegmenterConfig, build_segmenter
 from mugs.transfer.video.propagation import neighborhood_mask, propagate_to_frame
@@ -21,11 +21,11 @@ CPU = torch.device("cpu")
 def measure(attention: str, memory: str) -> Measured:
     generator = torch.Generator().manual_seed(0)
     vit = backbone(attention, memory)
-    vit.allocate_positions(32, 32)
+    vit.set_position_grid(32, 32)
     model = build_segmenter(
         vit, SegmenterConfig(variant="upernet", num_classes=150), seed=0
     ).train()
-    optimizer = build_adamw(layer_decay_groups(model, model.backbone.vit, 0.9))
+    optimizer = build_adamw(build_layer_decay_groups(model, model.backbone.vit, 0.9))
     images = torch.randn(2, 3, 512, 512, generator=generator)
     labels = torch.randint(0, 150, (2, 512, 512), generator=generator)
 

@@ -11,7 +11,7 @@ from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.data.loading.batch import Views
-from mugs.distributed import all_ranks
+from mugs.distributed import all_reduce_and
 from mugs.engine.optim import build_adamw
 from mugs.pretrain.step import StepConfig, Trainer
 
@@ -52,7 +52,7 @@ def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
     rows = queue.rows[: CASE.batch].clone()
 
     def check() -> None:
-        finite = all_ranks(torch.isfinite(norms).all() & torch.isfinite(norms[0]))
+        finite = all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(norms[0]))
         for _ in range(2):  # two queues, or memories, of each kind
             torch.where(finite, rows, queue.rows[: CASE.batch])
             torch.where(finite, rows, queue.rows[: CASE.batch])
@@ -84,7 +84,7 @@ def run() -> list[dict[str, Any]]:
     return [
         compare(
             "loss_step",
-            lambda: method.losses(method.student, views, 1),
+            lambda: method.compute_losses(method.student, views, 1),
             lambda: naive.losses(views, 1),
             note,
         ),

@@ -36,7 +36,7 @@ class Measured:
 
 def backbone(attention: str, memory: str) -> ViT:
     vit = build_vit("vit_s16", drop_path=0.1)
-    vit.recompute = memory == "recomputed"
+    vit.activation_checkpointing = memory == "recomputed"
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = attention == "fused"

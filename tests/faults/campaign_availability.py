@@ -11,7 +11,7 @@ from outcome import Outcome
 from simulation import Account, simulate
 
 from mugs.checkpoint.background import BackgroundWriter
-from mugs.checkpoint.save_load import Parts, SavePolicy, load_latest
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, load_latest
 from pipeline.availability import Conditions, best_checkpoint_interval_s
 
 NAME = "8_availability"
@@ -31,7 +31,7 @@ def measured(sample_gb: float = 0.5, times: int = 3) -> tuple[float, float, floa
     return min(stalls) * scale, min(writes) * scale, min(imports) + min(loads) * scale
 
 
-def _measure(parts: Parts) -> tuple[float, float, float, float]:
+def _measure(parts: StateDicts) -> tuple[float, float, float, float]:
     """Seconds of a save's stall, until it is on disk, of loading, and of the imports."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

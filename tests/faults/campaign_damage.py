@@ -13,8 +13,8 @@ import tiny_stage
 import yaml
 from outcome import Outcome
 
-from mugs.checkpoint.record import checkpoints, verify
-from mugs.checkpoint.save_load import CheckpointError, load_latest
+from mugs.checkpoint.record import CheckpointError, list_checkpoints, verify_checkpoint
+from mugs.checkpoint.save_load import load_latest
 from pipeline import manifest, runfile
 from pipeline.spec import ConfigError
 from results.store import RowsError, read_rows
@@ -100,7 +100,7 @@ class Finished:
         self.root, self.run = root, tiny_stage.tiny_run()
         assert processes.run(lambda: tiny_stage.finish(root) and None) == 0
         self.folder = self.run.run_dir(root)
-        self.older, self.newer = checkpoints(self.folder / "checkpoints")
+        self.older, self.newer = list_checkpoints(self.folder / "checkpoints")
         self.entry_path = manifest.entry_path(root, self.run.run_id)
         entry = manifest.find_done(root, self.run.run_id)
         assert entry is not None and entry.rows_path is not None
@@ -140,7 +140,7 @@ class Finished:
             if (found := load_latest(self.folder / "checkpoints")) is None or found[0] != 6:
                 return "the newer one does not load"
             try:
-                verify(self.older)
+                verify_checkpoint(self.older)
             except CheckpointError as error:
                 return "" if str(path) in str(error) else f"{path}: {error}"
             return f"{path}: not noticed" if differs else ""

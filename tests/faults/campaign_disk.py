@@ -17,7 +17,8 @@ from tiny_stage import tiny_run
 
 import mugs.engine.loop
 import mugs.weights.backbone_file  # noqa: F401  here, so that not every process imports them anew
-from mugs.checkpoint.save_load import CheckpointError, load_latest
+from mugs.checkpoint.record import CheckpointError
+from mugs.checkpoint.save_load import load_latest
 from pipeline import manifest, runfile
 from results.store import read_rows
 from slurm.node import job

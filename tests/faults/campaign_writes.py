@@ -15,7 +15,7 @@ from outcome import Outcome
 from shim import Action, Crash, dead_after, exit_after, intercepted
 
 from mugs.checkpoint.background import BackgroundWriter
-from mugs.checkpoint.record import checkpoints, verify
+from mugs.checkpoint.record import list_checkpoints, verify_checkpoint
 
 OLD, NEW = 3, 4
 NAME = "2_checkpoint_writes"
@@ -77,8 +77,8 @@ def boundaries(outcome: Outcome, root: Path, way: str) -> None:
             outcome.expect(loaded_step(folder) == NEW + 1, f"{where}: the next save does not load")
             kept = (names(folder) == only(NEW, NEW + 1), names(folder) == only(OLD, NEW + 1))
             outcome.expect(any(kept), f"{where}: left {names(folder)}")
-            for path in checkpoints(folder):
-                verify(path)
+            for path in list_checkpoints(folder):
+                verify_checkpoint(path)
         except (Exception, AssertionError) as error:
             outcome.complaints.append(f"{where}: {error}")
 

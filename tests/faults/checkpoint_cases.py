@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from mugs.checkpoint.record import folder_name
-from mugs.checkpoint.save_load import Parts, SavePolicy, load_latest, save_checkpoint
+from mugs.checkpoint.record import checkpoint_name
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, load_latest, save_checkpoint
 
 POLICY = SavePolicy(retry_seconds=0)
 
 
-def parts_of(step: int, rows: int = 50) -> Parts:
+def parts_of(step: int, rows: int = 50) -> StateDicts:
     """A network, moments and a queue of a step."""
     generator = torch.Generator().manual_seed(step)
     weight = torch.randn(rows, 20, generator=generator)
@@ -55,4 +55,4 @@ def names(folder: Path) -> list[str]:
 
 def only(*steps: int) -> list[str]:
     """Names of the folders of these steps."""
-    return [folder_name(step) for step in steps]
+    return [checkpoint_name(step) for step in steps]

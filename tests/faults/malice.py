@@ -10,7 +10,7 @@ from typing import Any
 from checkpoint_cases import save
 from tiny_stage import tiny_run
 
-from mugs.checkpoint.save_load import CheckpointError
+from mugs.checkpoint.record import CheckpointError
 from mugs.weights.backbone_file import WeightsError
 from pipeline.spec import ConfigError
 

@@ -13,7 +13,7 @@ from malice import Case, Place
 
 from mugs.checkpoint import record
 from mugs.checkpoint.save_load import load_latest
-from mugs.weights.backbone_file import load_backbone, read_checkpoint
+from mugs.weights.backbone_file import read_backbone_file, read_released_checkpoint
 from pipeline.files import hash_file
 
 
@@ -43,7 +43,7 @@ def bombs() -> Iterator[tuple[str, Case]]:
             def case(place: Place, make: Any = make, write: Any = write) -> Callable[[], object]:
                 path = place.root / "weights.pth"
                 write({"teacher": {"x": torch.ones(2)}, "epoch": make(str(place.fuse))}, path)
-                return lambda: read_checkpoint(path)
+                return lambda: read_released_checkpoint(path)
 
             yield f"pickle, {name}, {form}", case
 
@@ -52,7 +52,7 @@ def bombs() -> Iterator[tuple[str, Case]]:
             ) -> Callable[[], object]:
                 path = place.root / "weights.safetensors"
                 write({"x": make(str(place.fuse))}, path)
-                return lambda: load_backbone(path)
+                return lambda: read_backbone_file(path)
 
             yield f"pickle as safetensors, {name}, {form}", as_safetensors
 
@@ -115,14 +115,14 @@ def headers() -> Iterator[tuple[str, Case]]:
         def weights(place: Place, content: bytes = content) -> Callable[[], object]:
             path = place.root / "weights.safetensors"
             path.write_bytes(content)
-            return lambda: load_backbone(path)
+            return lambda: read_backbone_file(path)
 
         def checkpoint(place: Place, content: bytes = content) -> Callable[[], object]:
             folder = place.folder / "checkpoints" / "step_00000003"
             folder.mkdir(parents=True)
             (folder / "x.safetensors").write_bytes(content)
             stored = record.StoredFile(len(content), hash_file(folder / "x.safetensors"))
-            record.write_record(folder, record.Record(3, {}, {"x.safetensors": stored}))
+            record.write_record(folder, record.CheckpointRecord(3, {}, {"x.safetensors": stored}))
             return lambda: load_latest(folder.parent)
 
         yield f"weights, {name}", weights

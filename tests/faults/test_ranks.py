@@ -11,10 +11,11 @@ from checkpoint_cases import POLICY, loaded_step, save
 from shim import failing, intercepted
 
 from mugs import distributed
-from mugs.checkpoint.save_load import CheckpointError, load_latest
-from mugs.checkpoint.saver import Saver
-from mugs.distributed import MainRankError, from_main, on_main
-from mugs.engine.control import Unattended
+from mugs.checkpoint.record import CheckpointError
+from mugs.checkpoint.save_load import load_latest
+from mugs.checkpoint.saver import CheckpointSaver
+from mugs.distributed import MainRankError, broadcast_from_main, run_on_main
+from mugs.engine.control import NullControl
 
 ERROR = (CheckpointError, MainRankError)
 
@@ -24,10 +25,10 @@ class Counted:
 
     total_steps = 9
 
-    def parts(self) -> dict[str, object]:
+    def state_dicts(self) -> dict[str, object]:
         return {"x": {}}
 
-    def notes(self) -> dict[str, object]:
+    def metadata(self) -> dict[str, object]:
         return {}
 
 
@@ -40,9 +41,9 @@ def on_two_ranks(work: Callable[[], None]) -> None:
         os.environ.update(
             RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-        distributed.init(timeout_minutes=1)
+        distributed.init_process_group(timeout_minutes=1)
         work()
-        distributed.shutdown()
+        distributed.destroy_process_group()
 
     ranks = [processes.start(lambda number=number: rank(number)) for number in (0, 1)]
     assert [processes.end(process) for process in ranks] == [0, 0]
@@ -52,11 +53,11 @@ def test_texts_and_errors_of_rank_0_reach_rank_1() -> None:
     def work() -> None:
         main = distributed.is_main()
         for text in ("", "step 3", "größer" * 1000):
-            assert from_main(text if main else "?") == text
-        assert on_main(lambda: 7) == "7"
+            assert broadcast_from_main(text if main else "?") == text
+        assert run_on_main(lambda: 7) == "7"
         with pytest.raises(KeyError if main else MainRankError, match=r"no such thing"):
-            on_main(lambda: {}["no such thing"])
-        assert on_main(lambda: "go on") == "go on"
+            run_on_main(lambda: {}["no such thing"])
+        assert run_on_main(lambda: "go on") == "go on"
 
     on_two_ranks(work)
 
@@ -64,7 +65,7 @@ def test_texts_and_errors_of_rank_0_reach_rank_1() -> None:
 @pytest.mark.parametrize("at_the_end", [True, False])
 def test_an_error_of_the_writer_surfaces_on_both(tmp_path: Path, at_the_end: bool) -> None:
     def work() -> None:
-        saver = Saver(Counted(), tmp_path / "checkpoints", POLICY, Unattended())
+        saver = CheckpointSaver(Counted(), tmp_path / "checkpoints", POLICY, NullControl())
         with intercepted(failing(6, 28)):
             saver.save(1)
             with pytest.raises(ERROR, match="No space left on device"):
@@ -82,11 +83,11 @@ def test_no_room_stops_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert distributed.is_main()
         raise CheckpointError("1 MB free")
 
-    monkeypatch.setattr("mugs.checkpoint.saver.require_room_for_run", full)
+    monkeypatch.setattr("mugs.checkpoint.saver.check_free_space_for_run", full)
 
     def work() -> None:
         with pytest.raises(ERROR, match="1 MB free"):
-            Saver(Counted(), tmp_path, POLICY, Unattended())
+            CheckpointSaver(Counted(), tmp_path, POLICY, NullControl())
 
     on_two_ranks(work)
 
@@ -106,13 +107,13 @@ def test_both_resume_where_rank_0_says(tmp_path: Path, monkeypatch: pytest.Monke
         return found
 
     class Task(Counted):
-        def load(self, parts: object, notes: dict[str, object]) -> None:
+        def load_state(self, parts: object, notes: dict[str, object]) -> None:
             loaded.append(notes["history"][0])
 
     monkeypatch.setattr(loop, "load_latest", blind)
 
     def work() -> None:
-        assert loop.resume(Task(), tmp_path, POLICY) == 1
+        assert loop.resume_training(Task(), tmp_path, POLICY) == 1
         assert loaded == [1]
 
     on_two_ranks(work)

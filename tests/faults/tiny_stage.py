@@ -29,16 +29,16 @@ class Counter:
             self.state += step
             yield
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         pass
 
-    def parts(self) -> dict[str, dict[str, Any]]:
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
         return {"state": {"sum": self.state}, "more": {"half": self.state.half()}}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"sum": float(self.state[0])}
 
-    def load(self, parts: Any, notes: Any) -> None:
+    def load_state(self, parts: Any, notes: Any) -> None:
         self.state.copy_(parts["state"]["sum"])
 
 
@@ -46,12 +46,12 @@ def run(ctx: StageContext, cfg: TinyConfig) -> StageOutput:
     """Train, export, and report the sum as a row."""
     from mugs.checkpoint.save_load import SavePolicy
     from mugs.engine.loop import train
-    from mugs.weights.backbone_file import save_backbone
+    from mugs.weights.backbone_file import write_backbone_file
 
     task = Counter(cfg.steps)
     train(task, ctx.run_dir / "checkpoints", every=2, policy=SavePolicy(retry_seconds=0))
     weights = ctx.run_dir / "weights" / "sum.safetensors"
-    save_backbone(weights, {"sum": task.state}, {"steps": cfg.steps})
+    write_backbone_file(weights, {"sum": task.state}, {"steps": cfg.steps})
     row = ResultRow(
         ctx.run_id,
         "mugs",

@@ -17,26 +17,24 @@ from mugs.methods import Mugs, MugsConfig
 class NaiveMemory:
     """Rows and a pointer that moves as released (twice after a write that stays inside) or first-in first-out."""
 
-    def __init__(self, compare: Tensor, handed_out: Tensor, pointer: int, rule: str) -> None:
-        self.compare, self.handed_out, self.pointer, self.rule = (
-            compare.clone(),
-            handed_out.clone(),
-            pointer,
-            rule,
-        )
+    def __init__(self, keys: Tensor, values: Tensor, pointer: int, rule: str) -> None:
+        self.keys = keys.clone()
+        self.values = values.clone()
+        self.pointer = pointer
+        self.rule = rule
 
-    def neighbours(self, query: Tensor, num: int) -> Tensor:
+    def find_neighbors(self, query: Tensor, num: int) -> Tensor:
         chosen = []
         for q in query:
-            cosine = F.cosine_similarity(q[None], self.compare, dim=1)
-            chosen.append(self.handed_out[cosine.argsort(descending=True)[:num]])
+            cosine = F.cosine_similarity(q[None], self.keys, dim=1)
+            chosen.append(self.values[cosine.argsort(descending=True)[:num]])
         return torch.stack(chosen)
 
     def write(self, rows: list[Tensor]) -> None:
-        size, inside = len(self.compare), self.pointer + len(rows) <= len(self.compare)
+        size, inside = len(self.keys), self.pointer + len(rows) <= len(self.keys)
         for offset, row in enumerate(rows):
-            self.compare[(self.pointer + offset) % size] = row
-            self.handed_out[(self.pointer + offset) % size] = row
+            self.keys[(self.pointer + offset) % size] = row
+            self.values[(self.pointer + offset) % size] = row
         moved = 2 * len(rows) if inside and self.rule == "released" else len(rows)
         self.pointer = (self.pointer + moved) % size
 
@@ -64,8 +62,9 @@ class NaiveMugs:
                 ("teacher", state.teacher_memory),
             ):
                 if memory is not None:
+                    values = memory.keys if memory.values is None else memory.values
                     self.memories[name] = NaiveMemory(
-                        memory.compare, memory.handed_out, int(memory.pointer), memory.pointer_rule
+                        memory.keys, values, int(memory.pointer), memory.pointer_rule
                     )
         self.center = state.center.clone()
         self.clip, self.patch_lr_scale = clip, patch_lr_scale
@@ -101,7 +100,8 @@ class NaiveMugs:
                 else normed[:, 1:].mean(1)
             )
             x = torch.cat(
-                [query[:, None], memory.neighbours(query.detach(), self.config.num_neighbours)], 1
+                [query[:, None], memory.find_neighbors(query.detach(), self.config.num_neighbours)],
+                1,
             )
             for block in net.backbone.relation_blocks:
                 x = block(x)

@@ -15,8 +15,8 @@ from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
 from mugs.methods import Mugs, MugsConfig
 from mugs.models.vit import ViTConfig
-from mugs.pretrain.schedule import Schedule
-from mugs.pretrain.step import StepConfig, Trainer, split
+from mugs.pretrain.schedule import PretrainSchedule
+from mugs.pretrain.step import StepConfig, Trainer, split_micro_batches
 
 SMALLEST = MugsConfig(
     arch=ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32),
@@ -53,7 +53,7 @@ class Case:
         return Views(large, small, torch.rand(self.batch, generator=generator) < 0.5)
 
 
-SCHEDULE = Schedule(
+SCHEDULE = PretrainSchedule(
     steps_per_epoch=2,
     epochs=8,
     warmup_epochs=1,
@@ -99,7 +99,7 @@ def run_product(case: Case) -> Trace:
     for step in range(case.steps):
         views, mine = case.views(step), slice(rank * share, (rank + 1) * share)
         local = Views(views.large[:, mine], views.small[:, mine], views.weak[mine])
-        result = trainer.step(list(split(local, share // case.micro_batches)), step)
+        result = trainer.step(list(split_micro_batches(local, share // case.micro_batches)), step)
         values = {"total": result.total, **result.losses}
         losses.append({n: distributed.all_reduce_mean(v).item() for n, v in values.items()})
     state = method.extra_state

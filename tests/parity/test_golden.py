@@ -12,9 +12,9 @@ from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
 from mugs.methods import Mugs, MugsConfig
 from mugs.models.vit import ViTConfig
-from mugs.pretrain.schedule import Schedule
+from mugs.pretrain.schedule import PretrainSchedule
 from mugs.pretrain.step import StepConfig, Trainer
-from mugs.weights.backbone_file import read_checkpoint
+from mugs.weights.backbone_file import read_released_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "group": "group-sup."}
@@ -23,7 +23,7 @@ RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "gro
 def load_full_state(method: Mugs, checkpoint: dict[str, Any]) -> None:
     """Networks, queues, memories and centre of a released full checkpoint, strictly.
 
-    Of the three tables of a released memory the first is compared and the second handed out; the third is unused.
+    A released memory holds three tables: the first has the keys, the second the values, the third is unused.
     """
     student = {k.removeprefix("module."): v for k, v in checkpoint["student"].items()}
     method.student.load_state_dict(student)
@@ -37,9 +37,9 @@ def load_full_state(method: Mugs, checkpoint: dict[str, Any]) -> None:
         extra[f"{ours}.rows"] = checkpoint[theirs]["queue"].T
         extra[f"{ours}.pointer"] = checkpoint[theirs]["queue_ptr"][0]
     for ours, theirs in (("student_memory", "student_mem"), ("teacher_memory", "teacher_mem")):
-        extra[f"{ours}.compare"] = checkpoint[theirs]["block.queue_q"]
-        if f"{ours}.separate" in state.state_dict():
-            extra[f"{ours}.separate"] = checkpoint[theirs]["block.queue_k"]
+        extra[f"{ours}.keys"] = checkpoint[theirs]["block.queue_q"]
+        if f"{ours}.values" in state.state_dict():
+            extra[f"{ours}.values"] = checkpoint[theirs]["block.queue_k"]
         extra[f"{ours}.pointer"] = checkpoint[theirs]["block.queue_ptr"][0]
     state.load_state_dict(extra)
 
@@ -68,7 +68,7 @@ def method() -> Mugs:
         memory_start="released",
     )
     mugs = Mugs(config)
-    load_full_state(mugs, read_checkpoint(GOLDEN / "init.pth"))
+    load_full_state(mugs, read_released_checkpoint(GOLDEN / "init.pth"))
     return mugs
 
 
@@ -101,7 +101,7 @@ def test_step_0_features(golden: dict[str, Any], method: Mugs) -> None:
 
 def test_twelve_steps(golden: dict[str, Any], method: Mugs) -> None:
     config = golden["config"]
-    schedule = Schedule(
+    schedule = PretrainSchedule(
         steps_per_epoch=config["steps_per_epoch"],
         epochs=config["epochs"],
         warmup_epochs=config["warmup_epochs"],
@@ -156,5 +156,5 @@ def check_final_state(method: Mugs, arrays: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(
         state.local_group_queue.rows.T, arrays["queue/local-group-sup."], **close
     )
-    np.testing.assert_allclose(state.student_memory.handed_out, arrays["memory/student"], **close)
-    np.testing.assert_allclose(state.teacher_memory.handed_out, arrays["memory/teacher"], **close)
+    np.testing.assert_allclose(state.student_memory.values, arrays["memory/student"], **close)
+    np.testing.assert_allclose(state.teacher_memory.values, arrays["memory/teacher"], **close)

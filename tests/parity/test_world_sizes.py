@@ -22,10 +22,10 @@ from torch import Tensor
 from mugs import distributed
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
-from mugs.engine.control import Unattended
+from mugs.engine.control import NullControl
 from mugs.methods import Mugs, MugsConfig
-from mugs.models.memory import NeighbourMemory
-from mugs.pretrain.train import Pretraining, pretrain
+from mugs.models.memory import NeighborMemory
+from mugs.pretrain.train import PretrainTask, pretrain
 from pipeline import config, plan
 from stages import STAGES
 from stages.pretrain import PretrainConfig, train_config
@@ -38,7 +38,7 @@ class StoppedError(Exception):
     """The steps are made."""
 
 
-class Until(Unattended):
+class Until(NullControl):
     """Ends after so many steps; of several ranks the votes for it are counted a step later."""
 
     def __init__(self, steps: int) -> None:
@@ -62,13 +62,13 @@ class Choices:
         self.noted: list[Tensor] = []
 
     def note(self) -> None:
-        nearest = NeighbourMemory.nearest
+        nearest = NeighborMemory.find_slots
 
-        def noting(memory: NeighbourMemory, query: Tensor, num: int) -> Tensor:
+        def noting(memory: NeighborMemory, query: Tensor, num: int) -> Tensor:
             self.noted.append(nearest(memory, query, num))
             return self.noted[-1]
 
-        NeighbourMemory.nearest = noting  # type: ignore[method-assign]
+        NeighborMemory.find_slots = noting  # type: ignore[method-assign]
 
     def repeat(self) -> None:
         """Queries are crops by images, and each rank has a slice of the images."""
@@ -78,12 +78,12 @@ class Choices:
             distributed.rank(),
         )
 
-        def noted_before(memory: NeighbourMemory, query: Tensor, num: int) -> Tensor:
+        def noted_before(memory: NeighborMemory, query: Tensor, num: int) -> Tensor:
             slots = noted[self.calls].view(-1, BATCH, num)[:, rank * share : (rank + 1) * share]
             self.calls += 1
             return slots.flatten(0, 1)
 
-        NeighbourMemory.nearest = noted_before  # type: ignore[method-assign]
+        NeighborMemory.find_slots = noted_before  # type: ignore[method-assign]
 
     def save(self) -> None:
         torch.save(self.noted, self.file)
@@ -104,7 +104,7 @@ def train(data: Path, out: Path) -> None:
     cfg = mini()
     method = Mugs(MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
     out.mkdir(parents=True, exist_ok=True)
-    task = Pretraining(method, FolderSource(data), train_config(cfg), out, torch.device("cpu"))
+    task = PretrainTask(method, FolderSource(data), train_config(cfg), out, torch.device("cpu"))
     samples = [task.order.indices(step).tolist() for step in range(STEPS)]
     (out / f"samples_{distributed.rank()}.json").write_text(json.dumps(samples))
     with pytest.raises(StoppedError):

@@ -58,16 +58,16 @@ class Sum:
             time.sleep(1000)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         pass
 
-    def parts(self) -> Any:
+    def state_dicts(self) -> Any:
         return {"sum": {"value": self.value}}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {}
 
-    def load(self, parts: Any, notes: Any) -> None:
+    def load_state(self, parts: Any, notes: Any) -> None:
         self.value = parts["sum"]["value"]
 
 
@@ -75,7 +75,7 @@ def train(ctx: StageContext, cfg: Train) -> StageOutput:
     from mugs import distributed
     from mugs.engine.loop import train as loop
 
-    distributed.init()
+    distributed.init_process_group()
     if cfg.fault == "abort at exit":
         atexit.register(os.abort)
     task = Sum(ctx, cfg)

@@ -20,7 +20,7 @@ from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.open import open_source
 from mugs.evaluation.feature_store import FeatureStore
 from mugs.models.vit import build_vit
-from mugs.weights.backbone_file import load_backbone
+from mugs.weights.backbone_file import read_backbone_file
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.spec import ConfigError
@@ -154,7 +154,7 @@ def test_a_timm_file_and_the_student(tmp_path: Path) -> None:
         )
         assert cli("import", path, *given).exit_code == 0
     teacher, student = (
-        load_backbone(tmp_path / f"{n}.safetensors")[0] for n in ("teacher", "student")
+        read_backbone_file(tmp_path / f"{n}.safetensors")[0] for n in ("teacher", "student")
     )
     assert torch.equal(student["norm.weight"], -teacher["norm.weight"])
 

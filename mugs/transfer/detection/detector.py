@@ -29,7 +29,7 @@ class Detector(nn.Module):
         super().__init__()
         self.config = config
         patch = vit.config.patch_size
-        vit.allocate_positions(config.image_size[0] // patch, config.image_size[1] // patch)
+        vit.set_position_grid(config.image_size[0] // patch, config.image_size[1] // patch)
         self.pyramid = Pyramid(vit, normed=False)
         self.fpn = FeaturePyramidNetwork([self.pyramid.width] * 4, config.width, LastLevelMaxPool())
         for module in self.fpn.modules():

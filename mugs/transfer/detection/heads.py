@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from mugs.models.batch_norm import BatchNorm2d
+from mugs.models.batch_norm import AllRanksBatchNorm2d
 from mugs.transfer.detection.config import DetectorConfig
 
 BOX_SIZE, MASK_INPUT = 7, 14
@@ -22,7 +22,9 @@ class BoxHead(nn.Module):
         self.num_classes = config.num_classes
         shape = (config.width, BOX_SIZE, BOX_SIZE)
         convs = [config.width] * config.head_convs
-        self.trunk = FastRCNNConvFCHead(shape, convs, [config.fc_width], norm_layer=BatchNorm2d)
+        self.trunk = FastRCNNConvFCHead(
+            shape, convs, [config.fc_width], norm_layer=AllRanksBatchNorm2d
+        )
         self.classes = nn.Linear(config.fc_width, config.num_classes + 1)
         self.boxes = nn.Linear(config.fc_width, 4 * config.num_classes)
         for layer, std in ((self.classes, 0.01), (self.boxes, 0.001)):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.data.dense.coco import CocoSplit, trainable_indices
-from mugs.engine.layer_decay import build_adamw, layer_decay_groups
-from mugs.engine.model_task import ModelTask, ready
+from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
+from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
-from mugs.engine.step import Losses, synced
+from mugs.engine.step import Losses, sync_gradients
 from mugs.transfer.detection.batches import AspectGroupedOrder, MicroBatch, iter_micro_batches
 from mugs.transfer.detection.config import DetectionConfig
 from mugs.transfer.detection.detector import Detector, count_detector_flops
@@ -41,7 +41,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         run_dir: Path,
         device: torch.device,
     ) -> None:
-        ready(model, device)
+        prepare_model(model, device)
         self.split, self.multiple = split, model.pyramid.strides[-1]
         self.chosen = trainable_indices(split, config.min_side)
         self.order = AspectGroupedOrder(
@@ -54,7 +54,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
         super().__init__(
             model,
-            build_adamw(layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
+            build_adamw(build_layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
             build_detection_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
@@ -86,7 +86,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
             images = one.images.to(self.device, non_blocking=True)
             targets = [on_device(target, self.device) for target in one.targets]
             with (
-                synced(wrapped, last=number == len(batch) - 1),
+                sync_gradients(wrapped, last=number == len(batch) - 1),
                 autocast(self.config.precision, self.device),
             ):
                 losses = {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mugs.models.batch_norm import BatchNorm2d
+from mugs.models.batch_norm import AllRanksBatchNorm2d
 
 POOL_SCALES = (1, 2, 3, 6)
 
@@ -49,7 +49,7 @@ def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
     """Convolution of the same size without bias (Kaiming normal, fan out), batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(conv, AllRanksBatchNorm2d(outputs), nn.ReLU())
 
 
 def resize_bilinear(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -105,4 +105,6 @@ class LinearHead(nn.Sequential):
     """(N, 4D, h, w) -> (N, K, h, w): batch norm and a classifier, no hidden convolution (iBOT)."""
 
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__(BatchNorm2d(4 * width), PixelClassifier(4 * width, num_classes, dropout))
+        super().__init__(
+            AllRanksBatchNorm2d(4 * width), PixelClassifier(4 * width, num_classes, dropout)
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mugs.data.dense.label_maps import VOID
-from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
 from mugs.transfer.pyramid import Pyramid, TappedViT
 from mugs.transfer.segmentation.heads import (
@@ -74,7 +74,7 @@ class Segmenter(nn.Module):
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
         """Stochastic depth and dropout of the coming pass: this rank's part of those of the global batch."""
-        depth = depth_uniforms(
+        depth = draw_depth_uniforms(
             seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
         )
         self.backbone.vit.set_depth_uniforms(depth[:, 0, mine].to(device))

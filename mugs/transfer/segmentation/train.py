@@ -14,8 +14,8 @@ from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker_batches import LabeledBatch
-from mugs.engine.layer_decay import build_adamw, layer_decay_groups
-from mugs.engine.model_task import ModelTask, ready
+from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
+from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
 from mugs.transfer.schedules import PolySchedule
@@ -42,7 +42,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         run_dir: Path,
         device: torch.device,
     ) -> None:
-        ready(model, device)
+        prepare_model(model, device)
         self.scenes = scenes
         self.order = build_scene_order(len(scenes), config)
         share = config.batch_size // distributed.world_size()
@@ -55,7 +55,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         )
         super().__init__(
             model,
-            build_adamw(layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
+            build_adamw(build_layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
             schedule,
             config,
             run_dir,

@@ -215,7 +215,7 @@ def test_ranks_change_no_number(tmp_path: Path) -> None:
         found = load_latest(tmp_path / name / "checkpoints")
         assert found is not None
         _, saved, notes = found
-        for key, value in alone.parts()["classifiers"].items():
+        for key, value in alone.state_dicts()["classifiers"].items():
             torch.testing.assert_close(saved["classifiers"][key], value, atol=1e-6, rtol=0)
         assert [e["top1"] for e in notes["history"]] == [e.top1 for e in alone.history]
 

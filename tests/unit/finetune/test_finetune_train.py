@@ -21,7 +21,7 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
-from mugs.engine.control import Unattended
+from mugs.engine.control import NullControl
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
 from mugs.finetune.batches import AugmentedViews, BatchSampler
@@ -30,7 +30,7 @@ from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixO
 from mugs.finetune.mixing import assign_columns, mix_batch, smooth_labels
 from mugs.finetune.train import Finetuning
 from mugs.finetune.validation import EpochAccuracy
-from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViTConfig, build_vit
 
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
         images = torch.stack([d[0] for d in draws])
         targets = smooth_labels(torch.tensor([d[1] for d in draws]), 10, 0.1)
         images, targets = mix_batch(images, targets, columns % 2, config.mix, seed=3, step=step)
-        depth = depth_uniforms(3, step, branches=4, crops=1, batch_size=16)[:, 0, columns]
+        depth = draw_depth_uniforms(3, step, branches=4, crops=1, batch_size=16)[:, 0, columns]
         plain.backbone.set_depth_uniforms(depth)
         loss = torch.nn.functional.cross_entropy(plain(images), targets)
         plain.zero_grad()
@@ -181,7 +181,7 @@ class Interrupted(Exception):
     """What leaves the loop when the training is asked to stop."""
 
 
-class StopAfter(Unattended):
+class StopAfter(NullControl):
     """Asks for a stop once this many steps are done."""
 
     def __init__(self, step: int) -> None:

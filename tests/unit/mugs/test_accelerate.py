@@ -7,7 +7,7 @@ from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepResult
-from mugs.models.stochastic_depth import depth_uniforms
+from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.pretrain.step import StepConfig, Trainer
 
 CASE = Case(replace(SMALLEST, drop_path=0.4), num_small=3)
@@ -19,8 +19,8 @@ def three_steps(**options: bool) -> list[StepResult]:
     trainer = Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
     results = []
     for step in (1, 2, 3):
-        draws = depth_uniforms(
-            0, step, branches=method.depth_branches, crops=5, batch_size=CASE.batch
+        draws = draw_depth_uniforms(
+            0, step, branches=method.num_depth_branches, crops=5, batch_size=CASE.batch
         )
         results.append(trainer.step([CASE.views(step)], step, [draws]))
     return results

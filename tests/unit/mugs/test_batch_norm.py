@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from mugs.models.batch_norm import BatchNorm
+from mugs.models.batch_norm import AllRanksBatchNorm
 from mugs.models.heads import GroupHead, InfoNCEHead
 
 
 def test_equals_torch() -> None:
     x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
     theirs = nn.BatchNorm1d(6).train()
-    torch.testing.assert_close(BatchNorm(6)(x), theirs(x))
+    torch.testing.assert_close(AllRanksBatchNorm(6)(x), theirs(x))
 
 
 @pytest.mark.parametrize("head", [InfoNCEHead, GroupHead])
 def test_only_the_hidden_layers_of_the_projector_get_it(head: type[nn.Module]) -> None:
-    assert not any(isinstance(m, BatchNorm) for m in head(8, hidden=4, out=4).modules())
+    assert not any(isinstance(m, AllRanksBatchNorm) for m in head(8, hidden=4, out=4).modules())
     kinds = [type(m).__name__ for m in head(8, hidden=4, out=4, norm="batch").projector]
-    assert kinds == ["Linear", "BatchNorm", "GELU", "Linear", "BatchNorm", "GELU", "Linear"]
+    assert kinds == 2 * ["Linear", "AllRanksBatchNorm", "GELU"] + ["Linear"]

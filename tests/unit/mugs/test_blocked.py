@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mugs.losses import blocked
-from mugs.losses.clustering import clustering
-from mugs.losses.info_nce import info_nce
+from mugs.losses.clustering import clustering_loss
+from mugs.losses.info_nce import info_nce_loss
 from mugs.losses.pairs import pair_weights
 
 
@@ -36,7 +36,7 @@ def test_clustering() -> None:
     assigned = torch.softmax((teacher - center) / 0.04, -1)
     log_p = torch.log_softmax(student / 0.1, -1)
     plain = -(torch.einsum("tnk,pnk->tp", assigned, log_p) / 7 * weights).sum()
-    ours = clustering(
+    ours = clustering_loss(
         student, teacher, center, weights, student_temperature=0.1, teacher_temperature=0.04
     )
     compare(ours, plain, student)
@@ -52,7 +52,7 @@ def test_info_nce() -> None:
     positive = torch.einsum("tnd,pnd->tpn", teacher, student)[..., None]
     logits = torch.cat([positive, (student @ queue.T).expand(2, -1, -1, -1)], -1) / 0.2
     plain = -(torch.log_softmax(logits, -1)[..., 0].mean(-1) * weights).sum()
-    compare(info_nce(student, teacher, queue, weights, 0.2), plain, student)
+    compare(info_nce_loss(student, teacher, queue, weights, 0.2), plain, student)
 
 
 def test_without_gradient() -> None:
@@ -62,9 +62,10 @@ def test_without_gradient() -> None:
         {"student_temperature": 0.1, "teacher_temperature": 0.04},
     )
     with torch.no_grad():
-        loss = clustering(logits, logits[:2], torch.zeros(9), weights, **options)
+        loss = clustering_loss(logits, logits[:2], torch.zeros(9), weights, **options)
     assert torch.equal(
-        loss, clustering(logits.requires_grad_(), logits[:2], torch.zeros(9), weights, **options)
+        loss,
+        clustering_loss(logits.requires_grad_(), logits[:2], torch.zeros(9), weights, **options),
     )
 
 
@@ -72,6 +73,6 @@ def test_bf16_logits_keep_their_precision_in_the_gradient() -> None:
     logits = torch.randn(3, 4, 9).bfloat16().requires_grad_()
     weights = pair_weights(2, 3, 2, "uniform")
     options = {"student_temperature": 0.1, "teacher_temperature": 0.04}
-    loss = clustering(logits, torch.randn(2, 4, 9), torch.zeros(9), weights, **options)
+    loss = clustering_loss(logits, torch.randn(2, 4, 9), torch.zeros(9), weights, **options)
     loss.backward()
     assert (loss.dtype, logits.grad.dtype) == (torch.float32, torch.bfloat16)

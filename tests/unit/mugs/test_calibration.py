@@ -15,7 +15,7 @@ from mugs.data.views.config import ViewRecipe
 from mugs.engine.calibration import EpochMeans
 from mugs.engine.step import StepResult
 from mugs.methods import Mugs
-from mugs.methods.calibration import targets
+from mugs.methods.calibration import load_calibration_targets
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.train import pretrain
 from stages.pretrain import PretrainConfig, train_config
@@ -27,26 +27,29 @@ TARGETS = {
 
 
 def test_the_table() -> None:
-    assert targets(None) == {}
-    assert targets("s100")[0] == {
+    assert load_calibration_targets(None) == {}
+    assert load_calibration_targets("s100")[0] == {
         "total": 9.0208,
         "instance": 9.5816,
         "group": 7.8942,
         "local_group": 9.5867,
     }
-    assert targets("l250")[6]["group"] == 5.4695 and targets("s300")[6]["total"] == 6.9055
+    assert (
+        load_calibration_targets("l250")[6]["group"] == 5.4695
+        and load_calibration_targets("s300")[6]["total"] == 6.9055
+    )
     for run in ("s100", "s300", "l250"):
-        assert list(targets(run)) == list(range(7))
-        for epoch in targets(run).values():
+        assert list(load_calibration_targets(run)) == list(range(7))
+        for epoch in load_calibration_targets(run).values():
             parts = [epoch[name] for name in ("instance", "group", "local_group")]
             assert epoch["total"] == pytest.approx(sum(parts) / 3, abs=2e-4)
     with pytest.raises(ValueError, match="b400"):
-        targets("b400")
+        load_calibration_targets("b400")
 
 
 def test_the_stage_hands_it_on() -> None:
     cfg = PretrainConfig.model_validate({"epochs": 1, "batch_size": 8, "calibration": "s300"})
-    assert train_config(cfg).calibration == targets("s300")
+    assert train_config(cfg).calibration == load_calibration_targets("s300")
 
 
 def train(folder: Path, source: FolderSource) -> list[dict[str, Any]]:
@@ -114,10 +117,12 @@ def test_an_epoch_without_its_start_is_marked() -> None:
     means = EpochMeans({0: {"total": 2.0}}, 4, {})
     for step in (2, 3):
         means.add(step, StepResult(torch.tensor(3.0), {}, torch.tensor(1)))
-    comparison = means.compare(3)
-    assert comparison is not None and comparison.record()["partial"] is True
-    assert EpochMeans({}, 4, means.state()).compare(3) is None  # resumed without targets
+    comparison = means.compare_with_target(3)
+    assert comparison is not None and comparison.as_record()["partial"] is True
     assert (
-        comparison.line()
+        EpochMeans({}, 4, means.state()).compare_with_target(3) is None
+    )  # resumed without targets
+    assert (
+        comparison.format_line()
         == "calibration, epoch 0 over 2 of 4 steps only: total 3.0000 (target 2.0000, +50.0%)"
     )

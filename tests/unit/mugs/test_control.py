@@ -12,15 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mugs.checkpoint.record import remove_leftovers
-from mugs.checkpoint.save_load import (
-    CheckpointError,
-    Parts,
-    SavePolicy,
-    checkpoints,
-    load_latest,
-    save_checkpoint,
-)
+from mugs.checkpoint.record import CheckpointError, list_checkpoints, remove_leftovers
+from mugs.checkpoint.save_load import SavePolicy, StateDicts, load_latest, save_checkpoint
 from mugs.engine.control import StaleWriterError
 from mugs.engine.loop import train
 
@@ -41,16 +34,16 @@ class Sum:
             self.value = self.value * 1.5 + step
             yield
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         pass
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         return {"sum": {"value": self.value}}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {}
 
-    def load(self, parts: Parts, notes: Mapping[str, Any]) -> None:
+    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
         self.value = parts["sum"]["value"]
 
 
@@ -103,7 +96,7 @@ def test_stops_where_it_is_asked_and_goes_on_from_there(tmp_path: Path) -> None:
 
 def test_asked_after_the_last_step_is_done(tmp_path: Path) -> None:
     train(Sum(4), tmp_path, every=5, control=Asked(at=4))
-    assert [p.name for p in checkpoints(tmp_path)] == ["step_00000004"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000004"]
 
 
 def _rank(rank: int, port: int, folder: Path) -> None:
@@ -133,7 +126,7 @@ def test_an_older_attempt_writes_no_checkpoint(tmp_path: Path) -> None:
 
     def overtaken(start: int) -> Iterator[None]:
         for step, _ in enumerate(steps(start), start + 1):
-            while step == 8 and not checkpoints(tmp_path):  # written in the background
+            while step == 8 and not list_checkpoints(tmp_path):  # written in the background
                 time.sleep(0.01)
             older.newest = step < 8
             yield
@@ -141,7 +134,7 @@ def test_an_older_attempt_writes_no_checkpoint(tmp_path: Path) -> None:
     task.steps = overtaken  # type: ignore[method-assign]
     with pytest.raises(StaleWriterError, match="attempt 1 is not the newest"):
         train(task, tmp_path, every=5, control=older)
-    assert [p.name for p in checkpoints(tmp_path)] == ["step_00000005"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000005"]
 
 
 def test_overtaken_between_check_and_rename(tmp_path: Path) -> None:
@@ -155,7 +148,13 @@ def test_overtaken_between_check_and_rename(tmp_path: Path) -> None:
             remove_leftovers(tmp_path, 2)
 
     with pytest.raises(CheckpointError, match="No such file"):
-        save_checkpoint(tmp_path, 3, Sum(1).parts(), {}, policy=SavePolicy(attempt=1, fence=check))
+        save_checkpoint(
+            tmp_path,
+            3,
+            Sum(1).state_dicts(),
+            {},
+            policy=SavePolicy(attempt=1, check_may_write=check),
+        )
     assert list(tmp_path.iterdir()) == [] and checks == 2
 
 
@@ -173,6 +172,6 @@ def test_leftovers_of_older_attempts_only(tmp_path: Path) -> None:
 
 def test_a_finished_training_removes_what_its_last_save_could_not(tmp_path: Path) -> None:
     train(Sum(6), tmp_path, every=2, policy=SavePolicy(keep=3))
-    assert [p.name[-1] for p in checkpoints(tmp_path)] == ["2", "4", "6"]
+    assert [p.name[-1] for p in list_checkpoints(tmp_path)] == ["2", "4", "6"]
     train(Sum(6), tmp_path, every=2, policy=SavePolicy(keep=2))
-    assert [p.name[-1] for p in checkpoints(tmp_path)] == ["4", "6"]
+    assert [p.name[-1] for p in list_checkpoints(tmp_path)] == ["4", "6"]

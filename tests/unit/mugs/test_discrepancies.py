@@ -18,7 +18,7 @@ from mugs.engine.step_log import StepLog
 from mugs.methods import Mugs
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.step import StepConfig, Trainer
-from mugs.pretrain.train import log_settings
+from mugs.pretrain.train import build_log_settings
 from stages.pretrain import MugsOptions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,7 +56,7 @@ def test_memories_fill_at_other_crop_sizes() -> None:
     assert views.large.shape[-1] == 32
     trainer_of(method).step([views], 0)
     for name in ("student_memory", "teacher_memory"):
-        now, before = (getattr(m.extra_state, name).compare for m in (method, fresh))
+        now, before = (getattr(m.extra_state, name).keys for m in (method, fresh))
         assert (now != before).any(dim=1).sum() == case.batch, name
 
 
@@ -87,7 +87,9 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("mugs.distributed.is_main", lambda main=main: main)
         folder = tmp_path / str(main)
         log = StepLog(
-            folder, log_settings(TrainConfig(epochs=1, batch_size=4, base_lr=0.1), SCHEDULE), meter
+            folder,
+            build_log_settings(TrainConfig(epochs=1, batch_size=4, base_lr=0.1), SCHEDULE),
+            meter,
         )
         log.open(0)
         log.close()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from step_cases import SMALLEST
 
-from mugs.checkpoint.save_load import CheckpointError, load_latest, save_checkpoint
+from mugs.checkpoint.record import CheckpointError
+from mugs.checkpoint.save_load import load_latest, save_checkpoint
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
-from mugs.engine.optim import clip_each, parameter_groups
+from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.methods import Mugs
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.step import StepConfig
@@ -61,7 +62,7 @@ def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> Non
 def test_clipping_is_per_tensor() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(2)]
     parameters[0].grad, parameters[1].grad = torch.full((4,), 5.0), torch.full((4,), 0.1)
-    norms = clip_each(parameters, 3.0)
+    norms = clip_each_tensor(parameters, 3.0)
     assert norms.tolist() == pytest.approx([10.0, 0.2])
     assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
     assert parameters[1].grad.norm().item() == pytest.approx(0.2)
@@ -70,7 +71,7 @@ def test_clipping_is_per_tensor() -> None:
 def test_parameter_groups_follow_the_recipe() -> None:
     method = Mugs(SMALLEST)
     names = {id(p): n for n, p in method.student.named_parameters()}
-    groups = parameter_groups(method.student, 0.2)
+    groups = build_pretrain_parameter_groups(method.student, 0.2)
     assert len(groups) == 4
     for group in groups:
         for parameter in group["params"]:

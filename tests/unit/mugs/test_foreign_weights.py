@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.vit import ARCHITECTURES, build_vit
-from mugs.weights.backbone_file import WeightsError, save_backbone
+from mugs.weights.backbone_file import WeightsError, write_backbone_file
 from mugs.weights.foreign import import_released, import_timm
 
 TIMM = {"vit_s16": "vit_small_patch16_224.dino", "vit_b16": "vit_base_patch16_224.dino"}
@@ -54,7 +54,9 @@ def test_a_released_checkpoint_through_import_to_timm(
     found = import_released(arch, str(path))
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert any(key.startswith("backbone.relation_blocks") for key in found.discarded) == full
-    save_backbone(tmp_path / "teacher.safetensors", dict(found.vit.state_dict()), {"arch": {}})
+    write_backbone_file(
+        tmp_path / "teacher.safetensors", dict(found.vit.state_dict()), {"arch": {}}
+    )
     theirs = timm.create_model(TIMM[arch], pretrained=False, num_classes=0).eval()
     theirs.load_state_dict(load_file(tmp_path / "teacher.safetensors"), strict=True)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
-from mugs.engine.metering import Meter, device_peak
+from mugs.engine.metering import Meter, device_peak_tflops
 from mugs.methods import Mugs
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.train import pretrain
@@ -29,17 +29,17 @@ def test_the_formula_counts_what_runs() -> None:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
     with FlopCounterMode(display=False) as counter:
-        losses, _ = method.losses(method.student, Case(SMALLEST).views(0), 0)
+        losses, _ = method.compute_losses(method.student, Case(SMALLEST).views(0), 0)
         sum(losses.values()).backward()
     # Pixels need no gradient, so the patch embedding is counted once too often: 5% in this network, 1% in ViT-S.
     assert method.flops(VIEWS, 4) == pytest.approx(counter.get_total_flops(), rel=0.06)
 
 
 def test_peaks() -> None:
-    assert device_peak("NVIDIA H100 80GB HBM3", "bf16") == 989.0
-    assert device_peak("NVIDIA H100 PCIe", "fp32") == 378.0
-    assert device_peak("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
-    assert device_peak("some other device", "bf16") is None
+    assert device_peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
+    assert device_peak_tflops("NVIDIA H100 PCIe", "fp32") == 378.0
+    assert device_peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
+    assert device_peak_tflops("some other device", "bf16") is None
     fields = Meter(torch.device("cpu"), "fp32", 5e11).fields(4, 2.0)
     assert (fields["tflops"], fields["peak_share"]) == (1.0, None)
     assert fields["peak_memory_mb"] > 10
@@ -49,7 +49,7 @@ def test_peaks() -> None:
 def test_peak_memory_where_the_kernel_does_not_tell_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | None
 ) -> None:
-    monkeypatch.setattr(metering, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(metering, "PROCESS_STATUS", tmp_path / "status")
     if status is not None:
         (tmp_path / "status").write_text(status)
     assert metering.peak_memory_mb(torch.device("cpu")) > 10

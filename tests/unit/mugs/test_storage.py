@@ -22,16 +22,15 @@ from shim import failing, intercepted
 from mugs.checkpoint import space
 from mugs.checkpoint.background import BackgroundWriter
 from mugs.checkpoint.host_copy import HostCopy
-from mugs.checkpoint.record import verify
+from mugs.checkpoint.record import CheckpointError, verify_checkpoint
 from mugs.checkpoint.save_load import (
-    CheckpointError,
-    Parts,
     SavePolicy,
-    require_room_for_run,
+    StateDicts,
+    check_free_space_for_run,
     save_checkpoint,
 )
-from mugs.checkpoint.space import patiently, require_room, reserve
-from mugs.checkpoint.tensors import DTYPES, read_tensors, write_tensors
+from mugs.checkpoint.space import check_free_space, reserve_space, retry_disk_errors
+from mugs.checkpoint.tensors import DTYPE_NAMES, read_tensors, write_tensors
 from mugs.engine.loop import train
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,16 +51,16 @@ class Counting:
             self.at.get(step, lambda: None)()
             yield
 
-    def check(self) -> None:
+    def check_before_save(self) -> None:
         pass
 
-    def parts(self) -> Parts:
+    def state_dicts(self) -> StateDicts:
         return {"state": {"count": self.state}}
 
-    def notes(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"count": float(self.state[0])}
 
-    def load(self, parts: Any, notes: Any) -> None:
+    def load_state(self, parts: Any, notes: Any) -> None:
         self.state.copy_(parts["state"]["count"])
 
 
@@ -69,7 +68,7 @@ def test_files_are_what_the_library_writes_and_reads(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"t{i}": (torch.randn(3, 5, generator=generator) * 9).to(dtype)
-        for i, dtype in enumerate(DTYPES)
+        for i, dtype in enumerate(DTYPE_NAMES)
     }
     tensors |= {
         "empty": torch.empty(0, 4),
@@ -90,13 +89,13 @@ def test_files_are_what_the_library_writes_and_reads(tmp_path: Path) -> None:
 
 def test_the_copy_is_reused_and_independent() -> None:
     copy, parts = HostCopy(), parts_of(1)
-    first = copy.take(parts)
+    first = copy.copy_from(parts)
     place = first["student"]["weight"].data_ptr()
     expected = parts["student"]["weight"].clone()
     parts["student"]["weight"].zero_()
     assert torch.equal(first["student"]["weight"], expected)
-    assert copy.take(parts)["student"]["weight"].data_ptr() == place
-    grown = copy.take({"student": {"weight": torch.ones(3)}})
+    assert copy.copy_from(parts)["student"]["weight"].data_ptr() == place
+    grown = copy.copy_from({"student": {"weight": torch.ones(3)}})
     assert grown["student"]["weight"].tolist() == [1, 1, 1] and len(copy.buffers) == 1
 
 
@@ -137,7 +136,7 @@ def test_a_copy_from_the_gpu_is_page_locked_and_of_its_moment() -> None:
     copy, weight = HostCopy(), torch.zeros(4 << 20, device="cuda")
     for value in (1.0, 2.0):
         weight.fill_(value)
-        taken = copy.take({"student": {"weight": weight}})["student"]["weight"]
+        taken = copy.copy_from({"student": {"weight": weight}})["student"]["weight"]
         weight.fill_(9.0)  # the next step
         assert taken.is_pinned() and bool((taken == value).all())
 
@@ -192,7 +191,7 @@ def test_the_interpreter_waits_for_the_write(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=120)
     assert done.returncode == 3
-    assert verify(tmp_path / "step_00000005").step == 5
+    assert verify_checkpoint(tmp_path / "step_00000005").step == 5
 
 
 def test_milestones_stay(tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_a_fenced_process_publishes_and_removes_nothing(tmp_path: Path) -> None:
                 raise Fenced
 
         with pytest.raises(Fenced):
-            save(tmp_path, 3, replace(POLICY, keep=1, fence=fence))
+            save(tmp_path, 3, replace(POLICY, keep=1, check_may_write=fence))
         assert names(tmp_path) == only(1, 2)
 
 
@@ -280,11 +279,11 @@ def test_room_for_the_run(tmp_path: Path) -> None:
     parts = parts_of(1)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     huge = {"state": {"x": torch.empty(free // 4 // 3, device="meta")}}
-    require_room_for_run(tmp_path / "a", parts, 10, POLICY)
+    check_free_space_for_run(tmp_path / "a", parts, 10, POLICY)
     with pytest.raises(
         CheckpointError, match=r"/a: .*not enough room: .* free, .* needed for 4 checkpoints of"
     ):
-        require_room_for_run(tmp_path / "a", huge, 10, replace(POLICY, milestone_steps=9))
+        check_free_space_for_run(tmp_path / "a", huge, 10, replace(POLICY, milestone_steps=9))
 
 
 def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,11 +291,11 @@ def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
         save(tmp_path, step)
     asked = []
     monkeypatch.setattr(
-        "mugs.checkpoint.save_load.require_room",
+        "mugs.checkpoint.save_load.check_free_space",
         lambda folder, needed, purpose: asked.append(needed),
     )
     parts = parts_of(3)
-    require_room_for_run(tmp_path, parts, 10, POLICY)
+    check_free_space_for_run(tmp_path, parts, 10, POLICY)
     size = sum(t.nbytes for tensors in parts.values() for t in tensors.values())
     assert 0 < asked[0] <= size, "two of three are there"
 
@@ -304,16 +303,16 @@ def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.M
 def test_a_quota_is_noticed_before_the_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "reserve", lambda descriptor, size: errno.EDQUOT)
+    monkeypatch.setattr(space, "reserve_space", lambda descriptor, size: errno.EDQUOT)
     with pytest.raises(OSError, match=r"quota.*free, .* needed for the thing") as caught:
-        require_room(tmp_path, 1000, "the thing")
+        check_free_space(tmp_path, 1000, "the thing")
     assert caught.value.errno == errno.EDQUOT and caught.value.filename == str(tmp_path)
     assert names(tmp_path) == []
 
 
 def test_reserving_takes_room_without_writing(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as stream:
-        code = reserve(stream.fileno(), 1 << 16)
+        code = reserve_space(stream.fileno(), 1 << 16)
         assert code in (0, errno.EOPNOTSUPP, errno.ENOSYS)
         assert os.fstat(stream.fileno()).st_size == (0 if code else 1 << 16)
 
@@ -329,7 +328,7 @@ def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:
 
     transient = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE)
     options: dict[str, Any] = {"seconds": 30, "stop": stop, "first_pause": 0.001}
-    assert patiently(lambda: work(*transient), "saving", **options) == "done"
+    assert retry_disk_errors(lambda: work(*transient), "saving", **options) == "done"
     assert (
         len(calls) == 5
         and "saving failed: /some/file: No space left on device; again in" in caplog.text
@@ -338,18 +337,18 @@ def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(
         CheckpointError, match=r"^saving failed: /some/file: Read-only file system$"
     ):
-        patiently(lambda: work(errno.EROFS), "saving", **options)
+        retry_disk_errors(lambda: work(errno.EROFS), "saving", **options)
     assert len(calls) == 1, "nothing to wait for"
     calls.clear()
     with pytest.raises(CheckpointError, match="Input/output error"):
-        patiently(
+        retry_disk_errors(
             lambda: work(*[errno.EIO] * 9999), "saving", seconds=0.05, stop=stop, first_pause=0.001
         )
     assert len(calls) > 2
     stop.set()
     calls.clear()
     with pytest.raises(CheckpointError):
-        patiently(lambda: work(*[errno.EIO] * 9999), "saving", **options)
+        retry_disk_errors(lambda: work(*[errno.EIO] * 9999), "saving", **options)
     assert len(calls) == 1, "told to stop"
 
 
@@ -362,7 +361,7 @@ def test_a_stumble_of_the_disk_is_survived(tmp_path: Path) -> None:
 
 
 def test_optimizer_state_is_there_from_the_start() -> None:
-    from mugs.engine.optim import build_adamw, optimizer_tensors
+    from mugs.engine.optim import build_adamw, flatten_optimizer_state
 
     def model() -> torch.nn.Linear:
         torch.manual_seed(0)
@@ -370,7 +369,7 @@ def test_optimizer_state_is_there_from_the_start() -> None:
 
     one, other = model(), model()
     ours, lazy = build_adamw(one), torch.optim.AdamW(other.parameters(), lr=0.0, fused=True)
-    before = {name: value.shape for name, value in optimizer_tensors(ours).items()}
+    before = {name: value.shape for name, value in flatten_optimizer_state(ours).items()}
     for net, optimizer in ((one, ours), (other, lazy)):
         for _ in range(3):
             for group in optimizer.param_groups:
@@ -379,4 +378,4 @@ def test_optimizer_state_is_there_from_the_start() -> None:
             net(torch.ones(1, 3)).square().sum().backward()
             optimizer.step()
     assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
-    assert {name: value.shape for name, value in optimizer_tensors(ours).items()} == before
+    assert {name: value.shape for name, value in flatten_optimizer_state(ours).items()} == before

@@ -24,10 +24,10 @@ from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.methods import Mugs
-from mugs.pretrain.agreement import StateMismatchError, fingerprint
+from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import TrainConfig
-from mugs.pretrain.step import split
-from mugs.pretrain.train import depth_masks, plan_batches, pretrain
+from mugs.pretrain.step import split_micro_batches
+from mugs.pretrain.train import draw_micro_batch_uniforms, plan_batches, pretrain
 
 VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
 CONFIG = TrainConfig(
@@ -58,7 +58,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
     """Make pixels NaN at the given call of `losses`; the returned list gets what the method held just before."""
-    losses, calls, before = method.losses, [0], []
+    losses, calls, before = method.compute_losses, [0], []
 
     def poisoned(student: Callable[..., Any], views: Views, epoch: int) -> Any:
         if calls[0] == at:
@@ -68,7 +68,7 @@ def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
         calls[0] += 1
         return losses(student, views, epoch)
 
-    method.losses = poisoned  # type: ignore[method-assign]
+    method.compute_losses = poisoned  # type: ignore[method-assign]
     return before
 
 
@@ -92,10 +92,14 @@ def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
         make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
     ) as loader:
         batch = next(iter(loader.iterate(step, step + 1)))
-    (views,) = split(DeviceTransform(torch.device("cpu"), VIEWS, seed=0)(batch), micro)
-    (masks,) = depth_masks(method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu"))
+    (views,) = split_micro_batches(
+        DeviceTransform(torch.device("cpu"), VIEWS, seed=0)(batch), micro
+    )
+    (masks,) = draw_micro_batch_uniforms(
+        method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu")
+    )
     method.set_depth_uniforms(masks)
-    losses, _ = method.losses(method.student, views, step // CONFIG.steps_per_epoch)
+    losses, _ = method.compute_losses(method.student, views, step // CONFIG.steps_per_epoch)
     return {name: value.item() for name, value in losses.items()}
 
 
@@ -153,7 +157,7 @@ def test_fingerprint_sees_a_bit_and_an_exchange() -> None:
         rows.clone(),
     )
     flipped.view(torch.int32)[7, 1] ^= 1
-    assert torch.equal(fingerprint(rows), fingerprint(rows.clone()))
-    assert not torch.equal(fingerprint(rows), fingerprint(swapped))
-    assert not torch.equal(fingerprint(rows), fingerprint(flipped))
-    assert fingerprint(torch.zeros((), dtype=torch.int64)).tolist() == [0, 0]
+    assert torch.equal(fingerprint_tensor(rows), fingerprint_tensor(rows.clone()))
+    assert not torch.equal(fingerprint_tensor(rows), fingerprint_tensor(swapped))
+    assert not torch.equal(fingerprint_tensor(rows), fingerprint_tensor(flipped))
+    assert fingerprint_tensor(torch.zeros((), dtype=torch.int64)).tolist() == [0, 0]

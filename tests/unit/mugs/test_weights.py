@@ -9,11 +9,11 @@ import torch
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.weights.backbone_file import (
     WeightsError,
-    backbone_state,
-    load_backbone,
+    extract_backbone_state,
     load_released_backbone,
-    read_checkpoint,
-    save_backbone,
+    read_backbone_file,
+    read_released_checkpoint,
+    write_backbone_file,
 )
 
 INIT = Path(__file__).parents[2] / "parity" / "golden" / "init.pth"
@@ -26,12 +26,14 @@ def test_full_checkpoint(which: str) -> None:
     discarded = load_released_backbone(vit, INIT, which)
     assert any("relation_blocks" in key for key in discarded)
     prefix = "module.backbone." if which == "student" else "backbone."
-    assert torch.equal(vit.norm.weight, read_checkpoint(INIT)[which][prefix + "norm.weight"])
+    assert torch.equal(
+        vit.norm.weight, read_released_checkpoint(INIT)[which][prefix + "norm.weight"]
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
 def test_backbone_only_checkpoint(tmp_path: Path, prefix: str) -> None:
-    state, _ = backbone_state(read_checkpoint(INIT))
+    state, _ = extract_backbone_state(read_released_checkpoint(INIT))
     torch.save({prefix + k: v for k, v in state.items()}, tmp_path / "b.pth")
     vit = build_vit(TINY)
     assert load_released_backbone(vit, tmp_path / "b.pth") == ()
@@ -39,7 +41,7 @@ def test_backbone_only_checkpoint(tmp_path: Path, prefix: str) -> None:
 
 
 def test_missing_keys_are_an_error(tmp_path: Path) -> None:
-    state, _ = backbone_state(read_checkpoint(INIT))
+    state, _ = extract_backbone_state(read_released_checkpoint(INIT))
     state.pop("norm.weight")
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(WeightsError, match=r"b\.pth.*norm\.weight"):
@@ -50,7 +52,7 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.pth"
     path.write_bytes(INIT.read_bytes()[:5000])
     with pytest.raises(WeightsError, match=r"cut\.pth"):
-        read_checkpoint(path)
+        read_released_checkpoint(path)
 
 
 def test_code_in_a_pickle_is_refused(tmp_path: Path) -> None:
@@ -60,20 +62,20 @@ def test_code_in_a_pickle_is_refused(tmp_path: Path) -> None:
 
     torch.save({"x": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(WeightsError, match=r"evil\.pth: refused"):
-        read_checkpoint(tmp_path / "evil.pth")
+        read_released_checkpoint(tmp_path / "evil.pth")
 
 
 def test_export_round_trip(tmp_path: Path) -> None:
     vit = build_vit(TINY)
-    save_backbone(tmp_path / "x.safetensors", vit.state_dict(), {"arch": {"embed_dim": 48}})
-    state, meta = load_backbone(tmp_path / "x.safetensors")
+    write_backbone_file(tmp_path / "x.safetensors", vit.state_dict(), {"arch": {"embed_dim": 48}})
+    state, meta = read_backbone_file(tmp_path / "x.safetensors")
     assert meta == {"arch": {"embed_dim": 48}}
     assert all(torch.equal(v, state[k]) for k, v in vit.state_dict().items())
 
 
 def test_export_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_backbone(path, build_vit(TINY).state_dict(), {"arch": {}})
+    write_backbone_file(path, build_vit(TINY).state_dict(), {"arch": {}})
     os.truncate(path, 1000)
     with pytest.raises(WeightsError, match=r"x\.safetensors"):
-        load_backbone(path)
+        read_backbone_file(path)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mugs.models.vit import ViTConfig, build_vit
-from mugs.weights.backbone_file import save_backbone
+from mugs.weights.backbone_file import write_backbone_file
 from pipeline.manifest import ManifestEntry, Output, hash_path
 from pipeline.stage import StageContext
 from stages.attention import AttentionConfig, run
@@ -29,7 +29,9 @@ def context(tmp_path: Path) -> StageContext:
     (tmp_path / "val/a").mkdir(parents=True)
     for index in range(5):
         Image.new("RGB", (30, 24), (50 * index, 0, 0)).save(tmp_path / f"val/a/{index}.png")
-    save_backbone(tmp_path / "w.safetensors", build_vit(TINY).state_dict(), {"arch": asdict(TINY)})
+    write_backbone_file(
+        tmp_path / "w.safetensors", build_vit(TINY).state_dict(), {"arch": asdict(TINY)}
+    )
     facts: dict[str, object] = {"method": "mugs", "arch": "vit_tiny", "epochs": 3, "seed": 5}
     weights = entry(tmp_path, {"teacher": tmp_path / "w.safetensors"}, facts)
     data = entry(tmp_path, {"val": tmp_path / "val"}, {"dataset": "reds", "num_classes": 1})

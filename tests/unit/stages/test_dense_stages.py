@@ -12,7 +12,7 @@ from mugs.data.mini.coco import materialize_coco
 from mugs.data.mini.scenes_and_videos import materialize_scenes, materialize_videos
 from mugs.data.sources.base import SourceError
 from mugs.models.vit import ViTConfig, build_vit
-from mugs.weights.backbone_file import save_backbone
+from mugs.weights.backbone_file import write_backbone_file
 from pipeline.manifest import ManifestEntry, Output, hash_path
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
@@ -93,7 +93,9 @@ def context(tmp_path: Path) -> StageContext:
     """A run with a tiny backbone, and no data yet."""
     torch.manual_seed(0)
     path = tmp_path / "teacher.safetensors"
-    save_backbone(path, build_vit(TINY).state_dict(), {"arch": asdict(TINY), "weights": "teacher"})
+    write_backbone_file(
+        path, build_vit(TINY).state_dict(), {"arch": asdict(TINY), "weights": "teacher"}
+    )
     info = {
         "method": "mugs",
         "arch": "vit_tiny",

@@ -16,7 +16,7 @@ from mugs.finetune import config as engine
 from mugs.finetune.batches import BatchSampler
 from mugs.finetune.schedules import build_finetune_schedule
 from mugs.models.vit import ViTConfig, build_vit
-from mugs.weights.backbone_file import load_backbone, save_backbone
+from mugs.weights.backbone_file import read_backbone_file, write_backbone_file
 from pipeline.identity import run_id
 from pipeline.manifest import DamagedError, hash_path
 from pipeline.spec import Resources
@@ -208,7 +208,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shape = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 16}
     for name in ("teacher", "student", "initial"):
         state = build_vit(ViTConfig(**shape)).state_dict()
-        save_backbone(root / f"{name}.safetensors", state, {"arch": shape, "weights": name})
+        write_backbone_file(root / f"{name}.safetensors", state, {"arch": shape, "weights": name})
     data = {"dataset": "sklearn_digits", "num_classes": 10}
     weights = {"method": "mugs", "arch": "vit_mini", "epochs": 24, "seed": 0}
     return {
@@ -242,7 +242,7 @@ def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any]) -> None:
     ]
     assert found == expected and all(0 <= r.value <= 100 and r.unit == "%" for r in out.rows)
     assert out.rows[0].value >= out.rows[2].value and out.rows[0].value <= out.rows[1].value
-    state, meta = load_backbone(out.outputs["classifier"])
+    state, meta = read_backbone_file(out.outputs["classifier"])
     assert state["head.weight"].shape == (10, 16) and meta["weights"] == "finetuned"
     assert out.info["method"] == "mugs" and out.info["num_classes"] == 10
 
@@ -265,7 +265,7 @@ def test_where_it_starts(inputs: dict[str, Any], tmp_path: Path) -> None:
         return dict(stage.build_model(ctx, cfg, 10).backbone.state_dict())
 
     for name in ("teacher", "student", "initial"):
-        state, _ = load_backbone(inputs["weights"].output(name))
+        state, _ = read_backbone_file(inputs["weights"].output(name))
         assert all(torch.equal(value, state[key]) for key, value in built(name).items())
     one, two, again = built("scratch"), built("scratch", seed=1), built("scratch")
     assert all(torch.equal(one[key], again[key]) for key in one)
@@ -282,7 +282,7 @@ def test_size_that_does_not_fit_the_patches(inputs: dict[str, Any], tmp_path: Pa
 
 def test_a_pretrained_first_layer(inputs: dict[str, Any], tmp_path: Path) -> None:
     path, layer = tmp_path / "projection.safetensors", torch.nn.Linear(16, 32)
-    save_backbone(path, layer.state_dict(), {"weights": "projection"})
+    write_backbone_file(path, layer.state_dict(), {"weights": "projection"})
     head = {"kind": "mlp", "hidden": 32, "init": "pretrained"}
     weights = inputs["weights"]
     ctx: Any = SimpleNamespace(inputs=dict(inputs))
@@ -305,9 +305,9 @@ def test_a_pretrained_first_layer(inputs: dict[str, Any], tmp_path: Path) -> Non
 
 def test_changed_weights_are_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     weights, path = inputs["weights"], tmp_path / "teacher.safetensors"
-    state, meta = load_backbone(weights.output("teacher"))
+    state, meta = read_backbone_file(weights.output("teacher"))
     changed = entry({"teacher": weights.output("teacher")}, weights.info)
-    save_backbone(path, {name: value + 1 for name, value in state.items()}, meta)
+    write_backbone_file(path, {name: value + 1 for name, value in state.items()}, meta)
     changed.output = {"teacher": path}.__getitem__
     with pytest.raises(DamagedError, match=r"teacher\.safetensors: output 'teacher' differs"):
         run(tmp_path, inputs | {"weights": changed})

@@ -166,9 +166,9 @@ def test_the_last_epoch_is_the_teacher(case: Case) -> None:
     case.appear("initial", "2", "3")
     case.end()
     last = knn_curve.teacher(case.found(), 3).state_dict()
-    from mugs.weights.backbone_file import load_backbone
+    from mugs.weights.backbone_file import read_backbone_file
 
-    exported, _ = load_backbone(case.pre / "weights" / "teacher.safetensors")
+    exported, _ = read_backbone_file(case.pre / "weights" / "teacher.safetensors")
     assert last.keys() == exported.keys() and all(
         torch.equal(last[name], exported[name]) for name in last
     )

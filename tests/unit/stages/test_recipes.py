@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mugs.pretrain.schedule import Schedule
-from mugs.pretrain.train import build_schedule
+from mugs.pretrain.schedule import PretrainSchedule
+from mugs.pretrain.train import build_pretrain_schedule
 from pipeline import config
 from pipeline.identity import science
 from pipeline.plan import build_plan, list_unset_settings
@@ -70,10 +70,10 @@ def planned(name: str) -> dict[str, StageRun]:
     return {run.name: run for run in build_plan(config.load(name, STAGES))}
 
 
-def pretraining(name: str) -> tuple[PretrainConfig, Schedule]:
+def pretraining(name: str) -> tuple[PretrainConfig, PretrainSchedule]:
     cfg = planned(name)["pretrain"].config
     assert isinstance(cfg, PretrainConfig) and cfg.steps_per_epoch is not None
-    return cfg, build_schedule(train_config(cfg), cfg.steps_per_epoch)
+    return cfg, build_pretrain_schedule(train_config(cfg), cfg.steps_per_epoch)
 
 
 def test_every_bundled_reproduction_is_here_and_plans() -> None:

@@ -21,7 +21,7 @@ from mugs import distributed
 from mugs.data.dense.coco import CocoSplit
 from mugs.data.mini.coco import materialize_coco
 from mugs.data.sources.decode import DecodeError
-from mugs.engine.layer_decay import layer_decay_groups
+from mugs.engine.layer_decay import build_layer_decay_groups
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
 from mugs.transfer.detection.detector import build_detector
@@ -61,7 +61,7 @@ def test_schedule_by_hand() -> None:
 def test_rates_by_layer() -> None:
     """Two blocks, decay .5: patch embedding an eighth, heads 1; norms and biases without weight decay."""
     model = small_detector()
-    groups = layer_decay_groups(model, model.pyramid.vit, 0.5)
+    groups = build_layer_decay_groups(model, model.pyramid.vit, 0.5)
     scales = {id(p): (g["lr_scale"], g["decay"]) for g in groups for p in g["params"]}
     named = dict(model.named_parameters())
     for name, expected in {
@@ -105,7 +105,7 @@ def test_a_bad_image_stops_training_and_is_named(mini: Path, tmp_path: Path) -> 
 
 def on_rank(rank: int, root: Path, out: Path) -> None:
     model = small_detector().train()
-    wrapped = distributed.data_parallel(model)
+    wrapped = distributed.wrap_data_parallel(model)
     for objects in (
         (0, 0),
         (0, rank),

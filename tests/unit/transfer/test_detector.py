@@ -69,7 +69,7 @@ def test_recomputation_changes_no_gradient() -> None:
     found = []
     for recompute in (False, True):
         model = small_detector().train()
-        model.pyramid.vit.recompute = recompute
+        model.pyramid.vit.activation_checkpointing = recompute
         torch.stack(list(model(IMAGES, [targets(2), targets(1, key=4)]).values())).sum().backward()
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
-from mugs.models.batch_norm import BatchNorm2d
-from mugs.models.vit import ViTConfig, build_vit, resize_positions
+from mugs.models.batch_norm import AllRanksBatchNorm2d
+from mugs.models.vit import ViTConfig, build_vit, resize_position_table
 from mugs.transfer.pyramid import Pyramid, tapped_blocks
 
 TINY = ViTConfig(embed_dim=24, depth=6, num_heads=2, patch_size=8, image_size=32)
@@ -61,7 +61,7 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
 def test_positions_of_a_dense_task() -> None:
     vit = build_vit(TINY)
     before = vit.pos_embed.detach().clone()
-    vit.allocate_positions(5, 7)
+    vit.set_position_grid(5, 7)
     grid = before[:, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
     want = F.interpolate(grid, size=(5, 7), mode="bicubic").flatten(2).transpose(1, 2)
     assert torch.equal(vit.pos_embed[:, 1:], want) and torch.equal(
@@ -69,7 +69,7 @@ def test_positions_of_a_dense_task() -> None:
     )
     assert vit.pos_embed.requires_grad and vit.pos_embed.is_leaf
     # at another size the released rule applies, to a table that is not square
-    again = resize_positions(vit.pos_embed, 6, 9, vit.position_grid)
+    again = resize_position_table(vit.pos_embed, 6, 9, vit.position_grid)
     table = vit.pos_embed[:, 1:].reshape(1, 5, 7, 24).permute(0, 3, 1, 2)
     want = F.interpolate(
         table, scale_factor=(6.1 / 5, 9.1 / 7), mode="bicubic", recompute_scale_factor=False
@@ -97,7 +97,7 @@ def norm_with_gradients(norm: nn.Module, x: torch.Tensor, scale: float) -> list[
 
 def on_rank(rank: int, folder: Path) -> None:
     warnings.simplefilter("error")
-    norm = distributed.data_parallel(BatchNorm2d(6))
+    norm = distributed.wrap_data_parallel(AllRanksBatchNorm2d(6))
     got = norm_with_gradients(norm, batch()[2 * rank : 2 * rank + 2], 1.0)
     torch.save(got, folder / f"{rank}.pt")
 
@@ -117,7 +117,7 @@ def test_batch_norm_of_two_ranks_is_that_of_the_whole_batch(tmp_path: Path) -> N
 
 def test_batch_norm_of_one_rank_is_torch() -> None:
     for got, want in zip(
-        norm_with_gradients(BatchNorm2d(6), batch(), 1.0),
+        norm_with_gradients(AllRanksBatchNorm2d(6), batch(), 1.0),
         norm_with_gradients(nn.BatchNorm2d(6), batch(), 1.0),
         strict=True,
     ):

@@ -16,7 +16,7 @@ from mugs.checkpoint.save_load import load_latest
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.mini.scenes_and_videos import materialize_scenes
 from mugs.data.sources.base import SourceError
-from mugs.engine.layer_decay import layer_decay_groups
+from mugs.engine.layer_decay import build_layer_decay_groups
 from mugs.models.vit import ViTConfig, build_vit
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SegmentationConfig
@@ -57,7 +57,7 @@ def scenes(root: Path, split: str = "train") -> SceneFolder:
 def network(config: SegmentationConfig = CONFIG, drop_path: float = 0.3) -> Segmenter:
     torch.manual_seed(0)
     vit = build_vit(TINY, drop_path=drop_path)
-    vit.allocate_positions(4, 4)
+    vit.set_position_grid(4, 4)
     return build_segmenter(vit, config.model, seed=0)
 
 
@@ -85,7 +85,7 @@ def test_recomputed_activations_change_nothing(mini: Path, tmp_path: Path) -> No
     torch.set_num_threads(1)
     plain = load_latest(trained(mini, tmp_path / "plain").parent)[1]["model"]
     model = network()
-    model.backbone.vit.recompute = True
+    model.backbone.vit.activation_checkpointing = True
     SegmentationTraining(model, scenes(mini), CONFIG, tmp_path / "recomputed", CPU).train()
     for name, value in load_latest(tmp_path / "recomputed" / "checkpoints")[1]["model"].items():
         torch.testing.assert_close(value, plain[name], msg=name)
@@ -195,7 +195,7 @@ def test_layer_decay_groups() -> None:
     config = SegmenterConfig(variant="upernet", num_classes=3, channels=8)
     model = build_segmenter(build_vit(replace(TINY, depth=12)), config, seed=0)
     names = {id(p): n for n, p in model.named_parameters()}
-    groups = layer_decay_groups(model, model.backbone.vit, 0.9)
+    groups = build_layer_decay_groups(model, model.backbone.vit, 0.9)
     assert sum(len(g["params"]) for g in groups) == len(names)
     assert len(groups) == 28
     for group in groups:
@@ -248,7 +248,7 @@ def overfit(root: Path, folder: Path) -> SegmentationScores:
     )
     torch.manual_seed(0)
     vit = build_vit(replace(TINY, embed_dim=64, depth=4, num_heads=4))
-    vit.allocate_positions(8, 8)
+    vit.set_position_grid(8, 8)
     model = build_segmenter(vit, config.model, seed=0)
     data = SceneFolder(root, "train", num_classes=4)
     SegmentationTraining(model, data, config, folder, CPU).train()
