@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint bench bench-gpu chaos setup
+.PHONY: demo test test-fast lint bench bench-gpu chaos mutants setup
 
 demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
@@ -28,6 +28,9 @@ bench-gpu: setup  ## training steps on the GPU of this machine, under nine minut
 
 chaos: setup  ## campaigns of faults at full size, into build/chaos.csv; CAMPAIGNS="2_ 4_" chooses some
 	$(PYTHON) tests/faults/chaos.py $(CAMPAIGNS)
+
+mutants: setup  ## break one place of the code at a time; SEED=1 COUNT=150: which tests notice, into build/mutants_1.txt
+	$(PYTHON) tests/mutants/run.py $(or $(SEED),1) $(or $(COUNT),150)
 
 setup:
 	@bash .ci/setup.sh

@@ -1,0 +1,181 @@
+"""Find out which tests reach which line: run the suite once under coverage, in a copy of the tree."""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import coverage
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "mutants"
+PACKAGES = ("mugs", "pipeline", "results", "slurm", "stages")
+Lines = dict[str, dict[int, list[int]]]  # file -> line -> numbers of tests
+
+CONFIG = """
+[run]
+parallel = true
+data_file = {folder}/data
+context = ${{MUTANTS_CONTEXT-}}
+include = {include}
+patch = _exit, subprocess
+disable_warnings = no-data-collected, module-not-measured, module-not-imported
+"""
+
+
+def sources(root: Path) -> list[Path]:
+    found = [path for name in PACKAGES for path in sorted((root / name).rglob("*.py"))]
+    return [root / "run_stage.py", *found]
+
+
+def copy_tree() -> Path:
+    """Copy all files that git does not ignore into a temporary repository; return its folder.
+
+    It is a repository because runs record the commit, and tests check that.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Copy of the tree"]):
+        user = ["-c", "user.name=mutants", "-c", "user.email=mutants@localhost"]
+        subprocess.run(["git", *user, *command], cwd=folder, check=True)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a test run; several at a time must not each use every core."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def fingerprint() -> str:
+    files = [*sources(ROOT), *sorted((ROOT / "tests").rglob("*.py"))]
+    content = b"".join(str(path).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+class Reach:
+    """The tests that reach each line, and their seconds."""
+
+    def __init__(self, found: dict[str, dict[str, object]]) -> None:
+        self.tests: list[str] = found["tests"]
+        self.seconds: list[float] = found["seconds"]
+        self.lines: Lines = {
+            name: {int(line): tests for line, tests in lines.items()}
+            for name, lines in found["lines"].items()
+        }
+
+    def of_lines(self, name: str, lines: Iterable[int]) -> set[int]:
+        known = self.lines.get(name, {})
+        return {test for line in lines for test in known.get(line, ())}
+
+    def of_folder(self, folder: str) -> set[int]:
+        """Return the tests that run a line inside a function of a file in this folder."""
+        inner = {
+            name: [n for n, _ in inner_lines(name)]
+            for name in self.lines
+            if Path(name).parent == Path(folder)
+        }
+        return {test for name, lines in inner.items() for test in self.of_lines(name, lines)}
+
+    def of_words(self, words: Iterable[str]) -> set[int]:
+        """Return the tests that run a line, inside a function, which mentions one of these names."""
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+        return {
+            test
+            for name in self.lines
+            for line, text in inner_lines(name)
+            if pattern.search(text)
+            for test in self.lines[name].get(line, ())
+        }
+
+    def fastest_first(self, tests: Iterable[int], budget: float) -> tuple[list[str], float]:
+        """Return tests, the fastest first, while their sum of seconds is within the budget; and the sum."""
+        chosen, total = [], 0.0
+        for test in sorted(tests, key=self.seconds.__getitem__):
+            if chosen and total + self.seconds[test] > budget:
+                break
+            chosen.append(self.tests[test])
+            total += self.seconds[test]
+        return chosen, total
+
+
+@functools.cache
+def inner_lines(name: str) -> list[tuple[int, str]]:
+    """Return number and text of the lines inside function bodies, which do not run at import."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    inside = {n for node in functions for n in range(node.body[0].lineno, node.end_lineno + 1)}
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if n in inside]
+
+
+def collect(arguments: list[str]) -> Path:
+    """Run the tests once under coverage and write what they reach to build/mutants/."""
+    copy = copy_tree()
+    folder = copy / "build" / "reach"
+    folder.mkdir(parents=True)
+    include = ", ".join([str(copy / "run_stage.py"), *(f"{copy / name}/*" for name in PACKAGES)])
+    config = folder / "coveragerc"
+    config.write_text(CONFIG.format(folder=folder, include=include))
+    plugin = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
+    env = environment(
+        COVERAGE_PROCESS_START=str(config), MUTANTS_FOLDER=str(folder), PYTHONPATH=plugin
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "contexts", "--dist", "loadfile"]
+    subprocess.run([*command, "-n", "2", *arguments], cwd=copy, env=env)
+    path = BUILD / f"reach-{fingerprint()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(read_coverage(copy, folder)))
+    shutil.rmtree(copy, ignore_errors=True)
+    return path
+
+
+def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
+    """Merge the data of all processes; lines of a fixture count for each test that uses it."""
+    tests: dict[str, dict[str, object]] = {}
+    for part in folder.glob("tests.*.json"):
+        tests |= json.loads(part.read_text())
+    names = [name for name, test in tests.items() if test["passed"]]
+    users: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(names):
+        for context in [name, *tests[name]["fixtures"]]:
+            users[context].append(number)
+    lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for part in folder.glob("data.*"):
+        data = coverage.CoverageData(str(part))
+        data.read()
+        for file in data.measured_files():
+            for line, contexts in data.contexts_by_lineno(file).items():
+                known = lines[str(Path(file).relative_to(copy))][line]
+                known.update(test for context in contexts for test in users.get(context, ()))
+    return {
+        "tests": names,
+        "seconds": [tests[name]["seconds"] for name in names],
+        "lines": {
+            file: {line: sorted(found) for line, found in by_line.items() if found}
+            for file, by_line in lines.items()
+        },
+    }
+
+
+def load(stale: bool) -> Reach:
+    """Read the coverage of this tree, or the newest if it may be stale; collect it if there is none."""
+    path = BUILD / f"reach-{fingerprint()}.json"
+    if stale and not path.exists():
+        path = max(BUILD.glob("reach-*.json"), key=lambda one: one.stat().st_mtime, default=path)
+    if not path.exists():
+        path = collect(["-m", "not slurm"])
+    return Reach(json.loads(path.read_text()))
