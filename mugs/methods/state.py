@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mugs.distributed import all_gather_rows
 from mugs.methods.config import MugsConfig
 from mugs.models.memory import NegativeQueue, NeighborMemory
+from mugs.random_streams import StateStream, state_seed
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,28 @@ class ExtraState(nn.Module):
         super().__init__()
         instance, local_group, _ = config.loss_weights
         self.instance_queue = (
-            NegativeQueue(config.queue_size, config.head_out, seed=seed * 100 + 1)
+            NegativeQueue(
+                config.queue_size,
+                config.head_out,
+                seed=state_seed(seed, StateStream.INSTANCE_QUEUE),
+            )
             if instance
             else None
         )
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
             self.local_group_queue = NegativeQueue(
-                config.queue_size, config.head_out, seed=seed * 100 + 2
+                config.queue_size,
+                config.head_out,
+                seed=state_seed(seed, StateStream.LOCAL_GROUP_QUEUE),
             )
-            self.teacher_memory = self._memory(config, width, seed * 100 + 20)
+            self.teacher_memory = self._memory(
+                config, width, state_seed(seed, StateStream.TEACHER_MEMORY)
+            )
             if config.memories == "released":
-                self.student_memory = self._memory(config, width, seed * 100 + 10)
+                self.student_memory = self._memory(
+                    config, width, state_seed(seed, StateStream.STUDENT_MEMORY)
+                )
         self.register_buffer("center", torch.zeros(config.num_prototypes))
 
     @staticmethod

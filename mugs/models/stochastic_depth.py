@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from mugs.random_streams import StepStream, step_seed
+
 
 class StochasticDepth(nn.Module):
     """Drops a residual branch per sample; kept branches are divided by the keep probability.
@@ -34,5 +36,5 @@ def draw_depth_uniforms(
     They are a function of (seed, step) alone: each rank takes the columns of its own samples, so neither the
     number of ranks nor a restart changes a mask.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+    generator = torch.Generator().manual_seed(step_seed(seed, step, StepStream.STOCHASTIC_DEPTH))
     return torch.rand(branches, crops, batch_size, generator=generator)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mugs.data.loading.batch import Batch, Views
 from mugs.data.views.config import ViewRecipe
-from mugs.random_streams import hashed_normal, splitmix64
+from mugs.random_streams import derive_erase_key, hashed_normal, make_image_key
 
 
 class DeviceTransform:
@@ -67,8 +67,7 @@ class DeviceTransform:
     def _erase(self, crops: Tensor, boxes: Tensor, batch: Batch, first: int) -> None:
         for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
             x, y, w, h = boxes[crop, image].tolist()
-            key = splitmix64(
-                splitmix64(splitmix64(self.seed) ^ batch.epoch) ^ int(batch.ids[image])
-            ) ^ (first + crop)
-            noise = hashed_normal(splitmix64(key), (3, h, w), self.device)
+            image_key = make_image_key(self.seed, batch.epoch, int(batch.ids[image]))
+            key = derive_erase_key(image_key, first + crop)
+            noise = hashed_normal(key, (3, h, w), self.device)
             crops[crop, image, :, y : y + h, x : x + w] = noise

@@ -19,12 +19,11 @@ from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
 from mugs.data.views.plan import CropPlan, draw_crop_box, draw_strong_crop
 from mugs.data.views.render.reference import crop_and_resize, render_crop_pil
 from mugs.data.views.render.reference import resize_pil as resize_image
-from mugs.random_streams import make_generator
+from mugs.random_streams import SampleStream, make_generator
 
 Augmentation = Literal["strong", "crop_flip"]
 Interpolation = Literal["bicubic", "bilinear"]
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-PROBE_CROP = 200  # crop number of the generator of a probe's view, beyond those of pretraining
 
 
 def preprocess_eval_image(
@@ -77,7 +76,7 @@ def render_probe_view(
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
     image = decode_rgb(source.read(sample), source.describe(sample))
-    rng = make_generator(seed, epoch, sample, PROBE_CROP)
+    rng = make_generator(seed, epoch, sample, SampleStream.PROBE_VIEW)
     box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
     if augmentation == "strong":
         plan = draw_strong_crop(rng, recipe.large_size, box, 0, recipe)

@@ -3,7 +3,8 @@
 from functools import lru_cache
 
 import numpy as np
-from numpy.random import Generator, Philox
+
+from mugs.random_streams import EpochStream, make_item_generator
 
 EPOCHS_KEPT = 2  # steps are asked for ahead of the loop and in it: at the turn of two epochs, by turns for both
 
@@ -45,10 +46,8 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         """All samples of an epoch in order, (per_epoch,)."""
-        order = Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 32])).permutation(
-            self.num
-        )
-        return np.resize(order, self.per_epoch)
+        rng = make_item_generator(self.seed, epoch, EpochStream.SAMPLE_ORDER)
+        return np.resize(rng.permutation(self.num), self.per_epoch)
 
     def indices(self, step: int) -> np.ndarray:
         """This rank's samples of global step `step`, (batch_size / world,) or fewer in a short last batch."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator, Philox
+from numpy.random import Generator
 from PIL import Image
 
 from mugs.data.dense.coco import SPLITS
@@ -17,6 +17,7 @@ from mugs.data.mini.scenes_and_videos import (
     paste_digit,
     scale_digit,
 )
+from mugs.random_streams import DemoStream, make_item_generator
 from pipeline.files import replace_atomically
 
 SIZES = ((96, 96), (80, 112), (112, 80))  # height, width
@@ -35,7 +36,7 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for index in range(1, count + 1):
-                rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 16 + number]))
+                rng = make_item_generator(seed, index, DemoStream.TRAIN_COCO + number)
                 light, found = draw_coco_scene(digits, rng)
                 name = f"{index:012d}.jpg"
                 Image.fromarray(light).convert("RGB").save(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.random import Generator, Philox
+from numpy.random import Generator
 from PIL import Image
 
 from mugs.data.dense.pictures import label_colors
+from mugs.random_streams import DemoStream, make_item_generator
 from pipeline.files import replace_atomically
 
 BACKGROUND = 1  # as written, where 0 is void; digit d is d + 2
@@ -50,7 +51,7 @@ def materialize_scenes(
             for kind in ("images", "annotations"):
                 (folder / kind / name).mkdir(parents=True)
             for index in range(count):
-                rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, number]))
+                rng = make_item_generator(seed, index, DemoStream.TRAIN_SCENES + number)
                 image, labels = draw_labeled_scene(digits, rng, classes)
                 image.save(folder / "images" / name / f"{name}_{index:04d}.jpg", quality=95)
                 Image.fromarray(labels).save(
@@ -87,7 +88,7 @@ def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -
         digits = load_digit_split("val")
         names = [f"digits_{index:02d}" for index in range(videos)]
         for index, name in enumerate(names):
-            rng = Generator(Philox(key=[seed, index], counter=[0, 0, 0, 2]))
+            rng = make_item_generator(seed, index, DemoStream.VIDEOS)
             write_video(folder, name, digits, frames, rng)
         listing = folder / "ImageSets" / "2017" / "val.txt"
         listing.parent.mkdir(parents=True)

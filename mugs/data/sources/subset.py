@@ -5,9 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from numpy.random import Generator, Philox
-
 from mugs.data.sources.base import Source, SourceError, raise_if_any
+from mugs.random_streams import ClassStream, make_item_generator
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
 KNOWN_LINES = {
@@ -114,7 +113,7 @@ def draw_class_balanced(source: Source, percent: float, *, seed: int) -> list[in
         members[source.label(index)].append(index)
     chosen: list[int] = []
     for label, indices in sorted(members.items()):
-        order = Generator(Philox(key=[seed, label])).permutation(len(indices))
+        order = make_item_generator(seed, label, ClassStream.SUBSET).permutation(len(indices))
         count = max(1, round(percent / 100 * len(indices)))
         chosen += [indices[i] for i in order[:count].tolist()]
     _every_class(source, chosen, f"{percent:g}% of each class")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numpy.random import Generator
 
 from mugs.data.views.config import ViewRecipe
-from mugs.random_streams import draw_uniform, make_generator, switch_stream
+from mugs.random_streams import SampleStream, draw_uniform, make_generator, switch_stream
 
 OPERATIONS = (
     "auto_contrast",
@@ -29,7 +29,6 @@ OPERATIONS = (
     "translate_x",
     "translate_y",
 )
-COIN = 255  # the crop number of the generator that tosses the coins of an image
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def draw_view_plan(
     seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe
 ) -> ViewPlan:
     """The views of one image of the given size in pixels."""
-    rng = make_generator(seed, epoch, sample, COIN)
+    rng = make_generator(seed, epoch, sample, SampleStream.VIEW_STRENGTH)
     fresh = dict(rng.bit_generator.state)
     coins = rng.random(1 + recipe.num_small)
     strong = coins > recipe.weak_prob
@@ -86,7 +85,7 @@ def draw_view_plan(
     def crop(
         index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
     ) -> CropPlan:
-        switch_stream(rng, fresh, index)
+        switch_stream(rng, fresh, SampleStream.CROPS + index)
         draw = draw_strong_crop if is_strong else draw_weak_crop
         return draw(rng, size, draw_crop_box(rng, width, height, scale, recipe.ratio), kind, recipe)
 

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.random import Philox
 from torch import Tensor
 
 from mugs.data.dense.coco import CocoSplit
 from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.loading.order import EPOCHS_KEPT
 from mugs.data.prefetch import map_prefetched
-from mugs.random_streams import make_generator
-from mugs.transfer.detection.targets import Targets, image_key
-from mugs.transfer.detection.views import Scales, apply_view_plan, draw_view_plan, pad_batch
-
-VIEW = (
-    202  # crop number of the generator of a detection view, beside those of pretraining and probing
+from mugs.random_streams import (
+    EpochStream,
+    SampleStream,
+    make_generator,
+    make_image_key,
+    make_item_generator,
 )
+from mugs.transfer.detection.targets import Targets
+from mugs.transfer.detection.views import Scales, apply_view_plan, draw_view_plan, pad_batch
 
 
 class AspectGroupedOrder:
@@ -53,7 +54,7 @@ class AspectGroupedOrder:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         """All passes of an epoch in order, (passes, images_per_pass)."""
-        rng = np.random.Generator(Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1 << 33]))
+        rng = make_item_generator(self.seed, epoch, EpochStream.DETECTION_ORDER)
         shuffled = [rng.permutation(group) for group in self.groups if len(group)]
         passes = np.concatenate([self._passes(group) for group in shuffled])
         order = rng.permutation(len(passes))
@@ -116,8 +117,9 @@ def load_training_view(
 ) -> tuple[Tensor, Targets]:
     """Normalised view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
-    plan = draw_view_plan(make_generator(seed, epoch, entry.number, VIEW), entry.size, scales)
+    rng = make_generator(seed, epoch, entry.number, SampleStream.DETECTION_VIEW)
+    plan = draw_view_plan(rng, entry.size, scales)
     image, targets = apply_view_plan(
-        plan, split.read(index), *split.objects(index), image_key(seed, epoch, entry.number)
+        plan, split.read(index), *split.objects(index), make_image_key(seed, epoch, entry.number)
     )
     return normalize_pixels(image), targets

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from mugs.random_streams import splitmix64
+from mugs.random_streams import DetectionStream, derive_detection_key
 from mugs.transfer.detection.boxes import Stds, decode_deltas, generalized_iou
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, BoxHead, MaskHead, select_class
@@ -134,7 +134,10 @@ def sample_boxes(
     boxes = torch.cat([target.boxes, proposals])
     matched = match_boxes(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
     positive, negative = sample_matches(
-        matched, config.roi_samples, POSITIVE_SHARE, splitmix64(target.key + 1 + number)
+        matched,
+        config.roi_samples,
+        POSITIVE_SHARE,
+        derive_detection_key(target.key, DetectionStream.STAGE_SAMPLES + number),
     )
     chosen = torch.cat([positive, negative])
     objects = matched[positive]

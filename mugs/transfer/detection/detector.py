@@ -10,16 +10,14 @@ from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mugs.models.vit import ViT
-from mugs.random_streams import hashed_bits, splitmix64
-from mugs.transfer.detection.cascade import POSITIVE_SHARE, STAGES, Cascade
+from mugs.random_streams import DetectionStream, derive_detection_key, hashed_bits
+from mugs.transfer.detection.cascade import POSITIVE_SHARE, Cascade
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT
 from mugs.transfer.detection.roi_pooling import paste_masks
 from mugs.transfer.detection.rpn import RPN
 from mugs.transfer.detection.targets import Detections, Targets
 from mugs.transfer.pyramid import Pyramid
-
-DRAW_DEPTH = 1 + len(STAGES)  # after the draws of the RPN and of the stages
 
 
 class Detector(nn.Module):
@@ -74,7 +72,11 @@ class Detector(nn.Module):
         """U(0, 1) draws (2 * depth, N), each image's a function of its key."""
         count = 2 * self.pyramid.vit.config.depth
         draws = [
-            hashed_bits(splitmix64(t.key + DRAW_DEPTH), count, device) & 0xFFFFFF for t in targets
+            hashed_bits(
+                derive_detection_key(t.key, DetectionStream.STOCHASTIC_DEPTH), count, device
+            )
+            & 0xFFFFFF
+            for t in targets
         ]
         return torch.stack(draws, dim=1).float() / (1 << 24)
 

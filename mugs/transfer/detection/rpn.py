@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, nms
 
-from mugs.random_streams import splitmix64
+from mugs.random_streams import DetectionStream, derive_detection_key
 from mugs.transfer.detection.anchors import ANCHOR_RATIOS, build_level_anchors, inside_image
 from mugs.transfer.detection.boxes import Stds, decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
@@ -65,7 +65,10 @@ class RPN(nn.Module):
                 boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3
             )
             positive, negative = sample_matches(
-                matched, self.config.rpn_samples, 0.5, splitmix64(target.key)
+                matched,
+                self.config.rpn_samples,
+                0.5,
+                derive_detection_key(target.key, DetectionStream.RPN_SAMPLES),
             )
             objects, positive, negative = (
                 target.boxes[matched[positive]],

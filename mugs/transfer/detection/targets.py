@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mugs.random_streams import splitmix64
-
 
 @dataclass(frozen=True)
 class Targets:
@@ -30,8 +28,3 @@ class Detections:
     scores: Tensor
     labels: Tensor
     masks: Tensor
-
-
-def image_key(seed: int, epoch: int, image_id: int) -> int:
-    """What the random choices made on an image in an epoch are a function of."""
-    return splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ image_id)

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mugs.data.dense.label_maps import VOID
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
+from mugs.random_streams import StepStream, step_seed
 from mugs.transfer.pyramid import Pyramid, TappedViT
 from mugs.transfer.segmentation.heads import (
     ChannelDropout,
@@ -78,7 +79,7 @@ class Segmenter(nn.Module):
             seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
         )
         self.backbone.vit.set_depth_uniforms(depth[:, 0, mine].to(device))
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2)
+        generator = torch.Generator().manual_seed(step_seed(seed, step, StepStream.DROPOUT))
         for dropout in self._dropouts():
             dropout.uniform = torch.rand(batch_size, dropout.channels, generator=generator)[
                 mine

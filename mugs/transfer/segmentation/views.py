@@ -11,11 +11,10 @@ from torchvision.transforms.v2.functional import resize_mask
 
 from mugs.data.dense.label_maps import VOID
 from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
-from mugs.random_streams import draw_uniform, make_generator
+from mugs.random_streams import SampleStream, draw_uniform, make_generator
 from mugs.transfer.segmentation.photometric import distort_colors
 from mugs.transfer.segmentation.recipe import SceneRecipe
 
-SCENE_CROP = 210  # crop number of the generator, beyond those of pretraining and probes
 TRIES = 10
 
 
@@ -23,7 +22,7 @@ def render_training_crop(
     image: Tensor, labels: Tensor, *, seed: int, epoch: int, sample: int, recipe: SceneRecipe
 ) -> tuple[Tensor, Tensor]:
     """Normalised float crop (3, S, S) and its label map (S, S), int64; what the crop lacks is zero and void."""
-    rng = make_generator(seed, epoch, sample, SCENE_CROP)
+    rng = make_generator(seed, epoch, sample, SampleStream.SCENE_VIEW)
     ratio = draw_uniform(rng, *recipe.ratio)
     size = (labels.shape[0], labels.shape[1])
     size = fit_size(size, int(recipe.short_side * ratio), int(recipe.long_side * ratio))

@@ -16,7 +16,6 @@ from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import OPERATIONS, Operation, draw_view_plan
 from mugs.data.views.render.reference import apply_operation_pil
-from mugs.random_streams import hashed_normal, make_generator, switch_stream
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
 
@@ -120,17 +119,6 @@ def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
         assert plan.crops[2].strong == plan.crops[3].strong == (not plan.weak)
 
 
-def test_a_generator_turned_to_a_crop_is_that_of_the_crop() -> None:
-    rng = make_generator(5, 2, 9, 255)
-    fresh = dict(rng.bit_generator.state)
-    for crop in (3, 0, 13):
-        rng.integers(7, size=3), rng.normal(), rng.permutation(4)  # leave something in its buffers
-        switch_stream(rng, fresh, crop)
-        expected = make_generator(5, 2, 9, crop)
-        assert rng.integers(7, size=5).tolist() == expected.integers(7, size=5).tolist()
-        assert rng.random(9).tolist() == expected.random(9).tolist()
-
-
 def test_weak_only_copies_the_teacher_crops() -> None:
     plan = draw_view_plan(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
     assert plan.crops[2:4] == plan.crops[:2]
@@ -194,12 +182,3 @@ def test_erasing_is_normal_and_before_or_after_normalising() -> None:
     assert erased(after.large).std() == pytest.approx(1.0, abs=0.05)
     assert erased(before.large).std() == pytest.approx(4.43, abs=0.25)
     assert erased(before.large).mean() == pytest.approx(-2.0, abs=0.3)
-
-
-def test_hashed_normal_is_normal_and_repeatable() -> None:
-    device = torch.device("cpu")
-    noise = hashed_normal(7, (3, 200, 200), device)
-    assert torch.equal(noise, hashed_normal(7, (3, 200, 200), device))
-    assert not torch.equal(noise, hashed_normal(8, (3, 200, 200), device))
-    assert noise.mean().abs() < 0.01
-    assert noise.std() == pytest.approx(1, abs=0.01)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from detection_cases import SMALL, small_detector, targets
 
+from mugs.random_streams import make_image_key
 from mugs.transfer.detection.detector import Detector, count_detector_flops
-from mugs.transfer.detection.targets import image_key
 from mugs.transfer.detection.views import Scales, typical_view_size
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -51,9 +51,9 @@ def losses_with(model: Detector, keys: tuple[int, int]) -> list[float]:
 
 def test_draws_are_a_function_of_the_keys() -> None:
     model = small_detector()
-    keys = image_key(0, 1, 5), image_key(0, 1, 6)
+    keys = make_image_key(0, 1, 5), make_image_key(0, 1, 6)
     assert losses_with(model, keys) == losses_with(model, keys)
-    assert losses_with(model, keys) != losses_with(model, (keys[0], image_key(0, 2, 6)))
+    assert losses_with(model, keys) != losses_with(model, (keys[0], make_image_key(0, 2, 6)))
 
 
 def test_depth_draws_are_those_of_each_image() -> None:

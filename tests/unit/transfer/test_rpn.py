@@ -8,7 +8,7 @@ from detection_cases import naive_match
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
-from mugs.random_streams import splitmix64
+from mugs.random_streams import DetectionStream, derive_detection_key
 from mugs.transfer.detection.boxes import decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.matching import sample_matches
@@ -72,7 +72,12 @@ def test_losses_against_a_loop(empty: bool) -> None:
         matched = [-1] * len(usable)
         if len(one.boxes):
             matched = naive_match(boxes[usable], one.boxes, 0.7, 0.3, 0.3)
-        positive, negative = sample_matches(torch.tensor(matched), 32, 0.5, splitmix64(one.key))
+        positive, negative = sample_matches(
+            torch.tensor(matched),
+            32,
+            0.5,
+            derive_detection_key(one.key, DetectionStream.RPN_SAMPLES),
+        )
         for place in [*positive.tolist(), *negative.tolist()]:
             index, label = usable[place], matched[place]
             p = 1 / (1 + math.exp(-score[index].item()))
