@@ -1,9 +1,12 @@
-"""Attempts of a run: each takes the next number, and only the newest may publish.
+"""Attempts of a run: each start of it takes the next number, and only the newest may write results.
 
-`<run_dir>/attempts/NNNN.json` is created once, so two processes can never hold one number.
-`NNNN.failed.json` beside it says how an attempt ended when it failed, `NNNN.interrupted.json` that it was asked to stop
-and did, `NNNN.saved.json` what its newest checkpoint is and what saving cost.
-A process that was thought dead and is not (a node that lost its daemon) finds a newer number and must stop.
+    <run_dir>/attempts/NNNN.json               host, pid, time and launch; created only once
+    <run_dir>/attempts/NNNN.failed.json        how the attempt failed, why the job is not retried
+    <run_dir>/attempts/NNNN.interrupted.json   that it was asked to stop and did
+    <run_dir>/attempts/NNNN.saved.json         its newest checkpoint, and how long saving took
+
+A process can outlive its job in Slurm's eyes, for example on a node whose slurmd died. It then
+finds a newer number here and must stop.
 """
 
 from __future__ import annotations
@@ -24,10 +27,16 @@ class StaleAttemptError(RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt failed: its last error line, the log that holds the rest, when (Unix time), the step, the host.
+    """How an attempt failed.
 
-    `repeatable`: an error in code or configuration, which the next attempt would meet again. `verdict`: why there is
-    no next attempt.
+    Attributes:
+        error: its last error line.
+        log: the log that holds the rest.
+        time: when, in Unix time.
+        step: the last step that was done.
+        host: the host of the rank that failed.
+        repeatable: the error is in code or configuration, so the next attempt would meet it again.
+        no_retry_reason: why the job is not retried; empty if it is, or if that is not decided yet.
     """
 
     attempt: int
@@ -40,45 +49,48 @@ class Failure:
     no_retry_reason: str = ""
 
 
-def _folder(run_dir: Path) -> Path:
-    return run_dir / "attempts"
+def _record_path(run_dir: Path, attempt: int, kind: str = "") -> Path:
+    suffix = f".{kind}.json" if kind else ".json"
+    return run_dir / "attempts" / f"{attempt:04d}{suffix}"
 
 
 def list_attempts(run_dir: Path) -> list[int]:
-    """Numbers of the attempts so far, ascending."""
-    names = (p.name.removesuffix(".json") for p in _folder(run_dir).glob("[0-9]*.json"))
+    """Return the numbers of the attempts so far, ascending."""
+    names = (path.name.removesuffix(".json") for path in run_dir.glob("attempts/[0-9]*.json"))
+    # `0001.failed` and its like are not digits only.
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def latest_attempt(run_dir: Path) -> int:
-    """Number of the newest attempt, 0 when there is none."""
+    """Return the number of the newest attempt, 0 if there is none."""
     return max(list_attempts(run_dir), default=0)
 
 
 def start_attempt(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
-    """Take the next attempt number; host, pid and time are noted with `facts` (job id).
+    """Take the next attempt number and record who took it.
 
-    `launch` is equal on all ranks of one start and differs between starts; ranks `find` their number by it.
+    `launch` is equal on all ranks of one start and differs between starts; the other ranks find the
+    number by it, see `find_attempt`. `facts` are further content of the record, such as the job id.
     """
-    note = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "time": time.time(),
-        "launch": launch,
-        **facts,
-    }
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     number = latest_attempt(run_dir) + 1
     while True:
         try:
-            create_json(_folder(run_dir) / f"{number:04d}.json", note)
+            create_json(_record_path(run_dir, number), {**process, "launch": launch, **facts})
         except FileExistsError:
-            number += 1
+            number += 1  # another process has taken it meanwhile
             continue
         return number
 
 
 def find_attempt(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:
-    """Number of the attempt that a launch took; waits for rank 0 to take it, at most `timeout_s`."""
+    """Return the attempt number that rank 0 of a launch took.
+
+    Waits until rank 0 has taken one, at most `timeout_s` seconds.
+
+    Raises:
+        TimeoutError: rank 0 has not started an attempt in time.
+    """
     end = time.monotonic() + timeout_s
     while True:
         for number in reversed(list_attempts(run_dir)):
@@ -86,19 +98,27 @@ def find_attempt(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int
                 return number
         if time.monotonic() > end:
             raise TimeoutError(
-                f"{_folder(run_dir)}: rank 0 took no attempt for {launch!r} in {timeout_s:.0f} s"
+                f"{run_dir / 'attempts'}: rank 0 of {launch!r} took no number in {timeout_s:.0f} s"
             )
         time.sleep(0.05)
 
 
 def read_attempt(run_dir: Path, attempt: int) -> dict[str, Any]:
-    """What was noted when an attempt started; nothing when there is no such attempt."""
-    return read_json(_folder(run_dir) / f"{attempt:04d}.json") or {}
+    """Return what was recorded when an attempt started; an empty dict if there is none."""
+    return read_json(_record_path(run_dir, attempt)) or {}
 
 
 def is_newest_attempt(run_dir: Path, attempt: int) -> bool:
-    """Whether no newer attempt has started: only then may this one write checkpoints or publish."""
+    """Return whether no newer attempt has started. Only then may this one write or publish."""
     return latest_attempt(run_dir) <= attempt
+
+
+def check_newest(run_dir: Path, attempt: int) -> None:
+    """Raise StaleAttemptError if a newer attempt of the run has started."""
+    if not is_newest_attempt(run_dir, attempt):
+        raise StaleAttemptError(
+            f"{run_dir}: attempt {attempt} is not the newest, it may not publish"
+        )
 
 
 def record_failure(
@@ -111,65 +131,69 @@ def record_failure(
     host: str | None = None,
     repeatable: bool = False,
 ) -> None:
-    """Note that an attempt failed; the first rank to say so wins, later ones are mostly its consequences."""
-    path = _folder(run_dir) / f"{attempt:04d}.failed.json"
-    if not path.exists():
-        facts = {"step": step, "host": host, "repeatable": repeatable}
-        write_json_atomic(path, {"error": error, "log": str(log), "time": time.time(), **facts})
+    """Record that an attempt failed.
+
+    The first rank to say so is kept: the errors of later ones, such as closed connections, mostly
+    follow from it.
+    """
+    path = _record_path(run_dir, attempt, "failed")
+    if path.exists():
+        return
+    content = {"error": error, "log": str(log), "time": time.time()}
+    write_json_atomic(path, {**content, "step": step, "host": host, "repeatable": repeatable})
 
 
 def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
-    """How an attempt (the newest by default) failed, or None when it did not say so."""
+    """Return how an attempt (the newest by default) failed, or None if it recorded no failure."""
     number = latest_attempt(run_dir) if attempt is None else attempt
-    note = read_json(_folder(run_dir) / f"{number:04d}.failed.json")
+    note = read_json(_record_path(run_dir, number, "failed"))
     if note is None:
         return None
-    when = float(note.get("time", 0.0))
-    facts = (
-        note.get("step"),
-        note.get("host"),
-        bool(note.get("repeatable", False)),
-        str(note.get("verdict", "")),
+    return Failure(
+        attempt=number,
+        error=str(note.get("error", "")),
+        log=str(note.get("log", "")),
+        time=float(note.get("time", 0.0)),
+        step=note.get("step"),
+        host=note.get("host"),
+        repeatable=bool(note.get("repeatable", False)),
+        no_retry_reason=str(note.get("verdict", "")),
     )
-    return Failure(number, str(note.get("error", "")), str(note.get("log", "")), when, *facts)
 
 
 def record_no_retry(run_dir: Path, attempt: int, reason: str) -> None:
-    """Add to a failure why no other attempt follows."""
-    path = _folder(run_dir) / f"{attempt:04d}.failed.json"
+    """Add to a failure why the job is not retried."""
+    path = _record_path(run_dir, attempt, "failed")
     write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
 
 
 def record_interruption(run_dir: Path, attempt: int, reason: str) -> None:
-    """Note that an attempt was asked to stop and did."""
-    path = _folder(run_dir) / f"{attempt:04d}.interrupted.json"
+    """Record that an attempt was asked to stop and did."""
+    path = _record_path(run_dir, attempt, "interrupted")
     write_json_atomic(path, {"reason": reason, "time": time.time()})
 
 
 def read_interruption(run_dir: Path, attempt: int) -> str | None:
-    """Why an attempt stopped when asked to, or None when it did not."""
-    note = read_json(_folder(run_dir) / f"{attempt:04d}.interrupted.json")
+    """Return why an attempt stopped when asked to, or None if it did not."""
+    note = read_json(_record_path(run_dir, attempt, "interrupted"))
     return None if note is None else str(note.get("reason", ""))
 
 
 def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
-    """Note the newest checkpoint of an attempt and the longest time that saving one took."""
-    path = _folder(run_dir) / f"{attempt:04d}.saved.json"
+    """Record the newest checkpoint of an attempt, and the longest time that saving one took."""
+    path = _record_path(run_dir, attempt, "saved")
     longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
 
 
 def list_saves(run_dir: Path) -> list[dict[str, Any]]:
-    """`step`, `seconds` and `time` of each attempt that saved, oldest first."""
-    notes = (
-        read_json(_folder(run_dir) / f"{number:04d}.saved.json")
-        for number in list_attempts(run_dir)
-    )
+    """Return `step`, `seconds` and `time` of each attempt that saved, oldest first."""
+    notes = (read_json(_record_path(run_dir, number, "saved")) for number in list_attempts(run_dir))
     return [note for note in notes if note is not None]
 
 
 def is_running_here(run_dir: Path) -> bool:
-    """Whether the newest attempt's first process is alive on this machine."""
+    """Return whether rank 0 of the newest attempt is alive on this machine."""
     note = read_attempt(run_dir, latest_attempt(run_dir))
     if note.get("host") != socket.gethostname() or "pid" not in note:
         return False
@@ -177,4 +201,6 @@ def is_running_here(run_dir: Path) -> bool:
         command = Path(f"/proc/{int(note['pid'])}/cmdline").read_bytes()
     except OSError:
         return False
+    # The kernel gives the numbers of dead processes to new ones, so the number alone proves
+    # nothing.
     return b"slurm.node.job" in command

@@ -1,7 +1,11 @@
-"""The job: one stage run, on every rank, under Slurm, torchrun or the local executor.
+"""Run one stage on one rank of a job, under Slurm, torchrun or the local executor.
 
-`python -m slurm.node.job RUN_DIR` is the command of all three. All else is read from the run's folder, so a requeued job
-starts from what is on disk then. Exit code: 0 done, 1 failed, 75 interrupted (the next attempt goes on).
+All three start `python -m slurm.node.job RUN_DIR` on every rank. Everything else is read from the
+run's folder, so a requeued job starts from what is on disk at that time:
+
+    submission.sh (batch script) -> srun -> this module -> RUN_DIR/config.yaml -> `run` of the stage
+
+Exit codes: 0 done, 1 failed, 70 hung, 75 interrupted (the next attempt resumes).
 """
 
 from __future__ import annotations
@@ -16,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.control import Interrupted
 from pipeline.files import write_json_atomic
 from pipeline.runfile import RunFile
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
 from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
@@ -31,11 +35,21 @@ from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
 from slurm.node.watchdog import JobControl, Reactions, Watchdog
 from slurm.shared.logs import FILE_ONLY, log_path, start_logging
 
-logger = logging.getLogger("slurm.node.job")  # also when it is run as `__main__`
-EXIT_INTERRUPTED = 75  # exit code, EX_TEMPFAIL
-EXIT_HUNG = 70
+logger = logging.getLogger("slurm.node.job")  # `__name__` is "__main__" under `python -m`
+EXIT_HUNG = 70  # EX_SOFTWARE of sysexits.h
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class MissingInputError(RuntimeError):
+    """A run cannot start because one of its inputs is not there."""
+
+
+# Errors in code, configuration or inputs: the next attempt would meet the same error, so the job is
+# not retried. Other errors may pass: RuntimeError includes CUDA and NCCL errors, OSError the file
+# system.
 _REPEATABLE = (
-    ValueError,
+    MissingInputError,
+    ValueError,  # and with it ConfigError
     TypeError,
     LookupError,
     AttributeError,
@@ -45,31 +59,26 @@ _REPEATABLE = (
 )
 
 
-class MissingInputError(RuntimeError):
-    """A run cannot start: an input is not there."""
-
-
 @dataclass(frozen=True)
 class RankContext:
     """One rank's part in one attempt."""
 
-    file: RunFile
-    run_dir: Path
-    attempt: int
+    run_file: RunFile
     launch: Launch
+    control: JobControl
     log: Path
 
 
 def run_job(run_dir: Path) -> None:
-    """Run one stage run on this rank; rank 0 records rows and then the manifest entry, last.
+    """Run one stage on this rank. Rank 0 then writes the result rows and, last, the manifest entry.
 
-    A failure is noted in the attempt's record and raised again; so is an interruption, after which a job of Slurm
-    does not come back from here: rank 0 requeues it. Nothing happens when the run is done already.
+    Does nothing if the run is done already. A failure or an interruption is recorded in the attempt
+    and raised again. An interrupted Slurm job does not return from here: rank 0 requeues it.
     """
     with StopSignals(ignore_repeats=in_slurm_job()) as signals:
         try:
             signals.unblock()
-            _run_stage(run_dir, signals)
+            _run_rank(run_dir, signals)
         except Interrupted as interrupted:
             logger.info("interrupted: %s", interrupted)
             if in_slurm_job():
@@ -77,154 +86,78 @@ def run_job(run_dir: Path) -> None:
             raise
 
 
-def _run_stage(run_dir: Path, signals: StopSignals) -> None:
-    launch = join_rendezvous(run_dir)
+def _run_rank(run_dir: Path, signals: StopSignals) -> None:
+    launch = join_rendezvous()
     provenance.check_one_root()
-    file, run_root = runfile.read(run_dir), run_dir.parents[1]
-    if manifest.find_done(run_root, file.run_id) is not None:
+    run_file = runfile.read(run_dir)
+    if manifest.find_done(run_dir.parents[1], run_file.run_id) is not None:
         logger.info("%s is done already", run_dir.name)
         return
-    attempt = _take_attempt(run_dir, launch)
-    place = RankContext(file, run_dir, attempt, launch, log_path(run_dir, attempt, launch.rank))
-    start_logging(place.log, screen=launch.rank == 0)
-    control = JobControl(run_dir, attempt, signals)
+
+    # Rank 0 takes the attempt number; the other ranks find it by the key that all ranks of a launch
+    # share.
+    if launch.rank == 0:
+        facts = {"job_id": launch.job_id, "ranks": launch.world_size}
+        attempt = attempts.start_attempt(run_dir, launch=launch.key, **facts)
+    else:
+        attempt = attempts.find_attempt(run_dir, launch.key)
+    log = log_path(run_dir, attempt, launch.rank)
+    start_logging(log, screen=launch.rank == 0)
+
+    context = RankContext(run_file, launch, JobControl(run_dir, attempt, signals), log)
     try:
-        with _with_watchdog(place, control):
-            _run_attempt(place, run_root, control)
+        with _with_watchdog(context):
+            _run_stage(context)
     except Interrupted as interrupted:
         if launch.rank == 0:
             attempts.record_interruption(run_dir, attempt, str(interrupted))
         raise
     except Exception as error:
-        if signals.warned:  # another rank left first, this one met a closed connection
-            logger.info(
-                "%s: %s, after the warning: counts as interrupted", type(error).__name__, error
-            )
-            raise Interrupted(f"{signals.name}, then {type(error).__name__}: {error}") from error
-        _note_failure(place, control, error)
+        kind = type(error).__name__
+        if signals.warned:
+            # After Slurm's warning another rank may exit first, and this rank then meets a closed
+            # connection.
+            logger.info("%s: %s; counts as interrupted, it came after the warning", kind, error)
+            raise Interrupted(f"{signals.name}, then {kind}: {error}") from error
+        where = f"attempt {attempt}, rank {launch.rank}"
+        logger.error("%s failed in %s: %s: %s", run_dir.name, where, kind, error)
+        logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
+        first_line = f"{kind}: {error}".strip().splitlines()[0]
+        _record_failure(context, first_line, repeatable=isinstance(error, _REPEATABLE))
         raise
 
 
-def _note_failure(place: RankContext, control: JobControl, error: Exception) -> None:
-    kind = type(error).__name__
-    line = f"{kind}: {error}".strip().splitlines()[0]
-    where = f"attempt {place.attempt}, rank {place.launch.rank}"
-    logger.error("%s failed in %s: %s: %s", place.run_dir.name, where, kind, error)
-    logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
-    repeatable = isinstance(error, (ConfigError, MissingInputError, *_REPEATABLE))
-    _fail(place, control, line, repeatable=repeatable)
-
-
-def _fail(place: RankContext, control: JobControl, line: str, *, repeatable: bool = False) -> None:
-    where: dict[str, Any] = {"log": place.log, "step": control.step, "host": socket.gethostname()}
-    attempts.record_failure(
-        place.run_dir, place.attempt, error=line, repeatable=repeatable, **where
-    )
-
-
-@contextmanager
-def _with_watchdog(place: RankContext, control: JobControl) -> Iterator[None]:
-    """With a guard that ends a rank which hangs or is out of date, and requeues the job when the loop is too slow."""
-    launch, resources = place.launch, place.file.resources
-    lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
-    reactions = Reactions(
-        grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
-        hang_s=60 * float(resources.get("hang_minutes", 30)),
-        on_hang=partial(_on_hang, place, control),
-        on_grace_expired=partial(_on_grace_expired, launch.job_id)
-        if launch.job_id and launch.rank == 0
-        else None,
-        on_superseded=partial(_on_superseded, place) if launch.rank == 0 else None,
-    )
-    with place.log.open("a", encoding="utf-8") as log:
-        guard = Watchdog(control, reactions, log)
-        guard.start()
-        try:
-            yield
-        finally:
-            guard.end()
-
-
-def _on_hang(place: RankContext, control: JobControl, seconds: float) -> None:
-    line = f"hung: no step for {seconds / 60:.1f} minutes after step {control.step}, rank {place.launch.rank}"
-    logger.error("%s; where each thread is stands in %s", line, place.log)
-    _fail(place, control, line)
-    _exit(EXIT_HUNG)
-
-
-def _on_grace_expired(job_id: str) -> None:
-    logger.warning(
-        "no step boundary in time: job %s is requeued as it is, to go on from the last checkpoint",
-        job_id,
-    )
-    requeue_job(job_id)
-
-
-def _on_superseded(place: RankContext) -> None:
-    logger.error(
-        "attempt %d of %s is not the newest any more: it ends", place.attempt, place.run_dir.name
-    )
-    _exit(EXIT_INTERRUPTED)
-
-
-def _exit_interrupted(signals: StopSignals) -> NoReturn:
-    """Rank 0 requeues the job, the others wait until Slurm ends them: an exit code of theirs would end it as failed.
-
-    A SIGTERM that met no loop may also come from srun, because another rank died: then the batch script decides.
-    """
-    if os.environ.get("SLURM_PROCID", "0") == "0":
-        if not signals.warned and not signals.saved:
-            _exit(EXIT_INTERRUPTED)
-        try:
-            requeue_job(os.environ["SLURM_JOB_ID"])
-        except RequeueError as error:
-            logger.error("%s; submit again to go on from the last checkpoint", error)
-            _exit(1)
-        _exit(EXIT_INTERRUPTED)
-    while not signals.got_sigterm:
-        time.sleep(0.5)
-    _exit(0)
-
-
-def _exit(code: int) -> NoReturn:
-    """End at once: no destructor, thread or exit handler can hold up what is over."""
-    logging.shutdown()
-    os._exit(code)
-
-
-def _take_attempt(run_dir: Path, launch: Launch) -> int:
-    if launch.rank != 0:
-        return attempts.find_attempt(run_dir, launch.key)
-    return attempts.start_attempt(
-        run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size
-    )
-
-
-def _run_attempt(place: RankContext, run_root: Path, control: JobControl) -> None:
-    run, launch = place.file.build(), place.launch
-    inputs, running = _inputs(run, run_root)
+def _run_stage(context: RankContext) -> None:
+    """Call the stage's `run` function on this rank and, on rank 0, publish what it returns."""
+    control = context.control
+    launch = context.launch
+    run_dir = control.run_dir
+    run = context.run_file.build()
+    inputs, running = _find_inputs(run, run_dir.parents[1])
     facts = provenance.collect_provenance()
     if launch.rank == 0:
-        write_json_atomic(place.run_dir / "provenance.json", facts)
-    context = StageContext(
-        run.stage, run.name, run.run_id, place.run_dir, inputs, place.attempt, control, running
+        write_json_atomic(run_dir / "provenance.json", facts)
+    logger.info("%s: attempt %d, %d ranks", run.key, control.attempt, launch.world_size)
+
+    stage_context = StageContext(
+        run.stage, run.name, run.run_id, run_dir, inputs, control.attempt, control, running
     )
-    logger.info("%s: attempt %d, %d ranks", run.key, place.attempt, launch.world_size)
-    output = runfile.resolve(run.entrypoint)(context, run.config)
+    output = runfile.resolve(run.entrypoint)(stage_context, run.config)
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
         publish_results(
-            run, place.run_dir, output, attempt=place.attempt, ranks=launch.world_size, facts=facts
+            run, run_dir, output, attempt=control.attempt, ranks=launch.world_size, facts=facts
         )
         logger.info("%s is done", run.key)
 
 
-def _inputs(
+def _find_inputs(
     run: StageRun, run_root: Path
 ) -> tuple[dict[str, manifest.ManifestEntry], dict[str, Path]]:
-    """Inputs that are done, and the folders of those that may still run."""
-    inputs, running = {}, {}
+    """Return the inputs that are done, by role, and the folders of those that may still run."""
+    inputs = {}
+    running = {}
     for role, run_id in run.needs.items():
         entry = manifest.find_done(run_root, run_id)
         if entry is not None:
@@ -233,13 +166,109 @@ def _inputs(
             running[role] = folder
         else:
             raise MissingInputError(
-                f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest"
+                f"input {role!r} of {run.key}: run {run_id} is not done in {run_root}/manifest; "
+                "run or submit it first"
             )
     return inputs, running
 
 
+def _record_failure(context: RankContext, line: str, *, repeatable: bool = False) -> None:
+    control = context.control
+    attempts.record_failure(
+        control.run_dir,
+        control.attempt,
+        error=line,
+        log=context.log,
+        step=control.step,
+        host=socket.gethostname(),
+        repeatable=repeatable,
+    )
+
+
+@contextmanager
+def _with_watchdog(context: RankContext) -> Iterator[None]:
+    """Watch this rank while the block runs.
+
+    A rank that hangs or is superseded is ended; a job that does not stop in time is requeued.
+    """
+    launch = context.launch
+    leads = launch.rank == 0  # one rank speaks for the job
+    lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
+    reactions = Reactions(
+        # Of the lead time, 30 s are kept for a warning that comes late and 30 s for the requeue
+        # itself.
+        grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
+        hang_s=60 * float(context.run_file.resources.get("hang_minutes", 30)),
+        on_hang=partial(_on_hang, context),
+        on_grace_expired=(
+            partial(_on_grace_expired, launch.job_id) if leads and launch.job_id else None
+        ),
+        on_superseded=partial(_on_superseded, context) if leads else None,
+    )
+    with context.log.open("a", encoding="utf-8") as log:
+        watchdog = Watchdog(context.control, reactions, log)
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.stop()
+
+
+def _on_hang(context: RankContext, seconds: float) -> None:
+    step = context.control.step
+    rank = context.launch.rank
+    line = f"hung: no step for {seconds / 60:.1f} minutes after step {step}, rank {rank}"
+    logger.error("%s; the stack of each thread is in %s", line, context.log)
+    _record_failure(context, line)
+    _exit(EXIT_HUNG)
+
+
+def _on_grace_expired(job_id: str) -> None:
+    logger.warning(
+        "no step boundary in time: requeue job %s unsaved, it resumes from the last checkpoint",
+        job_id,
+    )
+    requeue_job(job_id)
+
+
+def _on_superseded(context: RankContext) -> None:
+    control = context.control
+    logger.error(
+        "a newer attempt of %s has started: attempt %d ends", control.run_dir.name, control.attempt
+    )
+    _exit(EXIT_INTERRUPTED)
+
+
+def _exit_interrupted(signals: StopSignals) -> NoReturn:
+    """Requeue the job on rank 0; on other ranks, wait until Slurm ends them.
+
+    If another rank exited first with an error, srun would end the job as failed before rank 0 has
+    requeued it.
+    """
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        if not signals.warned and not signals.saved:
+            # srun sends SIGTERM too, when another rank has died. The end of the batch script then
+            # decides.
+            _exit(EXIT_INTERRUPTED)
+        try:
+            requeue_job(os.environ["SLURM_JOB_ID"])
+        except RequeueError as error:
+            logger.error("%s; submit again to resume from the last checkpoint", error)
+            _exit(1)
+        _exit(EXIT_INTERRUPTED)
+    while not signals.got_sigterm:
+        time.sleep(0.5)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process at once, so that no destructor, thread or exit handler can delay the end."""
+    logging.shutdown()
+    os._exit(code)
+
+
 def main(arguments: list[str]) -> int:
-    """Command line of a rank: `RUN_DIR`; returns the exit code."""
+    """Run the command line of a rank, `RUN_DIR`, and return the exit code."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m slurm.node.job RUN_DIR\n")
         return 2
@@ -248,6 +277,7 @@ def main(arguments: list[str]) -> int:
     except Interrupted:
         return EXIT_INTERRUPTED
     except Exception:
+        # Before the attempt has its log file, nobody else has reported the error.
         if not logging.getLogger().handlers:
             logging.getLogger(__name__).exception("%s could not start", arguments[0])
         return 1

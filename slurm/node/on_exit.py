@@ -1,7 +1,8 @@
-"""What becomes of a job after srun ended with an error: queued again, or stopped with the reason.
+"""Decide what happens to a job after srun has ended with an error: requeue it, or leave it ended.
 
-`python -m slurm.node.on_exit RUN_DIR EXIT_CODE` is the end of every batch script. It also speaks for ranks that could not:
-killed, out of memory, dead before they began. A job that was asked to stop is queued again, if rank 0 has not done so.
+`python -m slurm.node.on_exit RUN_DIR EXIT_CODE` is the last command of every batch script. It also
+records failures for ranks that could not do so themselves: killed, out of memory, or dead before
+they began. A job that was asked to stop is requeued here if rank 0 has not done it.
 """
 
 from __future__ import annotations
@@ -17,109 +18,126 @@ from pathlib import Path
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json
 from slurm.node.job import EXIT_HUNG, EXIT_INTERRUPTED
+from slurm.node.rendezvous import launch_key
 from slurm.node.requeue import RequeueError, exclude_node, requeue_job
 from slurm.shared.logs import log_path
 
-logger = logging.getLogger("slurm.node.on_exit")
+logger = logging.getLogger("slurm.node.on_exit")  # `__name__` is "__main__" under `python -m`
+# A shell reports a process that a signal ended as 128 + the number of the signal.
 _ASKED_TO_STOP = (EXIT_INTERRUPTED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
 
 def handle_srun_exit(run_dir: Path, code: int) -> int:
-    """Requeue the job of this process, or leave it ended; notes why. Returns the exit code of the job.
+    """Requeue the job of this process, or leave it ended and record why.
 
-    A run that is done has ended well, whatever ended its processes after that: a late warning, a crash at their exit.
+    Returns the exit code of the job. A run that is done counts as a success, whatever ended its
+    processes after that: a late warning, or a crash while they exit.
     """
-    job_id, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if manifest.find_done(run_dir.parents[1], runfile.read(run_dir).run_id) is not None:
+    job_id = os.environ["SLURM_JOB_ID"]
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    run_file = runfile.read(run_dir)
+    if manifest.find_done(run_dir.parents[1], run_file.run_id) is not None:
         return 0
-    attempt = _attempt(run_dir, job_id, restart)
+    attempt = _find_or_start_attempt(run_dir, job_id, restart)
     if attempt is None:
         logger.warning(
-            "a newer attempt of %s has started, job %s leaves it alone", run_dir.name, job_id
+            "a newer attempt of %s has started: job %s is not requeued", run_dir.name, job_id
         )
         return code
     if code in _ASKED_TO_STOP:
         requeue_job(job_id)
         return code
-    _note(run_dir, attempt, code)
-    failures = _failures(run_dir, job_id)
-    if (reason := why_not_retry(failures, _limit(run_dir))) is not None:
-        logger.error("%s is not started again: %s", run_dir.name, reason)
+
+    _record_silent_failure(run_dir, attempt, code)
+    failures = _list_failures(run_dir, job_id)
+    limit = int(run_file.resources.get("max_failures", 3))
+    if (reason := why_not_retry(failures, limit)) is not None:
+        logger.error("%s is not retried: %s", run_dir.name, reason)
         attempts.record_no_retry(run_dir, attempt, reason)
         return code
     last = failures[-1]
-    logger.warning("%s failed (%s): starts again", run_dir.name, last.error)
+    logger.warning("%s failed (%s): retry", run_dir.name, last.error)
+    # In this order, because Slurm excludes nodes only from a pending job.
     if requeue_job(job_id) and last.host:
         exclude_node(job_id, last.host)
     return code
 
 
 def why_not_retry(failures: Sequence[attempts.Failure], limit: int) -> str | None:
-    """Why a job with these failures, oldest first, should not be started again; None when it should."""
+    """Return why a job with these failures, oldest first, is not retried; None if it is."""
     last = failures[-1]
     if last.repeatable:
-        return "the same would happen again"
+        return "the error is in the code or configuration, so it would happen again"
     if len(failures) > 1 and failures[-2].step == last.step:
-        return f"failed twice {'before the first step' if last.step is None else f'after step {last.step}'}"
+        # No progress between two failures: a third attempt would most likely fail at the same
+        # place.
+        where = "before the first step" if last.step is None else f"after step {last.step}"
+        return f"failed twice {where}"
     return f"{len(failures)} attempts failed" if len(failures) >= limit else None
 
 
-def _attempt(run_dir: Path, job_id: str, restart: int) -> int | None:
-    """Number of this start's attempt, taken now where nobody came that far; None when there is a newer one."""
+def _find_or_start_attempt(run_dir: Path, job_id: str, restart: int) -> int | None:
+    """Return the attempt number of this job start.
+
+    Starts an attempt if no rank got that far. Returns None if a newer attempt exists, of a later
+    start of this job or of a later job.
+    """
     number = attempts.latest_attempt(run_dir)
-    note = attempts.read_attempt(run_dir, number)
-    launch = str(note.get("launch", ""))
-    if launch == f"slurm-{job_id}-{restart}":
+    launch = str(attempts.read_attempt(run_dir, number).get("launch", ""))
+    key = launch_key(job_id, restart)
+    if launch == key:
         return number
     if launch.startswith("slurm-"):
         _, job, count = launch.split("-")
         if (int(job.split("_")[0]), int(count)) > (int(job_id), restart):
             return None
-    return attempts.start_attempt(run_dir, launch=f"slurm-{job_id}-{restart}", job_id=job_id)
+    return attempts.start_attempt(run_dir, launch=key, job_id=job_id)
 
 
-def _note(run_dir: Path, attempt: int, code: int) -> None:
-    """A failure record for an attempt that left none."""
+def _record_silent_failure(run_dir: Path, attempt: int, code: int) -> None:
+    """Record a failure for an attempt that recorded none; a record of the attempt's own is kept."""
     if code > 128:
         how = f"was killed by {signal.Signals(code - 128).name}"
     else:
         how = "hung" if code == EXIT_HUNG else f"ended with exit code {code}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    alone = nodes if os.environ.get("SLURM_JOB_NUM_NODES") == "1" else None
-    step, log = _last_step(run_dir, attempt), log_path(run_dir, attempt, 0)
+    # With several nodes nobody knows which one is to blame, so none will be excluded.
+    host = nodes if os.environ.get("SLURM_JOB_NUM_NODES") == "1" else None
     attempts.record_failure(
-        run_dir, attempt, error=f"a rank {how}, on {nodes}", log=log, step=step, host=alone
+        run_dir,
+        attempt,
+        error=f"a rank {how}, on {nodes}",
+        log=log_path(run_dir, attempt, 0),
+        step=_read_last_step(run_dir, attempt),
+        host=host,
     )
 
 
-def _last_step(run_dir: Path, attempt: int) -> int | None:
-    """The last step that the attempt told of."""
-    began = float(attempts.read_attempt(run_dir, attempt).get("time", time.time()))
+def _read_last_step(run_dir: Path, attempt: int) -> int | None:
+    """Return the last step in the progress file, if this attempt wrote it."""
+    started = float(attempts.read_attempt(run_dir, attempt).get("time", time.time()))
     progress = read_json(run_dir / "progress.json") or {}
-    told = float(progress.get("time", 0.0)) > began and progress.get("unit") == "steps"
-    return int(progress["done"]) if told else None
+    if float(progress.get("time", 0.0)) > started and progress.get("unit") == "steps":
+        return int(progress["done"])
+    return None
 
 
-def _failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
-    """Failures of this job's attempts, oldest first: a new submission starts to count anew."""
-    mine = [
-        n
-        for n in attempts.list_attempts(run_dir)
-        if attempts.read_attempt(run_dir, n).get("job_id") == job_id
-    ]
-    return [failure for n in mine if (failure := attempts.read_failure(run_dir, n)) is not None]
-
-
-def _limit(run_dir: Path) -> int:
-    return int(runfile.read(run_dir).resources.get("max_failures", 3))
+def _list_failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
+    """Return the failures of this job's attempts, oldest first. A new job counts from zero."""
+    failures = []
+    for number in attempts.list_attempts(run_dir):
+        failure = attempts.read_failure(run_dir, number)
+        if failure and attempts.read_attempt(run_dir, number).get("job_id") == job_id:
+            failures.append(failure)
+    return failures
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: `RUN_DIR EXIT_CODE`; returns the exit code of the job."""
+    """Run the command line, `RUN_DIR EXIT_CODE`, and return the exit code of the job."""
     run_dir, code = Path(arguments[0]), int(arguments[1])
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # the requeue brings it, and the exclusion comes after that
+    # A requeue makes Slurm send SIGTERM to this process, which still has to exclude the node after
+    # that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

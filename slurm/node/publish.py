@@ -1,4 +1,7 @@
-"""What a finished attempt leaves: its result rows and then, last, the manifest entry that makes the run done."""
+"""Write what a finished attempt leaves: its result rows and, last, the manifest entry.
+
+The entry makes the run done.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +25,34 @@ def publish_results(
     ranks: int,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the rows and record the run with its provenance; StaleAttemptError when a newer attempt has started."""
+    """Write the result rows and record the run with its provenance, `facts`.
+
+    Raises:
+        StaleAttemptError: a newer attempt of the run has started.
+    """
+    # `record_entry` checks this once more. Here it keeps an old attempt from replacing the rows of
+    # a newer one.
+    attempts.check_newest(run_dir, attempt)
     run_root = run_dir.parents[1]
-    if not attempts.is_newest_attempt(run_dir, attempt):
-        raise attempts.StaleAttemptError(
-            f"{run_dir}: attempt {attempt} is not the newest, it may not publish"
-        )
     rows = None
     if output.rows:
         path = run_dir / "rows.csv"
         runfile.resolve(run.rows_writer)(path, list(output.rows))
         rows = path.relative_to(run_root).as_posix()
-    described = {
-        k: manifest.describe_output(run_root, run_dir / v) for k, v in output.outputs.items()
+    outputs = {
+        label: manifest.describe_output(run_root, run_dir / path)
+        for label, path in output.outputs.items()
     }
-    gpus = run.resources.gpus if (devices := provenance.list_cuda_devices()) else 0
-    seconds = _seconds(run_dir, attempt)
+    devices = provenance.list_cuda_devices()
+    gpus = run.resources.gpus if devices else 0
+    seconds = _sum_seconds(run_dir, attempt)
     entry = manifest.ManifestEntry(
         stage=run.stage,
         name=run.name,
         run_id=run.run_id,
         upstream=dict(run.needs),
         config=run.config.model_dump(mode="json"),
-        outputs=described,
+        outputs=outputs,
         rows=rows,
         info=dict(output.info),
         provenance=facts,
@@ -60,12 +68,21 @@ def publish_results(
     manifest.record_entry(run_root, entry)
 
 
-def _seconds(run_dir: Path, attempt: int) -> float:
-    """Running time of all attempts: earlier ones from their start to their last log line."""
+def _sum_seconds(run_dir: Path, attempt: int) -> float:
+    """Return the running time of all attempts in seconds.
+
+    An attempt that was killed records no end, so earlier ones count from their start to their last
+    log line.
+    """
     total = 0.0
     for number in attempts.list_attempts(run_dir):
-        began = float(attempts.read_attempt(run_dir, number).get("time", 0.0))
+        started = float(attempts.read_attempt(run_dir, number).get("time", 0.0))
+        if not started:
+            continue  # its record cannot be read
         log = log_path(run_dir, number, 0)
-        ended = time.time() if number == attempt else log.stat().st_mtime if log.exists() else began
-        total += max(0.0, ended - began) if began else 0.0
+        if number == attempt:
+            ended = time.time()
+        else:
+            ended = log.stat().st_mtime if log.exists() else started
+        total += max(0.0, ended - started)
     return total

@@ -1,4 +1,4 @@
-"""Rank, world and meeting point of a process, whoever started it: Slurm, torchrun or the local executor."""
+"""Rank, world size and master address of a process, under Slurm, torchrun or the local executor."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import submitit
 
 from slurm.shared import queue
 
-_PORTS = range(12000, 32000)  # below the ephemeral range
+# Below Linux's ephemeral range (from 32768), where the kernel could give a port to any outgoing
+# connection.
+_PORTS = range(12000, 32000)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a run; `key` is equal on all its ranks and differs from every other start's."""
+    """One start of a run. `key` is equal on all its ranks and differs from every other start's."""
 
     key: str
     rank: int
@@ -28,58 +28,64 @@ class Launch:
 
 
 def in_slurm_job() -> bool:
-    """Whether submitit's Slurm executor started this process."""
+    """Return whether a batch script that submitit made for Slurm started this process."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
-def join_rendezvous(run_dir: Path) -> Launch:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT where not set, and say who we are."""
+def launch_key(job_id: str, restart: int) -> str:
+    """Return the key of one start of a Slurm job; `restart` counts its requeues."""
+    return f"slurm-{job_id}-{restart}"
+
+
+def join_rendezvous() -> Launch:
+    """Set torch's rendezvous variables (RANK ... MASTER_PORT) where not set; return the launch."""
     if in_slurm_job():
-        env = submitit.JobEnvironment()
-        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-        _export(env, int(restart))
-        return Launch(
-            f"slurm-{env.job_id}-{restart}", env.global_rank, env.num_tasks, str(env.job_id)
-        )
-    for key, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-    }.items():
+        return _join_slurm_job()
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for key, value in alone.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(find_free_port())
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    launch = (
-        os.environ.get("MUGS_LAUNCH")
-        or _torchrun_launch()
+    key = (
+        os.environ.get("MUGS_LAUNCH")  # set by the local executor
+        or _torchrun_key()
         or f"pid-{os.getpid()}-{os.urandom(4).hex()}"
     )
-    return Launch(launch, rank, world, None)
+    return Launch(key, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None)
 
 
-def _torchrun_launch() -> str | None:
-    run = os.environ.get("TORCHELASTIC_RUN_ID")
-    if run is None:
+def _torchrun_key() -> str | None:
+    """Return a key from what torchrun gives all its ranks; the port tells two starts apart."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
         return None
-    agent, restarts = os.environ["MASTER_PORT"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return f"torchrun-{run}-{agent}-{restarts}"
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"torchrun-{run_id}-{os.environ['MASTER_PORT']}-{restarts}"
 
 
-def _export(env: Any, restart: int) -> None:
-    job = int("".join(c for c in str(env.job_id) if c.isdigit()))
-    port = _PORTS[(job * 7919 + restart * 104729) % len(_PORTS)]
-    values = {"RANK": env.global_rank, "WORLD_SIZE": env.num_tasks, "LOCAL_RANK": env.local_rank}
-    os.environ.update({key: str(value) for key, value in values.items()})
-    os.environ["MASTER_ADDR"] = resolve_master_address(next(iter(env.hostnames)))
-    os.environ["MASTER_PORT"] = str(port)
+def _join_slurm_job() -> Launch:
+    job = submitit.JobEnvironment()
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    # All ranks must agree on a port without talking to each other, so it is a hash of the job id
+    # and restart. The primes spread jobs that share a node, and a restart away from a port that the
+    # attempt before may still hold.
+    number = int("".join(digit for digit in str(job.job_id) if digit.isdigit()))
+    port = _PORTS[(number * 7919 + restart * 104729) % len(_PORTS)]
+    os.environ |= {
+        "RANK": str(job.global_rank),
+        "WORLD_SIZE": str(job.num_tasks),
+        "LOCAL_RANK": str(job.local_rank),
+        "MASTER_ADDR": resolve_master_address(next(iter(job.hostnames))),
+        "MASTER_PORT": str(port),
+    }
+    key = launch_key(str(job.job_id), restart)
+    return Launch(key, job.global_rank, job.num_tasks, str(job.job_id))
 
 
 def resolve_master_address(
     host: str, address: Callable[[str], str | None] = queue.query_node_address
 ) -> str:
-    """A name or address under which the first node is reached: its name, else what Slurm has for it."""
+    """Return the name of the first node if it resolves, else the address that Slurm has for it."""
     with contextlib.suppress(OSError):
         socket.getaddrinfo(host, None)
         return host
@@ -87,7 +93,8 @@ def resolve_master_address(
 
 
 def find_free_port() -> int:
-    """A free TCP port of the loopback interface, below the ephemeral range where there is one."""
+    """Return a free TCP port of the loopback interface, if possible below the ephemeral range."""
+    # A random start keeps runs that begin at the same time from trying the same ports.
     start = int.from_bytes(os.urandom(2), "big")
     for offset in range(64):
         port = _PORTS[(start + offset) % len(_PORTS)]

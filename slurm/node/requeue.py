@@ -1,8 +1,10 @@
-"""Putting our own job back into the queue, from inside it, whatever Slurm does meanwhile.
+"""Put our own job back into the queue, from inside the job, whatever Slurm does meanwhile.
 
-When the signal was a preemption, SIGTERM follows and would kill a plain `scontrol requeue`; the controller may be away;
-Slurm may have been faster; or it is ending the job for good (scancel), which must stay so. So: ask for the state first,
-requeue only a job that Slurm means to leave running, and go on asking until there is an answer.
+There are four traps. After a preemption signal, SIGTERM follows and would kill a plain `scontrol
+requeue`. The controller may not answer for minutes. Slurm may have requeued the job already. Or
+Slurm is ending the job for good (`scancel`), and then it must stay ended. So `requeue_job` asks for
+the job's state first, requeues only a job that Slurm means to keep running, and asks again until it
+has an answer.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import time
 from slurm.shared.queue import parse_scontrol
 
 logger = logging.getLogger(__name__)
-_PATIENCE_S = 600.0
-_STAYS = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
-_SCRIPT_KILLED = (
-    "JobLaunchFailure",
-    "NonZeroExitCode",
-)  # what the batch script's end looks like to a rank that lives
+_PATIENCE_S = 600.0  # a restart of the controller takes minutes
+_RETRY_S = 2.0
+_KEEPS_RUNNING = ("RUNNING", "SUSPENDED", "CONFIGURING", "STOPPED", "SIGNALING")
+# Reasons of a COMPLETING job whose batch script was killed while this rank still lives: nobody else
+# will requeue it.
+_SCRIPT_KILLED = ("JobLaunchFailure", "NonZeroExitCode")
+# Answers that another attempt would get as well.
 _REFUSED = ("disabled", "denied", "Invalid job id", "not permitted")
 
 
@@ -29,56 +32,60 @@ class RequeueError(RuntimeError):
 
 
 def requeue_job(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
-    """Have the job start again; False when Slurm is ending or requeueing it by itself.
+    """Have the job start again. Return False when Slurm is ending or requeueing it by itself.
 
-    Raises RequeueError when Slurm refuses, or gives no answer in time.
+    Raises:
+        RequeueError: Slurm refuses, or gives no answer within `patience_s`.
     """
     end = time.monotonic() + patience_s
     while True:
-        job, error = _job(job_id)
+        job, error = _read_job(job_id)
         state = job.get("JobState")
-        orphaned = state == "COMPLETING" and job.get("Reason") in _SCRIPT_KILLED
-        if state is not None and state not in _STAYS and not orphaned:
-            logger.info("job %s is %s: not requeued by itself", job_id, state)
-            return False
         if state is not None:
+            orphaned = state == "COMPLETING" and job.get("Reason") in _SCRIPT_KILLED
+            if state not in _KEEPS_RUNNING and not orphaned:
+                logger.info("job %s is %s: no requeue from here", job_id, state)
+                return False
             code, error = _scontrol("requeue", job_id)
             if code == 0 or "pending execution" in error:
                 logger.info("job %s requeued", job_id)
                 return True
         if any(word in error for word in _REFUSED) or time.monotonic() > end:
             raise RequeueError(f"scontrol requeue {job_id}: {error.strip() or 'no answer'}")
-        time.sleep(2)
+        time.sleep(_RETRY_S)
 
 
 def exclude_node(job_id: str, node: str) -> bool:
-    """Keep a pending job off a node; not where too few others would be left, or the job names its nodes.
+    """Keep a pending job off a node, and return whether that worked.
 
-    Without effect when Slurm refuses: the job may then meet the node again.
+    Nothing is done if too few other nodes would be left, or if the job names its nodes. Nothing is
+    raised if Slurm refuses: the job may then get the same node again.
     """
-    job, _ = _job(job_id)
-    before = [name for name in job.get("ExcNodeList", "").split(",") if name not in ("", "(null)")]
+    job, _ = _read_job(job_id)
+    excluded = [
+        name for name in job.get("ExcNodeList", "").split(",") if name not in ("", "(null)")
+    ]
     _, partition = _scontrol("-o", "show", "partition", job.get("Partition", ""))
     total = int(parse_scontrol(partition).get("TotalNodes", "0"))
     needed = int(job.get("NumNodes", "1").split("-")[0])
-    named = job.get("ReqNodeList", "(null)") != "(null)"
-    if node in before or named or total - len(before) - 1 < needed:
+    names_nodes = job.get("ReqNodeList", "(null)") != "(null)"
+    if node in excluded or names_nodes or total - len(excluded) - 1 < needed:
         return False
-    code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={','.join([*before, node])}")
-    logger.info(
-        "node %s is %s", node, "excluded" if code == 0 else f"not excluded: {error.strip()}"
-    )
+    nodes = ",".join([*excluded, node])
+    code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+    outcome = "excluded" if code == 0 else f"not excluded: {error.strip()}"
+    logger.info("node %s is %s", node, outcome)
     return code == 0
 
 
-def _job(job_id: str) -> tuple[dict[str, str], str]:
-    """What Slurm says about a job, and what it says when it does not."""
+def _read_job(job_id: str) -> tuple[dict[str, str], str]:
+    """Return what Slurm says about a job, or nothing and its error message."""
     code, out = _scontrol("-o", "show", "job", job_id)
     return (parse_scontrol(out), "") if code == 0 else ({}, out)
 
 
 def _scontrol(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of scontrol, which does not mind the SIGTERM that comes with a preemption."""
+    """Return exit code and output of scontrol; it ignores the SIGTERM of a preemption."""
     command = ["scontrol", *arguments]
     try:
         done = subprocess.run(

@@ -1,7 +1,8 @@
 """Signals that ask a rank to stop: SIGUSR2 (Slurm's early warning), SIGTERM and Ctrl-C.
 
-A handler only notes the signal while a training loop is trusted to ask for it; else it leaves at once, since what runs
-has nothing to save. `env --block-signal` keeps the first two pending until the handlers are here.
+A handler runs between any two Python instructions, so it must not save anything itself. While a
+training loop polls for signals, the handler only notes them, and the loop saves at its next step
+boundary. Otherwise nothing could be saved, and the handler raises Interrupted at once.
 """
 
 from __future__ import annotations
@@ -15,45 +16,55 @@ from typing import Any
 
 from pipeline.control import Interrupted
 
-LEAD_SECONDS_VARIABLE = "MUGS_LEAD_SECONDS"  # how long before its end Slurm warns the job
-BLOCKED_SIGNALS = ("USR2", "TERM")  # pending from the start of Python to the handlers
-_ASKING = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+LEAD_SECONDS_VARIABLE = "MUGS_LEAD_SECONDS"  # how long before the end of a job Slurm warns it
+# Importing torch takes longer than a warning may take to arrive, and by default both of these
+# signals kill. The batch script starts Python with them blocked (`env --block-signal`);
+# `StopSignals.unblock` lets them through.
+BLOCKED_SIGNALS = ("USR2", "TERM")
+_HANDLED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Signals so far.
+    """The signals received so far, and what the main thread does about them.
 
-    `ignore_repeats`: a second one changes nothing, since Slurm repeats them; else it ends the process at once.
+    With `ignore_repeats` a second signal changes nothing: Slurm repeats its signals. Otherwise a
+    second signal, such as a second Ctrl-C, ends the process at once.
     """
 
     def __init__(self, *, ignore_repeats: bool) -> None:
         self.ignore_repeats = ignore_repeats
-        self.loop_polls = False  # a loop asks now and then
-        self.exiting = False
-        self.saved = False  # the loop has saved and left, with all ranks
+        self.loop_polls = False  # a training loop asks for signals after every step
+        self.exiting = False  # Interrupted was raised and must not be raised again
+        self.saved = False  # all ranks have saved the same step because of a signal
         self.received: list[int] = []
-        self.warned_at: float | None = (
-            None  # when the warning came, noted by the guard, also while Python is in a C call
-        )
+        # When the early warning came. The watchdog sets it, because Python calls no handler during
+        # a long C call.
+        self.warned_at: float | None = None
+        # Python writes the number of each signal to this pipe as soon as it arrives; the watchdog
+        # waits on the pipe.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in _ASKING}
-        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
+        signal.set_wakeup_fd(self._previous_wakeup)
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def unblock(self) -> None:
-        """Let through what was held back since the start of Python; may raise Interrupted."""
+        """Let through the signals that were blocked when Python started.
+
+        Raises:
+            Interrupted: one of them has come already.
+        """
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
         if len(self.received) > 1 and not self.ignore_repeats:
             os._exit(128 + number)
@@ -67,26 +78,29 @@ class StopSignals:
 
     @property
     def got_sigterm(self) -> bool:
-        """Whether one of them was SIGTERM."""
+        """Whether one of the signals was SIGTERM."""
         return signal.SIGTERM in self.received
 
     @property
     def warned(self) -> bool:
-        """Whether one of them was Slurm's early warning: no failure of another rank brings it."""
+        """Whether one of the signals was Slurm's early warning.
+
+        Unlike SIGTERM, it never comes from srun because another rank has failed.
+        """
         return signal.SIGUSR2 in self.received
 
     def interrupt(self, reason: str) -> None:
-        """Raise Interrupted, once."""
+        """Raise Interrupted, but only the first time this is called."""
         if not self.exiting:
             self.exiting = True
             raise Interrupted(reason)
 
     def wake(self) -> None:
-        """End a `wait`."""
+        """End a `wait` of another thread."""
         os.write(self._writer, b"\0")
 
     def wait(self, seconds: float) -> None:
-        """Sleep, at most until a signal arrives; for a thread of its own."""
+        """Sleep until a signal arrives, at most `seconds`. Called by the watchdog thread only."""
         ready, _, _ = select.select([self._reader], [], [], seconds)
         if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.warned_at is None:
             self.warned_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""One rank's side of a job: what a training loop asks, and the guard that acts where the loop cannot."""
+"""One rank's side of a job: what a training loop asks, and a watchdog for what it cannot do."""
 
 from __future__ import annotations
 
@@ -16,45 +16,52 @@ from pipeline.control import Interrupted
 from slurm.node.signals import StopSignals
 
 logger = logging.getLogger(__name__)
-_STALE_CHECK_S = 15.0
-_BACKSTOP_S = (
-    60.0  # after the guard's own turn, for a rank whose main thread holds the interpreter's lock
-)
-_NOTHING_TO_SAVE_S = 5.0
+_CHECK_NEWEST_EVERY_S = 15.0  # each check lists a folder of the shared file system
+_REARM_EVERY_S = 10.0
+# A rank whose main thread holds the interpreter lock blocks the watchdog thread too. faulthandler's
+# timer is a C thread and needs no lock. It fires this much later, so that the watchdog comes first
+# wherever it can run.
+_BACKSTOP_S = 60.0
+_NOTHING_TO_SAVE_S = 5.0  # grace for a stage without a polling loop: its handler exits at once
 
 
 class JobControl:
-    """`pipeline.control.Control` of a real job."""
+    """`pipeline.control.Control` of a rank in a job."""
 
     def __init__(self, run_dir: Path, attempt: int, signals: StopSignals) -> None:
-        self.run_dir, self.attempt, self.signals = run_dir, attempt, signals
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.signals = signals
         self.step: int | None = None
         self.last_step_at = time.monotonic()
 
     def stop_requested(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal came."""
         return bool(self.signals.received)
 
     def may_write(self) -> bool:
-        """Whether no newer attempt has started."""
+        """Return whether no newer attempt has started."""
         return attempts.is_newest_attempt(self.run_dir, self.attempt)
 
     def heartbeat(self, step: int) -> None:
-        """Note that the loop moves; from the first beat on signals wait for it."""
-        self.step, self.last_step_at = step, time.monotonic()
+        """Note that the loop makes progress. From the first call on, signals wait for the loop."""
+        self.step = step
+        self.last_step_at = time.monotonic()
         self.signals.loop_polls = True
 
     def saved(self, step: int, seconds: float) -> None:
-        """Note how far the state on disk is and what saving cost, for the lead time of later jobs."""
+        """Record the step that is on disk and how long saving took: later lead times follow it."""
         attempts.record_save(self.run_dir, self.attempt, step=step, seconds=seconds)
 
     def interrupted(self, step: int) -> NoReturn:
-        """Leave after the state of `step` was saved."""
-        self.signals.loop_polls, self.signals.exiting, self.signals.saved = False, True, True
+        """Raise Interrupted after the state of `step` was saved."""
+        self.signals.loop_polls = False
+        self.signals.exiting = True
+        self.signals.saved = True
         raise Interrupted(f"{self.signals.name}, saved after step {step}")
 
     def finish(self) -> None:
-        """Signals no longer wait for the loop; one that came meanwhile is acted on."""
+        """Let signals no longer wait for the loop; act on one that came during the last step."""
         self.signals.loop_polls = False
         if self.signals.received:
             self.signals.interrupt(f"{self.signals.name} after the last step")
@@ -62,10 +69,14 @@ class JobControl:
 
 @dataclass(frozen=True)
 class Reactions:
-    """What the guard does; each is called at most once. None: that case is not looked for.
+    """What the watchdog does in each case, at most once. None: it does not check for that case.
 
-    late: the loop came to no stop in `patience_s` after the warning. hung: no step for `hang_s`. stale: a newer attempt
-    has started.
+    Attributes:
+        grace_s: how long after the warning the loop may take to reach a step boundary and stop.
+        hang_s: how long a single step may take.
+        on_hang: called with the seconds since the last step when a step takes longer than `hang_s`.
+        on_grace_expired: called when the loop has not stopped in `grace_s`.
+        on_superseded: called when a newer attempt of the run has started.
     """
 
     grace_s: float
@@ -76,58 +87,65 @@ class Reactions:
 
 
 class Watchdog(threading.Thread):
-    """Thread that watches a rank. Stacks of a rank that does not even let threads run go into `log`."""
+    """Thread that watches a rank. Stacks of a rank that does not let threads run go to `log`."""
 
     def __init__(self, control: JobControl, reactions: Reactions, log: IO[str]) -> None:
-        super().__init__(name="guard", daemon=True)
-        self.control, self.signals, self.reactions, self.log = (
-            control,
-            control.signals,
-            reactions,
-            log,
-        )
-        self.ended = threading.Event()
-        self._late = self._stale = False
-        self._armed = self._asked = time.monotonic()
+        super().__init__(name="watchdog", daemon=True)
+        self.control = control
+        self.signals = control.signals
+        self.reactions = reactions
+        self.log = log
+        self.stopped = threading.Event()
+        self._grace_expired = False
+        self._superseded = False
+        self._armed_at = self._checked_newest_at = time.monotonic()
 
     def run(self) -> None:
-        """Look every second, or when a signal comes."""
+        """Check every second, and whenever a signal comes."""
         self._arm()
-        while not self.ended.is_set():
+        while not self.stopped.is_set():
             self.signals.wait(1.0)
-            if self.ended.is_set():
+            if self.stopped.is_set():
                 return
             now = time.monotonic()
-            if now - self._armed > 10.0:
+            if now - self._armed_at > _REARM_EVERY_S:
                 self._arm()
-            self._look(now)
+            self._check(now)
 
     def _arm(self) -> None:
-        self._armed = time.monotonic()
+        """Restart the timer that ends the process when this thread cannot run any more."""
+        self._armed_at = time.monotonic()
         faulthandler.dump_traceback_later(
             self.reactions.hang_s + _BACKSTOP_S, exit=True, file=self.log
         )
 
-    def _look(self, now: float) -> None:
-        react, signals = self.reactions, self.signals
-        still = now - self.control.last_step_at
-        if signals.loop_polls and still > react.hang_s:
+    def _check(self, now: float) -> None:
+        react = self.reactions
+        signals = self.signals
+
+        # Before the first heartbeat and after the last step there is no loop that could hang.
+        idle_s = now - self.control.last_step_at
+        if signals.loop_polls and idle_s > react.hang_s:
             faulthandler.dump_traceback(file=self.log, all_threads=True)
-            react.on_hang(still)
-        grace = react.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
-        waited = now - signals.warned_at if signals.warned_at is not None else 0.0
-        if react.on_grace_expired and not self._late and not signals.exiting and waited > grace:
-            self._late = True
+            react.on_hang(idle_s)
+
+        grace_s = react.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
+        waited_s = 0.0 if signals.warned_at is None else now - signals.warned_at
+        expired = waited_s > grace_s and not signals.exiting
+        if react.on_grace_expired and expired and not self._grace_expired:
+            self._grace_expired = True
             react.on_grace_expired()
-        if react.on_superseded and not self._stale and now - self._asked > _STALE_CHECK_S:
-            self._asked = now
+
+        due = now - self._checked_newest_at > _CHECK_NEWEST_EVERY_S
+        if react.on_superseded and due and not self._superseded:
+            self._checked_newest_at = now
             if not self.control.may_write():
-                self._stale = True
+                self._superseded = True
                 react.on_superseded()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stop watching."""
-        self.ended.set()
+        self.stopped.set()
         self.signals.wake()
         self.join(5.0)
         faulthandler.cancel_dump_traceback_later()

@@ -107,7 +107,7 @@ class Watched:
 
     def look(self, seconds_later: float) -> list[str]:
         """What the watchdog does when it looks that much later."""
-        self.watchdog._look(time.monotonic() + seconds_later)
+        self.watchdog._check(time.monotonic() + seconds_later)
         return self.calls
 
 
