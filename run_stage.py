@@ -1,6 +1,10 @@
-"""Command line of the reproduction: its commands, their options and help. The work is done in the packages.
+"""Command line of the reproduction: its commands, their options and their help text.
 
-Exit codes: 0 fine, 1 a run failed or a check found something, 2 a usage or configuration error, 75 interrupted.
+The work is done in the packages; a command here only resolves its runs, calls one function, and shows
+what came back. Heavy modules are imported inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
+75 interrupted.
 """
 
 from __future__ import annotations
@@ -14,139 +18,154 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.spec import StageRun
+    from stages.commands.reproduction import Selection
+
+# Old option names that still work but that --help does not list. click applies the function to every
+# option name a user types, in every command.
+RENAMED_OPTIONS = {"unseen": "skip-data-checks", "profile": "trace-steps"}
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="""Plan, run, watch and tabulate reproductions.
+    context_settings={"token_normalize_func": lambda name: RENAMED_OPTIONS.get(name, name)},
+    help="""Plan, run and watch reproductions, and print their tables.
 
-    A REPRODUCTION is a bundled name, such as mini, or a YAML file like those in pipeline/configs: runs of stages, each
-    with its configuration and the runs it needs. Every command takes all its runs, or those of --only.
+    A REPRODUCTION is a bundled name, such as mini, or the path of a YAML file like those in
+    pipeline/configs. It lists runs: the stage of each, its settings, and the runs it needs.
+    Every command works on all of its runs, or on those selected with --only.
 
-    Exit code: 0 fine, 1 a run failed or a check found something, 2 usage or configuration error, 75 interrupted (the
-    same command goes on).""",
+    Exit code: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
+    75 interrupted (repeat the same command to continue).""",
 )
 
-Name = Annotated[
+# Options and arguments that several commands share.
+ReproductionName = Annotated[
     str,
-    typer.Argument(
-        metavar="REPRODUCTION", help="Bundled name (mini, ...), or path of a YAML file."
-    ),
+    typer.Argument(metavar="REPRODUCTION", help="Bundled name (mini, ...) or path of a YAML file."),
 ]
-AnyName = Annotated[
+OptionalReproduction = Annotated[
     str | None,
-    typer.Argument(metavar="REPRODUCTION", help="Only its runs; default: every finished run."),
+    typer.Argument(metavar="REPRODUCTION", help="Use only its runs. Default: every finished run."),
 ]
-Set = Annotated[
+Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="RUN.KEY=VALUE",
-        help="As in pretrain.epochs=3; give it to every command. Repeatable.",
+        help="Change a setting, e.g. pretrain.epochs=3. Repeat it on every command. Repeatable.",
     ),
 ]
 Only = Annotated[
-    list[str] | None, typer.Option(metavar="RUN", help="Name of a run, or a stage. Repeatable.")
+    list[str] | None,
+    typer.Option(metavar="RUN", help="Select a run or a stage by name. Repeatable."),
 ]
-Root = Annotated[
+RunRoot = Annotated[
     Path | None,
-    typer.Option(help="Where runs are kept: else the profile's, MUGS_RUN_ROOT or ~/mugs-runs."),
+    typer.Option(
+        help="Folder of all runs. Default: the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs."
+    ),
 ]
-Profile = Annotated[
-    int, typer.Option(min=0, help="Steps of each pretraining to trace, into <run>/trace/.")
+TraceSteps = Annotated[
+    int,
+    typer.Option(min=0, help="Trace this many steps of each pretraining, into <run>/trace/."),
 ]
 Cluster = Annotated[str | None, typer.Option(help="Cluster profile: bundled name or path.")]
-Unseen = Annotated[
+SkipDataChecks = Annotated[
     bool,
-    typer.Option("--unseen", help="Look at no data: only compute nodes have it, or to save time."),
+    typer.Option(
+        "--skip-data-checks",
+        help="Skip the data-set checks (e.g. if the data is only on compute nodes).",
+    ),
 ]
 
 
 @app.command()
 def plan(
-    reproduction: Name,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
-    run_root: Root = None,
-    unseen: Unseen = False,
+    run_root: RunRoot = None,
+    skip_data_checks: SkipDataChecks = False,
 ) -> None:
-    """What would run, where and at what cost, and what is done already.
+    """Show what would run, what is done, and what it costs.
 
-    Also says what is in the way: settings that are missing, data sets, lists and weights that are not as they should
-    be, and with --cluster runs that do not fit its nodes. Starts nothing, and exits with 0 whatever it finds.
+    Also lists every problem: missing settings, data sets, file lists or weights that are wrong,
+    and with --cluster the runs that do not fit its nodes. Starts nothing. The exit code is 0 even
+    if there are problems; use doctor for a check.
     """
     from pipeline import manifest
     from slurm import console
     from slurm.submission import estimates
     from stages.commands.preflight import list_problems
 
-    runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    split = manifest.split_runs(root, runs)
-    console.show_plan(runs, split, root, estimates.advise_checkpoint_interval(split.pending, root))
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    split = manifest.split_runs(selection.root, selection.runs)
+    advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
+    console.show_plan(selection.runs, split, selection.root, advice)
     if cluster is not None:
         from slurm.submission.profile import find_gpu_shortages, load_profile
 
         console.show_lines(find_gpu_shortages(load_profile(cluster), split.pending))
-    console.announce_data_checks(unseen)
-    console.show_lines(list_problems(runs, every, root, unseen=unseen))
+    console.announce_data_checks(skip_data_checks)
+    console.show_lines(list_problems(selection, skip_data_checks=skip_data_checks))
 
 
 @app.command()
 def doctor(
-    reproduction: Name,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
-    run_root: Root = None,
-    unseen: Unseen = False,
+    run_root: RunRoot = None,
+    skip_data_checks: SkipDataChecks = False,
 ) -> None:
-    """What is in the way, before GPUs are spent.
+    """Check everything that could stop the runs.
 
-    Python, packages and FFCV; with --cluster Slurm, its partition and account, and a dry run of the jobs; the run root
-    and its room; of every run that is not done its settings, and the data sets, lists and weights it reads. Data sets
-    are looked through for layout, numbers, labels and images that were cut short, which takes minutes for a large one.
-    Changes nothing; exit code 1 when something is wrong.
+    Run it before GPU time is spent. Checks Python, the packages and FFCV; the run root and its free
+    space; with --cluster Slurm, its partition and account, and a dry run of the jobs; and for every
+    run that is not done its settings and the data sets, file lists and weights it reads. Data sets
+    are checked for layout, number of files, labels and truncated images, which takes minutes for a
+    large one. Changes nothing. The exit code is 1 if there is a problem.
     """
     from pipeline import environment
     from slurm import console
     from slurm import run_root as place
     from stages.commands.preflight import check_runs
 
-    runs, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    console.announce_data_checks(unseen)
-    found = check_runs(runs, every, root, unseen=unseen)
-    ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in found.pending)
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    console.announce_data_checks(skip_data_checks)
+    checks = check_runs(selection, skip_data_checks=skip_data_checks)
+    ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in checks.pending)
     findings = [
         *environment.check_environment(ffcv_required=ffcv),
-        *environment.check_free_space(root, found.bytes),
+        *environment.check_free_space(selection.root, checks.bytes),
     ]
     if cluster:
         from slurm.submission.preflight import check_cluster
 
-        findings += check_cluster(place.load_profile_at(cluster, run_root), found.pending)
+        findings += check_cluster(place.load_profile_at(cluster, run_root), checks.pending)
     else:
         findings.append(environment.skip_cluster_check())
-    raise typer.Exit(console.show_findings([*findings, *found.findings]))
+    raise typer.Exit(console.show_findings([*findings, *checks.findings]))
 
 
 @app.command()
 def submit(
-    reproduction: Name,
+    reproduction: ReproductionName,
     cluster: Annotated[str, typer.Option(help="Cluster profile: bundled name or path.")],
-    overrides: Set = None,
+    overrides: Overrides = None,
     only: Only = None,
-    profile: Profile = 0,
-    run_root: Root = None,
-    unseen: Unseen = False,
+    trace_steps: TraceSteps = 0,
+    run_root: RunRoot = None,
+    skip_data_checks: SkipDataChecks = False,
 ) -> None:
-    """Queue on Slurm what is neither done nor queued.
+    """Submit to Slurm every run that is neither done nor queued.
 
-    So it is also the way to resume and to retry. One job per run, each after those it needs. Before the first, the data
-    sets, lists and weights that the runs read are looked at, as by `doctor`. Jobs use a copy of the code as it is now.
-    Look on with `status`.
+    Run it again to resume or retry. Submits one job per run, chained by dependencies. First checks
+    the data sets, file lists and weights that the runs read (as doctor does) and submits nothing if
+    one is wrong. Jobs use a copy of the code as it is now. Follow progress with status.
     """
     from pipeline.plan import with_trace_steps
     from slurm import console
@@ -154,112 +173,120 @@ def submit(
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
 
-    chosen, every, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    runs, on = with_trace_steps(chosen, profile), place.load_profile_at(cluster, run_root)
-    submission.check_submission(runs, on)  # in a moment, before the look that may take minutes
-    console.announce_data_checks(unseen)
-    require_no_problems(runs, every, root, unseen=unseen)
-    console.show_submissions(submission.submit(runs, on))
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    runs = with_trace_steps(selection.runs, trace_steps)
+    profile = place.load_profile_at(cluster, run_root)
+    # What takes a moment comes before the data checks, which may take minutes.
+    submission.check_submission(runs, profile)
+    console.announce_data_checks(skip_data_checks)
+    require_no_problems(selection, skip_data_checks=skip_data_checks)
+    console.show_submissions(submission.submit(runs, profile))
 
 
 @app.command(name="run")
 def run_command(
-    reproduction: Name,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    overrides: Overrides = None,
     only: Only = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes per run; default: one per GPU here.")
+        int | None, typer.Option(min=1, help="Processes per run. Default: one per local GPU.")
     ] = None,
-    profile: Profile = 0,
-    run_root: Root = None,
+    trace_steps: TraceSteps = 0,
+    run_root: RunRoot = None,
 ) -> None:
-    """Run here and now what is not done.
+    """Run what is not done, on this machine.
 
-    One run after the other on this machine, without Slurm; one that watches another runs beside it. What depends on a
-    run that failed is left out. Ctrl-C saves and stops, the same command goes on from there; twice stops at once.
+    Needs no Slurm. Runs start one after another; a run that watches another one starts together with it. If a run
+    fails, the runs that need it are left out. Press Ctrl-C to save and stop, and repeat the command
+    to continue. Press Ctrl-C twice to stop at once.
     """
     from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
     from slurm.local.executor import run_locally
 
-    runs, root = _chosen(reproduction, overrides, only, None, run_root)
-    check_required_settings(runs)
-    outcomes = run_locally(
-        with_trace_steps(runs, profile), root, ranks=ranks, on_start=console.announce_run
-    )
+    selection = _select(reproduction, overrides, only, None, run_root)
+    check_required_settings(selection.runs)
+    runs = with_trace_steps(selection.runs, trace_steps)
+    outcomes = run_locally(runs, selection.root, ranks=ranks, on_start=console.announce_run)
     raise typer.Exit(console.show_outcomes(outcomes))
 
 
 @app.command()
 def status(
-    reproduction: Name,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show again every few seconds, to the end.")
+        bool, typer.Option("--watch", help="Refresh every few seconds until the runs end.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Where every run stands: done, running, queued, failed, waiting.
+    """Show the state of every run.
 
-    With speed and time left, or the line it failed with and the log that holds the rest. Exit code 1 when one failed.
+    A run is done, running, queued, failed or waiting. Shows the speed and the time left of a running run; the error and the log file of a failed one.
+    The exit code is 1 if a run failed.
     """
     from slurm import console
     from slurm import status as states
 
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    runs, root = selection.runs, selection.root
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
-        typer.echo(states.format_json(found)) if as_json else console.show_status(found)
-    if any(s.state == "failed" for s in found):
+        if as_json:
+            typer.echo(states.format_json(found))
+        else:
+            console.show_status(found)
+    if any(state.state == "failed" for state in found):
         raise typer.Exit(1)
 
 
 @app.command()
 def tables(
-    reproduction: AnyName = None,
+    reproduction: OptionalReproduction = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="Name of a table; repeatable, default all.")
+        list[str] | None, typer.Option(help="Name of a table. Repeatable. Default: all.")
     ] = None,
     format: Annotated[
-        Literal["md", "latex", "csv"] | None, typer.Option(help="Of what is printed; default md.")
+        Literal["md", "latex", "csv"] | None,
+        typer.Option(help="Format of the printed tables. Default: md."),
     ] = None,
     filled: Annotated[
-        bool, typer.Option("--filled", help="Only tables with a number of ours.")
+        bool, typer.Option("--filled", help="Only tables that have a result of ours.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write files here instead of printing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write files into this folder instead of printing.")
+    ] = None,
     explain: Annotated[
         tuple[str, str, str] | None,
         typer.Option(
             metavar="TABLE ROW COLUMN",
-            help="Where one cell comes from, as in: table1 'mugs vit-s/16' k-nn.",
+            help="Show where one cell comes from, e.g. table1 'mugs vit-s/16' k-nn.",
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Another run root, or a published folder: compare, cell by cell."),
+        typer.Option(help="Compare every cell with another run root or a published folder."),
     ] = None,
     publish: Annotated[
         Path | None,
-        typer.Option(
-            help="Write rows, runs and tables to a folder to keep: results/published/NAME."
-        ),
+        typer.Option(help="Write rows, runs and tables to a folder: results/published/NAME."),
     ] = None,
-    overrides: Set = None,
+    overrides: Overrides = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """The paper's tables, from the rows of finished runs.
+    """Print the paper's tables with the results of finished runs.
 
-    Printed numbers beside ours; runs that compare with nothing in the paper form a part of their own. Rows that are
-    damaged, or two that claim one cell, stop it and are named with file and line.
+    Each of our results stands below the number that the paper prints. Results without a counterpart
+    in the paper form a part of their own. Stops if a result row is damaged or if two rows claim the
+    same cell, and names the file and the line.
     """
-    from results import options
-    from stages.commands import tables as tabulated
+    from stages.commands import tables as command
 
-    options.check_table_options(
-        table=table,
+    request = command.TablesRequest(
+        table=table or (),
         format=format,
         filled=filled,
         out=out,
@@ -267,168 +294,147 @@ def tables(
         against=against,
         publish=publish,
     )
-    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    given = tabulated.TablesRequest(
-        table or (), format or "md", filled, out, explain, against, publish
-    )
-    _show(
-        tabulated.run(
-            root,
-            runs if reproduction else None,
-            given,
-            warn=lambda line: typer.echo(line, err=True),
-        )
-    )
+    request.check()
+    selection = _select(reproduction, overrides, None, cluster, run_root)
+    _print(command.run(selection, request, warn=lambda line: typer.echo(line, err=True)))
 
 
 @app.command()
 def figures(
-    out: Annotated[Path, typer.Option(help="Folder for the files.")],
-    reproduction: AnyName = None,
+    out: Annotated[Path, typer.Option(help="Write the files into this folder.")],
+    reproduction: OptionalReproduction = None,
     classes: Annotated[
-        list[int] | None, typer.Option(help="Class of the t-SNE, by number; repeatable.")
+        list[int] | None, typer.Option(help="Number of a class to show in t-SNE. Repeatable.")
     ] = None,
-    overrides: Set = None,
+    overrides: Overrides = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """Figures of finished runs, as PNG and SVG.
+    """Draw the figures of finished runs, as PNG and SVG.
 
-    Figure 2 with ours, k-NN over epochs, training curves, t-SNE of stored features: those there is material for; the
-    same bytes each time.
+    Figure 2 of the paper with our results, k-NN accuracy over epochs, training curves, and t-SNE of
+    stored features: every figure for which there are results. The same results give the same bytes.
     """
     from results.figures.all_figures import draw_all_figures
     from results.figures.style import write_figures
     from stages.commands.finished_results import collect_finished
 
-    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    _show(
-        write_figures(
-            draw_all_figures(
-                collect_finished(root, runs if reproduction else None).require_valid(),
-                root,
-                classes or (),
-            ),
-            out,
-        )
-    )
+    selection = _select(reproduction, overrides, None, cluster, run_root)
+    collection = collect_finished(selection.root, selection.runs).require_valid()
+    _print(write_figures(draw_all_figures(collection, selection.root, classes or ()), out))
 
 
 @app.command()
 def report(
-    reproduction: AnyName = None,
+    reproduction: OptionalReproduction = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file; default: report.html in the run root.")
+        Path | None, typer.Option(help="The file to write. Default: report.html in the run root.")
     ] = None,
-    overrides: Set = None,
+    overrides: Overrides = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """One HTML page with all results.
+    """Write one HTML page with all results.
 
-    Tables, figures, runs and their states, costs, provenance, deviations. It holds all it needs and opens from disk. Of
-    a reproduction it shows all runs, done or not. Rows that are refused are listed on it.
+    Shows tables, figures, runs and their states, costs, provenance and deviations. The page needs
+    no other file and opens from disk. For a REPRODUCTION it shows all runs, done or not. It lists
+    the result rows that were refused.
     """
-    from pipeline.files import write_atomic
     from results.report.graph import Node
-    from results.report.page import render_report as page
     from slurm.status import collect_status
-    from stages.commands.finished_results import collect_finished, find_paper_differences
+    from stages.commands.report import write_report
 
-    runs, root = _chosen(reproduction, overrides, None, cluster, run_root)
-    collection, found = (
-        collect_finished(root, runs if reproduction else None),
-        collect_status(runs, root),
-    )
+    selection = _select(reproduction, overrides, None, cluster, run_root)
     nodes = [
         Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
-        for s in found
+        for s in collect_status(selection.runs, selection.root)
     ]
-    text = page(collection, root, nodes=nodes, paper_says=find_paper_differences(collection))
-    path = write_atomic(out or root / "report.html", text)
-    _show((f"refused: {line}" for line in collection.problems), err=True)
-    typer.echo(f"{path} ({len(text.encode()) / 1e6:.1f} MB)")
+    path, refused = write_report(selection, nodes, out)
+    _print((f"refused: {line}" for line in refused), err=True)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
 def verify(
-    reproduction: Name,
+    reproduction: ReproductionName,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also look at every image of .beton files.")
+        bool, typer.Option("--deep", help="Also check every image in .beton files.")
     ] = False,
     every: Annotated[
-        int | None, typer.Option(min=1, help="With --deep: only every N-th image.")
+        int | None, typer.Option(min=1, help="With --deep: check only every N-th image.")
     ] = None,
     repair: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Set bad checkpoints aside, remove leftovers of interrupted writes."
+            "--repair", help="Set bad checkpoints aside and remove leftovers of interrupted writes."
         ),
     ] = False,
-    overrides: Set = None,
+    overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
     """Check the files of runs against their checksums.
 
-    Of finished runs every output against its size and SHA-256 in the manifest, of all runs every checkpoint, with
-    --deep every image of the converted data sets: checksum, label, and that it decodes. A line per problem; exit code
-    1 when one is left. A bad checkpoint is set aside as bad_step_..., and only where a good one remains.
+    For finished runs, checks the size and the SHA-256 of every output; for all runs, every
+    checkpoint; with --deep, every image of the converted data sets (checksum, label, and that it
+    decodes). Prints a line per problem; the exit code is 1 if one is left. --repair renames a bad
+    checkpoint to bad_step_..., but only if a good one remains.
     """
-    from stages.commands.verify import verify_runs as check
+    from stages.commands.verify import verify_runs
 
     if every and not deep:
-        raise typer.BadParameter("expected --deep beside it", param_hint="--every")
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    found = check(runs, root, every=(every or 1) if deep else 0, repair=repair)
-    _show([*found.wrong, *(f"{line} (repaired)" for line in found.repaired)], err=True)
-    typer.echo(found.summary(len(runs)))
-    if found.wrong:
+        raise typer.BadParameter("give --deep as well", param_hint="--every")
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    found = verify_runs(
+        selection.runs, selection.root, every=(every or 1) if deep else 0, repair=repair
+    )
+    _print([*found.problems, *(f"{line} (repaired)" for line in found.repaired)], err=True)
+    typer.echo(found.summary(len(selection.runs)))
+    if found.problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def logs(
-    reproduction: Name,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or a stage.")],
-    lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 40,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or of a stage.")],
+    lines: Annotated[int, typer.Option(min=1, help="Number of lines to print.")] = 40,
+    overrides: Overrides = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """The path and the end of a run's newest log.
+    """Print the path and the last lines of a run's newest log.
 
-    The logs of all attempts and ranks are beside it.
+    The logs of all attempts and ranks are in the same folder.
     """
     from slurm import console
     from slurm.shared.logs import find_newest_log
     from slurm.status import collect_status
 
-    runs, root = _chosen(reproduction, overrides, [run], cluster, run_root)
-    for found in collect_status(runs, root):
-        console.show_log(
-            found.run.name, found.log or find_newest_log(found.run.run_dir(root)), lines
-        )
+    selection = _select(reproduction, overrides, [run], cluster, run_root)
+    for found in collect_status(selection.runs, selection.root):
+        log = found.log or find_newest_log(found.run.run_dir(selection.root))
+        console.show_log(found.run.name, log, lines)
 
 
 @app.command()
 def cancel(
-    reproduction: Name,
-    overrides: Set = None,
+    reproduction: ReproductionName,
+    overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """Cancel the queued and running jobs of a reproduction's runs.
+    """Cancel the queued and running jobs of the runs.
 
-    What is done stays done; `submit` goes on from the last checkpoints.
+    Finished runs stay done. Resume with submit: it continues from the last checkpoints.
     """
     from slurm.shared import queue
 
-    runs, root = _chosen(reproduction, overrides, only, cluster, run_root)
-    jobs = queue.find_jobs(runs, root, required=True)
-    ids = [job.job_id for run in runs for job in jobs.get(run.run_id, [])]
+    selection = _select(reproduction, overrides, only, cluster, run_root)
+    jobs = queue.find_jobs(selection.runs, selection.root, required=True)
+    ids = [job.job_id for run in selection.runs for job in jobs.get(run.run_id, [])]
     queue.cancel_jobs(ids)
     typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
 
@@ -437,30 +443,34 @@ def cancel(
 def import_command(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A .pth or .safetensors; download, for one of timm's."),
+        typer.Argument(
+            metavar="FILE", help="A .pth or .safetensors file; with timm also the word download."
+        ),
     ],
     arch: Annotated[
-        str, typer.Option(help="vit_s16, vit_b16, vit_l16; with --source timm what timm calls it.")
+        str,
+        typer.Option(help="vit_s16, vit_b16 or vit_l16; with --source timm the name in timm."),
     ],
-    out: Annotated[Path, typer.Option(help="The file to write, .safetensors.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     source: Annotated[
-        Literal["mugs", "timm", "ours"], typer.Option(help="Whose layout the file has.")
+        Literal["mugs", "timm", "ours"], typer.Option(help="Whose key names the file uses.")
     ] = "mugs",
     network: Annotated[
-        Literal["teacher", "student"], typer.Option(help="Of a full Mugs checkpoint.")
+        Literal["teacher", "student"],
+        typer.Option(help="Which network to take from a full Mugs checkpoint."),
     ] = "teacher",
-    sha256: Annotated[str | None, typer.Option(help="What the file must have.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The SHA-256 that the file must have.")] = None,
 ) -> None:
-    """Weights from elsewhere into a file of ours.
+    """Convert weights from elsewhere into our format.
 
-    A released Mugs checkpoint, full or backbone only, or a plain ViT of timm. Stops with the keys that are missing or
-    not expected, and writes nothing then. To evaluate weights, see the reproduction evaluate_released.
+    Reads a released Mugs checkpoint (full, or backbone only) or a plain ViT of timm. If keys are
+    missing or unexpected, lists them and writes nothing. To evaluate such weights, use the
+    reproduction evaluate_released.
     """
     from stages.commands.weights import import_file, import_settings
 
-    _show(
-        import_file(import_settings(file, arch, source=source, network=network, sha256=sha256), out)
-    )
+    settings = import_settings(file, arch, source=source, network=network, sha256=sha256)
+    _print(import_file(settings, out))
 
 
 @app.command()
@@ -468,93 +478,89 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Folder, id or name of a finished run, or a file of ours."
+            metavar="RUN",
+            help="Folder, id or name of a finished run, or a weights file in our format.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     format: Annotated[
-        Literal["timm", "safetensors"], typer.Option(help="timm: a .pth state dict.")
+        Literal["timm", "safetensors"],
+        typer.Option(help="timm: a .pth state dict; safetensors: the same keys in safetensors."),
     ] = "timm",
     weights: Annotated[
-        str, typer.Option(help="teacher, or student or initial of a pretraining.")
+        str, typer.Option(help="teacher; for a pretraining also student or initial.")
     ] = "teacher",
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """Our backbone into a plain file for timm.
+    """Export a backbone of ours to a file that timm loads.
 
-    `timm.create_model(...).load_state_dict(...)` takes it; the whole call is printed. Before it is written timm has to
-    give an image the same class token as our own network does.
+    Prints the lines of Python that load it. Before writing, checks that timm computes the same
+    class token for an image as our own network.
     """
     from slurm import run_root as place
-    from stages.commands.weights import export_backbone as write
+    from stages.commands.weights import export_backbone
 
-    _show(write(run, out, place.choose_run_root(run_root, cluster), weights=weights, format=format))
+    root = place.choose_run_root(run_root, cluster)
+    _print(export_backbone(run, out, root, weights=weights, format=format))
 
 
 @app.command()
 def clean(
-    reproduction: Name,
+    reproduction: ReproductionName,
     also: Annotated[
         list[str] | None,
-        typer.Option(metavar="REPRODUCTION", help="Another one whose runs stay. Repeatable."),
+        typer.Option(
+            metavar="REPRODUCTION", help="Another reproduction whose runs to keep. Repeatable."
+        ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is shown.")] = False,
-    overrides: Set = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    overrides: Overrides = None,
     cluster: Cluster = None,
-    run_root: Root = None,
+    run_root: RunRoot = None,
 ) -> None:
-    """What the run root holds that nothing needs any more, with sizes.
+    """List or remove files that are no longer needed.
 
-    Folders of unfinished runs that neither this reproduction asks for, nor those of --also, nor the bundled ones;
-    leftovers of interrupted writes; checkpoints of finished runs but the last. Removes nothing without --yes, and never
-    what is or may be queued or running, changed within the last hour, or is an output of a finished run. Slurm is asked
-    about runs that were submitted; they stay where it does not answer.
+    Lists, with their sizes: folders of unfinished runs that neither this reproduction, nor those of --also, nor
+    the bundled ones ask for; leftovers of interrupted writes; all checkpoints of finished runs but
+    the last. Removes nothing without --yes. Never removes outputs of finished runs, files that
+    changed within the last hour, and runs that are or may be queued or running. Asks Slurm about
+    submitted runs, and keeps them if it does not answer.
     """
     from slurm import run_root as place
     from slurm.active_runs import find_active_runs
-    from stages.commands import clean as cleaning
+    from stages.commands.clean import clean_run_root, planned_run_ids
 
-    root = place.choose_run_root(run_root, cluster)
-    _show(
-        cleaning.clean_run_root(
-            root,
-            cleaning.planned_run_ids(reproduction, overrides, also or ()),
-            find_active_runs,
-            yes=yes,
-        )
+    keep = planned_run_ids(reproduction, overrides, also or ())
+    _print(
+        clean_run_root(place.choose_run_root(run_root, cluster), keep, find_active_runs, yes=yes)
     )
 
 
-def _chosen(
-    reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
-) -> tuple[list[StageRun], Path]:
-    """The chosen runs (none of no reproduction), and where runs are kept."""
-    runs, _, root = _chosen_of_all(reproduction, overrides, only, cluster, run_root)
-    return runs, root
-
-
-def _chosen_of_all(
-    reproduction: str | None, overrides: Set, only: Only, cluster: Cluster, run_root: Root
-) -> tuple[list[StageRun], list[StageRun], Path]:
-    """The chosen runs, all of the reproduction, and where runs are kept."""
-    from pipeline.plan import select_runs
+def _select(
+    reproduction: str | None,
+    overrides: Overrides,
+    only: Only,
+    cluster: Cluster,
+    run_root: RunRoot,
+) -> Selection:
+    """Return the runs that a command is about, and the folder of all runs."""
     from slurm import run_root as place
-    from stages.commands.reproduction import all_runs
+    from stages.commands.reproduction import load_selection
 
     if overrides and not reproduction:
-        raise typer.BadParameter("name the REPRODUCTION that it is about", param_hint="--set")
-    every = all_runs(reproduction, overrides) if reproduction else []
-    return select_runs(every, only or ()), every, place.choose_run_root(run_root, cluster)
+        raise typer.BadParameter("name the REPRODUCTION to change", param_hint="--set")
+    root = place.choose_run_root(run_root, cluster)
+    return load_selection(reproduction, overrides, only, root)
 
 
-def _show(lines: Iterable[object], *, err: bool = False) -> None:
+def _print(lines: Iterable[object], *, err: bool = False) -> None:
     for line in lines:
         typer.echo(line, err=err)
 
 
 def main() -> None:
-    """Entry point; user errors become a message and exit code 2."""
+    """Run the command line; errors of the user become a message and exit code 2."""
     from pipeline.provenance import ForeignPackageError, check_one_root
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -562,16 +568,17 @@ def main() -> None:
         check_one_root()
         app()
     except Exception as error:
+        # With an intruder on the path our own modules may not import, so it is asked for first.
         if not isinstance(error, (ForeignPackageError, OSError)) and not isinstance(
-            error, _mistakes()
+            error, _user_errors()
         ):
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 
-def _mistakes() -> tuple[type[Exception], ...]:
-    """Errors of users; imported when there is one, since --help needs none of this."""
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that a user can cause; imported only if there is one, to keep --help fast."""
     from pipeline.spec import ConfigError
     from results.explain import NoSuchCellError
     from results.options import OptionError

@@ -154,4 +154,4 @@ def check_free_space(run_root: Path, needed: float) -> list[Finding]:
 
 def skip_cluster_check() -> Finding:
     """Said where no cluster was named."""
-    return skipped("slurm", "not looked at; name the cluster with --cluster")
+    return skipped("slurm", "not checked; name the cluster with --cluster")

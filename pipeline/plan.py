@@ -118,7 +118,7 @@ def with_trace_steps(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]
     if steps == 0:
         return runs
     if not any(hasattr(run.config, "profile_steps") for run in runs):
-        raise ConfigError("--profile: none of the chosen runs can be traced")
+        raise ConfigError("--trace-steps: none of the selected runs can be traced")
     changed = {"profile_steps": steps}
     return [
         replace(run, config=run.config.model_copy(update=changed))

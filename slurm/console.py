@@ -111,24 +111,25 @@ def show_log(name: str, log: str | None, lines: int) -> None:
 
 
 def show_findings(findings: Sequence[Finding]) -> int:
-    """A line per finding, and below what is wrong what to do; the exit code: 1 when something is."""
+    """Print the findings, each problem with its remedy, and a count; return 1 if there is a problem."""
     for finding in findings:
         print_line(f"{finding.state:<8}{finding.subject}: {finding.detail}")
         if finding.state == "wrong":
             print_line(f"        to do: {finding.remedy}")
-    count = sum(finding.state == "wrong" for finding in findings)
-    print_line(
-        f"{len(findings)} looked at, {count} to put right"
-        if count
-        else f"{len(findings)} looked at, all is well"
-    )
-    return 1 if count else 0
+    counts = Counter(finding.state for finding in findings)
+    checked = f"{len(findings) - counts['skipped']} checked"
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    problems = counts["wrong"]
+    print_line(f"{checked}{skipped}, {problems or 'no'} problem{'' if problems == 1 else 's'}")
+    return 1 if problems else 0
 
 
-def announce_data_checks(unseen: bool) -> None:
-    """A line, not of the result, before files are looked at."""
-    if not unseen:
-        sys.stderr.write("looking at data sets, lists and weights (--unseen leaves it out)\n")
+def announce_data_checks(skip_data_checks: bool) -> None:
+    """Say on stderr that files are being checked, since this can take minutes."""
+    if not skip_data_checks:
+        sys.stderr.write(
+            "checking data sets, file lists and weights (--skip-data-checks skips this)\n"
+        )
 
 
 def announce_run(run: StageRun, ranks: int) -> None:

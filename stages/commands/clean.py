@@ -1,4 +1,4 @@
-"""The leftovers of a run root, in words; removed where that is wanted."""
+"""The command `clean`: list what a run root holds and nothing needs, and remove it on request."""
 
 import os
 import re
@@ -15,62 +15,21 @@ from pipeline.manifest import ManifestEntry
 from stages import STAGES
 from stages.commands.reproduction import all_runs
 
-
-def planned_run_ids(
-    reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
-) -> set[str]:
-    """Ids of the runs of a reproduction with its overrides, of others, and of all that are bundled."""
-    runs = all_runs(reproduction, overrides)
-    for name in (*others, *config.bundled()):
-        runs += all_runs(name)
-    return {run.run_id for run in runs}
-
-
 FindActiveRuns = Callable[[Mapping[Path, str]], Mapping[Path, str]]
-"""Which of some run folders (with their run ids) are queued or running, and how."""
-
-
-def clean_run_root(root: Path, keep: set[str], busy: FindActiveRuns, *, yes: bool) -> Iterator[str]:
-    """A line per leftover, removed with `yes`, and the sum; what is in use by then stays."""
-    from mugs.checkpoint.space import format_bytes
-
-    leftovers, folders = find_leftovers(root, keep, busy), find_run_folders(root)
-    removed = 0
-    for each in leftovers.found:
-        line = f"{format_bytes(each.bytes):>12}  {each.path}: {each.why}"
-        around = {
-            place: folders[place] for place in (each.path, *each.path.parents) if place in folders
-        }
-        if yes and (busy(around) or not is_idle(measure_leftover(each.path, each.why))):
-            yield f"{line}; in use by now, stays"
-        elif yes:
-            remove_leftover(each)
-            removed += each.bytes
-            yield f"{line}; removed"
-        else:
-            yield line
-    yield from (f"stays: {line}" for line in leftovers.kept)
-    total = format_bytes(removed if yes else leftovers.bytes)
-    yield (
-        f"{total} removed"
-        if yes
-        else f"{total} in {len(leftovers.found)} places; --yes removes them"
-    )
-
+"""Given run folders with their run ids, return those that are queued or running, with the reason."""
 
 IDLE_S = 3600.0
-"""What changed within this time may be in use."""
+"""Files that changed within this time may be in use."""
 
-
-_RUN = re.compile(r".+-([0-9a-f]{12})")
-
+_RUN_FOLDER = re.compile(r".+-([0-9a-f]{12})")
 
 _TEMPORARY = re.compile(r"\..+\.(tmp|[0-9a-f]{32})")
+"""Names under which files are written before they are renamed (`pipeline.files`, checkpoints)."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder, its bytes, when it changed last (Unix time), and why nothing needs it."""
+    """A file or folder, why nothing needs it, its size, and when it last changed (Unix time)."""
 
     path: Path
     why: str
@@ -80,87 +39,134 @@ class Leftover:
 
 @dataclass
 class Leftovers:
-    """What may be removed, and a line for each run folder that no reproduction asks for and that stays."""
+    """What may be removed, and a line for each unneeded run folder that stays."""
 
     found: list[Leftover] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
-    @property
-    def bytes(self) -> int:
-        """Of all that may be removed."""
-        return sum(each.bytes for each in self.found)
+
+def planned_run_ids(
+    reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
+) -> set[str]:
+    """Return the run ids of a reproduction with its overrides, of `others`, and of all bundled ones."""
+    runs = all_runs(reproduction, overrides)
+    for name in (*others, *config.bundled()):
+        runs += all_runs(name)
+    return {run.run_id for run in runs}
 
 
-def find_leftovers(root: Path, planned: set[str], busy: FindActiveRuns) -> Leftovers:
-    """Look through a run root; `planned`: ids of the runs that some reproduction asks for."""
+def clean_run_root(
+    root: Path, keep: set[str], find_active: FindActiveRuns, *, yes: bool
+) -> Iterator[str]:
+    """Return a line for each leftover, which is removed if `yes`, and a total."""
+    from mugs.checkpoint.space import format_bytes
+
+    leftovers = find_leftovers(root, keep, find_active)
     folders = find_run_folders(root)
+    removed = 0
+    for leftover in leftovers.found:
+        line = f"{format_bytes(leftover.bytes):>12}  {leftover.path}: {leftover.why}"
+        if not yes:
+            yield line
+        elif _is_in_use(leftover, folders, find_active):
+            yield f"{line}; in use by now, stays"
+        else:
+            remove_leftover(leftover.path)
+            removed += leftover.bytes
+            yield f"{line}; removed"
+    yield from (f"stays: {line}" for line in leftovers.kept)
+    if yes:
+        yield f"{format_bytes(removed)} removed"
+    else:
+        total = format_bytes(sum(leftover.bytes for leftover in leftovers.found))
+        yield f"{total} in {len(leftovers.found)} places; --yes removes them"
+
+
+def _is_in_use(
+    leftover: Leftover, folders: Mapping[Path, str], find_active: FindActiveRuns
+) -> bool:
+    """Return whether a leftover came into use after it was found.
+
+    Removing many folders takes minutes, in which somebody may submit a run again.
+    """
+    around = (leftover.path, *leftover.path.parents)
+    run_folder = {folder: folders[folder] for folder in around if folder in folders}
+    if find_active(run_folder):
+        return True
+    return not is_idle(measure_leftover(leftover.path, leftover.why))
+
+
+def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -> Leftovers:
+    """Return what may be removed from a run root; `planned` are the run ids to keep."""
+    folders = find_run_folders(root)
+    # An entry that cannot be read protects its run too: its name is enough for `recorded`.
     recorded = set(manifest.list_run_ids(root))
     entries = [entry for run_id in sorted(recorded) if (entry := manifest.read_entry(root, run_id))]
     needed = {entry.output(label) for entry in entries for label in entry.outputs}
-    in_use = busy(folders)
-    result = Leftovers()
+    active = find_active(folders)
     unasked = {folder for folder, run_id in folders.items() if run_id not in planned | recorded}
+
+    result = Leftovers()
     candidates: list[tuple[Path, str]] = []
     for folder in sorted(unasked):
-        if folder in in_use:
-            result.kept.append(f"{folder}: {in_use[folder]}")
+        if folder in active:
+            result.kept.append(f"{folder}: {active[folder]}")
         else:
             candidates.append((folder, "no reproduction asks for it"))
-    whole = unasked | set(in_use)
-    candidates += [
-        (path, "left over from an interrupted write")
-        for path in find_temporaries(root, folders, whole)
-    ]
+    # Folders that go as a whole, or stay as a whole, are not searched for temporary files.
+    for path in find_temporaries(root, folders, unasked | set(active)):
+        candidates.append((path, "left over from an interrupted write"))
     for entry in entries:
-        if entry.run_dir not in in_use and not manifest.find_problems(entry):
+        # With an output missing, the run will be repeated and can resume from its checkpoints.
+        if entry.run_dir not in active and not manifest.find_problems(entry):
             candidates += [(path, "its run is done") for path in list_old_checkpoints(entry)]
+
     for path, why in candidates:
-        each = measure_leftover(path, why)
-        if not any(
-            path in (output, *output.parents) or output in path.parents for output in needed
-        ) and is_idle(each):
-            result.found.append(each)
+        leftover = measure_leftover(path, why)
+        if is_idle(leftover) and not any(_overlaps(path, output) for output in needed):
+            result.found.append(leftover)
         elif path in unasked:
-            result.kept.append(
-                f"{path}: changed within the last hour, or another run's output lies in it"
-            )
+            reason = "changed within the last hour, or another run's output lies in it"
+            result.kept.append(f"{path}: {reason}")
     return result
 
 
+def _overlaps(path: Path, output: Path) -> bool:
+    """Return whether one of two paths contains the other."""
+    return path in (output, *output.parents) or output in path.parents
+
+
 def find_run_folders(root: Path) -> dict[Path, str]:
-    """Folders of runs of the stages there are, with their run ids; links are not followed."""
-    places = [place for stage in STAGES if (place := root / stage).is_dir()]
-    inside = [
-        path
-        for place in places
-        for path in place.iterdir()
-        if path.is_dir() and not path.is_symlink()
-    ]
-    return {
-        path: found[1]
-        for path in inside
-        if (found := _RUN.fullmatch(path.name)) and path.name[0] != "."
-    }
+    """Return the run folders of all stages with their run ids; links are not followed."""
+    found = {}
+    for stage in STAGES:
+        place = root / stage
+        for path in place.iterdir() if place.is_dir() else ():
+            name = _RUN_FOLDER.fullmatch(path.name)
+            if name and path.name[0] != "." and path.is_dir() and not path.is_symlink():
+                found[path] = name[1]
+    return found
 
 
 def find_temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterator[Path]:
-    """What writes begin with and rename at their end, the topmost of each."""
-    stages = [root / stage for stage in STAGES]
-    for place in (root, root / "manifest", root / "code", *stages):
+    """Return the temporary files and folders of interrupted writes, only the topmost of each."""
+    for place in (root, root / "manifest", root / "code", *(root / stage for stage in STAGES)):
         if place.is_dir():
             yield from sorted(path for path in place.iterdir() if _TEMPORARY.fullmatch(path.name))
     for folder in sorted(set(folders) - skip):
         for current, names, files in os.walk(folder):
-            yield from (
-                Path(current, name)
-                for name in sorted([*names, *files])
-                if _TEMPORARY.fullmatch(name)
-            )
+            for name in sorted([*names, *files]):
+                if _TEMPORARY.fullmatch(name):
+                    yield Path(current, name)
+            # os.walk descends into what is left in `names`.
             names[:] = [name for name in names if not _TEMPORARY.fullmatch(name)]
 
 
 def list_old_checkpoints(entry: ManifestEntry) -> list[Path]:
-    """Checkpoints of a finished run but the last, and those set aside; none where some are kept for good."""
+    """Return all checkpoints of a finished run but the last, and the bad ones that were set aside.
+
+    A run with `keep_every_epochs` keeps its checkpoints for other runs, so none is returned.
+    """
     from mugs.checkpoint.record import list_checkpoints
 
     folder = entry.run_dir / "checkpoints"
@@ -170,31 +176,34 @@ def list_old_checkpoints(entry: ManifestEntry) -> list[Path]:
 
 
 def measure_leftover(path: Path, why: str) -> Leftover:
-    """With the size and age of all that is in it."""
+    """Return a path with the size of all files in it and the time of the newest change."""
     stats = []
-    for each in [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]:
+    for inner in [path, *path.rglob("*")] if _is_folder(path) else [path]:
         with suppress(FileNotFoundError):  # removed meanwhile
-            stats.append(each.lstat())
+            stats.append(inner.lstat())
     size = sum(found.st_size for found in stats if not stat.S_ISDIR(found.st_mode))
-    return Leftover(path, why, size, max((found.st_mtime for found in stats), default=time.time()))
+    # What vanished altogether counts as changed now, so it is left alone.
+    changed = max((found.st_mtime for found in stats), default=time.time())
+    return Leftover(path, why, size, changed)
 
 
-def is_idle(each: Leftover) -> bool:
-    """Whether nothing in it changed lately."""
-    return time.time() - each.changed > IDLE_S
+def is_idle(leftover: Leftover) -> bool:
+    """Return whether nothing in it changed lately."""
+    return time.time() - leftover.changed > IDLE_S
 
 
-def remove_leftover(each: Leftover) -> None:
-    """Remove it; a folder is first renamed, so that at no moment a part of it looks whole."""
-    from mugs.checkpoint.record import remove_checkpoint as remove_folder
+def remove_leftover(path: Path) -> None:
+    """Remove a file or folder."""
+    from mugs.checkpoint.record import remove_checkpoint
 
-    if (
-        each.path.is_dir()
-        and not each.path.is_symlink()
-        and not _TEMPORARY.fullmatch(each.path.name)
-    ):
-        remove_folder(each.path)
-    elif each.path.is_dir() and not each.path.is_symlink():
-        shutil.rmtree(each.path, ignore_errors=True)
+    if not _is_folder(path):
+        path.unlink(missing_ok=True)
+    elif _TEMPORARY.fullmatch(path.name):
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        each.path.unlink(missing_ok=True)
+        # Renames the folder first: half-removed, it would still look like a run or a checkpoint.
+        remove_checkpoint(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -15,61 +15,69 @@ from stages import STAGES
 from stages.shared.presets import paper
 
 
-def collect_finished(root: Path, runs: Sequence[StageRun] | None = None) -> CollectedResults:
-    """Results of the given runs as far as they are done, else of all that are; what is refused is named in it."""
-    ids = manifest.list_run_ids(root) if runs is None else [run.run_id for run in runs]
-    entries = [
-        entry for identity in ids if (entry := manifest.find_done(root, identity, rows=False))
-    ]
+def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResults:
+    """Return the results of those `runs` that are done, or of every finished run without `runs`.
+
+    Rows that are refused do not raise; they are listed in the collection.
+    """
+    ids = [run.run_id for run in runs] or manifest.list_run_ids(root)
     runtime = {name: runtime_names(spec.config) for name, spec in STAGES.items()}
-    found = [
-        run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
-        for entry in entries
-    ]
-    return collect_results(root, found, load_references() if found else ())
+    finished = []
+    for run_id in ids:
+        # The rows are not checked here: collecting them reports a damaged file with its line.
+        if entry := manifest.find_done(root, run_id, rows=False):
+            record = entry.model_dump(mode="json")
+            finished.append(run_from_entry(record, runtime.get(entry.stage, ())))
+    # Reading the bundled reproductions takes longer than all the rest; without results it is useless.
+    return collect_results(root, finished, load_references() if finished else ())
 
 
-def load_comparison(folder: Path, runs: Sequence[StageRun] | None = None) -> CollectedResults:
-    """Results of another run root, or of a published folder. Raises ConfigError where there is none."""
+def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedResults:
+    """Return the results of another run root, or of a published folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"--against {folder}: there is no such folder")
-    return (
-        publish.read_published(folder)
-        if publish.is_published(folder)
-        else collect_finished(folder, runs)
-    )
+    if publish.is_published(folder):
+        return publish.read_published(folder)
+    return collect_finished(folder, runs)
 
 
 def load_references() -> list[ReferenceReproduction]:
-    """The bundled reproductions: what the settings of a finished run are compared with."""
+    """Return the bundled reproductions, with which the settings of finished runs are compared."""
     found = []
     for name in config.bundled():
         runs = config.load(name, STAGES).runs
         own = [
-            ReferenceRun(run.spec.name, _dataset(key, runs), science(run.config))
+            ReferenceRun(run.spec.name, _dataset_of(key, runs), science(run.config))
             for key, run in runs.items()
         ]
         found.append(ReferenceReproduction(name, tuple(own)))
     return found
 
 
-def _dataset(name: str, runs: Mapping[str, RunConfig]) -> str:
-    """The data set that a run of a reproduction is about: its own, else that of what it takes data or features of."""
+def _dataset_of(name: str, runs: Mapping[str, RunConfig]) -> str:
+    """Return the data set of a run: its own, else that of the run it takes data or features from."""
     run = runs[name]
-    own = getattr(run.config, "dataset", None)
+    if own := getattr(run.config, "dataset", None):
+        return str(own)
     sources = [run.needs[role] for role in ("data", "features") if role in run.needs]
-    return str(own or (_dataset(sources[0], runs) if sources else ""))
+    return _dataset_of(sources[0], runs) if sources else ""
 
 
 def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]:
-    """By pretraining: its settings beside what the paper's text says where that differs from the release."""
-    return {
-        run.run_id: [
-            f"{key}={flatten_config(run.config)[key]}, the paper says {value}"
+    """Return, for each pretraining, its settings that differ from what the paper's text says."""
+    found: dict[str, list[str]] = {}
+    for run in collection.runs.values():
+        if run.stage != "pretrain":
+            continue
+        ours = flatten_config(run.config)
+        found[run.run_id] = [
+            f"{key}={ours[key]}, the paper says {value}"
             for key, value in flatten_config(paper(str(run.config.get("arch")))).items()
-            if key in flatten_config(run.config) and flatten_config(run.config)[key] != value
+            if key in ours and ours[key] != value
         ]
-        for run in collection.runs.values()
-        if run.stage == "pretrain"
-    }
+    return found

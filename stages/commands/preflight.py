@@ -1,6 +1,6 @@
-"""What can be known about runs before one is started: settings, inputs, the files they will read, room they take."""
+"""Checks of runs before any of them starts: settings, inputs, the files they read, the space they need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from pipeline.plan import list_unset_settings
 from pipeline.runfile import resolve
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
+from stages.commands.reproduction import Selection
 
 
 @dataclass
 class RunChecks:
-    """A finding or more for each run; the bytes that those not done will write, as far as it can be told, by folder."""
+    """Findings of all runs; the runs that are not done, and the bytes each writes, by its folder."""
 
     findings: list[Finding] = field(default_factory=list)
     pending: list[StageRun] = field(default_factory=list)
@@ -23,62 +24,57 @@ class RunChecks:
 
     @property
     def bytes(self) -> float:
-        """Less what their folders hold already."""
-        return sum(max(0.0, size - _there(folder)) for folder, size in self.sizes.items())
+        """Bytes still to be written: an interrupted run has part of its files already."""
+        return sum(max(0.0, size - _written_bytes(folder)) for folder, size in self.sizes.items())
 
 
-def check_runs(
-    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
-) -> RunChecks:
-    """Look at the chosen runs; `every`: all of the reproduction, in which their inputs are found.
+def check_runs(selection: Selection, *, skip_data_checks: bool = False) -> RunChecks:
+    """Check the selected runs that are not done.
 
-    `unseen`: at their settings and needs alone, at none of the files they will read.
+    `skip_data_checks` leaves out the files that the runs read: only settings and needs are checked.
     """
-    done = manifest.split_runs(root, every).done
-    by_id, chosen = {run.run_id: run for run in every}, {run.run_id for run in runs}
-    found = RunChecks()
-    for run in runs:
+    done = manifest.split_runs(selection.root, selection.every).done
+    by_id = {run.run_id: run for run in selection.every}
+    available = {*done, *(run.run_id for run in selection.runs)}
+    checks = RunChecks()
+    for run in selection.runs:
         if run.run_id in done:
-            found.findings.append(ok(run.name, "done"))
+            checks.findings.append(ok(run.name, "done"))
             continue
-        found.pending.append(run)
-        found.findings += [
-            wrong(
-                run.name,
-                f"needs {by_id[need].name}, which is not done",
-                f"--only {by_id[need].name} too",
-            )
-            for need in run.needs.values()
-            if need not in done and need not in chosen
-        ]
-        findings, size = _check_run(run, collect_input_configs(run, by_id), unseen)
-        found.findings += findings
-        found.sizes[run.run_dir(root)] = size
-    return found
+        checks.pending.append(run)
+        for need in run.needs.values():
+            if need not in available:
+                name = by_id[need].name
+                detail = f"needs {name}, which is not done"
+                checks.findings.append(wrong(run.name, detail, f"--only {name} too"))
+        findings, size = _check_run(run, collect_input_configs(run, by_id), skip_data_checks)
+        checks.findings += findings
+        checks.sizes[run.run_dir(selection.root)] = size
+    return checks
 
 
-def list_problems(
-    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
-) -> list[str]:
-    """What is wrong with those of the runs that are not done, and what to do, a line each."""
-    findings = check_runs(runs, every, root, unseen=unseen).findings
+def list_problems(selection: Selection, *, skip_data_checks: bool = False) -> list[str]:
+    """Return a line for each problem of the selected runs that are not done, and what to do about it."""
+    findings = check_runs(selection, skip_data_checks=skip_data_checks).findings
     return [
-        f"{each.subject}: {each.detail}; to do: {each.remedy}"
-        for each in findings
-        if each.state == "wrong"
+        f"{finding.subject}: {finding.detail}; to do: {finding.remedy}"
+        for finding in findings
+        if finding.state == "wrong"
     ]
 
 
-def require_no_problems(
-    runs: Sequence[StageRun], every: Sequence[StageRun], root: Path, *, unseen: bool = False
-) -> None:
-    """Raise ConfigError with all that is in the way."""
-    if lines := list_problems(runs, every, root, unseen=unseen):
-        raise ConfigError("nothing is queued before this is put right:\n" + "\n".join(lines))
+def require_no_problems(selection: Selection, *, skip_data_checks: bool = False) -> None:
+    """Raise ConfigError with every problem, before anything is submitted."""
+    if lines := list_problems(selection, skip_data_checks=skip_data_checks):
+        raise ConfigError("\n".join(["Nothing was submitted. Fix these first:", *lines]))
 
 
 def collect_input_configs(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[str, StageConfig]:
-    """Configurations by role, those of inputs of inputs too; the nearest of a role counts."""
+    """Return the configurations of the run's inputs, and of their inputs, by role.
+
+    If a role occurs more than once, the nearest input counts: `data` of a k-NN run is the data set
+    it evaluates on, even if the pretraining it needs has another one.
+    """
     direct = {role: by_id[need] for role, need in run.needs.items()}
     found: dict[str, StageConfig] = {role: filler.config for role, filler in direct.items()}
     for filler in direct.values():
@@ -87,29 +83,40 @@ def collect_input_configs(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[
 
 
 def _check_run(
-    run: StageRun, inputs: Mapping[str, StageConfig], unseen: bool
+    run: StageRun, inputs: Mapping[str, StageConfig], skip_data_checks: bool
 ) -> tuple[list[Finding], float]:
+    """Return the findings of a run, and how many bytes it writes as far as that is known."""
     size = 1e9 * run.config.disk_gb(inputs)
-    if unset := [line.split(": ", 1) for line in list_unset_settings([run])]:
+    if lines := list_unset_settings([run]):
+        # Each line reads "setting is not set: what to do".
+        unset = [line.split(": ", 1) for line in lines]
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
     entry = STAGES[run.stage].preflight
     if entry is None:
-        return [ok(run.name, "nothing of its own to look at")], size
-    if unseen:
-        return [skipped(run.name, "its files are not looked at")], size
+        return [ok(run.name, "settings are complete; it reads no files of its own")], size
+    if skip_data_checks:
+        return [skipped(run.name, "its files are not checked")], size
     try:
+        # The stage checks its own files; it alone knows how many bytes it writes beyond `disk_gb`.
         words, more = resolve(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
-        places = data_settings(run.config)
-        remedy = f"correct the files, or {', '.join(f'{run.name}.{name}' for name in places) or 'the run'}"
-        if not all(Path(place).expanduser().exists() for place in places.values()):
-            remedy += "; --unseen where only compute nodes have them"
-        return [wrong(run.name, error, remedy)], size
+        return [wrong(run.name, error, _data_remedy(run))], size
     return [ok(run.name, words)], size + more
 
 
+def _data_remedy(run: StageRun) -> str:
+    """Return what to do about files that a check refused, naming the settings that say where they are."""
+    places = data_settings(run.config)
+    settings = ", ".join(f"{run.name}.{name}" for name in places)
+    remedy = f"correct the files, or {settings or 'the run'}"
+    # Paths that exist are not the problem of a login node without the data, so the option is not named.
+    if not all(Path(place).expanduser().exists() for place in places.values()):
+        remedy += "; --skip-data-checks if only compute nodes have them"
+    return remedy
+
+
 def data_settings(config: StageConfig) -> dict[str, str]:
-    """Where the files of a run are, by the dotted names of the settings that say so; of those that are set."""
+    """Return the paths that a run reads, by the dotted name of the setting; only those that are set."""
     found: dict[str, str] = {}
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
@@ -120,8 +127,8 @@ def data_settings(config: StageConfig) -> dict[str, str]:
     return found
 
 
-def _there(folder: Path) -> int:
+def _written_bytes(folder: Path) -> int:
     try:
         return manifest.measure_size(folder) if folder.is_dir() else 0
-    except FileNotFoundError:  # a run that goes on while it is looked at
+    except FileNotFoundError:  # the run is active and removed a file while its folder was listed
         return 0

@@ -1,13 +1,42 @@
-"""The runs of a reproduction, planned with the stages there are."""
+"""The runs of a reproduction, and those that a command is about."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline import config
-from pipeline.plan import build_plan
+from pipeline.plan import build_plan, select_runs
 from pipeline.spec import StageRun
 from stages import STAGES
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a command works on: the selected `runs`, `every` run of the reproduction, the run root.
+
+    Without a reproduction there are no runs; commands that print results then take every finished run.
+    """
+
+    runs: Sequence[StageRun]
+    every: Sequence[StageRun]
+    root: Path
+
+
+def load_selection(
+    reproduction: str | None,
+    overrides: Sequence[str] | None,
+    only: Sequence[str] | None,
+    root: Path,
+) -> Selection:
+    """Return the runs of a reproduction that `only` names, or all of them without `only`."""
+    every = all_runs(reproduction, overrides) if reproduction else []
+    return Selection(select_runs(every, only or ()), every, root)
+
+
 def all_runs(name_or_path: str, overrides: Sequence[str] | None = None) -> list[StageRun]:
-    """Every run of a reproduction, each after those it needs. Raises ConfigError naming what is wrong."""
+    """Return every run of a reproduction, each after the runs it needs.
+
+    Raises:
+        ConfigError: the file or an override is wrong; the message names the place.
+    """
     return build_plan(config.load(name_or_path, STAGES, overrides or ()))

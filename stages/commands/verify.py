@@ -1,13 +1,8 @@
-"""Whether the files of runs are what was written."""
-
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mugs.checkpoint.repair import Inspection
+"""The command `verify`: check that the files of runs are still what was written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry
@@ -18,51 +13,50 @@ from stages import STAGES
 
 @dataclass
 class Verification:
-    """Runs that are recorded, good checkpoints, and a line for each problem that is left or was repaired."""
+    """Number of recorded runs and good checkpoints; a line for each problem that is left or repaired."""
 
     recorded: int = 0
     checkpoints: int = 0
-    wrong: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
 
     def summary(self, runs: int) -> str:
-        """One line about that many runs."""
-        mended = f"{len(self.repaired)} repaired, " if self.repaired else ""
-        recorded = (
-            f"{self.recorded} of {runs} runs are recorded, {self.checkpoints} good checkpoints"
-        )
-        return f"{recorded}, {mended}{len(self.wrong)} problems"
+        """Return one line about the check of that many runs."""
+        parts = [
+            f"{self.recorded} of {runs} runs are recorded",
+            f"{self.checkpoints} good checkpoints",
+        ]
+        if self.repaired:
+            parts.append(f"{len(self.repaired)} repaired")
+        return ", ".join([*parts, f"{len(self.problems)} problems"])
 
 
 def verify_runs(
     runs: Sequence[StageRun], root: Path, *, every: int = 0, repair: bool = False
 ) -> Verification:
-    """Check outputs, checkpoints and, unless `every` is 0, every `every`-th converted image."""
+    """Check outputs and checkpoints, and every `every`-th converted image (none if 0)."""
+    # Stages import mugs only inside functions, so that commands which do not need it start fast.
+    from mugs.checkpoint.repair import inspect_checkpoints
+
     found = Verification()
     for run in runs:
         entry = manifest.read_entry(root, run.run_id)
         if entry is not None:
             found.recorded += 1
-            found.wrong += manifest.find_problems(entry, hashes=True) + (
-                check_output_contents(run.stage, entry, every) if every else []
-            )
+            found.problems += manifest.find_problems(entry, hashes=True)
+            if every:
+                found.problems += check_output_contents(run.stage, entry, every)
         elif (path := manifest.entry_path(root, run.run_id)).exists():
-            found.wrong.append(f"{path}: not a readable manifest entry")
-        looked = inspect_checkpoints(run.run_dir(root), repair=repair)
-        found.checkpoints += looked.good
-        found.wrong += looked.problems
-        found.repaired += looked.repaired
+            found.problems.append(f"{path}: not a readable manifest entry")
+        # An unfinished run has checkpoints too, so these are checked with or without an entry.
+        checkpoints = inspect_checkpoints(run.run_dir(root) / "checkpoints", repair=repair)
+        found.checkpoints += checkpoints.good
+        found.problems += checkpoints.problems
+        found.repaired += checkpoints.repaired
     return found
 
 
 def check_output_contents(stage: str, entry: ManifestEntry, every: int) -> list[str]:
-    """What the stage of a finished run finds wrong inside its outputs."""
+    """Return what the stage's own check finds wrong inside the outputs of a finished run."""
     check = STAGES[stage].check
     return list(resolve(check)(entry, every)) if check else []
-
-
-def inspect_checkpoints(run_dir: Path, *, repair: bool) -> "Inspection":
-    """What is good and what is wrong; with `repair`, put right what can be."""
-    from mugs.checkpoint import repair as storage
-
-    return storage.inspect_checkpoints(run_dir / "checkpoints", repair=repair)

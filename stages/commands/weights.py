@@ -1,4 +1,4 @@
-"""Weights from elsewhere into a file of ours, and ours into files that timm loads."""
+"""The commands `import` and `export`: weights from elsewhere to our format, and ours to a file for timm."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,22 @@ Format = Literal["timm", "safetensors"]
 
 
 def import_settings(file: str, arch: str, **options: Any) -> ImportConfig:
-    """The stage's configuration for one file. Raises ConfigError."""
-    return validate_model(
-        ImportConfig, {"file": file, "arch": arch, "epochs": 0, **options}, "import"
-    )
+    """Return the configuration of the stage `import` for one file.
+
+    Raises:
+        ConfigError: an option has no such value.
+    """
+    # The stage needs the number of epochs for result rows, which a single file does not get.
+    settings = {"file": file, "arch": arch, "epochs": 0, **options}
+    return validate_model(ImportConfig, settings, "import")
 
 
 def import_file(cfg: ImportConfig, out: Path) -> list[str]:
-    """Write the backbone that `cfg.file` holds; what to say. Raises ConfigError naming the keys that do not fit."""
+    """Write the backbone in `cfg.file` to `out`; return the lines to print.
+
+    Raises:
+        ConfigError: `out` has another suffix, or the file does not fit; the message names the keys.
+    """
     from mugs.weights.backbone_file import WeightsError
 
     if out.suffix != ".safetensors":
@@ -30,16 +38,19 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     except WeightsError as error:
         raise ConfigError(shorten_error(error)) from error
     save(found, out)
-    left_out = "".join(f"\n  left out: {key}" for key in found.discarded)
-    return [
-        f"{out}: {len(found.vit.state_dict())} tensors of {cfg.arch}, SHA-256 of the file {found.sha256}{left_out}"
-    ]
+    tensors = f"{len(found.vit.state_dict())} tensors of {cfg.arch}"
+    lines = [f"{out}: {tensors}, SHA-256 of the file {found.sha256}"]
+    return [*lines, *(f"  left out: {key}" for key in found.discarded)]
 
 
 def export_backbone(
     run: str, out: Path, run_root: Path, *, weights: str = "teacher", format: Format = "timm"
 ) -> list[str]:
-    """Write the backbone of a run or of a file of ours for timm; what to say. Raises ConfigError."""
+    """Write the backbone of a run, or of a weights file, for timm; return the lines to print.
+
+    Raises:
+        ConfigError: there is no such run or network, or the file is damaged.
+    """
     from mugs.weights.backbone_file import WeightsError
     from mugs.weights.timm_export import format_timm_call, load_vit_for_timm, write_bare_weights
 
@@ -48,28 +59,35 @@ def export_backbone(
     except (WeightsError, manifest.DamagedError) as error:
         raise ConfigError(shorten_error(error)) from error
     write_bare_weights(out.expanduser(), vit, format)
+    loader = "torch.load" if format == "timm" else "safetensors.torch.load_file"
     return [
         f"{out}: {len(vit.state_dict())} tensors, loaded into timm and compared",
         f"model = {format_timm_call(vit.config)}",
-        f"model.load_state_dict({'torch.load' if format == 'timm' else 'safetensors.torch.load_file'}({str(out)!r}))",
-        "Images: normalised with the mean and deviation of ImageNet.",
+        f"model.load_state_dict({loader}({str(out)!r}))",
+        "Normalize images with the mean and standard deviation of ImageNet.",
     ]
 
 
 def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
-    """A file as it is, else the weights of a finished run. Raises ConfigError, DamagedError."""
+    """Return `run` if it is a file, else the file with the `weights` of that finished run.
+
+    Raises:
+        ConfigError: there is no such run, or it has no such weights.
+        DamagedError: the file is not what the run wrote.
+    """
     path = Path(run).expanduser().absolute()
     if path.is_file():
         if weights != "teacher":
             raise ConfigError(
-                f"--weights {weights}: the file {path} holds one network; name a run, or leave it out"
+                f"--weights {weights}: the file {path} has only one network; omit the option,"
+                " or name a run"
             )
         return path
-    entry = (
-        find_finished_run(path.name, path.parents[1])
-        if path.is_dir()
-        else find_finished_run(run, run_root)
-    )
+    # The folder of a run is <run_root>/<stage>/<name>-<id>, in whatever run root it lies.
+    if path.is_dir():
+        entry = find_finished_run(path.name, path.parents[1])
+    else:
+        entry = find_finished_run(run, run_root)
     if weights not in entry.outputs:
         known = ", ".join(sorted(entry.outputs)) or "nothing"
         raise ConfigError(
@@ -80,30 +98,30 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
 
 
 def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
-    """The finished run of that folder name, id or name. Raises ConfigError unless it is exactly one."""
-    entries = [
-        entry
-        for run_id in manifest.list_run_ids(run_root)
-        if (entry := manifest.find_done(run_root, run_id))
-    ]
+    """Return the finished run with this folder name, id or name.
+
+    Raises:
+        ConfigError: no finished run is called so, or several are.
+    """
+    ids = manifest.list_run_ids(run_root)
+    entries = [entry for run_id in ids if (entry := manifest.find_done(run_root, run_id))]
     named = [entry for entry in entries if run in (entry.run_dir.name, entry.run_id, entry.name)]
     if len(named) == 1:
         return named[0]
     if named:
-        raise ConfigError(
-            f"{run}: several runs: {', '.join(entry.run_dir.name for entry in named)}"
-        )
-    known = (
-        ", ".join(entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import"))
-        or "none"
-    )
+        folders = ", ".join(entry.run_dir.name for entry in named)
+        raise ConfigError(f"{run}: several runs have this name: {folders}")
+    with_weights = [
+        entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import")
+    ]
+    known = ", ".join(with_weights) or "none"
     raise ConfigError(
         f"{run}: neither a file nor a finished run in {run_root} (those with weights: {known})"
     )
 
 
 def shorten_error(error: Exception) -> str:
-    """An error in one line: of many tensors of another shape the first, and how many more."""
+    """Return an error in one line: torch lists every tensor of a wrong shape, the first one is enough."""
     lines = [line.strip() for line in str(error).splitlines()]
     more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
     return " ".join(lines[:2]) + more

@@ -112,7 +112,7 @@ def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("plan").returncode == 2
     assert cli("no-such-command").returncode == 2
     assert cli("tables", "--format", "pdf").returncode == 2
-    assert "expected --deep" in cli("verify", "mini", "--every", "2").stderr
+    assert "give --deep as well" in cli("verify", "mini", "--every", "2").stderr
     assert "name the REPRODUCTION" in cli("tables", "--set", "pretrain.epochs=3").stderr
     assert cli("logs", "mini", "digits", "--lines", "0").returncode == 2
 
@@ -203,7 +203,7 @@ def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> N
     assert done.returncode == 2 and "did you mean 'digits'" in done.stderr
 
 
-def test_profile_reaches_the_pretraining_and_nothing_else(
+def test_trace_steps_reach_the_pretraining_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: dict[str, StageRun] = {}
@@ -217,7 +217,7 @@ def test_profile_reaches_the_pretraining_and_nothing_else(
     root = ["--run-root", str(tmp_path / "runs")]
     assert call(run_stage.app, ["run", "mini", *root]).exit_code == 0
     plain = dict(seen)
-    assert call(run_stage.app, ["run", "mini", "--profile", "3", *root]).exit_code == 0
+    assert call(run_stage.app, ["run", "mini", "--trace-steps", "3", *root]).exit_code == 0
     assert seen["pretrain"].config.profile_steps == 3
     assert {name: run.run_id for name, run in seen.items()} == {
         name: run.run_id for name, run in plain.items()
@@ -225,4 +225,15 @@ def test_profile_reaches_the_pretraining_and_nothing_else(
     assert seen["knn"] == plain["knn"]
     refused = call(run_stage.app, ["run", "mini", "--only", "digits", "--profile", "3", *root])
     assert isinstance(refused.exception, ConfigError)
-    assert "none of the chosen runs can be traced" in str(refused.exception)
+    assert "none of the selected runs can be traced" in str(refused.exception)
+
+
+def test_old_option_names_work_and_are_not_listed(cli: Cli) -> None:
+    assert (
+        cli("plan", "mini", "--unseen").stdout == cli("plan", "mini", "--skip-data-checks").stdout
+    )
+    refused = cli("run", "mini", "--only", "digits", "--profile", "3")
+    assert "--trace-steps: none of the selected runs can be traced" in refused.stderr
+    for command in ("plan", "doctor", "submit", "run"):
+        shown = cli(command, "--help").stdout
+        assert "--unseen" not in shown and "--profile" not in shown

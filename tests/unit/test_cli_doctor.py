@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def told(result: Result, line: str, remedy: str) -> None:
     assert lines[index + 1].startswith("        to do: ") and remedy in lines[index + 1], lines[
         index + 1
     ]
-    assert result.exit_code == 1 and "to put right" in lines[-1]
+    assert result.exit_code == 1 and re.fullmatch(
+        r"\d+ checked(, \d+ skipped)?, \d+ problems?", lines[-1]
+    )
 
 
 def test_where_all_is_well(doctor: Doctor, tmp_path: Path) -> None:
@@ -71,9 +74,10 @@ def test_where_all_is_well(doctor: Doctor, tmp_path: Path) -> None:
         "photos: 4 train images, 4 val images of 2 classes",
         "all keys fit (",
         "list.txt names 2 images, of all classes",
-        "slurm: not looked at",
+        "slurm: not checked",
     ):
         assert words in result.output, result.output
+    assert re.search(r"^\d+ checked, 1 skipped, no problems$", result.output, re.M)
     assert not (tmp_path / "runs").exists()
 
 
@@ -165,15 +169,15 @@ def test_files_that_only_compute_nodes_have(
     )
     refused = doctor(*there, command="submit")
     assert isinstance(refused.exception, ConfigError) and not (tmp_path / "asked").exists()
-    assert "--unseen" in str(refused.exception)
+    assert "--skip-data-checks" in str(refused.exception)
     assert "/node/images" in doctor(*there, command="plan").output
-    shown = doctor(*there, "--unseen", command="plan")
+    shown = doctor(*there, "--skip-data-checks", command="plan")
     assert (
         shown.exit_code == 0 and "GPU-hours" in shown.stdout and "/node/images" not in shown.output
     )
-    seen = doctor(*there[2:], "--unseen")
-    assert seen.exit_code == 0 and "skipped photos: its files are not looked at" in seen.stdout
-    unset = ("--set", "photos.val_dir=null", "--unseen")
+    seen = doctor(*there[2:], "--skip-data-checks")
+    assert seen.exit_code == 0 and "skipped photos: its files are not checked" in seen.stdout
+    unset = ("--set", "photos.val_dir=null", "--skip-data-checks")
     assert (
         "photos.val_dir is not set; to do: --set photos.val_dir="
         in doctor(*there, *unset, command="plan").output
@@ -181,7 +185,7 @@ def test_files_that_only_compute_nodes_have(
     assert "val_dir is not set" in str(doctor(*there, *unset, command="submit").exception)
     assert not (tmp_path / "asked").exists()
     assert (
-        doctor(*there, "--unseen", command="submit").exit_code == 0
+        doctor(*there, "--skip-data-checks", command="submit").exit_code == 0
         and (tmp_path / "asked").exists()
     )
 
@@ -193,7 +197,7 @@ def test_plan_tells_what_does_not_fit_the_cluster(doctor: Doctor, tmp_path: Path
     line = "features.resources.ranks_per_node: 4 GPUs per node, the cluster has 2"
     assert shown.exit_code == 0 and line in shown.stdout and "GPU-hours" in shown.stdout
     refused = doctor(*asked, command="submit")
-    assert line in str(refused.exception) and "looking at" not in refused.output
+    assert line in str(refused.exception) and "checking data sets" not in refused.output
 
 
 def test_the_look_at_a_list_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +218,8 @@ def test_half_a_built_in_data_set(doctor: Doctor, split: str) -> None:
 
 
 def test_only_what_is_not_there_may_be_elsewhere(doctor: Doctor) -> None:
-    assert "--unseen where" in doctor("--set", "photos.val_dir=/nowhere").stdout
-    assert "--unseen where" not in doctor("--set", "photos.num_classes=3").stdout
+    assert "--skip-data-checks if" in doctor("--set", "photos.val_dir=/nowhere").stdout
+    assert "--skip-data-checks if" not in doctor("--set", "photos.num_classes=3").stdout
 
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:

@@ -133,7 +133,7 @@ def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path)
         "import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth"
     )
     assert "not a backbone file of ours" in refused("export", path, "--out", out)
-    assert "holds one network" in refused("export", path, "--out", out, "--weights", "student")
+    assert "has only one network" in refused("export", path, "--out", out, "--weights", "student")
     assert not out.exists()
 
 
