@@ -1,7 +1,10 @@
-"""Many linear classifiers trained on the same features as batched matrices, each with its rate, decay and optimizer.
+"""Many linear classifiers trained together on the same features, as batched matrices.
 
-C classifiers, K classes, D width, B batch. Classes come first in every tensor: then one product gives all scores and
-one all gradients, and the softmax over classes runs over long contiguous rows.
+Each classifier has its own learning rate, weight decay and optimizer.
+
+Shapes: C classifiers, K classes, D width, B batch. Classes come first in every tensor: one matrix
+product then gives all scores, one gives all gradients, and the softmax over classes runs over long
+contiguous rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +15,8 @@ import torch
 from torch import Tensor
 
 LARS_COEFFICIENT = 1e-3  # trust coefficient of You et al., arXiv 1708.03888, as MoCo-v3 uses it
-VALIDATION_BYTES = 1 << 28
-NAMES = ("weight", "bias", "weight_momentum", "bias_momentum")
+VALIDATION_BYTES = 1 << 28  # of scores at a time
+STATE_NAMES = ("weight", "bias", "weight_momentum", "bias_momentum")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class Setting:
 
 
 class LinearClassifiers:
-    """Linear classifiers with momentum, all from the same N(0, 0.01) weights and zero bias, a group per optimizer."""
+    """Linear classifiers with momentum, in one group per optimizer.
+
+    All start from the same weights N(0, 0.01) and zero bias.
+    """
 
     def __init__(
         self,
@@ -41,117 +47,135 @@ class LinearClassifiers:
         momentum: float,
         device: torch.device,
     ) -> None:
+        # The classifiers of a group lie side by side, so that a group is a slice of every tensor.
         if sorted(settings, key=lambda s: s.optimizer == "lars") != list(settings):
             raise ValueError("classifiers of SGD have to come before those of LARS")
-        start = (
-            torch.randn(num_classes, width, generator=torch.Generator().manual_seed(seed)) * 0.01
-        )
-        decays = {
-            kind: [s.weight_decay for s in settings if s.optimizer == kind]
-            for kind in ("sgd", "lars")
-        }
-        kinds: dict[str, type[ClassifierGroup]] = {"sgd": SgdGroup, "lars": LarsGroup}
+        # Drawn on the CPU: a GPU's generator gives other numbers for the same seed.
+        generator = torch.Generator().manual_seed(seed)
+        start = (torch.randn(num_classes, width, generator=generator) * 0.01).to(device)
+
         self.num = len(settings)
-        self.groups = [
-            kinds[kind](start.to(device), decay, momentum)
-            for kind, decay in decays.items()
-            if decay
-        ]
-        self.sizes = [len(decay) for decay in decays.values() if decay]
+        self.groups: list[ClassifierGroup] = []
+        self.sizes: list[int] = []
+        for optimizer, group_class in (("sgd", SgdGroup), ("lars", LarsGroup)):
+            decays = [s.weight_decay for s in settings if s.optimizer == optimizer]
+            if decays:
+                self.groups.append(group_class(start, decays, momentum))
+                self.sizes.append(len(decays))
         self.classes = torch.arange(num_classes, device=device)
-        self.empty = ClassifierGroup(start.to(device), [], momentum).tensors
+        # A rank may have no classifier. Its tensors then have the right shapes, with C = 0.
+        self.empty = ClassifierGroup(start, [], momentum).tensors
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Copies of weights (C, K, D), biases (C, K) and their momenta."""
         parts = [self.empty, *(group.tensors for group in self.groups)]
-        return {name: torch.cat([part[name].transpose(0, 1) for part in parts]) for name in NAMES}
+        return {
+            name: torch.cat([part[name].transpose(0, 1) for part in parts]) for name in STATE_NAMES
+        }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
-        for name in NAMES:
-            for group, part in zip(
-                self.groups, torch.split(tensors[name], self.sizes), strict=True
-            ):
+        """Take over what `tensors` returned."""
+        for name in STATE_NAMES:
+            parts = torch.split(tensors[name], self.sizes)
+            for group, part in zip(self.groups, parts, strict=True):
                 group.tensors[name].copy_(part.transpose(0, 1))
 
     def update(self, features: Tensor, labels: Tensor, rates: Tensor) -> Tensor:
-        """One step on features (B, D) and labels (B,) at learning rates (C,); returns the losses (C,) before it."""
-        wanted = (self.classes[:, None] == labels).to(features.dtype)[:, None]
-        parts = zip(self.groups, torch.split(rates, self.sizes), strict=True)
-        return torch.cat(
-            [rates[:0], *(group.update(features, labels, wanted, some) for group, some in parts)]
-        )
+        """Make one step on features (B, D) and labels (B,) at learning rates (C,).
+
+        Returns the losses (C,) before the step.
+        """
+        one_hot = (self.classes[:, None] == labels).to(features.dtype)[:, None]
+        losses = [rates[:0]]  # for a rank without classifiers
+        parts = torch.split(rates, self.sizes)
+        for group, group_rates in zip(self.groups, parts, strict=True):
+            losses.append(group.update(features, labels, one_hot, group_rates))
+        return torch.cat(losses)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Top-1 and top-5 in percent, (C, 2); a score equal to the right one, or not a number, counts against it."""
+        """Return top-1 and top-5 in percent, (C, 2).
+
+        A class whose score ties with that of the label, and a score that is not a number, count
+        against the classifier.
+        """
         hits = torch.zeros(self.num, 2, dtype=torch.float64, device=features.device)
         rows = VALIDATION_BYTES // (4 * max(1, self.num * len(self.classes))) + 1
-        for some, wanted in zip(
-            torch.split(features, rows), torch.split(labels, rows), strict=True
-        ):
-            for group, mine in zip(self.groups, torch.split(hits, self.sizes), strict=True):
-                mine += group.hits(some, wanted)
+        batches = zip(torch.split(features, rows), torch.split(labels, rows), strict=True)
+        for some_features, some_labels in batches:
+            for group, own_hits in zip(self.groups, torch.split(hits, self.sizes), strict=True):
+                own_hits += group.count_hits(some_features, some_labels)
         return 100 * hits / len(labels)
 
 
 class ClassifierGroup:
-    """Classifiers of one optimizer; each step is done in place, in memory taken once."""
+    """Classifiers of one optimizer; each step is made in place, in memory allocated once."""
 
-    def __init__(self, start: Tensor, decay: Sequence[float], momentum: float) -> None:
+    def __init__(self, start: Tensor, decays: Sequence[float], momentum: float) -> None:
         self.momentum = momentum
-        self.weight = start[:, None].repeat(1, len(decay), 1)  # (K, C, D)
+        self.weight = start[:, None].repeat(1, len(decays), 1)  # (K, C, D)
         self.bias = torch.zeros(self.weight.shape[:2], device=start.device)
-        self.weight_momentum, self.bias_momentum = (
-            torch.zeros_like(self.weight),
-            torch.zeros_like(self.bias),
-        )
-        self.decay = torch.tensor(decay, device=start.device) if any(decay) else None
-        self.room = start.new_empty(0)  # for scores
+        self.weight_momentum = torch.zeros_like(self.weight)
+        self.bias_momentum = torch.zeros_like(self.bias)
+        self.decay = torch.tensor(decays, device=start.device) if any(decays) else None
+        self.score_buffer = start.new_empty(0)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Weights (K, C, D), biases (K, C) and their momenta."""
-        return {name: getattr(self, name) for name in NAMES}
+        return {name: getattr(self, name) for name in STATE_NAMES}
 
     def scores(self, features: Tensor) -> Tensor:
-        """Features (B, D) -> (K, C, B)."""
-        if self.room.numel() < self.bias.numel() * len(features):
-            self.room = features.new_empty(self.bias.numel() * len(features))
-        found = self.room[: self.bias.numel() * len(features)].view(-1, len(features))
-        torch.mm(self.weight.flatten(0, 1), features.T, out=found)
-        return found.view(*self.bias.shape, len(features)).add_(self.bias[..., None])
+        """Return the scores (K, C, B) of features (B, D); the next call overwrites them."""
+        size = self.bias.numel() * len(features)
+        if self.score_buffer.numel() < size:
+            self.score_buffer = features.new_empty(size)
+        flat = self.score_buffer[:size].view(-1, len(features))
+        torch.mm(self.weight.flatten(0, 1), features.T, out=flat)
+        return flat.view(*self.bias.shape, len(features)).add_(self.bias[..., None])
 
-    def update(self, features: Tensor, labels: Tensor, wanted: Tensor, rates: Tensor) -> Tensor:
-        """A step; `wanted` (K, 1, B) is 1 at the labels."""
+    def update(self, features: Tensor, labels: Tensor, one_hot: Tensor, rates: Tensor) -> Tensor:
+        """Make one step and return the losses (C,) before it; `one_hot` is (K, 1, B)."""
+        # Softmax and cross-entropy by hand and in place: autograd would keep several copies of the
+        # scores, which are the largest tensor here.
         scores = self.scores(features)
         scores.sub_(scores.amax(dim=0))
-        right = scores.gather(0, labels.expand(1, scores.shape[1], -1)).squeeze(0)
+        label_scores = scores.gather(0, labels.expand(1, scores.shape[1], -1)).squeeze(0)
         total = scores.exp_().sum(dim=0)
-        losses = (total.log() - right).mean(dim=1)
-        self.descend(scores.div_(total).sub_(wanted), features)
+        losses = (total.log() - label_scores).mean(dim=1)
+
+        # The gradient by the scores is (softmax - one hot) / B.
+        self.update_momentum(scores.div_(total).sub_(one_hot), features)
         self.weight.addcmul_(self.weight_momentum, rates[:, None], value=-1)
         self.bias.addcmul_(self.bias_momentum, rates, value=-1)
         return losses
 
-    def descend(self, error: Tensor, features: Tensor) -> None:
-        """Move the momenta on; error (K, C, B) is B times the gradient of the loss by the scores."""
+    def update_momentum(self, error: Tensor, features: Tensor) -> None:
+        """Move the momenta on.
+
+        error (K, C, B) is B times the gradient of the loss by the scores.
+        """
         raise NotImplementedError
 
-    def hits(self, features: Tensor, labels: Tensor) -> Tensor:
-        """How many of the right classes score first, and among the first five, (C, 2)."""
+    def count_hits(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Count the labels that score first and among the first five, (C, 2)."""
         scores = self.scores(features)
-        right = scores.gather(0, labels.expand(1, scores.shape[1], -1))
-        rank = len(scores) - 1 - (scores < right).sum(dim=0).masked_fill_(right[0].isnan(), -5)
+        label_scores = scores.gather(0, labels.expand(1, scores.shape[1], -1))
+        # Rank = number of other classes that do not score strictly less. Comparisons with NaN are
+        # false, so NaN scores of other classes rank before the label. A NaN score of the label
+        # itself gives K - 1 as well, which is below 5 when there are few classes: hence -5.
+        num_lower = (scores < label_scores).sum(dim=0).masked_fill_(label_scores[0].isnan(), -5)
+        rank = len(scores) - 1 - num_lower
         return torch.stack([(rank < 1).sum(dim=1), (rank < 5).sum(dim=1)], dim=1)
 
 
 class SgdGroup(ClassifierGroup):
-    """SGD decays weights and bias, as torch does; the gradient goes straight into the momentum."""
+    """SGD, with weight decay on weights and bias as in torch."""
 
-    def descend(self, error: Tensor, features: Tensor) -> None:
-        """momentum * m + gradient + decay * w."""
+    def update_momentum(self, error: Tensor, features: Tensor) -> None:
+        """Set m to momentum * m + gradient + decay * w."""
         scale = 1 / len(features)
+        # The product that makes the gradient adds it to the momentum: no tensor for the gradient.
         self.weight_momentum.flatten(0, 1).addmm_(
             error.flatten(0, 1), features, beta=self.momentum, alpha=scale
         )
@@ -162,21 +186,33 @@ class SgdGroup(ClassifierGroup):
 
 
 class LarsGroup(ClassifierGroup):
-    """LARS scales the decayed gradient of a classifier's weights by 0.001 |w| / |gradient|, and leaves its bias."""
+    """LARS: the decayed gradient of the weights, scaled by 0.001 |w| / |gradient|.
 
-    def __init__(self, start: Tensor, decay: Sequence[float], momentum: float) -> None:
-        super().__init__(start, decay, momentum)
+    The bias is neither decayed nor scaled. Source: MoCo-v3.
+    """
+
+    def __init__(self, start: Tensor, decays: Sequence[float], momentum: float) -> None:
+        super().__init__(start, decays, momentum)
         self.gradient = torch.empty_like(self.weight)
 
-    def descend(self, error: Tensor, features: Tensor) -> None:
-        """momentum * m + trust * (gradient + decay * w), the gradient B times what it is until the last step."""
-        scale, gradient = 1 / len(features), self.gradient
+    def update_momentum(self, error: Tensor, features: Tensor) -> None:
+        """Set m to momentum * m + trust * (gradient + decay * w)."""
+        # `gradient` is B times the gradient: the norms cancel the factor, or `scale` does where
+        # the trust ratio does not apply. This saves one pass over the tensor.
+        scale = 1 / len(features)
+        gradient = self.gradient
         torch.mm(error.flatten(0, 1), features, out=gradient.flatten(0, 1))
         if self.decay is not None:
             gradient.addcmul_(self.weight, self.decay[:, None], value=len(features))
-        sizes = [tensor.norm(dim=2).norm(dim=0) for tensor in (self.weight, gradient)]
+
+        # Norms over classes and width, of each classifier (C,).
+        weight_norm, gradient_norm = (
+            tensor.norm(dim=2).norm(dim=0) for tensor in (self.weight, gradient)
+        )
         trust = torch.where(
-            (sizes[0] > 0) & (sizes[1] > 0), LARS_COEFFICIENT * sizes[0] / sizes[1], scale
+            (weight_norm > 0) & (gradient_norm > 0),
+            LARS_COEFFICIENT * weight_norm / gradient_norm,
+            scale,
         )
         self.weight_momentum.mul_(self.momentum).addcmul_(gradient, trust[:, None])
         self.bias_momentum.mul_(self.momentum).add_(error.sum(dim=2), alpha=scale)

@@ -1,9 +1,12 @@
-"""Frozen features on disk, computed once: class tokens of the last blocks and patch means, in shards of images.
+"""Frozen features on disk, computed once and used by many evaluations.
 
-    <folder>/<split>/shard_00000.safetensors    cls (n, blocks, D), patch_mean (n, D), labels (n,), of n images in order
+    <folder>/<split>/shard_00000.safetensors    n images in order: cls (n, blocks, D),
+                                                patch_mean (n, D), labels (n,)
                      index.json                 written last: what the shards hold
-Every value is after the final LayerNorm. A shard is computed by one rank and renamed into place when it is complete, so
-a run that starts again, on any number of ranks, computes only what is missing.
+
+All features are taken after the final LayerNorm. A shard is computed by one rank and renamed into
+place when it is complete, so a restarted run, on any number of ranks, computes only the missing
+shards.
 """
 
 import json
@@ -27,7 +30,7 @@ from mugs.models.vit import ViT
 from pipeline.files import replace_atomically, write_atomic
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 1  # of the files; other versions are refused
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -37,7 +40,7 @@ class FeatureStoreError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreLayout:
-    """What a split holds: `images` of data set `fingerprint`, and how they were seen."""
+    """What a split holds: `images` of data set `fingerprint`, and how they were preprocessed."""
 
     images: int
     fingerprint: str
@@ -54,12 +57,12 @@ class StoreLayout:
         return -(-self.images // self.shard_images)
 
     def ids(self, shard: int) -> range:
-        """Images of a shard."""
+        """Return the images of a shard; the last one may be smaller."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.images))
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """`shard_00012.safetensors`."""
+    """Return the path of a shard, for example `shard_00012.safetensors`."""
     return folder / f"shard_{shard:05d}.safetensors"
 
 
@@ -74,42 +77,53 @@ def extract_split(
     threads: int,
     progress_path: Path | None = None,
 ) -> None:
-    """Compute the shards that are missing, each on one rank, then write the index.
+    """Compute the missing shards, each on one rank, then write the index.
 
-    Raises FeatureStoreError for more blocks than the backbone has, and for features that are not finite.
+    Raises:
+        FeatureStoreError: The backbone has fewer blocks than wanted, or features are not finite.
     """
     if layout.blocks > len(vit.blocks):
         raise FeatureStoreError(
             f"blocks: {layout.blocks} wanted, the backbone has {len(vit.blocks)}"
         )
-    main = distributed.is_main()
-    if main:
+    is_main = distributed.is_main()
+    if is_main:
         _remove_others(folder, layout)
+    # No rank may write before the folder is clean: its temporary file would be removed.
     distributed.barrier()
-    mine = range(layout.shards)[distributed.rank() :: distributed.world_size()]
+
+    own_shards = range(layout.shards)[distributed.rank() :: distributed.world_size()]
     bar = Progress(
-        f"features {folder.name}", len(mine), unit="shards", path=progress_path, quiet=not main
+        f"features {folder.name}",
+        len(own_shards),
+        unit="shards",
+        path=progress_path,
+        quiet=not is_main,
     )
     with closing(bar) as progress:
-        for done, shard in enumerate(mine, 1):
+        for done, shard in enumerate(own_shards, 1):
             ids = layout.ids(shard)
             if not _is_good(shard_path(folder, shard), layout, len(ids)):
                 tensors = _compute(vit, source, ids, layout, device, batch_size, threads)
                 with replace_atomically(shard_path(folder, shard)) as temporary:
                     save_file(tensors, temporary, metadata={"layout": json.dumps(asdict(layout))})
             progress.update(done, items=len(ids))
+
+    # The index means "complete": after all ranks' shards, and before any rank goes on to read it.
     distributed.barrier()
-    if main:
+    if is_main:
         write_atomic(folder / "index.json", json.dumps(asdict(layout), indent=1))
     distributed.barrier()
 
 
 def _remove_others(folder: Path, layout: StoreLayout) -> None:
-    """Remove what is none of this layout's shards: what was begun and not finished, or cut another way."""
+    """Remove files that are no shard of this layout: unfinished ones and those of other layouts.
+
+    The index goes too, so that no index stands beside an incomplete set of shards.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in set(folder.iterdir()) - {
-        shard_path(folder, shard) for shard in range(layout.shards)
-    }:
+    expected = {shard_path(folder, shard) for shard in range(layout.shards)}
+    for path in set(folder.iterdir()) - expected:
         path.unlink()
 
 
@@ -123,6 +137,7 @@ def _compute(
     batch_size: int,
     threads: int,
 ) -> dict[str, Tensor]:
+    """Compute the tensors of one shard."""
     batches = iter_eval_batches(
         source,
         resize=layout.resize,
@@ -137,21 +152,20 @@ def _compute(
         classes.append(torch.stack([tokens[:, 0] for tokens in outputs], dim=1))
         means.append(outputs[-1][:, 1:].mean(dim=1))
         labels.append(label)
-    dtype = DTYPES[layout.dtype]
-    found = {"cls": torch.cat(classes), "patch_mean": torch.cat(means)}
-    for name, value in found.items():
-        if not torch.isfinite(value.to(dtype)).all():
+
+    # Checked after the conversion: a finite fp32 value may overflow in fp16.
+    tensors = {"labels": torch.cat(labels)}
+    for name, values in (("cls", classes), ("patch_mean", means)):
+        tensors[name] = torch.cat(values).to(DTYPES[layout.dtype])
+        if not torch.isfinite(tensors[name]).all():
             raise FeatureStoreError(
                 f"{name} of images {ids.start} to {ids.stop - 1} is not finite in {layout.dtype}"
             )
-    return {
-        **{name: value.to("cpu", dtype) for name, value in found.items()},
-        "labels": torch.cat(labels),
-    }
+    return {name: value.cpu() for name, value in tensors.items()}
 
 
 def _is_good(path: Path, layout: StoreLayout, rows: int) -> bool:
-    """Whether a shard is there, of this layout, and whole; one that is not is named and computed again."""
+    """Whether a shard exists, is complete and has this layout; logs a warning if unreadable."""
     if not path.exists():
         return False
     try:
@@ -159,9 +173,7 @@ def _is_good(path: Path, layout: StoreLayout, rows: int) -> bool:
             same = json.loads((file.metadata() or {})["layout"]) == asdict(layout)
             good = same and file.get_slice("cls").get_shape()[0] == rows
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        logger.warning(
-            "%s: not a readable shard of features (%s); it is computed again", path, error
-        )
+        logger.warning("%s: not a readable shard of features (%s); computing it again", path, error)
         return False
     return bool(good)
 
@@ -169,14 +181,18 @@ def _is_good(path: Path, layout: StoreLayout, rows: int) -> bool:
 class FeatureStore:
     """Features of a finished `features` run, by split.
 
-    >>> values, labels = FeatureStore(folder).load("train", "cls")     # (N, D) fp32, (N,), in the data set's order
+    >>> values, labels = FeatureStore(folder).load("train", "cls")  # (N, D) fp32 and (N,)
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def layout(self, split: str) -> StoreLayout:
-        """What a split holds. Raises FeatureStoreError when there is none."""
+        """Read what a split holds.
+
+        Raises:
+            FeatureStoreError: There is no usable index.
+        """
         path = self.folder / split / "index.json"
         try:
             layout = StoreLayout(**json.loads(path.read_text(encoding="utf-8")))
@@ -187,16 +203,21 @@ class FeatureStore:
         return layout
 
     def load(self, split: str, name: Feature) -> tuple[Tensor, Tensor]:
-        """Features (N, D') in fp32 and labels (N,) of all images, as `backbone_feature` computes them."""
+        """Read features (N, D') in fp32 and labels (N,) of all images, in the data set's order.
+
+        The features are those of `build_feature_function`.
+        """
         layout = self.layout(split)
         if name == "last4_cls" and layout.blocks < 4:
             raise FeatureStoreError(
                 f"{self.folder / split}: holds {layout.blocks} blocks, last4_cls needs 4"
             )
+        # Filled shard by shard: concatenating at the end would need twice the memory.
         values: Tensor | None = None
         labels = torch.empty(layout.images, dtype=torch.int64)
         for shard in range(layout.shards):
-            ids, path = layout.ids(shard), shard_path(self.folder / split, shard)
+            ids = layout.ids(shard)
+            path = shard_path(self.folder / split, shard)
             try:
                 with safe_open(path, framework="pt") as file:
                     part = _feature(file, name)
@@ -212,6 +233,7 @@ class FeatureStore:
 
 
 def _feature(file: Any, name: Feature) -> Tensor:
+    """Put a feature together as `build_feature_function` does, from the tensors of a shard."""
     mean: Tensor = file.get_tensor("patch_mean").float()
     if name == "patch_mean":
         return mean

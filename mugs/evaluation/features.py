@@ -1,6 +1,6 @@
 """Frozen features of a data set, over any number of ranks.
 
-N images, D width.
+Shapes: N images, D width of the backbone, D' width of a feature.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,33 +16,29 @@ Feature = Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"]
 
 
 def build_feature_function(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:
-    """Images -> features (N, D'), all after the final LayerNorm.
+    """Return a function from images (N, 3, H, W) to features (N, D'), after the final LayerNorm.
 
-    cls: last class token. patch_mean: mean of the last patch tokens. last4_cls: class tokens of the last four blocks,
-    concatenated. cls_patchmean: class token and patch mean, entries alternating as released.
+    - `cls`: the class token of the last block.
+    - `patch_mean`: the mean of the patch tokens of the last block.
+    - `last4_cls`: the class tokens of the last four blocks, concatenated.
+    - `cls_patchmean`: class token and patch mean.
     """
 
-    def cls(images: Tensor) -> Tensor:
-        return vit.cls_feature(images)
+    def compute(images: Tensor) -> Tensor:
+        if feature == "cls":
+            return vit.cls_feature(images)
+        if feature == "last4_cls":
+            return torch.cat([tokens[:, 0] for tokens in vit.last_blocks(images, 4)], dim=-1)
 
-    def patch_mean(images: Tensor) -> Tensor:
-        mean: Tensor = vit.norm(vit.tokens(images))[:, 1:].mean(dim=1)
-        return mean
-
-    def last4_cls(images: Tensor) -> Tensor:
-        return torch.cat([tokens[:, 0] for tokens in vit.last_blocks(images, 4)], dim=-1)
-
-    def cls_patchmean(images: Tensor) -> Tensor:
         tokens = vit.norm(vit.tokens(images))
-        return torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=-1).flatten(1)
+        patch_mean: Tensor = tokens[:, 1:].mean(dim=1)
+        if feature == "patch_mean":
+            return patch_mean
+        # Stacked and flattened, so the entries alternate: class, patch, class, patch ... The
+        # released classifiers expect this order.
+        return torch.stack([tokens[:, 0], patch_mean], dim=-1).flatten(1)
 
-    functions = {
-        "cls": cls,
-        "patch_mean": patch_mean,
-        "last4_cls": last4_cls,
-        "cls_patchmean": cls_patchmean,
-    }
-    return functions[feature]
+    return compute
 
 
 @torch.no_grad()
@@ -52,15 +48,21 @@ def extract_features(
     *,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, D) fp32, labels and ids of all ranks' batches, sorted by id, on the device of this rank."""
+    """Compute the features of all ranks' batches of (images, labels, ids).
+
+    Returns features (N, D') in fp32, labels and ids, all sorted by id, on the device of this rank.
+    """
     features, labels, ids = [], [], []
     for images, label, index in batches:
         features.append(model(images.to(device)).float())
         labels.append(label)
         ids.append(index)
-    mine = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))
-    features_of_all, labels_of_all, ids_of_all = (
-        distributed.all_gather_uneven_rows(part) for part in mine
+    own_parts = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))
+
+    # Ranks hold unequal, interleaved parts. Sorting by id makes the result independent of the
+    # number of ranks.
+    all_features, all_labels, all_ids = (
+        distributed.all_gather_uneven_rows(part) for part in own_parts
     )
-    order = ids_of_all.argsort()
-    return features_of_all[order], labels_of_all[order], ids_of_all[order]
+    order = all_ids.argsort()
+    return all_features[order], all_labels[order], all_ids[order]

@@ -1,4 +1,4 @@
-"""Where a linear probe takes its features from: fixed ones, or a frozen backbone on fresh views."""
+"""Batches for a linear probe: stored features, or a frozen backbone on fresh views."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,15 +13,22 @@ from mugs.evaluation.linear import BatchFactory
 
 
 def build_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
-    """The order of this rank; the last batch of an epoch is short, as released."""
-    world, rank = distributed.world_size(), distributed.rank()
+    """Return the sample order of this rank.
+
+    The last batch of an epoch is short: the release does not drop incomplete batches here.
+    """
     return SampleOrder(
-        num_images, seed=seed, world=world, rank=rank, batch_size=batch_size, short_last=True
+        num_images,
+        seed=seed,
+        world=distributed.world_size(),
+        rank=distributed.rank(),
+        batch_size=batch_size,
+        short_last=True,
     )
 
 
 def build_feature_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> BatchFactory:
-    """Batches of features (N, D) that stay the same in every epoch."""
+    """Return batches of features (N, D) that are the same in every epoch."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(start, stop):
@@ -42,7 +49,7 @@ def build_image_batches(
     threads: int,
     device: torch.device,
 ) -> BatchFactory:
-    """Features of a fresh view of every image in every epoch."""
+    """Return batches of features that `model` computes from a fresh view of each image."""
 
     def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         views = iter_probe_batches(
@@ -57,6 +64,7 @@ def build_image_batches(
             threads=threads,
         )
         for images, labels in views:
+            # Not around the `yield`: a generator would leave the caller in no-grad mode.
             with torch.no_grad():
                 features = model(images)
             yield features, labels

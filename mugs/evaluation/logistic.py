@@ -1,14 +1,17 @@
-"""Multinomial logistic regression with an L2 penalty on frozen features, without intercept (semi-supervised protocol).
+"""Multinomial logistic regression with an L2 penalty on frozen features, without intercept.
 
     F(W) = 1/n sum_i cross_entropy(W x_i, y_i) + lambda / (2 n) |W|^2
-is what the release minimises with cyanure, and scikit-learn with C = 1 / lambda. Here scipy's L-BFGS does, in double
-precision, with value and gradient computed on the device. F is strongly convex with modulus lambda / n, so that
-F(W) - min F <= n |gradient|^2 / (2 lambda): where this bound is small enough, the search ends.
 
-n images, D width, K classes.
+This is the objective of the released semi-supervised protocol, which minimizes it with cyanure, and
+of scikit-learn with C = 1 / lambda. Here scipy's L-BFGS does, in double precision, with value and
+gradient computed on the device.
+
+F is strongly convex with modulus lambda / n, hence F(W) - min F <= n |gradient|^2 / (2 lambda). The
+search ends when this bound is small enough, so its result does not depend on the solver.
+
+Shapes: n images, D width, K classes.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +21,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-MEMORY = 20  # pairs that L-BFGS keeps
+MEMORY = 20  # pairs of steps and gradient changes that L-BFGS keeps
 
 
 class NotConvergedError(RuntimeError):
@@ -28,7 +30,10 @@ class NotConvergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Weights (K, D), double; objective there, a bound of its distance to the optimum, and the iterations it took."""
+    """Weights (K, D) in double precision, and how good they are.
+
+    gap: an upper bound of `objective` minus the minimum.
+    """
 
     weight: Tensor
     objective: float
@@ -37,25 +42,32 @@ class LogisticFit:
 
 
 class Objective:
-    """Value and gradient of F for one penalty; keeps those of the last point asked for."""
+    """Value and gradient of F for one penalty; remembers those of the last point."""
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> None:
-        self.features, self.labels = features.double(), labels
-        self.shape, self.strength = (num_classes, features.shape[1]), penalty / len(features)
-        self.last = np.full(num_classes * features.shape[1], np.nan)
-        self.value, self.gap = float("inf"), float("inf")
+        self.features = features.double()
+        self.labels = labels
+        self.shape = (num_classes, features.shape[1])
+        self.strength = penalty / len(features)
+        self.last_point = np.full(num_classes * features.shape[1], np.nan)
+        self.value = float("inf")
+        self.gap = float("inf")
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
-        """F and its gradient at W, both flattened."""
+        """Return F and its gradient at W, both flattened."""
         weight = torch.from_numpy(flat).to(self.features.device).view(self.shape)
-        log_share = F.log_softmax(self.features @ weight.T, dim=1)
-        loss = F.nll_loss(log_share, self.labels)
-        error = log_share.exp_()
+        log_softmax = F.log_softmax(self.features @ weight.T, dim=1)
+        loss = F.nll_loss(log_softmax, self.labels)
+
+        # Gradient by the scores, without autograd: softmax minus one-hot label. In place, because
+        # (n, K) doubles are the largest tensor here.
+        error = log_softmax.exp_()
         error[torch.arange(len(error), device=error.device), self.labels] -= 1
         gradient = torch.addmm(self.strength * weight, error.T, self.features, alpha=1 / len(error))
+
         self.value = float(loss + 0.5 * self.strength * weight.square().sum())
         self.gap = float(gradient.square().sum()) / (2 * self.strength)
-        self.last = flat.copy()
+        self.last_point = flat.copy()
         return self.value, gradient.flatten().cpu().numpy()
 
 
@@ -69,9 +81,11 @@ def fit_logistic_regression(
     tolerance: float = 1e-4,
     max_iterations: int = 5000,
 ) -> LogisticFit:
-    """Minimise F until the bound of what is missing is below `tolerance` of it, from `start` or from zero.
+    """Minimize F from `start` (or zero) until the gap is below `tolerance` times F.
 
-    Raises ValueError for a penalty that is not positive, NotConvergedError when the iterations are used up.
+    Raises:
+        ValueError: The penalty is not positive, or features are not finite.
+        NotConvergedError: The iterations are used up.
     """
     if penalty <= 0:
         raise ValueError(f"penalty {penalty}: expected a positive number")
@@ -82,12 +96,16 @@ def fit_logistic_regression(
         torch.zeros(objective.shape, dtype=torch.float64) if start is None else start.double().cpu()
     )
 
-    def enough(intermediate_result: Any) -> None:
-        if not np.array_equal(objective.last, intermediate_result.x):
+    # scipy recognizes this kind of callback by the name of its parameter.
+    def stop_when_close(intermediate_result: Any) -> None:
+        # The accepted point need not be the last one evaluated: a line search may try points
+        # beyond it. Then the gap belongs to another point and is computed again.
+        if not np.array_equal(objective.last_point, intermediate_result.x):
             objective(intermediate_result.x)
         if objective.gap <= tolerance * objective.value:
             raise StopIteration
 
+    # scipy's own criteria are switched off: only the gap decides.
     options = {
         "maxiter": max_iterations,
         "maxfun": 2 * max_iterations,
@@ -98,22 +116,25 @@ def fit_logistic_regression(
     flat = first.flatten().numpy()
     objective(flat)
     iterations = 0
+    # scipy calls back after an iteration only. A start that is good enough needs none.
     if objective.gap > tolerance * objective.value:
         found = minimize(
-            objective, flat, jac=True, method="L-BFGS-B", callback=enough, options=options
+            objective, flat, jac=True, method="L-BFGS-B", callback=stop_when_close, options=options
         )
-        flat, iterations = found.x, int(found.nit)
+        flat = found.x
+        iterations = int(found.nit)
         objective(flat)
     if objective.gap > tolerance * objective.value:
         raise NotConvergedError(
-            f"lambda {penalty:g}: after {iterations} iterations the objective {objective.value:.6g} may be "
-            f"{objective.gap:.2g} above its minimum, {tolerance:g} of it is allowed"
+            f"lambda {penalty:g}: after {iterations} iterations the objective "
+            f"{objective.value:.6g} may be {objective.gap:.2g} above its minimum, "
+            f"{tolerance:g} of it is allowed"
         )
     weight = torch.from_numpy(flat.copy()).view(objective.shape)
     return LogisticFit(weight, objective.value, objective.gap, iterations)
 
 
 def top1_accuracy(weight: Tensor, features: Tensor, labels: Tensor) -> float:
-    """Accuracy in percent."""
+    """Return the accuracy in percent of weights (K, D) on features (n, D)."""
     scores = features.double() @ weight.to(features.device).T
     return 100 * float((scores.argmax(dim=1) == labels).double().mean())

@@ -11,8 +11,8 @@ from mugs.data.dense.pictures import GAP, label_colors
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation.attention import (
     RAMP,
-    SIDE,
-    STRIP,
+    STRIP_HEIGHT,
+    TILE_SIDE,
     arrange_in_grid,
     colorize_map,
     compose_attention_picture,
@@ -74,11 +74,11 @@ def test_colours_of_a_map() -> None:
 
 def test_tiles_are_image_combined_map_and_heads() -> None:
     shown = compose_attention_picture(np.full((32, 32, 3), 90, np.uint8), MAPS, 0.6)
-    assert shown.shape == (SIDE + STRIP, 4 * SIDE + 3 * GAP, 3)
-    corner = [shown[2, (SIDE + GAP) * tile + 2].tolist() for tile in range(4)]
+    assert shown.shape == (TILE_SIDE + STRIP_HEIGHT, 4 * TILE_SIDE + 3 * GAP, 3)
+    corner = [shown[2, (TILE_SIDE + GAP) * tile + 2].tolist() for tile in range(4)]
     mixed = (0.6 * label_colors()[1] + 0.4 * 90).round().astype(int).tolist()
     assert corner == [[90, 90, 90], mixed, list(RAMP[4]), colorize_map(MAPS[1])[0, 0].tolist()]
-    assert [shown[-1, (SIDE + GAP) * tile].tolist() for tile in (2, 3)] == label_colors()[
+    assert [shown[-1, (TILE_SIDE + GAP) * tile].tolist() for tile in (2, 3)] == label_colors()[
         1:3
     ].tolist()
     blank = [np.zeros((5, 6, 3), np.uint8)] * 14

@@ -124,7 +124,7 @@ def test_rates_are_those_of_cosine_annealing() -> None:
 
 def test_a_sweep_is_each_of_its_classifiers_alone(tmp_path: Path) -> None:
     together = trained(tmp_path, replace(PROBE, settings=SWEEP))
-    order = [together.probe.settings[i] for i in together.mine]
+    order = [together.probe.settings[i] for i in together.own]
     assert sorted(map(str, order)) == sorted(map(str, SWEEP)) and order[0].optimizer == "sgd"
     for index, setting in enumerate(order):
         model, limit = plain(setting), 1e-4 if setting.optimizer == "sgd" else 1e-7
@@ -191,7 +191,7 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
     for _ in range(4):
         next(steps)
     good.check()
-    bad = good.mine[0]
+    bad = good.own[0]
     assert (
         math.isnan(good.history[0].loss[bad])
         and good.history[0].top1[bad] == good.history[0].top5[bad] == 0
