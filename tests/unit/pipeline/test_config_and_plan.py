@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.identity import run_id, science
+from pipeline.identity import run_id, runtime_names, science
 from pipeline.plan import build_plan, list_unset_settings, select_runs
 from pipeline.spec import ConfigError, StageRun, StageSpec
 
@@ -57,6 +57,7 @@ def test_identity_follows_science_only(plan: Plan) -> None:
 def test_science_has_none_and_no_runtime(plan: Plan) -> None:
     main = plan()[1]
     assert science(main.config) == {"epochs": 3, "drop": None, "optimizer": {"lr": 0.001}}
+    assert runtime_names(type(main.config)) == {"workers", "optimizer.log_every"}
     assert run_id("a", main.config, {"x": "1", "y": "2"}) == run_id(
         "a", main.config, {"y": "2", "x": "1"}
     )
@@ -88,6 +89,13 @@ def test_science_has_none_and_no_runtime(plan: Plan) -> None:
         ("weights: main", "wieghts: main", ["no role 'wieghts'", "did you mean 'weights'"]),
         ("{data: digits}", "{}", ["runs.main.needs", "role 'data' is not filled", "data run"]),
         ("main: {stage", "ma/in: {stage", ["ma/in", "letters"]),
+        ("epochs: 3", "epochs: 2024-01-01", ["runs.main.epochs", "datetime.date(2024, 1, 1)"]),
+        ("epochs: 3", "2024-01-01: 3", ["runs.main", "datetime.date(2024, 1, 1)"]),
+        ("epochs: 3", r'epochs: "\UFFFFFFFF"', ["not valid YAML"]),
+        ("epochs: 3", "epochs: !!timestamp zz", ["not valid YAML"]),
+        ("epochs: 3", "epochs: !!bool x", ["not valid YAML"]),
+        ("epochs: 3", "epochs: !!int ''", ["not valid YAML"]),
+        ("epochs: 3", "epochs: !!binary [1]", ["not valid YAML"]),
     ],
 )
 def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]) -> None:
