@@ -14,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 import run_stage
-from pipeline.spec import ConfigError, StageRun
+from pipeline.manifest import SplitRuns
+from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
+from slurm import console
 
 ROOT = Path(__file__).resolve().parents[2]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -71,7 +73,7 @@ def test_help_lists_the_commands(cli: Cli) -> None:
     )
 
 
-def test_plan_is_plain_when_piped(cli: Cli) -> None:
+def test_plan_is_plain_when_piped(cli: Cli, tmp_path: Path) -> None:
     shown = cli("plan", "mini")
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout and not re.search("[─│┃]", shown.stdout)
@@ -87,8 +89,30 @@ def test_plan_is_plain_when_piped(cli: Cli) -> None:
         "run",
         "id",
     ]
-    assert re.search(r"^pretrain +pretrain +pending .* [0-9a-f]{12}$", shown.stdout, re.M)
-    assert "0 done," in lines[-1]
+    assert re.search(
+        r"^pretrain +pretrain +pending +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
+    )
+    count = len(lines) - 1
+    assert f"0 done, {count} pending, at most 0 GPU-hours, in {tmp_path / 'runs'}" == lines[-1]
+
+
+def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(name: str, **resources: float) -> StageRun:
+        return StageRun("knn", name, name * 12, StageConfig(), {}, Resources(**resources), "x:y")
+
+    runs = [run("a", nodes=2, ranks_per_node=3, hours=1.5), run("b", hours=8), run("c", gpu=False)]
+    runs.append(run("d", ranks_per_node=4, hours=0.25))
+    split = SplitRuns(done={"b" * 12}, pending=[runs[0], *runs[2:]])
+    console.show_plan(runs, split, Path("/r"), ["advice"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[2:7] for row in rows[1:5]] == [
+        ["pending", "2", "6", "1.5", "9"],
+        ["done", "1", "1", "8", "8"],
+        ["pending", "1", "0", f"{Resources().hours:g}", "0"],
+        ["pending", "1", "4", "0.25", "1"],
+    ]
+    assert " ".join(rows[5]) == "1 done, 3 pending, at most 10 GPU-hours, in /r"
+    assert rows[6] == ["advice"]
 
 
 def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> None:

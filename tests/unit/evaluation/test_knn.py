@@ -168,8 +168,10 @@ def test_over_ranks(tmp_path: Path) -> None:
 
 def test_bad_input_is_refused() -> None:
     data = random_features()
-    with pytest.raises(ValueError, match="700 images"):
-        evaluate_knn(*data, num_classes=10, ks=(800,), temperatures=(0.07,))
+    evaluate_knn(*data, num_classes=10, ks=(1, 700), temperatures=(0.07,))
+    for ks in ((701,), (0, 5), ()):
+        with pytest.raises(ValueError, match="700 images"):
+            evaluate_knn(*data, num_classes=10, ks=ks, temperatures=(0.07,))
     bad = (data[0].clone().fill_(float("nan")), *data[1:])
     with pytest.raises(ValueError, match="bank features are not finite"):
         evaluate_knn(*bad, num_classes=10, ks=(5,), temperatures=(0.07,))

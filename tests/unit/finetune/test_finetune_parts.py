@@ -30,6 +30,7 @@ from mugs.finetune.batches import (
 from mugs.finetune.classifier import ImageClassifier, build_head, build_parameter_groups
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import (
+    MixDraw,
     assign_columns,
     draw_mix,
     mix_batch,
@@ -210,6 +211,12 @@ def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
     assert {(0.8, 1.0): 0 < boxes < 12, (0.8, 0.0): boxes == 0, (0.0, 1.0): boxes > 8}[
         mixup, cutmix
     ]
+
+
+def test_nothing_is_mixed_at_probability_0() -> None:
+    options = MixOptions(prob=0.0)
+    assert draw_mix(options, 0, 1, 2, 8, 12) == MixDraw(1.0) and not options.on
+    assert assign_columns(6, options, 2, 1).tolist() == [3, 4, 5], "an odd share need not pair"
 
 
 def test_soft_cross_entropy_is_label_smoothing() -> None:

@@ -16,6 +16,7 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
+from mugs.losses.clustering import teacher_temperature_at
 from mugs.methods import Mugs
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.step import StepConfig
@@ -33,7 +34,7 @@ def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
     assert torch.equal(parts["a"]["x"], PARTS["a"]["x"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "json", "link"])
 def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -46,10 +47,20 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes(content)
+    elif damage == "link":  # to what was written, so that size and SHA-256 fit
+        file.symlink_to(file.rename(tmp_path / "elsewhere"))
     else:
         os.truncate(file, file.stat().st_size - 3)
     assert load_latest(tmp_path)[0] == 1
     assert str(file) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("epoch", "temperature"), [(0, 0.04), (10, 0.04 + 0.03 * 10 / 29), (29, 0.07), (30, 0.07)]
+)
+def test_teacher_temperature_rises_linearly(epoch: int, temperature: float) -> None:
+    found = teacher_temperature_at(epoch, start=0.04, end=0.07, warmup_epochs=30)
+    assert found == pytest.approx(temperature)
 
 
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:

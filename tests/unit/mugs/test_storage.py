@@ -310,11 +310,15 @@ def test_a_quota_is_noticed_before_the_write(
     assert names(tmp_path) == []
 
 
-def test_reserving_takes_room_without_writing(tmp_path: Path) -> None:
+def test_reserving_takes_room_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (tmp_path / "x").open("wb") as stream:
         code = reserve_space(stream.fileno(), 1 << 16)
         assert code in (0, errno.EOPNOTSUPP, errno.ENOSYS)
         assert os.fstat(stream.fileno()).st_size == (0 if code else 1 << 16)
+        monkeypatch.setattr(space.ctypes, "CDLL", lambda *_, **__: object())
+        assert reserve_space(stream.fileno(), 1 << 16) == errno.EOPNOTSUPP, "libc has no fallocate"
 
 
 def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:

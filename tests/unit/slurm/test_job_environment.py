@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from pipeline.provenance import read_git_state
 from slurm.node.rendezvous import resolve_master_address
 from slurm.shared import queue
 from slurm.submission import snapshot
@@ -27,6 +31,48 @@ def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
     second = snapshot.take_snapshot(tmp_path / "runs", source)
     assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
     assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
+
+
+def test_commit_and_changes_are_noted(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    (source / "pipeline").mkdir(parents=True)
+    file = source / "pipeline" / "__init__.py"
+    file.touch()
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    for dirty in (False, True):
+        state = {"git_sha": commit, "git_dirty": dirty}
+        assert read_git_state(source) == state
+        copy = snapshot.take_snapshot(tmp_path / "runs", source)
+        assert read_git_state(copy) == {**state, "snapshot": copy.name}
+        file.write_text("x = 1\n")
+    assert read_git_state(tmp_path) == {"git_sha": None, "git_dirty": None}
+
+
+@pytest.mark.parametrize("other_is_faster", [True, False])
+def test_two_snapshots_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_is_faster: bool
+) -> None:
+    (tmp_path / "src" / "pipeline").mkdir(parents=True)
+    (tmp_path / "src" / "pipeline" / "__init__.py").touch()
+
+    def replace(source: Path, target: Path) -> None:
+        if other_is_faster:
+            shutil.copytree(source, target)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "rename", replace)
+    monkeypatch.setattr(snapshot, "write_json_atomic", lambda *_: None)
+    if other_is_faster:
+        copy = snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+        assert (copy / "pipeline" / "__init__.py").exists()
+    else:
+        with pytest.raises(OSError, match="not empty"):
+            snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+    assert len(list((tmp_path / "runs" / "code").iterdir())) == other_is_faster
 
 
 def test_meeting_point_falls_back_to_what_slurm_knows() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import pytest
 
 from pipeline import attempts, manifest
 from pipeline.identity import run_id
-from pipeline.provenance import code_root
+from pipeline.provenance import code_root, read_git_state
 from pipeline.spec import ConfigError, Resources, StageRun
+from pipeline.stage import StageOutput
 from slurm.local import executor as local
 from slurm.local import processes
 from slurm.local.executor import run_locally
+from slurm.node import publish
 from slurm.shared import queue
+from slurm.shared.logs import log_path
 from slurm.status import collect_status
 
 STAGE = """
@@ -100,7 +104,39 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     assert entry is not None and entry.output("out").read_text() == "ba"
     assert (entry.ranks, entry.attempt, entry.gpus) == (2, 1, 0)
     assert entry.provenance["versions"]["python"]
+    assert entry.provenance.items() >= read_git_state(code_root()).items()
     assert (b.run_dir(tmp_path) / "provenance.json").is_file()
+
+
+def test_costs_are_summed_over_attempts(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(make(tiny, "a"), resources=Resources(nodes=2, ranks_per_node=3))
+    run_dir, now = run.run_dir(tmp_path), time.time()
+    for began, ended in ((1000, 400), (300, 280), (100, None)):
+        attempt = attempts.start_attempt(run_dir, time=now - began)
+        if ended is not None:  # the last line of the log tells
+            log = log_path(run_dir, attempt, 0)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+            os.utime(log, (now, now - ended))
+    monkeypatch.setattr(publish.provenance, "list_cuda_devices", lambda: ["H200", "A100"])
+    facts = {"git_sha": "c0ffee", "git_dirty": True}
+    publish.publish_results(run, run_dir, StageOutput(), attempt=3, ranks=6, facts=facts)
+    entry = manifest.find_done(tmp_path, run.run_id)
+    assert entry is not None and entry.provenance == facts
+    assert entry.seconds == pytest.approx(600 + 20 + 100, abs=10)
+    assert entry.gpu_hours == pytest.approx(6 * entry.seconds / 3600, abs=1e-3)
+    assert (entry.device, entry.gpus, entry.ranks, entry.restarts) == ("H200", 6, 6, 2)
+    assert (entry.stage, entry.name, entry.attempt, entry.rows) == ("tiny", "a", 3, None)
+    assert entry.config == {"text": "a", "fault": ""} and entry.upstream == {}
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, "3"), (2, "1"), (7, "1")])
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: int, threads: str) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    env = processes._environment("x", 0, ranks, 1)
+    assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == threads
 
 
 def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> None:

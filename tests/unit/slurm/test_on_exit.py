@@ -165,8 +165,15 @@ def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["NumNodes=3 ExcNodeList=n9", "NumNodes=1 ReqNodeList=n1 ExcNodeList=(null)"]
+    ("job", "spared"),
+    [
+        ("NumNodes=2 ExcNodeList=n9", True),  # n1 goes, of four nodes two are left
+        ("NumNodes=3 ExcNodeList=n9", False),
+        ("NumNodes=3-4 ExcNodeList=(null)", True),
+        ("NumNodes=1 ReqNodeList=n1 ExcNodeList=(null)", False),
+        ("NumNodes=1 ExcNodeList=n1", False),
+    ],
 )
-def test_no_node_is_excluded_that_cannot_be_spared(slurm: Slurm, job: str) -> None:
+def test_a_node_is_excluded_if_it_can_be_spared(slurm: Slurm, job: str, spared: bool) -> None:
     slurm.job = f"JobState=PENDING Partition=p {job}"
-    assert not requeue.exclude_node("7", "n1") and slurm.calls == []
+    assert requeue.exclude_node("7", "n1") == spared == bool(slurm.calls)

@@ -82,6 +82,7 @@ def test_from_a_released_file_to_rows(tmp_path: Path, released: Path, images: Pa
     runs, folder = Runs(tmp_path / "runs"), str(images)
     data, _ = runs.run("convert", {}, dataset="colours", train_dir=folder, val_dir=folder)
     weights, _ = runs.run("import", {}, arch="vit_mini", epochs=800, file=str(released))
+    assert weights.info["sha256"] == manifest.hash_path(released)
     assert any("relation_blocks" in key for key in weights.info["discarded"])
     both = {"data": data, "weights": weights}
     stored, _ = runs.run("features", both, blocks=3, resize=32, crop=32, shard_images=5)
@@ -144,6 +145,18 @@ def test_more_ranks_than_images_are_refused(
         )
 
 
-def test_a_file_of_another_architecture_stops_the_import(tmp_path: Path, released: Path) -> None:
-    with pytest.raises(WeightsError, match=r"(?s)released\.pth: .*missing \['blocks\.10"):
-        Runs(tmp_path / "runs").run("import", {}, arch="vit_s16", epochs=800, file=str(released))
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"arch": "vit_s16"}, r"(?s)released\.pth: .*missing \['blocks\.10"),
+        ({"sha256": "0" * 64}, "SHA-256"),
+        ({"sha256": "0" * 64, "source": "ours"}, "SHA-256"),
+        ({"sha256": "0" * 64, "source": "timm", "arch": "vit_tiny_patch16_224"}, "SHA-256"),
+    ],
+)
+def test_another_file_stops_the_import(
+    tmp_path: Path, released: Path, values: dict[str, Any], words: str
+) -> None:
+    values = {"arch": "vit_mini", "epochs": 800, "file": str(released), **values}
+    with pytest.raises(WeightsError, match=words):
+        Runs(tmp_path / "runs").run("import", {}, **values)

@@ -19,6 +19,11 @@ LOSSES = {
 }
 
 
+def test_position_table_has_the_rows_and_columns_of_the_images() -> None:
+    detector = small_detector(replace(SMALL, image_size=(48, 80)))
+    assert detector.pyramid.vit.position_grid == (6, 10)
+
+
 @pytest.mark.parametrize("objects", [(2, 1), (0, 0), (0, 2)])
 def test_every_parameter_gets_a_gradient(objects: tuple[int, int]) -> None:
     model = small_detector().train()

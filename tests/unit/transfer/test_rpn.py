@@ -1,6 +1,7 @@
 """RPN losses and proposals against naive loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,15 @@ def test_image_smaller_than_every_anchor() -> None:
     ]
     losses = RPN(CONFIG, STRIDES).losses(logits, deltas, anchors, small)
     assert [v.item() for v in losses.values()] == [0, 0]
+
+
+def test_each_level_is_limited_before_the_overlap_is_looked_at() -> None:
+    """Of the two best anchors of a level one goes, and the third does not take its place."""
+    anchors = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20], [50, 50, 70, 70]])
+    logits, deltas = torch.tensor([[3.0, 2.0, 1.0]]), torch.zeros(1, 3, 4)
+    rpn = RPN(replace(CONFIG, proposals_test=2), STRIDES).eval()
+    (found,) = rpn.proposals([logits], [deltas], [anchors], [(90, 120)])
+    assert found.tolist() == [[0, 0, 20, 20]]
 
 
 @pytest.mark.parametrize("training", [True, False])
