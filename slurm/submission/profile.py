@@ -1,4 +1,4 @@
-"""Cluster profiles: how a stage's needs are spelled on a cluster; every key reaches sbatch or is refused."""
+"""Cluster profiles: how the resources that a stage needs are spelled on a cluster."""
 
 from __future__ import annotations
 
@@ -17,46 +17,26 @@ from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.node.signals import BLOCKED_SIGNALS, LEAD_SECONDS_VARIABLE
 
-RESERVED_OPTIONS = frozenset(
-    (
-        "job-name",
-        "time",
-        "nodes",
-        "ntasks",
-        "ntasks-per-node",
-        "cpus-per-task",
-        "gpus",
-        "gpus-per-node",
-        "gpus-per-task",
-        "gres",
-        "mem",
-        "mem-per-cpu",
-        "mem-per-gpu",
-        "dependency",
-        "signal",
-        "output",
-        "error",
-        "open-mode",
-        "array",
-        "requeue",
-        "no-requeue",
-        "kill-on-invalid-dep",
-        "wckey",
-        "partition",
-        "account",
-        "qos",
-        "constraint",
-        "nodelist",
-        "exclude",
-        "reservation",
-        "exclusive",
-    )
-)
-"""sbatch options that have a key of their own or are set by the submission; `sbatch:` may not hold them."""
+# fmt: off
+RESERVED_OPTIONS = frozenset((
+    "job-name", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus",
+    "gpus-per-node", "gpus-per-task", "gres", "mem", "mem-per-cpu", "mem-per-gpu", "dependency",
+    "signal", "output", "error", "open-mode", "array", "requeue", "no-requeue",
+    "kill-on-invalid-dep", "wckey", "partition", "account", "qos", "constraint", "nodelist",
+    "exclude", "reservation", "exclusive",
+))
+# fmt: on
+"""sbatch options that have a key of their own or are set by `submit`; `sbatch:` may not hold them."""
 
 
 class ClusterProfile(BaseModel):
-    """One cluster, as read from `slurm/profiles/<name>.yaml` or a path."""
+    """One cluster, as read from `slurm/profiles/<name>.yaml` or a path.
+
+    Every key reaches the batch script, except `gpus_per_node`, which is a limit. `sbatch` and
+    `srun` take further options. `signal_delay_s` is how many seconds before its end Slurm warns a
+    job; unset, it is estimated (`slurm/submission/estimates.py`). `memory_gb: 0` means all of a
+    node's memory.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,24 +65,27 @@ class ClusterProfile(BaseModel):
 
 
 def list_profiles() -> list[str]:
-    """Names of the profiles that come with the package."""
+    """Return the names of the profiles that come with the package."""
     return reading.list_bundled("slurm", "profiles")
 
 
 def load_profile(name_or_path: str) -> ClusterProfile:
-    """Read and check a profile by bundled name or path; `~` and `$VARIABLES` in `run_root` are expanded."""
+    """Read and check a profile by bundled name or path; expand `~` and `$VARIABLES` in `run_root`.
+
+    Raises:
+        ConfigError: names the file, the key and what is expected.
+    """
     source, text = reading.find_yaml(name_or_path, "slurm", "profiles", what="cluster profile")
     values = parse_yaml(source, text)
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{source}: expected a mapping{format_choices('', ClusterProfile.model_fields)}"
-        )
+        choices = format_choices("", ClusterProfile.model_fields)
+        raise ConfigError(f"{source}: expected a mapping{choices}")
     profile = validate_model(ClusterProfile, values, source)
-    for key in profile.sbatch:
-        if key in RESERVED_OPTIONS:
-            raise ConfigError(
-                f"{source}: sbatch: {key!r} is not an extra option, it has a key or is set for you"
-            )
+    if reserved := sorted(RESERVED_OPTIONS.intersection(profile.sbatch)):
+        raise ConfigError(
+            f"{source}: sbatch: {reserved[0]!r} is not an extra option, "
+            "it has a key of its own or is set by submit"
+        )
     if profile.container_mounts and not profile.container_image:
         raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
     root = Path(os.path.expandvars(profile.run_root)).expanduser()
@@ -124,20 +107,30 @@ def find_gpu_shortages(profile: ClusterProfile, runs: Iterable[StageRun]) -> lis
 
 
 def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
-    """Time limit of one job, in minutes: the run's hours, at most the cluster's; a longer run is requeued."""
+    """Return the time limit of one job: the run's hours, at most the cluster's.
+
+    A run that takes longer is requeued and resumes.
+    """
     return max(1, math.ceil(60 * min(need.hours, profile.max_hours or need.hours)))
 
 
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
-    """What srun starts on every rank; signals stay pending until the handlers are there."""
-    python = _python(profile)
-    return f"env --block-signal={','.join(BLOCKED_SIGNALS)} {python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+    """Return the command that srun starts on every rank.
+
+    Signals stay pending until Python has its handlers (`slurm/node/signals.py`).
+    """
+    signals = ",".join(BLOCKED_SIGNALS)
+    run = shlex.quote(str(run_dir))
+    return f"env --block-signal={signals} {_python(profile)} -u -m slurm.node.job {run}"
 
 
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
-    """Shell lines after srun. Python runs outside the container here: where it is not, failed jobs stay ended."""
-    aftermath = f"{_python(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
-    return ["code=$?", f"[ $code -eq 0 ] || {{ {aftermath}; code=$?; }}", "exit $code"]
+    """Return the shell lines after srun, which decide about a retry.
+
+    Python runs outside the container here. Where there is none, a failed job stays ended.
+    """
+    handler = f"{_python(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
+    return ["code=$?", f"[ $code -eq 0 ] || {{ {handler}; code=$?; }}", "exit $code"]
 
 
 def _python(profile: ClusterProfile) -> str:
@@ -147,20 +140,21 @@ def _python(profile: ClusterProfile) -> str:
 def sbatch_parameters(
     profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int
 ) -> dict[str, Any]:
-    """Parameters of `submitit.SlurmExecutor` for one run, but for its name and dependencies.
+    """Return the parameters of `submitit.SlurmExecutor` for one run, except name and dependencies.
 
-    Slurm warns the job `lead_s` seconds before its end.
+    Slurm warns the job `lead_s` seconds before its end. `code` is the snapshot that it runs.
     """
     cpus = profile.cpus_per_rank or need.cpus_per_rank
-    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
+    # `kill-on-invalid-dep`: a job whose input failed would otherwise stay in the queue for ever.
     additional: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
     if profile.reservation:
         additional["reservation"] = profile.reservation
-    additional.update({k: v for k, v in profile.sbatch.items() if v is not False})
-    if need.gpu and profile.gpu_type:
-        additional["gpus-per-node"] = f"{profile.gpu_type}:{need.ranks_per_node}"
-    elif need.gpu:
-        additional["gpus-per-node"] = need.ranks_per_node
+    additional |= {key: value for key, value in profile.sbatch.items() if value is not False}
+    if need.gpu:
+        kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+        additional["gpus-per-node"] = f"{kind}{need.ranks_per_node}"
+    # srun does not inherit `cpus-per-task` from the job since Slurm 22.05. `kill-on-bad-exit`: the
+    # other ranks of a rank that died would wait for it in a collective operation for ever.
     srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"]
     if profile.container_image:
         srun.append(f"--container-image={profile.container_image}")
@@ -172,11 +166,12 @@ def sbatch_parameters(
         "ntasks_per_node": need.ranks_per_node,
         "cpus_per_task": cpus,
         "signal_delay_s": lead_s,
-        "setup": _setup(profile, code, lead_s),
+        "setup": _setup_lines(profile, code, lead_s),
         "srun_args": [*srun, *profile.srun],
         "additional_parameters": additional,
-        "wckey": None,
+        "wckey": None,  # submitit's default key is unknown to most clusters
     }
+    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
     if memory is not None:
         parameters["mem"] = "0" if memory == 0 else f"{memory}GB"
     for key in ("partition", "account", "qos", "constraint", "nodelist", "exclude"):
@@ -187,20 +182,22 @@ def sbatch_parameters(
     return parameters
 
 
-def _setup(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
-    """Shell lines before srun: the profile's own, its environment, and our code first on the path."""
-    lines = list(profile.setup)
-    lines += [f"export {key}={_quote(value)}" for key, value in profile.env.items()]
-    lines.append(f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}")
-    lines.append(f"export {LEAD_SECONDS_VARIABLE}={lead_s}")
-    lines.append(f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
-    lines.append(
-        "export PYTHONSAFEPATH=1  # else the folder of the submission would come before the snapshot"
-    )
-    return lines
+def _setup_lines(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
+    """Return the shell lines before srun: the profile's own, then the environment."""
+    return [
+        *profile.setup,
+        *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
+        f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}",
+        f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
+        # The snapshot comes first on the path, before what the profile may add: a requeued job runs
+        # the code that it was submitted with.
+        f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1"
+        "  # else the folder of the submission would come before the snapshot",
+    ]
 
 
 def _quote(value: str) -> str:
-    """Double quotes, so that $VARIABLES in a profile expand on the node."""
+    """Return a value in double quotes, so that $VARIABLES in a profile expand on the node."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
     return f'"{escaped}"'

@@ -8,62 +8,53 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.files import replace_atomically, write_json_atomic
+from pipeline.files import hash_file, replace_atomically, write_json_atomic
 from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state
 
 _ROOT_FILES = ("run_stage.py", "pyproject.toml")
 
 
 def list_code_files(root: Path) -> list[Path]:
-    """Files of our packages, relative to `root`: what git tracks or would, or all but caches without git."""
-    listed = _git_files(root)
+    """Return the files of our packages, relative to `root`.
+
+    In a git checkout these are the files that git tracks or would track; elsewhere all but caches.
+    """
+    listed = _list_git_files(root)
     if listed is None:
-        found = (p for name in PACKAGES for p in (root / name).rglob("*") if p.is_file())
-        listed = [p.relative_to(root) for p in found if "__pycache__" not in p.parts]
-        listed += [Path(name) for name in _ROOT_FILES]
-    keep = [p for p in listed if p.parts[0] in PACKAGES or str(p) in _ROOT_FILES]
-    return sorted(p for p in set(keep) if (root / p).is_file())
+        listed = [Path(name) for name in _ROOT_FILES]
+        for package in PACKAGES:
+            listed += [path.relative_to(root) for path in (root / package).rglob("*")]
+    # git also lists files that were deleted but not committed.
+    return sorted(
+        path for path in set(listed) if "__pycache__" not in path.parts and (root / path).is_file()
+    )
 
 
-def _git_files(root: Path) -> list[Path] | None:
+def _list_git_files(root: Path) -> list[Path] | None:
     if not (root / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]
+    command = ["git", "-C", str(root), "ls-files", "-z"]
+    command += ["--cached", "--others", "--exclude-standard", "--", *PACKAGES, *_ROOT_FILES]
     try:
-        done = subprocess.run(
-            [*command, "--", *PACKAGES, *_ROOT_FILES], capture_output=True, check=True
-        )
+        done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return [
-        Path(name)
-        for name in done.stdout.decode().split("\0")
-        if name and "__pycache__" not in name
-    ]
+    return [Path(name) for name in done.stdout.decode().split("\0") if name]
 
 
 def hash_code(root: Path, files: Iterable[Path]) -> str:
-    """12 hex digits over names and contents."""
+    """Return 12 hex digits over names and contents of files."""
     digest = hashlib.sha256()
     for file in files:
-        content = hashlib.sha256((root / file).read_bytes()).hexdigest()
-        digest.update(f"{file.as_posix()} {content}\n".encode())
+        digest.update(f"{file.as_posix()} {hash_file(root / file)}\n".encode())
     return digest.hexdigest()[:12]
 
 
 def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
     """Copy the code to `<run_root>/code/<hash>`, once per content, and return that folder.
 
-    Filled under a temporary name and renamed: the folder is whole or absent, whoever else is copying.
+    It is filled under a temporary name and renamed: the folder is complete or absent, whoever else
+    is copying.
     """
     source = code_root() if root is None else root
     files = list_code_files(source)
@@ -77,6 +68,7 @@ def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
                 shutil.copyfile(source / file, temporary / file)
             write_json_atomic(temporary / SNAPSHOT_NOTE, read_git_state(source))
     except OSError:
-        if not target.is_dir():  # else somebody else was faster with the same content
+        # A rename onto a folder that has content fails: another process was faster with the same.
+        if not target.is_dir():
             raise
     return target

@@ -1,4 +1,7 @@
-"""Stage runs onto a cluster: one job per pending run, chained; submitting again changes nothing."""
+"""Submit stage runs to a cluster: one job per pending run, chained by dependencies.
+
+Submitting is idempotent: what is done or already queued stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,8 @@ from pipeline import manifest, runfile
 from pipeline.files import write_atomic, write_json_atomic
 from pipeline.spec import ConfigError, StageRun
 from slurm.shared import queue
-from slurm.submission import lock as claims
-from slurm.submission import snapshot
 from slurm.submission.estimates import estimate_lead_seconds
+from slurm.submission.lock import SubmissionLock, submission_lock
 from slurm.submission.profile import (
     ClusterProfile,
     exit_handler_lines,
@@ -23,11 +25,12 @@ from slurm.submission.profile import (
     job_command,
     sbatch_parameters,
 )
+from slurm.submission.snapshot import take_snapshot
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of one run: `action` is done | queued (as it was) | submitted."""
+    """What became of one run: `action` is done | queued (it was before) | submitted."""
 
     run: StageRun
     action: str
@@ -36,178 +39,186 @@ class Submission:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """Ids of the jobs that must have ended well, and of those that must have begun, before a job starts."""
+    """Ids of the jobs that must have ended well, and of those that must have begun, before a job."""
 
     after_end: tuple[str, ...] = ()
     after_begin: tuple[str, ...] = ()
 
     @property
     def dependency(self) -> str:
-        """As sbatch spells it."""
+        """The value of sbatch's --dependency.
+
+        `singleton` keeps a second job of the same run, queued by somebody else meanwhile, from
+        running at the same time: both have the same name.
+        """
         kinds = {"afterok": self.after_end, "after": self.after_begin}
-        return ",".join(
-            [":".join((kind, *ids)) for kind, ids in kinds.items() if ids] + ["singleton"]
-        )
+        parts = [":".join((kind, *job_ids)) for kind, job_ids in kinds.items() if job_ids]
+        return ",".join([*parts, "singleton"])
 
 
 @dataclass
 class QueueState:
-    """What the queue and then the manifest said: a job that ends in between is done in the latter."""
+    """What the queue said and, after it, the manifest.
+
+    In this order a job that ends between the two questions is found done, not missing.
+    """
 
     runs: Mapping[str, StageRun]
     jobs: dict[str, list[queue.QueuedJob]]
     done: set[str]
 
     def usable_job_id(self, run_id: str) -> str | None:
-        """Id of the run's job, if it has one that runs or can still run.
+        """Return the id of a job of this run that runs or can still run.
 
-        A pending one must wait for the present jobs of all inputs that are not done: one that waits for a job that
-        failed never runs, and one that waits for none would run too early. It no longer waits for the beginning of one
-        that has begun.
+        A pending job is usable only if it waits for the present jobs of all inputs that are not
+        done: one that waits for a job that failed never runs, and one that waits for no job would
+        run too early. It need not wait for the beginning of a job that has begun.
         """
         run = self.runs.get(run_id)
         jobs = self.jobs.get(run_id, [])
         if run is None or not jobs:
             return None
-        begun = {
-            need
-            for need in run.watched
-            if any(job.state != "PENDING" for job in self.jobs.get(need, []))
-        }
-        needed = {
-            self.usable_job_id(need) for need in run.needs.values() if need not in self.done | begun
-        }
-        fit = [
+        begun = {need for need in run.watched if self._has_begun(need)}
+
+        needed = set(run.needs.values()) - self.done - begun
+        waits_for = {self.usable_job_id(need) for need in needed}
+        usable = [
             job.job_id
             for job in jobs
-            if job.can_run and (job.state != "PENDING" or needed.issubset(job.parents))
+            if job.can_run and (job.state != "PENDING" or waits_for.issubset(job.parents))
         ]
-        return fit[-1] if fit else None
+        return usable[-1] if usable else None
+
+    def _has_begun(self, run_id: str) -> bool:
+        return any(job.state != "PENDING" for job in self.jobs.get(run_id, []))
 
 
 def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
-    """The runs' jobs and what is done of the runs and their inputs; SlurmError when the queue cannot be asked."""
+    """Return the jobs of these runs, and what is done of the runs and their inputs.
+
+    Raises:
+        SlurmError: the queue cannot be asked.
+    """
     jobs = queue.find_jobs(runs, run_root, required=True)
-    done = set(manifest.split_runs(run_root, runs).done)
-    outside = {need for run in runs for need in run.needs.values()} - {run.run_id for run in runs}
     by_id = {run.run_id: run for run in runs}
-    return QueueState(
-        by_id, jobs, done | {need for need in outside if manifest.find_done(run_root, need)}
-    )
+    inputs = {need for run in runs for need in run.needs.values()}
+    done = {run_id for run_id in {*by_id, *inputs} if manifest.find_done(run_root, run_id)}
+    return QueueState(by_id, jobs, done)
 
 
 def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> QueueState:
-    """What the queue and the manifest say of runs that can be queued.
+    """Check that runs can be queued; return what the queue and the manifest say of them.
 
-    ConfigError when one that is not done does not fit the cluster, or one needs a run that is neither done nor in
-    `runs`; SlurmError when the queue cannot be asked.
+    Raises:
+        ConfigError: a pending run does not fit the cluster, or needs a run that is neither done nor
+            in `runs`.
+        SlurmError: the queue cannot be asked.
     """
     pending = manifest.split_runs(profile.run_root, runs).pending
     if shortages := find_gpu_shortages(profile, pending):
         raise ConfigError("; ".join(shortages))
-    view = load_queue_state(runs, profile.run_root)
-    _check_inputs(runs, view)
-    return view
-
-
-def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission]:
-    """Queue the runs that are neither done nor queued, in the given (topological) order.
-
-    It may die anywhere and be run again, by several at once: a run is queued under its claim, after another look.
-    Raises what `check` raises.
-    """
-    view = check_submission(runs, profile)
-    code: Path | None = None
-    result = []
-    for run in runs:
-        if run.run_id in view.done:
-            result.append(Submission(run, "done"))
-        elif job_id := view.usable_job_id(run.run_id):
-            result.append(Submission(run, "queued", job_id))
-        else:
-            code = code or snapshot.take_snapshot(profile.run_root)
-            submission, view = _submit_locked(run, runs, profile, code)
-            result.append(submission)
-    return result
-
-
-def _check_inputs(runs: Sequence[StageRun], view: QueueState) -> None:
-    known = view.done | {run.run_id for run in runs}
+    state = load_queue_state(runs, profile.run_root)
+    known = state.done | set(state.runs)
     for run in runs:
         for role, need in run.needs.items():
             if need not in known:
                 raise ConfigError(
                     f"{run.name}: its input {role!r} (run {need}) is not done; submit it too"
                 )
+    return state
+
+
+def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission]:
+    """Queue the runs that are neither done nor queued, in the given (topological) order.
+
+    It may be killed at any point and run again, and several may run at once: a run is queued under
+    its lock, after another look into the queue. Raises what `check_submission` raises.
+    """
+    state = check_submission(runs, profile)
+    code: Path | None = None
+    submissions = []
+    for run in runs:
+        if run.run_id in state.done:
+            submissions.append(Submission(run, "done"))
+        elif job_id := state.usable_job_id(run.run_id):
+            submissions.append(Submission(run, "queued", job_id))
+        else:
+            code = code or take_snapshot(profile.run_root)
+            submission, state = _submit_locked(run, runs, profile, code)
+            submissions.append(submission)
+    return submissions
 
 
 def _submit_locked(
     run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, code: Path
 ) -> tuple[Submission, QueueState]:
-    """Under the run's claim: look again, since others may have been here, and queue it if it is still missing."""
-    root = profile.run_root
-    with claims.submission_lock(run.run_dir(root)) as claim:
-        view = load_queue_state(runs, root)
-        if run.run_id in view.done:
-            return Submission(run, "done"), view
-        if job_id := view.usable_job_id(run.run_id):
-            return Submission(run, "queued", job_id), view
-        parents = {
-            need: view.usable_job_id(need) for need in run.needs.values() if need not in view.done
-        }
-        if lost := [view.runs[need].name for need, job_id in parents.items() if job_id is None]:
-            raise queue.SlurmError(
-                f"{run.name}: {', '.join(lost)} left the queue without being done; submit again"
-            )
-        jobs = {need: job_id for need, job_id in parents.items() if job_id}
-        waits = Dependencies(
-            after_end=tuple(job_id for need, job_id in jobs.items() if need not in run.watched),
-            after_begin=tuple(job_id for need, job_id in jobs.items() if need in run.watched),
-        )
-        queue.cancel_jobs(job.job_id for job in view.jobs.get(run.run_id, []))
-        job_id = _call_sbatch(run, profile, waits, code, claim)
-        queued = queue.QueuedJob(
-            job_id, queue.job_name(run.run_id), "PENDING", "", waits.after_end + waits.after_begin
-        )
-        view.jobs[run.run_id] = [queued]
-        return Submission(run, "submitted", job_id), view
+    """Take the run's lock, look into the queue again, and queue the run if it is still missing."""
+    with submission_lock(run.run_dir(profile.run_root)) as lock:
+        state = load_queue_state(runs, profile.run_root)
+        if run.run_id in state.done:
+            return Submission(run, "done"), state
+        if job_id := state.usable_job_id(run.run_id):
+            return Submission(run, "queued", job_id), state
+
+        after_end: list[str] = []
+        after_begin: list[str] = []
+        for need in dict.fromkeys(run.needs.values()):  # one run may fill two roles
+            if need in state.done:
+                continue
+            parent = state.usable_job_id(need)
+            if parent is None:
+                name = state.runs[need].name
+                raise queue.SlurmError(
+                    f"{run.name}: {name} left the queue without being done; submit again"
+                )
+            (after_begin if need in run.watched else after_end).append(parent)
+
+        # Jobs of this run that can never run would hold back the new one, because of `singleton`.
+        queue.cancel_jobs(job.job_id for job in state.jobs.get(run.run_id, []))
+        dependencies = Dependencies(tuple(after_end), tuple(after_begin))
+        job_id = _call_sbatch(run, profile, dependencies, code, lock)
+        # Later runs of this submission find their input in the queue without asking again.
+        name = queue.job_name(run.run_id)
+        job = queue.QueuedJob(job_id, name, "PENDING", "", (*after_end, *after_begin))
+        state.jobs[run.run_id] = [job]
+        return Submission(run, "submitted", job_id), state
 
 
 def _call_sbatch(
     run: StageRun,
     profile: ClusterProfile,
-    waits: Dependencies,
+    dependencies: Dependencies,
     code: Path,
-    claim: claims.SubmissionLock,
+    lock: SubmissionLock,
 ) -> str:
     run_dir = runfile.write(profile.run_root, run)
-    (run_dir / "logs").mkdir(exist_ok=True)
-    write_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, waits, code))
-    if not claim.is_current():
+    (run_dir / "logs").mkdir(exist_ok=True)  # Slurm opens the output files, but makes no folder
+    write_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, dependencies, code))
+    if not lock.is_current():
         raise queue.SlurmError(
-            f"{run.name}: somebody else has taken over submitting it; submit again to see"
+            f"{run.name}: another process has taken over submitting it; submit again to see its job"
         )
     job_id = queue.submit_script(run_dir / queue.SCRIPT)
-    write_json_atomic(
-        run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)}
-    )
+    note = {"job_id": job_id, "time": time.time(), "code": str(code)}
+    write_json_atomic(run_dir / queue.JOB_NOTE, note)
     return job_id
 
 
-def sbatch_text(run: StageRun, profile: ClusterProfile, waits: Dependencies, code: Path) -> str:
-    """The batch script of one run, made by submitit.
+def sbatch_text(
+    run: StageRun, profile: ClusterProfile, dependencies: Dependencies, code: Path
+) -> str:
+    """Return the batch script of one run, made by submitit.
 
-    `singleton` keeps a second job of the same run, queued elsewhere meanwhile, from running beside it. The command is
-    a plain one, not a pickle, so that a job is whole once sbatch has it, whatever becomes of the submission.
+    The command is a plain one, not a pickle: so a job is complete once sbatch has it, whatever
+    becomes of the submission, and a requeued job needs no file of submitit.
     """
     run_dir = run.run_dir(profile.run_root)
-    built = submitit.SlurmExecutor(run_dir / "logs")
-    parameters = sbatch_parameters(
-        profile, run.resources, code=code, lead_s=estimate_lead_seconds(profile, run)
+    lead_s = estimate_lead_seconds(profile, run)
+    executor = submitit.SlurmExecutor(run_dir / "logs")
+    executor.update_parameters(
+        **sbatch_parameters(profile, run.resources, code=code, lead_s=lead_s),
+        job_name=queue.job_name(run.run_id),
+        dependency=dependencies.dependency,
+        teardown=exit_handler_lines(profile, run_dir),
     )
-    name = queue.job_name(run.run_id)
-    teardown = exit_handler_lines(profile, run_dir)
-    built.update_parameters(
-        **parameters, job_name=name, dependency=waits.dependency, teardown=teardown
-    )
-    return str(built._make_submission_file_text(job_command(profile, run_dir), "job"))
+    return str(executor._make_submission_file_text(job_command(profile, run_dir), "job"))

@@ -36,6 +36,6 @@ def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     assert "to start at" in found["jobs train"].detail
     assert not slurm_cluster.run("squeue", "-h").stdout.strip()
     found = findings(tmp_path, "partition: lo")
-    assert found["partition"].remedy == "partition: one of high, low, low_at_once"
+    assert found["partition"].remedy == "set partition to one of high, low, low_at_once"
     found = findings(tmp_path, "partition: low\nconstraint: h100", "train.resources.nodes=4")
     assert found["jobs train"].state == found["jobs digits"].state == "wrong", found

@@ -315,8 +315,8 @@ def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         f"run_root: {tmp_path}/runs\npartition: gpus\naccount: yours\ngpus_per_node: 1\n"
     )
     result = doctor(*call)
-    told(result, "there is no gpus", "partition: one of cpu, gpu")
-    told(result, "has no account yours", "account: one of mine")
+    told(result, "there is no gpus", "set partition to one of cpu, gpu")
+    told(result, "has no account yours", "set account to one of mine")
     profile.write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 1\n")
     fake(
         tmp_path / "bin",

@@ -54,7 +54,8 @@ def test_measured_saves_count_more_and_the_profile_most(tmp_path: Path) -> None:
 def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:
     wanted = run(gb=6.0)
     (line,) = advise_checkpoint_interval([wanted, run(), run(6.0, gpu=False)], tmp_path)
-    assert "main: on 40 GPUs a failure every 53 days" in line and "checkpoint_steps" not in line
+    assert line.startswith("main: save a checkpoint every ")
+    assert "on 40 GPUs: a failure every 53 days" in line and "checkpoint_steps" not in line
     minutes = int(line.split("a checkpoint every ")[1].split()[0])
     write_json_atomic(
         wanted.run_dir(tmp_path) / "progress.json", {"rate": 1024, "rate_unit": "img/s"}
