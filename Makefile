@@ -1,7 +1,14 @@
 PYTHON := .venv/bin/python
 DEMO := build/demo
 
-.PHONY: demo test test-fast lint bench bench-gpu chaos mutants setup
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-lowest test-newest lint bench bench-gpu chaos mutants
+
+help:  ## print this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:  ## install what is missing: system packages (as root, with apt) and .venv
+	@bash .ci/setup.sh
 
 demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
@@ -9,28 +16,35 @@ demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on th
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
 	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 
-test: setup lint  ## everything, with a Slurm cluster of its own
+test: setup lint  ## run lint, types and all tests, with a Slurm cluster of its own
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
-test-fast: setup  ## without the slow tests and Slurm, on two cores
+test-fast: setup  ## run the tests that are neither slow nor need Slurm
 	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not slurm"
 
-lint: setup
+test-lowest:  ## run the fast tests with the lowest supported versions, in build/lowest
+test-newest:  ## run the fast tests with the newest versions there are, in build/newest
+test-lowest: VERSIONS := -c constraints-lowest.txt
+test-newest: VERSIONS := --upgrade --upgrade-strategy eager
+test-lowest test-newest: test-%:
+	[ -x build/$*/bin/python ] || $${MUGS_PYTHON:-python3} -m venv build/$*
+	build/$*/bin/python -m pip install -q $(VERSIONS) -e '.[dev]'
+	build/$*/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not slurm"
+
+lint: setup  ## check style, spelling and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy
 
-bench: setup  ## ratios against the naive ways, into build/bench.csv; BENCHMARKS="loader knn" chooses some
+bench: setup  ## measure against the naive ways, into build/bench.csv; BENCHMARKS="loader knn" chooses
 	$(PYTHON) tests/benchmarks/run_all.py $(BENCHMARKS)
 
-bench-gpu: setup  ## training steps on the GPU of this machine, under nine minutes
+bench-gpu: setup  ## measure training steps on the GPU of this machine, under nine minutes
 	$(PYTHON) tests/benchmarks/bench_gpu.py
 
-chaos: setup  ## campaigns of faults at full size, into build/chaos.csv; CAMPAIGNS="2_ 4_" chooses some
+chaos: setup  ## run the fault campaigns at full size, into build/chaos.csv; CAMPAIGNS="2_ 4_" chooses
 	$(PYTHON) tests/faults/chaos.py $(CAMPAIGNS)
 
-mutants: setup  ## break one place of the code at a time; SEED=1 COUNT=150: which tests notice, into build/mutants_1.txt
+mutants: setup  ## break one place of the code at a time, into build/mutants_1.txt; SEED=1 COUNT=150
 	$(PYTHON) tests/mutants/run.py $(or $(SEED),1) $(or $(COUNT),150)
-
-setup:
-	@bash .ci/setup.sh

@@ -1,6 +1,7 @@
 """The documents agree with the code: every row, setting, test, path, link and target they name."""
 
 import re
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -164,3 +165,9 @@ def test_make_targets_exist() -> None:
     for document in DOCUMENTS:
         named = re.findall(r"\bmake ([a-z][\w-]*)`", document.read_text(encoding="utf-8"))
         assert set(named) <= targets, document
+
+
+def test_lowest_versions_are_those_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert project["dependencies"] == [line.replace("==", ">=") for line in pinned]
