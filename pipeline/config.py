@@ -51,10 +51,13 @@ def load(
 ) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
     source, document, runs = read(name_or_path)
-    changed = [apply_override(runs, override) for override in overrides]
+    for override in overrides:
+        apply_override(runs, override)
     default_name = Path(source).stem
     whole = {str(name): _with_likeness(source, name, runs) for name in runs}
-    checked = {name: _check_run(source, name, raw, stages, changed) for name, raw in whole.items()}
+    checked = {
+        name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
+    }
     description = " ".join(str(document.get("description", "")).split())
     return Reproduction(str(document.get("name", default_name)), source, checked, description)
 
@@ -108,8 +111,8 @@ def read(
     return source, document, {**runs, **own}
 
 
-def apply_override(runs: dict[str, Any], override: str) -> str:
-    """Set one dotted key of a run and return the key. What YAML anchors let other runs share is copied first."""
+def apply_override(runs: dict[str, Any], override: str) -> None:
+    """Set one dotted key of a run. What YAML anchors let other runs share is copied first."""
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
@@ -126,7 +129,6 @@ def apply_override(runs: dict[str, Any], override: str) -> str:
         node[key] = dict(below or {})
         node = node[key]
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
-    return dotted.strip()
 
 
 def _with_likeness(
@@ -154,7 +156,7 @@ def _merged(base: Any, own: Any) -> Any:
 
 
 def _check_run(
-    source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], changed: Sequence[str]
+    source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], overrides: Sequence[str]
 ) -> RunConfig:
     where = f"{source}: runs.{name}"
     if not isinstance(raw, dict) or "stage" not in raw:
@@ -177,7 +179,7 @@ def _check_run(
             f"{where}.resources: expected a mapping{format_choices('', Resources.model_fields)}"
         )
     merged = {**spec.resources.model_dump(), **given}
-    found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", changed)
+    found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", overrides)
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
-    config = validate_model(spec.config, fields, where, name, changed, extra_choices=RESERVED)
+    config = validate_model(spec.config, fields, where, name, overrides, extra_choices=RESERVED)
     return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found)

@@ -7,50 +7,54 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
+
+from pipeline.settings import Settings, setting_fields
 
 ID_LENGTH = 12
 
 
-def marked(info: FieldInfo, mark: str) -> bool:
-    """Whether a field carries a mark ("runtime", "required_at_run") in its `json_schema_extra`."""
-    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get(mark))
-
-
 def science(value: Any) -> Any:
-    """JSON-able content of a configuration without its runtime fields, at every depth.
+    """Return the JSON-able content of a configuration without its runtime fields, at every depth.
 
     A field at its default is included like any other, None too: a changed default is a changed id.
     """
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        kept = [name for name, info in fields.items() if not marked(info, "runtime")]
-        return {name: science(getattr(value, name)) for name in kept}
+    return _content(value, runtime=False)
+
+
+def dump_settings(settings: Settings) -> dict[str, Any]:
+    """Return all settings as JSON-able values, as records and run files hold them."""
+    content: dict[str, Any] = _content(settings, runtime=True)
+    return content
+
+
+def _content(value: Any, *, runtime: bool) -> Any:
+    if isinstance(value, Settings):
+        kept = [f.name for f in setting_fields(type(value)).values() if runtime or not f.runtime]
+        return {name: _content(getattr(value, name), runtime=runtime) for name in kept}
     if isinstance(value, Mapping):
-        return {str(key): science(item) for key, item in value.items()}
+        return {str(key): _content(item, runtime=runtime) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [science(item) for item in value]
+        return [_content(item, runtime=runtime) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted(
-            (science(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True)
-        )
+        items = [_content(item, runtime=runtime) for item in value]
+        # Sets have no order; JSON text gives one that is the same in every process.
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
     return to_jsonable_python(value)
 
 
-def runtime_names(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """Dotted names of the fields of a configuration that cannot change a number, nested ones too."""
+def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
+    """Return the dotted names of the fields that cannot change a number, nested ones too."""
     names: set[str] = set()
-    for name, info in model.model_fields.items():
-        if marked(info, "runtime"):
-            names.add(f"{prefix}{name}")
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            names |= runtime_names(info.annotation, f"{prefix}{name}.")
+    for field in setting_fields(cls).values():
+        if field.runtime:
+            names.add(f"{prefix}{field.name}")
+        elif field.nested is not None:
+            names |= runtime_names(field.nested, f"{prefix}{field.name}.")
     return names
 
 
-def run_id(stage: str, config: BaseModel, upstream: Mapping[str, str]) -> str:
+def run_id(stage: str, config: Settings, upstream: Mapping[str, str]) -> str:
     """Identity of a run, 12 hex digits: stage, science fields, and the run ids that fill its roles."""
     payload = json.dumps([stage, science(config), dict(upstream)], sort_keys=True, allow_nan=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:ID_LENGTH]

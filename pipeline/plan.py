@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from pydantic import BaseModel
-
 from pipeline.config import Reproduction, RunConfig
-from pipeline.identity import marked, run_id
+from pipeline.identity import run_id
 from pipeline.reading import format_choices
+from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageRun
 
 
@@ -121,17 +120,17 @@ def with_trace_steps(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]
         raise ConfigError("--trace-steps: none of the selected runs can be traced")
     changed = {"profile_steps": steps}
     return [
-        replace(run, config=run.config.model_copy(update=changed))
+        replace(run, config=replace(run.config, **changed))
         if hasattr(run.config, "profile_steps")
         else run
         for run in runs
     ]
 
 
-def _unset(config: BaseModel) -> Iterator[str]:
-    for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            yield from (f"{name}.{key}" for key in _unset(value))
-        elif value is None and marked(info, "required_at_run"):
-            yield name
+def _unset(settings: Settings) -> Iterator[str]:
+    for field in setting_fields(type(settings)).values():
+        value = getattr(settings, field.name)
+        if isinstance(value, Settings):
+            yield from (f"{field.name}.{key}" for key in _unset(value))
+        elif value is None and Mark.REQUIRED_AT_RUN in field.marks:
+            yield field.name

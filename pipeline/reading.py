@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from pipeline.settings import Settings, setting_fields
 from pipeline.spec import ConfigError
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_Model = TypeVar("_Model")
 _DEEPEST = 200
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -111,52 +113,95 @@ def validate_model(
     values: Mapping[str, Any],
     where: str,
     dotted: str = "",
-    changed: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     *,
     extra_choices: Sequence[str] = (),
 ) -> _Model:
-    """Build a model, or raise ConfigError with file (or --set), key and what was expected."""
+    """Build settings or a pydantic model; raise ConfigError with file (or --set), key and what was expected.
+
+    `dotted` is the key of these values in a reproduction and `overrides` are its `--set` options, to name the one
+    that a wrong value comes from. `extra_choices` are valid keys besides the fields.
+    """
     try:
-        return model.model_validate(dict(values))
+        _refuse_internal(model, values)
+        key: Any = model  # mypy takes no dataclass type for hashable
+        built: _Model = _adapter(key).validate_python(dict(values))
+        return built
+    except _UnknownKey as error:
+        location = error.location
+        found: dict[str, Any] = {"type": "extra_forbidden"}
     except ValidationError as error:
-        found = error.errors(include_url=False)
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    full = f"{dotted}.{key}" if dotted else key
-    by_set = next((c for c in changed if full == c or full.startswith(f"{c}.")), None)
+        errors = [dict(item) for item in error.errors(include_url=False)]
+        found = next((item for item in errors if item["type"] in _UNKNOWN), errors[0])
+        location = [str(part) for part in found["loc"]]
+    name = ".".join(location)
+    full = f"{dotted}.{name}".strip(".")
+    if found["type"] == "value_error":
+        # A rule on several fields: any --set below them may have broken it.
+        sentence = str(found["msg"]).removeprefix("Value error, ")
+        given = [text for text in overrides if _overlap(text.partition("=")[0].strip(), full)]
+        source = f" (from {' '.join(f'--set {text}' for text in given)})" if given else ""
+        raise ConfigError(f"{where}{f'.{name}' if name else ''}: {sentence}{source}")
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    by_set = next((key for key in keys if full == key or full.startswith(f"{key}.")), None)
     place = f"--set {by_set}" if by_set else where
-    if first["type"] == "extra_forbidden":
+    if found["type"] in _UNKNOWN:
         known = [*_fields_at(model, location[:-1]), *(extra_choices if len(location) == 1 else ())]
         prefix = "" if by_set or len(location) == 1 else f".{'.'.join(location[:-1])}"
+        unknown = location[-1]
         raise ConfigError(
-            f"{place}{prefix}: unknown key {location[-1]!r}{format_choices(location[-1], known)}"
+            f"{place}{prefix}: unknown key {unknown!r}{format_choices(unknown, known)}"
         )
-    if first["type"] == "missing":
-        raise ConfigError(f"{place}: key {key!r} is missing")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    head = place if by_set or not key else f"{place}.{key}"
-    raise ConfigError(f"{head}: expected {expected}, got {first['input']!r}")
+    if found["type"] == "missing":
+        raise ConfigError(f"{place}: key {name!r} is missing")
+    if found["type"] == "dataclass_type":
+        expected = f"a mapping{format_choices('', _fields_at(model, location))}"
+    else:
+        expected = str(found["msg"]).removeprefix("Input should be ")
+    head = place if by_set or not name else f"{place}.{name}"
+    raise ConfigError(f"{head}: expected {expected}, got {found['input']!r}")
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the model reached by a location, through nested models and optional ones."""
-    current: Any = model
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+class _UnknownKey(Exception):
+    def __init__(self, location: list[str]) -> None:
+        self.location = location
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether one dotted key lies within the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _refuse_internal(model: Any, values: Any, location: Sequence[str] = ()) -> None:
+    """Raise _UnknownKey for a field that only code may give; pydantic would take it."""
+    if not _is_settings(model) or not isinstance(values, Mapping):
+        return
+    names = {field.name for field in dataclasses.fields(model)}
+    for key, value in values.items():
+        field = setting_fields(model).get(key)
+        if field is not None:
+            _refuse_internal(field.nested, value, [*location, key])
+        elif key in names:
+            raise _UnknownKey([*location, key])
+
+
+def _is_settings(model: Any) -> TypeGuard[type[Settings]]:
+    return isinstance(model, type) and issubclass(model, Settings)
+
+
+def _fields_at(model: Any, location: Sequence[str]) -> list[str]:
+    """Return the field names of the class that a location leads to, through nested classes."""
     for part in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        info = current.model_fields.get(part)
-        options = [info.annotation, *typing.get_args(info.annotation)] if info else []
-        models = [
-            option
-            for option in options
-            if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
-        if not models:
-            return []
-        current = models[0]
-    return (
-        list(current.model_fields)
-        if isinstance(current, type) and issubclass(current, BaseModel)
-        else []
-    )
+        field = setting_fields(model).get(part) if _is_settings(model) else None
+        model = field.nested if field is not None else None
+    if _is_settings(model):
+        return list(setting_fields(model))
+    return list(getattr(model, "model_fields", ()))

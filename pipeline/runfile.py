@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
 from pipeline.files import write_atomic
+from pipeline.identity import dump_settings
 from pipeline.reading import parse_yaml, read_config_text, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
@@ -80,7 +81,7 @@ def write(run_root: Path, run: StageRun) -> Path:
         "config_class": f"{cls.__module__}:{cls.__qualname__}",
         "rows_writer": run.rows_writer,
         "resources": run.resources.model_dump(mode="json"),
-        "config": run.config.model_dump(mode="json"),
+        "config": dump_settings(run.config),
     }
     run_dir = run.run_dir(run_root)
     write_atomic(run_dir / FILE_NAME, yaml.safe_dump(with_checksum(content), sort_keys=False))

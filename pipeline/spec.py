@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-if TYPE_CHECKING:
-    pass
+from pipeline.settings import Settings
 
 ROWS_WRITER = "results.store:write_rows"
 """Entry point, as text, of the function `(path, rows)` that stores the result rows of a stage."""
@@ -20,27 +18,9 @@ class ConfigError(ValueError):
     """A mistake in a configuration; the message is one line saying where, what, and what is right."""
 
 
-def Runtime(default: Any = ..., *, required_at_run: bool = False, **kwargs: Any) -> Any:
-    """Field that cannot change a number (workers, log interval, paths): it is not part of the run id.
-
-    `required_at_run` marks a field whose value None means "unresolved": a plan lists it, a run refuses
-    to start. Other keyword arguments go to `pydantic.Field`.
-    """
-    extra = dict(kwargs.pop("json_schema_extra", None) or {})
-    extra["runtime"] = True
-    if required_at_run:
-        extra["required_at_run"] = True
-    if "default_factory" in kwargs:
-        return Field(json_schema_extra=extra, **kwargs)
-    return Field(default, json_schema_extra=extra, **kwargs)
-
-
-class StageConfig(BaseModel):
-    """Base of every stage's configuration: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
-    )
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(Settings):
+    """Base of every stage's configuration."""
 
     def misfit(self, resources: Resources) -> str | None:
         """Why this configuration cannot run on these resources, or None; asked when a plan is made."""

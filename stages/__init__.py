@@ -12,7 +12,7 @@ from stages.convert import ConvertConfig
 from stages.davis_data import DavisDataConfig
 from stages.davis_segmentation import DavisSegmentationConfig
 from stages.features import FeaturesConfig
-from stages.finetune import FinetuneConfig
+from stages.finetune import FinetuneStageConfig
 from stages.import_weights import ImportConfig
 from stages.knn import KnnConfig
 from stages.knn_curve import KnnCurveConfig
@@ -95,7 +95,7 @@ STAGES: dict[str, StageSpec] = {
     ),
     "finetune": StageSpec(
         name="finetune",
-        config=FinetuneConfig,
+        config=FinetuneStageConfig,
         entrypoint="stages.finetune:run",
         preflight="stages.finetune:preflight",
         needs={"data": "convert", "weights": WEIGHTS},

@@ -1,17 +1,20 @@
 """ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
 
+@dataclass(frozen=True, kw_only=True)
 class Ade20kDataConfig(StageConfig):
     """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
 
@@ -19,13 +22,13 @@ class Ade20kDataConfig(StageConfig):
     annotation is void and class 0 is written as 1. The built-in scenes have a background and `num_classes` - 1 digits.
     """
 
-    dataset: str = Field("ade20k", min_length=1)
-    num_classes: int = Field(150, ge=2, le=254)
-    num_train_images: int = Field(20210, ge=1)
-    num_val_images: int = Field(2000, ge=1)
+    dataset: Annotated[str, Field(min_length=1)] = "ade20k"
+    num_classes: Annotated[int, Field(ge=2, le=254)] = 150
+    num_train_images: PositiveInt = 20210
+    num_val_images: PositiveInt = 2000
     reduce_zero: bool = True
-    data_dir: str | None = Runtime(None, required_at_run=True)
-    threads: int = Runtime(8, ge=1)
+    data_dir: RequiredAtRun[str | None] = None
+    threads: Runtime[PositiveInt] = 8
 
 
 def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:

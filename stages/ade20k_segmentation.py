@@ -1,65 +1,32 @@
 """Semantic segmentation: UPerNet on the pretrained ViT, or a linear layer on the frozen one (iBOT)."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig
+from mugs.transfer.segmentation.config import SegmentationConfig
+from pipeline.settings import Runtime
+from pipeline.spec import Resources
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven
 from stages.shared.external_data import read_root
 from stages.shared.frozen import Pretrained, load_vit, result_row
-from stages.shared.presets import same_named
 
 if TYPE_CHECKING:
     from mugs.data.dense.ade20k import SceneFolder
     from mugs.models.vit import ViT
-    from mugs.transfer.segmentation.config import SegmentationConfig
 
 UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
 
 
-class SceneOptions(StageConfig):
-    """Fields and defaults of `mugs.transfer.segmentation.recipe.SceneRecipe`, whose docstring explains them."""
+@dataclass(frozen=True, kw_only=True)
+class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
+    """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings."""
 
-    long_side: int = Field(2048, ge=1)
-    short_side: int = Field(512, ge=1)
-    ratio: tuple[float, float] = (0.5, 2.0)
-    crop: int = Field(512, ge=1)
-    max_class_share: float = Field(0.75, gt=0, le=1)
-    flip_prob: float = Field(0.5, ge=0, le=1)
-    photometric_prob: float = Field(0.5, ge=0, le=1)
-    window: int = Field(512, ge=1)
-    stride: int = Field(341, ge=1)
-
-
-class Ade20kSegmentationConfig(Pretrained):
-    """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings.
-
-    `lr` and `layer_decay` are 3e-5 and 0.9 for UPerNet; the linear variant has 3e-5 for ViT-S, 7e-4 for
-    ViT-B (iBOT's configuration) and no layer decay. `channels`: those of the UPerNet head, the ViT's width when null.
-    """
-
-    variant: Literal["upernet", "linear"] = "upernet"
-    channels: int | None = Field(None, ge=1)
-    auxiliary_channels: int = Field(256, ge=1)
-    auxiliary_weight: float = Field(0.4, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    drop_path: float = Field(0.1, ge=0, lt=1)
-    scenes: SceneOptions = SceneOptions()
-    steps: int = Field(160_000, ge=1)
-    batch_size: int = Field(16, ge=2)
-    lr: float = Field(3e-5, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    layer_decay: float = Field(0.9, gt=0, le=1)
-    warmup_steps: int = Field(1500, ge=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
-    seed: int = 0
-    activation_checkpointing: bool = Runtime(False)
-    workers: int = Runtime(8, ge=0)
-    checkpoint_steps: int = Runtime(1000, ge=1)
-    log_steps: int = Runtime(50, ge=1)
-    num_pictures: int = Runtime(16, ge=0)
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    activation_checkpointing: Runtime[bool] = False
+    num_pictures: Runtime[NonNegativeInt] = 16
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +35,7 @@ class Ade20kSegmentationConfig(Pretrained):
         if not isinstance(values, dict) or values.get("variant") != "linear":
             return values
         frozen = {"layer_decay": 1.0, "drop_path": 0.0}
-        upernet = {name: cls.model_fields[name].default for name in UPERNET}
+        upernet = {name: getattr(cls, name) for name in UPERNET}
         for name, off in {**frozen, **upernet}.items():
             if values.get(name, off) != off:
                 why = "whose ViT is frozen" if name in frozen else "which is one layer"
@@ -91,8 +58,8 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
 
     device = distributed.init_process_group()
     data = ctx.inputs["data"].info
-    config = segmentation_config(cfg, data["num_classes"])
-    model = build_segmenter(trainable_vit(ctx, cfg), config.model, seed=cfg.seed)
+    config = replace(cfg, num_classes=data["num_classes"])
+    model = build_segmenter(trainable_vit(ctx, cfg), config, seed=cfg.seed)
     SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(
         ctx.control
     )
@@ -146,16 +113,4 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
     info = ctx.inputs["data"].info
     return SceneFolder(
         read_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
-    )
-
-
-def segmentation_config(cfg: Ade20kSegmentationConfig, num_classes: int) -> "SegmentationConfig":
-    """The engine's configuration."""
-    from mugs.transfer.segmentation.config import SegmentationConfig
-    from mugs.transfer.segmentation.model import SegmenterConfig
-    from mugs.transfer.segmentation.recipe import SceneRecipe
-
-    model = same_named(SegmenterConfig, cfg, num_classes=num_classes)
-    return same_named(
-        SegmentationConfig, cfg, model=model, scenes=SceneRecipe(**cfg.scenes.model_dump())
     )

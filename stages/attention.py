@@ -1,21 +1,25 @@
 """Attention maps of the class token on some validation images, as pictures."""
 
-from pydantic import Field
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.frozen import Backbone, backbone_info, load_vit
 
 
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Backbone):
     """Maps of `num_images` validation images, spread evenly over the data set, or of those that `images` numbers.
 
     The combined map shows the patches that hold a share `keep` of a head's attention; it and 480 pixels are DINO's.
     """
 
-    resize: int = Field(480, ge=1)
-    crop: int = Field(480, ge=1)
-    keep: float = Field(0.6, gt=0, le=1)
-    num_images: int = Field(8, ge=1)
+    resize: PositiveInt = 480
+    crop: PositiveInt = 480
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.6
+    num_images: PositiveInt = 8
     images: tuple[int, ...] = ()
 
 

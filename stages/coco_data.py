@@ -1,16 +1,20 @@
 """COCO where it lies: files, sizes, categories and outlines checked, before GPUs are spent on it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
 
+@dataclass(frozen=True, kw_only=True)
 class CocoDataConfig(StageConfig):
     """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
 
@@ -18,12 +22,12 @@ class CocoDataConfig(StageConfig):
     are known; others are checked where they are given.
     """
 
-    dataset: str = Field("coco2017", min_length=1)
-    num_classes: int | None = Field(None, ge=1)
-    num_train_images: int | None = Field(None, ge=1)
-    num_val_images: int | None = Field(None, ge=1)
-    data_dir: str | None = Runtime(None, required_at_run=True)
-    threads: int = Runtime(8, ge=1)
+    dataset: Annotated[str, Field(min_length=1)] = "coco2017"
+    num_classes: PositiveInt | None = None
+    num_train_images: PositiveInt | None = None
+    num_val_images: PositiveInt | None = None
+    data_dir: RequiredAtRun[str | None] = None
+    threads: Runtime[PositiveInt] = 8
 
 
 def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:

@@ -1,15 +1,17 @@
 """Images -> FFCV files (`.beton`) of the train and validation split."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline import runfile
 from pipeline.manifest import ManifestEntry
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ BUILTIN = {
 PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
 
 
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig(StageConfig):
     """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
 
@@ -34,65 +37,48 @@ class ConvertConfig(StageConfig):
     `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless folders are given.
     """
 
-    dataset: str = Field(min_length=1)
-    num_classes: int | None = Field(None, ge=0)
-    num_train_images: int | None = Field(None, ge=1)
-    num_val_images: int | None = Field(None, ge=0)
+    dataset: Annotated[str, Field(min_length=1)]
+    num_classes: NonNegativeInt | None = None
+    num_train_images: PositiveInt | None = None
+    num_val_images: NonNegativeInt | None = None
     allow_bad: tuple[str, ...] = ()
-    train_dir: str | None = Runtime(None, required_at_run=True)
-    val_dir: str | None = Runtime(None, required_at_run=True)
-    root: str | None = Runtime(None, required_at_run=True)
-    train_list: str | None = Runtime(None)
-    val_list: str | None = Runtime(None)
-    threads: int = Runtime(4, ge=1)
+    train_dir: RequiredAtRun[str | None] = None
+    val_dir: RequiredAtRun[str | None] = None
+    root: RequiredAtRun[str | None] = None
+    train_list: Runtime[str | None] = None
+    val_list: Runtime[str | None] = None
+    threads: Runtime[PositiveInt] = 4
 
-    @model_validator(mode="before")
-    @classmethod
-    def _either_root_or_folders(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        folders = any(
-            values.get(f"{split}_{kind}") for split in ("train", "val") for kind in ("dir", "list")
-        )
-        public = values.get("dataset") in PUBLIC and not folders
-        unneeded = ("train_dir", "val_dir") if public else ("root",)
-        if not public and values.get("root"):
+    def __post_init__(self) -> None:
+        """Set the folders that the data set does not need to "", and refuse what does not go together."""
+        given = (self.train_dir, self.val_dir, self.train_list, self.val_list)
+        public = self.dataset in PUBLIC and not any(given)
+        if not public and self.root:
             raise ValueError(
-                f"root for {', '.join(PUBLIC)} without folders; others need train_dir and val_dir"
+                f"root is for {', '.join(PUBLIC)} without folders; "
+                "other data sets need train_dir and val_dir"
             )
-        return {**values, **{name: "" for name in unneeded if values.get(name) is None}}
+        unneeded = ["train_dir", "val_dir"] if public else ["root"]
+        if self.num_val_images == 0:
+            unneeded.append("val_dir")
+        for name in unneeded:
+            # None would mean: to be set before the run starts.
+            object.__setattr__(self, name, getattr(self, name) or "")
+        self._check_lists()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_val_dir_without_images(cls, values: Any) -> Any:
-        if (
-            isinstance(values, dict)
-            and values.get("num_val_images") == 0
-            and not values.get("val_dir")
-        ):
-            return {**values, "val_dir": ""}
-        return values
-
-    @model_validator(mode="after")
-    def _lists_are_counted(self) -> "ConvertConfig":
+    def _check_lists(self) -> None:
         for split in ("train", "val"):
-            if (
-                getattr(self, f"{split}_list") is not None
-                and getattr(self, f"num_{split}_images") is None
-            ):
+            listed = getattr(self, f"{split}_list") is not None
+            if listed and getattr(self, f"num_{split}_images") is None:
                 raise ValueError(
-                    f"num_{split}_images beside {split}_list: how many images the list names"
+                    f"{split}_list needs num_{split}_images: how many images the list names"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _built_in_as_a_whole(self) -> "ConvertConfig":
         folders = {folder for folder in (self.train_dir, self.val_dir) if folder}
         if len(folders) > 1 and folders & set(BUILTIN):
             raise ValueError(
-                f"train_dir and val_dir: expected one built-in data set for both, got {sorted(folders)}"
+                "train_dir and val_dir must name the same built-in data set, "
+                f"not {' and '.join(sorted(folders))}"
             )
-        return self
 
     @property
     def splits(self) -> tuple[str, ...]:

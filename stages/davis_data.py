@@ -1,27 +1,31 @@
 """DAVIS-2017 where it lies: videos, frames and masks checked, before GPUs are spent on it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
 
+@dataclass(frozen=True, kw_only=True)
 class DavisDataConfig(StageConfig):
     """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
 
     `data_dir` holds `ImageSets/2017/val.txt`, `JPEGImages/480p/` and `Annotations/480p/`.
     """
 
-    dataset: str = Field("davis2017", min_length=1)
-    num_videos: int = Field(30, ge=1)
-    num_frames: int = Field(1999, ge=3)
-    data_dir: str | None = Runtime(None, required_at_run=True)
-    threads: int = Runtime(8, ge=1)
+    dataset: Annotated[str, Field(min_length=1)] = "davis2017"
+    num_videos: PositiveInt = 30
+    num_frames: Annotated[int, Field(ge=3)] = 1999
+    data_dir: RequiredAtRun[str | None] = None
+    threads: Runtime[PositiveInt] = 8
 
 
 def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:

@@ -1,30 +1,23 @@
 """Video object segmentation on DAVIS-2017 by label propagation with frozen features."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt
 
-from pipeline.spec import Runtime
+from mugs.transfer.video.config import PropagationRecipe
+from pipeline.settings import Runtime
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import read_root
 from stages.shared.frozen import Pretrained, load_vit, result_row
 
-if TYPE_CHECKING:
-    from mugs.transfer.video.propagation import PropagationRecipe
 
+@dataclass(frozen=True, kw_only=True)
+class DavisSegmentationConfig(Pretrained, PropagationRecipe):
+    """Each number of previous frames gives rows of its own: 7 in DINO and iBOT, 20 in the script of Mugs."""
 
-class DavisSegmentationConfig(Pretrained):
-    """DINO's protocol. `num_previous` lists how many frames before the one at hand count: 7 in DINO and iBOT, 20 in the
-    script of Mugs; each gives rows of its own. Other fields: `mugs.transfer.video.propagation.PropagationRecipe`.
-    """
-
-    num_previous: tuple[NonNegativeInt, ...] = Field((7, 20), min_length=1)
-    num_neighbours: int = Field(5, ge=1)
-    temperature: float = Field(0.1, gt=0)
-    radius: int = Field(12, ge=0)
-    short_side: int = Field(480, ge=1)
-    multiple: int = Field(64, ge=1)
-    num_pictures: int = Runtime(8, ge=0)
+    num_previous: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (7, 20)
+    num_pictures: Runtime[NonNegativeInt] = 8
 
 
 def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
@@ -39,11 +32,10 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     outputs, rows, captions = {}, [], {}
     for previous in cfg.num_previous:
         folder = ctx.run_dir / f"previous_{previous}"
-        recipe = propagation_recipe(cfg, previous)
         found = evaluate_videos(
             vit,
             videos,
-            recipe,
+            replace(cfg, previous_frames=previous),
             device,
             out_dir=folder,
             num_pictures=cfg.num_pictures,
@@ -60,11 +52,3 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
         ]
     info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": captions}
     return StageOutput(outputs=outputs, rows=rows, info=info)
-
-
-def propagation_recipe(cfg: DavisSegmentationConfig, num_previous: int) -> "PropagationRecipe":
-    """The recipe with one number of previous frames."""
-    from mugs.transfer.video.propagation import PropagationRecipe
-
-    same = cfg.model_dump(exclude={"weights", "num_previous", "num_pictures"})
-    return PropagationRecipe(num_previous=num_previous, **same)

@@ -1,28 +1,31 @@
 """Frozen features of a data set, stored once for every evaluation that needs no augmentation."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import PositiveInt
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.convert import ConvertConfig, num_images
 from stages.pretrain import OTHER, SHAPES
 from stages.shared.frozen import Backbone, backbone_info, load_vit, num_classes
 
 
+@dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Backbone):
     """Class tokens of the last `blocks` blocks and the patch mean of the last, all after the final LayerNorm.
 
     `dtype: fp16` halves the files; reported numbers are meant for fp32.
     """
 
-    blocks: int = Field(4, ge=1)
+    blocks: PositiveInt = 4
     dtype: Literal["fp32", "fp16"] = "fp32"
-    images_per_pass: int = Runtime(256, ge=1)
-    shard_images: int = Runtime(16384, ge=1)
-    threads: int = Runtime(2, ge=1)
+    images_per_pass: Runtime[PositiveInt] = 256
+    shard_images: Runtime[PositiveInt] = 16384
+    threads: Runtime[PositiveInt] = 2
 
     def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
         """Class tokens and the patch mean of all images, where their number is known."""

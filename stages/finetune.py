@@ -1,13 +1,15 @@
 """Supervised fine-tuning: on all labels, on a part of them, on other data sets (best and last epoch are recorded)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mugs.finetune.config import FinetuneConfig
 from pipeline.manifest import check_intact
-from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import Resources, StageConfig
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
@@ -15,79 +17,18 @@ from stages.shared.batch_checks import uneven, uneven_pairs, uneven_passes
 from stages.shared.finetune_presets import PRESETS, Preset
 from stages.shared.frozen import Pretrained, load_vit, num_classes, result_row
 from stages.shared.labelled import LabelledPart
-from stages.shared.presets import filled, same_named
+from stages.shared.presets import filled
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mugs.data.sources.base import Source
     from mugs.finetune.classifier import ImageClassifier
-    from mugs.finetune.config import FinetuneConfig as Settings
     from mugs.finetune.validation import EpochAccuracy
 
-RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
-
-class Rate(StageConfig):
-    """Fields of `mugs.finetune.config.RateOptions`, whose docstring explains them."""
-
-    base_lr: float = Field(gt=0)
-    lr_batch: int | None = Field(None, ge=1)
-    unit: Literal["step", "epoch"] = "step"
-    warmup_epochs: int = Field(5, ge=0)
-    warmup_lr: float = Field(0.0, ge=0)
-    min_lr: float = Field(1e-6, ge=0)
-    epoch_lag: bool = True
-
-
-class Images(StageConfig):
-    """Fields of `mugs.finetune.config.ImageOptions`."""
-
-    size: int = Field(224, ge=1)
-    scale: tuple[float, float] = (0.08, 1.0)
-    flip_prob: float = Field(0.5, ge=0, le=1)
-    randaugment: str = Field("rand-m9-mstd0.5-inc1", pattern=RANDAUGMENT)
-    erase_prob: float = Field(0.25, ge=0, le=1)
-    resize: int = Field(256, ge=1)
-    eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-
-class Mix(StageConfig):
-    """Fields of `mugs.finetune.config.MixOptions`."""
-
-    mixup: float = Field(0.8, ge=0)
-    cutmix: float = Field(1.0, ge=0)
-    prob: float = Field(1.0, ge=0, le=1)
-    switch_prob: float = Field(0.5, ge=0, le=1)
-    smoothing: float = Field(0.1, ge=0, lt=1)
-    group: int | None = Field(None, ge=2, multiple_of=2)
-
-    @property
-    def on(self) -> bool:
-        """Whether images are mixed at all."""
-        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
-class Head(StageConfig):
-    """Fields of `mugs.finetune.config.HeadOptions`, and where the first of two layers starts.
-
-    `init`: "random" as released, whose loader misses the names (row E8); "pretrained" takes the first layer of the
-    pretraining's group head, as iBOT's protocol does with its only head.
-    """
-
-    kind: Literal["linear", "mlp"] = "linear"
-    hidden: int = Field(2048, ge=1)
-    scale: float = Field(1.0, gt=0)
-    init: Literal["random", "pretrained"] = "random"
-
-    @model_validator(mode="after")
-    def _two_layers_for_a_pretrained_one(self) -> "Head":
-        if self.init == "pretrained" and self.kind == "linear":
-            raise ValueError("head.kind mlp with head.init pretrained")
-        return self
-
-
-class FinetuneConfig(StageConfig):
+@dataclass(frozen=True, kw_only=True)
+class FinetuneStageConfig(StageConfig, FinetuneConfig):
     """A fine-tuning run.
 
     `preset` names a row of the released recipes (`stages/shared/finetune_presets.py`): it gives every field that is not given
@@ -97,28 +38,12 @@ class FinetuneConfig(StageConfig):
     weights is left out: it never evaluates it.
     """
 
-    preset: Preset | None = Runtime(None)
+    preset: Runtime[Preset | None] = None
     weights: Literal["teacher", "student", "initial", "scratch"] = "teacher"
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    rate: Rate
-    images: Images = Images()
-    mix: Mix = Mix()
-    head: Head = Head()
     labelled: LabelledPart | None = None
-    weight_decay: float = Field(0.05, ge=0)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    drop_path: float = Field(0.1, ge=0, lt=1)
-    repeats: int = Field(1, ge=1)
-    validate_epochs: int = Field(1, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-    max_images_per_step: int | None = Runtime(None, ge=1)
-    workers: int = Runtime(2, ge=0)
-    checkpoint_steps: int = Runtime(500, ge=1)
-    log_steps: int = Runtime(10, ge=1)
-    activation_checkpointing: bool = Runtime(False)
-    compile: bool = Runtime(False)
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    activation_checkpointing: Runtime[bool] = False
+    compile: Runtime[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -142,20 +67,18 @@ class FinetuneConfig(StageConfig):
         )
 
 
-def preflight(cfg: FinetuneConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+def preflight(cfg: FinetuneStageConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """What the list of labelled images names, if there is one. Raises SourceError."""
     data = inputs["data"]
     assert isinstance(data, ConvertConfig)
     return cfg.labelled.look(data) if cfg.labelled else "all labels", 0.0
 
 
-def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
+def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:
     """Train and validate; rows `best epoch` (the released selection, on the validation split) and `last epoch`.
 
     Output `classifier`: backbone and head after the last epoch.
     """
-    from dataclasses import asdict
-
     from mugs import distributed
     from mugs.data.sources.open import open_source
     from mugs.finetune.train import Finetuning
@@ -169,7 +92,7 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
         train = cfg.labelled.choose(train, data.info["dataset"])
     model = build_model(ctx, cfg, classes)
     sources = (train, open_source(data.output("val")))
-    task = Finetuning(model, sources, settings(cfg), ctx.run_dir, device, classes)
+    task = Finetuning(model, sources, cfg, ctx.run_dir, device, classes)
     task.train(ctx.control)
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
@@ -185,7 +108,9 @@ def run(ctx: StageContext, cfg: FinetuneConfig) -> StageOutput:
     return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, task.history), info=info)
 
 
-def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochAccuracy]") -> list[ResultRow]:
+def rows(
+    ctx: StageContext, cfg: FinetuneStageConfig, history: "list[EpochAccuracy]"
+) -> list[ResultRow]:
     """Top-1 and top-5 of the best and of the last epoch."""
     part = f"{cfg.labelled.words()}, " if cfg.labelled is not None else ""
     best, last = max(history, key=lambda epoch: epoch.top1), history[-1]
@@ -202,12 +127,11 @@ def rows(ctx: StageContext, cfg: FinetuneConfig, history: "list[EpochAccuracy]")
     return made
 
 
-def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "ImageClassifier":
+def build_model(ctx: StageContext, cfg: FinetuneStageConfig, classes: int) -> "ImageClassifier":
     """The backbone with the weights asked for, and a new head. Raises ValueError where image and patch do not fit."""
     import torch
 
     from mugs.finetune.classifier import ImageClassifier, build_head
-    from mugs.finetune.config import HeadOptions
     from mugs.models.vit import build_vit
 
     label = "teacher" if cfg.weights == "scratch" else cfg.weights
@@ -225,9 +149,7 @@ def build_model(ctx: StageContext, cfg: FinetuneConfig, classes: int) -> "ImageC
     if cfg.compile:
         for block in vit.blocks:
             block.compile()
-    head = build_head(
-        HeadOptions(**cfg.head.model_dump(exclude={"init"})), shape.embed_dim, classes, cfg.seed
-    )
+    head = build_head(cfg.head, shape.embed_dim, classes, cfg.seed)
     if cfg.head.init == "pretrained":
         load_projection(ctx, head)
     return ImageClassifier(vit, head)
@@ -245,17 +167,3 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
         )
     check_intact(entry, "projection")
     load_first_layer(head, read_backbone_file(entry.output("projection"))[0])
-
-
-def settings(cfg: FinetuneConfig) -> "Settings":
-    """The engine's configuration."""
-    from mugs.finetune import config as engine
-
-    return same_named(
-        engine.FinetuneConfig,
-        cfg,
-        rate=engine.RateOptions(**cfg.rate.model_dump()),
-        images=engine.ImageOptions(**cfg.images.model_dump()),
-        mix=engine.MixOptions(**cfg.mix.model_dump()),
-        head=engine.HeadOptions(**cfg.head.model_dump(exclude={"init"})),
-    )

@@ -1,18 +1,21 @@
 """Weights that were trained elsewhere, in place of a pretraining: a released Mugs checkpoint, or a ViT of timm."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt
 
-from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.settings import RequiredAtRun
+from pipeline.spec import Resources, StageConfig
 from pipeline.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
     from mugs.weights.foreign import Imported
 
 
+@dataclass(frozen=True, kw_only=True)
 class ImportConfig(StageConfig):
     """What the weights are said to be, and their SHA-256 where given, is their identity; where they lie is not.
 
@@ -23,21 +26,21 @@ class ImportConfig(StageConfig):
     """
 
     source: Literal["mugs", "timm", "ours"] = "mugs"
-    arch: str = Field(min_length=1)
-    method: str = Field("mugs", min_length=1)
-    epochs: int = Field(ge=0)
+    arch: Annotated[str, Field(min_length=1)]
+    method: Annotated[str, Field(min_length=1)] = "mugs"
+    epochs: NonNegativeInt
     seed: int = 0
     network: Literal["teacher", "student"] = "teacher"
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    file: str | None = Runtime(None, required_at_run=True)
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    file: RequiredAtRun[str | None] = None
 
-    @model_validator(mode="after")
-    def _one_network_elsewhere(self) -> "ImportConfig":
+    def __post_init__(self) -> None:
+        """Refuse a choice of network where the file has one."""
         if self.network != "teacher" and self.source != "mugs":
             raise ValueError(
-                "network teacher: only released checkpoints (source mugs) hold two networks"
+                f"network {self.network}: only released checkpoints (source mugs) hold two "
+                "networks; use network teacher"
             )
-        return self
 
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""

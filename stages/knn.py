@@ -1,21 +1,25 @@
 """Weighted k-NN classification on frozen features (recipe of the paper's appendix; temperatures as released)."""
 
+from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.spec import Runtime
+from pydantic import PositiveInt
+
+from pipeline.settings import Runtime
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.frozen import FrozenEvaluation, frozen_features, num_classes, result_row
 
 
+@dataclass(frozen=True, kw_only=True)
 class KnnConfig(FrozenEvaluation):
     """`temperatures`: the released ViT-S script uses 0.05, DINO, iBOT and the code's default 0.07."""
 
     feature: Literal["cls", "patch_mean"] = "cls"
     ks: tuple[int, ...] = (10, 15, 20, 30, 40, 50, 100, 200)
     temperatures: tuple[float, ...] = (0.05, 0.07)
-    images_per_pass: int = Runtime(256, ge=1)
-    threads: int = Runtime(2, ge=1)
-    memory_mb: int = Runtime(2048, ge=1)
+    images_per_pass: Runtime[PositiveInt] = 256
+    threads: Runtime[PositiveInt] = 2
+    memory_mb: Runtime[PositiveInt] = 2048
 
 
 def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json, write_json_atomic
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
 from stages.shared.frozen import Crop, computed_features, num_classes, result_row
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 INITIAL = "initial"
 
 
+@dataclass(frozen=True, kw_only=True)
 class KnnCurveConfig(Crop):
     """The teacher at the start, after every `every_epochs` epochs, and at the end.
 
@@ -32,16 +34,16 @@ class KnnCurveConfig(Crop):
     shown no life for `patience_minutes`; submitted again it goes on. One checkpoint is evaluated once.
     """
 
-    every_epochs: int = Field(ge=1)
+    every_epochs: PositiveInt
     feature: Literal["cls", "patch_mean"] = "cls"
     ks: tuple[int, ...] = (20,)
     temperatures: tuple[float, ...] = (0.07,)
-    watch: bool = Runtime(False)
-    poll_seconds: float = Runtime(10.0, gt=0)
-    patience_minutes: float = Runtime(60.0, gt=0)
-    images_per_pass: int = Runtime(256, ge=1)
-    threads: int = Runtime(2, ge=1)
-    memory_mb: int = Runtime(2048, ge=1)
+    watch: Runtime[bool] = False
+    poll_seconds: Runtime[PositiveFloat] = 10.0
+    patience_minutes: Runtime[PositiveFloat] = 60.0
+    images_per_pass: Runtime[PositiveInt] = 256
+    threads: Runtime[PositiveInt] = 2
+    memory_mb: Runtime[PositiveInt] = 2048
 
     def alongside(self) -> frozenset[str]:
         """With `watch`, the pretraining need only have begun."""

@@ -1,11 +1,15 @@
 """Linear probing on frozen features: the five released settings, and the released sweep of 360 classifiers."""
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipeline.spec import Resources, Runtime, StageConfig
+from mugs.evaluation.config import LinearProbe, Setting
+from pipeline.settings import Runtime, Settings
+from pipeline.spec import Resources, StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven
 from stages.shared.frozen import (
@@ -20,10 +24,11 @@ from stages.shared.presets import filled
 if TYPE_CHECKING:
     import torch
 
-    from mugs.evaluation.linear import BatchFactory, LinearProbe
+    from mugs.evaluation.linear import BatchFactory
 
 
-class Sweep(StageConfig):
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Settings):
     """Classifiers trained together, one for each combination; defaults are those of the released ViT-L probe."""
 
     base_lrs: tuple[float, ...] = tuple(
@@ -42,24 +47,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class LinearConfig(FrozenEvaluation):
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(FrozenEvaluation, LinearProbe):
     """`preset` fills what is not given from a released run; the run id follows the fields, not the preset.
 
     `augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip; "none" trains on
     features of centre crops, computed once, and is what stored features are for. `sweep` stands for `base_lr`.
     """
 
-    preset: Literal["none", "s100", "s300", "s800", "b400", "l250"] = Runtime("none")
+    preset: Runtime[Literal["none", "s100", "s300", "s800", "b400", "l250"]] = "none"
     feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
-    base_lr: float | None = Field(None, gt=0)
+    base_lr: PositiveFloat | None = None
     sweep: Sweep | None = None
-    final_lr: float = Field(1e-5, ge=0)
-    batch_size: int = Field(1024, ge=1)
-    epochs: int = Field(100, ge=1)
     augmentation: Literal["strong", "crop_flip", "none"] = "strong"
-    seed: int = 0
-    threads: int = Runtime(2, ge=1)
-    checkpoint_steps: int = Runtime(1000, ge=1)
+    threads: Runtime[PositiveInt] = 2
+    checkpoint_steps: Runtime[PositiveInt] = 1000
 
     @model_validator(mode="before")
     @classmethod
@@ -72,16 +74,14 @@ class LinearConfig(FrozenEvaluation):
             preset = {
                 name: value for name, value in preset.items() if name not in ("base_lr", "sweep")
             }
-        values = filled(values, preset)
-        if values.get("base_lr") is None and values.get("sweep") is None:
-            return {**values, "base_lr": 0.015}
-        return values
+        return filled(values, preset)
 
-    @model_validator(mode="after")
-    def _one_or_a_sweep(self) -> "LinearConfig":
+    def __post_init__(self) -> None:
+        """Refuse two ways of saying which classifiers are trained."""
         if self.base_lr is not None and self.sweep is not None:
-            raise ValueError("either base_lr or sweep")
-        return self
+            raise ValueError("give either base_lr or sweep, not both")
+        if self.base_lr is None and self.sweep is None:
+            object.__setattr__(self, "base_lr", 0.015)
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""
@@ -131,25 +131,14 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     return StageOutput(outputs={"history": history}, rows=rows, info=info)
 
 
-def linear_probe(cfg: LinearConfig) -> "LinearProbe":
-    """The engine's settings."""
-    import itertools
-
-    from mugs.evaluation.classifiers import Setting
-    from mugs.evaluation.linear import LinearProbe
-
+def linear_probe(cfg: LinearConfig) -> LinearProbe:
+    """Return the configuration with the classifiers that `base_lr` or `sweep` stands for."""
     sweep = cfg.sweep or Sweep(
         base_lrs=(cfg.base_lr or 0.0,), weight_decays=(0.0,), optimizers=("sgd",)
     )
     every = itertools.product(sweep.optimizers, sweep.weight_decays, sweep.base_lrs)
     settings = [Setting(rate, decay, optimizer) for optimizer, decay, rate in every]
-    return LinearProbe(
-        settings=tuple(settings),
-        final_lr=cfg.final_lr,
-        batch_size=cfg.batch_size,
-        epochs=cfg.epochs,
-        seed=cfg.seed,
-    )
+    return replace(cfg, settings=tuple(settings))
 
 
 def probe_data(

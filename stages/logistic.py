@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 
 from pipeline.manifest import ManifestEntry, find_done
-from pipeline.spec import Resources, Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import Resources, StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.convert import ConvertConfig
 from stages.shared.frozen import result_row
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LogisticConfig(StageConfig):
     """Penalties of the released sweep; the objective ends within `tolerance` of its minimum, relatively.
 
@@ -37,8 +40,8 @@ class LogisticConfig(StageConfig):
     labelled: LabelledPart
     feature: Literal["cls", "patch_mean"] = "cls"
     penalties: tuple[float, ...] = (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
-    tolerance: float = Field(1e-4, gt=0)
-    max_iterations: int = Runtime(5000, ge=1)
+    tolerance: PositiveFloat = 1e-4
+    max_iterations: Runtime[PositiveInt] = 5000
 
     def misfit(self, resources: Resources) -> str | None:
         """More than one process."""

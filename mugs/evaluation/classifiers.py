@@ -8,27 +8,15 @@ contiguous rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mugs.evaluation.config import Setting
+
 LARS_COEFFICIENT = 1e-3  # trust coefficient of You et al., arXiv 1708.03888, as MoCo-v3 uses it
 VALIDATION_BYTES = 1 << 28  # of scores at a time
 STATE_NAMES = ("weight", "bias", "weight_momentum", "bias_momentum")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How one classifier is trained; the rate is for 256 images."""
-
-    base_lr: float
-    weight_decay: float = 0.0
-    optimizer: Literal["sgd", "lars"] = "sgd"
-
-    def __str__(self) -> str:
-        return f"lr {self.base_lr:g}, weight decay {self.weight_decay:g}, {self.optimizer.upper()}"
 
 
 class LinearClassifiers:

@@ -25,7 +25,7 @@ from mugs import distributed
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
-from mugs.evaluation.features import Feature
+from mugs.evaluation.config import Feature
 from mugs.models.vit import ViT
 from pipeline.files import replace_atomically, write_atomic
 

@@ -4,15 +4,13 @@ Shapes: N images, D width of the backbone, D' width of a feature.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mugs import distributed
+from mugs.evaluation.config import Feature
 from mugs.models.vit import ViT
-
-Feature = Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"]
 
 
 def build_feature_function(vit: ViT, feature: Feature) -> Callable[[Tensor], Tensor]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from mugs import distributed
 from mugs.checkpoint.save_load import StateDicts
 from mugs.engine.progress import Progress
-from mugs.evaluation.classifiers import LinearClassifiers, Setting
+from mugs.evaluation.classifiers import LinearClassifiers
+from mugs.evaluation.config import LinearProbe, Setting
 from pipeline.files import write_atomic
 
 BatchFactory = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
@@ -28,24 +29,6 @@ BatchFactory = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 
 All ranks get equally many rows in a step.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearProbe:
-    """Settings of a probe; `batch_size` is global."""
-
-    settings: tuple[Setting, ...]
-    final_lr: float = 1e-5
-    batch_size: int = 1024
-    epochs: int = 100
-    momentum: float = 0.9
-    seed: int = 0
-
-    def rates(self, epoch: int) -> list[float]:
-        """Return each classifier's rate: cosine from base_lr * batch_size / 256 to final_lr."""
-        fall = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        peaks = [s.base_lr * self.batch_size / 256 for s in self.settings]
-        return [self.final_lr + fall * (peak - self.final_lr) for peak in peaks]
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,42 @@
 """Settings of a fine-tuning run."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline.settings import Probability, Runtime, Settings
+
+_RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """timm's training transform and the evaluation crop; sizes in pixels, scales as shares of the image area.
+class ImageOptions(Settings):
+    """timm's training transform and the evaluation crop; sizes in pixels, scales as shares of the image area."""
 
-    randaugment: timm's name of a policy, "" for none. erase_prob: of one box of N(0, 1) noise, after normalising.
-    """
-
-    size: int = 224
+    size: PositiveInt = 224
     scale: tuple[float, float] = (0.08, 1.0)
-    flip_prob: float = 0.5
-    randaugment: str = "rand-m9-mstd0.5-inc1"
-    erase_prob: float = 0.25
-    resize: int = 256
+    flip_prob: Probability = 0.5
+    # timm's name of a policy, "" for none.
+    randaugment: Annotated[str, Field(pattern=_RANDAUGMENT)] = "rand-m9-mstd0.5-inc1"
+    # Probability of one box of N(0, 1) noise, drawn after normalizing.
+    erase_prob: Probability = 0.25
+    resize: PositiveInt = 256
     eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixOptions:
-    """Mixup and cutmix with Beta(alpha, alpha), 0 for off; `switch_prob` is that of cutmix where both are on.
+class MixOptions(Settings):
+    """Mixup and cutmix, each with Beta(alpha, alpha); an alpha of 0 turns it off."""
 
-    group: images that share one draw, as those of one GPU do in the released runs; None for the whole batch.
-    """
-
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    smoothing: float = 0.1
-    group: int | None = None
+    mixup: NonNegativeFloat = 0.8
+    cutmix: NonNegativeFloat = 1.0
+    prob: Probability = 1.0
+    # Probability of cutmix where both are on.
+    switch_prob: Probability = 0.5
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Images that share one draw, as those of one GPU do in the released runs; None for the whole batch.
+    group: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
 
     @property
     def on(self) -> bool:
@@ -41,68 +45,71 @@ class MixOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateOptions:
-    """Learning rate: peak = base_lr, times batch_size / lr_batch where that is given.
+class RateOptions(Settings):
+    """Learning rate: the peak is base_lr, times batch_size / lr_batch where that is given.
 
-    unit "step": from warmup_lr to the peak over warmup_epochs, end point included, then cosine to min_lr, per step.
-    unit "epoch": timm's cosine, one value per epoch, which counts the warm-up as part of the cosine; with epoch_lag the
-    first epoch's value serves for the second too, and so on (released). min_lr may exceed the peak, as in some released
-    runs: the rate then rises.
+    unit "step": linear from warmup_lr to the peak over warmup_epochs, end point included, then cosine to min_lr, a
+    value per step. unit "epoch": timm's cosine, a value per epoch, which counts the warm-up as part of the cosine.
     """
 
-    base_lr: float
-    lr_batch: int | None = None
+    base_lr: PositiveFloat
+    lr_batch: PositiveInt | None = None
     unit: Literal["step", "epoch"] = "step"
-    warmup_epochs: int = 5
-    warmup_lr: float = 0.0
-    min_lr: float = 1e-6
+    warmup_epochs: NonNegativeInt = 5
+    warmup_lr: NonNegativeFloat = 0.0
+    # May exceed the peak, as in some released runs: the rate then rises (E11).
+    min_lr: NonNegativeFloat = 1e-6
+    # With unit "epoch", the first epoch's value also serves for the second, and so on (released).
     epoch_lag: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadOptions:
+class HeadOptions(Settings):
     """Classifier on the class token: one linear layer, or two with GELU between them.
 
-    Weights N(0, 0.02) cut at +-2, those of the last layer times `scale`; biases 0.
+    Weights are drawn from N(0, 0.02) cut at +-2, those of the last layer times `scale`; biases are 0.
     """
 
     kind: Literal["linear", "mlp"] = "linear"
-    hidden: int = 2048
-    scale: float = 1.0
+    hidden: PositiveInt = 2048
+    scale: PositiveFloat = 1.0
+    # Where the first of two layers starts: "random" as released, whose loader misses the names (E8); "pretrained"
+    # takes the first layer of the pretraining's group head, as iBOT's protocol does with its only head.
+    init: Literal["random", "pretrained"] = "random"
+
+    def __post_init__(self) -> None:
+        """Refuse a pretrained layer where there is none."""
+        if self.init == "pretrained" and self.kind == "linear":
+            raise ValueError("init pretrained needs kind mlp: a linear head has no first layer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """A run. `batch_size` is global; the last four fields cannot change a number.
+class FinetuneConfig(Settings):
+    """A training of backbone and head. `batch_size` is global."""
 
-    layer_decay: the rate of a layer is this times that of the layer after it. repeats: 3 draws three views of each
-    image per epoch and uses as many images fewer (repeated augmentation). Validation follows every
-    `validate_epochs`-th epoch and the last.
-    """
-
-    epochs: int
-    batch_size: int
+    epochs: PositiveInt
+    batch_size: PositiveInt
     rate: RateOptions
     images: ImageOptions = field(default_factory=ImageOptions)
     mix: MixOptions = field(default_factory=MixOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    repeats: int = 1
-    validate_epochs: int = 1
-    precision: str = "fp32"
+    weight_decay: NonNegativeFloat = 0.05
+    # The rate of a layer is this times that of the layer after it.
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Repeated augmentation: 3 draws three views of each image per epoch and uses a third of the images.
+    repeats: PositiveInt = 1
+    # Validation follows every `validate_epochs`-th epoch and the last.
+    validate_epochs: PositiveInt = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    max_images_per_step: int | None = None
-    workers: int = 2
-    checkpoint_steps: int = 500
-    log_steps: int = 10
+    max_images_per_step: Runtime[PositiveInt | None] = None
+    workers: Runtime[NonNegativeInt] = 2
+    checkpoint_steps: Runtime[PositiveInt] = 500
+    log_steps: Runtime[PositiveInt] = 10
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate's peak before layer decay."""
-        rate = self.rate
-        return (
-            rate.base_lr
-            if rate.lr_batch is None
-            else rate.base_lr * self.batch_size / rate.lr_batch
-        )
+        """Return the learning rate's peak before layer decay."""
+        if self.rate.lr_batch is None:
+            return self.rate.base_lr
+        return self.rate.base_lr * self.batch_size / self.rate.lr_batch

@@ -3,12 +3,10 @@
 T teacher crops, P student crops of which the first `num_large` are large.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PairAverage = Literal["released", "uniform"]
+from mugs.losses.config import PairAverage
 
 
 def pair_weights(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
-from mugs.models.vit import ViTConfig
+from mugs.models.config import ViTConfig
 
 
 class Sizes(Protocol):

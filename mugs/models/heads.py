@@ -1,17 +1,14 @@
 """Projection heads of the three granularities (paper, section 3; biases and initialisation as released)."""
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mugs.models.batch_norm import AllRanksBatchNorm
+from mugs.models.config import HeadNorm, PredictorInit
 from mugs.models.vit import init_weights
-
-HeadNorm = Literal["none", "batch"]
-PredictorInit = Literal["released", "0.02"]
 
 
 def build_mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:

@@ -6,13 +6,13 @@ makes the host wait for the device.
 Shapes: K slots, D width, B rows of the global batch in sample order, N queries, k neighbors.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PointerRule = Literal["released", "fifo"]
+from mugs.models.config import PointerRule
 
 # Names of the buffers of NeighborMemory in checkpoints written before they were called keys and values.
 _FORMER_NAMES = {"compare": "keys", "separate": "values"}

@@ -4,7 +4,6 @@ Shapes: N images, L tokens (class token first), D width.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,26 +14,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.stochastic_depth import StochasticDepth
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """Shape of a plain pre-norm ViT (recipe of the paper: patch 16, MLP ratio 4, exact GELU, qkv bias)."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    patch_size: int = 16
-    image_size: int = 224
-
-
-ARCHITECTURES: dict[str, ViTConfig] = {
-    "vit_s16": ViTConfig(embed_dim=384, depth=12, num_heads=6),
-    "vit_b16": ViTConfig(embed_dim=768, depth=12, num_heads=12),
-    "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
-    "vit_mini": ViTConfig(embed_dim=96, depth=3, num_heads=3, patch_size=8, image_size=32),
-}
 
 
 class ViT(VisionTransformer):

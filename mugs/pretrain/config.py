@@ -1,47 +1,65 @@
 """Settings of a pretraining run around the method."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from mugs.data.loading.batch import LoaderName, RendererName
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.views.config import ViewRecipe
-from mugs.pretrain.step import StepConfig
+from pipeline.settings import Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The run around the method. `batch_size` is global; the fields after `views` cannot change a number.
+class StepConfig(Settings):
+    """What a single optimizer step depends on."""
 
-    keep_checkpoints: that many newest ones stay; those after every `keep_every_epochs` epochs stay too (0: none).
-    checkpoint_retry_minutes: for so long a full or stumbling disk is tried again before the run fails.
-    calibration: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
-    """
+    # (first epoch, limit) pairs; the last one that applies counts. A limit of 0 leaves gradients alone.
+    clip: tuple[tuple[int, float], ...] = ((0, 3.0),)
+    # Epochs in which the prototypes get no update.
+    freeze_prototypes_epochs: NonNegativeInt = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
 
-    epochs: int
-    batch_size: int
-    base_lr: float
-    min_lr: float = 1e-6
-    warmup_epochs: int = 10
+    def clip_at(self, epoch: int) -> float:
+        """Return the clipping limit of an epoch."""
+        return [limit for first, limit in self.clip if epoch >= first][-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StepConfig):
+    """The run around the method. `batch_size` is global."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    # The peak rate is base_lr * batch_size / 256.
+    base_lr: Annotated[float, Field(gt=0)]
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_epochs: NonNegativeInt = 10
+    # First and last value of a cosine.
     weight_decay: tuple[float, float] = (0.04, 0.2)
-    teacher_momentum: float = 0.996
+    teacher_momentum: Probability = 0.996
+    # Factor of the learning rate of the patch embedding.
     patch_lr_scale: float = 0.2
     steps_per_epoch: int | None = None
     seed: int = 0
-    step: StepConfig = field(default_factory=StepConfig)
     views: ViewRecipe = field(default_factory=ViewRecipe)
-    max_images_per_step: int | None = None
-    loader: LoaderName = "auto"
-    renderer: RendererName = "fast"
-    threads: int = 2
-    checkpoint_steps: int = 500
-    keep_checkpoints: int = 2
-    keep_every_epochs: int = 0
-    checkpoint_retry_minutes: float = 10.0
-    log_steps: int = 10
-    profile_steps: int = 0
-    calibration: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    max_images_per_step: Runtime[PositiveInt | None] = None
+    loader: Runtime[LoaderName] = "auto"
+    renderer: Runtime[RendererName] = "fast"
+    threads: Runtime[PositiveInt] = 2
+    checkpoint_steps: Runtime[PositiveInt] = 500
+    # The newest checkpoints stay, and those after every `keep_every_epochs` epochs (0: none of these).
+    keep_checkpoints: Runtime[PositiveInt] = 2
+    keep_every_epochs: Runtime[NonNegativeInt] = 0
+    # How long a full or failing disk is tried again before the run fails. At most 20: the other ranks wait that
+    # long for the one that saves.
+    checkpoint_retry_minutes: Runtime[Annotated[float, Field(ge=0, le=20)]] = 10.0
+    log_steps: Runtime[PositiveInt] = 10
+    profile_steps: Runtime[NonNegativeInt] = 0
+    # Released run whose mean losses of the first epochs are logged beside ours (mugs/methods/calibration.csv).
+    calibration: Runtime[Literal["s100", "s300", "l250"] | None] = None
 
     @property
     def peak_lr(self) -> float:
-        """base_lr * batch_size / 256."""
+        """Return base_lr * batch_size / 256."""
         return self.base_lr * self.batch_size / 256

@@ -1,7 +1,6 @@
 """One optimizer step of a pretraining: losses of all micro-batches, state of the method, clip, update, teacher."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +12,8 @@ from mugs.engine.optim import apply_rate_schedule, clip_each_tensor, update_if_f
 from mugs.engine.precision import autocast
 from mugs.engine.step import StepResult, sync_gradients
 from mugs.methods.base import Method
+from mugs.pretrain.config import StepConfig
 from mugs.pretrain.schedule import PretrainSchedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """Per-step settings that shape numbers.
-
-    clip: (first epoch, limit) pairs, the last one that applies counts; a limit of 0 leaves gradients alone.
-    freeze_last_layer_epochs: epochs in which the prototypes get no update.
-    """
-
-    clip: tuple[tuple[int, float], ...] = ((0, 3.0),)
-    freeze_last_layer_epochs: int = 1
-    precision: str = "fp32"
-
-    def clip_at(self, epoch: int) -> float:
-        """The clipping limit of an epoch."""
-        return [limit for first, limit in self.clip if epoch >= first][-1]
 
 
 class Trainer:
@@ -70,7 +53,7 @@ class Trainer:
         norms = clip_each_tensor(self.parameters, self.config.clip_at(epoch))
         finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
         self.method.update_extra_state(features, finite)
-        if epoch < self.config.freeze_last_layer_epochs:
+        if epoch < self.config.freeze_prototypes_epochs:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
         update_if_finite(self.optimizer, finite)

@@ -27,6 +27,7 @@ from mugs.engine.precision import allow_tf32
 from mugs.engine.step import compute_micro_batch_size
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.methods.base import Method
+from mugs.methods.calibration import load_calibration_targets
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.pretrain.agreement import check_equal_on_all_ranks
 from mugs.pretrain.config import TrainConfig
@@ -92,7 +93,7 @@ class PretrainTask:
         method.to(device)
         self.optimizer = build_adamw(method.student, config.patch_lr_scale)
         flops = method.flops(config.views, config.batch_size // distributed.world_size())
-        meter = Meter(device, config.step.precision, flops)
+        meter = Meter(device, config.precision, flops)
         self.log = StepLog(run_dir, build_log_settings(config, self.schedule), meter)
 
     def steps(self, start: int) -> Iterator[None]:
@@ -128,7 +129,7 @@ class PretrainTask:
 
     def _trainer(self) -> Trainer:
         student = distributed.wrap_data_parallel(self.method.student)
-        return Trainer(self.method, self.optimizer, self.schedule, self.config.step, student)
+        return Trainer(self.method, self.optimizer, self.schedule, self.config, student)
 
     def check_before_save(self) -> None:
         """Every step so far was finite, and all ranks hold the same queues, memories and centre."""
@@ -197,7 +198,7 @@ def build_log_settings(config: TrainConfig, schedule: PretrainSchedule) -> LogSe
         log_steps=config.log_steps,
         seed=config.seed,
         rates=schedule.rates,
-        targets=config.calibration,
+        targets=load_calibration_targets(config.calibration),
     )
 
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mugs.checkpoint.tensors import write_tensors
-from mugs.models.vit import ViT, ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT, build_vit
 from pipeline.files import replace_atomically
 
 State = dict[str, Tensor]

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
-from mugs.models.vit import ARCHITECTURES, ViT, ViTConfig, build_vit
+from mugs.models.config import ARCHITECTURES, ViTConfig
+from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import (
     State,
     WeightsError,

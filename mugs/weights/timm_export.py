@@ -7,7 +7,8 @@ import timm
 import torch
 
 from mugs.checkpoint.tensors import write_tensors
-from mugs.models.vit import ViT, ViTConfig
+from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT
 from mugs.weights.backbone_file import load_backbone, load_strictly
 from mugs.weights.foreign import check_same_class_token
 from pipeline.files import replace_atomically

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import attempts, manifest, provenance, runfile
+from pipeline.identity import dump_settings
 from pipeline.spec import StageRun
 from pipeline.stage import StageOutput
 from slurm.shared.logs import log_path
@@ -51,7 +52,7 @@ def publish_results(
         name=run.name,
         run_id=run.run_id,
         upstream=dict(run.needs),
-        config=run.config.model_dump(mode="json"),
+        config=dump_settings(run.config),
         outputs=outputs,
         rows=rows,
         info=dict(output.info),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.findings import Finding, ok, skipped, wrong
-from pipeline.identity import marked
 from pipeline.plan import list_unset_settings
 from pipeline.runfile import resolve
+from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
 from stages.commands.reproduction import Selection
@@ -115,15 +115,17 @@ def _data_remedy(run: StageRun) -> str:
     return remedy
 
 
-def data_settings(config: StageConfig) -> dict[str, str]:
+def data_settings(config: Settings) -> dict[str, str]:
     """Return the paths that a run reads, by the dotted name of the setting; only those that are set."""
     found: dict[str, str] = {}
-    for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, StageConfig):
-            found |= {f"{name}.{inner}": place for inner, place in data_settings(value).items()}
-        elif value and marked(info, "required_at_run"):
-            found[name] = value
+    for setting in setting_fields(type(config)).values():
+        value = getattr(config, setting.name)
+        if isinstance(value, Settings):
+            found |= {
+                f"{setting.name}.{inner}": place for inner, place in data_settings(value).items()
+            }
+        elif value and Mark.REQUIRED_AT_RUN in setting.marks:
+            found[setting.name] = value
     return found
 
 

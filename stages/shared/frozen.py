@@ -1,9 +1,10 @@
 """What the evaluations of a frozen backbone share: its features, and the columns of their result rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import PositiveInt
 
 from pipeline.manifest import check_intact
 from pipeline.spec import StageConfig
@@ -14,7 +15,7 @@ from stages.import_weights import ImportConfig
 if TYPE_CHECKING:
     import torch
 
-    from mugs.evaluation.features import Feature
+    from mugs.evaluation.config import Feature
     from mugs.models.vit import ViT
 
     Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 Weights = Literal["teacher", "student", "initial"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Crop(StageConfig):
     """What a frozen backbone sees of an image: shorter side to `resize`, centre crop of `crop` pixels."""
 
-    resize: int = Field(256, ge=1)
-    crop: int = Field(224, ge=1)
+    resize: PositiveInt = 256
+    crop: PositiveInt = 224
 
 
+@dataclass(frozen=True, kw_only=True)
 class Pretrained(StageConfig):
     """Which network of the run that fills the role weights is used."""
 
@@ -41,10 +44,12 @@ class Pretrained(StageConfig):
         return f"weights {self.weights}: imported weights are a single network, named teacher"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Backbone(Pretrained, Crop):
     """Which backbone sees the images, and how."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class FrozenEvaluation(Backbone):
     """An evaluation that takes stored features, or computes its own: then `data` and `weights` are what it needs."""
 
@@ -59,7 +64,7 @@ class FrozenEvaluation(Backbone):
             )
         if others:
             return f"needs either features, or data and weights; features and {' and '.join(others)} are given"
-        defaults = {name: field.default for name, field in Backbone.model_fields.items()}
+        defaults = {field.name: field.default for field in fields(Backbone)}
         given = [name for name, default in defaults.items() if getattr(self, name) != default]
         return (
             f"{', '.join(given)}: belongs to the run that fills the role features; set it there"

@@ -1,10 +1,11 @@
 """The labelled part of the training images that a semi-supervised evaluation uses."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import RequiredAtRun, Settings
 from stages.convert import BUILTIN, ConvertConfig, opened
 
 if TYPE_CHECKING:
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from mugs.data.sources.subset import Subset
 
 
-class LabelledPart(StageConfig):
+@dataclass(frozen=True, kw_only=True)
+class LabelledPart(Settings):
     """Which images keep their labels: those a list names, or `percent` of each class drawn from `seed`.
 
     The lists of ImageNet-1K are SimCLRv2's, to be fetched by hand: 1percent.txt (12,811 lines) and 10percent.txt
@@ -20,19 +22,17 @@ class LabelledPart(StageConfig):
     where given, `list_sha256` are checked. `last_line: dropped` leaves out the image the release loses (row E7).
     """
 
-    percent: float = Field(gt=0, le=100)
+    percent: Annotated[float, Field(gt=0, le=100)]
     by: Literal["list", "class_balanced"] = "list"
     last_line: Literal["kept", "dropped"] = "kept"
-    list_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    list_file: str | None = Runtime(None, required_at_run=True)
+    list_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    list_file: RequiredAtRun[str | None] = None
     seed: int = 0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_list_to_name(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("by") == "class_balanced":
-            return {**values, "list_file": ""}
-        return values
+    def __post_init__(self) -> None:
+        """Ask for no list where none is read."""
+        if self.by == "class_balanced":
+            object.__setattr__(self, "list_file", "")
 
     def choose(self, source: "Source", dataset: str) -> "Subset":
         """The labelled images. Raises SourceError naming what is wrong with the list."""

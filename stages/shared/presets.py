@@ -4,21 +4,8 @@ Only what the paper states: predictor initialisation, erasing before or after no
 operations and learning rates are not in it (or lost), and stay as released.
 """
 
-from __future__ import annotations
-
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pipeline.spec import StageConfig
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    Config = TypeVar("Config", bound=DataclassInstance)
-
 from collections.abc import Mapping
-
-from pydantic import BaseModel
+from typing import Any
 
 MUGS: dict[str, Any] = {
     "relation_depth": 2,  # M7
@@ -63,16 +50,8 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     for name, value in defaults.items():
         here = result.get(name)
         if isinstance(value, Mapping):
-            inner = here.model_dump(exclude_unset=True) if isinstance(here, BaseModel) else here
-            if inner is None or isinstance(inner, Mapping):
-                result[name] = filled(inner or {}, value)
+            if here is None or isinstance(here, Mapping):
+                result[name] = filled(here or {}, value)
         elif here is None:
             result[name] = value
     return result
-
-
-def same_named(target: type[Config], cfg: StageConfig, **given: Any) -> Config:
-    """What is given, and every other field of `target` as the stage's configuration has it under the same name."""
-    return target(
-        **given, **{f.name: getattr(cfg, f.name) for f in fields(target) if f.name not in given}
-    )

@@ -19,7 +19,8 @@ from mugs.checkpoint.background import BackgroundWriter, SaveReport
 from mugs.checkpoint.save_load import SavePolicy, StateDicts, state_bytes
 from mugs.checkpoint.space import format_bytes
 from mugs.engine.optim import build_pretrain_parameter_groups
-from mugs.methods import Mugs, MugsConfig
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 ARCHS = ("vit_s16", "vit_b16", "vit_l16")

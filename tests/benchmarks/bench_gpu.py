@@ -26,8 +26,10 @@ from mugs.data.loading.batch import Views  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
 from mugs.engine.metering import Meter  # noqa: E402
 from mugs.engine.optim import build_adamw  # noqa: E402
-from mugs.methods import Mugs, MugsConfig  # noqa: E402
-from mugs.pretrain.step import StepConfig, Trainer  # noqa: E402
+from mugs.methods.config import MugsConfig  # noqa: E402
+from mugs.methods.mugs import Mugs  # noqa: E402
+from mugs.pretrain.config import StepConfig  # noqa: E402
+from mugs.pretrain.step import Trainer  # noqa: E402
 
 RATES = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
 BUDGET_SECONDS = 480.0

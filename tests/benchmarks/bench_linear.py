@@ -27,7 +27,8 @@ from bench_step import seconds
 from torch import Tensor, nn
 
 from mugs.engine.loop import train
-from mugs.evaluation.linear import LinearProbe, LinearProbeTraining
+from mugs.evaluation.config import LinearProbe
+from mugs.evaluation.linear import LinearProbeTraining
 from mugs.evaluation.linear_data import build_feature_batches, build_order
 from mugs.models.vit import build_vit
 from stages.linear import LinearConfig, linear_probe

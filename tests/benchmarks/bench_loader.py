@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from plain_views import plain_loader
 
-from mugs.data.loading.batch import LoaderName
+from mugs.data.loading.config import LoaderName
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import FolderSource, Source

@@ -13,7 +13,8 @@ from step_cases import SCHEDULE, SMALLEST, Case, build
 from mugs.data.loading.batch import Views
 from mugs.distributed import all_reduce_and
 from mugs.engine.optim import build_adamw
-from mugs.pretrain.step import StepConfig, Trainer
+from mugs.pretrain.config import StepConfig
+from mugs.pretrain.step import Trainer
 
 CASE = Case(
     replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024),

@@ -23,8 +23,10 @@ from step_cases import SCHEDULE
 from mugs.data.loading.batch import Views
 from mugs.engine.metering import peak_memory_mb
 from mugs.engine.optim import build_adamw
-from mugs.methods import Mugs, MugsConfig
-from mugs.pretrain.step import StepConfig, Trainer
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
+from mugs.pretrain.config import StepConfig
+from mugs.pretrain.step import Trainer
 
 PARITY = Path(__file__).resolve().parent.parent / "parity"
 BATCH = 8

@@ -1,6 +1,7 @@
 """A stage that trains a counter for six steps, saves it after every second one, and reports it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 
 
+@dataclass(frozen=True, kw_only=True)
 class TinyConfig(StageConfig):
     """Nothing to set but the length."""
 

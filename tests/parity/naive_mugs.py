@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mugs.data.loading.batch import Views
-from mugs.methods import Mugs, MugsConfig
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
 
 
 class NaiveMemory:

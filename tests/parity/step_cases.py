@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from mugs import distributed
 from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
-from mugs.methods import Mugs, MugsConfig
-from mugs.models.vit import ViTConfig
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
+from mugs.models.config import ViTConfig
+from mugs.pretrain.config import StepConfig
 from mugs.pretrain.schedule import PretrainSchedule
-from mugs.pretrain.step import StepConfig, Trainer, split_micro_batches
+from mugs.pretrain.step import Trainer, split_micro_batches
 
 SMALLEST = MugsConfig(
     arch=ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32),
@@ -93,7 +95,7 @@ def run_product(case: Case) -> Trace:
     method = build(case)
     world, rank = distributed.world_size(), distributed.rank()
     student = method.student if world == 1 else DistributedDataParallel(method.student)
-    config = StepConfig(clip=((0, case.clip),), freeze_last_layer_epochs=0)
+    config = StepConfig(clip=((0, case.clip),), freeze_prototypes_epochs=0)
     trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, student)
     share, losses = case.batch // world, []
     for step in range(case.steps):

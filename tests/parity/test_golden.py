@@ -10,10 +10,12 @@ import torch
 
 from mugs.data.loading.batch import Views
 from mugs.engine.optim import build_adamw
-from mugs.methods import Mugs, MugsConfig
-from mugs.models.vit import ViTConfig
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
+from mugs.models.config import ViTConfig
+from mugs.pretrain.config import StepConfig
 from mugs.pretrain.schedule import PretrainSchedule
-from mugs.pretrain.step import StepConfig, Trainer
+from mugs.pretrain.step import Trainer
 from mugs.weights.backbone_file import read_released_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -112,7 +114,7 @@ def test_twelve_steps(golden: dict[str, Any], method: Mugs) -> None:
         momentum=config["momentum_teacher"],
     )
     step_config = StepConfig(
-        clip=((0, config["clip_grad"]),), freeze_last_layer_epochs=config["freeze_last_layer"]
+        clip=((0, config["clip_grad"]),), freeze_prototypes_epochs=config["freeze_last_layer"]
     )
     trainer = Trainer(method, build_adamw(method.student), schedule, step_config, method.student)
     for record in golden["steps"]:

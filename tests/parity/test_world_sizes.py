@@ -10,6 +10,7 @@ MUGS_STEPS sets how many steps are taken.
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,12 +24,12 @@ from mugs import distributed
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.engine.control import NullControl
-from mugs.methods import Mugs, MugsConfig
+from mugs.methods.mugs import Mugs
 from mugs.models.memory import NeighborMemory
 from mugs.pretrain.train import PretrainTask, pretrain
 from pipeline import config, plan
 from stages import STAGES
-from stages.pretrain import PretrainConfig, train_config
+from stages.pretrain import PretrainConfig
 
 STEPS = int(os.environ.get("MUGS_STEPS", "22"))
 BATCH = 64
@@ -102,15 +103,13 @@ def mini() -> PretrainConfig:
 def train(data: Path, out: Path) -> None:
     """This rank's part of the run; notes the samples of every step."""
     cfg = mini()
-    method = Mugs(MugsConfig(arch=cfg.arch, **cfg.mugs.model_dump()), seed=cfg.seed)
+    method = Mugs(replace(cfg.mugs, arch=cfg.arch), seed=cfg.seed)
     out.mkdir(parents=True, exist_ok=True)
-    task = PretrainTask(method, FolderSource(data), train_config(cfg), out, torch.device("cpu"))
+    task = PretrainTask(method, FolderSource(data), cfg, out, torch.device("cpu"))
     samples = [task.order.indices(step).tolist() for step in range(STEPS)]
     (out / f"samples_{distributed.rank()}.json").write_text(json.dumps(samples))
     with pytest.raises(StoppedError):
-        pretrain(
-            method, FolderSource(data), train_config(cfg), out, torch.device("cpu"), Until(STEPS)
-        )
+        pretrain(method, FolderSource(data), cfg, out, torch.device("cpu"), Until(STEPS))
 
 
 def on_rank(_rank: int, exact: bool, repeat: bool, data: Path, out: Path) -> None:

@@ -28,14 +28,17 @@ pytestmark = pytest.mark.slurm
 STAGE = '''
 """Tiny stages: note who ran when, fail while a file is there, wait while another is not."""
 import csv, os, time
+from dataclasses import dataclass
 from pathlib import Path
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageOutput
 
+@dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
     text: str = "x"
-    gate: str | None = Runtime(None)
-    poison: str | None = Runtime(None)
+    gate: Runtime[str | None] = None
+    poison: Runtime[str | None] = None
     watch: bool = False
 
     def alongside(self):

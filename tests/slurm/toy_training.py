@@ -3,12 +3,15 @@
 import atexit
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 
 
+@dataclass(frozen=True, kw_only=True)
 class Train(StageConfig):
     """`fault` at step 30, in the first attempt or "always", or "abort at exit".
 
@@ -17,11 +20,12 @@ class Train(StageConfig):
 
     case: str
     steps: int = 60
-    fault: str = Runtime("")
-    seconds: float = Runtime(0.1)
-    later_seconds: float | None = Runtime(None)
+    fault: Runtime[str] = ""
+    seconds: Runtime[float] = 0.1
+    later_seconds: Runtime[float | None] = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class Digest(StageConfig):
     """Nothing to choose."""
 

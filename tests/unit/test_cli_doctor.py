@@ -214,7 +214,7 @@ def test_the_look_at_a_list_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_half_a_built_in_data_set(doctor: Doctor, split: str) -> None:
     refused = doctor("--set", f"photos.{split}_dir=builtin:sklearn_digits")
     assert isinstance(refused.exception, ConfigError)
-    assert "expected one built-in data set for both" in str(refused.exception)
+    assert "must name the same built-in data set" in str(refused.exception)
 
 
 def test_only_what_is_not_there_may_be_elsewhere(doctor: Doctor) -> None:

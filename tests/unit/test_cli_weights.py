@@ -23,6 +23,7 @@ from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
+from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
 from stages import STAGES, convert, features, import_weights
@@ -72,7 +73,7 @@ def finish(
     stage = {convert: "convert", import_weights: "import", features: "features"}[module]
     folder = root / stage / f"{stage}-{stage}0"
     folder.mkdir(parents=True)
-    config = STAGES[stage].config.model_validate(values)
+    config = validate_model(STAGES[stage].config, values, "x.yaml")
     made = module.run(StageContext(stage, stage, f"{stage}0", folder, inputs, 1), config)
     outputs = {label: describe_output(root, path) for label, path in made.outputs.items()}
     entry = ManifestEntry(

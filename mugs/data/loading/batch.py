@@ -2,18 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     pass
-
-
-LoaderName = Literal["auto", "thread", "ffcv"]
-
-
-RendererName = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True)

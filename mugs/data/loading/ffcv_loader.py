@@ -27,7 +27,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 
-from mugs.data.loading.batch import RendererName
+from mugs.data.loading.config import RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.thread_loader import BatchRequest, ThreadLoader
 from mugs.data.sources.base import Source, SourceError

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mugs.data.loading.batch import LoaderName, RendererName, ViewLoader
+from mugs.data.loading.batch import ViewLoader
+from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.views.config import ViewRecipe

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mugs.data.loading.batch import Batch, RendererName
+from mugs.data.loading.batch import Batch
+from mugs.data.loading.config import RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb

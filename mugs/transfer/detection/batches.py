@@ -18,8 +18,9 @@ from mugs.random_streams import (
     make_image_key,
     make_item_generator,
 )
+from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.views import Scales, apply_view_plan, draw_view_plan, pad_batch
+from mugs.transfer.detection.views import apply_view_plan, draw_view_plan, pad_batch
 
 
 class AspectGroupedOrder:

@@ -1,55 +1,79 @@
-"""Sizes and counts of the detector."""
+"""Settings of detection and instance segmentation."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from mugs.transfer.detection.views import Scales
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pipeline.settings import Internal, Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Cascade Mask R-CNN as iBOT and Mugs run it; its thresholds and loss weights stand where they are used.
+class DetectorConfig(Settings):
+    """Cascade Mask R-CNN as iBOT and Mugs run it; its thresholds and loss weights stand where they are used."""
 
-    width: channels of the FPN, the RPN and the heads. rpn_samples, roi_samples: boxes per image that losses are taken
-    on. proposals_*: kept per level and per image. image_size: (rows, columns) of pixels of the position table.
-    """
-
-    num_classes: int = 80
+    num_classes: Internal[int] = 80
+    # (rows, columns) of pixels that the position table covers.
     image_size: tuple[int, int] = (800, 1008)
-    drop_path: float = 0.1
-    width: int = 256
-    fc_width: int = 1024
-    head_convs: int = 4
-    rpn_samples: int = 256
-    roi_samples: int = 512
-    proposals_train: int = 2000
-    proposals_test: int = 1000
-    max_detections: int = 100
-    score_threshold: float = 0.05
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Channels of the FPN, the RPN and the heads.
+    width: PositiveInt = 256
+    fc_width: PositiveInt = 1024
+    head_convs: PositiveInt = 4
+    # Boxes per image that the losses are taken on.
+    rpn_samples: PositiveInt = 256
+    roi_samples: PositiveInt = 512
+    # Proposals kept per level and per image.
+    proposals_train: PositiveInt = 2000
+    proposals_test: PositiveInt = 1000
+    max_detections: PositiveInt = 100
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionConfig:
-    """The 1x schedule on COCO by default. `batch_size` is global; the last three fields cannot change a number.
+class Scales(Settings):
+    """Sizes in pixels, as in DETR's and iBOT's training.
 
-    images_per_pass: images padded and sent through together, and over which losses are averaged first. decay_epochs:
-    after how many epochs the rate falls to a tenth. min_side: smaller images are not trained on.
+    Each image is flipped or not; then its shorter side becomes one of `short_sides`. With `crop_prob`, another two
+    steps come before that resize: shorter side to one of `crop_short_sides`, and a crop whose height and width are
+    drawn independently from `crop_sides`. The longer side is at most `max_side`.
     """
+
+    short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(
+        range(480, 801, 32)
+    )
+    max_side: PositiveInt = 1333
+    crop_short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (400, 500, 600)
+    crop_sides: tuple[int, int] = (384, 600)
+    crop_prob: Probability = 0.5
+    flip_prob: Probability = 0.5
+    test_short_side: PositiveInt = 800
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig(Settings):
+    """The 1x schedule on COCO. `batch_size` is global."""
 
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     scales: Scales = field(default_factory=Scales)
-    epochs: int = 12
-    batch_size: int = 32
-    images_per_pass: int = 4
-    lr: float = 2e-4
-    weight_decay: float = 0.05
-    layer_decay: float = 0.8
+    epochs: PositiveInt = 12
+    batch_size: PositiveInt = 32
+    # Images that are padded and sent through together, and over which losses are averaged first: this changes
+    # numbers. The release has 4 on each of 8 GPUs.
+    images_per_pass: PositiveInt = 4
+    # iBOT's configuration has 1e-4.
+    lr: PositiveFloat = 2e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    # iBOT sweeps 0.65, 0.75, 0.8 and 0.9.
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    # After each of these numbers of epochs the rate falls to a tenth.
     decay_epochs: tuple[int, ...] = (8, 11)
-    warmup_steps: int = 500
-    warmup_start: float = 0.001
-    min_side: int = 32
+    warmup_steps: NonNegativeInt = 500
+    warmup_start: Probability = 0.001
+    # Smaller images are not trained on.
+    min_side: PositiveInt = 32
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
-    threads: int = 4
-    checkpoint_steps: int = 500
-    log_steps: int = 50
+    threads: Runtime[PositiveInt] = 4
+    checkpoint_steps: Runtime[PositiveInt] = 500
+    log_steps: Runtime[PositiveInt] = 50

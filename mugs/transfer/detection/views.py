@@ -10,25 +10,8 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
 from mugs.data.dense.pixels import fit_size, resize_image
+from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.targets import Targets
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """Sizes in pixels, as in DETR's and iBOT's training.
-
-    Flip; then shorter side to one of `short_sides`, or, as often as `crop_prob` says, shorter side to one of
-    `crop_short_sides`, a crop whose height and width are drawn apart from `crop_sides`, and then the first resize. The
-    longer side is at most `max_side`. Test: shorter side to `test_short_side`.
-    """
-
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
-    max_side: int = 1333
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_sides: tuple[int, int] = (384, 600)
-    crop_prob: float = 0.5
-    flip_prob: float = 0.5
-    test_short_side: int = 800
 
 
 def typical_view_size(scales: Scales, multiple: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker_batches import LabeledBatch, iter_batches, stack_samples
-from mugs.transfer.segmentation.recipe import SceneRecipe
+from mugs.transfer.segmentation.config import SceneRecipe
 from mugs.transfer.segmentation.views import render_test_view, render_training_crop
 
 

@@ -38,7 +38,7 @@ def evaluate_scenes(
     """
     model = model.to(device).eval()
     model.clear_draws()
-    classes = config.model.num_classes
+    classes = config.num_classes
     mine = range(distributed.rank(), len(scenes), distributed.world_size())
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     path, quiet = run_dir / "progress.json", not distributed.is_main()
@@ -68,7 +68,7 @@ def predict_scene(
         logits = slide_windows(
             model.logits,
             scene.view.to(device),
-            num_classes=config.model.num_classes,
+            num_classes=config.num_classes,
             window=recipe.window,
             stride=recipe.stride,
         )

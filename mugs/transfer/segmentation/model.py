@@ -5,8 +5,6 @@ Shapes: N images, K classes, H x W pixels.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
 from mugs.random_streams import StepStream, step_seed
 from mugs.transfer.pyramid import Pyramid, TappedViT
+from mugs.transfer.segmentation.config import SegmenterConfig
 from mugs.transfer.segmentation.heads import (
     ChannelDropout,
     FCNHead,
@@ -25,23 +24,6 @@ from mugs.transfer.segmentation.heads import (
     UPerHead,
     resize_bilinear,
 )
-
-Variant = Literal["upernet", "linear"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
-    """Shape of the network around the ViT. `channels` of the UPerNet head: the ViT's width when None.
-
-    linear: the frozen ViT's four maps side by side, one classifier, no auxiliary head.
-    """
-
-    variant: Variant
-    num_classes: int
-    channels: int | None = None
-    auxiliary_channels: int = 256
-    auxiliary_weight: float = 0.4
-    dropout: float = 0.1
 
 
 class Segmenter(nn.Module):

@@ -12,8 +12,8 @@ from torchvision.transforms.v2.functional import resize_mask
 from mugs.data.dense.label_maps import VOID
 from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
 from mugs.random_streams import SampleStream, draw_uniform, make_generator
+from mugs.transfer.segmentation.config import SceneRecipe
 from mugs.transfer.segmentation.photometric import distort_colors
-from mugs.transfer.segmentation.recipe import SceneRecipe
 
 TRIES = 10
 

@@ -15,9 +15,9 @@ from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png
 from mugs.data.sources.decode import decode_rgb
 from mugs.engine.progress import Progress
 from mugs.models.vit import ViT
+from mugs.transfer.video.config import PropagationRecipe
 from mugs.transfer.video.j_and_f import VideoScores, average_scores, score_objects
 from mugs.transfer.video.propagation import (
-    PropagationRecipe,
     frame_features,
     frame_size,
     harden_labels,

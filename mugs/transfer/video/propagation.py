@@ -5,31 +5,13 @@ Shapes: P = h x w patches of a frame, D width, O objects with the background fir
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mugs.models.vit import ViT
-
-
-@dataclass(frozen=True, kw_only=True)
-class PropagationRecipe:
-    """DINO's settings. `num_previous`: 7 in DINO and iBOT, 20 in the script of Mugs; the first frame always counts too.
-
-    short_side, multiple: pixels of the shorter side, and of what the other one is cut to a multiple of.
-    radius: patches, up and down as well as left and right. std: with DINO's slip in the first number.
-    """
-
-    short_side: int = 480
-    multiple: int = 64
-    num_previous: int = 7
-    num_neighbours: int = 5
-    temperature: float = 0.1
-    radius: int = 12
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+from mugs.transfer.video.config import PropagationRecipe
 
 
 def frame_size(height: int, width: int, recipe: PropagationRecipe) -> tuple[int, int]:
@@ -85,13 +67,13 @@ def propagate_labels(
 ) -> Iterator[Tensor]:
     """Soft labels (P, O) of every frame after the first, whose labels are given (P, O).
 
-    features: of all frames in order, (P, D) each. References are the first frame and the `num_previous` before the one
+    features: of all frames in order, (P, D) each. References are the first frame and the `previous_frames` before the one
     at hand (the first does not count twice).
     """
     frames = iter(features)
     start = next(frames)
     near = neighborhood_mask(*grid, recipe.radius, start.device)
-    past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.num_previous)
+    past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.previous_frames)
     for target in frames:
         sources = torch.stack([start, *(f for f, _ in past)])
         labels = torch.stack([first, *(soft for _, soft in past)])

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.subset import Subset, draw_class_balanced, indices_from_list
+from pipeline.reading import validate_model
+from pipeline.spec import ConfigError
 from stages.shared.labelled import LabelledPart
 
 PER_CLASS = 130  # the shape of ImageNet's training split, a tenth of its size
@@ -152,5 +153,5 @@ def test_a_subset_is_a_source() -> None:
 def test_a_balanced_part_needs_no_list() -> None:
     assert LabelledPart(percent=1, by="class_balanced").list_file == ""
     assert LabelledPart(percent=1).list_file is None
-    with pytest.raises(ValidationError):
-        LabelledPart(percent=0)
+    with pytest.raises(ConfigError):
+        validate_model(LabelledPart, {"percent": 0}, "x.yaml")

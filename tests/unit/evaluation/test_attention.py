@@ -20,7 +20,8 @@ from mugs.evaluation.attention import (
     label_strongest_head,
     select_top_mass,
 )
-from mugs.models.vit import ViT, ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT, build_vit
 
 MAPS = np.array([[[0.4, 0.3], [0.2, 0.1]], [[0.05, 0.35], [0.5, 0.0]]])
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import FolderSource
 from mugs.evaluation import feature_store
+from mugs.evaluation.config import Feature
 from mugs.evaluation.feature_store import (
     FeatureStore,
     FeatureStoreError,
@@ -20,8 +21,9 @@ from mugs.evaluation.feature_store import (
     extract_split,
     shard_path,
 )
-from mugs.evaluation.features import Feature, build_feature_function
-from mugs.models.vit import ViT, ViTConfig, build_vit
+from mugs.evaluation.features import build_feature_function
+from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT, build_vit
 
 CPU = torch.device("cpu")
 NAMES: tuple[Feature, ...] = ("cls", "patch_mean", "last4_cls", "cls_patchmean")

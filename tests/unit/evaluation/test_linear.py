@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mugs.checkpoint.save_load import load_latest
 from mugs.data.loading.order import SampleOrder
 from mugs.engine.loop import train
-from mugs.evaluation.classifiers import Setting
-from mugs.evaluation.linear import DivergedError, LinearProbe, LinearProbeTraining
+from mugs.evaluation.config import LinearProbe, Setting
+from mugs.evaluation.linear import DivergedError, LinearProbeTraining
 from mugs.evaluation.linear_data import build_feature_batches, build_order
 
 NUM, WIDTH, CLASSES = 52, 16, 5

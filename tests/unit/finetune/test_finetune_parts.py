@@ -38,7 +38,8 @@ from mugs.finetune.mixing import (
     soft_cross_entropy,
 )
 from mugs.finetune.schedules import build_finetune_schedule
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
 
 STEP = {  # ImageNet fine-tuning: epochs, steps per epoch, warm-up, peak
     "s": (200, 1251, 20, 1.2e-3),

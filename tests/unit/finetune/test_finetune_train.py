@@ -30,8 +30,9 @@ from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixO
 from mugs.finetune.mixing import assign_columns, mix_batch, smooth_labels
 from mugs.finetune.train import Finetuning
 from mugs.finetune.validation import EpochAccuracy
+from mugs.models.config import ViTConfig
 from mugs.models.stochastic_depth import draw_depth_uniforms
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.vit import build_vit
 
 CPU = torch.device("cpu")
 SHAPE = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=16)

@@ -8,7 +8,8 @@ from step_cases import SCHEDULE, SMALLEST, Case, build
 from mugs.engine.optim import build_adamw
 from mugs.engine.step import StepResult
 from mugs.models.stochastic_depth import draw_depth_uniforms
-from mugs.pretrain.step import StepConfig, Trainer
+from mugs.pretrain.config import StepConfig
+from mugs.pretrain.step import Trainer
 
 CASE = Case(replace(SMALLEST, drop_path=0.4), num_small=3)
 

@@ -8,25 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from step_cases import SCHEDULE, SMALLEST, Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mugs.engine.metering import Meter
 from mugs.engine.optim import build_adamw
 from mugs.engine.step_log import StepLog
-from mugs.methods import Mugs
-from mugs.pretrain.config import TrainConfig
-from mugs.pretrain.step import StepConfig, Trainer
+from mugs.methods.config import MugsConfig
+from mugs.methods.mugs import Mugs
+from mugs.pretrain.config import StepConfig, TrainConfig
+from mugs.pretrain.step import Trainer
 from mugs.pretrain.train import build_log_settings
-from stages.pretrain import MugsOptions
+from pipeline.reading import validate_model
+from pipeline.spec import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_widths_are_whole_numbers() -> None:
-    with pytest.raises(ValidationError):
-        MugsOptions(group_bottleneck=256.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        validate_model(MugsConfig, {"group_bottleneck": 256.5}, "x.yaml")
 
 
 def test_no_name_is_undefined() -> None:

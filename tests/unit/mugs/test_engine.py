@@ -17,9 +17,8 @@ from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
-from mugs.methods import Mugs
-from mugs.pretrain.config import TrainConfig
-from mugs.pretrain.step import StepConfig
+from mugs.methods.mugs import Mugs
+from mugs.pretrain.config import StepConfig, TrainConfig
 from mugs.pretrain.train import pretrain
 
 PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
-from mugs.models.vit import ARCHITECTURES, build_vit
+from mugs.models.config import ARCHITECTURES
+from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import WeightsError, write_backbone_file
 from mugs.weights.foreign import import_released, import_timm
 

@@ -15,7 +15,7 @@ from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
 from mugs.engine.metering import Meter, device_peak_tflops
-from mugs.methods import Mugs
+from mugs.methods.mugs import Mugs
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.train import pretrain
 

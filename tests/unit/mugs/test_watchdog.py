@@ -23,7 +23,7 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
-from mugs.methods import Mugs
+from mugs.methods.mugs import Mugs
 from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import TrainConfig
 from mugs.pretrain.step import split_micro_batches

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import (
     WeightsError,
     extract_backbone_state,

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ConfigDict
 
-from pipeline.spec import Resources, Runtime, StageConfig, StageSpec
+from pipeline.settings import RequiredAtRun, Runtime, Settings
+from pipeline.spec import Resources, StageConfig, StageSpec
 
 
-class Optimizer(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Settings):
     """A nested part of a configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     lr: float = 1e-3
-    log_every: int = Runtime(10)
+    log_every: Runtime[int] = 10
 
 
+@dataclass(frozen=True, kw_only=True)
 class DataConfig(StageConfig):
     """A data set."""
 
     dataset: str = "digits"
-    train_dir: Path | None = Runtime(None, required_at_run=True)
+    train_dir: RequiredAtRun[Path | None] = None
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(StageConfig):
     """A training."""
 
     epochs: int = 10
     drop: float | None = None
     optimizer: Optimizer = Optimizer()
-    workers: int = Runtime(4)
+    workers: Runtime[int] = 4
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_what_is_not_said_is_taken_over(tmp_path: Path) -> None:
     runs = config.load(written(tmp_path, one, BASE, "two: {like: one, crop: 16}"), STAGES).runs
     assert runs["one"].spec.name == "knn" and runs["one"].needs == {"data": "d", "weights": "v"}
     assert (runs["one"].resources.hours, runs["one"].resources.gpu) == (1, False)
-    settings = {name: run.config.model_dump() for name, run in runs.items()}
+    settings = {name: vars(run.config) for name, run in runs.items()}
     assert [(s["ks"], s["crop"]) for s in settings.values()] == [
         ((5,), 32),
         ((1, 2), 32),
@@ -33,8 +33,8 @@ def test_what_is_not_said_is_taken_over(tmp_path: Path) -> None:
 def test_overrides_reach_those_that_are_like_it(tmp_path: Path) -> None:
     file = written(tmp_path, BASE, "one: {like: base, ks: [5]}")
     runs = config.load(file, STAGES, ["base.crop=48", "base.ks=[9]", "one.resources.hours=7"]).runs
-    assert [runs[name].config.model_dump()["crop"] for name in ("base", "one")] == [48, 48]
-    assert [runs[name].config.model_dump()["ks"] for name in ("base", "one")] == [(9,), (5,)]
+    assert [vars(runs[name].config)["crop"] for name in ("base", "one")] == [48, 48]
+    assert [vars(runs[name].config)["ks"] for name in ("base", "one")] == [(9,), (5,)]
     assert [runs[name].resources.hours for name in ("base", "one")] == [3, 7]
 
 

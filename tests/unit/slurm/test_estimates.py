@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from slurm.submission.estimates import advise_checkpoint_interval, estimate_lead
 from slurm.submission.profile import ClusterProfile
 
 
+@dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
     gb: float = 0.0
     batch_size: int = 1024

@@ -30,13 +30,16 @@ from slurm.status import collect_status
 
 STAGE = """
 import os, signal, time
+from dataclasses import dataclass
 from pathlib import Path
-from pipeline.spec import Runtime, StageConfig
+from pipeline.settings import Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageOutput
 
+@dataclass(frozen=True, kw_only=True)
 class Config(StageConfig):
     text: str = "x"
-    fault: str = Runtime("")
+    fault: Runtime[str] = ""
 
     def alongside(self):
         return frozenset({"in0"}) if self.fault == "watch" else frozenset()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def test_jobs_that_can_still_run(
     assert QueueState(RUNS, jobs, done).usable_job_id("b") == expected
 
 
+@dataclass(frozen=True, kw_only=True)
 class Watching(StageConfig):
     def alongside(self) -> frozenset[str]:
         return frozenset({"in0"})

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import write_backbone_file
 from pipeline.manifest import ManifestEntry, Output, hash_path
+from pipeline.reading import validate_model
 from pipeline.stage import StageContext
 from stages.attention import AttentionConfig, run
 
@@ -72,7 +74,9 @@ def test_what_there_is_not_is_refused(
     context: StageContext, fields: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        run(context, AttentionConfig.model_validate({"resize": 16, "crop": 16, **fields}))
+        run(
+            context, validate_model(AttentionConfig, {"resize": 16, "crop": 16, **fields}, "x.yaml")
+        )
 
 
 def test_a_data_set_without_validation_images(context: StageContext) -> None:

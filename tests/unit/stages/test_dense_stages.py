@@ -11,9 +11,12 @@ from PIL import Image
 from mugs.data.mini.coco import materialize_coco
 from mugs.data.mini.scenes_and_videos import materialize_scenes, materialize_videos
 from mugs.data.sources.base import SourceError
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
+from mugs.transfer.segmentation.config import SceneRecipe
 from mugs.weights.backbone_file import write_backbone_file
 from pipeline.manifest import ManifestEntry, Output, hash_path
+from pipeline.reading import validate_model
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages import (
@@ -25,14 +28,14 @@ from stages import (
     davis_segmentation,
 )
 from stages.ade20k_data import Ade20kDataConfig
-from stages.ade20k_segmentation import Ade20kSegmentationConfig, SceneOptions
+from stages.ade20k_segmentation import Ade20kSegmentationConfig
 from stages.coco_data import CocoDataConfig
 from stages.coco_detection import CocoDetectionConfig
 from stages.davis_data import DavisDataConfig
 from stages.davis_segmentation import DavisSegmentationConfig
 
 TINY = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=32)
-SCENES = SceneOptions(long_side=128, short_side=32, crop=32, window=32, stride=21)
+SCENES = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)
 DETECTION = {
     "detector": {
         "image_size": (64, 64),
@@ -161,7 +164,10 @@ def test_detection(context: StageContext) -> None:
     """Rows, files and pictures; and again from the last checkpoint, as after a preemption during the test."""
     context = with_data(context, coco_data, COCO_DATA)
     assert context.inputs["data"].info == {"dataset": "sklearn_digits", "num_classes": 10}
-    out, again = (coco_detection.run(context, CocoDetectionConfig(**DETECTION)) for _ in range(2))
+    out, again = (
+        coco_detection.run(context, validate_model(CocoDetectionConfig, DETECTION, "x.yaml"))
+        for _ in range(2)
+    )
     metrics = [
         f"{kind} AP{threshold}" for kind in ("box", "mask") for threshold in ("", "50", "75")
     ]
@@ -221,9 +227,9 @@ def test_data_is_looked_at_before_a_run(
     assert not list(context.run_dir.iterdir())
     out = stage.run(context, mine)
     root = next(path for name, path in out.outputs.items() if name != "layout")
-    assert stage.preflight(mine.model_copy(update={"data_dir": str(root)}), {}) == (words, 0)
+    assert stage.preflight(replace(mine, data_dir=str(root)), {}) == (words, 0)
     with pytest.raises(SourceError):
-        stage.preflight(mine.model_copy(update={"data_dir": str(tmp_path)}), {})
+        stage.preflight(replace(mine, data_dir=str(tmp_path)), {})
 
 
 def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:
@@ -231,12 +237,12 @@ def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:
         ade20k_data.run(context, Ade20kDataConfig(data_dir=str(tmp_path)))
     root = tmp_path / "mine"
     materialize_scenes(root, train=6, val=3, classes=3)
-    mine = SCENE_DATA.model_copy(update={"data_dir": str(root)})
+    mine = replace(SCENE_DATA, data_dir=str(root))
     ade20k_data.run(context, mine)
     with pytest.raises(SourceError, match=r"images/training: 6 images found, 20210 expected"):
-        ade20k_data.run(context, mine.model_copy(update={"num_train_images": 20210}))
+        ade20k_data.run(context, replace(mine, num_train_images=20210))
     with pytest.raises(SourceError, match=r"\.png: label 3 among 3 classes"):
-        ade20k_data.run(context, mine.model_copy(update={"num_classes": 3}))
+        ade20k_data.run(context, replace(mine, num_classes=3))
     Image.new("L", (9, 9)).save(root / "annotations" / "validation" / "validation_0001.png")
     (root / "images" / "training" / "training_0004.jpg").write_bytes(b"")
     with pytest.raises(
@@ -250,7 +256,7 @@ def test_wrong_videos_are_named(context: StageContext, tmp_path: Path) -> None:
         davis_data.run(context, DavisDataConfig(data_dir=str(tmp_path)))
     root = tmp_path / "mine"
     materialize_videos(root, videos=2, frames=4)
-    mine = VIDEO_DATA.model_copy(update={"data_dir": str(root)})
+    mine = replace(VIDEO_DATA, data_dir=str(root))
     davis_data.run(context, mine)
     with pytest.raises(
         SourceError, match=r"2 videos found, 30 expected, 8 frames found, 1999 expected"
@@ -267,7 +273,7 @@ def test_a_crop_that_patches_do_not_fill(scenes: StageContext) -> None:
     with pytest.raises(
         ValueError, match=r"scenes\.crop 36: expected a multiple of the patch size 8"
     ):
-        ade20k_segmentation.run(scenes, segmentation(scenes=SCENES.model_copy(update={"crop": 36})))
+        ade20k_segmentation.run(scenes, segmentation(scenes=replace(SCENES, crop=36)))
 
 
 def test_video(context: StageContext) -> None:

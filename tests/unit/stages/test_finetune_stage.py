@@ -1,13 +1,11 @@
 """The fine-tuning stage: its options, the released recipes as presets, refusals at plan time, and its rows."""
 
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
@@ -15,31 +13,18 @@ from mugs.data.sources.convert import convert_to_beton
 from mugs.finetune import config as engine
 from mugs.finetune.batches import BatchSampler
 from mugs.finetune.schedules import build_finetune_schedule
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file, write_backbone_file
-from pipeline.identity import run_id
+from pipeline.identity import dump_settings, run_id
 from pipeline.manifest import DamagedError, hash_path
-from pipeline.spec import Resources
+from pipeline.reading import validate_model
+from pipeline.spec import ConfigError, Resources
 from stages import finetune as stage
-from stages.finetune import FinetuneConfig
+from stages.finetune import FinetuneStageConfig
 from stages.shared.finetune_presets import PRESETS
 
 RATE = {"base_lr": 1e-3}
-
-
-@pytest.mark.parametrize(
-    ("options", "target"),
-    [
-        (stage.Rate, engine.RateOptions),
-        (stage.Images, engine.ImageOptions),
-        (stage.Mix, engine.MixOptions),
-        (stage.Head, engine.HeadOptions),
-    ],
-)
-def test_names_and_defaults_agree(options: Any, target: Any) -> None:
-    theirs = {f.name: f.default for f in fields(target) if f.name != "base_lr"}
-    ours = {n: f.default for n, f in options.model_fields.items() if n != "base_lr"}
-    assert ours == (theirs | {"init": "random"} if options is stage.Head else theirs)
 
 
 # Written by hand from the recipe: epochs, batch, peak, lowest, warm-up, layer decay, drop path, weight decay, erasing.
@@ -71,8 +56,8 @@ GROUPS = {"imagenet_vit_s16": 256, "imagenet_vit_b16": 128, "imagenet_vit_l16": 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_the_recipe(name: str) -> None:
-    cfg = FinetuneConfig.model_validate({"preset": name})
-    made, low = stage.settings(cfg), 1e-6
+    cfg = validate_model(FinetuneStageConfig, {"preset": name}, "x.yaml")
+    made, low = cfg, 1e-6
     found = (made.epochs, made.batch_size, pytest.approx(made.peak_lr, rel=1e-12), made.rate.min_lr)
     rest = (
         made.rate.warmup_epochs,
@@ -117,17 +102,19 @@ def test_given_fields_stand_and_the_run_id_follows_what_comes_out() -> None:
         "rate": {"base_lr": 1e-5},
         "labelled": {"by": "class_balanced"},
     }
-    cfg = FinetuneConfig.model_validate(short)
+    cfg = validate_model(FinetuneStageConfig, short, "x.yaml")
     assert (cfg.rate.base_lr, cfg.rate.lr_batch, cfg.labelled.by, cfg.labelled.percent) == (
         1e-5,
         512,
         "class_balanced",
         1,
     )
-    spelled = cfg.model_dump(mode="json") | {"preset": None}
+    spelled = dump_settings(cfg) | {"preset": None}
     identity = run_id("finetune", cfg, {})
-    assert identity == run_id("finetune", FinetuneConfig.model_validate(spelled), {})
-    other = FinetuneConfig.model_validate(short | {"layer_decay": 0.9})
+    assert identity == run_id(
+        "finetune", validate_model(FinetuneStageConfig, spelled, "x.yaml"), {}
+    )
+    other = validate_model(FinetuneStageConfig, short | {"layer_decay": 0.9}, "x.yaml")
     assert identity != run_id("finetune", other, {})
 
 
@@ -149,8 +136,8 @@ def test_given_fields_stand_and_the_run_id_follows_what_comes_out() -> None:
     ids=str,
 )
 def test_mistakes_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        FinetuneConfig.model_validate({"epochs": 1, "batch_size": 8} | change)
+    with pytest.raises(ConfigError):
+        validate_model(FinetuneStageConfig, {"epochs": 1, "batch_size": 8} | change, "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +166,7 @@ def test_mistakes_are_refused(change: dict[str, Any]) -> None:
 def test_batches_that_do_not_work_out(
     change: dict[str, Any], ranks: int, words: str | None
 ) -> None:
-    cfg = FinetuneConfig.model_validate({"epochs": 1, "rate": RATE} | change)
+    cfg = validate_model(FinetuneStageConfig, {"epochs": 1, "rate": RATE} | change, "x.yaml")
     found = cfg.misfit(Resources(ranks_per_node=ranks))
     assert found is None if words is None else words in (found or "")
 
@@ -226,7 +213,7 @@ def run(tmp_path: Path, inputs: dict[str, Any], **change: Any) -> Any:
     ctx: Any = SimpleNamespace(
         stage="finetune", run_id="r", run_dir=tmp_path, inputs=inputs, control=None
     )
-    return stage.run(ctx, FinetuneConfig.model_validate(SMALL | change))
+    return stage.run(ctx, validate_model(FinetuneStageConfig, SMALL | change, "x.yaml"))
 
 
 def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any]) -> None:
@@ -261,7 +248,9 @@ def test_where_it_starts(inputs: dict[str, Any], tmp_path: Path) -> None:
     ctx: Any = SimpleNamespace(inputs=inputs)
 
     def built(weights: str, seed: int = 0) -> dict[str, torch.Tensor]:
-        cfg = FinetuneConfig.model_validate(SMALL | {"weights": weights, "seed": seed})
+        cfg = validate_model(
+            FinetuneStageConfig, SMALL | {"weights": weights, "seed": seed}, "x.yaml"
+        )
         return dict(stage.build_model(ctx, cfg, 10).backbone.state_dict())
 
     for name in ("teacher", "student", "initial"):
@@ -288,7 +277,7 @@ def test_a_pretrained_first_layer(inputs: dict[str, Any], tmp_path: Path) -> Non
     ctx: Any = SimpleNamespace(inputs=dict(inputs))
 
     def first(**change: Any) -> torch.nn.Module:
-        cfg = FinetuneConfig.model_validate(SMALL | {"head": head | change})
+        cfg = validate_model(FinetuneStageConfig, SMALL | {"head": head | change}, "x.yaml")
         return next(stage.build_model(ctx, cfg, 10).head.children())
 
     with pytest.raises(ValueError, match="run 'pretrain' has no output 'projection'; use random"):

@@ -5,7 +5,9 @@ import re
 import pytest
 
 from pipeline.config import load
+from pipeline.identity import dump_settings
 from pipeline.plan import build_plan
+from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
 from stages.import_weights import ImportConfig
@@ -66,7 +68,7 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
         ),
         (
             "{stage: import, source: timm, arch: vit_small_patch16_224, epochs: 1, file: /y.pth, network: student}",
-            "network teacher: only released checkpoints (source mugs) hold two networks",
+            "network student: only released checkpoints (source mugs) hold two networks",
         ),
         (
             "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, resources: {ranks_per_node: 2}}",
@@ -78,7 +80,7 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
         ),
         (
             "{stage: linear, needs: {data: digits, weights: pretrain}, base_lr: 1, sweep: {}}",
-            "either base_lr or sweep",
+            "give either base_lr or sweep, not both",
         ),
     ],
 )
@@ -93,15 +95,18 @@ def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: 
 def test_imported_weights_have_no_student(stage: str) -> None:
     inputs = {"weights": ImportConfig(arch="vit_s16", epochs=800)}
     options = {"preset": "cifar10_vit_s16"} if stage == "finetune" else {}
-    config = STAGES[stage].config
-    assert config(**options).wrong_inputs(inputs) is None
-    assert "weights student: imported weights are a single" in config(
-        **options, weights="student"
-    ).wrong_inputs(inputs)
+    cls = STAGES[stage].config
+    assert validate_model(cls, options, "x.yaml").wrong_inputs(inputs) is None
+    student = validate_model(cls, {**options, "weights": "student"}, "x.yaml")
+    assert "weights student: imported weights are a single" in student.wrong_inputs(inputs)
+
+
+def linear(**values: object) -> LinearConfig:
+    return validate_model(LinearConfig, values, "x.yaml")
 
 
 def test_the_released_sweep_has_360_classifiers() -> None:
-    settings = linear_probe(LinearConfig(preset="l250")).settings
+    settings = linear_probe(linear(preset="l250")).settings
     assert len(settings) == len(set(settings)) == 360
     rates = sorted({s.base_lr for s in settings})
     assert rates == pytest.approx(
@@ -113,14 +118,13 @@ def test_the_released_sweep_has_360_classifiers() -> None:
 
 def test_presets_fill_what_is_not_given() -> None:
     expected = {"s100": 0.015, "s300": 0.02, "s800": 0.01, "b400": 0.002}
-    assert {name: LinearConfig(preset=name).base_lr for name in expected} == expected
+    assert {name: linear(preset=name).base_lr for name in expected} == expected
     assert (
-        LinearConfig(preset="b400").batch_size == 512
-        and LinearConfig(preset="b400").feature == "cls_patchmean"
+        linear(preset="b400").batch_size == 512 and linear(preset="b400").feature == "cls_patchmean"
     )
-    assert LinearConfig(preset="s300").final_lr == 0 and LinearConfig().base_lr == 0.015
-    given = LinearConfig(preset="l250", base_lr=0.3, batch_size=256)
+    assert linear(preset="s300").final_lr == 0 and linear().base_lr == 0.015
+    given = linear(preset="l250", base_lr=0.3, batch_size=256)
     assert (given.base_lr, given.sweep, given.batch_size) == (0.3, None, 256)
     for name in PRESETS:
-        cfg = LinearConfig(preset=name)
-        assert LinearConfig.model_validate(cfg.model_dump(mode="json")) == cfg
+        cfg = linear(preset=name)
+        assert validate_model(LinearConfig, dump_settings(cfg), "x.yaml") == cfg

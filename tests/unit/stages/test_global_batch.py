@@ -44,7 +44,7 @@ def plan(*overrides: str) -> None:
             ["linear.resources.ranks_per_node=3"],
             "runs.linear: batch_size 1024 over 3 ranks leaves 341.33 images each",
         ),
-        (["pretrain.max_images_per_step=0"], "greater than or equal to 1"),
+        (["pretrain.max_images_per_step=0"], "greater than 0"),
     ],
 )
 def test_refused(overrides: list[str], words: str) -> None:

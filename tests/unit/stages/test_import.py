@@ -12,6 +12,7 @@ from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import WeightsError
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
+from pipeline.reading import validate_model
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
@@ -35,7 +36,7 @@ class Runs:
     def run(
         self, stage: str, inputs: Mapping[str, ManifestEntry], **values: Any
     ) -> tuple[ManifestEntry, list[ResultRow]]:
-        config: StageConfig = STAGES[stage].config.model_validate(values)
+        config: StageConfig = validate_model(STAGES[stage].config, values, "x.yaml")
         folder = self.root / stage / f"{stage}-0"
         folder.mkdir(parents=True)
         context = StageContext(stage, stage, f"{stage}0000", folder, inputs, 1)

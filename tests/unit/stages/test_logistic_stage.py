@@ -10,12 +10,15 @@ import torch
 
 from mugs import distributed
 from mugs.evaluation import feature_store, logistic
+from pipeline.reading import validate_model
 from pipeline.stage import StageOutput
 from stages import logistic as stage
 from stages.logistic import LogisticConfig
 
-CFG = LogisticConfig.model_validate(
-    {"labelled": {"percent": 10, "by": "class_balanced"}, "penalties": (0.3, 0.1, 0.03)}
+CFG = validate_model(
+    LogisticConfig,
+    {"labelled": {"percent": 10, "by": "class_balanced"}, "penalties": (0.3, 0.1, 0.03)},
+    "x.yaml",
 )
 
 

@@ -14,9 +14,9 @@ from results.runs import flatten_config
 from results.variants import describe_variant
 from stages import STAGES
 from stages.convert import PUBLIC
-from stages.finetune import FinetuneConfig
+from stages.finetune import FinetuneStageConfig
 from stages.logistic import LogisticConfig
-from stages.pretrain import PretrainConfig, train_config
+from stages.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def planned(name: str) -> dict[str, StageRun]:
 def pretraining(name: str) -> tuple[PretrainConfig, PretrainSchedule]:
     cfg = planned(name)["pretrain"].config
     assert isinstance(cfg, PretrainConfig) and cfg.steps_per_epoch is not None
-    return cfg, build_pretrain_schedule(train_config(cfg), cfg.steps_per_epoch)
+    return cfg, build_pretrain_schedule(cfg, cfg.steps_per_epoch)
 
 
 def test_every_bundled_reproduction_is_here_and_plans() -> None:
@@ -120,7 +120,7 @@ def test_schedule(name: str) -> None:
     want, (cfg, schedule) = EXPECTED[name], pretraining(name)
     assert schedule.total_steps == want.total_steps
     warm, last = 10 * want.steps_per_epoch, want.total_steps - 1
-    assert train_config(cfg).peak_lr == pytest.approx(want.peak_lr, rel=1e-12)
+    assert cfg.peak_lr == pytest.approx(want.peak_lr, rel=1e-12)
     assert schedule.lr(0) == 0
     assert [schedule.lr(warm - 1), schedule.lr(warm)] == pytest.approx(
         [want.peak_lr] * 2, rel=1e-12
@@ -141,15 +141,10 @@ def test_schedule(name: str) -> None:
 @pytest.mark.parametrize("name", LINEAR)
 def test_evaluations(name: str) -> None:
     runs = planned(name)
-    linear, knn = runs["linear"], runs["knn"].config.model_dump()
-    fields = [
-        linear.config.model_dump()[f] for f in ("feature", "base_lr", "final_lr", "batch_size")
-    ]
+    linear, knn = runs["linear"], vars(runs["knn"].config)
+    fields = [vars(linear.config)[f] for f in ("feature", "base_lr", "final_lr", "batch_size")]
     assert (*fields, linear.resources.gpus) == LINEAR[name]
-    assert (
-        linear.config.model_dump()["augmentation"] == "strong"
-        and linear.config.model_dump()["epochs"] == 100
-    )
+    assert vars(linear.config)["augmentation"] == "strong" and vars(linear.config)["epochs"] == 100
     assert knn["ks"] == (10, 15, 20, 30, 40, 50, 100, 200)
     assert knn["temperatures"] == (0.05 if "_s16" in name else 0.04, 0.07)
 
@@ -157,10 +152,10 @@ def test_evaluations(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_fine_tuning(name: str) -> None:
     """One GPU's images share a mixup draw, as in the released runs; ViT-L has two groups on each of 8 GPUs."""
-    run, arch = planned(name)["finetune"], planned(name)["pretrain"].config.model_dump()["arch"]
+    run, arch = planned(name)["finetune"], planned(name)["pretrain"].config.arch
     cfg = run.config
     assert (
-        isinstance(cfg, FinetuneConfig)
+        isinstance(cfg, FinetuneStageConfig)
         and cfg.preset == f"imagenet_{arch}"
         and cfg.weights == "teacher"
     )
@@ -185,8 +180,10 @@ def test_transfer(name: str, arch: str) -> None:
     for dataset in PUBLIC:
         run, data = runs[f"transfer_{dataset}"], runs[dataset]
         assert run.needs == {"data": data.run_id, "weights": runs["pretrain"].run_id}
-        assert data.config.model_dump()["dataset"] == dataset
-        assert isinstance(run.config, FinetuneConfig) and run.config.preset == f"{dataset}_{arch}"
+        assert vars(data.config)["dataset"] == dataset
+        assert (
+            isinstance(run.config, FinetuneStageConfig) and run.config.preset == f"{dataset}_{arch}"
+        )
         assert run.config.batch_size // run.resources.gpus == run.config.mix.group == 192
     missing = [line.split()[0] for line in list_unset_settings(runs.values())]
     assert sorted(missing) == sorted(
@@ -199,7 +196,7 @@ def test_semi_supervised() -> None:
     assert runs["pretrain"].run_id == planned("mugs_vit_s16_ep800")["pretrain"].run_id
     for part, batch in ((1, 512), (10, 1024)):
         run = runs[f"finetune_{part}pct"]
-        assert isinstance(run.config, FinetuneConfig) and run.config.labelled is not None
+        assert isinstance(run.config, FinetuneStageConfig) and run.config.labelled is not None
         assert (run.config.labelled.percent, run.config.labelled.last_line) == (part, "kept")
         assert (run.config.batch_size, batch // run.resources.gpus) == (batch, run.config.mix.group)
         logistic = runs[f"logistic_{part}pct"].config

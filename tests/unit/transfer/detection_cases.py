@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from mugs.models.vit import ViTConfig, build_vit
-from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
+from mugs.transfer.detection.config import DetectionConfig, DetectorConfig, Scales
 from mugs.transfer.detection.detector import Detector, build_detector
 from mugs.transfer.detection.matching import BACKGROUND, IGNORED
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.views import Scales
 
 SMALL = DetectorConfig(
     num_classes=10,

@@ -22,8 +22,9 @@ from mugs.data.dense.coco import CocoSplit
 from mugs.data.mini.coco import materialize_coco
 from mugs.data.sources.decode import DecodeError
 from mugs.engine.layer_decay import build_layer_decay_groups
-from mugs.models.vit import ViTConfig, build_vit
-from mugs.transfer.detection.config import DetectionConfig, DetectorConfig
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
+from mugs.transfer.detection.config import DetectionConfig, DetectorConfig, Scales
 from mugs.transfer.detection.detector import build_detector
 from mugs.transfer.detection.evaluate import (
     compute_average_precision,
@@ -34,7 +35,6 @@ from mugs.transfer.detection.evaluate import (
 )
 from mugs.transfer.detection.pictures import draw_objects, draw_pictures
 from mugs.transfer.detection.train import DetectionTraining, build_detection_schedule
-from mugs.transfer.detection.views import Scales
 
 CPU = torch.device("cpu")
 

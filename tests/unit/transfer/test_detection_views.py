@@ -16,9 +16,9 @@ from mugs.transfer.detection.batches import (
     iter_micro_batches,
     load_training_view,
 )
+from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.views import (
     DetectionViewPlan,
-    Scales,
     apply_view_plan,
     draw_view_plan,
     pad_batch,

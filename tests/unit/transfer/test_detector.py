@@ -8,8 +8,9 @@ import torch
 from detection_cases import SMALL, small_detector, targets
 
 from mugs.random_streams import make_image_key
+from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.detector import Detector, count_detector_flops
-from mugs.transfer.detection.views import Scales, typical_view_size
+from mugs.transfer.detection.views import typical_view_size
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 LOSSES = {

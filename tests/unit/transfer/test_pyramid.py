@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
 from mugs.models.batch_norm import AllRanksBatchNorm2d
-from mugs.models.vit import ViTConfig, build_vit, resize_position_table
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit, resize_position_table
 from mugs.transfer.pyramid import Pyramid, tapped_blocks
 
 TINY = ViTConfig(embed_dim=24, depth=6, num_heads=2, patch_size=8, image_size=32)

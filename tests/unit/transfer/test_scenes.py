@@ -13,8 +13,8 @@ from mugs.data.dense.pixels import fit_size
 from mugs.data.mini.scenes_and_videos import bounce_position, materialize_scenes
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
+from mugs.transfer.segmentation.config import SceneRecipe
 from mugs.transfer.segmentation.photometric import distort_colors, scale_saturation
-from mugs.transfer.segmentation.recipe import SceneRecipe
 from mugs.transfer.segmentation.views import (
     draw_crop,
     has_mixed_classes,

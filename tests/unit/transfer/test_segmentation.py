@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
+from mugs.transfer.segmentation.config import SegmenterConfig
 from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
 from mugs.transfer.segmentation.inference import argmax_at_size, slide_windows, window_starts
 from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores, count_confusion
 from mugs.transfer.segmentation.model import (
     Segmenter,
-    SegmenterConfig,
     UPerNet,
     build_segmenter,
     count_segmenter_flops,

@@ -17,19 +17,22 @@ from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.mini.scenes_and_videos import materialize_scenes
 from mugs.data.sources.base import SourceError
 from mugs.engine.layer_decay import build_layer_decay_groups
-from mugs.models.vit import ViTConfig, build_vit
+from mugs.models.config import ViTConfig
+from mugs.models.vit import build_vit
 from mugs.transfer.schedules import PolySchedule
-from mugs.transfer.segmentation.config import SegmentationConfig
+from mugs.transfer.segmentation.config import SceneRecipe, SegmentationConfig, SegmenterConfig
 from mugs.transfer.segmentation.evaluate import evaluate_scenes
 from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores
-from mugs.transfer.segmentation.model import Segmenter, SegmenterConfig, build_segmenter
-from mugs.transfer.segmentation.recipe import SceneRecipe
+from mugs.transfer.segmentation.model import Segmenter, build_segmenter
 from mugs.transfer.segmentation.train import SegmentationTraining
 
 TINY = ViTConfig(embed_dim=24, depth=3, num_heads=2, patch_size=8, image_size=32)
 RECIPE = SceneRecipe(long_side=128, short_side=64, crop=32, window=32, stride=21)
 CONFIG = SegmentationConfig(
-    model=SegmenterConfig(variant="upernet", num_classes=11, channels=12, auxiliary_channels=12),
+    variant="upernet",
+    num_classes=11,
+    channels=12,
+    auxiliary_channels=12,
     scenes=RECIPE,
     steps=6,
     batch_size=4,
@@ -58,7 +61,7 @@ def network(config: SegmentationConfig = CONFIG, drop_path: float = 0.3) -> Segm
     torch.manual_seed(0)
     vit = build_vit(TINY, drop_path=drop_path)
     vit.set_position_grid(4, 4)
-    return build_segmenter(vit, config.model, seed=0)
+    return build_segmenter(vit, config, seed=0)
 
 
 def trained(root: Path, folder: Path, config: SegmentationConfig = CONFIG) -> Path:
@@ -224,9 +227,11 @@ def overfit(root: Path, folder: Path) -> SegmentationScores:
     Reached 99.97 in 700 steps.
     """
     config = SegmentationConfig(
-        model=SegmenterConfig(
-            variant="upernet", num_classes=4, channels=48, auxiliary_channels=32, dropout=0.0
-        ),
+        variant="upernet",
+        num_classes=4,
+        channels=48,
+        auxiliary_channels=32,
+        dropout=0.0,
         scenes=replace(
             RECIPE,
             crop=64,
@@ -249,7 +254,7 @@ def overfit(root: Path, folder: Path) -> SegmentationScores:
     torch.manual_seed(0)
     vit = build_vit(replace(TINY, embed_dim=64, depth=4, num_heads=4))
     vit.set_position_grid(8, 8)
-    model = build_segmenter(vit, config.model, seed=0)
+    model = build_segmenter(vit, config, seed=0)
     data = SceneFolder(root, "train", num_classes=4)
     SegmentationTraining(model, data, config, folder, CPU).train()
     return evaluate_scenes(model, data, config, CPU, run_dir=folder)

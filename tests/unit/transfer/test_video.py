@@ -16,6 +16,7 @@ from mugs.data.dense.pictures import label_colors, overlay_labels, side_by_side
 from mugs.data.mini.scenes_and_videos import materialize_videos
 from mugs.data.sources.base import SourceError
 from mugs.models.vit import build_vit
+from mugs.transfer.video.config import PropagationRecipe
 from mugs.transfer.video.evaluate import evaluate_videos
 from mugs.transfer.video.j_and_f import (
     average_scores,
@@ -25,7 +26,6 @@ from mugs.transfer.video.j_and_f import (
     score_objects,
 )
 from mugs.transfer.video.propagation import (
-    PropagationRecipe,
     frame_features,
     frame_size,
     harden_labels,
@@ -34,7 +34,7 @@ from mugs.transfer.video.propagation import (
     propagate_to_frame,
 )
 
-MINI = PropagationRecipe(short_side=64, multiple=16, num_previous=2, radius=3)
+MINI = PropagationRecipe(short_side=64, multiple=16, previous_frames=2, radius=3)
 CPU = torch.device("cpu")
 
 
@@ -82,7 +82,7 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
     """With two previous frames, frame 4 looks at 0, 2 and 3, and frame 1 at 0 alone."""
     grid, frames = (3, 3), [unit(9, 6, seed=s) for s in range(5)]
     first = F.one_hot(torch.arange(9) % 3).float()
-    recipe = PropagationRecipe(num_previous=2, radius=1, num_neighbours=3)
+    recipe = PropagationRecipe(previous_frames=2, radius=1, num_neighbours=3)
     got = list(propagate_labels(frames, first, grid, recipe))
     soft = {0: first}
     for t, references in ((1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3])):
@@ -97,7 +97,7 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
 
 def test_defaults_of_the_protocol() -> None:
     recipe = PropagationRecipe()
-    assert (recipe.num_neighbours, recipe.temperature, recipe.radius, recipe.num_previous) == (
+    assert (recipe.num_neighbours, recipe.temperature, recipe.radius, recipe.previous_frames) == (
         5,
         0.1,
         12,

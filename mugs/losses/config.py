@@ -1,0 +1,6 @@
+"""Settings of the losses."""
+
+from typing import Literal
+
+PairAverage = Literal["released", "uniform"]
+"""How pairs of teacher and student crops are weighted; `mugs.losses.pairs` has the formulas (M8)."""

@@ -1,0 +1,5 @@
+"""Self-supervised methods by name."""
+
+from mugs.methods.mugs import Mugs
+
+METHODS = {"mugs": Mugs}

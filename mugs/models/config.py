@@ -1,0 +1,29 @@
+"""Shapes of the networks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.settings import Settings
+
+HeadNorm = Literal["none", "batch"]
+PredictorInit = Literal["released", "0.02"]
+PointerRule = Literal["released", "fifo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(Settings):
+    """Shape of a plain pre-norm ViT (the paper's: patch 16, MLP ratio 4, exact GELU, qkv bias)."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int = 16
+    image_size: int = 224
+
+
+ARCHITECTURES: dict[str, ViTConfig] = {
+    "vit_s16": ViTConfig(embed_dim=384, depth=12, num_heads=6),
+    "vit_b16": ViTConfig(embed_dim=768, depth=12, num_heads=12),
+    "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    "vit_mini": ViTConfig(embed_dim=96, depth=3, num_heads=3, patch_size=8, image_size=32),
+}

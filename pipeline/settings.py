@@ -1,0 +1,85 @@
+"""Settings classes: what their fields may be marked with, and how the marks are read.
+
+A settings class is a frozen dataclass derived from `Settings`. Limits stand in the annotation (`Annotated[int,
+Field(ge=1)]`), and so do the marks `Runtime[...]`, `RequiredAtRun[...]` and `Internal[...]`. Nothing is checked when
+Python code builds an instance; `pipeline.reading.validate` checks what a YAML file says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+T = TypeVar("T")
+
+
+class Mark(enum.Enum):
+    """What a field is besides a setting that can change a number."""
+
+    RUNTIME = enum.auto()
+    REQUIRED_AT_RUN = enum.auto()
+    INTERNAL = enum.auto()
+
+
+Runtime = Annotated[T, Mark.RUNTIME]
+"""Cannot change a number (workers, paths, log intervals), so it is not part of the run id."""
+RequiredAtRun = Annotated[T, Mark.RUNTIME, Mark.REQUIRED_AT_RUN]
+"""A runtime setting that may be None in a plan; a run with None refuses to start."""
+Internal = Annotated[T, Mark.INTERNAL]
+"""Given by code only (the number of classes of the data): refused in YAML, and not part of the run id."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of every settings class: YAML with a key that the class does not have is refused."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "validate_default": True}
+
+
+@dataclass(frozen=True)
+class SettingField:
+    """A field of a settings class; `nested` is the settings class that it holds, or may hold."""
+
+    name: str
+    marks: frozenset[Mark]
+    nested: type[Settings] | None
+
+    @property
+    def runtime(self) -> bool:
+        """Whether the field cannot change a number."""
+        return Mark.RUNTIME in self.marks
+
+
+def setting_fields(cls: type[Settings]) -> dict[str, SettingField]:
+    """Return the fields that a YAML file may set, by name."""
+    key: Any = cls  # mypy takes no dataclass type for hashable
+    return _read_fields(key)
+
+
+@cache
+def _read_fields(cls: type[Settings]) -> dict[str, SettingField]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(cls):
+        metadata = getattr(hints[field.name], "__metadata__", ())
+        marks = frozenset(mark for mark in metadata if isinstance(mark, Mark))
+        if Mark.INTERNAL not in marks:
+            found[field.name] = SettingField(field.name, marks, _nested(hints[field.name]))
+    return found
+
+
+def _nested(hint: Any) -> type[Settings] | None:
+    """Return the settings class in an annotation: `X`, `X | None`, or either with marks."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    for option in (hint, *typing.get_args(hint)):
+        if isinstance(option, type) and issubclass(option, Settings):
+            return option
+    return None
