@@ -1,1 +1,1 @@
-"""Supervised fine-tuning of a pretrained backbone: ImageNet, a share of its labels, and other data sets."""
+"""Supervised fine-tuning of a pretrained backbone: ImageNet, few labels, other data sets."""

@@ -1,7 +1,7 @@
-"""Training batches: which sample is in which, and its view by timm's transform.
+"""Training batches: the sampler, and views by timm's transform.
 
-A view is a function of (seed, epoch, sample, copy): the generators that timm's transforms draw from are set for each
-image, whichever process makes it.
+A view is a function of (seed, epoch, sample, copy). timm's transforms draw from the global
+generators, so these are seeded for each image, whichever process makes it.
 """
 
 import random
@@ -24,12 +24,14 @@ from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.finetune.config import ImageOptions
 
-ROUND = 256  # with repeated augmentation, images per epoch are rounded down to a multiple of this (timm)
+# With repeated augmentation, timm's sampler rounds the number of images of an epoch down to a
+# multiple of this.
+ROUND = 256
 
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """One view to make."""
+    """One view to make: `copy` counts the views of a sample in an epoch."""
 
     epoch: int
     sample: int
@@ -37,15 +39,20 @@ class ViewRequest:
 
 
 class BatchSampler:
-    """The global batches of a run, the incomplete last one of an epoch left out.
+    """The global batches of a run; an incomplete last batch of an epoch is left out.
 
-    With `repeats` each sample of the permutation comes that many times in a row and the epoch is cut to the number of
-    images, rounded down. Raises ValueError where there is no whole batch.
+    With `repeats` above 1 (repeated augmentation), each sample of the permutation comes that many
+    times in a row, and the epoch ends after as many views as there are images, rounded down.
+
+    Raises:
+        ValueError: The data set does not fill one batch.
     """
 
     def __init__(self, num: int, *, seed: int, batch_size: int, repeats: int) -> None:
+        # One permutation for all ranks; `view_requests` picks the columns of a rank.
         self.order = SampleOrder(num, seed=seed, world=1, rank=0, batch_size=1)
-        self.batch_size, self.repeats = batch_size, repeats
+        self.batch_size = batch_size
+        self.repeats = repeats
         used = num if repeats == 1 else num // ROUND * ROUND
         self.steps_per_epoch = used // batch_size
         if self.steps_per_epoch == 0:
@@ -56,19 +63,20 @@ class BatchSampler:
             )
             raise ValueError(f"batch_size {batch_size} exceeds the data set's {num} images{cut}")
 
-    def draws(self, step: int, columns: np.ndarray) -> list[ViewRequest]:
-        """What is in these columns of the global batch of a step."""
+    def view_requests(self, step: int, columns: np.ndarray) -> list[ViewRequest]:
+        """Return what is in the given columns of the global batch of a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         places = within * self.batch_size + columns
         samples = self.order.permutation(epoch)[places // self.repeats]
+        copies = places % self.repeats
         return [
-            ViewRequest(epoch, int(s), int(p))
-            for s, p in zip(samples, places % self.repeats, strict=True)
+            ViewRequest(epoch, int(sample), int(copy))
+            for sample, copy in zip(samples, copies, strict=True)
         ]
 
 
 def build_training_transform(options: ImageOptions) -> Any:
-    """RGB image -> normalised, augmented float tensor (3, S, S), as timm makes it."""
+    """Return timm's training transform: RGB image -> normalized float tensor (3, S, S)."""
     transform = create_transform(
         options.size,
         is_training=True,
@@ -82,46 +90,57 @@ def build_training_transform(options: ImageOptions) -> Any:
         re_prob=options.erase_prob,
         re_mode="pixel",
     )
-    for stage in transform.transforms:
-        if isinstance(stage, RandAugment):
-            for operation in stage.ops:
-                if operation.name.startswith("Posterize"):
-                    operation.aug_fn = posterize
+    # timm's Posterize can ask for 0 bits, see `posterize`.
+    policies = [stage for stage in transform.transforms if isinstance(stage, RandAugment)]
+    for operation in (operation for policy in policies for operation in policy.ops):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = posterize
     return transform
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep the upper bits of each level; none of them gives a black image, where Pillow from 13 on refuses."""
+    """Keep the upper `bits` of each level; 0 bits give a black image, which Pillow 13 refuses."""
     return image.point(lambda _: 0) if bits == 0 else ImageOps.posterize(image, bits)
 
 
 @contextmanager
 def seed_global_generators(*key: int) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch (CPU) as a function of the key; as they were, afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Seed the global generators of Python, NumPy and torch (CPU) from `key`, then restore them."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
     words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
     random.seed(words[0])
     np.random.seed(words[1])
+    # `torch.manual_seed` would seed the GPUs too, from a worker process that must not touch them.
     torch.default_generator.manual_seed(words[2])
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 class AugmentedViews:
-    """Views, labels and sample numbers by draw. Raises DecodeError and SourceError naming the image."""
+    """Makes the views that are requested.
+
+    Raises:
+        DecodeError, SourceError: An image cannot be used; the message names it.
+    """
 
     def __init__(self, source: Source, options: ImageOptions, seed: int) -> None:
-        self.source, self.seed = source, seed
+        self.source = source
+        self.seed = seed
         self.transform = build_training_transform(options)
 
-    def __call__(self, draw: ViewRequest) -> tuple[Tensor, int, int]:
-        image = decode_rgb(self.source.read(draw.sample), self.source.describe(draw.sample))
-        with seed_global_generators(self.seed, draw.epoch, draw.sample, draw.copy):
-            return self.transform(image), self.source.label(draw.sample), draw.sample
+    def __call__(self, request: ViewRequest) -> tuple[Tensor, int, int]:
+        """Return view (3, S, S), label and sample number."""
+        sample = request.sample
+        image = decode_rgb(self.source.read(sample), self.source.describe(sample))
+        # Decoding draws nothing, so it needs no seed.
+        with seed_global_generators(self.seed, request.epoch, sample, request.copy):
+            return self.transform(image), self.source.label(sample), sample
 
 
 def load_batches(
@@ -132,10 +151,10 @@ def load_batches(
     stop: int,
     workers: int,
 ) -> Generator[LabeledBatch]:
-    """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
+    """Yield this rank's batches of steps start ... stop - 1.
 
-    Raises what an image raised, where its batch is due.
+    They are made by `workers` processes, or by this one if that is 0. What an image raised is
+    raised when its batch is due.
     """
-    return iter_batches(
-        views, (batches.draws(step, columns) for step in range(start, stop)), stack_samples, workers
-    )
+    requests = (batches.view_requests(step, columns) for step in range(start, stop))
+    return iter_batches(views, requests, stack_samples, workers)

@@ -1,4 +1,4 @@
-"""Backbone with a classifier on its class token, and its parameter groups."""
+"""A backbone with a classification head on its class token, and its parameter groups."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,33 +12,38 @@ from mugs.models.vit import ViT
 
 
 class ImageClassifier(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, C), from the class token after the final norm."""
+    """Maps images (N, 3, H, W) to logits (N, C), from the class token after the final norm."""
 
     def __init__(self, backbone: ViT, head: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone = backbone
+        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: Tensor = self.head(self.backbone.cls_feature(images))
         return logits
 
 
 def build_head(options: HeadOptions, width: int, num_classes: int, seed: int) -> nn.Module:
-    """A new head, its weights a function of the seed."""
-    wide = [width] if options.kind == "linear" else [width, options.hidden]
+    """Return a new head, its weights a function of the seed."""
+    # The fork leaves the generator of the caller as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [
-            build_linear_layer(n, m) for n, m in zip(wide, [*wide[1:], num_classes], strict=True)
-        ]
+        first: list[nn.Module] = []
+        if options.kind == "mlp":
+            first = [build_linear_layer(width, options.hidden), nn.GELU()]
+            width = options.hidden
+        last = build_linear_layer(width, num_classes)
+    # ImageNet fine-tuning scales by 0.001, as released: the first logits are then almost equal for
+    # all classes.
     with torch.no_grad():
-        layers[-1].weight.mul_(options.scale)
-    return layers[0] if len(layers) == 1 else nn.Sequential(layers[0], nn.GELU(), layers[1])
+        last.weight.mul_(options.scale)
+    return nn.Sequential(*first, last) if first else last
 
 
 def build_linear_layer(inputs: int, outputs: int) -> nn.Linear:
-    """Linear layer with weights N(0, 0.02) cut at +-2 and bias 0."""
+    """Return a linear layer with weights N(0, 0.02), truncated at +-2, and bias 0."""
     layer = nn.Linear(inputs, outputs)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
@@ -46,10 +51,18 @@ def build_linear_layer(inputs: int, outputs: int) -> nn.Linear:
 
 
 def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Weight and bias of a linear layer into the first layer of a head. Raises ValueError where the shapes differ."""
+    """Load weight and bias of a linear layer into the first layer of a two-layer head.
+
+    iBOT's protocol starts from the pretrained projection; the release meant to, but its checkpoint
+    names do not match and the loader ignores them (E8).
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     first = next(head.children())
     assert isinstance(first, nn.Linear)
-    wanted, found = tuple(first.weight.shape), tuple(state["weight"].shape)
+    wanted = tuple(first.weight.shape)
+    found = tuple(state["weight"].shape)
     if wanted != found:
         raise ValueError(
             f"head.init pretrained: the projection is {found}, head.hidden asks for {wanted}"
@@ -58,7 +71,11 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def build_parameter_groups(model: ImageClassifier, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups by layer; class token and position table have no weight decay, nor have tensors of one dimension."""
+    """Return one group per layer and decay.
+
+    Biases, other tensors of one dimension, class token and position table have no weight decay.
+    """
+    # The released semi-supervised and transfer runs decay class token and position table (E23).
     vit = model.backbone
     return build_layer_decay_groups(
         model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed)

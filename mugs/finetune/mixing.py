@@ -1,6 +1,6 @@
-"""Mixup and cutmix of a global batch, drawn in groups, and the soft targets that go with them.
+"""Mixup and cutmix of a global batch, drawn in groups, and the soft targets for them.
 
-N images of this rank, C classes.
+Shapes: N images of this rank, C classes.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from mugs.finetune.config import MixOptions
 
 @dataclass(frozen=True)
 class MixDraw:
-    """What happens to a group: `share` of the image itself, the rest from its partner.
+    """What happens to a group of images: each keeps `share` of itself, the partner gives the rest.
 
-    box: (top, bottom, left, right) that is cut in from the partner; None for a blend of all pixels.
+    box: the part (top, bottom, left, right) that is taken from the partner (cutmix), or None for a
+    blend of all pixels (mixup).
     """
 
     share: float
@@ -26,11 +27,14 @@ class MixDraw:
 
 
 def assign_columns(batch_size: int, options: MixOptions, world: int, rank: int) -> np.ndarray:
-    """Columns (N,) of the global batch that a rank trains on: the first halves of pairs, then their partners.
+    """Return the columns (N,) of the global batch that a rank trains on.
 
-    Group g consists of the columns g, g + G, g + 2 G, ... of G groups, as a distributed sampler deals images to GPUs;
-    its first and last image are partners, and so on inwards. Pairs stay together whatever the number of ranks.
-    Raises ValueError for odd groups or shares.
+    The first halves of the pairs come first, then their partners. Of G groups, group g has the
+    columns g, g + G, g + 2 G, ..., as a distributed sampler deals images to GPUs. The first and
+    the last image of a group are partners (timm), then the second and the last but one, and so on.
+
+    Raises:
+        ValueError: A group or a rank has an odd number of images.
     """
     share = batch_size // world
     if not options.on:
@@ -40,6 +44,8 @@ def assign_columns(batch_size: int, options: MixOptions, world: int, rank: int) 
         raise ValueError(
             f"{share} images per rank cannot be mixed in pairs; expected an even number"
         )
+    # Ranks divide pairs, not images, so that both images of a pair are on one rank. A group may
+    # spread over ranks: its draw is a function of (seed, step, group).
     pair = np.arange(rank * share // 2, (rank + 1) * share // 2)
     group, inside = np.divmod(pair, size // 2)
     groups = batch_size // size
@@ -47,7 +53,11 @@ def assign_columns(batch_size: int, options: MixOptions, world: int, rank: int) 
 
 
 def resolve_group_size(batch_size: int, options: MixOptions) -> int:
-    """Images that share one draw. Raises ValueError unless it is even and divides the batch."""
+    """Return how many images share one draw.
+
+    Raises:
+        ValueError: The number is odd or does not divide the batch.
+    """
     size = options.group or batch_size
     if size % 2 or batch_size % size:
         raise ValueError(f"mix.group {size}: expected an even divisor of batch_size {batch_size}")
@@ -57,7 +67,8 @@ def resolve_group_size(batch_size: int, options: MixOptions) -> int:
 def draw_mix(
     options: MixOptions, seed: int, step: int, group: int, height: int, width: int
 ) -> MixDraw:
-    """The draw of a group, in the order in which timm's `Mixup` draws for a batch; a function of its arguments."""
+    """Draw what happens to a group; a function of the arguments."""
+    # The draws follow the order and the formulas of timm's `Mixup`, so that a test can compare.
     rng = RandomState(np.random.SeedSequence([seed, step, group]).generate_state(4))
     if rng.rand() >= options.prob:
         return MixDraw(1.0)
@@ -66,14 +77,17 @@ def draw_mix(
     share = float(rng.beta(alpha, alpha))
     if not cut or share == 1.0:
         return MixDraw(share)
-    half = np.sqrt(1 - share)
-    tall, wide = int(height * half), int(width * half)
-    y, x = rng.randint(0, height), rng.randint(0, width)
-    top, bottom = np.clip([y - tall // 2, y + (tall + 1) // 2], 0, height).tolist()
-    left, right = np.clip([x - wide // 2, x + (wide + 1) // 2], 0, width).tolist()
-    return MixDraw(
-        1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
-    )
+    # A box of the area 1 - share around a random center, cut at the border of the image.
+    side = np.sqrt(1 - share)
+    box_height = int(height * side)
+    box_width = int(width * side)
+    y = rng.randint(0, height)
+    x = rng.randint(0, width)
+    top, bottom = np.clip([y - box_height // 2, y + (box_height + 1) // 2], 0, height).tolist()
+    left, right = np.clip([x - box_width // 2, x + (box_width + 1) // 2], 0, width).tolist()
+    # The share of the targets is that of the pixels which are really replaced.
+    replaced = (bottom - top) * (right - left) / (height * width)
+    return MixDraw(1.0 - replaced, (top, bottom, left, right))
 
 
 def mix_batch(
@@ -85,30 +99,38 @@ def mix_batch(
     seed: int,
     step: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) and targets (N, C), mixed with their partners: first half and second half, in order.
+    """Mix images (N, 3, H, W) and targets (N, C) with their partners.
 
-    groups: (N,), the group of each image.
+    Image i of the first half and image i of the second half are partners. groups: (N,), the group
+    of each image.
     """
     group_of = torch.from_numpy(groups)
-    partners, other = images.roll(len(images) // 2, 0), targets.roll(len(images) // 2, 0)
-    mixed, shares = images.clone(), torch.ones(len(images), 1, device=images.device)
+    partners = images.roll(len(images) // 2, 0)
+    partner_targets = targets.roll(len(images) // 2, 0)
+    mixed = images.clone()
+    shares = torch.ones(len(images), 1, device=images.device)
+    # Every rank draws for the groups it has images of. All ranks of a group draw the same.
     for group in np.unique(groups).tolist():
         mix = draw_mix(options, seed, step, group, *images.shape[-2:])
         rows = (group_of == group).nonzero().flatten().to(images.device)
         shares[rows] = mix.share
+        # `images` stays untouched: each image is also the partner of another one.
         if mix.box is None:
             mixed[rows] = images[rows] * mix.share + partners[rows] * (1 - mix.share)
         else:
             top, bottom, left, right = mix.box
             mixed[rows, :, top:bottom, left:right] = partners[rows, :, top:bottom, left:right]
-    return mixed, targets * shares + other * (1 - shares)
+    return mixed, targets * shares + partner_targets * (1 - shares)
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels (N,) -> (N, C): 1 - smoothing on the label, the rest spread over all classes."""
+    """Turn labels (N,) into targets (N, C).
+
+    1 - smoothing goes to the label, the rest is spread evenly over all classes, the label included.
+    """
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over images of -sum(target * log softmax(logits)), in fp32."""
+    """Return the mean over images of -sum(target * log softmax(logits)), in fp32."""
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()

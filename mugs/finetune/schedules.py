@@ -1,4 +1,4 @@
-"""Learning rates of fine-tuning in closed form, per step or per epoch."""
+"""Learning rate schedules of fine-tuning in closed form, per step or per epoch."""
 
 from dataclasses import dataclass
 
@@ -22,9 +22,11 @@ class FinetuneSchedule:
         return self.epochs * self.steps_per_epoch
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         options = self.options
         if options.unit == "epoch":
+            # The released scripts step timm's scheduler with the epoch just finished, so epochs 0
+            # and 1 both run at the first value (E12): `epoch_lag` is 1 then.
             return self._per_epoch(max(step // self.steps_per_epoch - options.epoch_lag, 0))
         warmup = options.warmup_epochs * self.steps_per_epoch
         return warmup_cosine_schedule(
@@ -37,23 +39,25 @@ class FinetuneSchedule:
         )
 
     def wd(self, step: int) -> float:
-        """Weight decay, the same at every step."""
+        """Return the weight decay, the same at every step."""
         return self.weight_decay
 
     def rates(self, step: int) -> dict[str, float]:
-        """All of them, by the names of the log."""
+        """Return all of them, by the names of the log."""
         return {"lr": self.lr(step), "weight_decay": self.wd(step)}
 
     def _per_epoch(self, epoch: int) -> float:
-        """Linear over the warm-up, end point left out, then the cosine over all epochs from where it is by then."""
-        start, warmup = self.options.warmup_lr, self.options.warmup_epochs
-        if epoch < warmup:
-            return start + (self.peak - start) * epoch / warmup
+        """Follow timm's `CosineLRScheduler`, which counts the warm-up as part of the cosine."""
+        # Linear without the end point. The cosine runs over all epochs, so after the warm-up the
+        # rate goes on below the peak.
+        start = self.options.warmup_lr
+        if epoch < self.options.warmup_epochs:
+            return start + (self.peak - start) * epoch / self.options.warmup_epochs
         return cosine_schedule(self.peak, self.options.min_lr, epoch / self.epochs)
 
 
 def build_finetune_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:
-    """The schedule of a run."""
+    """Return the schedule of a run."""
     return FinetuneSchedule(
         config.rate, config.peak_lr, config.weight_decay, config.epochs, steps_per_epoch
     )

@@ -1,8 +1,9 @@
 """Fine-tuning as a task of the training loop.
 
     for step:  batch -> mix -> gradients -> update -> log;  after each epoch: validation
-State to resume is the step, the classifier, the optimizer and the results so far: all randomness is a function of
-(seed, step) or (seed, epoch, sample, copy).
+
+The state to resume is the step, the classifier, the optimizer and the results so far. All
+randomness is a function of (seed, step) or of (seed, epoch, sample, copy).
 """
 
 import logging
@@ -42,9 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 class Finetuning(ModelTask[LabeledBatch]):
-    """A classifier, trained on the first source; `history` has the accuracy on the second after each epoch.
+    """Trains a classifier on the first source; `history` has the accuracy on the second one.
 
-    Raises ValueError when the batch does not fit the ranks or the data.
+    Raises:
+        ValueError: The batch does not fit the ranks or the data.
     """
 
     label = "finetune"
@@ -61,7 +63,8 @@ class Finetuning(ModelTask[LabeledBatch]):
         num_classes: int,
     ) -> None:
         prepare_model(model, device)
-        (self.source, self.val), self.num_classes = sources, num_classes
+        self.source, self.validation_source = sources
+        self.num_classes = num_classes
         self.micro = compute_micro_batch_size(config.batch_size, config.max_images_per_step)
         self.order = BatchSampler(
             len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats
@@ -74,7 +77,8 @@ class Finetuning(ModelTask[LabeledBatch]):
         if config.rate.min_lr > config.peak_lr:
             logger.warning(
                 "min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr
-            )
+            )  # as in the released 1% and CIFAR-10 runs (E11)
+        # Two operations per multiply-add, and backward costs twice forward: 6.
         macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
@@ -88,24 +92,28 @@ class Finetuning(ModelTask[LabeledBatch]):
         )
 
     def batches(self, start: int) -> Generator[LabeledBatch]:
-        """Views of this rank."""
+        """Yield the views of this rank."""
         views = AugmentedViews(self.source, self.config.images, self.config.seed)
         return load_batches(
             views, self.order, self.columns, start, self.total_steps, self.config.workers
         )
 
     def sample_ids(self, batch: LabeledBatch) -> Tensor:
-        """Numbers of the images."""
+        """Return the numbers of the images."""
         return batch.ids
 
     def backward(self, wrapped: nn.Module, batch: LabeledBatch, step: int) -> Losses:
-        """Gradients of the mean loss over this rank's images, in micro-batches."""
-        (images, targets), depth = self._mixed(batch, step), self._depth(step)
+        """Leave the gradients of the mean loss over this rank's images, in micro-batches."""
+        # Mixing and stochastic depth are drawn for the whole batch and then cut, so that neither
+        # micro-batches nor ranks change a number.
+        images, targets = self._mix(batch, step)
+        depth = self._draw_depth(step)
         loss = torch.zeros((), device=self.device)
         parts = range(0, len(images), self.micro)
         for first in parts:
             part = slice(first, first + self.micro)
             self.model.backbone.set_depth_uniforms(None if depth is None else depth[:, part])
+            # Divided by the number of parts: the sum of their means is the mean over all images.
             with (
                 sync_gradients(wrapped, last=first == parts[-1]),
                 autocast(self.config.precision, self.device),
@@ -115,49 +123,52 @@ class Finetuning(ModelTask[LabeledBatch]):
             loss += share.detach()
         return loss, {}
 
-    def _mixed(self, batch: LabeledBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, S, S) and soft targets (N, C) on the device."""
-        options, config = self.config.mix, self.config
+    def _mix(self, batch: LabeledBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Return images (N, 3, S, S) and soft targets (N, C) on the device."""
+        config = self.config
+        options = config.mix
         images = batch.images.to(self.device, non_blocking=True)
         targets = smooth_labels(
             batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing
         )
         if not options.on:
             return images, targets
-        groups = self.columns % (
-            config.batch_size // resolve_group_size(config.batch_size, options)
-        )
+        # Group g has the columns g, g + G, g + 2 G, ... (see `assign_columns`).
+        num_groups = config.batch_size // resolve_group_size(config.batch_size, options)
+        groups = self.columns % num_groups
         return mix_batch(images, targets, groups, options, seed=config.seed, step=step)
 
-    def _depth(self, step: int) -> Tensor | None:
-        """Stochastic-depth draws (branches, N) of this rank's images, cut out of those of the global batch."""
+    def _draw_depth(self, step: int) -> Tensor | None:
+        """Return this rank's columns of the stochastic-depth draws, (branches, N)."""
         if not any(self.drop_rates):
             return None
-        seed, size = self.config.seed, self.config.batch_size
         draws = draw_depth_uniforms(
-            seed, step, branches=len(self.drop_rates), crops=1, batch_size=size
+            self.config.seed,
+            step,
+            branches=len(self.drop_rates),
+            crops=1,
+            batch_size=self.config.batch_size,
         )
         return draws[:, 0, torch.from_numpy(self.columns)].to(self.device)
 
     def after_step(self, step: int) -> None:
-        """Validation, after the last step of an epoch."""
+        """Validate after every `validate_epochs`-th epoch and after the last one."""
         epochs, within = divmod(step + 1, self.order.steps_per_epoch)
-        if within == 0 and (
-            epochs % self.config.validate_epochs == 0 or epochs == self.config.epochs
-        ):
-            self._validate(step)
-
-    def _validate(self, step: int) -> None:
+        is_due = epochs % self.config.validate_epochs == 0 or epochs == self.config.epochs
+        if within != 0 or not is_due:
+            return
+        # First, because the accuracy of weights that are about to be rejected means nothing.
         self.log.check_finite()
         since = time.monotonic()
+        # Without gradients, twice the images of a micro-batch fit into memory.
         top1, top5 = evaluate_accuracy(
-            self.model, self.val, self.config, self.device, 2 * self.micro
+            self.model, self.validation_source, self.config, self.device, 2 * self.micro
         )
         self.history.append(EpochAccuracy(step // self.order.steps_per_epoch, top1, top5))
         self.log.write_event({"step": step, **asdict(self.history[-1])}, time.monotonic() - since)
 
     def metadata(self) -> dict[str, Any]:
-        """The results so far."""
+        """Return the results so far."""
         return {"history": [asdict(result) for result in self.history]}
 
     def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:

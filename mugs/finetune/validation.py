@@ -14,7 +14,7 @@ from mugs.finetune.config import FinetuneConfig
 
 @dataclass(frozen=True)
 class EpochAccuracy:
-    """Validation accuracy after an epoch, percent."""
+    """Validation accuracy after an epoch, in percent."""
 
     epoch: int
     top1: float
@@ -29,9 +29,9 @@ def evaluate_accuracy(
     device: torch.device,
     batch_size: int,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent; each rank takes every world-th image. Leaves the model in training mode."""
+    """Return top-1 and top-5 in percent, and leave the model in training mode."""
     model.eval()
-    model.backbone.set_depth_uniforms(None)
+    model.backbone.set_depth_uniforms(None)  # no stochastic depth
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     batches = iter_eval_batches(
         source,
@@ -39,6 +39,7 @@ def evaluate_accuracy(
         crop=config.images.size,
         interpolation=config.images.eval_interpolation,
         batch_size=batch_size,
+        # Every world-th image: none is repeated to make the ranks equal, so the result is exact.
         indices=range(distributed.rank(), len(source), distributed.world_size()),
         threads=max(config.workers, 1),
     )

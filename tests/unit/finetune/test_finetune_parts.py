@@ -253,12 +253,14 @@ def test_batches_that_cannot_be_mixed(
 def test_batches_without_and_with_repeats() -> None:
     plain = BatchSampler(50, seed=1, batch_size=16, repeats=1)
     assert plain.steps_per_epoch == 3
-    drawn = [d for step in range(3) for d in plain.draws(step, np.arange(16))]
+    drawn = [d for step in range(3) for d in plain.view_requests(step, np.arange(16))]
     assert len({d.sample for d in drawn}) == 48 and {(d.epoch, d.copy) for d in drawn} == {(0, 0)}
-    assert [d.sample for d in plain.draws(3, np.arange(16))] != [d.sample for d in drawn[:16]]
+    assert [d.sample for d in plain.view_requests(3, np.arange(16))] != [
+        d.sample for d in drawn[:16]
+    ]
     thrice = BatchSampler(600, seed=1, batch_size=64, repeats=3)
     assert thrice.steps_per_epoch == 512 // 64
-    drawn = [d for step in range(8) for d in thrice.draws(step, np.arange(64))]
+    drawn = [d for step in range(8) for d in thrice.view_requests(step, np.arange(64))]
     assert [d.copy for d in drawn[:7]] == [0, 1, 2, 0, 1, 2, 0]
     assert len({(d.sample, d.copy) for d in drawn}) == 512 and len({d.sample for d in drawn}) == 171
     for num, repeats, words in (
@@ -281,7 +283,7 @@ def test_repeats_are_dealt_as_by_the_sampler_of_timm(monkeypatch: pytest.MonkeyP
         assert len(theirs) == 192
         columns = assign_columns(256, MixOptions(group=64), 4, rank)
         for step in range(3):
-            drawn = batches.draws(step, columns)
+            drawn = batches.view_requests(step, columns)
             assert sorted(d.sample for d in drawn) == sorted(theirs[64 * step : 64 * (step + 1)])
             assert len({d.sample for d in drawn}) == 64
 

@@ -122,7 +122,7 @@ def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
     views, columns = AugmentedViews(source, config.images, 3), assign_columns(16, config.mix, 1, 0)
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(12):
-        draws = [views(d) for d in batches.draws(step, columns)]
+        draws = [views(d) for d in batches.view_requests(step, columns)]
         images = torch.stack([d[0] for d in draws])
         targets = smooth_labels(torch.tensor([d[1] for d in draws]), 10, 0.1)
         images, targets = mix_batch(images, targets, columns % 2, config.mix, seed=3, step=step)
