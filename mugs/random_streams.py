@@ -1,15 +1,15 @@
 """Counter-based random numbers and the list of all streams they are drawn from.
 
-Every draw is a function of what it is for, never of the worker, rank or restart that makes it. So runs
-are repeatable on any number of GPUs, and no generator state has to be saved in a checkpoint.
+Every draw is a function of what it is for, never of the worker, rank or restart that makes it. So
+runs are repeatable on any number of GPUs, and no generator state has to be saved in a checkpoint.
 
-A stream is one sequence of random numbers. It is chosen by a key and a stream number. Each class below
-lists the stream numbers that are used with one kind of key. To add a stream, add a member; `unique`
-refuses a number that is taken. Changing a number changes the results of every later run.
+A stream is one sequence of random numbers. It is chosen by a key and a stream number. Each class
+below lists the stream numbers that are used with one kind of key. To add a stream, add a member;
+`unique` refuses a number that is taken. Changing a number changes the results of every later run.
 
 Two kinds of draws have no stream number. Initial weights come from `torch.manual_seed(seed)`. In
-fine-tuning, timm's transforms and mixing use `numpy.random.SeedSequence` of (seed, epoch, sample, copy)
-and (seed, step, group), see `mugs.finetune.batches` and `mugs.finetune.mixing`.
+fine-tuning, timm's transforms and mixing use `numpy.random.SeedSequence` of (seed, epoch, sample,
+copy) and (seed, step, group), see `mugs.finetune.batches` and `mugs.finetune.mixing`.
 """
 
 import math
@@ -49,8 +49,8 @@ class SampleStream(IntEnum):
 class EpochStream(IntEnum):
     """Streams of one epoch; used with `make_item_generator`, the item is the epoch.
 
-    Keys (seed, epoch) and (seed, epoch << 40 | sample) can be equal, so these numbers lie above all of
-    `SampleStream`.
+    Keys (seed, epoch) and (seed, epoch << 40 | sample) can be equal, so these numbers lie above all
+    of `SampleStream`.
     """
 
     SAMPLE_ORDER = 1 << 32
@@ -75,8 +75,8 @@ class ClassStream(IntEnum):
 class DemoStream(IntEnum):
     """Streams of one image or video of the demo data; used with `make_item_generator`.
 
-    They equal streams of crops for the same reason as `ClassStream`. (The handwritten digits are one
-    sequence, `Philox(0)`, as they are written in one pass.)
+    They equal streams of crops for the same reason as `ClassStream`. (The handwritten digits are
+    one sequence, `Philox(0)`, as they are written in one pass.)
     """
 
     TRAIN_SCENES = 0
@@ -88,7 +88,7 @@ class DemoStream(IntEnum):
 
 @unique
 class DetectionStream(IntEnum):
-    """Draws of the detector on one image; added to the image's key, used with `derive_detection_key`."""
+    """Draws of the detector on one image; used with `derive_detection_key`."""
 
     RPN_SAMPLES = 0
     """Which anchors the RPN's loss is computed on."""
@@ -129,8 +129,8 @@ def make_generator(seed: int, epoch: int, sample: int, stream: int) -> Generator
 
 def make_item_generator(seed: int, item: int, stream: int) -> Generator:
     """Return the generator of one stream of one item (an epoch, a class, an image of the demo)."""
-    # Philox counts draws in the low words of its counter. The stream number in the highest word keeps
-    # two streams of one key apart for the first 2 ** 192 draws.
+    # Philox counts draws in the low words of its counter. The stream number in the highest word
+    # keeps two streams of one key apart for the first 2 ** 192 draws.
     return Generator(Philox(key=[seed, item], counter=[0, 0, 0, stream]))
 
 
@@ -155,7 +155,8 @@ def draw_uniform(rng: Generator, low: float, high: float) -> float:
 
 def step_seed(seed: int, step: int, stream: StepStream) -> int:
     """Return the torch seed of a stream of one optimizer step."""
-    # The prime keeps (seed, step) pairs apart for a million steps; the factor 2 makes room for two streams.
+    # The prime keeps (seed, step) pairs apart for a million steps; the factor 2 makes room for two
+    # streams.
     return (seed * 1_000_003 + step) * 2 + stream
 
 
@@ -201,7 +202,7 @@ def hashed_normal(key: int, shape: tuple[int, ...], device: torch.device) -> Ten
 
 
 def hashed_bits(key: int, count: int, device: torch.device) -> Tensor:
-    """Return uniform 64-bit integers (count,), a function of the key alone: splitmix64 of a counter."""
+    """Return uniform 64-bit integers (count,), a function of the key: splitmix64 of a counter."""
     counter = torch.arange(count, dtype=torch.int64, device=device)
     value = counter * _as_signed(GAMMA) + _as_signed(key)
     value = (value ^ _shift_right(value, 30)) * _as_signed(MULTIPLIER_1)

@@ -1,7 +1,7 @@
-"""numba without the interpreter lock, compiled once per machine.
+"""Compile kernels with numba: without the interpreter lock, and once per machine.
 
-Images inside the compiled renderer are transposed planes (3, W, H) uint8: columns are contiguous, which is what the
-first, horizontal pass of a resize runs along.
+Images inside the compiled renderer are transposed planes (3, W, H) uint8. A column is then
+contiguous in memory, which is what the first, horizontal pass of a resize runs along.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from numba.core import config
 
 
 def kernel_cache_dir() -> Path:
-    """Folder of the kernels, named by the sources of all of them, under NUMBA_CACHE_DIR or the user's cache.
+    """Return the folder of compiled kernels, below NUMBA_CACHE_DIR or the user's cache.
 
-    numba compares the file of the function alone: a kernel would go on with old code of callees in other files.
+    Its name holds a hash of the sources of all kernels. numba itself compares the file of the
+    compiled function only: it would keep old code of functions that are called from other files.
     """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     root = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -28,11 +29,11 @@ KERNEL_CACHE_DIR = str(kernel_cache_dir())
 
 
 def cached_njit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`numba.njit` that releases the lock, caches on disk and divides like numpy."""
+    """Compile with `numba.njit`: no interpreter lock, a cache on disk, division as in numpy."""
+    # numba takes the folder from a global setting when the decorator runs, so it is set for that
+    # moment only. If the folder cannot be written, numba falls back to its own folders.
     before = config.CACHE_DIR
-    config.CACHE_DIR = (
-        KERNEL_CACHE_DIR  # numba falls back to its own folders where this cannot be written
-    )
+    config.CACHE_DIR = KERNEL_CACHE_DIR
     try:
         kernel: Callable[..., Any] = numba.njit(nogil=True, cache=True, error_model="numpy")(
             function

@@ -1,13 +1,20 @@
-"""Compiled renderer: decode once, crop first, augment only what is kept; pixels as the PIL reference."""
+"""Compiled renderer: the bytes of the PIL reference, in about a fifth of its time.
+
+An image is decoded once for all its crops, weak crops are cut before they are augmented, and
+RandAugment is computed only where a strong crop needs it.
+"""
 
 import numpy as np
 from PIL import Image
 
 from mugs.data.views.plan import CropPlan, ViewPlan
-from mugs.data.views.render import weak
 from mugs.data.views.render.compiled import cached_njit
 from mugs.data.views.render.randaugment import IDENTITY, LeveledImage, augment_region
 from mugs.data.views.render.resize import resample_crop
+from mugs.data.views.render.weak import render_weak_crop
+
+# Rows that `hwc_to_cwh` transposes at a time, so that the lines it writes to stay in the cache.
+TILE = 32
 
 
 def render_views_compiled(
@@ -15,39 +22,38 @@ def render_views_compiled(
 ) -> None:
     """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
     whole = to_planes(image)
-    for index, crop in enumerate(plan.crops):
-        out = large[index] if index < 4 else small[index - 4]
+    for crop, out in zip(plan.crops, (*large, *small), strict=True):
         render_crop_compiled(whole, crop, out)
 
 
 def render_crop_compiled(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
-    """One crop into out (3, S, S)."""
+    """Write one crop into out (3, S, S)."""
     if crop.strong:
         render_strong_crop(whole, crop, out)
     else:
-        weak.render_weak_crop(whole.planes, crop, out)
+        render_weak_crop(whole.planes, crop, out)
 
 
 def to_planes(image: Image.Image) -> LeveledImage:
-    """An RGB image as the operations want it."""
+    """Return an RGB image in the form that the kernels take."""
     return LeveledImage(hwc_to_cwh(np.asarray(image)), IDENTITY)
 
 
 @cached_njit
 def hwc_to_cwh(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> planes (3, W, H)."""
+    """Transpose an image (H, W, 3) to planes (3, W, H)."""
     height, width, _ = image.shape
     out = np.empty((3, width, height), np.uint8)
-    for top in range(0, height, 32):
+    for top in range(0, height, TILE):
         for x in range(width):
-            for y in range(top, min(top + 32, height)):
+            for y in range(top, min(top + TILE, height)):
                 for channel in range(3):
                     out[channel, x, y] = image[y, x, channel]
     return out
 
 
 def render_strong_crop(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
-    """Mirror, RandAugment on the whole image, crop."""
+    """Write a strong crop: the image mirrored, RandAugment on all of it, then the crop."""
     if crop.operations:
         part = augment_region(whole, crop.flip, crop.operations, crop.box)
         resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)

@@ -1,4 +1,7 @@
-"""Affine transforms of planes (3, W, H) as Pillow's `Image.transform`, of a part of the image."""
+"""Affine transforms of a region of an image, equal to Pillow's `Image.transform`.
+
+Planes are transposed, (3, W, H).
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +12,25 @@ from mugs.data.views.plan import Operation
 from mugs.data.views.render.compiled import cached_njit
 from mugs.data.views.render.warp import keys_cubic_one, warp_affine
 
+# ImageNet's mean color, 255 * (0.485, 0.456, 0.406), which timm and the released code fill with.
 FILL = np.array([124, 116, 104], np.uint8)
-Region = tuple[int, int, int, int]  # left, top, width, height
+# Left, top, width and height in pixels.
+Region = tuple[int, int, int, int]
 
 
 def affine_matrix(operation: Operation, width: int, height: int) -> tuple[float, ...]:
-    """The six coefficients that give the source of an output pixel, for an image of the given size."""
+    """Return the six coefficients a to f of an operation on an image of the given size.
+
+    Output place (x, y) lies at (a x + b y + c, d x + e y + f) in the source.
+    """
     value = operation.value
     if operation.name == "rotate":
+        # The steps of `Image.rotate`: about the center, with its rounding of sine and cosine.
         angle = -math.radians(value % 360)
-        cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
-        x, y = width / 2, height / 2
+        cos = round(math.cos(angle), 15)
+        sin = round(math.sin(angle), 15)
+        x = width / 2
+        y = height / 2
         return (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
     matrices = {
         "shear_x": (1.0, value, 0.0, 0.0, 1.0, 0.0),
@@ -31,18 +42,21 @@ def affine_matrix(operation: Operation, width: int, height: int) -> tuple[float,
 
 
 def source_region(matrix: Sequence[float], region: Region, width: int, height: int) -> Region:
-    """What of the source the pixels of a region are interpolated from, at least one pixel of it."""
+    """Return the part of the source that a region is interpolated from; never an empty one."""
     left, top, wide, high = region
     a, b, c, d, e, f = matrix
+    # A linear map takes its extremes at the corners.
     corners = [(x + 0.5, y + 0.5) for x in (left, left + wide - 1) for y in (top, top + high - 1)]
-    xs, ys = [a * x + b * y + c for x, y in corners], [d * x + e * y + f for x, y in corners]
-
-    def span(values: list[float], length: int) -> tuple[int, int]:
-        low = min(max(math.floor(min(values)) - 3, 0), length - 1)
-        return low, max(min(math.floor(max(values)) + 4, length), low + 1)
-
-    (x0, x1), (y0, y1) = span(xs, width), span(ys, height)
+    x0, x1 = _padded_span([a * x + b * y + c for x, y in corners], width)
+    y0, y1 = _padded_span([d * x + e * y + f for x, y in corners], height)
     return x0, y0, x1 - x0, y1 - y0
+
+
+def _padded_span(places: list[float], length: int) -> tuple[int, int]:
+    # Bicubic interpolation reaches two pixels to either side; one more is for rounding. A region
+    # that lies outside the image still needs a pixel, as arrays here are never empty.
+    low = min(max(math.floor(min(places)) - 3, 0), length - 1)
+    return low, max(min(math.floor(max(places)) + 4, length), low + 1)
 
 
 def transform_region(
@@ -53,23 +67,35 @@ def transform_region(
     bicubic: bool,
     region: Region,
 ) -> np.ndarray:
-    """Planes (3, w, h) of `region` of the transformed image; `planes` hold the part `inside` of one of a given size."""
+    """Return the planes (3, w, h) of a region of the transformed image.
+
+    Args:
+        planes: the part of the source that `source_region` asks for.
+        inside: where that part lies in the source.
+        size: width and height of the source.
+        matrix: coefficients of `affine_matrix`.
+        bicubic: interpolate by 16 pixels, else by 4.
+        region: the region of the output.
+    """
     a, b, c, d, e, f = matrix
-    start, out_start = np.array(inside[:2]), np.array(region[:2])
-    if (a, b, c, e) == (1, 0, 0, 1):  # columns move along themselves
-        out = np.empty((3, region[2], region[3]), np.uint8)
+    _, _, wide, high = region
+    start = np.array(inside[:2])
+    out_start = np.array(region[:2])
+    if (a, b, c, e) == (1, 0, 0, 1):
+        # Vertical shear or shift: columns move along themselves, which needs two or four pixels
+        # each instead of four or sixteen.
+        out = np.empty((3, wide, high), np.uint8)
         shift_columns(planes, start, size[1], d, f, bicubic, out_start, FILL, out)
         return out
-    if (a, d, e, f) == (1, 0, 1, 0):  # rows do
-        out, turned = (
-            np.empty((3, region[3], region[2]), np.uint8),
-            np.ascontiguousarray(planes.transpose(0, 2, 1)),
-        )
-        shift_columns(
-            turned, start[::-1].copy(), size[0], b, c, bicubic, out_start[::-1].copy(), FILL, out
-        )
+    if (a, d, e, f) == (1, 0, 1, 0):
+        # Horizontal shear or shift: the same for rows, by way of transposed planes.
+        out = np.empty((3, high, wide), np.uint8)
+        turned = np.ascontiguousarray(planes.transpose(0, 2, 1))
+        start = start[::-1].copy()
+        out_start = out_start[::-1].copy()
+        shift_columns(turned, start, size[0], b, c, bicubic, out_start, FILL, out)
         return np.ascontiguousarray(out.transpose(0, 2, 1))
-    out = np.empty((3, region[2], region[3]), np.uint8)
+    out = np.empty((3, wide, high), np.uint8)
     warp_affine(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
     return out
 
@@ -86,16 +112,33 @@ def shift_columns(
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Column x of the image moves up by slope * (x + 0.5) + offset."""
+    """Move each column x of the image up by slope * (x + 0.5) + offset.
+
+    Args:
+        planes: the part of the source that is needed, (3, w, h).
+        start: left and top of that part in the source.
+        height: height of the source.
+        slope: pixels by which neighboring columns differ.
+        offset: pixels that all columns move.
+        bicubic: interpolate by four pixels, else by two.
+        out_start: left and top of the output region.
+        fill: color (3,) of places outside the source.
+        out: planes of the region, (3, w, h).
+    """
     num = out.shape[2]
     for i in range(out.shape[1]):
         x = out_start[0] + i
         move = slope * (x + 0.5) + offset
         whole = math.floor(move)
-        share, first = move - whole, out_start[1] + whole
-        low, high = min(max(1 - first, 0), num), min(max(height - 2 - first, 0), num)
+        share = move - whole
+        first = out_start[1] + whole
+        # Pixels low to high - 1 have all four neighbors in the image. The few before and after them
+        # take the slow way, so that the loop over the rest vectorizes.
+        low = min(max(1 - first, 0), num)
+        high = min(max(height - 2 - first, 0), num)
         for channel in range(3):
-            column, target = planes[channel, x - start[0]], out[channel, i]
+            column = planes[channel, x - start[0]]
+            target = out[channel, i]
             for j in range(0, low):
                 target[j] = sample_at_edge(
                     column, first + j, start[1], height, share, bicubic, fill[channel]
@@ -119,14 +162,17 @@ def sample_at_edge(
     bicubic: bool,
     fill: int,
 ) -> int:
-    """Near the edge of the image: between two pixels of a column that starts at `start`."""
+    """Return the value `share` of the way from pixel `position` to the next, near an edge.
+
+    `column` starts at pixel `start`. Neighbors outside the image repeat its edge; a place outside
+    gets `fill`.
+    """
     if position + 0.5 + share < 0 or position + 0.5 + share >= height:
         return fill
-    a, b = column[max(position - 1, 0) - start], column[max(position, 0) - start]
-    c, d = (
-        column[min(position + 1, height - 1) - start],
-        column[min(position + 2, height - 1) - start],
-    )
+    a = column[max(position - 1, 0) - start]
+    b = column[max(position, 0) - start]
+    c = column[min(position + 1, height - 1) - start]
+    d = column[min(position + 2, height - 1) - start]
     value = float(b) + (float(c) - float(b)) * share
     if bicubic:
         value = keys_cubic_one(float(a), float(b), float(c), float(d), share)
@@ -137,17 +183,16 @@ def sample_at_edge(
 def shift_column_interior(
     column: np.ndarray, share: float, bicubic: bool, target: np.ndarray
 ) -> None:
-    """Target j lies between pixels j + 1 and j + 2 of the column."""
+    """Write into target j the value `share` of the way from column pixel j + 1 to j + 2."""
     if bicubic:
         for j in range(len(target)):
-            a, b, c, d = (
-                float(column[j]),
-                float(column[j + 1]),
-                float(column[j + 2]),
-                float(column[j + 3]),
-            )
+            a = float(column[j])
+            b = float(column[j + 1])
+            c = float(column[j + 2])
+            d = float(column[j + 3])
             target[j] = np.uint8(min(max(keys_cubic_one(a, b, c, d, share), 0.0), 255.0))
     else:
         for j in range(len(target)):
-            b, c = float(column[j + 1]), float(column[j + 2])
+            b = float(column[j + 1])
+            c = float(column[j + 2])
             target[j] = np.uint8(b + (c - b) * share)

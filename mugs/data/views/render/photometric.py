@@ -1,4 +1,7 @@
-"""Colour operations on planes (3, ., .) uint8 in place, equal to Pillow's; the order of the last two axes is free."""
+"""Color operations on planes (3, ., .) uint8, in place and equal to Pillow's.
+
+The order of the last two axes does not matter, so transposed planes are fine too.
+"""
 
 import numpy as np
 
@@ -8,7 +11,10 @@ LEVELS = np.arange(256)
 
 
 def blend_table(degenerate: int, factor: float) -> np.ndarray:
-    """Levels (256,) of an image blended with a constant one: brightness (0) and contrast (mean grey)."""
+    """Return the levels (256,) of an image blended with one of a single level.
+
+    The level is 0 for brightness and the mean gray for contrast. A factor above 1 extrapolates.
+    """
     alpha = np.float32(factor)
     value = np.float32(degenerate) + alpha * (LEVELS - degenerate).astype(np.float32)
     table: np.ndarray = np.clip(value, 0, 255).astype(np.uint8)
@@ -16,29 +22,33 @@ def blend_table(degenerate: int, factor: float) -> np.ndarray:
 
 
 def solarize_table(threshold: int) -> np.ndarray:
-    """Levels (256,), inverted from the threshold on."""
+    """Return the levels (256,), inverted from the threshold on."""
     return np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS).astype(np.uint8)
 
 
 @cached_njit
 def apply_table(image: np.ndarray, table: np.ndarray) -> None:
-    """Replace levels; table (3, 256)."""
+    """Replace the levels of each channel by those of its row of the table (3, 256)."""
     for channel in range(3):
-        levels, pixels = table[channel], image[channel].reshape(-1)
+        levels = table[channel]
+        pixels = image[channel].reshape(-1)
         for i in range(len(pixels)):
             pixels[i] = levels[pixels[i]]
 
 
 @cached_njit
 def rgb_to_luma(red: int, green: int, blue: int) -> int:
-    """Grey level of a colour (ITU-R 601-2)."""
+    """Return the gray level of a color, in Pillow's 16-bit fixed-point arithmetic."""
+    # ITU-R BT.601: 0.299, 0.587 and 0.114 times 2 ** 16; 0x8000 rounds to the nearest level.
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
 @cached_njit
 def mean_luma(image: np.ndarray) -> int:
-    """Rounded mean grey level."""
-    red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
+    """Return the mean gray level, rounded, as `ImageEnhance.Contrast` uses it."""
+    red = image[0].reshape(-1)
+    green = image[1].reshape(-1)
+    blue = image[2].reshape(-1)
     total = 0
     for i in range(len(red)):
         total += rgb_to_luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i]))
@@ -47,8 +57,11 @@ def mean_luma(image: np.ndarray) -> int:
 
 @cached_njit
 def blend_with_level(image: np.ndarray, degenerate: int, factor: float) -> None:
-    """Blend with an image of one level: brightness (0) and contrast (mean grey)."""
-    pixels, base, alpha = image.reshape(-1), np.float32(degenerate), np.float32(factor)
+    """Blend with an image of a single level, as `blend_table` without a table."""
+    # This arithmetic vectorizes; looking up a table does not.
+    pixels = image.reshape(-1)
+    base = np.float32(degenerate)
+    alpha = np.float32(factor)
     for i in range(len(pixels)):
         pixels[i] = truncate_to_byte(base + alpha * (np.float32(pixels[i]) - base))
 
@@ -63,13 +76,15 @@ def solarize_planes(image: np.ndarray) -> None:
 
 @cached_njit
 def adjust_saturation(image: np.ndarray, factor: float) -> None:
-    """Blend with the grey image: 0 is grey, 1 the image itself."""
-    red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
+    """Blend with the gray image: factor 0 gives gray, 1 the image itself."""
+    red = image[0].reshape(-1)
+    green = image[1].reshape(-1)
+    blue = image[2].reshape(-1)
     alpha = np.float32(factor)
     for i in range(len(red)):
-        base = np.float32(
-            np.int32(rgb_to_luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i])))
-        )
+        luma = rgb_to_luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i]))
+        # Through int32: numba computes the luma in 64 bits, which fill twice as many registers.
+        base = np.float32(np.int32(luma))
         red[i] = truncate_to_byte(base + alpha * (np.float32(red[i]) - base))
         green[i] = truncate_to_byte(base + alpha * (np.float32(green[i]) - base))
         blue[i] = truncate_to_byte(base + alpha * (np.float32(blue[i]) - base))
@@ -77,14 +92,18 @@ def adjust_saturation(image: np.ndarray, factor: float) -> None:
 
 @cached_njit
 def truncate_to_byte(value: np.float32) -> np.uint8:
-    """Cut to 0 ... 255, the fraction dropped."""
+    """Clip to 0 to 255 and drop the fraction, as Pillow's `Image.blend` does."""
     return np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
 @cached_njit
 def convert_to_gray(image: np.ndarray) -> None:
-    """Every channel becomes the grey level."""
-    red, green, blue = image[0].reshape(-1), image[1].reshape(-1), image[2].reshape(-1)
+    """Set every channel to the gray level."""
+    red = image[0].reshape(-1)
+    green = image[1].reshape(-1)
+    blue = image[2].reshape(-1)
     for i in range(len(red)):
         level = np.uint8(rgb_to_luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i])))
-        red[i], green[i], blue[i] = level, level, level
+        red[i] = level
+        green[i] = level
+        blue[i] = level

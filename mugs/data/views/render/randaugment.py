@@ -1,7 +1,9 @@
 """RandAugment on whole images, computed only where a crop needs it.
 
-The operations of a strong view see the whole image and the crop comes after them. Which pixels a crop needs is followed
-backwards through the operations; statistics (levels, mean grey) are still those of the whole image.
+In the released order, operations see the whole image and the crop comes last. A plan is drawn
+before a pixel is touched, so the pixels that a crop needs can be followed backwards through the
+operations. Only these are computed. Statistics (histogram, mean gray) are still those of the whole
+image.
 """
 
 from dataclasses import dataclass
@@ -25,12 +27,17 @@ from mugs.data.views.render.photometric import (
 
 IDENTITY = np.tile(LEVELS.astype(np.uint8), (3, 1))
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+# Operations that depend on all pixels of their input.
 STATISTICAL = ("auto_contrast", "equalize", "contrast")
 
 
 @dataclass
 class LeveledImage:
-    """An image (3, W, H) whose levels are replaced by a table, for what operations want to know of all of it."""
+    """An image (3, W, H) and the table (3, 256) that its levels are to be replaced by.
+
+    The statistics are those after the replacement, found without touching the pixels where
+    possible.
+    """
 
     planes: np.ndarray
     table: np.ndarray
@@ -42,19 +49,18 @@ class LeveledImage:
 
     @cached_property
     def histogram(self) -> np.ndarray:
-        """Counts (3, 256)."""
+        """Counts of levels (3, 256)."""
         counts = np.zeros((3, 256), np.int64)
         count_levels(self.planes, counts)
-        return np.stack(
-            [
-                np.bincount(t, c, 256).astype(np.int64)
-                for t, c in zip(self.table, counts, strict=True)
-            ]
-        )
+        # Push the counts through the table: new level t[l] gets the count of every level l.
+        pushed = [
+            np.bincount(table, count, 256) for table, count in zip(self.table, counts, strict=True)
+        ]
+        return np.stack(pushed).astype(np.int64)
 
     @cached_property
     def mean_luma(self) -> int:
-        """Rounded mean grey level."""
+        """Mean gray level, rounded."""
         planes = self.planes
         if self.table is not IDENTITY:
             planes = planes.copy()
@@ -64,9 +70,10 @@ class LeveledImage:
 
 @cached_njit
 def count_levels(planes: np.ndarray, counts: np.ndarray) -> None:
-    """Add to the counts (3, 256) of levels."""
+    """Add the number of pixels of each level to counts (3, 256)."""
     for channel in range(3):
-        pixels, count = planes[channel].reshape(-1), counts[channel]
+        pixels = planes[channel].reshape(-1)
+        count = counts[channel]
         for i in range(len(pixels)):
             count[pixels[i]] += 1
 
@@ -74,11 +81,14 @@ def count_levels(planes: np.ndarray, counts: np.ndarray) -> None:
 def augment_region(
     whole: LeveledImage, mirror: bool, operations: tuple[Operation, ...], box: Region
 ) -> np.ndarray:
-    """Planes (3, w, h) of the box of the image after mirroring and the operations, two at most."""
+    """Return planes (3, w, h) of a box of the image after mirroring and one or two operations."""
     size = whole.size
+    # regions[i] is what operation i has to see; the last one is the box itself.
     regions = [box]
     for operation in reversed(operations):
         regions.insert(0, required_region(operation, regions[0], size))
+    # Statistics of the result of a table follow from the histogram. After any other operation they
+    # need all pixels, so the first operation is applied to the whole image.
     if (
         len(operations) == 2
         and operations[1].name in STATISTICAL
@@ -94,6 +104,8 @@ def augment_region(
             table = level_table(operation, whole)
             pixels = crop_region(pixels, inside, outside)
             apply_table(pixels, table)
+            # A third operation would need both tables; with two, this image is used at most once
+            # more.
             whole = LeveledImage(whole.planes, table)
         else:
             pixels = apply_spatial_operation(operation, pixels, inside, outside, size)
@@ -102,36 +114,41 @@ def augment_region(
 
 
 def maps_levels(operation: Operation) -> bool:
-    """Whether an operation replaces levels, channel by channel."""
+    """Return whether an operation only replaces levels, channel by channel."""
     return operation.name not in (*GEOMETRIC, "color", "sharpness")
 
 
 def required_region(operation: Operation, region: Region, size: tuple[int, int]) -> Region:
-    """What an operation must see to give the pixels of a region."""
+    """Return what an operation has to see to give the pixels of a region."""
     if operation.name in GEOMETRIC:
         return geometry.source_region(geometry.affine_matrix(operation, *size), region, *size)
     if operation.name == "sharpness":
-        left, top = max(region[0] - 1, 0), max(region[1] - 1, 0)
-        right, bottom = (
-            min(region[0] + region[2] + 1, size[0]),
-            min(region[1] + region[3] + 1, size[1]),
-        )
+        # Its 3 x 3 filter reaches one pixel further on every side.
+        left = max(region[0] - 1, 0)
+        top = max(region[1] - 1, 0)
+        right = min(region[0] + region[2] + 1, size[0])
+        bottom = min(region[1] + region[3] + 1, size[1])
         return left, top, right - left, bottom - top
     return region
 
 
 def crop_region(pixels: np.ndarray, inside: Region, outside: Region) -> np.ndarray:
-    """The pixels of region `outside` out of those of region `inside`."""
+    """Return the pixels of region `outside` out of those of region `inside`."""
     if inside == outside:
         return pixels
-    left, top = outside[0] - inside[0], outside[1] - inside[1]
+    left = outside[0] - inside[0]
+    top = outside[1] - inside[1]
     return np.ascontiguousarray(pixels[:, left : left + outside[2], top : top + outside[3]])
 
 
 def apply_spatial_operation(
     operation: Operation, pixels: np.ndarray, inside: Region, outside: Region, size: tuple[int, int]
 ) -> np.ndarray:
-    """Pixels of region `inside` -> those of region `outside` after a geometric operation, colour or sharpness."""
+    """Turn the pixels of region `inside` into those of region `outside`.
+
+    The operation is a geometric one, "color", which mixes channels, or "sharpness", which mixes
+    pixels.
+    """
     if operation.name in GEOMETRIC:
         matrix = geometry.affine_matrix(operation, *size)
         return geometry.transform_region(pixels, inside, size, matrix, operation.bicubic, outside)
@@ -146,13 +163,19 @@ def apply_spatial_operation(
 
 @cached_njit
 def sharpen_region(pixels: np.ndarray, left: int, top: int, factor: float, out: np.ndarray) -> None:
-    """Blend with the smoothed image, from left, top on; the outermost pixels of what is given stay as they are."""
+    """Blend pixels from (left, top) on with the smoothed image; factor 0 gives the smoothed image.
+
+    The outermost pixels of `pixels` are kept as they are. They are the border of the image, which
+    Pillow's filter leaves alone, or lie outside the region that is asked for.
+    """
     _, width, height = pixels.shape
     num = out.shape[2]
-    low, high = max(1 - top, 0), min(height - 1 - top, num)
+    low = max(1 - top, 0)
+    high = min(height - 1 - top, num)
     for channel in range(3):
         for i in range(out.shape[1]):
-            x, line = left + i, out[channel, i]
+            x = left + i
+            line = out[channel, i]
             line[:] = pixels[channel, x, top : top + num]
             if 0 < x < width - 1 and low < high:
                 rows = pixels[channel, x - 1 : x + 2, top + low - 1 : top + high + 1]
@@ -163,11 +186,16 @@ def sharpen_region(pixels: np.ndarray, left: int, top: int, factor: float, out: 
 def sharpen_line(
     before: np.ndarray, here: np.ndarray, after: np.ndarray, alpha: float, line: np.ndarray
 ) -> None:
-    """Lines of one pixel more at both ends -> `here` blended with its mean, 5 / 13 itself and 1 / 13 each neighbour."""
+    """Blend a line with its smoothed pixels: Pillow's SMOOTH filter and `Image.blend`.
+
+    The filter has the weight 5 / 13 at the pixel and 1 / 13 at each of its eight neighbors. The
+    three lines given are one pixel longer than `line` at both ends.
+    """
     for k in range(len(line)):
         total = np.int32(before[k]) + np.int32(before[k + 1]) + np.int32(before[k + 2])
         total += np.int32(here[k]) + 5 * np.int32(here[k + 1]) + np.int32(here[k + 2])
         total += np.int32(after[k]) + np.int32(after[k + 1]) + np.int32(after[k + 2])
+        # The smoothed image is one of bytes in Pillow, so it is rounded before it is blended.
         smooth = np.float32(
             np.int32(np.float32(np.int32(total)) * np.float32(1 / 13) + np.float32(0.5))
         )
@@ -175,8 +203,9 @@ def sharpen_line(
 
 
 def level_table(operation: Operation, whole: LeveledImage) -> np.ndarray:
-    """New levels (3, 256) of an operation that replaces levels."""
-    name, value = operation.name, operation.value
+    """Return the new levels (3, 256) of an operation that replaces levels."""
+    name = operation.name
+    value = operation.value
     if name == "auto_contrast":
         return np.stack([autocontrast_table(counts) for counts in whole.histogram])
     if name == "equalize":
@@ -188,18 +217,21 @@ def level_table(operation: Operation, whole: LeveledImage) -> np.ndarray:
     elif name == "invert":
         table = 255 - LEVELS
     elif name == "posterize":
+        # Keep the upper `value` bits; no bits give a black image.
         table = LEVELS & (0xFF << (8 - int(value)) & 0xFF)
     elif name == "solarize":
         table = solarize_table(int(value))
     else:
+        # "solarize_add" brightens the dark half.
         table = np.where(LEVELS < 128, np.minimum(LEVELS + int(value), 255), LEVELS)
     return np.tile(table.astype(np.uint8), (3, 1))
 
 
 def autocontrast_table(counts: np.ndarray) -> np.ndarray:
-    """Auto-contrast: the levels in use spread over 0 ... 255."""
+    """Return the levels that spread those in use over 0 to 255, as `ImageOps.autocontrast`."""
     used = np.flatnonzero(counts)
-    low, high = int(used[0]), int(used[-1])
+    low = int(used[0])
+    high = int(used[-1])
     if high <= low:
         return LEVELS.astype(np.uint8)
     scale = 255.0 / (high - low)
@@ -207,7 +239,7 @@ def autocontrast_table(counts: np.ndarray) -> np.ndarray:
 
 
 def equalize_table(counts: np.ndarray) -> np.ndarray:
-    """Histogram equalisation with Pillow's integer steps."""
+    """Return the levels that equalize a histogram, in the integer steps of `ImageOps.equalize`."""
     used = counts[counts > 0]
     step = (used.sum() - used[-1]) // 255
     if len(used) <= 1 or step == 0:

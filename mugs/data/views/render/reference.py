@@ -1,4 +1,4 @@
-"""PIL renderer: the released semantics, and the oracle for faster ones."""
+"""PIL renderer: defines the pixels, as the released code does; the compiled one is tested on it."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mugs.data.views.plan import CropPlan, Operation, ViewPlan
 
+# ImageNet's mean color, 255 * (0.485, 0.456, 0.406), which timm and the released code fill with.
 FILL = (124, 116, 104)
 Affine = tuple[float, float, float, float, float, float]
 
@@ -15,21 +16,20 @@ def render_views_pil(
     image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray
 ) -> None:
     """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
-    for index, crop in enumerate(plan.crops):
-        pixels = np.asarray(render_crop_pil(image, crop)).transpose(2, 0, 1)
-        if index < 4:
-            large[index] = pixels
-        else:
-            small[index - 4] = pixels
+    for crop, out in zip(plan.crops, (*large, *small), strict=True):
+        out[:] = np.asarray(render_crop_pil(image, crop)).transpose(2, 0, 1)
 
 
 def render_crop_pil(image: Image.Image, crop: CropPlan) -> Image.Image:
-    """One crop (size x size, RGB). Erasing is left to the device, where its noise is drawn."""
+    """Return one crop (size x size, RGB).
+
+    Erasing is left to the device, which draws the noise.
+    """
     return _strong(image, crop) if crop.strong else _weak(image, crop)
 
 
 def crop_and_resize(image: Image.Image, crop: CropPlan) -> Image.Image:
-    """Box, then bicubic resize with antialiasing, as torchvision does it."""
+    """Cut out the box and resize it, bicubic with antialiasing, as torchvision does."""
     left, top, width, height = crop.box
     return resize_pil(image.crop((left, top, left + width, top + height)), crop.size, crop.size)
 
@@ -41,11 +41,15 @@ def resize_pil(
     *,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """With antialiasing, rows first. (From Pillow 13 on, one call may take the columns first.)"""
+    """Resize with antialiasing, horizontally first."""
+    # Two calls fix the order of the passes: a single call of Pillow 13 or later may begin with the
+    # vertical one, which rounds differently in between.
     return image.resize((width, image.height), resample).resize((width, height), resample)
 
 
 def _strong(image: Image.Image, crop: CropPlan) -> Image.Image:
+    # The released order: RandAugment sees the whole image, and the crop comes after it. In timm and
+    # DeiT the crop comes first.
     if crop.flip:
         image = ImageOps.mirror(image)
     for operation in crop.operations:
@@ -68,6 +72,7 @@ def _weak(image: Image.Image, crop: CropPlan) -> Image.Image:
 
 def _hue(image: Image.Image, shift: float) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
+    # torchvision multiplies the share of a full turn by 255, not 256. Bytes wrap around as hues do.
     moved = np.asarray(hue) + np.uint8(int(shift * 255) % 256)
     return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
 
@@ -87,8 +92,9 @@ ENHANCE = {
 
 
 def apply_operation_pil(image: Image.Image, operation: Operation) -> Image.Image:
-    """One RandAugment operation on a whole image."""
-    name, value = operation.name, operation.value
+    """Apply one RandAugment operation to a whole image."""
+    name = operation.name
+    value = operation.value
     if name in ENHANCE:
         return ENHANCE[name](image).enhance(value)
     if name == "auto_contrast":
@@ -98,7 +104,9 @@ def apply_operation_pil(image: Image.Image, operation: Operation) -> Image.Image
     if name == "invert":
         return ImageOps.invert(image)
     if name == "posterize":
-        mask = (0xFF << (8 - int(value))) & 0xFF  # 0 bits: a black image, where Pillow refuses
+        # Not ImageOps.posterize: from Pillow 13 on it refuses 0 bits, which magnitude 10 asks for
+        # and which give a black image in the released code.
+        mask = (0xFF << (8 - int(value))) & 0xFF
         return image.point([level & mask for level in range(256)] * 3)
     if name == "solarize":
         return ImageOps.solarize(image, int(value))
@@ -112,7 +120,10 @@ def _geometric(image: Image.Image, operation: Operation) -> Image.Image:
     resample = Image.Resampling.BICUBIC if operation.bicubic else Image.Resampling.BILINEAR
     if operation.name == "rotate":
         return image.rotate(operation.value, resample=resample, fillcolor=FILL)
-    value, (width, height) = operation.value, image.size
+    value = operation.value
+    width, height = image.size
+    # Spelled out a second time and not taken from the compiled renderer, which is tested against
+    # this.
     matrices: dict[str, Affine] = {
         "shear_x": (1, value, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, value, 1, 0),

@@ -1,4 +1,8 @@
-"""Crop and bicubic resize, equal to Pillow's: antialiased, 22-bit weights, horizontal pass first, bytes between."""
+"""Crop and bicubic resize, equal to Pillow's.
+
+Antialiased: when an image shrinks, the kernel is stretched by the scale. Weights are fixed-point
+numbers of 22 bits, the horizontal pass comes first, and its results are rounded to bytes.
+"""
 
 import math
 
@@ -6,6 +10,7 @@ import numpy as np
 
 from mugs.data.views.render.compiled import cached_njit
 
+# Pillow's PRECISION_BITS: 32 - 8 bits of a pixel - 2 bits for weights beyond 0 to 1.
 BITS = 22
 HALF = 1 << (BITS - 1)
 
@@ -14,17 +19,28 @@ HALF = 1 << (BITS - 1)
 def resample_crop(
     planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, flip: bool, out: np.ndarray
 ) -> None:
-    """Box (left, top, width, height) of planes (3, W, H), seen mirrored if asked, -> out (3, S, S), flipped if asked.
+    """Resize a box of planes (3, W, H) to out (3, S, S).
 
-    Pixels outside the box play no part, as if it had been cut out first.
+    Pixels outside the box have no effect, as if it had been cut out first.
+
+    Args:
+        planes: transposed planes of the whole image.
+        box: left, top, width and height.
+        mirror: take the box from the mirrored image.
+        flip: mirror the result.
+        out: planes of the crop, not transposed.
     """
     left, top, width, height = box
-    size, last = out.shape[1], planes.shape[1] - 1
+    size = out.shape[1]
+    last = planes.shape[1] - 1
     first_x, count_x, weight_x = resample_weights(width, size)
     first_y, count_y, weight_y = resample_weights(height, size)
-    columns, rows = np.empty((size, height), np.uint8), np.empty((height, size), np.uint8)
+    columns = np.empty((size, height), np.uint8)
+    rows = np.empty((height, size), np.uint8)
     sums = np.empty(max(height, size), np.int32)
     for channel in range(3):
+        # Horizontal pass: each output column is a weighted sum of whole source columns, which are
+        # contiguous. So the innermost loop vectorizes, whatever the number of taps.
         for x in range(size):
             sums[:height] = HALF
             for tap in range(count_x[x]):
@@ -34,13 +50,15 @@ def resample_crop(
                 for y in range(height):
                     sums[y] += weight * column[y]
             round_sums_to_bytes(sums, columns[size - 1 - x if flip else x])
+        # Transpose, so that the vertical pass can add whole rows in the same way.
         for y in range(height):
             for x in range(size):
                 rows[y, x] = columns[x, y]
         for y in range(size):
             sums[:size] = HALF
             for tap in range(count_y[y]):
-                row, weight = rows[first_y[y] + tap], weight_y[y, tap]
+                row = rows[first_y[y] + tap]
+                weight = weight_y[y, tap]
                 for x in range(size):
                     sums[x] += weight * row[x]
             round_sums_to_bytes(sums, out[channel, y])
@@ -48,20 +66,26 @@ def resample_crop(
 
 @cached_njit
 def round_sums_to_bytes(sums: np.ndarray, line: np.ndarray) -> None:
-    """Round the sums of a line."""
+    """Drop the 22 fractional bits of the sums, which start at one half, and clip to 0 to 255."""
     for i in range(len(line)):
         line[i] = min(max(sums[i] >> BITS, 0), 255)
 
 
 @cached_njit
 def resample_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First source pixel, number of taps and weights (size, taps) of each output pixel."""
+    """Return first source pixel, number of taps and weights (size, taps) of each output pixel.
+
+    `precompute_coeffs` of Pillow's Resample.c: output pixel i is centered at (i + 0.5) * length /
+    size and reaches 2 source pixels to each side, or 2 output pixels when the image shrinks.
+    """
     scale = length / size
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     taps = math.ceil(support) * 2 + 1
-    first, count = np.empty(size, np.int64), np.empty(size, np.int64)
-    fixed, exact = np.empty((size, taps), np.int32), np.empty(taps)
+    first = np.empty(size, np.int64)
+    count = np.empty(size, np.int64)
+    fixed = np.empty((size, taps), np.int32)
+    exact = np.empty(taps)
     for position in range(size):
         center = (position + 0.5) * scale
         low = max(int(center - support + 0.5), 0)
@@ -70,16 +94,23 @@ def resample_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np
         for tap in range(high - low):
             exact[tap] = keys_cubic_half((tap + low - center + 0.5) / stretch)
             total += exact[tap]
+        # Normalized, as the kernel is cut off at the edges of the image; then rounded, halves away
+        # from zero.
         for tap in range(high - low):
             value = exact[tap] / total * (1 << BITS)
             fixed[position, tap] = int(value - 0.5) if value < 0 else int(value + 0.5)
-        first[position], count[position] = low, high - low
+        first[position] = low
+        count[position] = high - low
     return first, count, fixed
 
 
 @cached_njit
 def keys_cubic_half(x: float) -> float:
-    """Keys' kernel with a = -0.5."""
+    """Return Keys' cubic convolution kernel with a = -0.5 (Keys 1981), which Pillow resizes with.
+
+    (a + 2) |x|^3 - (a + 3) |x|^2 + 1 up to 1, a |x|^3 - 5a |x|^2 + 8a |x| - 4a up to 2, in Horner's
+    form.
+    """
     x = abs(x)
     if x < 1:
         return (1.5 * x - 2.5) * x * x + 1

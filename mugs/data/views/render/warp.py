@@ -1,7 +1,10 @@
-"""Transforms that move pixels both ways (rotations), column by column, with Pillow's arithmetic in double precision.
+"""Rotations, column by column, in the double-precision arithmetic of Pillow's `Image.transform`.
 
-A column of the output is a straight line in the source: where its pixels lie, which source pixels are around each, and
-what lies between those. Each step runs along the column, so that all but the second are vectorised.
+The pixels of an output column lie on a straight line in the source. For each column the steps are:
+trace the line, find the part of it inside the image, gather the source pixels around each place,
+interpolate. A step of its own each, because all but the gathering then vectorize along the column.
+One loop over pixels that does it all is 2.4 times slower for bilinear and 1.3 times for bicubic
+interpolation.
 """
 
 import math
@@ -22,42 +25,53 @@ def warp_affine(
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Planes from `start` on of an image of a given size -> out (3, w, h), from `out_start` on.
+    """Transform a region of an image; places outside the image get the color `fill`.
 
-    Outside the image is `fill`, and pixels beyond its edge repeat it.
+    Args:
+        planes: the part of the source that is needed, (3, w, h).
+        start: left and top of that part in the source.
+        size: width and height of the source.
+        matrix: six coefficients a to f; output place (x, y) lies at (a x + b y + c, d x + e y + f).
+        bicubic: interpolate by 16 pixels, else by 4.
+        out_start: left and top of the region.
+        fill: color (3,) of places outside the source.
+        out: planes of the region, (3, w, h).
     """
-    pixels, num = pack_rgb(planes), out.shape[2]
-    places, around, rows = np.empty((2, num)), np.empty((4, 4, num), np.uint32), np.empty((4, num))
+    pixels = pack_rgb(planes)
+    num = out.shape[2]
+    places = np.empty((2, num))
+    around = np.empty((4, 4, num), np.uint32)
+    rows = np.empty((4, num))
     for i in range(out.shape[1]):
         trace_column(matrix, out_start[0] + i, out_start[1], places[0], places[1])
         low, high = find_inside_range(places[0], places[1], size)
-        x, y = places[0, low:high], places[1, low:high]
+        x = places[0, low:high]
+        y = places[1, low:high]
         gather_neighbors(pixels, start, size, bicubic, x, y, around)
         for channel in range(3):
-            line, shift = out[channel, i], np.uint32(8 * channel)
-            line[:low], line[high:] = fill[channel], fill[channel]
+            line = out[channel, i]
+            shift = np.uint32(8 * channel)
+            line[:low] = fill[channel]
+            line[high:] = fill[channel]
             if bicubic:
                 interpolate_bicubic(around, x, y, shift, rows, line[low:high])
             else:
-                interpolate_bilinear(
-                    around[1, 1],
-                    around[1, 2],
-                    around[2, 1],
-                    around[2, 2],
-                    x,
-                    y,
-                    shift,
-                    line[low:high],
-                )
+                interpolate_bilinear(around, x, y, shift, line[low:high])
 
 
 @cached_njit
 def pack_rgb(planes: np.ndarray) -> np.ndarray:
-    """Planes (3, w, h) -> a word a pixel (w, h), the first channel in the lowest byte."""
+    """Pack planes (3, w, h) into one word a pixel (w, h), the first channel in the lowest byte.
+
+    One read then gathers a pixel, where three planes would need three.
+    """
     _, width, height = planes.shape
     out = np.empty((width, height), np.uint32)
     for x in range(width):
-        red, green, blue, line = planes[0, x], planes[1, x], planes[2, x], out[x]
+        red = planes[0, x]
+        green = planes[1, x]
+        blue = planes[2, x]
+        line = out[x]
         for y in range(height):
             line[y] = (
                 np.uint32(red[y])
@@ -69,7 +83,8 @@ def pack_rgb(planes: np.ndarray) -> np.ndarray:
 
 @cached_njit
 def trace_column(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np.ndarray) -> None:
-    """Where in the source the pixels of a column lie, from the one at `top` on."""
+    """Write into x and y where the pixels of a column, from `top` on, lie in the source."""
+    # Pixel centers are at halves. Pillow adds up the products in this order, in double precision.
     out_x = column + 0.5
     for j in range(len(x)):
         out_y = top + j + 0.5
@@ -79,8 +94,9 @@ def trace_column(matrix: np.ndarray, column: int, top: int, x: np.ndarray, y: np
 
 @cached_njit
 def find_inside_range(x: np.ndarray, y: np.ndarray, size: np.ndarray) -> tuple[int, int]:
-    """Places low ... high - 1 are in the image, which a straight line enters and leaves once."""
-    low, high = 0, len(x)
+    """Return the range of places inside the image: a straight line enters and leaves it once."""
+    low = 0
+    high = len(x)
     while low < high and not (0 <= x[low] < size[0] and 0 <= y[low] < size[1]):
         low += 1
     while low < high and not (0 <= x[high - 1] < size[0] and 0 <= y[high - 1] < size[1]):
@@ -98,16 +114,22 @@ def gather_neighbors(
     y: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Of the 4 x 4 pixels around each place at least those needed -> out (row, column, place).
+    """Gather the 4 x 4 pixels around each place, or the inner 2 x 2, into out (row, column, place).
 
-    In x and y remains how far beyond pixel (1, 1) the place lies, as a share of a pixel.
+    The places in x and y are replaced by their distances from neighbor (1, 1), 0 to 1.
     """
     for k in range(len(x)):
+        # Unsigned indices spare numba the test for negative ones, which count from the end.
         j = np.uint64(k)
-        left, top = math.floor(x[j] - 0.5), math.floor(y[j] - 0.5)
-        x[j], y[j] = x[j] - 0.5 - left, y[j] - 0.5 - top
+        left = math.floor(x[j] - 0.5)
+        top = math.floor(y[j] - 0.5)
+        x[j] = x[j] - 0.5 - left
+        y[j] = y[j] - 0.5 - top
         if left >= 1 and left + 2 < size[0] and top >= 1 and top + 2 < size[1]:
-            column, row = left - 1 - start[0], top - 1 - start[1]
+            # Nearly all places lie away from the edges. The loop over neighbors stands here twice,
+            # so that the common case has no index to clamp.
+            column = left - 1 - start[0]
+            row = top - 1 - start[1]
             if bicubic:
                 for a in range(4):
                     for b in range(4):
@@ -117,26 +139,26 @@ def gather_neighbors(
                     for b in range(1, 3):
                         out[b, a, j] = pixels[np.uint64(column + a), np.uint64(row + b)]
         else:
+            # At the edges the nearest pixel of the image stands for one outside.
             for a in range(4):
                 column = min(max(left + a - 1, 0), size[0] - 1) - start[0]
                 for b in range(4):
-                    out[b, a, j] = pixels[column, min(max(top + b - 1, 0), size[1] - 1) - start[1]]
+                    row = min(max(top + b - 1, 0), size[1] - 1) - start[1]
+                    out[b, a, j] = pixels[column, row]
 
 
 @cached_njit
 def interpolate_bilinear(
-    a: np.ndarray,
-    b: np.ndarray,
-    c: np.ndarray,
-    d: np.ndarray,
-    dx: np.ndarray,
-    dy: np.ndarray,
-    shift: int,
-    line: np.ndarray,
+    around: np.ndarray, dx: np.ndarray, dy: np.ndarray, shift: int, line: np.ndarray
 ) -> None:
-    """Bilinear: a and b in the upper row, c and d in the lower one."""
+    """Interpolate one channel within the two inner rows, then between them."""
+    a = around[1, 1]
+    b = around[1, 2]
+    c = around[2, 1]
+    d = around[2, 2]
     for j in range(len(line)):
-        upper, lower = unpack_channel(a[j], shift), unpack_channel(c[j], shift)
+        upper = unpack_channel(a[j], shift)
+        lower = unpack_channel(c[j], shift)
         upper += (unpack_channel(b[j], shift) - upper) * dx[j]
         lower += (unpack_channel(d[j], shift) - lower) * dx[j]
         line[j] = np.int32(upper + (lower - upper) * dy[j])
@@ -151,9 +173,16 @@ def interpolate_bicubic(
     rows: np.ndarray,
     line: np.ndarray,
 ) -> None:
-    """Bicubic: within the four rows, then between them."""
+    """Interpolate one channel within the four rows, then between them.
+
+    `rows` (4, n) is memory to work in.
+    """
     for row in range(4):
-        a, b, c, d, out = around[row, 0], around[row, 1], around[row, 2], around[row, 3], rows[row]
+        a = around[row, 0]
+        b = around[row, 1]
+        c = around[row, 2]
+        d = around[row, 3]
+        out = rows[row]
         for j in range(len(line)):
             out[j] = keys_cubic_one(
                 unpack_channel(a[j], shift),
@@ -162,19 +191,26 @@ def interpolate_bicubic(
                 unpack_channel(d[j], shift),
                 dx[j],
             )
-    first, second, third, fourth = rows[0], rows[1], rows[2], rows[3]
+    first = rows[0]
+    second = rows[1]
+    third = rows[2]
+    fourth = rows[3]
     for j in range(len(line)):
+        # Only the end result is clipped and truncated, as in Pillow; the rows may overshoot.
         value = np.int32(keys_cubic_one(first[j], second[j], third[j], fourth[j], dy[j]))
         line[j] = min(max(value, np.int32(0)), np.int32(255))
 
 
 @cached_njit
 def unpack_channel(word: int, shift: int) -> float:
-    """One channel of a packed pixel."""
+    """Return one channel of a packed pixel."""
     return float(np.int32((word >> shift) & np.uint32(255)))
 
 
 @cached_njit
 def keys_cubic_one(a: float, b: float, c: float, d: float, share: float) -> float:
-    """Keys' kernel with a = -1, which Pillow's transforms use (its resize has -0.5)."""
+    """Interpolate by Keys' cubic kernel with a = -1, `share` of the way from b to c.
+
+    Pillow's transforms use this kernel, and its resize the one with a = -0.5 (`keys_cubic_half`).
+    """
     return b + share * (c - a + share * (2 * (a - b) + c - d + share * (b - a - c + d)))

@@ -1,4 +1,4 @@
-"""Weak views: crop, flip, colour jitter, grey, blur, solarize, in one compiled call."""
+"""Weak views: crop, flip, color jitter, gray, blur and solarization, in one compiled call."""
 
 import numpy as np
 
@@ -19,9 +19,11 @@ NO_JITTER = np.empty((0, 2))
 
 
 def render_weak_crop(planes: np.ndarray, crop: CropPlan, out: np.ndarray) -> None:
-    """A weak view of planes (3, W, H) into out (3, S, S)."""
+    """Write a weak view of planes (3, W, H) into out (3, S, S)."""
     jitter = np.array(crop.jitter) if crop.jitter else NO_JITTER
     radius, weight, edge = box_weights(crop.blur) if crop.blur else (-1, 0, 0)
+    # A single call from Python to compiled code: each one costs some microseconds with the
+    # interpreter lock held, and a batch makes hundreds.
     render_weak_kernel(
         planes, crop.box, crop.flip, jitter, crop.gray, radius, weight, edge, crop.solarize, out
     )
@@ -33,17 +35,22 @@ def render_weak_kernel(
     box: tuple[int, int, int, int],
     flip: bool,
     jitter: np.ndarray,
-    is_gray: bool,
+    gray: bool,
     radius: int,
     weight: int,
     edge: int,
-    solarized: bool,
+    solarize: bool,
     out: np.ndarray,
 ) -> None:
-    """Jitter (k, 2): operation (0 brightness, 1 contrast, 2 saturation, 3 hue) and value; no blur if radius < 0."""
+    """Crop, then apply the operations in the order of torchvision's transforms.
+
+    Jitter (k, 2) holds operations (0 brightness, 1 contrast, 2 saturation, 3 hue) and their values,
+    in order. radius, weight and edge are those of `box_weights`; there is no blur if radius < 0.
+    """
     resample_crop(planes, box, False, flip, out)
     for index in range(len(jitter)):
-        operation, value = jitter[index, 0], jitter[index, 1]
+        operation = jitter[index, 0]
+        value = jitter[index, 1]
         if operation == 0:
             blend_with_level(out, 0, value)
         elif operation == 1:
@@ -51,10 +58,11 @@ def render_weak_kernel(
         elif operation == 2:
             adjust_saturation(out, value)
         else:
+            # torchvision turns the share of a full turn into steps by 255, not 256.
             rotate_hue(out, int(value * 255))
-    if is_gray:
+    if gray:
         convert_to_gray(out)
     if radius >= 0:
         gaussian_blur(out, radius, weight, edge)
-    if solarized:
+    if solarize:
         solarize_planes(out)
