@@ -12,7 +12,8 @@ from mugs import distributed
 
 
 def spawn(function: Callable[..., None], world: int, *args: object) -> None:
-    """Run `function(rank, *args)` in `world` processes joined by gloo; an error of one ends all of them.
+    """Run `function(rank, *args)` in `world` processes joined by gloo;
+    an error of one ends all of them.
 
     It is raised here as a ProcessRaisedException that holds its traceback.
     """
@@ -30,7 +31,8 @@ def on_rank(
 ) -> None:
     """What each process does: join the others, run the function and leave.
 
-    After an error it does not leave: the others would fail at once, and spawn might raise their errors, not the cause.
+    After an error it does not leave: the others would fail at once,
+    and spawn might raise their errors, not the cause.
     """
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

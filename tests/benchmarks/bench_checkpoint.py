@@ -1,8 +1,10 @@
-"""Saving the whole state of a ViT-S/B/L pretraining on this disk, against a plain torch.save that training waits for.
+"""Saving the whole state of a ViT-S/B/L pretraining on this disk,
+against a plain torch.save that training waits for.
 
-Student, teacher, moments, queues and memories at their released sizes, as random tensors. Stall: seconds that training
-stands still (a copy in main memory here, to it on a GPU); its row compares with torch.save and fsync. Durable: seconds
-until the checkpoint is on disk for good, hashes included. A size that main memory or the disk cannot hold is left out.
+Student, teacher, moments, queues and memories at their released sizes, as random tensors. Stall:
+seconds that training stands still (a copy in main memory here, to it on a GPU); its row compares
+with torch.save and fsync. Durable: seconds until the checkpoint is on disk for good, hashes
+included. A size that main memory or the disk cannot hold is left out.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Cascade Mask R-CNN on ViT-S/16 at full size: a training step and the test of one image of 800 x 1056."""
+"""Cascade Mask R-CNN on ViT-S/16 at full size:
+a training step and the test of one image of 800 x 1056.
+"""
 
 from typing import Any
 

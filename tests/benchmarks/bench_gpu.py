@@ -1,10 +1,12 @@
-"""Training steps on a GPU: images per second and peak memory of ours against the loop-by-loop reference.
+"""Training steps on a GPU:
+images per second and peak memory of ours against the loop-by-loop reference.
 
-    python tests/benchmarks/bench_gpu.py            ViT-S/16 and ViT-B/16 in fp32 (TF32), bf16, and bf16 compiled
+    python tests/benchmarks/bench_gpu.py    ViT-S/16, ViT-B/16; fp32 (TF32), bf16, bf16 compiled
 
-Batch 32, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536, one GPU. The reference has eager
-attention, takes one step (after one of a single image) and is never compiled: the compiled row repeats its bf16 figure.
-Cases that would start after eight minutes are left out, and the table says so.
+Batch 32, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536, one GPU. The
+reference has eager attention, takes one step (after one of a single image) and is never compiled:
+the compiled row repeats its bf16 figure. Cases that would start after eight minutes are left out,
+and the table says so.
 """
 
 import gc
@@ -127,7 +129,8 @@ def table(setups: dict[str, Setup]) -> None:
                 reference = naive(setup, mode)
                 gc.collect()
             shown(
-                f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} {mine.rate / reference.rate:9.1f}"
+                f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} "
+                f"{mine.rate / reference.rate:9.1f}"
             )
             shown(
                 f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}"

@@ -1,8 +1,10 @@
-"""k-NN: eight values of k in one pass against one pass per k, as the published k-NN evaluations make it.
+"""k-NN: eight values of k in one pass against one pass per k,
+as the published k-NN evaluations make it.
 
-Their pass: similarities of 50 queries to the whole bank, the k largest, a one-hot vote. It is timed on a fifth of the
-queries, and all once. The product of queries and bank is timed alone as well: no way of doing it in fp32 is faster.
-Against our own pass once per k the gain must stay below 8: the pass for the largest k costs at least as much as any.
+Their pass: similarities of 50 queries to the whole bank, the k largest, a one-hot vote. It is timed
+on a fifth of the queries, and all once. The product of queries and bank is timed alone as well: no
+way of doing it in fp32 is faster. Against our own pass once per k the gain must stay below 8: the
+pass for the largest k costs at least as much as any.
 """
 
 from typing import Any
@@ -56,7 +58,10 @@ def run() -> list[dict[str, Any]]:
         seconds(lambda: ours((200,))),
         5 * seconds(plain),
     )
-    note = f"8 k, {BANK} x {QUERIES} x {WIDTH}; the product alone {product:.1f} s, ours for one k {alone:.1f} s"
+    note = (
+        f"8 k, {BANK} x {QUERIES} x {WIDTH}; the product alone {product:.1f} s, "
+        f"ours for one k {alone:.1f} s"
+    )
     return [
         {
             "name": "knn_sweep",

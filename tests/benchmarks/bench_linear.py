@@ -1,17 +1,20 @@
-"""The released sweep of 360 linear classifiers, trained together, against one and against one after the other.
+"""The released sweep of 360 linear classifiers, trained together,
+against one and against one after the other.
 
 Row `linear_sweep`: the training loop.
 
-Cached features of the mini data set's size: 1437 images of width 192, ten classes, batches of 128, with the loop around
-it (validation, progress, a checkpoint at the end). The single classifier is a plain torch loop.
+Cached features of the mini data set's size: 1437 images of width 192, ten classes, batches of 128,
+with the loop around it (validation, progress, a checkpoint at the end). The single classifier is a
+plain torch loop.
 
-The floor is the two matrix products of every step, scores and gradients of 3600 x 192 weights, 0.35 GFLOP: they are
-timed alone. No two of the 360 have anything but their features and their start in common, so no product can be spared
-in fp32. A single classifier is all overhead: 0.6 ms a step with the loop around it, three times which would take 200
-GFLOP/s where the processor this was written on has 75 a core.
+The floor is the two matrix products of every step, scores and gradients of 3600 x 192 weights, 0.35
+GFLOP: they are timed alone. No two of the 360 have anything but their features and their start in
+common, so no product can be spared in fp32. A single classifier is all overhead: 0.6 ms a step with
+the loop around it, three times which would take 200 GFLOP/s where the processor this was written on
+has 75 a core.
 
-Row `linear_sweep_run`: runs of the stage as a user starts them, 50 epochs on the features of an untrained network, with
-all that comes before and after.
+Row `linear_sweep_run`: runs of the stage as a user starts them, 50 epochs on the features of an
+untrained network, with all that comes before and after.
 """
 
 import json
@@ -72,8 +75,9 @@ runs:
 """
 PROBE = """
   {name}:
-    {{stage: linear, needs: {{features: features}}, feature: cls, {rates}, seed: {seed}, batch_size: 128, epochs: 50,
-      augmentation: none, resources: {{gpu: false, ranks_per_node: 1, cpus_per_rank: 2}}}}
+    {{stage: linear, needs: {{features: features}}, feature: cls, {rates}, seed: {seed},
+      batch_size: 128, epochs: 50, augmentation: none,
+      resources: {{gpu: false, ranks_per_node: 1, cpus_per_rank: 2}}}}
 """
 
 
@@ -95,7 +99,8 @@ def as_runs(rounds: int = 3) -> dict[str, Any]:
     taken = {entry["name"]: float(entry["seconds"]) for entry in entries}
     pairs = sorted((taken[f"sweep{seed}"] / taken[f"one{seed}"], seed) for seed in range(rounds))
     together, alone = (taken[f"{name}{pairs[rounds // 2][1]}"] for name in ("sweep", "one"))
-    note = f"a run of the 360 costs {', '.join(f'{ratio:.1f}' for ratio, _ in pairs)} times a run of one ({alone:.1f} s)"
+    ratios = ", ".join(f"{ratio:.1f}" for ratio, _ in pairs)
+    note = f"a run of the 360 costs {ratios} times a run of one ({alone:.1f} s)"
     ratio = 360 * alone / together
     return {
         "name": "linear_sweep_run",
@@ -138,8 +143,11 @@ def run() -> list[dict[str, Any]]:
         work()
     times = [[seconds(work) for work in works] for _ in range(3)]
     together, alone, loop, floor = (sorted(column)[1] for column in zip(*times, strict=True))
-    cost = f"360 together cost {together / alone:.1f} times one of ours, {together / loop:.1f} times a plain loop"
-    note = f"{cost}; their matrix products alone {floor / alone:.1f} times one of ours, {100 * floor / together:.0f}%"
+    note = (
+        f"360 together cost {together / alone:.1f} times one of ours, "
+        f"{together / loop:.1f} times a plain loop; their matrix products alone "
+        f"{floor / alone:.1f} times one of ours, {100 * floor / together:.0f}%"
+    )
     ratio = 360 * loop / together
     return [
         {

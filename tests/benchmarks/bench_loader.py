@@ -32,7 +32,9 @@ NUM, PASSES, BATCH, WORKERS, ROUNDS = 64, 3, 16, 2, 5
 
 
 def photographs(root: Path) -> None:
-    """Smooth noise with some grain, 500 x 375, quality 90: files of the size ImageNet's have, some 100 kB."""
+    """Smooth noise with some grain, 500 x 375, quality 90:
+    files of the size ImageNet's have, some 100 kB.
+    """
     rng = np.random.default_rng(0)
     (root / "a").mkdir(parents=True)
     for i in range(NUM):
@@ -54,7 +56,9 @@ def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Ite
 
 
 def rate(batches: Callable[[], Iterable[Any]]) -> float:
-    """Images per second from the first read to the last batch: nothing is under way before or after."""
+    """Images per second from the first read to the last batch:
+    nothing is under way before or after.
+    """
     start = time.perf_counter()
     for _ in batches():
         pass
@@ -98,7 +102,9 @@ def stage_times(source: Source) -> str:
 
 
 def run() -> list[dict[str, Any]]:
-    """Rows {name, ours, baseline, ratio, unit, note}; loaders, workers and compiled code are warm."""
+    """Rows {name, ours, baseline, ratio, unit, note}; loaders,
+    workers and compiled code are warm.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
@@ -118,7 +124,8 @@ def run() -> list[dict[str, Any]]:
         stages = stage_times(pack)
         floor = median(decode_rate(pack) for _ in range(ROUNDS))
     note = (
-        f"14 crops, batch {BATCH}, {WORKERS} workers, medians of {ROUNDS} interleaved rounds of {PASSES * NUM} images; "
+        f"14 crops, batch {BATCH}, {WORKERS} workers, "
+        f"medians of {ROUNDS} interleaved rounds of {PASSES * NUM} images; "
         "baseline: torchvision, timm and PIL in a DataLoader, floats out (ours: bytes); "
         f"decoding alone {floor:.0f} img/s"
     )

@@ -1,4 +1,6 @@
-"""What `plan`, `doctor` and `submit` look at of a folder of images against decoding all of them, four threads each."""
+"""What `plan`, `doctor` and `submit` look at of a folder of images against decoding all of them,
+four threads each.
+"""
 
 import shutil
 import tempfile
@@ -34,7 +36,8 @@ def run() -> list[dict[str, Any]]:
         decoding = sorted(
             seconds(lambda: find_bad_images(source, range(len(source)), THREADS)) for _ in range(3)
         )[1]
-    note = f"{len(source):,} images of about 100 kB, {1e6 * ours / len(source):.0f} us an image, files in memory"
+    each_us = 1e6 * ours / len(source)
+    note = f"{len(source):,} images of about 100 kB, {each_us:.0f} us an image, files in memory"
     row = {
         "name": "preflight_images",
         "ours": ours,

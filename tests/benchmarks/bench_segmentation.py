@@ -1,4 +1,5 @@
-"""UPerNet on ViT-S/16 at full size: a training step of two crops of 512, the test of an image, a frame of a video.
+"""UPerNet on ViT-S/16 at full size: a training step of two crops of 512, the test of an image,
+a frame of a video.
 
 The baseline of the frame is a full sort in place of the search for the best five.
 """

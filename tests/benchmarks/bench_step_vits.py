@@ -1,9 +1,11 @@
-"""A full ViT-S/16 training step (batch 8, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536).
+"""A full ViT-S/16 training step (batch 8, 2 + 2 large and 10 small crops, queues,
+memories and prototypes 65,536).
 
-Ours against the loop-by-loop reference with eager attention, in one run on two threads, each in a process of its own.
-The baseline of every row is the reference in fp32. Ours is the median of the steps after the first; a step of the
-reference takes so long that one is taken, the first. Peak memory is what a process adds to the built model and its
-state; gradients and optimizer moments count as added.
+Ours against the loop-by-loop reference with eager attention, in one run on two threads, each in a
+process of its own. The baseline of every row is the reference in fp32. Ours is the median of the
+steps after the first; a step of the reference takes so long that one is taken, the first. Peak
+memory is what a process adds to the built model and its state; gradients and optimizer moments
+count as added.
 """
 
 import json
@@ -134,7 +136,8 @@ def run() -> list[dict[str, Any]]:
         rows.append(time_row("bf16", in_process("ours", "bf16"), naive))
     else:
         sys.stdout.write(
-            "train_step_vits_bf16 left out: a CPU without bf16 units emulates them, 20 times slower\n"
+            "train_step_vits_bf16 left out: "
+            "a CPU without bf16 units emulates them, 20 times slower\n"
         )
     return rows
 

@@ -1,8 +1,10 @@
-"""What the benchmarks of detection and segmentation share: a step and a test of a network on ViT-S/16, in three ways.
+"""What the benchmarks of detection and segmentation share:
+a step and a test of a network on ViT-S/16, in three ways.
 
-The baseline of the times is the same network with attention that writes out its matrix; that of the memory is a step
-that keeps all activations, ours one that computes those of the ViT again. Each is measured in a process of its own;
-peak memory is what it adds to the built model, so gradients and moments count.
+The baseline of the times is the same network with attention that writes out its matrix; that of the
+memory is a step that keeps all activations, ours one that computes those of the ViT again. Each is
+measured in a process of its own; peak memory is what it adds to the built model, so gradients and
+moments count.
 """
 
 import json

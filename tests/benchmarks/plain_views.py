@@ -1,7 +1,8 @@
-"""The multi-crop recipe the plain way: torchvision and timm transforms on PIL images, nothing of ours.
+"""The multi-crop recipe the plain way: torchvision and timm transforms on PIL images,
+nothing of ours.
 
-Crops, flips, jitter, blur and erasing are drawn by the transforms themselves; strong crops augment the whole image
-first. Floats, normalised in the worker, come out.
+Crops, flips, jitter, blur and erasing are drawn by the transforms themselves; strong crops augment
+the whole image first. Floats, normalised in the worker, come out.
 """
 
 import random

@@ -1,4 +1,6 @@
-"""Run benchmarks, all or those named (`run_all.py loader knn`), and merge their rows into build/bench.csv."""
+"""Run benchmarks, all or those named (`run_all.py loader knn`),
+and merge their rows into build/bench.csv.
+"""
 
 import csv
 import importlib

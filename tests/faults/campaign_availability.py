@@ -1,4 +1,6 @@
-"""42 days on 40 GPUs, preempted every two hours: the share of time that is training, with times measured here."""
+"""42 days on 40 GPUs, preempted every two hours: the share of time that is training,
+with times measured here.
+"""
 
 import subprocess
 import sys
@@ -16,12 +18,14 @@ from pipeline.availability import Conditions, best_checkpoint_interval_s
 
 NAME = "8_availability"
 STATE_GB = 6.0  # ViT-L/16: student, teacher, two moments, heads and queues in fp32
-QUEUE_S = 30.0  # from the end of a preempted job to its start; seven to twelve seconds on an idle cluster of our own
+# From the end of a preempted job to its start; 7 to 12 seconds on an idle cluster of our own.
+QUEUE_S = 30.0
 DAYS, GPUS, PREEMPT_S = 42, 40, 7200.0
 
 
 def measured(sample_gb: float = 0.5, times: int = 3) -> tuple[float, float, float]:
-    """Stall and time to durable of a save, and time from the start of Python to the loaded state, for STATE_GB.
+    """Stall and time to durable of a save,
+    and time from the start of Python to the loaded state, for STATE_GB.
 
     The best of a few measurements: other work on this machine is not part of the model.
     """
@@ -72,13 +76,15 @@ def run(seeds: int = 20) -> Outcome:
     assumed = (
         f"{DAYS} days of steps, {GPUS} GPUs, state {STATE_GB:g} GB, "
         f"a preemption with warning every {PREEMPT_S / 3600:g} h, "
-        f"a failure every {conditions.failure_every_s / 86400:.1f} days (Llama 3: 419 in 54 days on 16,384 GPUs), "
+        f"a failure every {conditions.failure_every_s / 86400:.1f} days "
+        "(Llama 3: 419 in 54 days on 16,384 GPUs), "
         f"{QUEUE_S:g} s in the queue"
     )
     here = f"stall {stall:.1f} s, on disk after {durable:.1f} s, start and load {start:.1f} s"
     outcome.note = (
-        f"effective training time {100 * mean:.2f}% (least {100 * least:.2f}%): {_mean(found)}; assumed: {assumed}; "
-        f"measured here: {here}; a checkpoint every {interval / 60:.0f} minutes (Daly)"
+        f"effective training time {100 * mean:.2f}% (least {100 * least:.2f}%): {_mean(found)}; "
+        f"assumed: {assumed}; measured here: {here}; "
+        f"a checkpoint every {interval / 60:.0f} minutes (Daly)"
     )
     return outcome
 
@@ -88,4 +94,7 @@ def _mean(found: list[Account]) -> str:
     means = {name: sum(getattr(account, name) for account in found) / len(found) for name in names}
     hours = {name: means[f"{name}_s"] / 3600 for name in ("stalled", "lost", "restarting")}
     stops = f"{means['preemptions']:.0f} preemptions, {means['failures']:.1f} failures"
-    return f"{stops}, {hours['stalled']:.1f} h saving, {hours['lost']:.1f} h lost, {hours['restarting']:.1f} h restarting"
+    return (
+        f"{stops}, {hours['stalled']:.1f} h saving, {hours['lost']:.1f} h lost, "
+        f"{hours['restarting']:.1f} h restarting"
+    )

@@ -228,7 +228,8 @@ def run(trials: int = 10_000) -> Outcome:
     """All of it, in a temporary folder."""
     outcome = Outcome(
         NAME,
-        note="flips, cuts, zeros, additions, removals: checkpoints, entries, rows, configs, weights",
+        note="flips, cuts, zeros, additions, removals: "
+        "checkpoints, entries, rows, configs, weights",
     )
     with tempfile.TemporaryDirectory() as root:
         damage(outcome, Path(root), trials)

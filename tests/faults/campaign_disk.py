@@ -28,7 +28,9 @@ LASTING = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EIO: False, errno.EROFS
 
 
 def attempt(root: Path, action: Action | None, said: Path) -> int:
-    """The exit code of one attempt of the run in a process of its own; what it says goes into a file."""
+    """The exit code of one attempt of the run in a process of its own;
+    what it says goes into a file.
+    """
     folder = tiny_run().run_dir(root)
 
     def work() -> int:
@@ -80,7 +82,8 @@ def finished(root: Path) -> bool:
 
 
 def disturbed(outcome: Outcome, root: Path, where: str, code: int, action: Action | None) -> bool:
-    """One attempt that meets the error: it must fail with exit code 1 and say so, or succeed, and harm nothing.
+    """One attempt that meets the error: it must fail with exit code 1 and say so, or succeed,
+    and harm nothing.
 
     Whether it succeeded.
     """
@@ -147,7 +150,9 @@ def remount(folder: Path, options: str) -> None:
 
 
 def real(outcome: Outcome, root: Path, sizes: range) -> int:
-    """Disks of real sizes that are too small, then grow; and one that is read-only, then not. How many."""
+    """Disks of real sizes that are too small, then grow; and one that is read-only,
+    then not. How many.
+    """
     for size in sizes:
         disk, where = root / f"disk_{size}", f"a disk of {size} bytes"
         with small_disk(disk, size):

@@ -1,4 +1,5 @@
-"""Campaign: a small pretraining, interrupted at random steps, ends with the same state and the same sample stream.
+"""Campaign: a small pretraining, interrupted at random steps,
+ends with the same state and the same sample stream.
 
 Ranks are forked from a process that has imported everything, so that a start costs no imports.
 """
@@ -39,8 +40,9 @@ from stages import STAGES
 NAME = "1_interruptions"
 STEPS = 24
 SETS = (
-    "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8", "checkpoint_steps=5", "log_steps=1",
-    "mugs.head_hidden=32", "mugs.predictor_hidden=32", "mugs.head_out=16", "mugs.group_bottleneck=16",
+    "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8",
+    "checkpoint_steps=5", "log_steps=1", "mugs.head_hidden=32", "mugs.predictor_hidden=32",
+    "mugs.head_out=16", "mugs.group_bottleneck=16",
     "mugs.num_prototypes=32", "mugs.queue_size=48", "mugs.memory_size=40", "mugs.drop_path=0.1",
 )  # fmt: skip
 KINDS = ("usr2", "term", "kill_rank", "kill_job")
@@ -116,7 +118,9 @@ class Campaign:
         return Start(pids)
 
     def _finish(self, start: Start, grace_s: float = PATIENCE_S) -> list[int]:
-        """Wait for all ranks; a few seconds after the first bad end the others are killed, as executors do."""
+        """Wait for all ranks; a few seconds after the first bad end the others are killed,
+        as executors do.
+        """
         end = time.monotonic() + grace_s
         while not start.poll():
             if start.codes and any(start.codes.values()):
@@ -159,9 +163,10 @@ class Campaign:
             ]
             start.signal(number)
         codes = self._finish(start)
-        self.ends[
-            f"{kind} {'came too late' if not any(codes) else 'saved' if 75 in codes else 'lost steps'}"
-        ] += 1
+        how = "came too late"
+        if any(codes):
+            how = "saved" if 75 in codes else "lost steps"
+        self.ends[f"{kind} {how}"] += 1
         return f"{kind} after {after} steps and {1000 * delay:.0f} ms {codes}"
 
     def _compare(self, run: StageRun, run_dir: Path, count: int, codes: list[int]) -> str | None:
@@ -171,7 +176,8 @@ class Campaign:
             differing = sorted(k for k in files if files[k] != self.expected[count]["files"].get(k))
             return f"final state differs in {differing}"
         if (seen := stream(run_dir)) != self.expected[count]["stream"]:
-            return f"sample stream differs at {set(seen.items()) ^ set(self.expected[count]['stream'].items())}"
+            expected = self.expected[count]["stream"]
+            return f"sample stream differs at {set(seen.items()) ^ set(expected.items())}"
         return None
 
 
@@ -241,7 +247,10 @@ def play(trials: int, seed: int) -> Outcome:
     if not outcome.complaints:
         shutil.rmtree(folder)
     ends = ", ".join(f"{times} {how}" for how, times in sorted(campaign.ends.items()))
-    outcome.note = f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: {ends}"
+    outcome.note = (
+        f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: "
+        f"{ends}"
+    )
     return outcome
 
 

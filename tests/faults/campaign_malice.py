@@ -1,4 +1,6 @@
-"""Files made to do harm: each is refused at once, runs no code, and leads to no file outside the run root."""
+"""Files made to do harm: each is refused at once, runs no code,
+and leads to no file outside the run root.
+"""
 
 import logging
 import tempfile

@@ -1,6 +1,8 @@
-"""Campaign: many submissions of one plan at once, some killed at random; each run is queued exactly once.
+"""Campaign: many submissions of one plan at once, some killed at random;
+each run is queued exactly once.
 
-Slurm is three shell scripts around a file under a lock; jobs start and finish while the submissions are under way.
+Slurm is three shell scripts around a file under a lock;
+jobs start and finish while the submissions are under way.
 """
 
 # ruff: noqa: E402
@@ -79,7 +81,9 @@ class FakeSlurm:
         return Counter((self.folder / "submitted").read_text().split())
 
     def step(self) -> None:
-        """Finish one job whose inputs are done: the manifest entry first, then it leaves the queue."""
+        """Finish one job whose inputs are done: the manifest entry first,
+        then it leaves the queue.
+        """
         import fcntl
 
         with (self.folder / "lock").open("a") as lock:
@@ -150,7 +154,9 @@ def _storm(
     submissions: int,
     rng: random.Random,
 ) -> list[str]:
-    """Submissions that start within a moment; about a third are killed, alone or with the sbatch they called."""
+    """Submissions that start within a moment; about a third are killed,
+    alone or with the sbatch they called.
+    """
     pids: list[int] = []
     for index in range(submissions):
         pid = os.fork()
@@ -210,5 +216,8 @@ if __name__ == "__main__":
     for number in range(rounds):
         wrong = play(seed * 1000 + number, count)
         outcome.expect(wrong is None, str(wrong))
-    outcome.note = f"{count} submissions at once of a plan of 5 runs, a third killed, jobs ending meanwhile, seed {seed}"
+    outcome.note = (
+        f"{count} submissions at once of a plan of 5 runs, a third killed, "
+        f"jobs ending meanwhile, seed {seed}"
+    )
     answer(outcome)

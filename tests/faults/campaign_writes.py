@@ -1,4 +1,6 @@
-"""Writes of checkpoints that are cut short: at every call that changes the disk, and by kill -9 at any moment."""
+"""Writes of checkpoints that are cut short: at every call that changes the disk,
+and by kill -9 at any moment.
+"""
 
 import os
 import random
@@ -63,7 +65,9 @@ WAYS: dict[str, tuple[Callable[[int], Action], Callable[[Path, Action], None]]] 
 
 
 def boundaries(outcome: Outcome, root: Path, way: str) -> None:
-    """End a save after each of its calls in turn: old or new state loads, and the next save cleans up."""
+    """End a save after each of its calls in turn: old or new state loads,
+    and the next save cleans up.
+    """
     total = len(calls_of_a_save(root / f"{way}_count"))
     make, attempt = WAYS[way]
     for count in range(total + 1):
@@ -84,7 +88,9 @@ def boundaries(outcome: Outcome, root: Path, way: str) -> None:
 
 
 def write_for_ever(folder: Path, first: int, pipe: int) -> None:
-    """Save in the background, back to back; tell the pipe `s` before each save and `d` once it is on disk."""
+    """Save in the background, back to back;
+    tell the pipe `s` before each save and `d` once it is on disk.
+    """
     writer = BackgroundWriter(folder, replace(POLICY, retry_seconds=5))
     for step in range(first, 1 << 20):
         os.write(pipe, f"s{step}\n".encode())
@@ -94,7 +100,9 @@ def write_for_ever(folder: Path, first: int, pipe: int) -> None:
 
 
 def kills(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:
-    """Kill a process that saves back to back at random moments, again and again over the same folder."""
+    """Kill a process that saves back to back at random moments,
+    again and again over the same folder.
+    """
     rng, folder, newest = random.Random(seed), root / "kills", 0
     for trial in range(trials):
         reading, writing = os.pipe()

@@ -1,7 +1,8 @@
 """The campaigns of faults at full size, merged into build/chaos.csv.
 
-Every file `campaign_*.py` here is a campaign: NAME is its row, `run()` makes it and returns an Outcome. Names, or
-parts of them, on the command line choose some: `python tests/faults/chaos.py 2_ malicious`.
+Every file `campaign_*.py` here is a campaign: NAME is its row, `run()` makes it and returns an
+Outcome. Names, or parts of them, on the command line choose some: `python tests/faults/chaos.py 2_
+malicious`.
 """
 
 import csv
@@ -18,7 +19,9 @@ COLUMNS = ["name", "trials", "failures", "note"]
 
 
 def campaigns(chosen: Iterable[str] = ()) -> list[Any]:
-    """Modules of the campaigns in the order of their names; those whose name contains one of the given texts."""
+    """Modules of the campaigns in the order of their names;
+    those whose name contains one of the given texts.
+    """
     chosen = list(chosen)
     modules = [importlib.import_module(path.stem) for path in HERE.glob("campaign_*.py")]
     wanted = [m for m in modules if not chosen or any(text in m.NAME for text in chosen)]
@@ -55,7 +58,8 @@ def main(chosen: list[str]) -> int:
         failures += len(outcome.complaints)
         took = time.monotonic() - began
         sys.stdout.write(
-            f"{row['name']:24} {row['trials']:>7} trials {row['failures']:>5} failures  {took:.0f} s\n"
+            f"{row['name']:24} {row['trials']:>7} trials {row['failures']:>5} failures  "
+            f"{took:.0f} s\n"
         )
         for complaint in outcome.complaints[:10]:
             sys.stdout.write(f"    {complaint}\n")

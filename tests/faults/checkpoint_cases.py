@@ -32,7 +32,9 @@ def save(folder: Path, step: int, policy: SavePolicy = POLICY) -> Path:
 
 
 def loaded_step(folder: Path) -> int:
-    """Step of the checkpoint that loads, 0 for none; AssertionError unless it is what was saved, to the last bit."""
+    """Step of the checkpoint that loads, 0 for none; AssertionError unless it is what was saved,
+    to the last bit.
+    """
     found = load_latest(folder)
     if found is None:
         return 0

@@ -18,7 +18,9 @@ REFUSALS = (CheckpointError, WeightsError, ConfigError, ValueError)
 
 
 class Watch:
-    """Opened files and started programs while it is on; an audit hook cannot be taken away again."""
+    """Opened files and started programs while it is on;
+    an audit hook cannot be taken away again.
+    """
 
     def __init__(self) -> None:
         self.on, self.opened, self.started = False, list[str](), list[str]()
@@ -43,7 +45,9 @@ WATCH = Watch()
 
 
 class Place:
-    """A run root, and beside it a folder that nothing may touch: `secret` holds good files, `fuse` is never made."""
+    """A run root, and beside it a folder that nothing may touch: `secret` holds good files,
+    `fuse` is never made.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.root, self.outside, self.fuse = folder / "root", folder / "outside", folder / "fuse"

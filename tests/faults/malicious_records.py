@@ -1,4 +1,6 @@
-"""Records made to do harm, with checksums that fit: of checkpoints, of finished runs, of runs to do; and YAML."""
+"""Records made to do harm, with checksums that fit: of checkpoints, of finished runs,
+of runs to do; and YAML.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Files of weights made to do harm: pickles that call something, and safetensors headers that lie."""
+"""Files of weights made to do harm: pickles that call something,
+and safetensors headers that lie.
+"""
 
 import json
 import os
@@ -58,7 +60,7 @@ def bombs() -> Iterator[tuple[str, Case]]:
 
 
 def legacy(content: object, path: Path) -> None:
-    """torch's format before zip files."""
+    """Write the format that torch had before zip files."""
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
@@ -109,7 +111,9 @@ HEADERS = {
 
 
 def headers() -> Iterator[tuple[str, Case]]:
-    """Weights and checkpoints whose safetensors header lies; the checkpoint's record agrees with it."""
+    """Weights and checkpoints whose safetensors header lies;
+    the checkpoint's record agrees with it.
+    """
     for name, content in HEADERS.items():
 
         def weights(place: Place, content: bytes = content) -> Callable[[], object]:

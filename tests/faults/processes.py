@@ -1,4 +1,6 @@
-"""Child processes that share what is imported already: a fault in one is gone with it, and it starts at once."""
+"""Child processes that share what is imported already: a fault in one is gone with it,
+and it starts at once.
+"""
 
 import os
 import sys
@@ -7,7 +9,9 @@ from collections.abc import Callable
 
 
 def start(work: Callable[[], int | None]) -> int:
-    """Fork a process that does some work and exits with what it returns (0), or 99 after an exception; its id."""
+    """Fork a process that does some work and exits with what it returns (0),
+    or 99 after an exception; its id.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     process = os.fork()

@@ -1,7 +1,8 @@
-"""Calls that change a disk, intercepted: to count them, to make the N-th fail, or to end the process there.
+"""Calls that change a disk, intercepted: to count them, to make the N-th fail,
+or to end the process there.
 
-Covered is what Python code calls: os.open for writing, os.write, fsync, rename, replace, mkdir, unlink, rmdir, and
-files from open() and Path.open() that are written.
+Covered is what Python code calls: os.open for writing, os.write, fsync, rename, replace, mkdir,
+unlink, rmdir, and files from open() and Path.open() that are written.
 """
 
 import builtins
@@ -94,7 +95,9 @@ def intercepted(action: Action = lambda name, path: None) -> Iterator[Calls]:
 
 
 def dead_after(count: int, *, torn: bool = False) -> Action:
-    """`count` calls are made, every later one raises Crash. `torn`: when the first of these writes, half arrives."""
+    """`count` calls are made, every later one raises Crash. `torn`:
+    when the first of these writes, half arrives.
+    """
     made = 0
 
     def action(name: str, path: str) -> None:
@@ -120,7 +123,9 @@ def exit_after(count: int) -> Action:
 
 
 def failing(number: int, code: int, *, lasting: bool = False) -> Action:
-    """The call of this number, from 1, raises OSError; `lasting`: the later ones that need room do too."""
+    """The call of this number, from 1, raises OSError; `lasting`:
+    the later ones that need room do too.
+    """
     made = 0
 
     def action(name: str, path: str) -> None:

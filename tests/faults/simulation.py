@@ -8,7 +8,9 @@ from pipeline.availability import GPU_FAILURES_PER_S, Conditions
 
 @dataclass(frozen=True)
 class Account:
-    """Where the time of one simulated training went, in seconds; `effective` is its share of training."""
+    """Where the time of one simulated training went, in seconds;
+    `effective` is its share of training.
+    """
 
     total_s: float
     trained_s: float

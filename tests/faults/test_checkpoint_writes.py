@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from campaign_writes import NEW, OLD, WAYS, boundaries, calls_of_a_save, kills, prepared
-from checkpoint_cases import loaded_step, only
+from checkpoint_cases import loaded_step, only, save
 from outcome import Outcome
-from shim import dead_after, intercepted
+from shim import Crash, dead_after, intercepted
 
 
 @pytest.mark.slow
@@ -66,9 +66,7 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path) -> None:
 def test_a_dead_process_removes_nothing(tmp_path: Path) -> None:
     """The shim itself: after a crash no clean-up happens, so the leftover is there."""
     prepared(tmp_path)
-    with pytest.raises(BaseException), intercepted(dead_after(10)):  # noqa: B017
-        from checkpoint_cases import save
-
+    with pytest.raises(Crash), intercepted(dead_after(10)):
         save(tmp_path, NEW)
     assert loaded_step(tmp_path) == OLD
     assert [p.name for p in tmp_path.iterdir() if p.name not in only(2, OLD)] != []

@@ -1,7 +1,8 @@
 """Mugs written loop by loop from the recipe: one crop at a time, one pair at a time, plain AdamW.
 
-It shares the layers with the product (and nothing of its losses, memories, clipping, schedules or batching), runs the
-whole global batch in one process, and is slow on purpose: an oracle and the baseline of benchmarks.
+It shares the layers with the product (and nothing of its losses, memories, clipping, schedules or
+batching), runs the whole global batch in one process, and is slow on purpose: an oracle and the
+baseline of benchmarks.
 """
 
 import math
@@ -16,7 +17,9 @@ from mugs.methods.mugs import Mugs
 
 
 class NaiveMemory:
-    """Rows and a pointer that moves as released (twice after a write that stays inside) or first-in first-out."""
+    """Rows and a pointer that moves as released (twice after a write that stays inside)
+    or first-in first-out.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor, pointer: int, rule: str) -> None:
         self.keys = keys.clone()
@@ -110,7 +113,9 @@ class NaiveMugs:
         return out
 
     def heads(self, who: str, crops: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Head outputs crop by crop, or of all crops at once where batch normalisation mixes them."""
+        """Head outputs crop by crop,
+        or of all crops at once where batch normalisation mixes them.
+        """
         net = self.student if who == "student" else self.teacher
         for name in [n for n in crops[0] if n != "memory"]:
             head, inputs = getattr(net, f"{name}_head"), [crop[name] for crop in crops]

@@ -1,4 +1,6 @@
-"""Random small configurations of one training step, run by the product and by the naive reference."""
+"""Random small configurations of one training step,
+run by the product and by the naive reference.
+"""
 
 import contextlib
 import copy
@@ -38,7 +40,9 @@ SMALLEST = MugsConfig(
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration: method switches, crops, global batch, micro-batches per rank, steps and clipping."""
+    """One configuration: method switches, crops, global batch, micro-batches per rank,
+    steps and clipping.
+    """
 
     config: MugsConfig
     num_small: int = 2
@@ -144,7 +148,9 @@ def run_naive(case: Case) -> Trace:
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Everything in double precision, also where the product widens bytes or bfloat16 by `.float()`."""
+    """Everything in double precision,
+    also where the product widens bytes or bfloat16 by `.float()`.
+    """
     default, widen = torch.get_default_dtype(), Tensor.float
     torch.set_default_dtype(torch.float64)
     Tensor.float = lambda self: self.to(torch.float64)
@@ -158,10 +164,11 @@ def float64() -> Iterator[None]:
 def assert_equal(ours: Trace, naive: Trace) -> None:
     """All within 1e-12 in float64, where the largest difference seen in 200 random cases is 7e-15.
 
-    In float32: losses within 5e-6 (of their value where that is above 1), gradients within 1e-6, weights and centre
-    within 2e-5. A gradient of norm above 1 gets 1e-6 of its norm: without clipping, entries reach 23, where the next
-    float32 number is 2e-6 away. (Over 900 random cases: 5.8e-8 with clipping; without, 1e-5 in a gradient of norm 18;
-    the naive step is as far from its own result in float64.) Pointers are equal.
+    In float32: losses within 5e-6 (of their value where that is above 1), gradients within 1e-6,
+    weights and centre within 2e-5. A gradient of norm above 1 gets 1e-6 of its norm: without
+    clipping, entries reach 23, where the next float32 number is 2e-6 away. (Over 900 random cases:
+    5.8e-8 with clipping; without, 1e-5 in a gradient of norm 18; the naive step is as far from its
+    own result in float64.) Pointers are equal.
     """
     exact = naive.center.dtype == torch.float64
     of_losses, of_gradients, of_weights = (1e-12, 1e-12, 1e-12) if exact else (5e-6, 1e-6, 2e-5)
@@ -186,9 +193,11 @@ def assert_equal(ours: Trace, naive: Trace) -> None:
 
 
 def has_effect(name: str, rows: int, batch_norm: bool) -> Tensor:
-    """Rows of a parameter that change the loss; the gradient of others is rounding noise, which Adam scales up.
+    """Rows of a parameter that change the loss; the gradient of others is rounding noise,
+    which Adam scales up.
 
-    Attention does not depend on the key bias, batch normalisation takes out shifts that all its inputs share.
+    Attention does not depend on the key bias,
+    batch normalisation takes out shifts that all its inputs share.
     """
     if name.endswith("qkv.bias"):
         return torch.arange(rows) // (rows // 3) != 1

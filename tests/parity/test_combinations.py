@@ -1,7 +1,8 @@
-"""All combinations of what release and paper do, on 1, 2 and 4 ranks in 1, 2 and 4 micro-batches, for ten steps.
+"""All combinations of what release and paper do, on 1, 2 and 4 ranks in 1, 2 and 4 micro-batches,
+for ten steps.
 
-Two ranks take every second and four every fourth combination, the number of micro-batches going round over them;
-MUGS_ALL_COMBINATIONS=1 runs all 576 cases.
+Two ranks take every second and four every fourth combination, the number of micro-batches going
+round over them; MUGS_ALL_COMBINATIONS=1 runs all 576 cases.
 """
 
 import itertools

@@ -1,4 +1,6 @@
-"""The batched step equals the loop-by-loop reference, for random configurations and one and two ranks."""
+"""The batched step equals the loop-by-loop reference,
+for random configurations and one and two ranks.
+"""
 
 from dataclasses import replace
 
@@ -19,7 +21,9 @@ from step_cases import (
 
 
 def compare(case: Case) -> None:
-    """In float32, as trained, and in float64, where nothing but a difference in what is computed is left."""
+    """In float32, as trained, and in float64,
+    where nothing but a difference in what is computed is left.
+    """
     assert_equal(run_product(case), run_naive(case))
     with float64():
         assert_equal(run_product(case), run_naive(case))
@@ -36,7 +40,9 @@ def test_each_switch(switch: str, value: object) -> None:
     "switch", [n for n in SWITCHES if n not in ("memory_pointer", "train_prototype_magnitude")]
 )
 def test_a_switch_changes_the_result(switch: str) -> None:
-    """No switch is accepted and ignored; the two that are left out show later and in the weights."""
+    """No switch is accepted and ignored;
+    the two that are left out show later and in the weights.
+    """
     one, other = (
         run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses
         for v in SWITCHES[switch][:2]

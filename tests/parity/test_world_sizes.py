@@ -1,10 +1,12 @@
-"""The first steps of the mini recipe on 1, 2 and 4 ranks: the same samples, and losses that differ by rounding alone.
+"""The first steps of the mini recipe on 1, 2 and 4 ranks: the same samples,
+and losses that differ by rounding alone.
 
-In double precision, so that nothing but a difference in what is computed could show, and in float32, as trained. There
-the choice of the nearest neighbours is a step: of two that are equally near but for rounding, another number of ranks
-may take the other, and the losses move by up to 1e-5 at once and further apart from then on. So float32 is compared
-twice: with the choices of the run on one rank, to which the bound of 1e-4 applies, and with free choices.
-MUGS_STEPS sets how many steps are taken.
+In double precision, so that nothing but a difference in what is computed could show, and in
+float32, as trained. There the choice of the nearest neighbours is a step: of two that are equally
+near but for rounding, another number of ranks may take the other, and the losses move by up to 1e-5
+at once and further apart from then on. So float32 is compared twice: with the choices of the run on
+one rank, to which the bound of 1e-4 applies, and with free choices. MUGS_STEPS sets how many steps
+are taken.
 """
 
 import json
@@ -56,7 +58,9 @@ class Until(NullControl):
 
 
 class Choices:
-    """Notes the neighbours that a run on one rank chooses, or makes the ranks of another run choose the same."""
+    """Notes the neighbours that a run on one rank chooses,
+    or makes the ranks of another run choose the same.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file, self.calls = file, 0
@@ -168,6 +172,7 @@ def test_same_losses(tmp_path: Path, exact: bool) -> None:
             found = differences(alone, lines)
             shown = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
             print(
-                f"{world} ranks, {STEPS} steps, neighbours {choice}: losses differ by at most {shown}"
+                f"{world} ranks, {STEPS} steps, neighbors {choice}: "
+                f"losses differ by at most {shown}"
             )
             assert max(found.values()) < bound, shown

@@ -67,7 +67,9 @@ def node_down(case: Case) -> None:
 
 
 def node_dies(case: Case) -> None:
-    """kill -9 of slurmd; a node of this cluster takes all its processes along. Slurm finds out by itself."""
+    """kill -9 of slurmd; a node of this cluster takes all its processes along.
+    Slurm finds out by itself.
+    """
     case.at_step(30)
     with lost(case) as node:
         case.cluster.kill(node)
@@ -77,7 +79,9 @@ def node_dies(case: Case) -> None:
 
 
 def node_seems_dead(case: Case) -> None:
-    """slurmd stops answering, the ranks go on: two attempts live at once, and only the newer one writes."""
+    """slurmd stops answering, the ranks go on: two attempts live at once,
+    and only the newer one writes.
+    """
     case.at_step(8)
     with lost(case) as node:
         (old,) = case.processes("-m slurm.node.job")

@@ -1,4 +1,6 @@
-"""A throw-away Slurm cluster on loopback: munge, a controller and virtual nodes in one temporary folder."""
+"""A throw-away Slurm cluster on loopback: munge,
+a controller and virtual nodes in one temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def find_daemon(name: str) -> str | None:
 
 
 class Cluster:
-    """Daemons of one cluster. A node has its own host name and processes where namespaces are allowed."""
+    """Daemons of one cluster.
+    A node has its own host name and processes where namespaces are allowed.
+    """
 
     def __init__(self, nodes: int) -> None:
         self.root = Path(
@@ -153,7 +157,9 @@ class Cluster:
         return "\n".join(self.run(*command, check=False).stdout for command in commands)
 
     def recover(self, timeout_s: float = 60) -> None:
-        """All nodes idle again after whatever a test did: jobs cancelled, nodes resumed, or a fresh start."""
+        """All nodes idle again after whatever a test did: jobs cancelled, nodes resumed,
+        or a fresh start.
+        """
         self.run("scancel", "-u", self.user, check=False)
         end = time.monotonic() + timeout_s
         while not self.is_idle():
@@ -278,7 +284,9 @@ def shared_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm_cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The shared cluster, selected by the environment; what an earlier test left of it is put right."""
+    """The shared cluster, selected by the environment;
+    what an earlier test left of it is put right.
+    """
     for key in list(os.environ):
         if key.startswith(FOREIGN):
             monkeypatch.delenv(key)

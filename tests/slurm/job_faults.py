@@ -23,7 +23,9 @@ def requeued(case: Case) -> None:
 
 
 def warned(case: Case) -> None:
-    """USR2 alone, as before a time limit or at a preemption with `preempt_send_user_signal`: no step is lost."""
+    """USR2 alone, as before a time limit or at a preemption with `preempt_send_user_signal`:
+    no step is lost.
+    """
     case.at_step(33)
     case.cluster.run("scancel", "--signal=USR2", case.job_id)
     case.finish()
@@ -79,7 +81,9 @@ def crashes_always(case: Case) -> None:
 
 
 def aborted_at_exit(case: Case) -> None:
-    """A process that dies once its run is done, as libraries let it at their end: the job has ended well."""
+    """A process that dies once its run is done, as libraries let it at their end:
+    the job has ended well.
+    """
     case.finish()
     assert case.attempts() == 1 and case.facts()["JobState"] == "COMPLETED"
 
@@ -92,7 +96,9 @@ def hung(case: Case) -> None:
 
 
 def batch_step_killed(case: Case) -> None:
-    """The batch script's slurmstepd: the ranks go on and finish; Slurm takes it for a lost node and starts it again."""
+    """The batch script's slurmstepd: the ranks go on and finish;
+    Slurm takes it for a lost node and starts it again.
+    """
     case.at_step(30)
     case.kill(f"slurmstepd: [{case.job_id}.batch]")
     case.until(

@@ -1,6 +1,8 @@
-"""Faults on a real Slurm: each training ends with the weights of an undisturbed one, and its dependent runs after it.
+"""Faults on a real Slurm: each training ends with the weights of an undisturbed one,
+and its dependent runs after it.
 
-The trainings of one group run at the same time, each with a fault of its own; a test per fault looks at the outcome.
+The trainings of one group run at the same time, each with a fault of its own;
+a test per fault looks at the outcome.
 """
 
 from __future__ import annotations
