@@ -28,15 +28,16 @@ _STYLES = {
 
 
 def print_line(line: str = "") -> None:
-    """One line on stdout."""
+    """Print a line on stdout, at once also when piped."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table: drawn on a terminal, columns padded with spaces otherwise."""
+    """Print a table: drawn on a terminal, columns padded with spaces otherwise."""
     cells = [[str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
+        # Imported here: rich takes longer than most commands.
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -49,60 +50,57 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [list(header), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        print_line(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print_line("  ".join(padded).rstrip())
 
 
 def show_plan(
     runs: Sequence[StageRun], split: SplitRuns, root: Path, advice: Sequence[str]
 ) -> None:
-    """Runs in order with what each needs, the total of what is left to do, and advice."""
-    header = ("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id")
+    """Print the runs in order with what each needs, the total of the pending ones, and advice."""
     rows = []
     for run in runs:
-        need, state = run.resources, "done" if run.run_id in split.done else "pending"
+        need = run.resources
+        state = "done" if run.run_id in split.done else "pending"
         cost = (need.nodes, need.gpus, f"{need.hours:g}", f"{need.gpu_hours:g}")
         rows.append((run.name, run.stage, state, *cost, run.run_id))
-    show_table(header, rows)
+    show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
+    counts = f"{len(split.done)} done, {len(split.pending)} pending"
     total = sum(run.resources.gpu_hours for run in split.pending)
-    print_line(
-        f"{len(split.done)} done, {len(split.pending)} pending, at most {total:g} GPU-hours, in {root}"
-    )
+    print_line(f"{counts}, at most {total:g} GPU-hours, in {root}")
     show_lines(advice)
 
 
 def show_lines(lines: Sequence[str]) -> None:
-    """Lines as they are."""
+    """Print lines as they are."""
     for line in lines:
         print_line(line)
 
 
 def show_submissions(submissions: Sequence[Submission]) -> None:
-    """What was queued, what was so already, what is done."""
+    """Print what was submitted now, what was queued before, and what is done."""
     rows = [(s.run.name, s.run.stage, s.action, s.job_id or "-", s.run.run_id) for s in submissions]
     show_table(("run", "stage", "action", "job", "run id"), rows)
 
 
 def show_status(found: Sequence[RunStatus]) -> None:
-    """State of every run, the logs of what failed, and a count."""
+    """Print the state of every run, the logs of what failed, and a count."""
     rows = [(s.run.name, s.run.stage, s.state, s.job_id or "-", s.detail) for s in found]
     show_table(("run", "stage", "state", "job", "detail"), rows)
-    _show_logs((s.run, s.log) for s in found if s.state == "failed")
-    print_line(
-        ", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items())
-    )
+    _show_logs(status for status in found if status.state == "failed")
+    counts = Counter(status.state for status in found)
+    print_line(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def _show_logs(logs: Iterable[tuple[StageRun, str | None]]) -> None:
-    """Where to read on about what failed."""
-    for run, log in logs:
-        if log:
-            print_line(f"{run.name} log: {log}")
+def _show_logs(failed: Iterable[RunStatus | Outcome]) -> None:
+    """Print which log tells more about each run."""
+    for each in failed:
+        if each.log:
+            print_line(f"{each.run.name} log: {each.log}")
 
 
 def show_log(name: str, log: str | None, lines: int) -> None:
-    """Where a run's log is, and its last lines."""
+    """Print where a run's log is, and its last lines."""
     print_line(f"==> {log or f'{name}: no log yet'}")
     if log and Path(log).is_file():
         with open(log, encoding="utf-8", errors="replace") as file:
@@ -111,7 +109,7 @@ def show_log(name: str, log: str | None, lines: int) -> None:
 
 
 def show_findings(findings: Sequence[Finding]) -> int:
-    """Print the findings, each problem with its remedy, and a count; return 1 if there is a problem."""
+    """Print the findings, each problem with its remedy, and a count; return 1 for a problem."""
     for finding in findings:
         print_line(f"{finding.state:<8}{finding.subject}: {finding.detail}")
         if finding.state == "wrong":
@@ -133,19 +131,25 @@ def announce_data_checks(skip_data_checks: bool) -> None:
 
 
 def announce_run(run: StageRun, ranks: int) -> None:
-    """A line before a run starts here."""
-    print_line(
-        f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{'s' if ranks > 1 else ''}"
-    )
+    """Print a line before a run starts on this machine."""
+    plural = "s" if ranks > 1 else ""
+    print_line(f"==> {run.name} ({run.stage}, {run.run_id}), {ranks} rank{plural}")
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> int:
-    """What became of every run of a local execution; the exit code that tells it: 0, 1 failed, 75 interrupted."""
-    rows = [
-        (o.run.name, o.run.stage, o.state, format_duration(o.seconds), o.detail) for o in outcomes
-    ]
-    show_table(("run", "stage", "outcome", "time", "detail"), rows)
-    _show_logs((o.run, o.log) for o in outcomes)
+    """Print what became of every run on this machine; return 0, 1 if one failed, or 75.
+
+    75 tells that the runs were interrupted and that the same command resumes them.
+    """
+    header = ("run", "stage", "outcome", "time", "detail")
+    show_table(
+        header,
+        [
+            (o.run.name, o.run.stage, o.state, format_duration(o.seconds), o.detail)
+            for o in outcomes
+        ],
+    )
+    _show_logs(outcomes)
     states = {outcome.state for outcome in outcomes}
     if "interrupted" in states:
         sys.stderr.write("interrupted, run again to resume\n")

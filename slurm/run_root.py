@@ -14,20 +14,23 @@ DEFAULT_RUN_ROOT = "~/mugs-runs"
 
 
 def choose_run_root(given: Path | None, cluster: str | None) -> Path:
-    """The given one, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs. ConfigError inside the checkout."""
-    profile = None if cluster is None else load_profile(cluster)
+    """Return the given run root, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs.
+
+    Raises:
+        ConfigError: there is no such profile, or the run root is inside the checkout.
+    """
+    profile = None if cluster is None else load_profile(cluster)  # also checked if not needed
     if given is not None:
         return given.expanduser().absolute()
-    root = (
-        profile.run_root
-        if profile
-        else Path(os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT).expanduser().absolute()
-    )
+    if profile is not None:
+        root = profile.run_root
+    else:
+        root = Path(os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT).expanduser().absolute()
     if root.is_relative_to(code_root()):
         raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
     return root
 
 
 def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
-    """The profile with its run root, or the given one."""
+    """Return the cluster's profile with the run root that `choose_run_root` chooses."""
     return load_profile(cluster).model_copy(update={"run_root": choose_run_root(given, cluster)})

@@ -1,4 +1,4 @@
-"""State of every run, joined from the manifest, the attempts, the progress file and the queue."""
+"""State of every run, from the manifest, the attempts, the progress file and the queue."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.spec import StageRun
 from slurm.shared import queue
 from slurm.shared.logs import find_newest_log, read_last_line
 
-_FRESH_S = 180.0
+_FRESH_S = 180.0  # progress is written more often than that
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
-_NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")  # where squeue did not answer
+_NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of one run: done | running | queued | failed | waiting, and what is worth saying about it."""
+    """State of one run: done | running | queued | failed | waiting, and details of it."""
 
     run: StageRun
     state: str
@@ -32,119 +32,132 @@ class RunStatus:
 
 
 def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
-    """Status of the runs, in the given order; works with and without Slurm."""
+    """Return the status of the runs, in the given order; works with and without Slurm."""
+    # The queue is asked first: a job that ends in between is then found done, not missing.
     jobs = queue.find_jobs(runs, run_root)
     done = manifest.split_runs(run_root, runs).done
     names = {run.run_id: run.name for run in runs}
     found = []
     for run in runs:
-        if (entry := done.get(run.run_id)) is not None:
-            found.append(RunStatus(run, "done", _cost(entry)))
-            continue
-        mine = [job for job in jobs.get(run.run_id, []) if job.can_run]
-        missing = [names.get(need, need) for need in run.needs.values() if need not in done]
-        if mine:
-            found.append(_queued(run, run.run_dir(run_root), mine[-1]))
+        entry = done.get(run.run_id)
+        alive = [job for job in jobs.get(run.run_id, []) if job.can_run]
+        if entry is not None:
+            status = RunStatus(run, "done", _describe_cost(entry))
+        elif alive:
+            status = _status_in_queue(run, run.run_dir(run_root), alive[-1])
         else:
-            found.append(_unqueued(run, run.run_dir(run_root), missing))
+            missing = [names.get(need, need) for need in run.needs.values() if need not in done]
+            status = _status_outside_queue(run, run.run_dir(run_root), missing)
+        found.append(status)
     return found
 
 
 def watch_status(
     runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0
 ) -> Iterator[list[RunStatus]]:
-    """The status again and again, as long as a run is running or queued."""
+    """Yield the status again and again, as long as a run is running or queued."""
     while True:
         found = collect_status(runs, run_root)
         yield found
-        if not any(s.state in ("running", "queued") for s in found):
+        if not any(status.state in ("running", "queued") for status in found):
             return
         time.sleep(pause_s)
 
 
-def _cost(entry: manifest.ManifestEntry) -> str:
-    restarts = f", {entry.restarts} restarts" if entry.restarts else ""
+def _describe_cost(entry: manifest.ManifestEntry) -> str:
     gpu = f", {entry.gpu_hours:.1f} GPU-hours" if entry.gpus else ""
+    restarts = f", {entry.restarts} restarts" if entry.restarts else ""
     return f"{format_duration(entry.seconds)}{gpu}{restarts}"
 
 
-def _queued(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
+def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
     if job.state in _ACTIVE:
-        return RunStatus(run, "running", _progress(run_dir), job.job_id, find_newest_log(run_dir))
-    restarts = attempts.latest_attempt(run_dir)
-    again = f", {restarts} attempts before" if restarts else ""
-    failure = attempts.read_failure(run_dir)
-    why = f", the last failed: {failure.error}" if failure else ""
-    return RunStatus(run, "queued", f"{job.state.lower()}: {job.reason}{again}{why}", job.job_id)
+        progress = _describe_progress(run_dir)
+        return RunStatus(run, "running", progress, job.job_id, find_newest_log(run_dir))
+    detail = f"{job.state.lower()}: {job.reason}"
+    if earlier := attempts.latest_attempt(run_dir):
+        detail += f", {earlier} attempts before"
+    if failure := attempts.read_failure(run_dir):
+        detail += f", the last failed: {failure.error}"
+    return RunStatus(run, "queued", detail, job.job_id)
 
 
-def _unqueued(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
-    """A run that is neither done nor in the queue: running here, failed, or waiting to be started."""
+def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
+    """Return the status of a run that is neither done nor in the queue.
+
+    `missing` names the inputs that are not done. The run is running on this machine, failed, or
+    waiting to be started; or it is in a queue that did not answer.
+    """
     number = attempts.latest_attempt(run_dir)
-    begun = attempts.read_attempt(run_dir, number)
-    started, of_slurm = float(begun.get("time", 0.0)), begun.get("job_id")
+    attempt = attempts.read_attempt(run_dir, number)
     note: Mapping[str, Any] = read_json(run_dir / queue.JOB_NOTE) or {}
-    job_id = str(note["job_id"]) if "job_id" in note else None
-    submitted = float(note.get("time", 0.0))
+    submitted_id = str(note["job_id"]) if "job_id" in note else None
     waits = f"needs {', '.join(missing)}" if missing else "not started"
-    if number == 0 and job_id is None:
+    if number == 0 and submitted_id is None:
         return RunStatus(run, "waiting", waits)
-    if job_id is not None and submitted > started:
+
+    submitted_after = float(note.get("time", 0.0)) > float(attempt.get("time", 0.0))
+    if submitted_id is not None and submitted_after:
+        # The newest job has left the queue without starting an attempt.
         if missing:
-            return RunStatus(run, "waiting", waits, job_id)
-        state = queue.query_job_state(job_id) or "gone"
-        log = find_newest_log(run_dir, f"{job_id}_*")
-        return RunStatus(
-            run, "failed", f"{read_last_line(log) or 'no output'} [job {state}]", job_id, log
-        )
-    known = queue.query_job_state(str(of_slurm)) if of_slurm else None
-    if known in _NOT_OVER:
-        return RunStatus(run, "queued", f"{known.lower()}, {number} attempts before", of_slurm)
+            return RunStatus(run, "waiting", waits, submitted_id)
+        state = queue.query_job_state(submitted_id) or "gone"
+        log = find_newest_log(run_dir, f"{submitted_id}_*")
+        detail = f"{read_last_line(log) or 'no output'} [job {state}]"
+        return RunStatus(run, "failed", detail, submitted_id, log)
+
+    job_id = attempt.get("job_id")
+    job_state = queue.query_job_state(str(job_id)) if job_id else None
+    if job_state in _NOT_OVER:
+        # squeue did not answer, but scontrol or sacct did.
+        return RunStatus(run, "queued", f"{job_state.lower()}, {number} attempts before", job_id)
+    return _status_of_attempt(run, run_dir, number, job_id, job_state)
+
+
+def _status_of_attempt(
+    run: StageRun, run_dir: Path, number: int, job_id: str | None, job_state: str | None
+) -> RunStatus:
+    """Return the status that follows from the newest attempt, whose job, if it had one, is over."""
+    suffix = f" [job {job_state}]" if job_state else ""
     failure = attempts.read_failure(run_dir, number)
-    if failure is None and (
-        attempts.is_running_here(run_dir) or (not of_slurm and _fresh(run_dir))
-    ):
-        return RunStatus(run, "running", _progress(run_dir), None, find_newest_log(run_dir))
-    suffix = f" [job {known}]" if known else ""
-    if failure is None and (why := attempts.read_interruption(run_dir, number)) is not None:
-        return RunStatus(
-            run,
-            "waiting",
-            f"interrupted ({why}), goes on when run or submitted again{suffix}",
-            of_slurm,
-        )
     if failure is not None:
-        verdict = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
-        return RunStatus(run, "failed", failure.error + verdict + suffix, of_slurm, failure.log)
-    return RunStatus(
-        run, "failed", f"stopped without a word{suffix}", of_slurm, find_newest_log(run_dir)
-    )
+        reason = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
+        return RunStatus(run, "failed", failure.error + reason + suffix, job_id, failure.log)
+    if attempts.is_running_here(run_dir) or (not job_id and _is_fresh(run_dir)):
+        progress = _describe_progress(run_dir)
+        return RunStatus(run, "running", progress, None, find_newest_log(run_dir))
+    if (why := attempts.read_interruption(run_dir, number)) is not None:
+        detail = f"interrupted ({why}), resumes when run or submitted again{suffix}"
+        return RunStatus(run, "waiting", detail, job_id)
+    detail = f"exited without recording an error{suffix}"
+    return RunStatus(run, "failed", detail, job_id, find_newest_log(run_dir))
 
 
-def _fresh(run_dir: Path) -> bool:
-    """Whether an attempt on another machine has shown life lately."""
+def _is_fresh(run_dir: Path) -> bool:
+    """Return whether an attempt, perhaps on another machine, made progress lately."""
     note = read_json(run_dir / "progress.json") or {}
     return time.time() - float(note.get("time", 0.0)) < _FRESH_S
 
 
-def _progress(run_dir: Path) -> str:
-    note = read_json(run_dir / "progress.json")
-    start = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir)).get("time", 0.0)
-    if note is None or float(note.get("time", 0.0)) < float(start):
-        return "starting"
+def _describe_progress(run_dir: Path) -> str:
+    note = read_json(run_dir / "progress.json") or {}
+    written = float(note.get("time", 0.0))
+    attempt = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir))
+    if not note or written < float(attempt.get("time", 0.0)):
+        return "starting"  # the file is of an earlier attempt
     parts = [f"{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
     if note.get("rate"):
         parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
     if note.get("eta_s") is not None:
         parts.append(f"{format_duration(float(note['eta_s']))} left")
-    age = time.time() - float(note.get("time", 0.0))
-    if age > _FRESH_S:
-        parts.append(f"no news for {format_duration(age)}")
+    age_s = time.time() - written
+    if age_s > _FRESH_S:
+        parts.append(f"no news for {format_duration(age_s)}")
     return ", ".join(parts)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `42s`, `3m05s`, `2h10m` or `1d04h`."""
+    """Return seconds as `42s`, `3m05s`, `2h10m` or `1d04h`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -156,7 +169,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_json(found: Sequence[RunStatus]) -> str:
-    """The same for programs: a JSON list."""
+    """Return the status of runs as a JSON list, for programs."""
     keys = ("state", "detail", "job_id", "log")
     rows = [
         {"run": s.run.name, "run_id": s.run.run_id, **{k: getattr(s, k) for k in keys}}

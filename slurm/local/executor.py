@@ -1,7 +1,7 @@
-"""The local executor: stage runs on this machine, one after the other, each on one or more processes.
+"""The local executor: stage runs on this machine, one after the other, each on some processes.
 
-A run that only watches another (`StageConfig.alongside`) runs beside it, at the lowest priority; on a machine with
-GPUs, which the other one takes, it comes after it.
+A run that only watches another one, such as the k-NN curve of a pretraining, runs beside it at the
+lowest priority. On a machine with GPUs the other one takes them all, so there it runs after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ Announce = Callable[[StageRun, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `state` is done (before) | finished (now) | failed | interrupted | not run."""
+    """What became of one run.
+
+    `state` is done (it was before) | finished (now) | failed | interrupted | not run.
+    """
 
     run: StageRun
     state: str
@@ -34,7 +37,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Whether its outputs are there."""
+        """Whether the run's outputs are there."""
         return self.state in ("done", "finished")
 
 
@@ -45,10 +48,13 @@ def run_locally(
     ranks: int | None = None,
     on_start: Announce | None = None,
 ) -> list[Outcome]:
-    """Run what is not done, in the given (topological) order; `on_start` is told of each run and its ranks.
+    """Run what is not done, in the given (topological) order.
 
-    When a run fails, what depends on it is not run and the rest is; after an interruption nothing more is run.
-    ConfigError when an input is neither done nor among `runs`.
+    If a run fails, what depends on it is not run and the rest is. After an interruption nothing
+    more is run. `on_start` is called with each run and its number of ranks.
+
+    Raises:
+        ConfigError: an input is neither done nor among `runs`.
     """
     by_id = {run.run_id: run for run in runs}
     _check_inputs(by_id, run_root)
@@ -59,20 +65,17 @@ def run_locally(
         for run in by_id.values():
             if run.run_id in outcomes:
                 continue  # it ran beside the one that it watches
-            if settled := _outcome_without_start(run, run_root, jobs, outcomes):
-                found = [settled]
+            if known := _outcome_without_start(run, run_root, jobs, outcomes):
+                found = [known]
             elif processes.signalled:
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
             else:
-                watching = _concurrent_runs(run, by_id.values(), run_root)
-                found = executor.run(
-                    run,
-                    [
-                        w
-                        for w in watching
-                        if not _outcome_without_start(w, run_root, jobs, outcomes)
-                    ],
-                )
+                watching = [
+                    other
+                    for other in _concurrent_runs(run, by_id.values(), run_root)
+                    if not _outcome_without_start(other, run_root, jobs, outcomes)
+                ]
+                found = executor.run(run, watching)
             outcomes |= {outcome.run.run_id: outcome for outcome in found}
             if any(outcome.state == "interrupted" for outcome in found):
                 break
@@ -94,7 +97,7 @@ def _outcome_without_start(
     jobs: Mapping[str, Sequence[queue.QueuedJob]],
     outcomes: Mapping[str, Outcome],
 ) -> Outcome | None:
-    """What becomes of a run that need not or must not be started; None when it is to be."""
+    """Return the outcome of a run that need not or must not be started; None if it is to start."""
     if manifest.find_done(run_root, run.run_id) is not None:
         return Outcome(run, "done")
     inputs = [outcomes[need] for need in run.needs.values() if need in outcomes]
@@ -109,27 +112,25 @@ def _outcome_without_start(
     return None
 
 
-def _concurrent_runs(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> list[StageRun]:
-    """Those that may run beside this one: they watch it, and their other inputs are done. None where there are GPUs."""
-    if _gpus_here():
-        return []
+def _concurrent_runs(run: StageRun, runs: Iterable[StageRun], run_root: Path) -> Iterable[StageRun]:
+    """Yield the runs that may run beside this one: they watch it, and their other inputs are done.
 
-    def others_done(other: StageRun) -> bool:
-        return all(
-            manifest.find_done(run_root, need)
-            for need in other.needs.values()
-            if need != run.run_id
-        )
-
-    return [other for other in runs if run.run_id in other.watched and others_done(other)]
+    None where there are GPUs.
+    """
+    for other in runs:
+        if run.run_id in other.watched and not _gpus_here():
+            needs = set(other.needs.values()) - {run.run_id}
+            if all(manifest.find_done(run_root, need) for need in needs):
+                yield other
 
 
 def _gpus_here() -> int:
+    # Device files, because this package does not import torch, which would take seconds.
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _default_ranks(run: StageRun) -> int:
-    """Processes of a run on this machine: what it asks for, at most one per GPU, one where there is none."""
+    """Return what a run asks for, but at most one rank per GPU, and one if there is no GPU."""
     if not run.resources.gpu:
         return run.resources.ranks
     return min(run.resources.ranks, max(1, _gpus_here()))
@@ -155,11 +156,12 @@ class _Executor:
     processes: LocalProcesses
 
     def run(self, run: StageRun, watching: Sequence[StageRun]) -> list[Outcome]:
-        """One run, and beside it those that watch it; they are stopped when it does not get to its end."""
-        first, *others = [self._start(each, beside=each is not run) for each in (run, *watching)]
-        outcome = self._end(first)
+        """Run one run and, beside it, those that watch it; they are stopped if it fails."""
+        first = self._start(run, beside=False)
+        others = [self._start(other, beside=True) for other in watching]
+        outcome = self._wait(first)
         if outcome.succeeded or self.processes.signalled:
-            return [outcome, *(self._end(other) for other in others)]
+            return [outcome, *(self._wait(other) for other in others)]
         stop_processes([process for other in others for process in other.ranks])
         return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
 
@@ -167,45 +169,40 @@ class _Executor:
         count = self.ranks or _default_ranks(run)
         if self.announce:
             self.announce(run, count)
-        launch, began = f"local-{uuid.uuid4().hex[:12]}", time.monotonic()
+        launch = f"local-{uuid.uuid4().hex[:12]}"
+        started_at = time.monotonic()
         run_dir = runfile.write(self.run_root, run)
-        return _Start(
-            run, launch, began, self.processes.start(run_dir, launch, count, beside=beside)
-        )
+        ranks = self.processes.start(run_dir, launch, count, beside=beside)
+        return _Start(run, launch, started_at, ranks)
 
-    def _end(self, start: _Start) -> Outcome:
-        """Wait for a run; what became of it."""
-        run, run_dir, codes = (
-            start.run,
-            start.run.run_dir(self.run_root),
-            wait_for_ranks(start.ranks),
-        )
+    def _wait(self, start: _Start) -> Outcome:
+        """Wait for a run and return its outcome."""
+        run = start.run
+        run_dir = run.run_dir(self.run_root)
+        codes = wait_for_ranks(start.ranks)
         seconds = time.monotonic() - start.started_at
-        if (
-            manifest.find_done(self.run_root, run.run_id) is not None
-        ):  # whatever ended its processes after that
+        # First of all: a run that is done has succeeded, whatever ended its processes after that.
+        if manifest.find_done(self.run_root, run.run_id) is not None:
             return Outcome(run, "finished", "", seconds)
         if self.processes.signalled or EXIT_INTERRUPTED in codes:
-            reason = (
-                attempts.read_interruption(run_dir, attempts.latest_attempt(run_dir))
-                or "stopped at once"
-            )
+            number = attempts.latest_attempt(run_dir)
+            reason = attempts.read_interruption(run_dir, number) or "stopped at once"
             return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)
-        failure = _failure(run_dir, start.launch, codes)
+        failure = _find_failure(run_dir, start.launch, codes)
         return Outcome(run, "failed", failure.error, seconds, failure.log)
 
 
-def _failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:
-    """The failure record of a launch, written here for a process that could not."""
+def _find_failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> attempts.Failure:
+    """Return the failure of a launch; record it first if the ranks could not."""
     try:
         number = attempts.find_attempt(run_dir, launch, timeout_s=0)
     except TimeoutError:
         number = attempts.start_attempt(run_dir, launch=launch)
-    rank, code = next(((r, c) for r, c in enumerate(codes) if c), (0, 0))
+    rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, 0))
+    # subprocess reports a process that a signal ended as minus the number of the signal.
     how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
-    attempts.record_failure(
-        run_dir, number, error=f"rank {rank} {how}", log=log_path(run_dir, number, rank)
-    )
-    found = attempts.read_failure(run_dir, number)
-    assert found is not None
-    return found
+    log = log_path(run_dir, number, rank)
+    attempts.record_failure(run_dir, number, error=f"rank {rank} {how}", log=log)
+    failure = attempts.read_failure(run_dir, number)
+    assert failure is not None
+    return failure

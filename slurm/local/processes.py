@@ -1,4 +1,4 @@
-"""The ranks of runs as processes of this machine: started, waited for, stopped, and told of signals."""
+"""The ranks of runs as processes of this machine: started, waited for, stopped, and signalled."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ Ranks = Sequence[subprocess.Popen[bytes]]
 """The processes of one run, by rank."""
 
 _GRACE_S = 10.0
-_LAST = ("nice", "-n", "19")
+_LOWEST_PRIORITY = ("nice", "-n", "19")
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LocalProcesses:
-    """What is started within the block; nothing of it outlives that.
+    """The processes that are started within the `with` block; none of them outlives it.
 
-    Signals to this process are passed on: the first as SIGTERM, which the ranks act on; the second kills.
+    Signals to this process are forwarded: the first as SIGTERM, on which the ranks save and stop;
+    the second kills them.
     """
 
     def __init__(self) -> None:
         self._all: list[subprocess.Popen[bytes]] = []
         self._signals = 0
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> LocalProcesses:
-        self._before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
         return self
 
     def __exit__(self, *_: object) -> None:
         stop_processes(self._all)
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _forward(self, *_: object) -> None:
@@ -54,24 +55,30 @@ class LocalProcesses:
         return self._signals > 0
 
     def start(self, run_dir: Path, launch: str, count: int, *, beside: bool) -> Ranks:
-        """Start the ranks of a run, each in a session of its own: signals reach them through this process only.
+        """Start the ranks of a run.
 
-        Rank 0 shows its log on the screen; not so `beside` another run, where all ranks have the lowest priority.
+        Rank 0 shows its log on the screen. A run that is started `beside` another one shows
+        nothing, and has the lowest priority.
         """
-        command = [*(_LAST if beside else ()), sys.executable, "-m", "slurm.node.job", str(run_dir)]
+        command = [sys.executable, "-m", "slurm.node.job", str(run_dir)]
+        if beside:
+            command = [*_LOWEST_PRIORITY, *command]
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        port, ranks = find_free_port(), []
+        port = find_free_port()
+        ranks = []
         for rank in range(count):
             if self.signalled:
                 break
+            # What a rank prints before it has its own log, such as a failed import, goes here.
             with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:
-                out, env = log if rank or beside else None, _environment(launch, rank, count, port)
+                output = log if rank or beside else None
                 process = subprocess.Popen(
                     command,
-                    env=env,
+                    env=_rank_environment(launch, rank, count, port),
                     stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
+                    stdout=output,
+                    stderr=output,
+                    # Not in our session: Ctrl-C would reach the ranks twice, from the terminal too.
                     start_new_session=True,
                 )
             self._all.append(process)
@@ -80,7 +87,10 @@ class LocalProcesses:
 
 
 def wait_for_ranks(ranks: Ranks) -> list[int | None]:
-    """Exit codes; when one ends with an error, the others get ten seconds to notice, and then are stopped."""
+    """Return the exit codes. If a rank fails, stop the others after ten seconds.
+
+    In that time they can record what they noticed of the failure.
+    """
     deadline = float("inf")
     while None in (codes := [process.poll() for process in ranks]) and time.monotonic() < deadline:
         if any(codes):
@@ -91,7 +101,7 @@ def wait_for_ranks(ranks: Ranks) -> list[int | None]:
 
 
 def stop_processes(processes: Ranks) -> None:
-    """Ask those that are left to end, and kill what has not done so after ten seconds."""
+    """Ask the processes that still run to end, and kill those that have not after ten seconds."""
     left = [process for process in processes if process.poll() is None]
     for process in left:
         process.terminate()
@@ -103,14 +113,15 @@ def stop_processes(processes: Ranks) -> None:
             process.wait()
 
 
-def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str]:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    path = os.pathsep.join(filter(None, [str(code_root()), os.environ.get("PYTHONPATH")]))
+def _rank_environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str]:
+    # In an interactive Slurm job these would make the rank believe that Slurm started it.
     env = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("SLURM_", "SUBMITIT_"))
     }
+    # The default, as many threads as cores in every rank, would slow all of them down.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     return env | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -120,6 +131,6 @@ def _environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str
         "MUGS_LAUNCH": launch,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(code_root()), env.get("PYTHONPATH")])),
         "PYTHONSAFEPATH": "1",
     }

@@ -1,4 +1,4 @@
-"""What Slurm knows about our jobs; every question has an answer also where there is no Slurm."""
+"""Slurm's commands: what it knows about our jobs, and what we ask it to do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 NEVER_SATISFIED = "DependencyNeverSatisfied"
+# Variables of an interactive job or a launcher that sbatch would hand on to a new job.
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 _TIMEOUT_S = 60
@@ -23,12 +24,12 @@ _GONE = ("Invalid job id", "already completing or completed")  # scancel about a
 
 
 class SlurmError(RuntimeError):
-    """A Slurm command failed where its answer is needed."""
+    """A Slurm command failed, and its answer is needed."""
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue: pending, running or ending. `parents`: ids of jobs that it still waits for."""
+    """A job in the queue: pending, running or ending. `parents`: ids of jobs it still waits for."""
 
     job_id: str
     name: str
@@ -39,38 +40,37 @@ class QueuedJob:
 
     @property
     def can_run(self) -> bool:
-        """Whether it has run, runs or can still run: not so when a job it waits for failed."""
+        """Whether it runs or can still run: not so when a job it waits for has failed."""
         return not (self.state == "PENDING" and self.reason == NEVER_SATISFIED)
 
     def belongs_to(self, run_dir: Path) -> bool:
-        """Whether it is of this run here: another run root may hold a run of the same id."""
-        return (
-            self.script in ("", "(null)")
-            or Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
-        )
+        """Return whether it is of this run folder: another run root may hold the same run id."""
+        if self.script in ("", "(null)"):
+            return True  # Slurm does not tell, so be careful and count it
+        return Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
 
 
 def job_name(run_id: str) -> str:
-    """Name under which the queue is asked about a run."""
+    """Return the name of a run's jobs, by which the queue is asked about the run."""
     return f"{JOB_PREFIX}{run_id}"
 
 
 def is_slurm_available() -> bool:
-    """Whether Slurm's commands are there."""
+    """Return whether Slurm's commands are on PATH."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what an interactive job or a launcher left in the environment, which sbatch would pass on."""
-    left = {key for key in os.environ if key.startswith(_STRIPPED) and key != "SLURM_CONF"}
+    """Return the environment without what sbatch would hand on from another job or a launcher."""
     return {
         key: value
         for key, value in os.environ.items()
-        if key not in left and key not in _RENDEZVOUS
+        if key == "SLURM_CONF" or not (key.startswith(_STRIPPED) or key in _RENDEZVOUS)
     }
 
 
 def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Return exit code, output and error output of a command; the codes of a shell if it cannot."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment
@@ -85,15 +85,15 @@ def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[
 def find_jobs(
     runs: Iterable[StageRun], run_root: Path, *, required: bool = False
 ) -> dict[str, list[QueuedJob]]:
-    """Jobs of these runs in the queue, whoever queued them, by run id.
+    """Return the jobs of these runs in the queue, whoever queued them, by run id.
 
-    `required` raises SlurmError when the queue cannot be asked, else there are none then.
+    If the queue cannot be asked there are none, or, with `required`, SlurmError is raised.
     """
     by_name = {job_name(run.run_id): run for run in runs}
     if not by_name or (not is_slurm_available() and not required):
         return {}
     jobs: dict[str, list[QueuedJob]] = {}
-    for job in _ask(by_name, required=required):
+    for job in _ask_queue(by_name, required=required):
         run = by_name[job.name]
         if job.belongs_to(run.run_dir(run_root)):
             jobs.setdefault(run.run_id, []).append(job)
@@ -101,13 +101,20 @@ def find_jobs(
 
 
 def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """Jobs in the queue of runs of these ids, in whatever run root. Raises SlurmError when it cannot be asked."""
+    """Return the jobs in the queue of these runs, in whatever run root.
+
+    Raises:
+        SlurmError: the queue cannot be asked.
+    """
     by_name = {job_name(run_id): run_id for run_id in run_ids}
-    return {by_name[job.name]: job for job in _ask(by_name, required=True)} if by_name else {}
+    if not by_name:
+        return {}
+    return {by_name[job.name]: job for job in _ask_queue(by_name, required=True)}
 
 
-def _ask(names: Collection[str], *, required: bool) -> list[QueuedJob]:
-    """Jobs of these names."""
+def _ask_queue(names: Collection[str], *, required: bool) -> list[QueuedJob]:
+    """Return the jobs with these names."""
+    # %o, the script, comes last: it alone may contain the separator.
     code, out, err = _call("squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o")
     if code != 0:
         if required:
@@ -119,76 +126,91 @@ def _ask(names: Collection[str], *, required: bool) -> list[QueuedJob]:
         parts = line.strip().split("|", 5)
         if len(parts) == 6 and parts[1] in names:
             job_id, name, state, reason, dependency, script = parts
-            jobs.append(QueuedJob(job_id, name, state, reason, _parents(dependency), script))
+            jobs.append(QueuedJob(job_id, name, state, reason, _parent_ids(dependency), script))
     return jobs
 
 
-def _parents(dependency: str) -> tuple[str, ...]:
-    """`afterok:41(unfulfilled),singleton(unfulfilled)` -> ("41",)."""
+def _parent_ids(dependency: str) -> tuple[str, ...]:
+    """Return job ids: `afterok:41(unfulfilled),singleton(unfulfilled)` -> ("41",)."""
     parts = [part for part in dependency.split(",") if part.startswith("after")]
     return tuple(number for part in parts for number in re.findall(r"(?<=:)\d+", part))
 
 
 def submit_script(script: Path) -> str:
-    """Queue a batch script; the id of the job. SlurmError when Slurm refuses."""
+    """Queue a batch script and return the id of the job.
+
+    Raises:
+        SlurmError: Slurm refuses it.
+    """
     code, out, err = _call("sbatch", "--parsable", str(script), environment=clean_environment())
     if code != 0 or not out.strip():
         raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
+    # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
     return out.strip().splitlines()[-1].split(";")[0]
 
 
 def cancel_jobs(job_ids: Iterable[str]) -> None:
-    """Cancel jobs; ones that are gone already are fine. SlurmError when Slurm refuses."""
+    """Cancel jobs. Jobs that have ended already are fine.
+
+    Raises:
+        SlurmError: Slurm refuses.
+    """
     ids = list(job_ids)
-    code, _, err = _call("scancel", *ids) if ids else (0, "", "")
+    if not ids:
+        return
+    code, _, err = _call("scancel", *ids)
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
     if code != 0 and refusals:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
 
 
 def parse_scontrol(line: str) -> dict[str, str]:
-    """A line of `scontrol -o show`: `JobId=3 JobState=RUNNING ...`."""
+    """Return the fields of a line of `scontrol -o show`: `JobId=3 JobState=RUNNING ...`."""
     return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
 def query_job_state(job_id: str) -> str | None:
-    """State of a job by `scontrol`, or by `sacct` once Slurm has forgotten it; None when nobody knows."""
+    """Return the state of a job by scontrol, or by sacct once slurmctld has forgotten it."""
     code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
     if code == 0 and (state := parse_scontrol(out).get("JobState")):
         return state
     code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
+    # Of `CANCELLED by 1000` the first word.
     return out.split()[0] if code == 0 and out.split() else None
 
 
 def query_node_address(host: str) -> str | None:
-    """Address of a node as Slurm knows it, for names that do not resolve."""
+    """Return the address of a node as Slurm knows it, for names that do not resolve."""
     code, out, _ = _call("scontrol", "-o", "show", "node", host)
     return parse_scontrol(out).get("NodeAddr") if code == 0 else None
 
 
 def list_partitions() -> dict[str, str]:
-    """Names of the partitions with their states. SlurmError when the cluster does not answer."""
+    """Return the states of the partitions by name.
+
+    Raises:
+        SlurmError: the cluster does not answer.
+    """
     code, out, err = _call("scontrol", "-o", "show", "partition")
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
     found = [parse_scontrol(line) for line in out.splitlines()]
     return {
-        each["PartitionName"]: each.get("State", "?") for each in found if "PartitionName" in each
+        partition["PartitionName"]: partition.get("State", "?")
+        for partition in found
+        if "PartitionName" in partition
     }
 
 
 def list_accounts(user: str) -> list[str]:
-    """Accounts of a user; none where the cluster keeps none or does not tell."""
-    code, out, _ = _call(
-        "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"
-    )
+    """Return the accounts of a user; none if the cluster keeps none or does not tell."""
+    show = ("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
+    code, out, _ = _call(*show)
     return sorted(set(out.split())) if code == 0 else []
 
 
 def dry_run_script(script: Path) -> tuple[bool, str]:
-    """Whether Slurm would take a batch script, and what it says; nothing is queued."""
+    """Return whether Slurm would take a batch script, and its answer; nothing is queued."""
     code, out, err = _call("sbatch", "--test-only", str(script), environment=clean_environment())
-    said = (err or out).strip().splitlines()
-    return code == 0, said[-1].removeprefix("sbatch: ").removeprefix(
-        "error: "
-    ) if said else f"exit code {code}"
+    lines = (err or out).strip().splitlines() or [f"exit code {code}"]
+    return code == 0, lines[-1].removeprefix("sbatch: ").removeprefix("error: ")

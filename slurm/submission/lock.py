@@ -1,6 +1,6 @@
-"""One submission at a time per run: only the holder of a run's lock looks at the queue and calls sbatch.
+"""The lock of a run: only its holder looks into the queue for the run and calls sbatch.
 
-    <run_dir>/claims/NNNN.json            the holder: host, user, pid, process start; created only once
+    <run_dir>/claims/NNNN.json            host, user, pid and start of the holder; created once
     <run_dir>/claims/NNNN.released.json   it is released: the job id, if there is one
 
 The next number may be taken when the last lock is released or stale. A lock of this user on this
@@ -40,7 +40,7 @@ class SubmissionLock:
     number: int
 
     def is_current(self) -> bool:
-        """Return whether nobody has taken the lock over, as happens to a process that slept long."""
+        """Return whether nobody has taken the lock over, as happens to a process that slept."""
         return _latest(self.run_dir) == self.number
 
     def release(self, job_id: str | None) -> None:
@@ -138,7 +138,7 @@ def _process_start(pid: int) -> str | None:
 
 
 def _sbatch_runs(run_dir: Path) -> bool:
-    """Return whether an sbatch of this run, left by a killed submission, still runs on this host."""
+    """Return whether an sbatch of this run, left by a killed submission, still runs here."""
     script = str(run_dir / SCRIPT).encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -26,7 +26,7 @@ RESERVED_OPTIONS = frozenset((
     "exclude", "reservation", "exclusive",
 ))
 # fmt: on
-"""sbatch options that have a key of their own or are set by `submit`; `sbatch:` may not hold them."""
+"""sbatch options that have a key of their own or are set by `submit`, so not valid in `sbatch:`."""
 
 
 class ClusterProfile(BaseModel):
@@ -160,7 +160,8 @@ def sbatch_parameters(
         srun.append(f"--container-image={profile.container_image}")
     if profile.container_mounts:
         srun.append(f"--container-mounts={profile.container_mounts}")
-    parameters: dict[str, Any] = {
+    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
+    return {
         "time": time_limit_minutes(profile, need),
         "nodes": need.nodes,
         "ntasks_per_node": need.ranks_per_node,
@@ -169,17 +170,17 @@ def sbatch_parameters(
         "setup": _setup_lines(profile, code, lead_s),
         "srun_args": [*srun, *profile.srun],
         "additional_parameters": additional,
-        "wckey": None,  # submitit's default key is unknown to most clusters
+        "wckey": None,  # clusters that enforce keys reject the default of submitit
+        # submitit leaves out what is None.
+        "mem": None if memory is None else f"{memory}GB" if memory else "0",
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "nodelist": profile.nodelist,
+        "exclude": profile.exclude,
+        "exclusive": profile.exclusive or None,
     }
-    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
-    if memory is not None:
-        parameters["mem"] = "0" if memory == 0 else f"{memory}GB"
-    for key in ("partition", "account", "qos", "constraint", "nodelist", "exclude"):
-        if (value := getattr(profile, key)) is not None:
-            parameters[key] = value
-    if profile.exclusive:
-        parameters["exclusive"] = True
-    return parameters
 
 
 def _setup_lines(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:

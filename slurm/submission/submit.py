@@ -39,7 +39,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """Ids of the jobs that must have ended well, and of those that must have begun, before a job."""
+    """Ids of the jobs that must have ended well, or have begun, before a job may start."""
 
     after_end: tuple[str, ...] = ()
     after_begin: tuple[str, ...] = ()

@@ -138,7 +138,7 @@ def test_costs_are_summed_over_attempts(
 @pytest.mark.parametrize(("ranks", "threads"), [(1, "3"), (2, "1"), (7, "1")])
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: int, threads: str) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    env = processes._environment("x", 0, ranks, 1)
+    env = processes._rank_environment("x", 0, ranks, 1)
     assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == threads
 
 
