@@ -47,7 +47,7 @@ def build_pretrain_parameter_groups(
     ]
 
 
-def build_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
+def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
     """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step.
 
     Moments are there from the start, zero, so that a checkpoint has the same tensors and size at every step.

@@ -36,7 +36,7 @@ from mugs.finetune.mixing import (
 )
 from mugs.finetune.schedules import build_finetune_schedule
 from mugs.finetune.validation import EpochAccuracy, evaluate_accuracy
-from mugs.models.flops import backbone_macs, linear_macs
+from mugs.models.flops import count_image_flops
 from mugs.models.stochastic_depth import draw_depth_uniforms
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,6 @@ class Finetuning(ModelTask[LabeledBatch]):
             logger.warning(
                 "min_lr %g exceeds the peak %g: the rate rises", config.rate.min_lr, config.peak_lr
             )  # as in the released 1% and CIFAR-10 runs (E11)
-        # Two operations per multiply-add, and backward costs twice forward: 6.
-        macs = backbone_macs(model.backbone.config, config.images.size) + linear_macs(model.head)
         super().__init__(
             model,
             build_adamw(build_parameter_groups(model, config.layer_decay)),
@@ -88,7 +86,7 @@ class Finetuning(ModelTask[LabeledBatch]):
             run_dir,
             device,
             steps_per_epoch=self.order.steps_per_epoch,
-            flops=6.0 * macs,
+            flops=count_image_flops(model, config.images.size),
         )
 
     def batches(self, start: int) -> Generator[LabeledBatch]:

@@ -5,6 +5,7 @@ the queue logits live for one block only, and of the group loss one gradient is 
 T teacher crops, P student crops, N images, R = P * N rows, D width, K queue length or prototypes.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ BLOCK_ELEMENTS = 1 << 24  # 64 MiB of fp32 at a time
 def rows_per_block(columns: int) -> int:
     """Rows of a block."""
     return max(1, BLOCK_ELEMENTS // columns)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Leave mixed precision, which a meta tensor (of a FLOP count) does not know."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class QueueLogSumExp(torch.autograd.Function):

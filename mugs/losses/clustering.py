@@ -3,10 +3,9 @@
 T teacher crops, P student crops, N images, K prototypes.
 """
 
-import torch
 from torch import Tensor
 
-from mugs.losses.blocked import ClusteringCrossEntropy
+from mugs.losses.blocked import ClusteringCrossEntropy, without_autocast
 
 
 def clustering_loss(
@@ -23,7 +22,7 @@ def clustering_loss(
     The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z with z the scaled student logits, and the
     pairs of a student crop share the first term and take the mixture of the assignments in the second.
     """
-    with torch.autocast(student_PNK.device.type, enabled=False):
+    with without_autocast(student_PNK):
         loss: Tensor = ClusteringCrossEntropy.apply(
             student_PNK,
             teacher_TNK.detach(),

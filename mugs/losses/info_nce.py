@@ -6,7 +6,7 @@ T teacher crops, P student crops, N images, D width, K queue length.
 import torch
 from torch import Tensor
 
-from mugs.losses.blocked import QueueLogSumExp
+from mugs.losses.blocked import QueueLogSumExp, without_autocast
 
 
 def info_nce_loss(
@@ -21,7 +21,7 @@ def info_nce_loss(
     The queue logits do not depend on the teacher crop, so they are computed once per student crop and joined with
     the positive by logaddexp. Teacher and queue carry no gradient.
     """
-    with torch.autocast(student_PND.device.type, enabled=False):
+    with without_autocast(student_PND):
         student_PND, teacher_TND = student_PND.float(), teacher_TND.float().detach()
         negative_R: Tensor = QueueLogSumExp.apply(student_PND.flatten(0, 1), queue_KD, temperature)
         negative_PN = negative_R.view(student_PND.shape[:2])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
-from mugs.models.flops import Sizes
+from mugs.data.views.config import ViewRecipe
 
 
 class Method(Protocol):
@@ -34,8 +34,8 @@ class Method(Protocol):
     def to(self, device: torch.device) -> Any:
         """Move networks and state to a device."""
 
-    def flops(self, sizes: Sizes, images: int) -> float:
-        """Floating-point operations of one step over `images` images."""
+    def count_step_flops(self, recipe: ViewRecipe, num_images: int) -> int:
+        """Return the floating-point operations of one step over `num_images` images."""
 
     def compute_losses(
         self, student: Callable[..., Any], views: Views, epoch: int

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
+from mugs.data.views.config import ViewRecipe
 from mugs.distributed import all_reduce_mean
 from mugs.losses.clustering import clustering_loss, teacher_temperature_at
 from mugs.losses.info_nce import info_nce_loss
 from mugs.losses.pairs import pair_weights
 from mugs.methods.config import MugsConfig
-from mugs.methods.network import MugsNetwork, NetworkOutputs, build_network
+from mugs.methods.network import NetworkOutputs, build_network
 from mugs.methods.state import ExtraState, MicroBatchFeatures, gather_features
-from mugs.models.flops import Sizes, backbone_macs, block_macs, linear_macs
+from mugs.models.flops import copy_to_meta, count_flops
 
 
 class Mugs:
@@ -52,26 +53,24 @@ class Mugs:
                 for block in network.backbone.blocks:
                     block.compile()
 
-    def flops(self, sizes: Sizes, images: int) -> float:
-        """Operations of one step over `images` images: 3 x student + teacher, searches and queue products."""
-        config, vit = self.config, self.student.backbone.config
-        student_rows, rows_all = 2 + sizes.num_small, 4 + sizes.num_small
-        large, small = (backbone_macs(vit, size) for size in (sizes.large_size, sizes.small_size))
+    def count_step_flops(self, recipe: ViewRecipe, num_images: int) -> int:
+        """Return the operations of one step over `num_images` images, by a pass of one image on meta tensors."""
+        twin = copy_to_meta(self, self.student, self.teacher, self.extra_state)
+        twin.accelerate(activation_checkpointing=False)
+        views = Views(
+            torch.empty(4, 1, 3, recipe.large_size, recipe.large_size, device="meta"),
+            torch.empty(
+                recipe.num_small, 1, 3, recipe.small_size, recipe.small_size, device="meta"
+            ),
+            torch.ones(1, dtype=torch.bool, device="meta"),
+        )
 
-        def heads(network: MugsNetwork) -> int:
-            modules = (network.instance_head, network.local_group_head, network.group_head)
-            relation = len(network.backbone.relation_blocks) * block_macs(
-                config.num_neighbours + 1, vit.embed_dim
-            )
-            return relation + sum(linear_macs(head) for head in modules)
+        def total_loss() -> Tensor:
+            losses, _ = twin.compute_losses(twin.student, views, epoch=0)
+            return torch.stack(list(losses.values())).sum()
 
-        state = self.extra_state
-        queues = sum(q is not None for q in (state.instance_queue, state.local_group_queue))
-        search = 0 if state.teacher_memory is None else config.memory_size * vit.embed_dim
-        macs = 3 * (2 * large + sizes.num_small * small + student_rows * heads(self.student))
-        macs += 2 * (large + heads(self.teacher)) + rows_all * search
-        macs += 2 * student_rows * queues * config.queue_size * config.head_out
-        return 2.0 * macs * images
+        # Every product has the images of the batch as one of its dimensions, so the count is proportional.
+        return num_images * count_flops(total_loss)
 
     def compute_losses(
         self, student: Callable[..., NetworkOutputs], views: Views, epoch: int

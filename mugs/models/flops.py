@@ -1,49 +1,53 @@
-"""Floating-point operations of a training step, by formula.
+"""Floating-point operations of a training step, counted by torch while the step runs on the meta device.
 
-A block of width D over L tokens takes 12 L D^2 multiply-adds in its linear layers and 2 L^2 D in attention; a linear
-layer takes as many per row as it has weights. A multiply-add counts as two operations, backward as twice forward.
-Recomputation (activation checkpointing) is not counted, nor are norms, activations and the optimizer.
+Meta tensors have a shape and no content, so a count needs no memory and takes about a second, once
+per run. A multiply-add counts as two operations. Counted are convolutions, matrix products and
+attention; norms, activations, the optimizer and the EMA are not. Nor is the recomputation of
+activation checkpointing: the rate in the log is that of the model, whatever way it is executed.
 """
 
-from typing import Protocol
+import copy
+from collections.abc import Callable
+from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT
 
-
-class Sizes(Protocol):
-    """What a step looks like."""
-
-    @property
-    def large_size(self) -> int:
-        """Pixels of a large crop's side."""
-
-    @property
-    def small_size(self) -> int:
-        """Pixels of a small crop's side."""
-
-    @property
-    def num_small(self) -> int:
-        """Small crops per image."""
+_Copied = TypeVar("_Copied")
 
 
-def block_macs(tokens: int, width: int) -> int:
-    """Multiply-adds of one transformer block."""
-    return 12 * tokens * width**2 + 2 * tokens**2 * width
+def copy_to_meta(original: _Copied, *modules: nn.Module) -> _Copied:
+    """Return a deep copy of an object in which the tensors of `modules`, its parts, are on the meta device.
+
+    The content is never copied: a copy of a ViT-L method would need several GB for a moment.
+    """
+    # deepcopy takes from its memo what stands for an object, and copies what is not in there.
+    memo: dict[int, object] = {}
+    for module in modules:
+        for parameter in module.parameters():
+            twin = torch.empty_like(parameter, device="meta")
+            memo[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
+        for buffer in module.buffers():
+            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(original, memo)
 
 
-def backbone_macs(config: ViTConfig, size: int) -> int:
-    """Multiply-adds of one image's forward pass."""
-    patches = (size // config.patch_size) ** 2
-    embedding = patches * config.embed_dim * 3 * config.patch_size**2
-    return embedding + config.depth * block_macs(patches + 1, config.embed_dim)
+def count_flops(forward: Callable[[], Tensor]) -> int:
+    """Return the operations of a forward pass and, where its result has a gradient, of the backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        result = forward()
+        if result.requires_grad:
+            torch.autograd.backward(result.sum())
+    return int(counter.get_total_flops())
 
 
-def linear_macs(head: nn.Module | None) -> int:
-    """Multiply-adds of one row through the linear layers of a head; 0 without a head."""
-    return (
-        0
-        if head is None
-        else sum(p.numel() for p in head.parameters() if p.ndim == 2 and p.shape[1] > 1)
-    )
+def count_image_flops(model: nn.Module, size: int) -> int:
+    """Return the operations of a training step's part of one image, `size` pixels wide and high."""
+    twin = copy_to_meta(model, model)
+    for module in twin.modules():
+        if isinstance(module, ViT):
+            module.activation_checkpointing = False
+    return count_flops(lambda: twin(torch.empty(1, 3, size, size, device="meta")))

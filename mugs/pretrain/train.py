@@ -22,7 +22,7 @@ from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, TraceProfiler
-from mugs.engine.optim import build_adamw, flatten_optimizer_state, load_optimizer_state
+from mugs.engine.optim import build_pretrain_adamw, flatten_optimizer_state, load_optimizer_state
 from mugs.engine.precision import allow_tf32
 from mugs.engine.step import compute_micro_batch_size
 from mugs.engine.step_log import LogSettings, StepLog
@@ -91,8 +91,8 @@ class PretrainTask:
         self.schedule = build_pretrain_schedule(config, self.order.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
         method.to(device)
-        self.optimizer = build_adamw(method.student, config.patch_lr_scale)
-        flops = method.flops(config.views, config.batch_size // distributed.world_size())
+        self.optimizer = build_pretrain_adamw(method.student, config.patch_lr_scale)
+        flops = method.count_step_flops(config.views, config.batch_size // distributed.world_size())
         meter = Meter(device, config.precision, flops)
         self.log = StepLog(run_dir, build_log_settings(config, self.schedule), meter)
 

@@ -27,7 +27,7 @@ from step_cases import SCHEDULE  # noqa: E402
 from mugs.data.loading.batch import Views  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
 from mugs.engine.metering import Meter  # noqa: E402
-from mugs.engine.optim import build_adamw  # noqa: E402
+from mugs.engine.optim import build_pretrain_adamw  # noqa: E402
 from mugs.methods.config import MugsConfig  # noqa: E402
 from mugs.methods.mugs import Mugs  # noqa: E402
 from mugs.pretrain.config import StepConfig  # noqa: E402
@@ -87,11 +87,13 @@ def ours(setup: Setup, mode: str) -> Figures:
     method = Mugs(setup.config).to(setup.device)
     method.accelerate(compile="compiled" in mode)
     config = StepConfig(precision=mode.split()[0])
-    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, method.student)
+    trainer = Trainer(
+        method, build_pretrain_adamw(method.student), SCHEDULE, config, method.student
+    )
     figures = measured(
         setup, lambda views: trainer.step([views], 2), setup.views(setup.batch), setup.steps
     )
-    flops = method.flops(
+    flops = method.count_step_flops(
         ViewRecipe(large_size=setup.sizes[0], small_size=setup.sizes[1]), setup.batch
     )
     meter = Meter(setup.device, config.precision, flops)

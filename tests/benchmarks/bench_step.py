@@ -12,7 +12,7 @@ from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.data.loading.batch import Views
 from mugs.distributed import all_reduce_and
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.step import Trainer
 
@@ -79,7 +79,9 @@ def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
     views = CASE.views(0)
-    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
+    trainer = Trainer(
+        method, build_pretrain_adamw(method.student), SCHEDULE, StepConfig(), method.student
+    )
     rates = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99}
     note = "batch 16, 12 student crops, queue and memory 4096"
     return [

@@ -24,7 +24,7 @@ from step_cases import SCHEDULE
 
 from mugs.data.loading.batch import Views
 from mugs.engine.metering import peak_memory_mb
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.methods.config import MugsConfig
 from mugs.methods.mugs import Mugs
 from mugs.pretrain.config import StepConfig
@@ -51,7 +51,7 @@ class Ours:
         method = Mugs(MugsConfig(drop_path=0.0))
         config = StepConfig(precision=precision)
         self.trainer = Trainer(
-            method, build_adamw(method.student), SCHEDULE, config, method.student
+            method, build_pretrain_adamw(method.student), SCHEDULE, config, method.student
         )
 
     def step(self, batch: Views) -> float:

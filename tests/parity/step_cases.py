@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
 from mugs.data.loading.batch import Views
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.methods.config import MugsConfig
 from mugs.methods.mugs import Mugs
 from mugs.models.config import ViTConfig
@@ -100,7 +100,7 @@ def run_product(case: Case) -> Trace:
     world, rank = distributed.world_size(), distributed.rank()
     student = method.student if world == 1 else DistributedDataParallel(method.student)
     config = StepConfig(clip=((0, case.clip),), freeze_prototypes_epochs=0)
-    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, config, student)
+    trainer = Trainer(method, build_pretrain_adamw(method.student), SCHEDULE, config, student)
     share, losses = case.batch // world, []
     for step in range(case.steps):
         views, mine = case.views(step), slice(rank * share, (rank + 1) * share)

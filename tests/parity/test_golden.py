@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mugs.data.loading.batch import Views
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.methods.config import MugsConfig
 from mugs.methods.mugs import Mugs
 from mugs.models.config import ViTConfig
@@ -117,7 +117,9 @@ def test_twelve_steps(golden: dict[str, Any], method: Mugs) -> None:
     step_config = StepConfig(
         clip=((0, config["clip_grad"]),), freeze_prototypes_epochs=config["freeze_last_layer"]
     )
-    trainer = Trainer(method, build_adamw(method.student), schedule, step_config, method.student)
+    trainer = Trainer(
+        method, build_pretrain_adamw(method.student), schedule, step_config, method.student
+    )
     for record in golden["steps"]:
         step = record["step"]
         assert schedule.lr(step) == pytest.approx(record["lr"], rel=1e-12, abs=1e-15)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.engine.step import StepResult
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.pretrain.config import StepConfig
@@ -17,7 +17,9 @@ CASE = Case(replace(SMALLEST, drop_path=0.4), num_small=3)
 def three_steps(**options: bool) -> list[StepResult]:
     method = build(CASE)
     method.accelerate(**options)
-    trainer = Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
+    trainer = Trainer(
+        method, build_pretrain_adamw(method.student), SCHEDULE, StepConfig(), method.student
+    )
     results = []
     for step in (1, 2, 3):
         draws = draw_depth_uniforms(

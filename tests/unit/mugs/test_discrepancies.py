@@ -12,7 +12,7 @@ from step_cases import SCHEDULE, SMALLEST, Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mugs.engine.metering import Meter
-from mugs.engine.optim import build_adamw
+from mugs.engine.optim import build_pretrain_adamw
 from mugs.engine.step_log import StepLog
 from mugs.methods.config import MugsConfig
 from mugs.methods.mugs import Mugs
@@ -48,7 +48,9 @@ def test_no_name_is_undefined() -> None:
 
 
 def trainer_of(method: Mugs) -> Trainer:
-    return Trainer(method, build_adamw(method.student), SCHEDULE, StepConfig(), method.student)
+    return Trainer(
+        method, build_pretrain_adamw(method.student), SCHEDULE, StepConfig(), method.student
+    )
 
 
 def test_memories_fill_at_other_crop_sizes() -> None:

@@ -365,14 +365,17 @@ def test_a_stumble_of_the_disk_is_survived(tmp_path: Path) -> None:
 
 
 def test_optimizer_state_is_there_from_the_start() -> None:
-    from mugs.engine.optim import build_adamw, flatten_optimizer_state
+    from mugs.engine.optim import build_pretrain_adamw, flatten_optimizer_state
 
     def model() -> torch.nn.Linear:
         torch.manual_seed(0)
         return torch.nn.Linear(3, 2)
 
     one, other = model(), model()
-    ours, lazy = build_adamw(one), torch.optim.AdamW(other.parameters(), lr=0.0, fused=True)
+    ours, lazy = (
+        build_pretrain_adamw(one),
+        torch.optim.AdamW(other.parameters(), lr=0.0, fused=True),
+    )
     before = {name: value.shape for name, value in flatten_optimizer_state(ours).items()}
     for net, optimizer in ((one, ours), (other, lazy)):
         for _ in range(3):
