@@ -115,7 +115,9 @@ def iter_micro_batches(
         )
 
     requests = (
-        (step // order.steps_per_epoch, numbers) for step in steps for numbers in order.micro_batches(step)
+        (step // order.steps_per_epoch, numbers)
+        for step in steps
+        for numbers in order.micro_batches(step)
     )
     micro_batches = map_prefetched(load, requests, threads)
     for _ in steps:
