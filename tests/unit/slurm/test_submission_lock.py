@@ -1,7 +1,5 @@
 """Claims: one at a time, stale ones are noticed, and jobs that can never run are told from those that will."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
