@@ -1,4 +1,4 @@
-"""Results of a pool of threads, in order and a few ahead of who takes them."""
+"""Prefetch results with a pool of threads, in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,15 +8,20 @@ from typing import TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 ProgressCallback = Callable[[int, int], None]
-"""Is told how many are done, of how many."""
+"""Is called with how many items are done and how many there are."""
 
 
 def map_prefetched(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
-    """Results in order, computed by a pool that runs at most a few items ahead."""
+    """Yield the result for each item, in order, computed ahead by a pool of threads.
+
+    Raises what the function raised, when the item's turn comes.
+    """
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()
         for item in items:
             pending.append(pool.submit(function, item))
+            # Four items per thread keep all threads busy while one item takes longer, and bound the
+            # memory: `Executor.map` would take all items at once.
             if len(pending) >= 4 * threads:
                 yield pending.popleft().result()
         while pending:
@@ -24,7 +29,7 @@ def map_prefetched(function: Callable[[S], T], items: Iterable[S], threads: int)
 
 
 def with_progress(items: Iterator[T], total: int, report: ProgressCallback) -> Iterator[T]:
-    """Pass items through and report how many there were."""
+    """Pass items through and report after each how many there were."""
     for done, item in enumerate(items, 1):
         yield item
         report(done, total)

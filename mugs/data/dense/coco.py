@@ -2,7 +2,9 @@
 
     <root>/train2017/*.jpg      <root>/annotations/instances_train2017.json
     <root>/val2017/*.jpg        <root>/annotations/instances_val2017.json
-Boxes are x1, y1, x2, y2 in pixels; classes are counted from 0 in the order of the category ids.
+
+Boxes are x1, y1, x2, y2 in pixels. Classes are counted from 0 in the order of the category ids,
+which have gaps in COCO.
 """
 
 import json
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
 from mugs.data.sources.base import SourceError, ends_whole, format_names
-from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.decode import DecodeError, read_rgb_tensor
 from mugs.data.sources.expected import ExpectedCounts
 
 SPLITS = {"train": "train2017", "val": "val2017"}
@@ -27,7 +29,7 @@ SPLITS = {"train": "train2017", "val": "val2017"}
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One object that counts: its annotation's id, class, box within the image, and outline as COCO writes it."""
+    """One object that counts: annotation id, class, box within the image, COCO's outline."""
 
     annotation: int
     label: int
@@ -52,7 +54,7 @@ class CocoImage:
 
 
 class CocoSplit:
-    """One split, ordered by image id. Raises SourceError where files are missing or do not say what is needed."""
+    """One split, ordered by image id. Raises SourceError if files or parts of them are missing."""
 
     def __init__(self, root: Path, split: str) -> None:
         self.folder = root / SPLITS[split]
@@ -62,25 +64,24 @@ class CocoSplit:
             (self.annotations, self.annotations.is_file()),
         ):
             if not there:
-                expected = (
-                    f"<root>/{SPLITS[split]}/*.jpg and <root>/annotations/{self.annotations.name}"
+                raise SourceError(
+                    f"{path}: not there (expected <root>/{SPLITS[split]}/*.jpg and "
+                    f"<root>/annotations/{self.annotations.name})"
                 )
-                raise SourceError(f"{path}: not there (expected {expected})")
         try:
             content = json.loads(self.annotations.read_bytes())
-            self.categories = [
-                int(c["id"]) for c in sorted(content["categories"], key=lambda c: int(c["id"]))
-            ]
             self.names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-            self.images = list(self._images(content))
+            self.categories = sorted(self.names)
+            self.images = list(self._parse_images(content))
         except SourceError:
+            # A ValueError too, but it says already what is wrong.
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
             ) from error
 
-    def _images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
+    def _parse_images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
         labels = {category: label for label, category in enumerate(self.categories)}
         sizes = {int(i["id"]): (int(i["width"]), int(i["height"])) for i in content["images"]}
         objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
@@ -88,14 +89,14 @@ class CocoSplit:
             image = int(entry["image_id"])
             if image not in sizes:
                 raise SourceError(
-                    f"{self.annotations}: annotation {entry['id']} is of image {image}, which is not there"
+                    f"{self.annotations}: annotation {entry['id']} is of image {image}, "
+                    "which is not there"
                 )
             box = usable_box(entry, *sizes[image])
             if box is not None and entry["category_id"] in labels:
                 label = labels[entry["category_id"]]
-                objects[image].append(
-                    CocoObject(int(entry["id"]), label, box, entry["segmentation"])
-                )
+                found = CocoObject(int(entry["id"]), label, box, entry["segmentation"])
+                objects[image].append(found)
         for entry in sorted(content["images"], key=lambda i: int(i["id"])):
             number = int(entry["id"])
             yield CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(objects[number]))
@@ -104,40 +105,71 @@ class CocoSplit:
         return len(self.images)
 
     def read(self, index: int) -> Tensor:
-        """Pixels uint8 (3, H, W). Raises DecodeError and SourceError naming the file."""
+        """Return uint8 pixels (3, H, W). Raises DecodeError and SourceError naming the file."""
         entry = self.images[index]
         path = self.folder / entry.file
         try:
-            image = decode_rgb(path.read_bytes(), str(path))
+            image = read_rgb_tensor(path)
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error})") from error
-        if image.size != (entry.width, entry.height):
+        _, height, width = image.shape
+        if (height, width) != entry.size:
             raise SourceError(
-                f"{path}: {image.width} x {image.height} pixels, {self.annotations.name} says "
+                f"{path}: {width} x {height} pixels, {self.annotations.name} says "
                 f"{entry.width} x {entry.height}"
             )
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return image
 
     def objects(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), labels (n,) and bitmaps uint8 (n, H, W). Raises SourceError naming file and annotation."""
+        """Return boxes (n, 4), labels (n,) and bitmaps uint8 (n, H, W).
+
+        Raises SourceError naming file and annotation.
+        """
         entry = self.images[index]
         masks = torch.zeros(len(entry.objects), *entry.size, dtype=torch.uint8)
         for mask, one in zip(masks, entry.objects, strict=True):
             try:
                 mask.copy_(torch.from_numpy(decode_outline(one.outline, *entry.size)))
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+                # pycocotools raises all of these for an outline that is not well formed.
                 where = f"{self.annotations}: annotation {one.annotation} of {entry.file}"
                 raise SourceError(f"{where} has no usable outline ({error})") from error
         boxes = torch.tensor([one.box for one in entry.objects], dtype=torch.float32).view(-1, 4)
         return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
 
+    def find_problem(self, index: int) -> str | None:
+        """Return what is wrong with an image or its annotations, naming the file, or None."""
+        entry = self.images[index]
+        path = self.folder / entry.file
+        # Opening reads the header only. Decoding takes far longer, so only files that do not end as
+        # an image does are decoded.
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+            if (height, width) != entry.size:
+                return (
+                    f"{entry.file} ({width} x {height}, annotated {entry.width} x {entry.height})"
+                )
+        except FileNotFoundError:
+            return f"{entry.file} (missing)"
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{entry.file} ({error})"
+        try:
+            if not ends_whole(path):
+                self.read(index)
+            self.objects(index)
+        except (DecodeError, SourceError) as error:
+            return str(error)
+        return None
+
 
 def usable_box(
     entry: dict[str, Any], width: int, height: int
 ) -> tuple[float, float, float, float] | None:
-    """The box of an annotation, cut at the image; None for one that does not count.
+    """Return the box of an annotation, cut at the image, or None for one that does not count.
 
-    Crowds, areas of 0, sides below one pixel and boxes outside the image do not count (mmdetection's rule).
+    Crowds, areas of 0, sides below one pixel and boxes outside the image do not count
+    (mmdetection's rule).
     """
     x, y, w, h = (float(v) for v in entry["bbox"])
     box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
@@ -147,20 +179,21 @@ def usable_box(
 
 
 def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
-    """Polygons, or a run-length code, as uint8 (height, width). Polygons of less than three points enclose nothing."""
+    """Return polygons, or a run-length code, as a bitmap uint8 (height, width)."""
     if isinstance(outline, dict):
-        encoded = (
-            rle.frPyObjects(outline, height, width)
-            if isinstance(outline["counts"], list)
-            else outline
-        )
+        encoded = outline
+        # Run lengths come as a list of numbers or compressed to text.
+        if isinstance(outline["counts"], list):
+            encoded = rle.frPyObjects(outline, height, width)
         if list(encoded["size"]) != [height, width]:
             raise ValueError(
-                f"it is {encoded['size'][1]} x {encoded['size'][0]} pixels, its image {width} x {height}"
+                f"it is {encoded['size'][1]} x {encoded['size'][0]} pixels, "
+                f"its image {width} x {height}"
             )
         return np.asarray(rle.decode(encoded))
     if not isinstance(outline, list) or not all(isinstance(polygon, list) for polygon in outline):
         raise ValueError("neither polygons nor a run-length code")
+    # Polygons of less than three points enclose nothing.
     polygons = [polygon for polygon in outline if len(polygon) >= 6]
     if any(len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon with an odd number of coordinates")
@@ -170,7 +203,7 @@ def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
 
 
 def trainable_indices(split: CocoSplit, min_side: int) -> list[int]:
-    """Indices of the images with an object that counts and no side below `min_side` pixels."""
+    """Return the images with an object that counts and no side below `min_side` pixels."""
     images = enumerate(split.images)
     return [index for index, image in images if image.objects and min(image.size) >= min_side]
 
@@ -182,9 +215,10 @@ def check_coco(
     threads: int = 4,
     report: ProgressCallback = lambda done, total: None,
 ) -> dict[str, CocoSplit]:
-    """Both splits, every image there, of the annotated size and not cut short, every outline well formed.
+    """Open and return both splits, and check every image and outline.
 
-    Raises SourceError, in one line, with all that is wrong with either.
+    Images must be there, have the annotated size and not be cut short; outlines must be well
+    formed. Raises SourceError, in one line, with all that is wrong with either split.
     """
     splits: dict[str, CocoSplit] = {}
     problems: list[str] = []
@@ -193,16 +227,12 @@ def check_coco(
             splits[name] = CocoSplit(root, name)
         except SourceError as error:
             problems.append(f"{name}: {error}")
-    bad = _bad_images(splits, threads, report)
+    bad = _find_bad_images(splits, threads, report)
     for name, split in splits.items():
-        problems += [
-            f"{name}: {line}"
-            for line in _counts(split, expected, (expected.images or {}).get(name))
-        ]
+        lines = _count_differences(split, expected, (expected.images or {}).get(name))
         if bad[name]:
-            problems.append(
-                f"{name}: {len(bad[name])} images are not as annotated: {format_names(bad[name])}"
-            )
+            lines.append(f"{len(bad[name])} images are not as annotated: {format_names(bad[name])}")
+        problems += [f"{name}: {line}" for line in lines]
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
     if problems:
@@ -210,23 +240,20 @@ def check_coco(
     return splits
 
 
-def _bad_images(
+def _find_bad_images(
     splits: dict[str, CocoSplit], threads: int, report: ProgressCallback
 ) -> dict[str, list[str]]:
-    """What is wrong with the images of each split."""
+    """Return what is wrong with the images of each split."""
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
-    lines = with_progress(
-        map_prefetched(lambda place: _problem(splits[place[0]], place[1]), places, threads),
-        len(places),
-        report,
-    )
+    lines = map_prefetched(lambda place: splits[place[0]].find_problem(place[1]), places, threads)
     bad: dict[str, list[str]] = {name: [] for name in splits}
-    for (name, _), line in zip(places, lines, strict=True):
-        bad[name] += [line] if line else []
+    for (name, _), line in zip(places, with_progress(lines, len(places), report), strict=True):
+        if line:
+            bad[name].append(line)
     return bad
 
 
-def _counts(split: CocoSplit, expected: ExpectedCounts, images: int | None) -> list[str]:
+def _count_differences(split: CocoSplit, expected: ExpectedCounts, images: int | None) -> list[str]:
     found = {
         "categories": (len(split.categories), expected.classes),
         "images": (len(split), images),
@@ -239,23 +266,3 @@ def _counts(split: CocoSplit, expected: ExpectedCounts, images: int | None) -> l
     if not any(image.objects for image in split.images):
         lines.append(f"{split.annotations.name} has no object that counts")
     return lines
-
-
-def _problem(split: CocoSplit, index: int) -> str | None:
-    entry = split.images[index]
-    path = split.folder / entry.file
-    try:
-        with Image.open(path) as image:
-            if image.size != (entry.width, entry.height):
-                return f"{entry.file} ({image.width} x {image.height}, annotated {entry.width} x {entry.height})"
-    except FileNotFoundError:
-        return f"{entry.file} (missing)"
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{entry.file} ({error})"
-    try:
-        if not ends_whole(path):
-            split.read(index)
-        split.objects(index)
-    except (DecodeError, SourceError) as error:
-        return str(error)
-    return None

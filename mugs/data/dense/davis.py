@@ -1,8 +1,10 @@
-"""Videos with masks: the layout of DAVIS-2017 at 480p, checked and read.
+"""Videos with masks in the layout of DAVIS-2017 at 480p: checked and read.
 
-<root>/ImageSets/2017/val.txt               names of the videos, one a line
-<root>/JPEGImages/480p/<video>/00000.jpg    frames
-<root>/Annotations/480p/<video>/00000.png   one 8-bit map for each: 0 background, 1 ... objects, 255 void (as 0)
+    <root>/ImageSets/2017/val.txt               names of the videos, one per line
+    <root>/JPEGImages/480p/<video>/00000.jpg    frames
+    <root>/Annotations/480p/<video>/00000.png   an 8-bit map for each frame
+
+A map holds 0 for background, 1 and up for objects, and 255 for void, which is read as 0.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from mugs.data.dense.label_maps import VOID, check_map_size, read_map
 from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
 from mugs.data.sources.base import SourceError, format_names
-from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.decode import DecodeError, decode_rgb, read_rgb_tensor
 
 RESOLUTION = "480p"
 
@@ -34,27 +36,25 @@ class VideoFolder:
         self.names = listing.read_text(encoding="utf-8").split()
         if not self.names:
             raise SourceError(f"{listing}: names no video")
-        problems = [line for line in map(self._problem, self.names) if line]
-        if problems:
-            raise SourceError(f"{len(problems)} problems: {format_names(problems)}")
+        _raise_problems([line for line in map(self._find_missing, self.names) if line])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def frames(self, video: str) -> list[Path]:
-        """Images of a video in order."""
+        """Return the images of a video in order."""
         return sorted((self.root / "JPEGImages" / RESOLUTION / video).glob("*.jpg"))
 
     def annotation(self, frame: Path) -> Path:
-        """The map of a frame."""
+        """Return the path of the map of a frame."""
         return self.root / "Annotations" / RESOLUTION / frame.parent.name / f"{frame.stem}.png"
 
     def num_frames(self) -> int:
-        """Frames of all videos."""
+        """Return the number of frames of all videos."""
         return sum(len(self.frames(video)) for video in self.names)
 
-    def problem(self, index: int) -> str | None:
-        """Why a video cannot be used, naming the file, or None."""
+    def find_problem(self, index: int) -> str | None:
+        """Return why a video cannot be used, naming the file, or None."""
         video = self.names[index]
         try:
             self.masks(video)
@@ -64,27 +64,34 @@ class VideoFolder:
             return str(error)
         return None
 
-    def _problem(self, video: str) -> str:
+    def _find_missing(self, video: str) -> str | None:
         frames = self.frames(video)
         if len(frames) < 3:
             folder = self.root / "JPEGImages" / RESOLUTION / video
-            return f"{folder}: {len(frames)} frames (*.jpg), expected 3 or more (the first and the last do not count)"
+            return (
+                f"{folder}: {len(frames)} frames (*.jpg), expected 3 or more "
+                "(the first and the last do not count)"
+            )
         missing = [self.annotation(f) for f in frames if not self.annotation(f).is_file()]
-        return (
-            f"{missing[0]}: missing, and {len(missing) - 1} more of this video" if missing else ""
-        )
+        if missing:
+            return f"{missing[0]}: missing, and {len(missing) - 1} more of this video"
+        return None
 
     def masks(self, video: str) -> np.ndarray:
-        """Object numbers (T, H, W), uint8. Raises SourceError naming a map of another size or with a new object."""
+        """Return the object numbers (T, H, W), uint8.
+
+        Raises SourceError naming a map of another size or with a new object.
+        """
         maps: list[np.ndarray] = []
         for frame in self.frames(video):
             path = self.annotation(frame)
             values = read_map(path)
             values[values == VOID] = 0
-            if differ := check_map_size(values.shape, image_size(frame)):
-                raise SourceError(f"{path}: {differ}")
+            check_map_size(path, values.shape, image_size(frame))
             if maps and values.shape != maps[0].shape:
                 raise SourceError(f"{path}: not of the size of the first map of {video}")
+            # Objects are propagated from the first map, so one that appears later cannot be
+            # followed.
             if maps and values.max() > maps[0].max():
                 raise SourceError(
                     f"{path}: object {values.max()}, the first map ends with {maps[0].max()}"
@@ -96,7 +103,7 @@ class VideoFolder:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height. Raises SourceError naming the file."""
+    """Return width and height of an image file. Raises SourceError naming it."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -107,47 +114,57 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_frame(
     path: Path, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Normalised frame (3, *size), resized bilinearly without antialias (OpenCV's way). Raises DecodeError."""
-    pixels = (
-        torch.from_numpy(np.array(decode_rgb(path.read_bytes(), str(path))))
-        .permute(2, 0, 1)[None]
-        .float()
-    )
+    """Return a normalized frame (3, *size). Raises DecodeError."""
+    # Bilinear without antialiasing and rounded to whole levels, as OpenCV resizes in the reference.
     resized = torch.nn.functional.interpolate(
-        pixels, size=size, mode="bilinear", align_corners=False
+        read_rgb_tensor(path)[None].float(), size=size, mode="bilinear", align_corners=False
     )[0]
     return normalize_pixels(resized.round(), mean, std)
 
 
 def one_hot_patches(mask: np.ndarray, grid: tuple[int, int], num_objects: int) -> Tensor:
-    """Labels (P, 1 + O), 0 or 1, of a map (H, W): the nearest pixel of every patch, background first."""
+    """Return labels (P, 1 + O), 0 or 1, of the patches of a map (H, W), background first.
+
+    A patch has the label of the pixel nearest to its center.
+    """
     small = Image.fromarray(mask).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
     labels = torch.from_numpy(np.array(small)).long().flatten()
     return torch.nn.functional.one_hot(labels, num_objects + 1).float()
 
 
 def resize_map(labels: Tensor, height: int, width: int) -> np.ndarray:
-    """A map (h, w), uint8, at the size of the video, nearest."""
+    """Return a map (h, w), uint8, at the size of the video, by the nearest pixel."""
     image = Image.fromarray(labels.cpu().numpy())
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
 def check_videos(
-    videos: VideoFolder, num_videos: int, num_frames: int, *, threads: int, report: ProgressCallback
+    videos: VideoFolder,
+    num_videos: int,
+    num_frames: int,
+    *,
+    threads: int,
+    report: ProgressCallback,
 ) -> None:
-    """Read every frame and map; `report` is told how many of how many videos are done.
+    """Read every frame and map; `report` counts videos.
 
-    SourceError where the split holds another number of videos or frames than the data set should have, or names files.
+    Raises SourceError if the split holds another number of videos or frames than the data set
+    should have, or names bad files.
     """
     found = {"videos": len(videos), "frames": videos.num_frames()}
     wanted = {"videos": num_videos, "frames": num_frames}
-    problems = [
-        f"{found[w]} {w} found, {wanted[w]} expected" for w in found if found[w] != wanted[w]
+    wrong = [
+        f"{found[what]} {what} found, {wanted[what]} expected"
+        for what in found
+        if found[what] != wanted[what]
     ]
+    # Reading takes minutes, so it waits until the counts are right.
+    if wrong:
+        raise SourceError(f"{videos.root}: {', '.join(wrong)}")
+    lines = map_prefetched(videos.find_problem, range(len(videos)), threads)
+    _raise_problems([line for line in with_progress(lines, len(videos), report) if line])
+
+
+def _raise_problems(problems: list[str]) -> None:
     if problems:
-        raise SourceError(f"{videos.root}: {', '.join(problems)}")
-    lines = with_progress(
-        map_prefetched(videos.problem, range(len(videos)), threads), len(videos), report
-    )
-    if problems := [line for line in lines if line]:
         raise SourceError(f"{len(problems)} problems: {format_names(problems)}")

@@ -1,4 +1,4 @@
-"""Maps of numbers, one a pixel, as PNG files."""
+"""Maps of numbers, one per pixel, as PNG files."""
 
 from pathlib import Path
 
@@ -7,13 +7,19 @@ from PIL import Image
 
 from mugs.data.sources.base import SourceError
 
+# Pixels that count for nothing, in ADE20K, DAVIS and PASCAL VOC alike.
 VOID = 255
 
 
 def read_map(path: Path) -> np.ndarray:
-    """The numbers of an 8-bit PNG, grey or with a palette, (H, W). Raises SourceError naming the file."""
+    """Return the numbers (H, W) of an 8-bit PNG, gray or with a palette.
+
+    Raises SourceError naming the file.
+    """
     try:
         with Image.open(path) as image:
+            # Any other mode would be converted to 8 bits, which changes the numbers without an
+            # error.
             if image.mode not in ("L", "P"):
                 raise SourceError(
                     f"{path}: a map of mode {image.mode}, expected 8 bits a pixel (L or P)"
@@ -23,9 +29,10 @@ def read_map(path: Path) -> np.ndarray:
         raise SourceError(f"{path}: not a readable PNG file ({error})") from error
 
 
-def check_map_size(map_shape: tuple[int, ...], image_size: tuple[int, int]) -> str | None:
-    """How a map (H, W) and its image (width, height) differ in size, in words, or None."""
+def check_map_size(path: Path, shape: tuple[int, ...], image_size: tuple[int, int]) -> None:
+    """Raise SourceError unless a map (H, W) has the size (width, height) of its image."""
     width, height = image_size
-    if map_shape == (height, width):
-        return None
-    return f"{map_shape[1]} x {map_shape[0]} pixels, its image has {width} x {height}"
+    if shape != (height, width):
+        raise SourceError(
+            f"{path}: {shape[1]} x {shape[0]} pixels, its image has {width} x {height}"
+        )

@@ -1,21 +1,19 @@
-"""Batches of views: as the loaders make them, and as the networks get them."""
+"""Batches of views: bytes as the loaders make them, floats as the networks get them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of N images of one rank, crop-major, as bytes.
+    """Views of N images of one rank, crop by crop, as uint8.
 
-    large (4, N, 3, S, S): teacher 0, teacher 1, student 0, student 1; small (P, N, 3, s, s); erase (4 + P, N, 4) boxes
-    x, y, w, h with w = 0 for none; weak (N,): the large student crops are weak; ids and labels (N,).
+    large (4, N, 3, S, S) holds teacher 0, teacher 1, student 0 and student 1; small is (P, N, 3, s,
+    s). erase (4 + P, N, 4) holds boxes x, y, width, height, with width 0 for none. weak (N,) tells
+    whether the large student crops are weak. ids and labels are (N,).
     """
 
     large: Tensor
@@ -29,10 +27,10 @@ class Batch:
 
 
 class ViewLoader(Protocol):
-    """A front end: any of them gives the same batches."""
+    """A loader of views. All loaders give the same batches."""
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """This rank's batches of global steps start ... stop - 1."""
+        """Yield this rank's batches of the global steps `start` to `stop` - 1."""
 
     def close(self) -> None:
         """Stop all threads."""
@@ -40,10 +38,10 @@ class ViewLoader(Protocol):
 
 @dataclass(frozen=True)
 class Views:
-    """Crops of N images, crop-major; large ones are teacher 0, teacher 1, student 0, student 1.
+    """Normalized crops of N images on the device, crop by crop.
 
-    large (4, N, 3, S, S) and small (P, N, 3, s, s), normalised floats; weak (N,): the student's large crops were
-    drawn weakly.
+    large (4, N, 3, S, S) holds teacher 0, teacher 1, student 0 and student 1; small is (P, N, 3, s,
+    s). weak (N,) tells whether the large student crops are weak.
     """
 
     large: Tensor

@@ -1,7 +1,7 @@
-"""Batch of bytes -> normalised floats on the device, erasing included.
+"""Turn a batch of bytes into normalized floats on the device, with erased boxes.
 
-The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1): the same on every
-device, for every batch size and number of ranks.
+The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1). So
+it is the same on every device, for every batch size and number of ranks.
 """
 
 import torch
@@ -13,58 +13,65 @@ from mugs.random_streams import derive_erase_key, hashed_normal, make_image_key
 
 
 class DeviceTransform:
-    """Copies a batch to the device, scales to [0, 1], erases and normalises (in the order the recipe says).
+    """Copies a batch to the device, scales it to 0 to 1, erases and normalizes.
 
-    On a GPU all of it runs on a stream of its own, beside the step before, which the host has only queued.
+    The recipe says whether erasing or normalizing comes first. On a GPU all of it runs on a stream
+    of its own, beside the training step that is still running there.
     """
 
     def __init__(self, device: torch.device, recipe: ViewRecipe, seed: int) -> None:
-        self.device, self.recipe, self.seed = device, recipe, seed
+        self.device = device
+        self.recipe = recipe
+        self.seed = seed
         cuda = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self.mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
         if self.stream is not None:
+            # mean and std were written on the current stream.
             self.stream.wait_stream(torch.cuda.current_stream(device))
 
     def __call__(self, batch: Batch) -> Views:
-        """Views of N images; floats (crops, N, 3, size, size)."""
+        """Return the views, floats (crops, N, 3, size, size)."""
         if self.stream is None:
-            return self._views(batch)
+            return self._transform(batch)
         with torch.cuda.stream(self.stream):
-            views = self._views(batch)
-        now = torch.cuda.current_stream(self.device)
-        now.wait_stream(self.stream)
+            views = self._transform(batch)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
         for tensor in (views.large, views.small, views.weak):
-            tensor.record_stream(
-                now
-            )  # its memory is used again only when the step is through with it
+            # The memory belongs to the copy stream. Without this, the allocator could hand it out
+            # again while the training step, on the current stream, still reads it.
+            tensor.record_stream(current)
         return views
 
-    def _views(self, batch: Batch) -> Views:
-        groups, first = [], 0
+    def _transform(self, batch: Batch) -> Views:
+        groups = []
+        first = 0
         for pixels in (batch.large, batch.small):
             crops = self._copy(pixels).float().div_(255)
             boxes = batch.erase[first : first + len(pixels)]
+            # The release erases before it normalizes, so its noise ends with mean -2 and standard
+            # deviation 4.4 instead of 0 and 1 (M11).
             if not self.recipe.erase_before_norm:
-                crops = self._normalise(crops)
+                crops = self._normalize(crops)
             self._erase(crops, boxes, batch, first)
-            groups.append(self._normalise(crops) if self.recipe.erase_before_norm else crops)
+            groups.append(self._normalize(crops) if self.recipe.erase_before_norm else crops)
             first += len(pixels)
         return Views(groups[0], groups[1], self._copy(batch.weak))
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """To the device; from pinned memory where that is a GPU, so that the host does not wait."""
-        return (
-            tensor
-            if self.stream is None
-            else tensor.pin_memory().to(self.device, non_blocking=True)
-        )
+        """Copy to the device; to a GPU from page-locked memory, so that the host does not wait."""
+        if self.stream is None:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _normalise(self, crops: Tensor) -> Tensor:
+    def _normalize(self, crops: Tensor) -> Tensor:
         return crops.sub_(self.mean).div_(self.std)
 
     def _erase(self, crops: Tensor, boxes: Tensor, batch: Batch, first: int) -> None:
+        """Fill the boxes of crops first, first + 1, ... with noise."""
+        # boxes and ids are on the CPU, so reading them does not wait for the device.
         for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
             x, y, w, h = boxes[crop, image].tolist()
             image_key = make_image_key(self.seed, batch.epoch, int(batch.ids[image]))

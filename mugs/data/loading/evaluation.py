@@ -1,4 +1,8 @@
-"""Images for evaluations: exact PIL preprocessing, in order, nothing repeated; and single views to train a probe on."""
+"""Images for evaluations, and single views to train a probe on.
+
+Evaluation images are preprocessed by PIL exactly as torchvision does, come in order, and none is
+repeated.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,9 +20,8 @@ from mugs.data.prefetch import map_prefetched
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
-from mugs.data.views.plan import CropPlan, draw_crop_box, draw_strong_crop
-from mugs.data.views.render.reference import crop_and_resize, render_crop_pil
-from mugs.data.views.render.reference import resize_pil as resize_image
+from mugs.data.views.plan import Box, CropPlan, draw_crop_box, draw_strong_crop
+from mugs.data.views.render.reference import crop_and_resize, render_crop_pil, resize_pil
 from mugs.random_streams import SampleStream, make_generator
 
 Augmentation = Literal["strong", "crop_flip"]
@@ -29,12 +32,17 @@ RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 def preprocess_eval_image(
     image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic"
 ) -> np.ndarray:
-    """Shorter side to `short_side`, centre crop of `crop` pixels, as torchvision; uint8 (3, crop, crop)."""
+    """Resize the shorter side to `short_side` and cut out the center; return uint8 (3, crop, crop).
+
+    Roundings are those of torchvision's Resize (down) and CenterCrop (to the nearest, halves to
+    even).
+    """
     width, height = image.size
     short = min(width, height)
     size = (int(short_side * width / short), int(short_side * height / short))
-    image = resize_image(image, *size, resample=RESAMPLE[interpolation])
-    left, top = round((size[0] - crop) / 2), round((size[1] - crop) / 2)
+    image = resize_pil(image, *size, resample=RESAMPLE[interpolation])
+    left = round((size[0] - crop) / 2)
+    top = round((size[1] - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
 
 
@@ -48,16 +56,15 @@ def iter_eval_batches(
     indices: Sequence[int] | None = None,
     threads: int = 2,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Normalised images (N, 3, crop, crop), labels and ids of the given samples, in their order."""
+    """Yield normalized images (N, 3, crop, crop), labels and ids of the given samples in order."""
     chosen = list(range(len(source))) if indices is None else list(indices)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def pixels(index: int) -> np.ndarray:
-        return preprocess_eval_image(
-            decode_rgb(source.read(index), source.describe(index)), resize, crop, interpolation
-        )
+    def load_pixels(index: int) -> np.ndarray:
+        image = decode_rgb(source.read(index), source.describe(index))
+        return preprocess_eval_image(image, resize, crop, interpolation)
 
-    images = map_prefetched(pixels, chosen, threads)
+    images = map_prefetched(load_pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
         ids = chosen[first : first + batch_size]
         batch = torch.from_numpy(np.stack([next(images) for _ in ids]))
@@ -73,8 +80,11 @@ def render_probe_view(
     epoch: int,
     augmentation: Augmentation,
     recipe: ViewRecipe,
-) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """One training view of a sample, uint8 (3, S, S), and its erase box; a function of (seed, epoch, sample)."""
+) -> tuple[np.ndarray, Box]:
+    """Return one training view of a sample, uint8 (3, S, S), and its erase box.
+
+    Both are a function of (seed, epoch, sample).
+    """
     image = decode_rgb(source.read(sample), source.describe(sample))
     rng = make_generator(seed, epoch, sample, SampleStream.PROBE_VIEW)
     box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
@@ -98,18 +108,19 @@ def iter_probe_batches(
     device: torch.device,
     threads: int = 2,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's training batches of global steps start to stop: normalised views (N, 3, crop, crop) and labels.
+    """Yield this rank's training batches of global steps `start` to `stop` - 1, on the device.
 
-    Both on the device. Crop scale 0.08 to 1; the strong views are erased after normalising (linear probing of the
-    release). Views of the next batch are drawn while one is used.
+    A batch is normalized views (N, 3, crop, crop) and labels. Views of the next batches are drawn
+    while one is used.
     """
+    # The linear probe of the release: crops of 8% to 100% of the image, erased after normalizing.
     recipe = replace(
         ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
     )
-    stage = DeviceTransform(device, recipe, seed)
+    to_device = DeviceTransform(device, recipe, seed)
     each = order.steps_per_epoch
 
-    def view(item: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    def render(item: tuple[int, int]) -> tuple[np.ndarray, Box]:
         epoch, sample = item
         return render_probe_view(
             source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
@@ -118,7 +129,7 @@ def iter_probe_batches(
     items = (
         (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
     )
-    views = map_prefetched(view, items, threads)
+    views = map_prefetched(render, items, threads)
     for step in range(start, stop):
         ids = order.indices(step)
         drawn = [next(views) for _ in ids]
@@ -126,7 +137,8 @@ def iter_probe_batches(
         large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
         erase = torch.tensor([box for _, box in drawn], dtype=torch.int16)[None]
         weak = torch.ones(len(ids), dtype=torch.bool)
+        # A batch of pretraining with a single large crop and no small ones (the empty slice).
         batch = Batch(
             large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step
         )
-        yield stage(batch).large[0], labels.to(device)
+        yield to_device(batch).large[0], labels.to(device)

@@ -1,10 +1,12 @@
-"""FFCV front end: FFCV reads the images of a `.beton` file ahead, the thread loader's pool renders them.
+"""FFCV loader: FFCV reads images of a `.beton` file ahead, the thread loader's pool renders them.
 
-Its batches are those of the thread loader, bit by bit. Stock FFCV's decoders, augmentations and orders are not used:
-they decode once per view, resize with another filter and take their randomness from hidden state. What is replaced
-here of FFCV 1.0.2 hangs, leaks or breaks in long runs; each place says how.
+Its batches are those of the thread loader, bit by bit. FFCV's own decoders, augmentations and
+orders are not used: they decode once per view, resize with another filter and take their randomness
+from hidden state. The classes below replace parts of FFCV 1.0.2 that hang, leak or break in long
+runs; each one says what and why.
 
-Importing ffcv and making its loader set the number of threads of the whole process: `make_loader` sets it back.
+Importing ffcv and making its loader set the number of threads of the whole process; `make_loader`
+restores it.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -38,7 +40,7 @@ OS_PAGE = 4096
 
 
 class FFCVLoader(ThreadLoader):
-    """The thread loader with FFCV as its reader. Raises SourceError unless the source is a `.beton` file."""
+    """The thread loader with FFCV as its reader. Raises SourceError for a folder."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class FFCVLoader(ThreadLoader):
         self.reading: WeakSet[ReadAhead] = WeakSet()
 
     def requests(self, start: int, stop: int) -> Generator[BatchRequest]:
-        """Batches of images that have been read into memory, epoch by epoch."""
+        """Yield batches of images that have been read into memory, epoch by epoch."""
         per_epoch = self.order.steps_per_epoch
         while start < stop:
             end = min(stop, start - start % per_epoch + per_epoch)
@@ -71,26 +73,27 @@ class FFCVLoader(ThreadLoader):
             with closing(ReadAhead(self.reader, ids)) as batches:
                 self.reading.add(batches)
                 for step, chosen in zip(range(start, end), ids, strict=True):
-                    yield BatchRequest(
-                        step, chosen, partial(read_mapped_image, batches.file, next(batches))
-                    )
+                    read = partial(read_mapped_image, batches.file, next(batches))
+                    yield BatchRequest(step, chosen, read)
             start = end
 
     def close(self) -> None:
-        """Stop all threads, those of iterators that were not finished too."""
+        """Stop all threads, those of unfinished iterators too."""
         for reader in list(self.reading):
             reader.close()
         super().close()
 
 
 def read_mapped_image(file: np.ndarray, places: np.ndarray, slot: int) -> bytes:
-    """The encoded image of a slot."""
-    address, size = int(places[slot, 0]), int(places[slot, 1])
+    """Return the encoded image of a slot, from the mapped file and a row of `LocateImage`."""
+    address = int(places[slot, 0])
+    size = int(places[slot, 1])
     return file[address : address + size].tobytes()
 
 
 def make_reader(source: BetonSource, batch_size: int) -> Loader:
-    """FFCV's loader over the file. Its memory manager is no argument of FFCV's, so the class is swapped meanwhile."""
+    """Return FFCV's loader over the file."""
+    # The memory manager is no argument of FFCV's loader, so the class is swapped while it is made.
     stock = ffcv.loader.loader.OSCacheManager
     ffcv.loader.loader.OSCacheManager = MappedFile
     try:
@@ -99,6 +102,7 @@ def make_reader(source: BetonSource, batch_size: int) -> Loader:
             batch_size=batch_size,
             num_workers=1,
             os_cache=True,
+            # `ReadAhead` hands in the order.
             order=OrderOption.SEQUENTIAL,
             batches_ahead=1,
             pipelines={"image": PipelineSpec("image", decoder=LocateImage()), "label": None},
@@ -108,7 +112,9 @@ def make_reader(source: BetonSource, batch_size: int) -> Loader:
 
 
 def check_image_table(source: BetonSource, reader: Reader) -> None:
-    """Refuse a file whose tables contradict each other: compiled code does not notice that it reads elsewhere."""
+    """Raise SourceError if the tables of the file contradict each other."""
+    # FFCV's compiled code trusts the table: with a damaged one it would read elsewhere, without an
+    # error.
     table = reader.alloc_table
     same = np.array_equal(table["ptr"], source.samples["image"]["data_ptr"])
     same = same and np.array_equal(table["size"], np.asarray(source.sizes, dtype=np.uint64))
@@ -117,21 +123,22 @@ def check_image_table(source: BetonSource, reader: Reader) -> None:
 
 
 class LocateImage(Operation):  # type: ignore[misc]
-    """Reads each stored image into the page cache, without the GIL, and hands out where it lies.
+    """FFCV "decoder" that reads each image into the page cache and returns where it lies.
 
-    Rows are address, size and the sum of one byte per page, which is what makes the system read them. A place takes 24
-    bytes; stock decoders reserve the largest image of the file for every sample of every buffer.
+    A row holds address, size and the sum of one byte per page. To read these bytes is what makes
+    the system load the pages, and compiled code does it without the interpreter lock. A row takes
+    24 bytes; FFCV's decoders reserve the largest image of the file for every sample of every
+    buffer.
     """
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """One row per image."""
+        """Declare one row per image."""
         kind = np.dtype("<u8")
-        return replace(previous_state, jit_mode=True, shape=(3,), dtype=kind), AllocationQuery(
-            (3,), kind
-        )
+        state = replace(previous_state, jit_mode=True, shape=(3,), dtype=kind)
+        return state, AllocationQuery((3,), kind)
 
     def generate_code(self) -> Callable[..., Any]:
-        """The function FFCV compiles and calls with a batch."""
+        """Return the function that FFCV compiles and calls with a batch."""
 
         def locate(batch_indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
             file, addresses, sizes = storage_state
@@ -141,11 +148,10 @@ class LocateImage(Operation):  # type: ignore[misc]
                 touched = np.uint64(0)
                 for offset in range(0, size, OS_PAGE):
                     touched += np.uint64(file[address + np.uint64(offset)])
-                destination[row, 0], destination[row, 1], destination[row, 2] = (
-                    address,
-                    size,
-                    touched,
-                )
+                destination[row, 0] = address
+                destination[row, 1] = size
+                # Stored so that the compiler cannot leave out the reads.
+                destination[row, 2] = touched
             return destination
 
         return locate
@@ -154,47 +160,55 @@ class LocateImage(Operation):  # type: ignore[misc]
 class MappedFile(OSCacheManager):  # type: ignore[misc]
     """FFCV's memory map of the file, and nothing else of its memory manager.
 
-    Stock: dictionaries of pages take 5 s and 600 MB per process for ImageNet, and compiling its reader changes a numba
-    type that the whole process shares, so that functions compiled later fail with a KeyError.
+    FFCV: dictionaries of pages take 5 s and 600 MB per process for ImageNet, and compiling its
+    reader changes a numba type that the whole process shares, so that functions compiled later fail
+    with a KeyError.
     """
 
     def __init__(self, reader: Reader) -> None:
         order = np.argsort(reader.alloc_table["ptr"])
-        self.reader, self.context = reader, OSCacheContext(self)
-        self.ptrs, self.sizes = reader.alloc_table["ptr"][order], reader.alloc_table["size"][order]
+        self.reader = reader
+        self.context = OSCacheContext(self)
+        # Sorted by address, for the binary search of `LocateImage`.
+        self.ptrs = reader.alloc_table["ptr"][order]
+        self.sizes = reader.alloc_table["size"][order]
 
     def compile_reader(self) -> None:
-        """Nothing to compile: `Located` finds the images itself."""
+        """Compile nothing: `LocateImage` finds the images itself."""
 
 
 class ReadAhead(EpochIterator):  # type: ignore[misc]
-    """FFCV's reading thread over given batches; gives the places of each.
+    """FFCV's reading thread over given batches; yields the rows of `LocateImage` of each.
 
-    An error in it is raised where its batch is due (stock: the consumer waits for ever), and `close` ends the thread
-    (stock: it lives on with its buffers).
+    An error in the thread is raised where its batch is due (FFCV: the consumer waits for ever), and
+    `close` ends the thread (FFCV: it lives on with its buffers).
     """
 
     def __init__(self, loader: Loader, batches: Sequence[np.ndarray]) -> None:
+        # Before the base class, which starts the thread.
         self.error: BaseException | None = None
         super().__init__(loader, np.concatenate(batches).astype(np.uint64))
         self.file: np.ndarray = self.storage_state[0]
 
     def run(self) -> None:
-        """Read batch after batch until told to stop; None is the end."""
+        """Read batch after batch until told to stop; None in the queue is the end."""
         try:
             for number, ids in enumerate(self.iter_ixes):
                 if self.terminate_event.is_set():
                     return
                 slot = number % (self.loader.batches_ahead + 2)
                 (places,) = self.run_pipeline(number, ids, slot, None)
-                self.output_queue.put(places.copy())  # FFCV reuses its buffers
-        except BaseException as error:  # handed to the consumer, who raises it
+                # A copy, as FFCV uses its few buffers again.
+                self.output_queue.put(places.copy())
+        except BaseException as error:
+            # Handed to the consumer, who raises it.
             self.error = error
         self.output_queue.put(None)
 
     def __next__(self) -> np.ndarray:
         places: np.ndarray | None = self.output_queue.get()
         if places is None:
+            # Put back, so that the next call ends too instead of waiting.
             self.output_queue.put(None)
             raise self.error or StopIteration
         return places
@@ -203,6 +217,8 @@ class ReadAhead(EpochIterator):  # type: ignore[misc]
         """End the thread and wait for it; a consumer that still asks gets an error."""
         self.terminate_event.set()
         self.error = self.error or RuntimeError("the loader was closed")
+        # The thread may wait to put a batch into the full queue, so the queue is emptied until it
+        # ends.
         while self.is_alive():
             with suppress(Empty):
                 self.output_queue.get(timeout=0.01)
@@ -211,4 +227,4 @@ class ReadAhead(EpochIterator):  # type: ignore[misc]
         self.output_queue.put(None)
 
     def __del__(self) -> None:
-        """Stock closes here, in whatever thread collects the garbage, even its own."""
+        """Do nothing: FFCV closes here, in whatever thread collects the garbage, even its own."""

@@ -1,4 +1,4 @@
-"""Batches of views in the exact order of `SampleOrder`, whichever front end makes them."""
+"""Make the loader of pretraining's views by its name."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ import torch
 from mugs.data.loading.batch import ViewLoader
 from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.thread_loader import ThreadLoader
 from mugs.data.sources.base import Source
 from mugs.data.views.config import ViewRecipe
 
@@ -25,30 +26,38 @@ def make_loader(
     threads: int = 2,
     ahead: int = 3,
 ) -> ViewLoader:
-    """The front end by name; `threads` render, at most `ahead` batches ahead.
+    """Return a loader of views; its batches are the same whatever is chosen.
 
-    "auto" is the thread loader, which reads folders and `.beton` files alike. "ffcv" lets FFCV read the `.beton` file;
-    below some 1,000 images per second and process, where decoding and rendering are the cost, it is no faster.
-    Renderers are "fast", compiled, and "reference", PIL's. The batches are the same whatever is chosen. Raises
-    ValueError where FFCV is not installed, SourceError where it cannot read the source.
+    Args:
+        source: the images.
+        recipe: what views are drawn from.
+        order: which samples are in which batch.
+        seed: seed of the views.
+        loader: "auto" and "thread" read folders and `.beton` files. "ffcv" lets FFCV read the
+            `.beton` file; below about 1,000 images per second and process, where decoding and
+            rendering are the cost, it is not faster.
+        renderer: "fast" is compiled, "reference" is PIL's.
+        threads: threads that decode and render.
+        ahead: batches that are prefetched at most.
+
+    Raises:
+        ValueError: FFCV is not installed.
+        SourceError: FFCV cannot read the source.
     """
-    if loader != "ffcv":
-        from mugs.data.loading.thread_loader import ThreadLoader
-
-        return ThreadLoader(
-            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
-        )
     torch_threads = torch.get_num_threads()
     try:
-        front_end = _ffcv_loader()
+        front_end = _import_ffcv_loader() if loader == "ffcv" else ThreadLoader
         return front_end(
             source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
         )
     finally:
-        torch.set_num_threads(torch_threads)  # FFCV sets it to 1, at import already
+        # FFCV sets the threads of the whole process to 1, when it is imported and when its loader
+        # is made.
+        if loader == "ffcv":
+            torch.set_num_threads(torch_threads)
 
 
-def _ffcv_loader() -> "type[FFCVLoader]":
+def _import_ffcv_loader() -> "type[FFCVLoader]":
     try:
         from mugs.data.loading.ffcv_loader import FFCVLoader
     except (ImportError, OSError) as error:

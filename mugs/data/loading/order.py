@@ -1,4 +1,7 @@
-"""Which samples make up which batch: a permutation per epoch, cut by step and rank."""
+"""The sampler: which samples make up which batch.
+
+One permutation per epoch, cut by step and rank.
+"""
 
 from functools import lru_cache
 
@@ -6,15 +9,23 @@ import numpy as np
 
 from mugs.random_streams import EpochStream, make_item_generator
 
-EPOCHS_KEPT = 2  # steps are asked for ahead of the loop and in it: at the turn of two epochs, by turns for both
+# At the turn of two epochs, the loader asks for steps of the next one while the loop still asks for
+# the last one, by turns. With one permutation kept, each would be drawn again and again.
+EPOCHS_KEPT = 2
 
 
 class SampleOrder:
-    """Permutation keyed by (seed, epoch); the batch of a step is a slice of it, each rank's part a slice of that.
+    """The order of samples, a function of (seed, epoch), so that nothing has to be saved to resume.
 
-    An incomplete last batch is dropped, unless `steps_per_epoch` asks for it: then the permutation is repeated from its
-    start. (The released sampler pads so that 1,271 batches of 1,008 come out of 1,281,167 images.) With `short_last` it
-    is kept as it is, repeating only what makes the ranks equal.
+    The batch of a step is a slice of the epoch's permutation, and each rank's part a slice of that.
+    So the samples of a global batch do not depend on the number of ranks.
+
+    An incomplete last batch is dropped, unless `steps_per_epoch` asks for it: then the permutation
+    is repeated from its start. (The release pads in this way: 1,271 batches of 1,008 from 1,281,167
+    images.) With `short_last` the last batch stays short; only as many samples are repeated as make
+    the ranks equal.
+
+    Raises ValueError if the ranks do not divide the batch, or the data fill no batch.
     """
 
     def __init__(
@@ -31,9 +42,12 @@ class SampleOrder:
         if batch_size % world:
             raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
         if num == 0:
-            raise ValueError("the data set holds no image")
-        self.num, self.seed, self.batch_size = num, seed, batch_size
-        self.world, self.rank = world, rank
+            raise ValueError("the data set contains no images")
+        self.num = num
+        self.seed = seed
+        self.world = world
+        self.rank = rank
+        self.batch_size = batch_size
         if short_last:
             self.per_epoch = -(-num // world) * world
             self.steps_per_epoch = -(-self.per_epoch // batch_size)
@@ -42,15 +56,16 @@ class SampleOrder:
             self.per_epoch = self.steps_per_epoch * batch_size
         if self.steps_per_epoch < 1:
             raise ValueError(f"batch_size {batch_size} exceeds the {num} images of the data set")
+        # Per object and not by a decorator, which would keep every object alive.
         self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        """All samples of an epoch in order, (per_epoch,)."""
+        """Return all samples of an epoch in order, (per_epoch,)."""
         rng = make_item_generator(self.seed, epoch, EpochStream.SAMPLE_ORDER)
         return np.resize(rng.permutation(self.num), self.per_epoch)
 
     def indices(self, step: int) -> np.ndarray:
-        """This rank's samples of global step `step`, (batch_size / world,) or fewer in a short last batch."""
+        """Return this rank's samples of a global step, (batch_size / world,) or fewer."""
         epoch, within = divmod(step, self.steps_per_epoch)
         batch = self.permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
         share = len(batch) // self.world

@@ -1,4 +1,8 @@
-"""Views rendered by a pool of threads ahead of the consumer."""
+"""Render views with a pool of threads, ahead of the consumer.
+
+Threads and not processes: decoding and the compiled renderer release the interpreter lock, and
+results need no copy between processes.
+"""
 
 import itertools
 from collections import deque
@@ -30,7 +34,7 @@ RENDERERS: dict[RendererName, Render] = {
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch to render: its global step, sample ids (N,), and the encoded image of a slot 0 ... N - 1."""
+    """A batch to render: global step, sample ids (N,), and a reader of the image of a slot."""
 
     step: int
     ids: np.ndarray
@@ -38,24 +42,28 @@ class BatchRequest:
 
 
 class BatchBuffer:
-    """Arrays of one batch, filled image by image; in page-locked memory where there is a GPU to copy to.
+    """The arrays of one batch, filled image by image; in page-locked memory if there is a GPU.
 
-    torch keeps page-locked memory for reuse and hands it out again only when the copies to the device that read it are
-    done, so that a new buffer per batch costs no allocation and needs no bookkeeping here.
+    torch keeps page-locked memory for reuse, and hands it out again only when the copies to the
+    device that read it are done. So a new buffer for each batch costs no allocation and needs no
+    bookkeeping here.
     """
 
     def __init__(self, request: BatchRequest, recipe: ViewRecipe, render: Render) -> None:
-        num, large, small = len(request.ids), recipe.large_size, recipe.small_size
-        pinned = torch.cuda.is_available()
-        self.request, self.render = request, render
-        self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
-        self.small = torch.empty(
-            recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned
-        )
+        num = len(request.ids)
+        self.request = request
+        self.render = render
+        self.large = self._pixels(4, num, recipe.large_size)
+        self.small = self._pixels(recipe.num_small, num, recipe.small_size)
         self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
         self.weak = torch.zeros(num, dtype=torch.bool)
 
-    def draw(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
+    @staticmethod
+    def _pixels(crops: int, num: int, size: int) -> torch.Tensor:
+        shape = (crops, num, 3, size, size)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+    def render_slot(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
         """Render the views of one image into its slot."""
         self.render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
         self.erase[:, slot] = torch.tensor([crop.erase for crop in plan.crops])
@@ -63,7 +71,10 @@ class BatchBuffer:
 
 
 class ThreadLoader:
-    """A pool of threads renders the next `ahead` batches; an error in a worker is raised where its batch is due."""
+    """Loader of views whose threads work on the next `ahead` batches.
+
+    An error in a thread is raised where its batch is due.
+    """
 
     def __init__(
         self,
@@ -76,27 +87,34 @@ class ThreadLoader:
         threads: int,
         ahead: int,
     ) -> None:
-        self.source, self.recipe, self.order, self.seed = source, recipe, order, seed
-        self.render, self.threads, self.ahead = RENDERERS[renderer], threads, ahead
+        self.source = source
+        self.recipe = recipe
+        self.order = order
+        self.seed = seed
+        self.render = RENDERERS[renderer]
+        self.ahead = ahead
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """This rank's batches of global steps start ... stop - 1."""
+        """Yield this rank's batches of the global steps `start` to `stop` - 1."""
         queue: deque[tuple[BatchBuffer, list[Future[None]]]] = deque()
         with closing(self.requests(start, stop)) as requests:
             try:
-                queue.extend(
-                    self._submit(request) for request in itertools.islice(requests, self.ahead)
-                )
+                for request in itertools.islice(requests, self.ahead):
+                    queue.append(self._submit(request))
                 while queue:
                     yield self._collect(*queue.popleft())
-                    queue.extend(self._submit(request) for request in itertools.islice(requests, 1))
+                    # One request for each batch that was taken, so that at most `ahead` are in
+                    # memory.
+                    for request in itertools.islice(requests, 1):
+                        queue.append(self._submit(request))
             finally:
+                # Also when the consumer stops early: what has not begun is not rendered any more.
                 for future in itertools.chain.from_iterable(futures for _, futures in queue):
                     future.cancel()
 
     def requests(self, start: int, stop: int) -> Generator[BatchRequest]:
-        """What to render, in order; the encoded images are read by the threads that render them."""
+        """Yield what to render, in order; the threads that render an image also read it."""
         for step in range(start, stop):
             ids = self.order.indices(step)
             yield BatchRequest(step, ids, partial(self._read, ids))
@@ -106,21 +124,21 @@ class ThreadLoader:
 
     def _submit(self, request: BatchRequest) -> tuple[BatchBuffer, list[Future[None]]]:
         buffer = BatchBuffer(request, self.recipe, self.render)
-        return buffer, [
-            self.pool.submit(self._fill, buffer, slot) for slot in range(len(request.ids))
-        ]
+        slots = range(len(request.ids))
+        return buffer, [self.pool.submit(self._fill, buffer, slot) for slot in slots]
 
     def _fill(self, buffer: BatchBuffer, slot: int) -> None:
         sample = int(buffer.request.ids[slot])
         image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
         epoch = buffer.request.step // self.order.steps_per_epoch
         plan = draw_view_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
-        buffer.draw(slot, image, plan)
+        buffer.render_slot(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
         for future in futures:
             future.result()
-        step, ids = buffer.request.step, buffer.request.ids
+        step = buffer.request.step
+        ids = buffer.request.ids
         return Batch(
             large=buffer.large,
             small=buffer.small,
@@ -133,5 +151,5 @@ class ThreadLoader:
         )
 
     def close(self) -> None:
-        """Stop all threads; nothing half-done is waited for longer than one image."""
+        """Stop all threads, each after the image that it works on."""
         self.pool.shutdown(wait=True, cancel_futures=True)

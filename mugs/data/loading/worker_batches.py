@@ -1,4 +1,4 @@
-"""Batches made from lists of keys, by processes or here; a bad file is an error where its batch is due."""
+"""Make batches from lists of keys, in worker processes or in this one."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,35 +22,42 @@ class LabeledBatch(NamedTuple):
 
 
 class MapDataset(Dataset[Any]):
-    """What `make` makes of a key, or its error, whose message DataLoader would turn into a traceback."""
+    """Dataset of what `load_item` returns for a key, or of the error that a bad file raises."""
 
-    def __init__(self, make: LoadItem) -> None:
-        self.make = make
+    def __init__(self, load_item: LoadItem) -> None:
+        self.load_item = load_item
 
     def __getitem__(self, key: Any) -> Any:
+        # The error is passed on as a value: raised in a worker, DataLoader would put its traceback
+        # into the message.
         try:
-            return self.make(key)
+            return self.load_item(key)
         except (DecodeError, SourceError, OSError) as error:
             return error
 
 
 def iter_batches(
-    make: LoadItem, keys: Iterable[Sequence[Any]], collate: Callable[[list[Any]], Any], workers: int
+    load_item: LoadItem,
+    keys: Iterable[Sequence[Any]],
+    collate: Callable[[list[Any]], Any],
+    workers: int,
 ) -> Generator[Any]:
-    """`collate` of what `make` makes of each list of keys, by `workers` processes, or by this one with 0.
+    """Yield, for each list of keys, the collated items that `load_item` returns.
 
-    Raises what the first bad key of a list raised, in the list's turn.
+    With `workers` processes, or in this one for 0. Raises what the first bad key of a list raised,
+    when the list's turn comes.
     """
 
     def first_error(items: list[Any]) -> Any:
         return next((item for item in items if isinstance(item, Exception)), None) or collate(items)
 
     loader = DataLoader(
-        MapDataset(make),
+        MapDataset(load_item),
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=first_error,
         pin_memory=torch.cuda.is_available(),
+        # Closures cannot be pickled, which other ways to start a process would need.
         multiprocessing_context="fork" if workers else None,
     )
     for item in loader:
@@ -60,5 +67,5 @@ def iter_batches(
 
 
 def stack_samples(items: list[tuple[Tensor, Tensor | int, int]]) -> LabeledBatch:
-    """Images, labels and sample ids of a batch."""
+    """Collate images, labels and sample ids."""
     return LabeledBatch(*default_collate(items))

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a mini COCO: scenes, boxes, outlines and categories in COCO's files."""
+"""scikit-learn's handwritten digits as a mini COCO: scenes, boxes, outlines and categories."""
 
 import json
 from pathlib import Path
@@ -20,34 +20,36 @@ from mugs.data.mini.scenes_and_videos import (
 from mugs.random_streams import DemoStream, make_item_generator
 from pipeline.files import replace_atomically
 
-SIZES = ((96, 96), (80, 112), (112, 80))  # height, width
+# Height and width of a scene; smallest and largest side of a digit (the latter excluded).
+SIZES = ((96, 96), (80, 112), (112, 80))
 SIDES = (28, 44)
 
 
 def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None:
-    """Write `train` and `val` scenes of digits below root, if not there. No digit is in both splits."""
+    """Write scenes of digits below root, if not there; no digit is in both splits."""
     if root.is_dir():
         return
     with replace_atomically(root) as folder:
         (folder / "annotations").mkdir(parents=True)
-        for number, (split, count) in enumerate((("train", train), ("val", val))):
+        for split, count, stream in (
+            ("train", train, DemoStream.TRAIN_COCO),
+            ("val", val, DemoStream.VAL_COCO),
+        ):
             (folder / SPLITS[split]).mkdir()
             digits = load_digit_split(split)
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for index in range(1, count + 1):
-                rng = make_item_generator(seed, index, DemoStream.TRAIN_COCO + number)
-                light, found = draw_coco_scene(digits, rng)
+                light, found = draw_coco_scene(digits, make_item_generator(seed, index, stream))
                 name = f"{index:012d}.jpg"
                 Image.fromarray(light).convert("RGB").save(
                     folder / SPLITS[split] / name, quality=95
                 )
                 height, width = light.shape
                 images.append({"id": index, "file_name": name, "width": width, "height": height})
-                annotations += [
-                    {"id": len(annotations) + i, "image_id": index, **a}
-                    for i, a in enumerate(found, 1)
-                ]
+                for entry in found:
+                    number = len(annotations) + 1
+                    annotations.append({"id": number, "image_id": index, **entry})
             categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
             content = {"images": images, "annotations": annotations, "categories": categories}
             path = folder / "annotations" / f"instances_{SPLITS[split]}.json"
@@ -55,16 +57,20 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
 
 
 def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """A dark picture with one to four digits that hardly overlap, and their annotations."""
+    """Draw a dark picture with one to four digits side by side; return it and their annotations."""
     height, width = SIZES[rng.integers(len(SIZES))]
     light = draw_dark_noise(height, width, rng)
-    wanted, taken = int(rng.integers(1, 5)), np.zeros((height, width), bool)
+    wanted = int(rng.integers(1, 5))
+    taken = np.zeros((height, width), bool)
     found: list[dict[str, Any]] = []
+    # Random places until enough are free. The limit ends the search when the picture is full.
     for _ in range(20 * wanted):
         if len(found) == wanted:
             break
-        chosen, size = int(rng.integers(len(digits.labels))), int(rng.integers(*SIDES))
-        top, left = int(rng.integers(0, height - size + 1)), int(rng.integers(0, width - size + 1))
+        chosen = int(rng.integers(len(digits.labels)))
+        size = int(rng.integers(*SIDES))
+        top = int(rng.integers(0, height - size + 1))
+        left = int(rng.integers(0, width - size + 1))
         place = taken[top : top + size, left : left + size]
         if place.any():
             continue
@@ -76,19 +82,22 @@ def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[di
 
 
 def annotate_digit(body: np.ndarray, digit: int, top: int, left: int) -> dict[str, Any]:
-    """COCO's fields for a digit at (top, left): its outline is the convex hull of its body's pixels."""
+    """Return COCO's fields of a digit at (top, left); its outline is the hull of its body."""
     from scipy.spatial import ConvexHull
 
     rows, columns = np.nonzero(body)
+    # The hull of the corners of all pixels, as a pixel at (x, y) covers x to x + 1 and y to y + 1.
     corners = np.concatenate(
         [np.stack([columns + x, rows + y], axis=1) for x in (0, 1) for y in (0, 1)]
     )
     hull = ConvexHull(corners)
     outline = (corners[hull.vertices] + [left, top]).astype(float)
-    low, high = outline.min(axis=0), outline.max(axis=0)
+    low = outline.min(axis=0)
+    high = outline.max(axis=0)
     return {
         "category_id": digit + 1,
         "bbox": [*low.tolist(), *(high - low).tolist()],
+        # In two dimensions scipy's "volume" is the area.
         "area": float(hull.volume),
         "iscrowd": 0,
         "segmentation": [outline.flatten().tolist()],

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits as scenes with label maps and as videos: mini ADE20K and mini DAVIS.
+"""scikit-learn's handwritten digits as scenes with label maps and as videos: mini ADE20K and DAVIS.
 
-Light digits on a dark, noisy ground, written in the layouts of the two data sets. Every fifth digit, and no other, is
-used for validation. The edge of a digit, where its light fades, is void in the scenes.
+Light digits on a dark, noisy ground, written in the layouts of the two data sets. Every fifth
+digit, and no other, is used for validation.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,25 @@ from mugs.data.dense.pictures import label_colors
 from mugs.random_streams import DemoStream, make_item_generator
 from pipeline.files import replace_atomically
 
-BACKGROUND = 1  # as written, where 0 is void; digit d is d + 2
-EDGE, BODY = 40, 110  # light from which a pixel is no longer background, and from which it is digit
+# As written in a file, where 0 is void; digit d is d + 2.
+BACKGROUND = 1
+# Levels from which a pixel is no longer background, and from which it is digit. Between them, where
+# the light of a digit fades, a scene is void: the truth there is a matter of taste.
+EDGE = 40
+BODY = 110
 SIZES = ((64, 64), (64, 80), (80, 64))
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (n, 8, 8), light from 0 to 16, and labels (n,) of one split."""
+    """Images (n, 8, 8), levels from 0 to 16, and labels (n,) of one split."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 def load_digit_split(split: str) -> Digits:
-    """The digits of "train" or "val"."""
+    """Return the digits of "train" or "val"."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -40,29 +44,30 @@ def load_digit_split(split: str) -> Digits:
 def materialize_scenes(
     root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0
 ) -> None:
-    """Write `train` and `val` scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
+    """Write scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
     if root.is_dir():
         return
     with replace_atomically(root) as folder:
-        for number, (split, name, count) in enumerate(
-            (("train", "training", train), ("val", "validation", val))
+        for split, name, count, stream in (
+            ("train", "training", train, DemoStream.TRAIN_SCENES),
+            ("val", "validation", val, DemoStream.VAL_SCENES),
         ):
             digits = load_digit_split(split)
-            for kind in ("images", "annotations"):
-                (folder / kind / name).mkdir(parents=True)
+            images = folder / "images" / name
+            annotations = folder / "annotations" / name
+            images.mkdir(parents=True)
+            annotations.mkdir(parents=True)
             for index in range(count):
-                rng = make_item_generator(seed, index, DemoStream.TRAIN_SCENES + number)
+                rng = make_item_generator(seed, index, stream)
                 image, labels = draw_labeled_scene(digits, rng, classes)
-                image.save(folder / "images" / name / f"{name}_{index:04d}.jpg", quality=95)
-                Image.fromarray(labels).save(
-                    folder / "annotations" / name / f"{name}_{index:04d}.png"
-                )
+                image.save(images / f"{name}_{index:04d}.jpg", quality=95)
+                Image.fromarray(labels).save(annotations / f"{name}_{index:04d}.png")
 
 
 def draw_labeled_scene(
     digits: Digits, rng: Generator, classes: int
 ) -> tuple[Image.Image, np.ndarray]:
-    """A picture with up to four digits in its quarters, and its label map as ADE20K writes one."""
+    """Draw a picture with two to four digits in its quarters, and its label map."""
     height, width = SIZES[rng.integers(len(SIZES))]
     light = draw_dark_noise(height, width, rng)
     labels = np.full((height, width), BACKGROUND, np.uint8)
@@ -81,7 +86,7 @@ def draw_labeled_scene(
 
 
 def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -> None:
-    """Write videos of two moving validation digits each below root in the layout of DAVIS-2017, if not there."""
+    """Write videos of two moving validation digits each in DAVIS-2017's layout, if not there."""
     if root.is_dir():
         return
     with replace_atomically(root) as folder:
@@ -96,20 +101,25 @@ def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -
 
 
 def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generator) -> None:
-    """Frames and annotations of one video: two digits that move evenly, grow a little and bounce off the sides."""
-    height, width = 64, 96
+    """Write frames and maps of a video: two digits that move, grow and bounce off the sides."""
+    height = 64
+    width = 96
     images, annotations = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
     images.mkdir(parents=True)
     annotations.mkdir(parents=True)
+    # The order of these draws is part of the data set.
     chosen = rng.choice(len(digits.images), 2, replace=False)
     sizes = rng.uniform(26, 32, 2)
+    # One digit begins on the left and one on the right, so that neither hides the other in the
+    # first map.
     place = np.stack(
         [rng.uniform(0, height - 32, 2), [rng.uniform(0, 8), rng.uniform(50, 64)]], axis=1
     )
     speed = rng.uniform(1.0, 2.0, (2, 2)) * rng.choice([-1, 1], (2, 2))
     backdrop = draw_dark_noise(height, width, rng)
     for frame in range(frames):
-        light, ids = backdrop.copy(), np.zeros((height, width), np.uint8)
+        light = backdrop.copy()
+        ids = np.zeros((height, width), np.uint8)
         for number, digit in enumerate(chosen):
             size = round(sizes[number] * (1 + 0.01 * frame))
             room = np.array([height - size, width - size])
@@ -124,12 +134,12 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
 
 
 def draw_dark_noise(height: int, width: int, rng: Generator) -> np.ndarray:
-    """Dark noise, uint8."""
+    """Draw a dark, noisy ground, uint8."""
     return rng.integers(0, 24, (height, width), dtype=np.uint8)
 
 
 def scale_digit(pixels: np.ndarray, size: int) -> np.ndarray:
-    """A digit of 8 x 8 at size x size, uint8."""
+    """Return a digit of 8 x 8 levels at size x size, uint8."""
     small = Image.fromarray((pixels * (255 / 16)).clip(0, 255).astype(np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
@@ -141,7 +151,8 @@ def paste_digit(light: np.ndarray, shape: np.ndarray, top: int, left: int) -> No
 
 
 def bounce_position(position: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Where something is that bounces between 0 and `room`."""
+    """Return a position that bounces between 0 and `room`, from the one without walls."""
+    # There and back is one period of 2 * room; the second half is mirrored.
     folded = np.mod(position, 2 * room)
     place: np.ndarray = np.where(folded > room, 2 * room - folded, folded)
     return place

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of class folders, or a `.beton` file."""
+"""Where images come from: the interface of a source, and folders with one folder per class."""
 
 import hashlib
 import os
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
-ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of a JPEG, of a PNG
-NAMED = 5  # of many files or problems, how many a message names
+# The last bytes of a JPEG file (end of image) and of a PNG file (name and checksum of its last
+# chunk).
+FILE_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")
+# Of many files or problems, how many a message names.
+MAX_NAMED = 5
 
 
 class SourceError(ValueError):
@@ -16,16 +19,19 @@ class SourceError(ValueError):
 
 
 def format_names(names: Sequence[str]) -> str:
-    """The first of some names or problems, for a message."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    """Return the first few names or problems as text for a message."""
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
 def ends_whole(path: Path) -> bool:
-    """Whether a file ends as a JPEG or PNG does. What does not may be whole all the same: decode it to know."""
+    """Return whether a file ends as a JPEG or PNG does.
+
+    A file that does not may still be whole (other formats, bytes after the end): decode it to know.
+    """
     try:
         with path.open("rb") as stream:
             stream.seek(-min(8, stream.seek(0, os.SEEK_END)), os.SEEK_END)
-            return stream.read().endswith(ENDS)
+            return stream.read().endswith(FILE_ENDS)
     except OSError:
         return False
 
@@ -37,24 +43,28 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> bytes:
-        """Encoded image bytes."""
+        """Return the encoded image."""
 
     def label(self, index: int) -> int:
-        """Class index."""
+        """Return the class index."""
 
     def name(self, index: int) -> str:
-        """Path relative to the original folder."""
+        """Return the path relative to the original folder."""
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for messages."""
+        """Return where a sample lies, for messages."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what the data set holds."""
+        """Hash of the content."""
 
 
 class FolderSource:
-    """`root/class/image`, classes and images sorted as torchvision does. `by_folder`: the class is the folder."""
+    """Images `root/class/image`; classes and images are sorted as torchvision sorts them.
+
+    `by_folder` tells whether a class is the first folder of a path. Raises SourceError for a folder
+    without images in class folders.
+    """
 
     by_folder = True
 
@@ -64,9 +74,8 @@ class FolderSource:
         self.root = root
         self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
         if not self.classes:
-            raise SourceError(
-                f"{root}: no class folders in it (expected {root}/<class>/<image>){suggest_layout(root)}"
-            )
+            expected = f"expected {root}/<class>/<image>"
+            raise SourceError(f"{root}: no class folders in it ({expected}){suggest_layout(root)}")
         self.paths: list[str] = []
         self.labels: list[int] = []
         empty: list[str] = []
@@ -76,42 +85,46 @@ class FolderSource:
                 empty.append(folder)
             self.paths += [p.relative_to(root).as_posix() for p in found]
             self.labels += [label] * len(found)
+        # An empty class folder is more likely a failed copy than intended, and nothing later would
+        # notice.
         if empty:
             raise SourceError(
-                f"{root}: class folders without images: {', '.join(empty)}; remove them or add images"
+                f"{root}: class folders without images: {', '.join(empty)}; "
+                "remove them or add images"
             )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        """Encoded image bytes."""
+        """Return the encoded image."""
         return (self.root / self.paths[index]).read_bytes()
 
     def size(self, index: int) -> int:
-        """Bytes of the file; 0 for a link that leads nowhere."""
+        """Return the size of the file in bytes, 0 for a link that leads nowhere."""
         path = self.root / self.paths[index]
         return path.stat().st_size if path.exists() else 0
 
     def ends_whole(self, index: int) -> bool:
-        """As the function of that name, of an image."""
+        """Return whether the file ends as a JPEG or PNG does."""
         return ends_whole(self.root / self.paths[index])
 
     def label(self, index: int) -> int:
-        """Class index."""
+        """Return the class index."""
         return self.labels[index]
 
     def name(self, index: int) -> str:
-        """Path relative to the folder."""
+        """Return the path relative to the folder."""
         return self.paths[index]
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for messages."""
+        """Return where a sample lies, for messages."""
         return str(self.root / self.paths[index])
 
     @property
     def fingerprint(self) -> str:
         """Hash of paths and sizes."""
+        # Not of the content, which would mean reading the whole data set each time.
         digest = hashlib.sha256()
         for index, name in enumerate(self.paths):
             digest.update(f"{name}\0{self.size(index)}\n".encode())
@@ -119,20 +132,21 @@ class FolderSource:
 
 
 def suggest_layout(root: Path) -> str:
-    """What a folder without class folders holds, and what to do about it; for a message."""
+    """Return what a folder without class folders holds and what to do about it, for a message."""
     suffixes = [p.suffix.lower() for p in root.iterdir() if p.is_file()]
     if tars := suffixes.count(".tar"):
+        # ImageNet's training images come as a .tar file of 1,000 .tar files.
         return f", but {tars} .tar files: unpack each into a folder of its name"
     images = sum(suffix in EXTENSIONS for suffix in suffixes)
     if images:
         return (
-            f", but {images} images directly in it: move them into class folders, name a list of paths and labels, "
-            "or say num_classes: 0 for images without labels"
+            f", but {images} images directly in it: move them into class folders, give a list of "
+            "paths and labels, or set num_classes: 0 for images without labels"
         )
     return ""
 
 
 def raise_if_any(where: object, what: str, bad: Sequence[str]) -> None:
-    """SourceError naming the first of what is wrong, if anything is."""
+    """Raise SourceError naming the first of what is wrong, if anything is."""
     if bad:
         raise SourceError(f"{where}: {len(bad)} {what}: {format_names(bad)}")

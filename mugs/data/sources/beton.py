@@ -1,8 +1,10 @@
-"""The `.beton` file: FFCV's layout (version 2), written with verbatim JPEG bytes and read without FFCV.
+"""The `.beton` file: FFCV's layout (version 2), with unchanged JPEG bytes, read without FFCV.
 
     header | field descriptors | metadata | pages of 8 MiB with the images | allocation table
-The header is written last, so a file that was cut short has version 0, which every reader refuses. A sidecar JSON,
-written after the file, holds names, classes, checksums and the fingerprint of the source; a file without is not used.
+
+The header is written last: a file that was cut short has version 0, which every reader refuses. A
+sidecar JSON, written after the file, holds names, classes, checksums and the fingerprint of the
+source. A file without a sidecar is not used.
 """
 
 import json
@@ -19,6 +21,8 @@ import numpy as np
 from mugs.data.sources.base import SourceError
 from pipeline.files import replace_atomically, write_atomic
 
+# FFCV's layout, field by field; `align` gives the padding of its C structures. An image may not
+# cross a page, so PAGE is also the size of the largest image.
 PAGE = 8 * 1024 * 1024
 VERSION = 2
 SIDECAR_FORMAT = 1
@@ -38,14 +42,16 @@ FIELD = np.dtype(
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-IMAGE_TYPE, INT_TYPE = 2, 1
+# FFCV's numbers of its field types.
+IMAGE_TYPE = 2
+INT_TYPE = 1
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What the `.beton` file does not hold itself. `names`, `sizes` and `crc32` are in sample order.
+    """What the `.beton` file does not hold; `names`, `sizes` and `crc32` are in sample order.
 
-    labels: class of each sample (-1: none) where it is not that of the folder in its name.
+    labels: class of each sample (-1: none) if it is not that of the folder in its name.
     """
 
     classes: list[str]
@@ -72,68 +78,76 @@ class EncodedImage:
 
 
 def sidecar_path(path: Path) -> Path:
-    """`train.beton` -> `train.beton.json`."""
+    """Return the path of the sidecar: `train.beton` -> `train.beton.json`."""
     return path.with_name(path.name + ".json")
 
 
 def write_beton(
     path: Path, images: Iterable[EncodedImage], num: int
 ) -> tuple[list[int], list[int]]:
-    """Write `num` images; returns sizes and CRC-32s. The file appears under its name only when it is complete."""
-    samples, table = np.zeros(num, dtype=SAMPLE), np.zeros(num, dtype=ALLOCATION)
+    """Write `num` images; return their sizes and CRC-32s.
+
+    The file appears under its name only when it is complete.
+    """
+    samples = np.zeros(num, dtype=SAMPLE)
+    table = np.zeros(num, dtype=ALLOCATION)
     crcs = []
-    start = HEADER.itemsize + 2 * FIELD.itemsize + samples.nbytes
-    position = -(-start // PAGE) * PAGE
+    position = _next_page(HEADER.itemsize + 2 * FIELD.itemsize + samples.nbytes)
     with replace_atomically(path) as temporary, temporary.open("wb") as stream:
         stream.write(bytes(HEADER.itemsize))
         for index, image in enumerate(images):
             size = len(image.data)
             if position % PAGE + size > PAGE:
-                position = -(-position // PAGE) * PAGE
+                position = _next_page(position)
             stream.seek(position)
             stream.write(image.data)
             samples[index] = ((0, image.width, image.height, position), image.label)
             table[index] = (index, position, size)
             crcs.append(zlib.crc32(image.data))
             position += size
-        position = -(-position // PAGE) * PAGE
+        position = _next_page(position)
         stream.seek(position)
         stream.write(table.tobytes())
         stream.seek(HEADER.itemsize)
-        stream.write(_fields().tobytes() + samples.tobytes())
+        stream.write(_field_descriptors().tobytes() + samples.tobytes())
+        # All else has to be on the disk before the header says that the file is complete.
         stream.flush()
         os.fsync(stream.fileno())
-        header = np.zeros((), dtype=HEADER)
-        header["version"], header["num_fields"], header["page_size"] = VERSION, 2, PAGE
-        header["num_samples"], header["alloc_table_ptr"] = num, position
         stream.seek(0)
-        stream.write(header.tobytes())
+        stream.write(np.array((VERSION, 2, PAGE, num, position), dtype=HEADER).tobytes())
     return table["size"].tolist(), crcs
 
 
-def _fields() -> np.ndarray:
+def _next_page(position: int) -> int:
+    """Round up to a multiple of the page size."""
+    return -(-position // PAGE) * PAGE
+
+
+def _field_descriptors() -> np.ndarray:
     fields = np.zeros(2, dtype=FIELD)
-    for entry, (name, kind) in zip(
-        fields, (("image", IMAGE_TYPE), ("label", INT_TYPE)), strict=True
-    ):
+    for entry, name, kind in zip(fields, ("image", "label"), (IMAGE_TYPE, INT_TYPE), strict=True):
         entry["type_id"] = kind
         entry["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
     return fields
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Write the sidecar of the file at `path`: from now on it counts as complete."""
+    """Write the sidecar of the file at `path`: from now on the file counts as complete."""
     write_atomic(sidecar_path(path), json.dumps(asdict(sidecar)))
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """The sidecar of a `.beton` file. Raises SourceError when it is missing, unreadable or of another size."""
+    """Return the sidecar of a `.beton` file.
+
+    Raises SourceError if it is missing or unreadable, or the file does not have the size it states.
+    """
     side = sidecar_path(path)
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     if not side.is_file():
         raise SourceError(
-            f"{path}: its sidecar {side.name} is missing, so the conversion did not finish; convert again"
+            f"{path}: its sidecar {side.name} is missing, so the conversion did not finish; "
+            "convert again"
         )
     try:
         sidecar = Sidecar(**json.loads(side.read_text(encoding="utf-8")))
@@ -146,49 +160,53 @@ def read_sidecar(path: Path) -> Sidecar:
     size = path.stat().st_size
     if size != sidecar.file_size:
         raise SourceError(
-            f"{path}: {size} bytes, its sidecar says {sidecar.file_size}: truncated or replaced; convert again"
+            f"{path}: {size} bytes, its sidecar says {sidecar.file_size}: "
+            "truncated or replaced; convert again"
         )
     return sidecar
 
 
 class BetonSource:
-    """A `.beton` file, its table memory-mapped. Raises SourceError for a file that is not complete."""
+    """A `.beton` file, its table memory-mapped. Raises SourceError for an incomplete file."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.sidecar = path, read_sidecar(path)
+        self.path = path
+        self.sidecar = read_sidecar(path)
         self.classes = self.sidecar.classes
+        self.sizes = self.sidecar.sizes
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
-        if header["version"] != VERSION or header["num_samples"] != len(self.sidecar.names):
-            raise SourceError(
-                f"{path}: header says version {header['version']}, {header['num_samples']} samples"
-            )
+        version = header["version"]
+        num = int(header["num_samples"])
+        if version != VERSION or num != len(self.sidecar.names):
+            raise SourceError(f"{path}: header says version {version}, {num} samples")
         offset = HEADER.itemsize + 2 * FIELD.itemsize
-        self.samples = np.frombuffer(
-            mapped, dtype=SAMPLE, count=int(header["num_samples"]), offset=offset
-        )
-        self.sizes = self.sidecar.sizes
+        self.samples = np.frombuffer(mapped, dtype=SAMPLE, count=num, offset=offset)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> bytes:
-        """Encoded image bytes, by a system call: a page fault in a map would stop all threads, or kill the process."""
+        """Return the encoded image."""
+        # By a system call and not through the map: a page fault would hold up all threads, as it
+        # happens with the interpreter lock held, and kill the process if the file became shorter.
+        # The address is limited so that a damaged table gives a short read and not an error of the
+        # system.
         address = min(int(self.samples["image"]["data_ptr"][index]), self.sidecar.file_size)
         return os.pread(self._file, self.sizes[index], address)
 
     def label(self, index: int) -> int:
-        """Class index."""
+        """Return the class index."""
         return int(self.samples["label"][index])
 
     def name(self, index: int) -> str:
-        """Path in the original folder."""
+        """Return the path in the original folder."""
         return self.sidecar.names[index]
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for messages."""
+        """Return where a sample lies, for messages."""
         return f"{self.path}: sample {index} ({self.name(index)})"
 
     @property

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published for Python: pickled arrays, read without running anything that is in them."""
+"""CIFAR-10 and CIFAR-100 as published for Python: pickled arrays, but no code of theirs is run."""
 
 import hashlib
 import io
@@ -13,16 +13,19 @@ from mugs.data.sources.base import SourceError
 from mugs.data.sources.listing import ListedSource
 
 SIDE = 32
+# NumPy's private function that rebuilds an array, wherever the installed version keeps it.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 
 
 def encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in an old pickle."""
+    """Return the bytes that Python 3 wrote into an old pickle as text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"asks for the encoding {encoding!r}")
     return text.encode("latin1")
 
 
+# A pickle can name any function to be called. These are the only names an array needs, in NumPy 1
+# and 2.
 ALLOWED = {
     ("_codecs", "encode"): encode_latin1,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -33,10 +36,10 @@ ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and NumPy arrays and refuses to look up anything else."""
+    """Reads plain values and NumPy arrays, and refuses to look up anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names an array is rebuilt with."""
+        """Return one of the allowed objects."""
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(
                 f"asks for {module}.{name}, which no published CIFAR file does"
@@ -45,28 +48,30 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class ArraySource(ListedSource):
-    """Pixels (N, 32, 32, 3) with labels, handed out as JPEG (quality 100, 4:4:4: off by a level or two)."""
+    """Pixels (N, 32, 32, 3) with labels, handed out as JPEG.
+
+    Quality 100 without chroma subsampling changes pixels by a level or two.
+    """
 
     def __init__(
         self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]
     ) -> None:
-        super().__init__(
-            root, [f"{split}/{index:05d}.jpg" for index in range(len(labels))], labels, classes
-        )
+        names = [f"{split}/{index:05d}.jpg" for index in range(len(labels))]
+        super().__init__(root, names, labels, classes)
         self.pixels = pixels
 
     def read(self, index: int) -> bytes:
-        """Encoded image bytes."""
+        """Return the encoded image."""
         buffer = io.BytesIO()
         Image.fromarray(self.pixels[index]).save(buffer, format="JPEG", quality=100, subsampling=0)
         return buffer.getvalue()
 
     def size(self, index: int) -> int:
-        """Bytes of the encoded image."""
+        """Return the size of the encoded image in bytes."""
         return len(self.read(index))
 
     def ends_whole(self, index: int) -> bool:
-        """True: all rows were read."""
+        """Return True: all rows were read."""
         return True
 
     @property
@@ -78,7 +83,7 @@ class ArraySource(ListedSource):
 
 
 def open_cifar10(root: Path, split: str) -> ArraySource:
-    """`root` or `root/cifar-10-batches-py`: data_batch_1 ... 5, test_batch and batches.meta."""
+    """Open `root` or `root/cifar-10-batches-py`: data_batch_1 to 5, test_batch and batches.meta."""
     root = find_cifar_dir(root, "cifar-10-batches-py", "batches.meta")
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     return read_batches(
@@ -87,7 +92,7 @@ def open_cifar10(root: Path, split: str) -> ArraySource:
 
 
 def open_cifar100(root: Path, split: str) -> ArraySource:
-    """`root` or `root/cifar-100-python`: train, test and meta; fine labels."""
+    """Open `root` or `root/cifar-100-python`: train, test and meta, with the 100 fine labels."""
     root = find_cifar_dir(root, "cifar-100-python", "meta")
     names = ["train" if split == "train" else "test"]
     return read_batches(
@@ -96,7 +101,7 @@ def open_cifar100(root: Path, split: str) -> ArraySource:
 
 
 def find_cifar_dir(root: Path, folder: str, mark: str) -> Path:
-    """The folder that holds the file `mark`: `root` itself or the published folder in it. Raises SourceError."""
+    """Return the folder that holds the file `mark`: `root` itself or the published folder in it."""
     for candidate in (root, root / folder):
         if (candidate / mark).is_file():
             return candidate
@@ -108,19 +113,21 @@ def find_cifar_dir(root: Path, folder: str, mark: str) -> Path:
 def read_batches(
     root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]
 ) -> ArraySource:
-    """The images of the named files in their order. Raises SourceError naming the file that is wrong."""
+    """Return the images of the named files in their order. Raises SourceError naming a wrong file.
+
+    `labels` is the key of the labels; `classes` are file and key of the class names.
+    """
     known = [str(name) for name in read_dictionary(root / classes[0], classes[1])[classes[1]]]
-    pixels, numbers = [], []
+    pixels = []
+    numbers = []
     for name in names:
         content = read_dictionary(root / name, "data", labels)
-        rows, chosen = content["data"], content[labels]
-        if (
-            not isinstance(rows, np.ndarray)
-            or rows.dtype != np.uint8
-            or rows.shape != (len(chosen), 3 * SIDE * SIDE)
-        ):
+        rows = content["data"]
+        chosen = content[labels]
+        shape = (len(chosen), 3 * SIDE * SIDE)
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != shape:
             raise SourceError(
-                f"{root / name}: expected {len(chosen)} rows of {3 * SIDE * SIDE} bytes under 'data'"
+                f"{root / name}: expected {shape[0]} rows of {shape[1]} bytes under 'data'"
             )
         wrong = sorted({str(label) for label in chosen if not 0 <= int(label) < len(known)})
         if wrong:
@@ -133,7 +140,7 @@ def read_batches(
 
 
 def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
-    """A pickled dictionary that holds the keys. Raises SourceError naming the file."""
+    """Return a pickled dictionary that has the keys. Raises SourceError naming the file."""
     try:
         with path.open("rb") as stream:
             content = load_arrays(stream)
@@ -148,6 +155,7 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
         AttributeError,
         IndexError,
     ) as error:
+        # Damaged pickles raise all of these.
         raise SourceError(f"{path}: not a CIFAR file ({error or 'cut short'})") from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:

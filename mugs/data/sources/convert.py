@@ -1,4 +1,4 @@
-"""Image folder -> `.beton` with sidecar, and its verification."""
+"""Convert an image folder into a `.beton` file with sidecar, and verify one."""
 
 import io
 import logging
@@ -24,18 +24,20 @@ from mugs.data.sources.decode import DecodeError, decode_rgb
 from pipeline.files import hash_file
 
 logger = logging.getLogger(__name__)
-LISTED = 200  # bad files listed below the first line of a refusal
+# Bad files listed below the first line of a refusal.
+MAX_LISTED = 200
 
 
 def encode_image(data: bytes, name: str, label: int) -> EncodedImage:
-    """An image as it is stored: RGB and grey JPEG bytes verbatim, anything else re-encoded (quality 95, 4:4:4).
+    """Return an image as it is stored: RGB and gray JPEG as it is, anything else encoded anew.
 
-    Every image is decoded once to be sure that it is whole. Raises DecodeError naming it.
+    Raises DecodeError naming an image that is not whole.
     """
+    # Every image is decoded once, also those that are stored unchanged: training must not find out.
     rgb = decode_rgb(data, name)
     with Image.open(io.BytesIO(data)) as image:
-        verbatim = image.format == "JPEG" and image.mode in ("RGB", "L")
-    if not verbatim:
+        unchanged = image.format == "JPEG" and image.mode in ("RGB", "L")
+    if not unchanged:
         buffer = io.BytesIO()
         rgb.save(buffer, format="JPEG", quality=95, subsampling=0)
         data = buffer.getvalue()
@@ -54,24 +56,29 @@ def convert_to_beton(
 ) -> Sidecar:
     """Convert the images of `source` into `path`, unless that is done already.
 
-    Two passes, so that nothing is written before every image is known to be good. Raises SourceError with all bad
-    files unless each is named in `allow_bad` (paths relative to the folder), in which case they are left out.
+    Raises SourceError with all bad files, unless each is named in `allow_bad` (paths relative to
+    the folder): then they are left out.
     """
     fingerprint = source.fingerprint
     try:
         done = read_sidecar(path)
         if done.fingerprint == fingerprint and set(done.left_out) <= set(allow_bad):
-            logger.info("%s is there already, %d images", path, len(done.names))
+            logger.info("%s is already there, with %d images", path, len(done.names))
             return done
     except SourceError:
+        # Not there, or not complete.
         pass
-    report = progress or (lambda done, total: None)
+    report = progress or _ignore_progress
+    # Two passes over the images: nothing is written before every image is known to be good, and one
+    # message names all that are not.
     bad = find_bad_images(source, range(len(source)), threads, report)
     check_bad_allowed(source, bad, allow_bad)
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
-    images = map_prefetched(
-        lambda i: encode_image(source.read(i), source.name(i), source.label(i)), keep, threads
-    )
+
+    def encode(index: int) -> EncodedImage:
+        return encode_image(source.read(index), source.name(index), source.label(index))
+
+    images = map_prefetched(encode, keep, threads)
     sizes, crcs = write_beton(path, with_progress(images, len(keep), report), len(keep))
     sidecar = Sidecar(
         classes=source.classes,
@@ -89,14 +96,19 @@ def convert_to_beton(
     return sidecar
 
 
+def _ignore_progress(done: int, total: int) -> None:
+    pass
+
+
 def check_whole_images(
     source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4
 ) -> None:
-    """Raise SourceError, as `convert` would, for images that were cut short; a look at the end of each file tells.
+    """Raise SourceError, as `convert_to_beton` would, for images that were cut short.
 
-    Only what does not end as a JPEG or PNG does is decoded, so a million of these take minutes and not hours; images of
-    other formats are all decoded. What is damaged inside a file shows when it is converted.
+    Damage in the middle of a file is found only when it is converted.
     """
+    # Only files that do not end as a JPEG or PNG are decoded. So a million of these take minutes
+    # instead of hours; images of other formats are all decoded.
     ends = map_prefetched(source.ends_whole, range(len(source)), threads)
     suspects = [index for index, whole in enumerate(ends) if not whole]
     check_bad_allowed(source, find_bad_images(source, suspects, threads), allow_bad)
@@ -105,18 +117,19 @@ def check_whole_images(
 def check_bad_allowed(
     source: FolderSource, bad: Mapping[str, str], allow_bad: Sequence[str]
 ) -> None:
-    """Raise SourceError with the bad images, name -> reason, that are not allowed."""
+    """Raise SourceError for the bad images, name -> reason, that are not allowed."""
     if refused := {name: why for name, why in bad.items() if name not in allow_bad}:
         raise SourceError(format_refusal(source.root, refused, len(source)))
 
 
 def format_refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
-    """Message about bad files: a first line that names them, then one line each with the reason."""
-    reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:LISTED])
-    more = f"\n  ... and {len(refused) - LISTED} more" if len(refused) > LISTED else ""
+    """Return the message about bad files: a first line that names them, then one line each."""
+    reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:MAX_LISTED])
+    more = f"\n  ... and {len(refused) - MAX_LISTED} more" if len(refused) > MAX_LISTED else ""
     return (
-        f"{folder}: {len(refused)} of {total} files are not usable images: {format_names(list(refused))}; "
-        f"repair or remove them, or name them in allow_bad to leave them out\n{reasons}{more}"
+        f"{folder}: {len(refused)} of {total} files are not usable images: "
+        f"{format_names(list(refused))}; repair or remove them, or name them in allow_bad to leave "
+        f"them out\n{reasons}{more}"
     )
 
 
@@ -124,9 +137,9 @@ def find_bad_images(
     source: FolderSource,
     indices: Sequence[int],
     threads: int,
-    report: ProgressCallback = lambda done, total: None,
+    report: ProgressCallback = _ignore_progress,
 ) -> dict[str, str]:
-    """Decode these images; name -> reason of those that fail."""
+    """Decode these images; return name -> reason of those that fail."""
 
     def check(index: int) -> tuple[str, str] | None:
         name = source.name(index)
@@ -141,34 +154,32 @@ def find_bad_images(
 
 
 def verify_beton(path: Path, *, every: int = 1) -> list[str]:
-    """Check checksum, decodability and label of every `every`-th sample; a line per bad one, or for a bad file."""
+    """Check every `every`-th sample: checksum, decoding, label. Return a line for each bad one.
+
+    A file that cannot be opened gives one line.
+    """
     try:
         source = BetonSource(path)
     except SourceError as error:
         return [str(error)]
-    return [
-        line
-        for line in map_prefetched(
-            lambda i: find_sample_problem(source, i), range(0, len(source), every), threads=4
-        )
-        if line
-    ]
+    samples = range(0, len(source), every)
+    lines = map_prefetched(lambda i: find_sample_problem(source, i), samples, threads=4)
+    return [line for line in lines if line]
 
 
 def has_recorded_label(source: BetonSource, index: int) -> bool:
-    """Whether a sample carries the recorded label, or where none is recorded that of its class folder."""
+    """Return whether a sample has the recorded label, or else that of its class folder."""
     label = source.label(index)
     if source.sidecar.labels is not None:
         return label == source.sidecar.labels[index]
-    return (
-        0 <= label < len(source.classes)
-        and source.classes[label] == source.name(index).split("/")[0]
-    )
+    folder = source.name(index).split("/")[0]
+    return 0 <= label < len(source.classes) and source.classes[label] == folder
 
 
 def find_sample_problem(source: BetonSource, index: int) -> str | None:
-    """What is wrong with a sample, or None."""
-    where, data = source.describe(index), source.read(index)
+    """Return what is wrong with a sample, or None."""
+    where = source.describe(index)
+    data = source.read(index)
     if zlib.crc32(data) != source.sidecar.crc32[index]:
         return f"{where} is damaged: its CRC-32 differs; convert again"
     if not has_recorded_label(source, index):

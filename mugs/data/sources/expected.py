@@ -1,4 +1,4 @@
-"""Whether image folders hold the data set they are said to hold, asked before anything is converted."""
+"""Check that image folders hold the data set they should hold, before anything is converted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,30 +8,27 @@ from mugs.data.sources.base import FolderSource, SourceError, format_names
 
 @dataclass(frozen=True)
 class ExpectedCounts:
-    """Number of classes and images by split; what is None is not asked for."""
+    """Number of classes, and of images by split; None is not checked."""
 
     classes: int | None = None
     images: Mapping[str, int | None] | None = None
 
     def or_known(self, dataset: str) -> "ExpectedCounts":
-        """With what is None taken from the data set of that name, if it is a known one."""
+        """Return these counts; what is None comes from the data set of that name if it is known."""
         known = KNOWN.get(dataset, ExpectedCounts())
-        images = {
-            **(known.images or {}),
-            **{k: v for k, v in (self.images or {}).items() if v is not None},
-        }
-        return ExpectedCounts(known.classes if self.classes is None else self.classes, images)
+        given = {split: num for split, num in (self.images or {}).items() if num is not None}
+        classes = known.classes if self.classes is None else self.classes
+        return ExpectedCounts(classes, {**(known.images or {}), **given})
 
 
+# As published. The training images of Flowers-102 are its training and validation images.
 KNOWN = {
-    "imagenet1k": ExpectedCounts(1000, {"train": 1_281_167, "val": 50_000}),  # ILSVRC 2012
+    "imagenet1k": ExpectedCounts(1000, {"train": 1_281_167, "val": 50_000}),
     "cifar10": ExpectedCounts(10, {"train": 50_000, "val": 10_000}),
     "cifar100": ExpectedCounts(100, {"train": 50_000, "val": 10_000}),
     "inat18": ExpectedCounts(8142, {"train": 437_513, "val": 24_426}),
     "inat19": ExpectedCounts(1010, {"train": 265_213, "val": 3_030}),
-    "flowers102": ExpectedCounts(
-        102, {"train": 2_040, "val": 6_149}
-    ),  # train: its training and validation images
+    "flowers102": ExpectedCounts(102, {"train": 2_040, "val": 6_149}),
     "cars": ExpectedCounts(196, {"train": 8_144, "val": 8_041}),
     "coco2017": ExpectedCounts(80, {"train": 118_287, "val": 5_000}),
 }
@@ -40,16 +37,17 @@ KNOWN = {
 def check_expected_counts(
     dataset: str, sources: Mapping[str, FolderSource | SourceError], expected: ExpectedCounts
 ) -> None:
-    """SourceError, in one line, with all that differs in any split; an error stands for a split without images."""
-    problems = [
-        line for split, source in sources.items() for line in _differences(split, source, expected)
-    ]
-    train, val = sources.get("train"), sources.get("val")
-    if (
-        isinstance(train, FolderSource)
-        and isinstance(val, FolderSource)
-        and train.classes != val.classes
-    ):
+    """Raise SourceError, in one line, with all that differs in any split.
+
+    A split whose images cannot be opened is given by its error.
+    """
+    problems: list[str] = []
+    for split, source in sources.items():
+        problems += _count_differences(split, source, expected)
+    train = sources.get("train")
+    val = sources.get("val")
+    if isinstance(train, FolderSource) and isinstance(val, FolderSource):
+        # Labels are positions in the sorted class names, so both splits must have the same.
         problems += _class_differences(train.classes, val.classes)
     if problems:
         raise SourceError(
@@ -57,7 +55,7 @@ def check_expected_counts(
         )
 
 
-def _differences(
+def _count_differences(
     split: str, source: FolderSource | SourceError, expected: ExpectedCounts
 ) -> list[str]:
     if isinstance(source, SourceError):
@@ -65,9 +63,9 @@ def _differences(
     found = {"classes": len(source.classes), "images": len(source)}
     wanted = {"classes": expected.classes, "images": (expected.images or {}).get(split)}
     lines = [
-        f"{n} {what} found, {wanted[what]} expected"
-        for what, n in found.items()
-        if wanted[what] not in (None, n)
+        f"{num} {what} found, {wanted[what]} expected"
+        for what, num in found.items()
+        if wanted[what] not in (None, num)
     ]
     return [f"{split} ({source.root}): {', '.join(lines)}"] if lines else []
 

@@ -12,12 +12,18 @@ NO_LABEL = -1
 
 
 class ListedSource(FolderSource):
-    """Images below `root` in the given order, with labels of their own; NO_LABEL and no classes for none."""
+    """Images below `root` in the given order, with labels of their own.
+
+    Without labels, all are NO_LABEL and there are no classes.
+    """
 
     by_folder = False
 
     def __init__(self, root: Path, paths: list[str], labels: list[int], classes: list[str]) -> None:
-        self.root, self.paths, self.labels, self.classes = root, paths, labels, classes
+        self.root = root
+        self.paths = paths
+        self.labels = labels
+        self.classes = classes
 
     @property
     def fingerprint(self) -> str:
@@ -29,7 +35,10 @@ class ListedSource(FolderSource):
 def open_images(
     root: Path, list_file: Path | None = None, *, labelled: bool = True
 ) -> FolderSource:
-    """The images of a split: those a list names, else all below `root`. Raises SourceError naming what is wrong."""
+    """Return the images of a split: those that a list names, or all below `root`.
+
+    Raises SourceError naming what is wrong.
+    """
     if not root.is_dir():
         raise SourceError(f"{root}: not a folder")
     if list_file is not None:
@@ -38,7 +47,7 @@ def open_images(
 
 
 def without_labels(root: Path) -> ListedSource:
-    """All images directly in `root` or in folders below it, sorted."""
+    """Return all images in `root` and in folders below it, sorted, without labels."""
     paths = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS
     )
@@ -48,19 +57,18 @@ def without_labels(root: Path) -> ListedSource:
 
 
 def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSource:
-    """The images a text file names, in its order: a path relative to `root` a line, or path, space, label.
+    """Return the images that a text file names, in its order.
 
-    A label is the name of a class. Without one the class is the first folder of the path. Labels are numbered in the
-    order of the class names; as numbers where all of them are.
+    A line is a path relative to `root`, or path, space, label. A label is the name of a class;
+    without one the class is the first folder of the path. Classes are numbered in the order of
+    their names, by value if all of them are numbers. Raises SourceError naming the lines that are
+    wrong.
     """
     try:
-        lines = [
-            line.strip()
-            for line in list_file.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
+        text = list_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{list_file}: cannot be read as a list of files: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise SourceError(f"{list_file}: names no file")
     found = [parse_line(root, line) for line in lines]
@@ -68,14 +76,12 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     raise_if_any(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    raise_if_any(
-        list_file,
-        "of its lines name a file again",
-        [path for path, count in Counter(paths).items() if count > 1],
-    )
+    again = [path for path, count in Counter(paths).items() if count > 1]
+    raise_if_any(list_file, "of its lines name a file again", again)
     if not labelled:
         return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
     names = class_names(list_file, entries)
+    # Numbers sort by value, so that class 10 does not come between 1 and 2.
     numeric = all(name.isdecimal() for name in names)
     classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
     number = {name: index for index, name in enumerate(classes)}
@@ -83,7 +89,9 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
 
 
 def parse_line(root: Path, line: str) -> tuple[str, str] | None:
-    """Path and label ("" for none) of a line; None when it names no file below `root`."""
+    """Return path and label ("" for none) of a line; None if it names no file below `root`."""
+    # File names may hold spaces. So the whole line is tried as a path first, then all but its last
+    # word.
     head, *last = line.rsplit(maxsplit=1)
     for path, label in ((line, ""), (head, last[0] if last else "")):
         pure = PurePosixPath(path)
@@ -93,18 +101,17 @@ def parse_line(root: Path, line: str) -> tuple[str, str] | None:
 
 
 def class_names(list_file: Path, entries: Sequence[tuple[str, str]]) -> list[str]:
-    """The class of each entry: its label, or the first folder of its path when no entry has a label."""
+    """Return the class of each entry: its label, or the first folder if no entry has a label.
+
+    Raises SourceError if some entries have a label and others none, or an entry has neither.
+    """
     if any(label for _, label in entries):
-        raise_if_any(
-            list_file,
-            "of its lines carry no label, others do",
-            [path for path, label in entries if not label],
-        )
+        unlabeled = [path for path, label in entries if not label]
+        raise_if_any(list_file, "of its lines carry no label, others do", unlabeled)
         return [label for _, label in entries]
-    bare = [path for path, _ in entries if "/" not in path]
     raise_if_any(
         list_file,
         "of its lines carry neither a label nor a class folder (num_classes: 0 for no labels)",
-        bare,
+        [path for path, _ in entries if "/" not in path],
     )
     return [path.split("/")[0] for path, _ in entries]

@@ -1,4 +1,4 @@
-"""Open a data set, whichever form it has."""
+"""Open a data set in either of its forms."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mugs.data.sources.base import FolderSource, Source
 
 
 def open_source(path: Path) -> Source:
-    """A `.beton` file with its sidecar, or an image folder."""
+    """Return a `.beton` file with its sidecar, or an image folder, as a source."""
     if path.suffix == ".beton":
         from mugs.data.sources.beton import BetonSource
 

@@ -1,4 +1,4 @@
-"""A labelled part of a data set: named by a list of files, or drawn class by class from a seed."""
+"""A labeled part of a data set: named by a list of files, or drawn class by class from a seed."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -9,35 +9,35 @@ from mugs.data.sources.base import Source, SourceError, raise_if_any
 from mugs.random_streams import ClassStream, make_item_generator
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
-KNOWN_LINES = {
-    ("imagenet1k", 1.0): 12_811,
-    ("imagenet1k", 10.0): 128_116,
-}  # lists of SimCLRv2, by percent
+# Lines of SimCLRv2's lists, by data set and percent.
+KNOWN_LINES = {("imagenet1k", 1.0): 12_811, ("imagenet1k", 10.0): 128_116}
 
 
 class Subset:
-    """Some samples of a source, in the given order; a source itself."""
+    """Some samples of a source, in the given order; it is a source itself."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices, self.classes = source, list(indices), source.classes
+        self.source = source
+        self.indices = list(indices)
+        self.classes = source.classes
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def read(self, index: int) -> bytes:
-        """Encoded image bytes."""
+        """Return the encoded image."""
         return self.source.read(self.indices[index])
 
     def label(self, index: int) -> int:
-        """Class index."""
+        """Return the class index."""
         return self.source.label(self.indices[index])
 
     def name(self, index: int) -> str:
-        """Path relative to the original folder."""
+        """Return the path relative to the original folder."""
         return self.source.name(self.indices[index])
 
     def describe(self, index: int) -> str:
-        """Where a sample lies, for messages."""
+        """Return where a sample lies, for messages."""
         return self.source.describe(self.indices[index])
 
     @property
@@ -50,13 +50,21 @@ class Subset:
 def indices_from_list(
     source: Source, list_file: Path, *, lines: int | None = None, drop_last: bool = False
 ) -> list[int]:
-    """Indices of the images a text file names, sorted: a file name or a path relative to the data set's root a line.
+    """Return the indices, sorted, of the images that a text file names.
 
-    `lines` is how many there must be. `drop_last` leaves the last one out: the release loses the last line of its 10%
-    list, which has no newline at its end (128,115 images instead of 128,116). A stray letter at the end of a list, as
-    in its copy of the 1% list, is ignored. Raises SourceError naming the lines that are wrong.
+    A line is a file name, or a path relative to the data set's root. Raises SourceError naming the
+    lines that are wrong.
+
+    Args:
+        source: the data set.
+        list_file: the text file.
+        lines: number of lines that there must be.
+        drop_last: leave the last image out, as the release does with its 10% list (128,115
+            instead of 128,116 images, E7).
     """
     names = read_names(list_file)
+    # The release's copy of the 1% list ends with a stray letter, on the last line or on one of its
+    # own (E7).
     last = names[-1]
     where = locate_names(source, {*names, last[:-1]})
     if last not in where and last[:-1] in where:
@@ -67,28 +75,26 @@ def indices_from_list(
         raise SourceError(
             f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}"
         )
-    raise_if_any(
-        list_file,
-        "of its lines name no image of the data set",
-        [name for name in names if name not in where],
-    )
+    unknown = [name for name in names if name not in where]
+    raise_if_any(list_file, "of its lines name no image of the data set", unknown)
     several = [name for name in names if len(where[name]) > 1]
     raise_if_any(list_file, "of its lines are the name of several images; give paths", several)
     indices = [where[name][0] for name in names]
     again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
     raise_if_any(list_file, "of its lines name an image again", again)
     indices = indices[:-1] if drop_last else indices
-    _every_class(source, indices, list_file)
+    _check_every_class(source, indices, list_file)
     return sorted(indices)
 
 
 def read_names(list_file: Path) -> list[str]:
-    """The lines that are not empty. Raises SourceError when there is none, or the file cannot be read."""
+    """Return the lines that are not empty. Raises SourceError if there are none."""
     try:
         lines = list_file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"{list_file}: cannot be read as a list of files: {error}; those of ImageNet-1K are at {LISTS}"
+            f"{list_file}: cannot be read as a list of files: {error}; "
+            f"those of ImageNet-1K are at {LISTS}"
         ) from error
     names = [line.strip().removeprefix("./") for line in lines if line.strip()]
     if not names:
@@ -97,7 +103,8 @@ def read_names(list_file: Path) -> list[str]:
 
 
 def locate_names(source: Source, names: set[str]) -> dict[str, list[int]]:
-    """Indices by name, of those names that are a path or the last part of a path in the source."""
+    """Return the indices of each name that is a path, or the last part of a path, in the source."""
+    # One pass over the source: the release scans its list for every image (E22).
     found = defaultdict(list)
     for index in range(len(source)):
         path = source.name(index)
@@ -107,20 +114,23 @@ def locate_names(source: Source, names: set[str]) -> dict[str, list[int]]:
 
 
 def draw_class_balanced(source: Source, percent: float, *, seed: int) -> list[int]:
-    """Indices, sorted, of `percent` of each class, rounded, at least one; a smaller part lies inside a larger one."""
+    """Return the indices, sorted, of `percent` of each class, rounded, at least one image.
+
+    With one seed, a smaller part lies inside a larger one.
+    """
     members = defaultdict(list)
     for index in range(len(source)):
         members[source.label(index)].append(index)
     chosen: list[int] = []
     for label, indices in sorted(members.items()):
-        order = make_item_generator(seed, label, ClassStream.SUBSET).permutation(len(indices))
+        rng = make_item_generator(seed, label, ClassStream.SUBSET)
         count = max(1, round(percent / 100 * len(indices)))
-        chosen += [indices[i] for i in order[:count].tolist()]
-    _every_class(source, chosen, f"{percent:g}% of each class")
+        chosen += [indices[i] for i in rng.permutation(len(indices))[:count].tolist()]
+    _check_every_class(source, chosen, f"{percent:g}% of each class")
     return sorted(chosen)
 
 
-def _every_class(source: Source, indices: Sequence[int], where: object) -> None:
+def _check_every_class(source: Source, indices: Sequence[int], where: object) -> None:
     present = {source.label(i) for i in indices}
     absent = [name for label, name in enumerate(source.classes) if label not in present]
     raise_if_any(where, f"of {len(source.classes)} classes have no image in it", absent)

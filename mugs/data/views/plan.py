@@ -1,7 +1,8 @@
-"""Every random choice of an image's views, drawn before a pixel is touched.
+"""Draw every random choice of an image's views before a pixel is touched.
 
-A plan is a pure function of (seed, epoch, sample, image size, recipe): each crop has a counter-based generator of its
-own, so it does not matter which worker, rank or restart draws it.
+A plan is a pure function of (seed, epoch, sample, image size, recipe). Each crop has a random
+stream of its own, so it does not matter which worker, rank or restart draws it, and two renderers
+can follow one plan.
 """
 
 import math
@@ -12,6 +13,10 @@ from numpy.random import Generator
 from mugs.data.views.config import ViewRecipe
 from mugs.random_streams import SampleStream, draw_uniform, make_generator, switch_stream
 
+Box = tuple[int, int, int, int]
+
+# The increasing operation set of the released RandAugment. The order is part of every result: a
+# plan draws indices into it.
 OPERATIONS = (
     "auto_contrast",
     "equalize",
@@ -33,7 +38,12 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Operation:
-    """One RandAugment operation: its parameter (degrees, bits, threshold, factor, shear, share) and interpolation."""
+    """One RandAugment operation: its parameter and its interpolation.
+
+    The parameter is in degrees (rotate), bits kept (posterize), a threshold (solarize), levels
+    added (solarize_add), a factor (color, contrast, brightness, sharpness), a slope (shear) or a
+    share of the image (translate).
+    """
 
     name: str
     value: float
@@ -42,13 +52,15 @@ class Operation:
 
 @dataclass(frozen=True)
 class CropPlan:
-    """One crop. Box (left, top, width, height) in source pixels; erase box (x, y, w, h) in crop pixels.
+    """One crop.
 
-    jitter: (operation, value) in order, operations 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    box is left, top, width and height in source pixels; erase is x, y, width and height in crop
+    pixels, with width 0 for no box. jitter holds (operation, value) in order; operations are 0
+    brightness, 1 contrast, 2 saturation and 3 hue. blur is a radius in pixels, 0 for none.
     """
 
     size: int
-    box: tuple[int, int, int, int]
+    box: Box
     flip: bool
     strong: bool
     jitter: tuple[tuple[int, float], ...] = ()
@@ -56,12 +68,15 @@ class CropPlan:
     blur: float = 0.0
     solarize: bool = False
     operations: tuple[Operation, ...] = ()
-    erase: tuple[int, int, int, int] = (0, 0, 0, 0)
+    erase: Box = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Crops in order teacher 0, teacher 1, student 0, student 1, small ...; weak: the large student crops are weak."""
+    """All crops of an image, in the order teacher 0, teacher 1, student 0, student 1, small ...
+
+    weak: the large student crops are weak.
+    """
 
     crops: tuple[CropPlan, ...]
     weak: bool
@@ -70,48 +85,59 @@ class ViewPlan:
 def draw_view_plan(
     seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe
 ) -> ViewPlan:
-    """The views of one image of the given size in pixels."""
+    """Draw the views of one image of the given size in pixels."""
     rng = make_generator(seed, epoch, sample, SampleStream.VIEW_STRENGTH)
     fresh = dict(rng.bit_generator.state)
-    coins = rng.random(1 + recipe.num_small)
-    strong = coins > recipe.weak_prob
+    # strong[0] is for both large student crops, strong[1 + i] for small crop i. "Greater than" is
+    # the release's rule: its `prob` is the share of weak views (M12).
+    strong = rng.random(1 + recipe.num_small) > recipe.weak_prob
     if recipe.student_coin == "per_image":
         strong[:] = strong[0]
     if recipe.weak_only:
         strong[0] = False
+        # The release's weak-only option leaves small crops strong as often as without it (M13).
         if recipe.weak_only_small == "weak":
             strong[:] = False
 
-    def crop(
+    def draw_crop(
         index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
     ) -> CropPlan:
         switch_stream(rng, fresh, SampleStream.CROPS + index)
         draw = draw_strong_crop if is_strong else draw_weak_crop
-        return draw(rng, size, draw_crop_box(rng, width, height, scale, recipe.ratio), kind, recipe)
+        box = draw_crop_box(rng, width, height, scale, recipe.ratio)
+        return draw(rng, size, box, kind, recipe)
 
-    large = recipe.large_size
-    crops = [
-        crop(i, large, recipe.large_scale, i % 2, i >= 2 and bool(strong[0])) for i in range(4)
-    ]
+    crops = []
+    for i in range(4):
+        # The teacher's crops, 0 and 1, are always weak. Of either network one crop is of kind
+        # weak-1 and one of kind weak-2.
+        is_strong = i >= 2 and bool(strong[0])
+        crops.append(draw_crop(i, recipe.large_size, recipe.large_scale, i % 2, is_strong))
     if recipe.weak_only:
         crops[2:] = crops[:2]
     for i in range(recipe.num_small):
-        crops.append(crop(4 + i, recipe.small_size, recipe.small_scale, 2, bool(strong[1 + i])))
+        is_strong = bool(strong[1 + i])
+        crops.append(draw_crop(4 + i, recipe.small_size, recipe.small_scale, 2, is_strong))
     return ViewPlan(tuple(crops), weak=not strong[0])
 
 
 def draw_crop_box(
     rng: Generator, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop: ten tries, then the largest centred box within the ratios."""
+) -> Box:
+    """Draw a box as torchvision's RandomResizedCrop: ten tries, then the largest centered box.
+
+    `scale` are shares of the image's area and `ratio` are limits of width / height.
+    """
     log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
         area = width * height * draw_uniform(rng, *scale)
         aspect = math.exp(draw_uniform(rng, *log_ratio))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
-    w, h = width, height
+    w = width
+    h = height
     if width / height < ratio[0]:
         h = min(height, max(1, round(width / ratio[0])))
     elif width / height > ratio[1]:
@@ -119,16 +145,15 @@ def draw_crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_weak_crop(
-    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
-) -> CropPlan:
-    """Weak view of kind 0 (weak-1, always blurred), 1 (weak-2, solarised at times) or 2 (weak-local)."""
+def draw_weak_crop(rng: Generator, size: int, box: Box, kind: int, recipe: ViewRecipe) -> CropPlan:
+    """Draw a weak view of kind 0 (weak-1), 1 (weak-2, sometimes solarized) or 2 (weak-local)."""
     flip = rng.random() < recipe.flip_prob
     jitter: tuple[tuple[int, float], ...] = ()
     if rng.random() < recipe.jitter_prob:
+        # Factors around 1 for brightness, contrast and saturation, a shift around 0 for the hue.
         values = [
-            draw_uniform(rng, center - s, center + s)
-            for center, s in zip((1, 1, 1, 0), recipe.jitter, strict=True)
+            draw_uniform(rng, center - reach, center + reach)
+            for center, reach in zip((1, 1, 1, 0), recipe.jitter, strict=True)
         ]
         jitter = tuple((op, values[op]) for op in rng.permutation(4).tolist())
     gray = rng.random() < recipe.gray_prob
@@ -139,10 +164,15 @@ def draw_weak_crop(
 
 
 def draw_strong_crop(
-    rng: Generator, size: int, box: tuple[int, int, int, int], kind: int, recipe: ViewRecipe
+    rng: Generator, size: int, box: Box, kind: int, recipe: ViewRecipe
 ) -> CropPlan:
-    """Strong view: flip, RandAugment on the whole image, the crop, random erasing."""
+    """Draw a strong view: flip, RandAugment on the whole image, the crop, random erasing.
+
+    `kind` has no effect; it is there so that weak and strong views are drawn alike.
+    """
     flip = rng.random() < recipe.flip_prob
+    # Two operations, each applied with probability 0.5. The release never draws one twice, timm may
+    # (M14).
     chosen = rng.choice(len(OPERATIONS), 2, replace=recipe.randaugment_replacement)
     operations = tuple(
         draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
@@ -152,11 +182,18 @@ def draw_strong_crop(
 
 
 def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:
-    """An operation with its parameter at a magnitude from N(mean, std) clipped to [0, 10], and a random sign."""
+    """Draw the parameter of an operation, its sign and its interpolation.
+
+    The magnitude is from N(mean, std), clipped to 0 to 10. Its meaning is that of timm's
+    "rand-m9-mstd0.5-inc1": at 10 the factors are 1 +- 0.9, the angle 30 degrees, the slope 0.3, the
+    shift 0.45 of the image.
+    """
     magnitude = min(max(rng.normal(*recipe.randaugment_magnitude), 0.0), 10.0)
+    # Drawn for every operation, used or not, so that the draws after it do not depend on the name.
     sign = -1.0 if rng.random() < 0.5 else 1.0
     bicubic = rng.random() < 0.5
     if name == "posterize":
+        # At magnitude 10 no bit is kept, which gives a black image.
         value = 4.0 - int(0.4 * magnitude)
     elif name == "solarize":
         value = 256.0 - int(25.6 * magnitude)
@@ -171,12 +208,16 @@ def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:
     return Operation(name, value, bicubic)
 
 
-def draw_erase_box(rng: Generator, size: int) -> tuple[int, int, int, int]:
-    """One box of area U(0.02, 1/3) and log-uniform aspect 0.3 to 3.33, ten tries; (0, 0, 0, 0) when none fits."""
+def draw_erase_box(rng: Generator, size: int) -> Box:
+    """Draw one box of area U(0.02, 1/3) and log-uniform aspect 0.3 to 1 / 0.3, in ten tries.
+
+    The limits are those of timm's RandomErasing. Return (0, 0, 0, 0) if none of the ten fits.
+    """
     for _ in range(10):
         area = draw_uniform(rng, 0.02, 1 / 3) * size * size
         aspect = math.exp(draw_uniform(rng, math.log(0.3), math.log(1 / 0.3)))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        h = round(math.sqrt(area * aspect))
+        w = round(math.sqrt(area / aspect))
         if w < size and h < size:
             return int(rng.integers(0, size - w + 1)), int(rng.integers(0, size - h + 1)), w, h
     return 0, 0, 0, 0
