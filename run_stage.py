@@ -1,7 +1,8 @@
 """Command line of the reproduction: its commands, their options and their help text.
 
-The work is done in the packages; a command here only resolves its runs, calls one function, and shows
-what came back. Heavy modules are imported inside the commands, so that `--help` answers at once.
+The work is done in the packages; a command here only resolves its runs, calls one function, and
+shows what came back. Heavy modules are imported inside the commands, so that `--help` answers at
+once.
 
 Exit codes: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
 75 interrupted.
@@ -20,8 +21,8 @@ import typer
 if TYPE_CHECKING:
     from stages.commands.reproduction import Selection
 
-# Old option names that still work but that --help does not list. click applies the function to every
-# option name a user types, in every command.
+# Old option names that still work but that --help does not list. click applies the function to
+# every option name a user types, in every command.
 RENAMED_OPTIONS = {"unseen": "skip-data-checks", "profile": "trace-steps"}
 
 app = typer.Typer(
@@ -196,9 +197,9 @@ def run_command(
 ) -> None:
     """Run what is not done, on this machine.
 
-    Needs no Slurm. Runs start one after another; a run that watches another one starts together with it. If a run
-    fails, the runs that need it are left out. Press Ctrl-C to save and stop, and repeat the command
-    to continue. Press Ctrl-C twice to stop at once.
+    Needs no Slurm. Runs start one after another; a run that watches another one starts together
+    with it. If a run fails, the runs that need it are left out. Press Ctrl-C to save and stop, and
+    repeat the command to continue. Press Ctrl-C twice to stop at once.
     """
     from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
@@ -225,8 +226,8 @@ def status(
 ) -> None:
     """Show the state of every run.
 
-    A run is done, running, queued, failed or waiting. Shows the speed and the time left of a running run; the error and the log file of a failed one.
-    The exit code is 1 if a run failed.
+    A run is done, running, queued, failed or waiting. Shows the speed and the time left of a
+    running run; the error and the log file of a failed one. The exit code is 1 if a run failed.
     """
     from slurm import console
     from slurm import status as states
@@ -521,11 +522,11 @@ def clean(
 ) -> None:
     """List or remove files that are no longer needed.
 
-    Lists, with their sizes: folders of unfinished runs that neither this reproduction, nor those of --also, nor
-    the bundled ones ask for; leftovers of interrupted writes; all checkpoints of finished runs but
-    the last. Removes nothing without --yes. Never removes outputs of finished runs, files that
-    changed within the last hour, and runs that are or may be queued or running. Asks Slurm about
-    submitted runs, and keeps them if it does not answer.
+    Lists, with their sizes: folders of unfinished runs that neither this reproduction, nor those of
+    --also, nor the bundled ones ask for; leftovers of interrupted writes; all checkpoints of
+    finished runs but the last. Removes nothing without --yes. Never removes outputs of finished
+    runs, files that changed within the last hour, and runs that are or may be queued or running.
+    Asks Slurm about submitted runs, and keeps them if it does not answer.
     """
     from slurm import run_root as place
     from slurm.active_runs import find_active_runs
@@ -578,7 +579,7 @@ def main() -> None:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that a user can cause; imported only if there is one, to keep --help fast."""
+    """Return the errors that a user can cause; imported late, to keep --help fast."""
     from pipeline.spec import ConfigError
     from results.explain import NoSuchCellError
     from results.options import OptionError

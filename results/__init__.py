@@ -1,1 +1,1 @@
-"""Result rows and the tables made of them."""
+"""Result rows, and the tables, figures and report made of them."""

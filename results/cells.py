@@ -1,4 +1,4 @@
-"""From results to the one number of a cell: best setting, mean over seeds."""
+"""From results to the one number of a cell: the best setting, as a mean over seeds."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,15 @@ from results.store import RowsError
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over seeds of the best setting. `also_reported`: other settings worth telling, with their means."""
+    """Mean over seeds of the best setting."""
 
     value: float
+    # Standard deviation over seeds; None for a single one.
     spread: float | None
     setting: str
+    # One per seed, by seed.
     results: tuple[Result, ...]
+    # Other settings that a footnote reports, with their means.
     also_reported: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -27,72 +30,72 @@ class Cell:
         return len(self.results)
 
     def text(self) -> str:
-        """`72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
+        """Return `72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
         shown = format_value(self.value)
-        return (
-            shown
-            if self.spread is None
-            else f"{shown} ± {format_value(self.spread)} (n={self.seeds})"
-        )
+        if self.spread is None:
+            return shown
+        return f"{shown} ± {format_value(self.spread)} (n={self.seeds})"
 
 
 def format_value(value: float) -> str:
-    """One decimal."""
+    """Return a number with one decimal, as the paper prints it."""
     return f"{value:.1f}"
 
 
 def format_difference(value: float) -> str:
-    """One decimal with its sign, which zero has none of."""
+    """Return a number with one decimal and its sign; zero has no sign."""
     shown = f"{value:+.1f}"
     return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
 def split_setting(setting: str) -> list[str]:
-    """`cls`, `k=20` and `T=0.07` of `cls, k=20, T=0.07`."""
+    """Return `cls`, `k=20` and `T=0.07` for `cls, k=20, T=0.07`."""
     return [part.strip() for part in setting.split(",")]
 
 
 def setting_matches(setting: str, pattern: str) -> bool:
-    """Whether a part of a setting matches a pattern (`*% of labels`)."""
+    """Return whether a part of a setting matches a pattern such as `*% of labels`."""
     return any(fnmatchcase(part, pattern) for part in split_setting(setting))
 
 
 def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell | None:
-    """The cell of results that differ in setting and seed only; None without any.
+    """Return the cell of results that differ in setting and seed only; None if there are none.
 
-    Settings that not every seed has are no choice where others have more. Raises RowsError for two results of one
-    setting and seed.
+    Raises:
+        RowsError: two results have the same setting and seed.
     """
-    by_setting: dict[str, list[Result]] = defaultdict(list)
-    everything = tuple(results)
-    _, conflicts = separate_conflicts(everything)
+    kept, conflicts = separate_conflicts(tuple(results))
     if conflicts:
         raise RowsError("\n".join(conflicts))
-    for result in everything:
+    by_setting: dict[str, list[Result]] = defaultdict(list)
+    for result in kept:
         by_setting[result.row.setting].append(result)
     if not by_setting:
         return None
+    # A setting that only some seeds have would win by a lucky seed, so only those with the most
+    # seeds can be chosen. Sorting makes the choice between equal means independent of file order.
     most = max(len(found) for found in by_setting.values())
     means = {
-        s: fmean(r.row.value for r in found)
-        for s, found in sorted(by_setting.items())
+        setting: fmean(result.row.value for result in found)
+        for setting, found in sorted(by_setting.items())
         if len(found) == most
     }
-    chosen = max(means, key=lambda setting: means[setting])
-    used = tuple(sorted(by_setting[chosen], key=lambda result: result.row.seed))
+    best = max(means, key=lambda setting: means[setting])
+    used = tuple(sorted(by_setting[best], key=lambda result: result.row.seed))
     values = [result.row.value for result in used]
+    # stdev divides by n - 1: the seeds are a sample of all seeds.
     spread = stdev(values) if len(values) > 1 else None
-    return Cell(means[chosen], spread, chosen, used, _also_reported(means, chosen, also_report))
+    return Cell(means[best], spread, best, used, _also_reported(means, best, also_report))
 
 
 def _also_reported(
-    means: dict[str, float], chosen: str, patterns: Sequence[str]
+    means: dict[str, float], best: str, patterns: Sequence[str]
 ) -> tuple[tuple[str, float], ...]:
-    """The best of the settings that match each pattern, unless it is the chosen one."""
+    """Return the best of the settings that match each pattern, unless it is the best of all."""
     found = []
     for pattern in patterns:
-        matching = {s: v for s, v in means.items() if setting_matches(s, pattern)}
-        best = max(matching, key=lambda setting: matching[setting], default=chosen)
-        if best != chosen:
-            found.append((best, means[best]))
+        matching = [setting for setting in means if setting_matches(setting, pattern)]
+        top = max(matching, key=lambda setting: means[setting], default=best)
+        if top != best:
+            found.append((top, means[top]))
     return tuple(found)

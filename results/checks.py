@@ -1,4 +1,4 @@
-"""What is wrong with a row, and which of its names no table knows."""
+"""Checks of a result row: is it plausible, and does a table know its names?"""
 
 import difflib
 import math
@@ -7,34 +7,35 @@ from collections.abc import Iterable
 from results.schema import ResultRow
 from results.vocabulary import load_vocabulary
 
+REQUIRED = ("run_id", "method", "arch", "stage", "dataset", "metric")
 
-def check_row(row: ResultRow) -> str | None:
-    """Why a row is refused (no number, out of range, wrong unit, empty name), or None."""
+
+def check_row(row: ResultRow) -> None:
+    """Raise ValueError if a name is missing, or if the value or its unit cannot be right."""
     known = load_vocabulary()
-    empty = [
-        name
-        for name in ("run_id", "method", "arch", "stage", "dataset", "metric")
-        if not getattr(row, name)
-    ]
-    if empty:
-        return f"{empty[0]} is empty"
+    for name in REQUIRED:
+        if not getattr(row, name):
+            raise ValueError(f"{name} is empty")
     if not math.isfinite(row.value):
-        return f"value {row.value} is not a finite number"
+        raise ValueError(f"value {row.value} is not a finite number")
     if row.unit not in known.units:
-        return f"unknown unit {row.unit!r}{_hint(row.unit, known.units)}"
-    wanted = known.metrics.get(row.metric)
-    if wanted is not None and row.unit != wanted:
-        return f"metric {row.metric!r} has the unit {row.unit!r}, expected {wanted!r}"
+        raise ValueError(f"unknown unit {row.unit!r}{_hint(row.unit, known.units)}")
+    # A metric that no table knows may have any unit; such a row is listed, not refused.
+    expected = known.metrics.get(row.metric)
+    if expected is not None and row.unit != expected:
+        raise ValueError(f"metric {row.metric!r} has the unit {row.unit!r}, expected {expected!r}")
     low, high = known.units[row.unit]
     if not low <= row.value <= high:
-        return f"value {row.value:g} of {row.metric} is outside {low:g} to {high:g} {row.unit}"
+        # The usual cause is a fraction that was written as percent, or the reverse.
+        raise ValueError(
+            f"value {row.value:g} of {row.metric} is outside {low:g} to {high:g} {row.unit}"
+        )
     if row.epochs < 0 or row.seed < 0:
-        return f"epochs {row.epochs} and seed {row.seed} may not be negative"
-    return None
+        raise ValueError(f"epochs {row.epochs} and seed {row.seed} may not be negative")
 
 
 def find_unknown_names(row: ResultRow) -> list[str]:
-    """Names in a row that no table knows; such a row is shown apart."""
+    """Return the names in a row that no table knows, with the closest known name of each."""
     known = load_vocabulary()
     found = []
     if not known.knows_dataset(row.dataset):

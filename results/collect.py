@@ -1,4 +1,4 @@
-"""From the files of a run root to results: every row read, checked, and told apart by what was run."""
+"""From the files of a run root to results: every row is read, checked and joined with its run."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,21 +9,33 @@ from results.checks import find_unknown_names
 from results.runs import FinishedRun, iter_with_upstream
 from results.schema import Result, ResultRow
 from results.store import RowsError, read_results
-from results.variants import NO_RECORD, ReferenceReproduction, describe_variant, find_deviations
+from results.variants import (
+    NO_RECORD,
+    ReferenceReproduction,
+    describe_variant,
+    find_deviations,
+)
 
 
 @dataclass(frozen=True)
 class CollectedResults:
-    """Results of a run root. `problems`: what was refused; `unknown`: what no table knows; a line each, file first."""
+    """Results of a run root with the runs behind them.
+
+    `problems` are the rows that were refused, `unknown` the rows with a name that no table knows: a
+    line each, which begins with the file.
+    """
 
     results: tuple[Result, ...]
     runs: Mapping[str, FinishedRun] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
-    references: tuple[ReferenceReproduction, ...] = ()
 
     def require_valid(self) -> "CollectedResults":
-        """Itself. Raises RowsError when anything was refused."""
+        """Return itself.
+
+        Raises:
+            RowsError: a row was refused. A table without it could show another number unnoticed.
+        """
         if self.problems:
             raise RowsError("\n".join(self.problems))
         return self
@@ -32,28 +44,25 @@ class CollectedResults:
 def collect_results(
     root: Path, runs: Sequence[FinishedRun], references: Iterable[ReferenceReproduction] = ()
 ) -> CollectedResults:
-    """Every row of the given finished runs, in the order of their files."""
+    """Return every row of the given finished runs, in the order of their files."""
     results: list[Result] = []
     problems: list[str] = []
     known = {run.run_id: run for run in runs}
     recipes = tuple(references)
     for run in sorted(runs, key=lambda run: run.rows or ""):
-        if run.rows:
-            found, wrong = read_results(root / run.rows, run.rows, sha256=run.rows_sha256)
-            results += [
-                annotate_result(result, known, recipes)
-                for result in found
-                if result.row.run_id == run.run_id
-            ]
-            problems += wrong + [
-                f"{result.where}: row of run {result.row.run_id} in the file of run {run.run_id}"
-                for result in found
-                if result.row.run_id != run.run_id
-            ]
+        if not run.rows:
+            continue
+        found, refused = read_results(root / run.rows, run.rows, sha256=run.rows_sha256)
+        problems += refused
+        for result in found:
+            # A row with another id was copied here by hand, and would be counted twice.
+            if result.row.run_id == run.run_id:
+                results.append(annotate_result(result, known, recipes))
+            else:
+                foreign = f"row of run {result.row.run_id} in the file of run {run.run_id}"
+                problems.append(f"{result.where}: {foreign}")
     kept, conflicts = separate_conflicts(results)
-    return CollectedResults(
-        kept, known, (*problems, *conflicts), describe_unknown_names(kept), recipes
-    )
+    return CollectedResults(kept, known, (*problems, *conflicts), describe_unknown_names(kept))
 
 
 def annotate_result(
@@ -61,7 +70,7 @@ def annotate_result(
     runs: Mapping[str, FinishedRun],
     references: Sequence[ReferenceReproduction] = (),
 ) -> Result:
-    """The result with what its run and those it needs say of it."""
+    """Return the result with the variant and the deviations of its run and the runs it needs."""
     row = result.row
     if row.run_id not in runs:
         return replace(result, differs=(NO_RECORD,))
@@ -77,9 +86,9 @@ def annotate_result(
 
 
 def result_key(result: Result) -> tuple[object, ...]:
-    """What may be there once: everything but value, unit and run."""
+    """Return what only one result may have: everything but value, unit and run."""
     row = result.row
-    of_row = (
+    return (
         row.method,
         row.arch,
         row.epochs,
@@ -88,37 +97,44 @@ def result_key(result: Result) -> tuple[object, ...]:
         row.setting,
         row.metric,
         row.seed,
+        result.variant,
+        result.differs,
+        result.imported,
     )
-    return (*of_row, result.variant, result.differs, result.imported)
 
 
 def separate_conflicts(results: Sequence[Result]) -> tuple[tuple[Result, ...], tuple[str, ...]]:
-    """Results whose identity no other claims, and a line per claim of several: never a silent pick."""
-    claims: dict[tuple[object, ...], list[Result]] = defaultdict(list)
+    """Return the results whose key is unique, and a line for each key that several have.
+
+    None of the several is kept: picking one silently would hide a mistake.
+    """
+    by_key: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
-        claims[result_key(result)].append(result)
-    kept = tuple(result for result in results if len(claims[result_key(result)]) == 1)
-    return kept, tuple(_conflict(rivals) for rivals in claims.values() if len(rivals) > 1)
+        by_key[result_key(result)].append(result)
+    kept = tuple(result for result in results if len(by_key[result_key(result)]) == 1)
+    conflicts = [_describe_conflict(same) for same in by_key.values() if len(same) > 1]
+    return kept, tuple(conflicts)
 
 
-def _conflict(rivals: Sequence[Result]) -> str:
-    row = rivals[0].row
-    claims = "; ".join(f"{r.where}: {r.row.value:g} of run {r.row.run_id}" for r in rivals)
-    what = "the same row twice" if len({r.row for r in rivals}) == 1 else "rows that claim one cell"
-    return f"{claims}: {what}, {describe_row(row)}"
+def _describe_conflict(same: Sequence[Result]) -> str:
+    places = "; ".join(f"{r.where}: {r.row.value:g} of run {r.row.run_id}" for r in same)
+    repeated = len({result.row for result in same}) == 1
+    what = "the same row twice" if repeated else "rows that claim the same cell"
+    return f"{places}: {what}, {describe_row(same[0].row)}"
 
 
 def describe_row(row: ResultRow) -> str:
-    """What a row is about, in words."""
+    """Return what a row is about, in words."""
     return (
-        f"{row.metric} of {row.method} {row.arch}, {row.epochs} epochs, {row.stage} on {row.dataset}, "
-        f"setting {row.setting!r}, seed {row.seed}"
+        f"{row.metric} of {row.method} {row.arch}, {row.epochs} epochs, {row.stage} on"
+        f" {row.dataset}, setting {row.setting!r}, seed {row.seed}"
     )
 
 
 def describe_unknown_names(results: Iterable[Result]) -> tuple[str, ...]:
-    """A line per result that no table can have a place for."""
-    found = ((result, find_unknown_names(result.row)) for result in results)
+    """Return a line for each result with a name that no table knows."""
     return tuple(
-        f"{result.where}: unknown {' and '.join(names)}" for result, names in found if names
+        f"{result.where}: unknown {' and '.join(names)}"
+        for result in results
+        if (names := find_unknown_names(result.row))
     )

@@ -1,10 +1,16 @@
-"""Two sets of results, cell by cell of the tables."""
+"""Compare two sets of results, cell by cell of the tables."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from results.cells import Cell, format_difference
-from results.formatted import MISSING, FormattedCell, FormattedPart, FormattedRow, FormattedTable
+from results.formatted import (
+    MISSING,
+    FormattedCell,
+    FormattedPart,
+    FormattedRow,
+    FormattedTable,
+)
 from results.schema import Result
 from results.tables import build_table
 
@@ -12,72 +18,71 @@ HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A cell here and there; at least one is not None."""
+class CellPair:
+    """A cell here and there; one of them may be missing."""
 
     table: str
     group: str
-    line: str
+    row: str
     column: str
     here: Cell | None
     there: Cell | None
 
     @property
     def equal(self) -> bool:
-        """Whether both are there with the same numbers."""
-        both = self.here is not None and self.there is not None
-        return both and _numbers(self.here) == _numbers(self.there)
+        """Whether both exist and have the same numbers."""
+        if self.here is None or self.there is None:
+            return False
+        return _numbers(self.here) == _numbers(self.there)
 
 
-def _numbers(cell: Cell | None) -> tuple[object, ...]:
-    return () if cell is None else (cell.value, cell.spread, cell.seeds, cell.setting)
+def _numbers(cell: Cell) -> tuple[object, ...]:
+    # Unrounded, and with the chosen setting: equal to one decimal by another k is not equal.
+    return cell.value, cell.spread, cell.seeds, cell.setting
 
 
 def compare_cells(
     here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]
-) -> list[Pair]:
-    """Every cell that has a number of ours in either, in the order of the tables, here first."""
+) -> list[CellPair]:
+    """Return every cell that has a result of ours on either side, in the order of the tables."""
     pairs = []
     for name in tables:
-        mine, theirs = _cells(name, here), _cells(name, there)
-        pairs += [
-            Pair(name, *key, mine.get(key), theirs.get(key))
-            for key in dict.fromkeys([*mine, *theirs])
-        ]
+        mine = _cells(name, here)
+        theirs = _cells(name, there)
+        # A dict keeps the order and drops repeated keys: the cells here first, then those only
+        # there.
+        keys = dict.fromkeys([*mine, *theirs])
+        pairs += [CellPair(name, *key, mine.get(key), theirs.get(key)) for key in keys]
     return pairs
 
 
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
     return {
-        (own.entry.group, own.line, own.column): own.cell
-        for own in build_table(name, results).our_cells()
+        (ours.entry.group, ours.row, ours.column): ours.cell
+        for ours in build_table(name, results).our_cells()
     }
 
 
-def format_comparison(pairs: Sequence[Pair]) -> FormattedTable:
-    """The comparison as a table, ready for any format."""
-    lines = [
-        FormattedRow(pair.group, "ours", tuple(FormattedCell(text) for text in _texts(pair)))
-        for pair in pairs
+def format_comparison(pairs: Sequence[CellPair]) -> FormattedTable:
+    """Return the comparison as a table, ready for any format."""
+    rows = [
+        FormattedRow(pair.group, "ours", tuple(map(FormattedCell, _texts(pair)))) for pair in pairs
     ]
     equal = sum(pair.equal for pair in pairs)
-    only = sum(pair.here is None or pair.there is None for pair in pairs)
-    summary = f"{len(pairs)} cells: {equal} equal, {len(pairs) - equal - only} different, {only} in one only."
+    single = sum(pair.here is None or pair.there is None for pair in pairs)
+    different = len(pairs) - equal - single
+    summary = f"{len(pairs)} cells: {equal} equal, {different} different, {single} in one only."
     title = "Two run roots, cell by cell"
-    return FormattedTable(
-        "against", title, (FormattedPart(title, HEADER, 3, tuple(lines)),), (), (summary,)
-    )
+    part = FormattedPart(title, HEADER, 3, tuple(rows))
+    return FormattedTable("against", title, (part,), (), (summary,))
 
 
-def _texts(pair: Pair) -> tuple[str, ...]:
+def _texts(pair: CellPair) -> tuple[str, ...]:
     shown = [cell.text() if cell else MISSING for cell in (pair.here, pair.there)]
     difference = MISSING
     if pair.here and pair.there:
         change = pair.here.value - pair.there.value
-        settings = (
-            ""
-            if pair.here.setting == pair.there.setting
-            else f" ({pair.here.setting} / {pair.there.setting})"
-        )
-        difference = ("equal" if pair.equal else format_difference(change)) + settings
-    return pair.table, pair.line, pair.column, *shown, difference
+        difference = "equal" if pair.equal else format_difference(change)
+        if pair.here.setting != pair.there.setting:
+            difference += f" ({pair.here.setting} / {pair.there.setting})"
+    return pair.table, pair.row, pair.column, *shown, difference

@@ -1,4 +1,4 @@
-"""Where a number of a table comes from: rows, runs, checkpoint, configuration, code, cost, and what came before."""
+"""Where a number of a table comes from: rows, runs, weights, configuration, code and cost."""
 
 from collections.abc import Iterator
 
@@ -10,76 +10,87 @@ from results.variants import format_setting
 
 
 class NoSuchCellError(ValueError):
-    """No cell, or several, answer to a row and a column; the message lists what there is."""
+    """No cell, or more than one, fits a row and a column; the message lists the cells there are."""
 
 
 def explain_cell(collection: CollectedResults, table: str, row: str, column: str) -> str:
-    """The origin of one cell. `row`: words of its group and line (`mugs vit-s/16 3200`); `column`: its title or key.
+    """Return the origin of one cell.
 
-    Raises NoSuchCellError where not exactly one cell has all the words, ValueError for an unknown table.
+    `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key.
+
+    Raises:
+        NoSuchCellError: not exactly one cell has all the words.
+        ValueError: there is no such table.
     """
     cells = list(build_table(table, collection.results).our_cells())
-    words = row.lower().split()
-    matching = [own for own in cells if column.lower() in (own.key.lower(), own.column.lower())]
-    if not matching:
-        known = ", ".join(sorted({own.column for own in cells})) or "none has a number of ours"
+    in_column = [
+        cell for cell in cells if column.lower() in (cell.key.lower(), cell.column.lower())
+    ]
+    if not in_column:
+        known = ", ".join(sorted({cell.column for cell in cells})) or "none has a result of ours"
         raise NoSuchCellError(
             f"{table}: no cell of ours in a column {column!r} (columns with one: {known})"
         )
-    lines = [own for own in matching if all(word in _place(own).lower() for word in words)]
-    exact = [own for own in lines if _bare(own.line) == " ".join(words)]
-    lines = exact if len(exact) == 1 else lines
-    if len(lines) != 1:
-        listed = "".join(f"\n  {_place(own)}" for own in lines or matching)
+    words = row.lower().split()
+    matching = [cell for cell in in_column if all(word in _place(cell).lower() for word in words)]
+    # "mugs vit-mini 24" also matches the rows "mugs vit-mini 24, w/o ..."; the row that is exactly
+    # that is meant then.
+    exact = [cell for cell in matching if _plain_row(cell) == " ".join(words)]
+    matching = exact if len(exact) == 1 else matching
+    if len(matching) != 1:
+        listed = "".join(f"\n  {_place(cell)}" for cell in matching or in_column)
         raise NoSuchCellError(
-            f"{table}, {column}: {len(lines)} lines have the words {row!r}, of these:{listed}"
+            f"{table}, {column}: {len(matching)} rows have the words {row!r}, of these:{listed}"
         )
-    return "\n".join(_text(table, lines[0], collection)) + "\n"
+    return "\n".join(_explain(table, matching[0], collection)) + "\n"
 
 
-def _place(own: OurCell) -> str:
-    return f"{own.entry.group}: {own.line}"
+def _place(ours: OurCell) -> str:
+    return f"{ours.entry.group}: {ours.row}"
 
 
-def _bare(line: str) -> str:
-    return line.lower().replace(",", "").removesuffix(" ours").removesuffix(" epochs")
+def _plain_row(ours: OurCell) -> str:
+    return ours.row.lower().replace(",", "").removesuffix(" ours").removesuffix(" epochs")
 
 
-def _text(table: str, own: OurCell, collection: CollectedResults) -> Iterator[str]:
-    cell, paper, difference = own.cell, own.paper, own.difference
-    beside = (
-        ""
-        if paper is None or difference is None
-        else f" (paper {format_value(paper)}, {format_difference(difference)})"
-    )
-    yield f"{table}, {own.line}, {own.column}: {cell.text()}{beside}"
+def _explain(table: str, ours: OurCell, collection: CollectedResults) -> Iterator[str]:
+    cell = ours.cell
+    line = f"{table}, {ours.row}, {ours.column}: {cell.text()}"
+    if ours.paper is not None and ours.difference is not None:
+        line += f" (paper {format_value(ours.paper)}, {format_difference(ours.difference)})"
+    yield line
     yield f"setting: {cell.setting}" if cell.setting else "setting: the only one"
     for result in cell.results:
         yield f"  seed {result.row.seed}: {result.row.value:.6g} {result.row.unit}, {result.where}"
-    for line in cell.results[0].differs:
-        yield f"  differs from the released recipe: {line}"
-    told: set[str] = set()
+    # The results of a cell differ from the recipe in the same settings, or they would be two cells.
+    for deviation in cell.results[0].differs:
+        yield f"  differs from the released recipe: {deviation}"
+
+    # Seeds share runs (the converted data set), which are shown once.
+    shown: set[str] = set()
     for result in cell.results:
         if result.row.run_id not in collection.runs:
             yield f"\nrun {result.row.run_id}: no record of it"
         for run in iter_with_upstream(result.row.run_id, collection.runs):
-            if run.run_id not in told:
-                told.add(run.run_id)
-                yield from _run(run, collection)
+            if run.run_id not in shown:
+                shown.add(run.run_id)
+                yield from _describe_run(run, collection)
 
 
-def _run(run: FinishedRun, collection: CollectedResults) -> Iterator[str]:
+def _describe_run(run: FinishedRun, collection: CollectedResults) -> Iterator[str]:
     yield f"\nrun {run.run_id}  {run.stage}  {run.name}"
     yield f"  folder: {run.folder}"
     for role, needed in sorted(run.upstream.items()):
         upstream = collection.runs.get(needed)
-        yield f"  needs {role}: {needed} ({f'{upstream.stage} {upstream.name}' if upstream else 'no record of it'})"
+        record = f"{upstream.stage} {upstream.name}" if upstream else "no record of it"
+        yield f"  needs {role}: {needed} ({record})"
     if path := find_weights_path(run, collection):
         yield f"  checkpoint: {path}"
     for label, output in sorted(run.outputs.items()):
         yield f"  output {label}: {output}"
     yield f"  code: {describe_code(run)}"
-    yield f"  versions: {', '.join(f'{name} {version}' for name, version in sorted(run.versions.items()))}"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
+    yield f"  versions: {versions}"
     yield f"  cost: {describe_cost(run)}"
     yield f"  finished: {run.finished or 'unknown'}"
     yield "  config:"
@@ -88,20 +99,19 @@ def _run(run: FinishedRun, collection: CollectedResults) -> Iterator[str]:
 
 
 def find_weights_path(run: FinishedRun, collection: CollectedResults) -> str | None:
-    """The weights an evaluation read, below the run root."""
+    """Return the weights file that an evaluation read, as a path below the run root."""
     upstream = collection.runs.get(run.upstream.get("weights", ""))
     return upstream.outputs.get(str(run.config.get("weights"))) if upstream else None
 
 
 def describe_code(run: FinishedRun) -> str:
-    """Commit, and whether files differed from it."""
-    dirty = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}[
-        run.git_dirty
-    ]
-    return f"{run.git_sha or 'unknown commit'}{dirty}"
+    """Return the commit, and whether files differed from it."""
+    changes = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}
+    return f"{run.git_sha or 'unknown commit'}{changes[run.git_dirty]}"
 
 
 def describe_cost(run: FinishedRun) -> str:
-    """GPU-hours, time, ranks, restarts."""
+    """Return GPU-hours, time, ranks and restarts in words."""
     ranks = f"{run.ranks} rank{'s' if run.ranks != 1 else ''}"
-    return f"{run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device}, {ranks}, {run.restarts} restarts"
+    time = f"{run.seconds:.0f} s on {run.device}"
+    return f"{run.gpu_hours:g} GPU-hours, {time}, {ranks}, {run.restarts} restarts"

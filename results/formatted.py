@@ -1,6 +1,6 @@
-"""A table as lines of text with footnotes: what every format prints."""
+"""A table as rows of text with footnotes: what every output format prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,16 +14,15 @@ Kind = Literal["paper", "ours", "difference"]
 
 @dataclass(frozen=True)
 class FormattedCell:
-    """A cell: what it says, the numbers of its footnotes, and the ids of the runs behind it."""
+    """The text of a cell, and the numbers of its footnotes."""
 
     text: str
     marks: tuple[int, ...] = ()
-    run_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FormattedRow:
-    """A line of a table; the first cells are its labels."""
+    """A row of a table; the first cells are its labels."""
 
     group: str
     kind: Kind
@@ -32,22 +31,22 @@ class FormattedRow:
 
 @dataclass(frozen=True)
 class FormattedPart:
-    """Lines under one heading row."""
+    """Rows under one header; the first `labels` columns are labels, the others numbers."""
 
     title: str
     header: tuple[str, ...]
     labels: int
-    lines: tuple[FormattedRow, ...]
+    rows: tuple[FormattedRow, ...]
 
 
 @dataclass
 class Footnotes:
-    """Numbered notes; the same text has one number."""
+    """Numbered notes; equal texts share a number."""
 
     texts: list[str] = field(default_factory=list)
 
     def mark(self, text: str) -> int:
-        """Number of a note."""
+        """Return the number of a note, which is added if it is new."""
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
@@ -55,7 +54,7 @@ class Footnotes:
 
 @dataclass(frozen=True)
 class FormattedTable:
-    """A table ready to print: its parts, numbered footnotes, general notes."""
+    """A table ready to print: its parts, numbered footnotes, and general notes."""
 
     name: str
     title: str
@@ -65,129 +64,143 @@ class FormattedTable:
 
 
 def format_table(table: Table) -> FormattedTable:
-    """The lines and footnotes of a table."""
+    """Return the rows and footnotes of a table."""
+    # All parts share the numbering, so they are formatted in the order in which they are printed.
     footnotes = Footnotes()
-    parts = [_part(table.printed, footnotes, table.title)]
+    parts = [_format_block(table.printed, footnotes)]
     if table.unmatched.entries:
-        parts.append(_part(table.unmatched, footnotes, table.unmatched.title))
+        parts.append(_format_block(table.unmatched, footnotes))
     if table.margins:
-        parts.append(_margins(table.margins, table.printed.columns, footnotes))
+        parts.append(_format_margins(table.margins, table.printed.columns, footnotes))
     return FormattedTable(
         table.name, table.title, tuple(parts), tuple(footnotes.texts), table.notes
     )
 
 
-def _part(block: Block, footnotes: Footnotes, title: str) -> FormattedPart:
-    lines = [line for entry in block.entries for line in _lines(entry, block.columns, footnotes)]
+def _format_block(block: Block, footnotes: Footnotes) -> FormattedPart:
+    rows = [
+        row for entry in block.entries for row in _format_entry(entry, block.columns, footnotes)
+    ]
+    # The paper prints effective epochs; our own rows have the epochs that were really trained.
     epochs = "Epochs" if block.entries and block.entries[0].printed else "Real epochs"
-    return FormattedPart(
-        title, ("Method", "Arch", epochs, *block.columns.values()), 3, tuple(lines)
-    )
+    header = ("Method", "Arch", epochs, *block.columns.values())
+    return FormattedPart(block.title, header, 3, tuple(rows))
 
 
-def _lines(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> list[FormattedRow]:
-    found = []
+def _format_entry(
+    entry: Entry, columns: Mapping[str, str], footnotes: Footnotes
+) -> list[FormattedRow]:
+    """Return the printed row, our rows, and below each the difference from the printed one."""
+    rows = []
     if entry.printed:
-        notes = _noted(entry, columns, footnotes)
-        cells = [
-            FormattedCell(
-                format_value(entry.paper[key]) if key in entry.paper else MISSING,
-                _one(notes.get(key)),
-            )
-            for key in columns
-        ]
-        found.append(FormattedRow(entry.group, "paper", (*_labels(entry, entry.method), *cells)))
+        rows.append(_paper_row(entry, columns, footnotes))
     if not entry.comparable:
-        return found
+        return rows
     for ours in entry.ours or (OurRow("ours", {}),):
-        alone = not entry.printed and ours.label == "ours"
-        label = entry.method if alone else f"{entry.method}, {ours.label}"
-        cells = [
-            _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes)
-            for key, title in columns.items()
-        ]
-        found.append(FormattedRow(entry.group, "ours", (*_labels(entry, label), *cells)))
+        rows.append(_our_row(entry, ours, columns, footnotes))
         if any(key in entry.paper for key in ours.cells):
-            cells = [_difference(ours.cells.get(key), entry.paper.get(key)) for key in columns]
-            found.append(
-                FormattedRow(
-                    entry.group,
-                    "difference",
-                    (FormattedCell("difference"), FormattedCell(""), FormattedCell(""), *cells),
-                )
-            )
-    return found
+            rows.append(_difference_row(entry, ours, columns))
+    return rows
 
 
-def _noted(entry: Entry, columns: dict[str, str], footnotes: Footnotes) -> dict[str, int]:
-    """Number of the note of each column that has one; columns of the same note share it."""
+def _paper_row(entry: Entry, columns: Mapping[str, str], footnotes: Footnotes) -> FormattedRow:
+    notes = _mark_notes(entry, columns, footnotes)
+    cells = []
+    for key in columns:
+        text = format_value(entry.paper[key]) if key in entry.paper else MISSING
+        cells.append(FormattedCell(text, (notes[key],) if key in notes else ()))
+    return FormattedRow(entry.group, "paper", (*_labels(entry, entry.method), *cells))
+
+
+def _our_row(
+    entry: Entry, ours: OurRow, columns: Mapping[str, str], footnotes: Footnotes
+) -> FormattedRow:
+    # In a block of our own rows "ours" is understood; only a further label is worth showing.
+    alone = not entry.printed and ours.label == "ours"
+    method = entry.method if alone else f"{entry.method}, {ours.label}"
+    cells = [
+        _our_cell(ours.cells.get(key), f"{title}, {entry.words()}", footnotes)
+        for key, title in columns.items()
+    ]
+    return FormattedRow(entry.group, "ours", (*_labels(entry, method), *cells))
+
+
+def _difference_row(entry: Entry, ours: OurRow, columns: Mapping[str, str]) -> FormattedRow:
+    differences = {
+        key: ours.cells[key].value - entry.paper[key] for key in ours.cells if key in entry.paper
+    }
+    texts = [
+        "difference",
+        "",
+        "",
+        *(_difference_or_missing(differences.get(key)) for key in columns),
+    ]
+    return FormattedRow(entry.group, "difference", tuple(map(FormattedCell, texts)))
+
+
+def _mark_notes(entry: Entry, columns: Mapping[str, str], footnotes: Footnotes) -> dict[str, int]:
+    """Return the footnote number of each column with a note; the same note has one number."""
     marks: dict[str, int] = {}
     for note in dict.fromkeys(entry.notes.values()):
         keys = [key for key in columns if entry.notes.get(key) == note]
-        mark = footnotes.mark(f"{', '.join(columns[key] for key in keys)}, {entry.words()}: {note}")
+        titles = ", ".join(columns[key] for key in keys)
+        mark = footnotes.mark(f"{titles}, {entry.words()}: {note}")
         marks |= dict.fromkeys(keys, mark)
     return marks
 
 
 def _labels(entry: Entry, method: str) -> tuple[FormattedCell, ...]:
-    return FormattedCell(method), FormattedCell(entry.arch), FormattedCell(entry.epochs or MISSING)
-
-
-def _one(mark: int | None) -> tuple[int, ...]:
-    return () if mark is None else (mark,)
+    return (
+        FormattedCell(method),
+        FormattedCell(entry.arch),
+        FormattedCell(entry.epochs or MISSING),
+    )
 
 
 def _our_cell(cell: Cell | None, what: str, footnotes: Footnotes) -> FormattedCell:
     if cell is None:
         return FormattedCell(MISSING)
-    ids = tuple(result.row.run_id for result in cell.results)
-    return FormattedCell(cell.text(), (footnotes.mark(f"{what}: {describe_source(cell)}"),), ids)
+    return FormattedCell(cell.text(), (footnotes.mark(f"{what}: {describe_source(cell)}"),))
 
 
 def describe_source(cell: Cell) -> str:
-    """Where a cell comes from: runs, setting, other settings, what differs from the recipe."""
+    """Return where a cell comes from: runs, setting, other settings, deviations from the recipe."""
     if len(cell.results) == 1:
         text = f"run {cell.results[0].row.run_id}"
     else:
-        each = (
-            f"{r.row.run_id} (seed {r.row.seed}: {format_value(r.row.value)})" for r in cell.results
-        )
-        text = f"runs {', '.join(each)}"
-    text += f"; {cell.setting}" if cell.setting else ""
-    text += "".join(f"; {setting}: {format_value(value)}" for setting, value in cell.also_reported)
-    differs = cell.results[0].differs
-    return text + (f"; differs: {', '.join(differs)}" if differs else "")
+        rows = [result.row for result in cell.results]
+        seeds = [f"{row.run_id} (seed {row.seed}: {format_value(row.value)})" for row in rows]
+        text = f"runs {', '.join(seeds)}"
+    if cell.setting:
+        text += f"; {cell.setting}"
+    for setting, value in cell.also_reported:
+        text += f"; {setting}: {format_value(value)}"
+    if differs := cell.results[0].differs:
+        text += f"; differs: {', '.join(differs)}"
+    return text
 
 
-def _difference(cell: Cell | None, paper: float | None) -> FormattedCell:
-    return FormattedCell(
-        MISSING if cell is None or paper is None else format_difference(cell.value - paper)
-    )
-
-
-def _margins(
-    margins: Sequence[Margin], columns: dict[str, str], footnotes: Footnotes
+def _format_margins(
+    margins: Sequence[Margin], columns: Mapping[str, str], footnotes: Footnotes
 ) -> FormattedPart:
-    """Leads: as the text prints them, from the paper's table, and of ours over the other's printed number."""
-    lines = []
+    """Return the leads: as the text prints them, from the paper's table, and with our result."""
+    rows = []
     for margin in margins:
-        marks = []
-        if not margin.consistent or margin.note:
-            disagree = "" if margin.consistent else "text and table disagree"
-            note = "; ".join(part for part in (disagree, margin.note) if part)
-            marks.append(footnotes.mark(f"{columns[margin.column]}, {margin.claim}: {note}"))
-        printed = FormattedCell(
-            MISSING if margin.printed is None else format_difference(margin.printed), tuple(marks)
-        )
-        ours = FormattedCell(MISSING if margin.ours is None else format_difference(margin.ours))
+        notes = [] if margin.consistent else ["text and table disagree"]
+        if margin.note:
+            notes.append(margin.note)
+        marks: tuple[int, ...] = ()
+        if notes:
+            what = f"{columns[margin.column]}, {margin.claim}"
+            marks = (footnotes.mark(f"{what}: {'; '.join(notes)}"),)
         cells = (
             FormattedCell(margin.claim),
             FormattedCell(columns[margin.column]),
-            printed,
-            FormattedCell(format_difference(margin.computed)),
-            ours,
+            FormattedCell(_difference_or_missing(margin.printed), marks),
+            FormattedCell(_difference_or_missing(margin.computed)),
+            FormattedCell(_difference_or_missing(margin.ours)),
         )
-        lines.append(FormattedRow("", "paper", cells))
+        rows.append(FormattedRow("", "paper", cells))
     header = (
         "Lead, in points",
         "Column",
@@ -195,4 +208,8 @@ def _margins(
         "From the table",
         "Ours over theirs",
     )
-    return FormattedPart("Leads", header, 2, tuple(lines))
+    return FormattedPart("Leads", header, 2, tuple(rows))
+
+
+def _difference_or_missing(value: float | None) -> str:
+    return MISSING if value is None else format_difference(value)

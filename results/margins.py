@@ -1,4 +1,4 @@
-"""Leads that the paper's text prints ("+0.4"), beside what its own tables give and what ours gives."""
+"""Leads that the paper's text prints ("+0.4"), beside what its own tables and our results give."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,66 +9,74 @@ from results.spec import PaperRow
 
 @dataclass(frozen=True)
 class Margin:
-    """A lead in points. `computed` is from the paper's table, `ours` from our cell over the other's printed one.
+    """A lead in points; a claim about several pairs of rows is about the smallest lead."""
 
-    A claim about several pairs is about the least of them.
-    """
-
-    claim: str
+    claim: str  # where the text says it, and what
     column: str
-    printed: float | None
-    computed: float
+    printed: float | None  # None if the text gives no number
+    computed: float  # from the paper's own table
+    # Our cell minus the other method's printed one; None without a result of ours.
     ours: float | None
     note: str
 
     @property
     def consistent(self) -> bool:
-        """Whether the text agrees with the table, at the one decimal both print."""
+        """Whether the text agrees with the table, at the one decimal that both print."""
         return self.printed is None or round(self.computed, 1) == self.printed
 
 
 def compute_margins(
-    table: str, lines: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
+    table: str, rows: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
 ) -> list[Margin]:
-    """The leads printed about a table; `ours` has the mean of our cell by index of its line, and column."""
+    """Return the leads that the text prints about a table.
+
+    `ours` has the mean of our cell by the index of its row and the column.
+    """
     found: dict[tuple[str, str], Margin] = {}
     for record in resources.read_csv("paper", "margins.csv"):
         if record["table"] == table:
-            gap = _gap(record, lines, ours)
-            other = found.get((gap.claim, gap.column))
-            found[gap.claim, gap.column] = gap if other is None else _least(other, gap)
+            margin = _compute_margin(record, rows, ours)
+            # "The least lead over iBOT" has a record for each pair of rows that it is about.
+            key = (margin.claim, margin.column)
+            found[key] = _smaller(found[key], margin) if key in found else margin
     return list(found.values())
 
 
-def _gap(
-    record: Mapping[str, str], lines: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
+def _compute_margin(
+    record: Mapping[str, str], rows: Sequence[PaperRow], ours: Mapping[tuple[int, str], float]
 ) -> Margin:
     column = record["column"]
-    index = _find(lines, record, record["group"], record["method"])
-    over = lines[_find(lines, record, record["over_group"], record["over_method"])].values[column]
+    index = _find_row(rows, record, record["group"], record["method"])
+    over_index = _find_row(rows, record, record["over_group"], record["over_method"])
+    over = rows[over_index].values[column]
     mine = ours.get((index, column))
     return Margin(
         claim=record["claim"],
         column=column,
         printed=float(record["printed"]) if record["printed"] else None,
-        computed=lines[index].values[column] - over,
+        computed=rows[index].values[column] - over,
         ours=None if mine is None else mine - over,
         note=record["note"],
     )
 
 
-def _find(lines: Sequence[PaperRow], record: Mapping[str, str], group: str, method: str) -> int:
-    """Index of the one line of a group, method and architecture, and of the same epochs where there are several."""
+def _find_row(rows: Sequence[PaperRow], record: Mapping[str, str], group: str, method: str) -> int:
+    """Return the index of the one row of a group, method and architecture.
+
+    Only if several rows fit, the epochs must be those of the record, too.
+    """
     key = (group, method, record["arch"])
-    found = [i for i, line in enumerate(lines) if (line.group, line.method, line.arch) == key]
-    found = found if len(found) == 1 else [i for i in found if lines[i].epochs == record["epochs"]]
+    found = [i for i, row in enumerate(rows) if (row.group, row.method, row.arch) == key]
+    if len(found) != 1:
+        found = [i for i in found if rows[i].epochs == record["epochs"]]
     if len(found) != 1:
         raise ValueError(
-            f"margins.csv: {record['claim']!r}: {len(found)} lines are {method} in {group!r}, expected one"
+            f"margins.csv: {record['claim']!r}: {len(found)} rows are {method} in {group!r},"
+            " expected one"
         )
     return found[0]
 
 
-def _least(first: Margin, second: Margin) -> Margin:
+def _smaller(first: Margin, second: Margin) -> Margin:
     ours = None if first.ours is None or second.ours is None else min(first.ours, second.ours)
     return replace(first, computed=min(first.computed, second.computed), ours=ours)

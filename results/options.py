@@ -1,30 +1,35 @@
-"""Options of `tables` that do not go together."""
+"""Which options of `tables` go together."""
 
 from typing import Any
 
 from results import spec
 
-INSTEAD = ("out", "explain", "against", "publish")
-WITH = {"table": ("out", "against"), "filled": ("out",), "format": ("against",)}
+# Options that do something instead of printing tables.
+ACTIONS = ("out", "explain", "against", "publish")
+
+# The other options, and the actions that heed them.
+COMBINES_WITH = {"table": ("out", "against"), "filled": ("out",), "format": ("against",)}
 
 
 class OptionError(ValueError):
-    """Options that exclude each other, or a name that does not exist."""
+    """Options exclude each other, or a name does not exist."""
 
 
 def check_table_options(**given: Any) -> None:
-    """Raise OptionError; `given`: the values of the options by name, None, empty or False where not given.
+    """Raise OptionError if options cannot be combined or a table does not exist.
 
-    Of those that do something instead of printing, one may be given; each of the others says which of them heed it.
+    `given` has the values of the options by name; None, empty or False if not given.
     """
-    chosen = [name for name in INSTEAD if given.get(name) is not None]
-    if len(chosen) > 1:
-        raise OptionError(f"--{' and --'.join(chosen)} do different things; give one of them")
-    for option, heeding in WITH.items():
-        if given.get(option) and chosen and chosen[0] not in heeding:
-            raise OptionError(f"--{option} says nothing with --{chosen[0]}; leave it out")
+    actions = [name for name in ACTIONS if given.get(name) is not None]
+    if len(actions) > 1:
+        raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
+    # An option without effect is refused: silently ignored, it would seem to have worked.
+    for option, heeding in COMBINES_WITH.items():
+        if given.get(option) and actions and actions[0] not in heeding:
+            raise OptionError(f"--{option} cannot be combined with --{actions[0]}")
     asked = [("--table", name) for name in given.get("table") or ()]
-    asked += [("--explain", given["explain"][0])] if given.get("explain") else []
+    if given.get("explain"):
+        asked.append(("--explain", given["explain"][0]))
     for option, name in asked:
         if name not in spec.table_names():
             raise OptionError(f"{option} {name}: expected one of {', '.join(spec.table_names())}")

@@ -1,7 +1,10 @@
-"""Tables as Markdown, LaTeX (booktabs) and CSV; the same bytes in any locale, time zone and hash seed."""
+"""Tables as Markdown, LaTeX (booktabs) and CSV.
+
+The same table gives the same bytes in any locale, time zone and hash seed.
+"""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +23,7 @@ SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
 def write_tables(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
-    """Write tables in all three formats; file name -> path."""
+    """Write tables in all three formats; return the paths by file name."""
     written = {}
     for table in tables:
         for fmt, suffix in SUFFIX.items():
@@ -30,146 +33,155 @@ def write_tables(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
 
 
 def render_table(table: Table, fmt: Format) -> str:
-    """A table in a format."""
-    return render_csv(table) if fmt == "csv" else render_formatted(format_table(table), fmt)
-
-
-def render_formatted(laid: FormattedTable, fmt: Format) -> str:
-    """Anything laid out, in a format; as CSV only its cells."""
+    """Return a table as text."""
+    # The CSV has unrounded numbers and no footnotes, so it is made from the table itself.
     if fmt == "csv":
-        lines = [
-            [line.group, *(cell.text for cell in line.cells)]
-            for part in laid.parts
-            for line in part.lines
-        ]
-        return _as_csv(lines, ["Group", *laid.parts[0].header])
-    return render_markdown(laid) if fmt == "md" else render_latex(laid)
+        return render_csv(table)
+    return render_formatted(format_table(table), fmt)
 
 
-def render_markdown(laid: FormattedTable) -> str:
-    """Aligned pipes, a heading row per group, footnotes as a numbered list."""
-    text = [f"### {laid.title}\n"]
-    for index, part in enumerate(laid.parts):
+def render_formatted(table: FormattedTable, fmt: Format) -> str:
+    """Return a formatted table as text; as CSV only its cells."""
+    if fmt == "md":
+        return render_markdown(table)
+    if fmt == "latex":
+        return render_latex(table)
+    rows = [row for part in table.parts for row in part.rows]
+    lines = [[row.group, *(cell.text for cell in row.cells)] for row in rows]
+    return _as_csv(lines, ["Group", *table.parts[0].header])
+
+
+def render_markdown(table: FormattedTable) -> str:
+    """Return a table with aligned pipes, a heading row per group, and numbered footnotes."""
+    text = [f"### {table.title}\n"]
+    for index, part in enumerate(table.parts):
         if index:
             text.append(f"#### {part.title}\n")
-        text.append(_pipes(part) + "\n")
-    text += [f"{number}. {_md(note)}" for number, note in enumerate(laid.footnotes, 1)]
-    text += [""] if laid.footnotes else []
-    text += [f"- {_md(' '.join(note.split()))}" for note in laid.notes]
+        text.append(_markdown_part(part) + "\n")
+    text += [
+        f"{number}. {_escape_markdown(note)}" for number, note in enumerate(table.footnotes, 1)
+    ]
+    if table.footnotes:
+        text.append("")
+    text += [f"- {_escape_markdown(' '.join(note.split()))}" for note in table.notes]
     return "\n".join(text).rstrip() + "\n"
 
 
-def _pipes(part: FormattedPart) -> str:
+def _markdown_part(part: FormattedPart) -> str:
+    header = list(part.header)
     body: list[list[str]] = []
     group = ""
-    for line in part.lines:
-        if line.group != group:
-            group = line.group
-            body.append([f"**{_md(group)}**"] + [""] * (len(part.header) - 1))
-        body.append([_md_cell(cell, line) for cell in line.cells])
+    for row in part.rows:
+        if row.group != group:
+            group = row.group
+            body.append([f"**{_escape_markdown(group)}**"] + [""] * (len(header) - 1))
+        body.append([_markdown_cell(cell, row) for cell in row.cells])
+    # Group headings are long and would widen the first column of every row.
     plain = [row for row in body if not row[0].startswith("**")]
-    widths = [
-        max(len(row[i]) for row in [list(part.header), *plain]) for i in range(len(part.header))
-    ]
-    rule = [
-        "-" * (w if i < part.labels else w - 1) + ("" if i < part.labels else ":")
-        for i, w in enumerate(widths)
-    ]
-    return "\n".join(_pipe(row, widths, part.labels) for row in [list(part.header), rule, *body])
+    widths = [max(len(row[i]) for row in [header, *plain]) for i in range(len(header))]
+    # A colon at the end of the rule aligns a column of numbers to the right.
+    rule = ["-" * width for width in widths[: part.labels]]
+    rule += ["-" * (width - 1) + ":" for width in widths[part.labels :]]
+    return "\n".join(_pipe(row, widths, part.labels) for row in [header, rule, *body])
 
 
-def _md_cell(cell: FormattedCell, line: FormattedRow) -> str:
-    text = (
-        f"*{_md(cell.text)}*"
-        if line.kind == "difference" and cell.text.strip("-")
-        else _md(cell.text)
-    )
+def _markdown_cell(cell: FormattedCell, row: FormattedRow) -> str:
+    text = _escape_markdown(cell.text)
+    # A missing value (all dashes) is not set in italics.
+    if row.kind == "difference" and cell.text.strip("-"):
+        text = f"*{text}*"
     return text + "".join(f" [{mark}]" for mark in cell.marks)
 
 
-def _md(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     for special in ("|", "*", "_"):
         text = text.replace(special, f"\\{special}")
     return text
 
 
 def _pipe(cells: Sequence[str], widths: Sequence[int], labels: int) -> str:
-    padded = (
-        c.ljust(w) if i < labels else c.rjust(w)
-        for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-    )
+    padded = [
+        cell.ljust(width) if i < labels else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
     return "| " + " | ".join(padded) + " |"
 
 
-def render_latex(laid: FormattedTable) -> str:
-    """A `table` for booktabs: caption, one tabular per part, notes below; input it in a document."""
+def render_latex(table: FormattedTable) -> str:
+    r"""Return a `table` for booktabs, to `\input`: caption, one tabular per part, notes below."""
     text = [
         r"\begin{table}[p]",
         r"\centering\footnotesize",
-        rf"\caption*{{{escape_latex(laid.title)}}}",
+        rf"\caption*{{{escape_latex(table.title)}}}",
     ]
-    for index, part in enumerate(laid.parts):
-        text += (
-            [rf"\par\medskip\textit{{{escape_latex(part.title)}}}\par\smallskip"] if index else []
-        )
-        text += _tabular(part)
+    for index, part in enumerate(table.parts):
+        if index:
+            text.append(rf"\par\medskip\textit{{{escape_latex(part.title)}}}\par\smallskip")
+        text += _latex_part(part)
     notes = [
-        rf"\textsuperscript{{{n}}}\,{escape_latex(note)}"
-        for n, note in enumerate(laid.footnotes, 1)
+        rf"\textsuperscript{{{number}}}\,{escape_latex(note)}"
+        for number, note in enumerate(table.footnotes, 1)
     ]
-    notes += [escape_latex(" ".join(note.split())) for note in laid.notes]
+    notes += [escape_latex(" ".join(note.split())) for note in table.notes]
     text += [
         r"\par\medskip\begin{minipage}{\linewidth}\scriptsize\raggedright",
         r"\par ".join(notes),
         r"\end{minipage}",
+        r"\end{table}",
     ]
-    return "\n".join([*text, r"\end{table}"]) + "\n"
+    return "\n".join(text) + "\n"
 
 
-def _tabular(part: FormattedPart) -> list[str]:
+def _latex_part(part: FormattedPart) -> list[str]:
     columns = "l" * part.labels + "r" * (len(part.header) - part.labels)
     text = [
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _row([escape_latex(c) for c in part.header]),
+        _latex_row([escape_latex(title) for title in part.header]),
         r"\midrule",
     ]
     group = ""
-    for line in part.lines:
-        if line.group != group:
-            text += [r"\addlinespace"] if group else []
-            group = line.group
-            text.append(
-                rf"\multicolumn{{{len(part.header)}}}{{l}}{{\textit{{{escape_latex(group)}}}}} \\"
-            )
-        text.append(_row([_tex_cell(cell) for cell in line.cells]))
+    for row in part.rows:
+        if row.group != group:
+            # No space above the first group: \midrule has its own.
+            if group:
+                text.append(r"\addlinespace")
+            group = row.group
+            title = rf"\textit{{{escape_latex(group)}}}"
+            text.append(rf"\multicolumn{{{len(part.header)}}}{{l}}{{{title}}} \\")
+        text.append(_latex_row([_latex_cell(cell) for cell in row.cells]))
     return [*text, r"\bottomrule", r"\end{tabular}"]
 
 
-def _tex_cell(cell: FormattedCell) -> str:
-    marks = ",".join(map(str, cell.marks))
+def _latex_cell(cell: FormattedCell) -> str:
     text = escape_latex(cell.text)
-    text = f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
-    return text + (rf"\textsuperscript{{{marks}}}" if marks else "")
+    # Outside of math mode LaTeX sets "-" as a hyphen, which is too short for a minus sign.
+    if text[:1] == "-" and text[1:2].isdigit():
+        text = f"$-${text[1:]}"
+    if cell.marks:
+        text += rf"\textsuperscript{{{','.join(map(str, cell.marks))}}}"
+    return text
 
 
-def _row(cells: Sequence[str]) -> str:
+def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-_TEX = {
+_LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{special: f"\\{special}" for special in "_%&#${}"},
 }
-_TEX |= {special: f"\\{special}" for special in "_%&#${}"}
-_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def escape_latex(text: str) -> str:
-    """Text for LaTeX; straight quotes in pairs become opening and closing ones."""
-    escaped = "".join(_TEX.get(character, character) for character in text)
+    """Return text for LaTeX; straight quotes in pairs become opening and closing ones."""
+    # Character by character: replacing one after the other would escape the new backslashes again.
+    escaped = "".join(_LATEX.get(character, character) for character in text)
     return re.sub('"([^"]*)"', r"``\1''", escaped)
 
 
@@ -195,7 +207,7 @@ CSV_COLUMNS = [
 
 
 def render_csv(table: Table) -> str:
-    """One record per cell of a table, numbers unrounded; the leads are not among them."""
+    """Return one record per cell of a table, with unrounded numbers; the leads are left out."""
     records = [
         {"table": table.name, "part": part, **record}
         for part, block in (("printed", table.printed), ("elsewhere", table.unmatched))
@@ -208,36 +220,40 @@ def render_csv(table: Table) -> str:
 def _as_csv(records: Sequence[object], columns: Sequence[str]) -> str:
     import pandas as pd
 
+    # dtype=object keeps numbers as they are: a column with gaps would turn whole numbers into
+    # floats.
     frame = pd.DataFrame(records, columns=list(columns), dtype=object)
     text: str = frame.to_csv(index=False, lineterminator="\n", na_rep="")
     return text
 
 
-def _records(entry: Entry, block: Block) -> Iterable[dict[str, object]]:
-    labels = {
-        "group": entry.group,
-        "method": entry.method,
-        "arch": entry.arch,
-        "epochs": entry.epochs,
-    }
+def _records(entry: Entry, block: Block) -> Iterator[dict[str, object]]:
+    """Yield a record for each cell of ours, and for each printed number or note without one."""
     for key in block.columns:
-        paper = entry.paper.get(key, "")
-        note = entry.notes.get(key, "")
-        if not any(key in ours.cells for ours in entry.ours) and (paper != "" or note):
-            yield {**labels, "column": key, "paper": paper, "note": note}
-        for ours in entry.ours:
-            if cell := ours.cells.get(key):
-                yield {
-                    **labels,
-                    "line": ours.label,
-                    "column": key,
-                    "paper": paper,
-                    "ours": cell.value,
-                    "std": "" if cell.spread is None else cell.spread,
-                    "n": cell.seeds,
-                    "difference": "" if paper == "" else round(cell.value - float(paper), 6),
-                    "setting": cell.setting,
-                    "run_ids": " ".join(result.row.run_id for result in cell.results),
-                    "differs": "; ".join(cell.results[0].differs),
-                    "note": note,
-                }
+        common: dict[str, object] = {
+            "group": entry.group,
+            "method": entry.method,
+            "arch": entry.arch,
+            "epochs": entry.epochs,
+            "column": key,
+            "paper": entry.paper.get(key, ""),
+            "note": entry.notes.get(key, ""),
+        }
+        filled = [ours for ours in entry.ours if key in ours.cells]
+        if not filled and key in entry.slots:
+            yield common
+        for ours in filled:
+            cell = ours.cells[key]
+            # Rounded, since the subtraction of two decimals leaves digits that nobody printed.
+            difference = round(cell.value - entry.paper[key], 6) if key in entry.paper else ""
+            yield {
+                **common,
+                "line": ours.label,
+                "ours": cell.value,
+                "std": "" if cell.spread is None else cell.spread,
+                "n": cell.seeds,
+                "difference": difference,
+                "setting": cell.setting,
+                "run_ids": " ".join(result.row.run_id for result in cell.results),
+                "differs": "; ".join(cell.results[0].differs),
+            }

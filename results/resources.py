@@ -1,4 +1,4 @@
-"""Files that come with this package: specs, and the numbers the paper prints."""
+"""Files that come with this package: specs, templates, and the numbers that the paper prints."""
 
 import csv
 from importlib.resources import files
@@ -6,26 +6,27 @@ from typing import Any
 
 import yaml
 
+# The C loader reads the same YAML about ten times faster; some builds of PyYAML lack it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_resource(*path: str) -> str:
-    """Text of a file below `results/`."""
+    """Return the text of a file below `results/`."""
     return files("results").joinpath(*path).read_text(encoding="utf-8")
 
 
 def read_yaml(*path: str) -> dict[str, Any]:
-    """A YAML mapping below `results/`."""
+    """Return a YAML mapping below `results/`."""
     content: dict[str, Any] = yaml.load(read_resource(*path), Loader=_Loader)
     return content
 
 
 def read_csv(*path: str) -> list[dict[str, str]]:
-    """Lines of a CSV file below `results/`."""
+    """Return the lines of a CSV file below `results/`."""
     return list(csv.DictReader(read_resource(*path).splitlines()))
 
 
 def list_names(folder: str, suffix: str) -> list[str]:
-    """Stems of the files of a folder below `results/`, sorted."""
+    """Return the names, without suffix, of the files in a folder below `results/`, sorted."""
     found = (path.name for path in files("results").joinpath(folder).iterdir())
     return sorted(name.removesuffix(suffix) for name in found if name.endswith(suffix))

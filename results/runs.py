@@ -4,27 +4,52 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# Fields of a manifest entry that are taken over as they are.
+_COPIED_FIELDS = (
+    "run_id",
+    "stage",
+    "name",
+    "upstream",
+    "config",
+    "info",
+    "rows",
+    "rows_sha256",
+    "device",
+    "ranks",
+    "gpus",
+    "seconds",
+    "gpu_hours",
+    "restarts",
+    "finished",
+)
+
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A manifest entry; `config` holds every field, `runtime` the dotted names of those that change no number."""
+    """A finished run; all paths are below the run root."""
 
     run_id: str
     stage: str
     name: str
+    # Run ids of the inputs, by role.
     upstream: Mapping[str, str] = field(default_factory=dict)
+    # Every setting, and the dotted names of those that cannot change a result.
     config: Mapping[str, Any] = field(default_factory=dict)
     runtime: frozenset[str] = frozenset()
+    # Facts that a stage leaves for others: data set, weights, captions of pictures.
     info: Mapping[str, Any] = field(default_factory=dict)
+    # Paths of the outputs by label, and of the result rows with their hash.
     outputs: Mapping[str, str] = field(default_factory=dict)
     rows: str | None = None
     rows_sha256: str | None = None
+    # Of the last attempt; None if the code was not a git checkout.
     git_sha: str | None = None
     git_dirty: bool | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     ranks: int = 1
     gpus: int = 0
+    # Of all attempts together.
     seconds: float = 0.0
     gpu_hours: float = 0.0
     restarts: int = 0
@@ -36,7 +61,7 @@ class FinishedRun:
         return f"{self.stage}/{self.name}-{self.run_id}"
 
     def science(self) -> dict[str, Any]:
-        """Dotted fields of the configuration that can change a number."""
+        """Return the settings that can change a result, by dotted name."""
         return {
             key: value
             for key, value in flatten_config(self.config).items()
@@ -48,24 +73,11 @@ class FinishedRun:
 
 
 def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> FinishedRun:
-    """The run of a manifest entry (its JSON)."""
+    """Return the run of a manifest entry (its JSON)."""
+    # Entries of older versions lack some of the fields; the defaults above stand in.
     provenance = entry.get("provenance") or {}
-    taken = (
-        "run_id",
-        "stage",
-        "name",
-        "upstream",
-        "config",
-        "info",
-        "rows",
-        "rows_sha256",
-        "device",
-        "ranks",
-        "gpus",
-    )
-    costs = ("seconds", "gpu_hours", "restarts", "finished")
     return FinishedRun(
-        **{key: entry[key] for key in (*taken, *costs) if key in entry},
+        **{key: entry[key] for key in _COPIED_FIELDS if key in entry},
         runtime=frozenset(runtime),
         outputs={label: output["path"] for label, output in (entry.get("outputs") or {}).items()},
         git_sha=provenance.get("git_sha"),
@@ -75,7 +87,7 @@ def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> F
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; lists stay, tuples become lists."""
+    """Return nested mappings as one with dotted keys; lists stay, tuples become lists."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -86,34 +98,39 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def tuples_to_lists(value: Any) -> Any:
-    """Tuples as lists, at every depth, so that a configuration equals its JSON."""
-    return [tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
+    """Return tuples as lists, at every depth, so that a configuration equals its JSON."""
+    if isinstance(value, list | tuple):
+        return [tuples_to_lists(item) for item in value]
+    return value
 
 
 def iter_with_upstream(run_id: str, runs: Mapping[str, FinishedRun]) -> Iterator[FinishedRun]:
-    """A run and all it needs, directly or not, each once, nearest first; runs without a record are left out."""
-    todo, seen = [run_id], set()
-    while todo:
-        identity = todo.pop(0)
-        if identity in seen or identity not in runs:
+    """Yield a run and all that it needs, directly or not: each once, the nearest first.
+
+    Runs without a record are left out.
+    """
+    # Breadth first: of two pretrainings on the way, the nearer one is what an evaluation is about.
+    queue = [run_id]
+    seen = set()
+    while queue:
+        current = queue.pop(0)
+        if current in seen or current not in runs:
             continue
-        seen.add(identity)
-        yield runs[identity]
-        todo.extend(run for _, run in sorted(runs[identity].upstream.items()))
+        seen.add(current)
+        yield runs[current]
+        queue += [needed for _, needed in sorted(runs[current].upstream.items())]
 
 
 def sort_by_dependency(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Each run after those it needs, otherwise by stage and name."""
+    """Return the runs, each after those it needs, otherwise by stage and name."""
     left = sorted(runs, key=lambda run: (run.stage, run.name, run.run_id))
-    ids = {run.run_id for run in runs}
+    waiting = {run.run_id for run in runs}
     ordered: list[FinishedRun] = []
     while left:
-        placed = {run.run_id for run in ordered}
-        ready = [
-            run
-            for run in left
-            if all(need in placed or need not in ids for need in run.upstream.values())
-        ]
-        ordered += ready or left
-        left = [run for run in left if run not in ordered]
+        ready = [run for run in left if waiting.isdisjoint(run.upstream.values())]
+        # Records that need each other in a circle are damaged; show them rather than loop for ever.
+        ready = ready or left
+        ordered += ready
+        waiting -= {run.run_id for run in ready}
+        left = [run for run in left if run.run_id in waiting]
     return ordered

@@ -1,4 +1,4 @@
-"""Declarations of the tables (`specs/*.yaml`) and the lines the paper prints (`paper/*.csv`)."""
+"""Specs of the tables (`specs/*.yaml`) and the rows that the paper prints (`paper/*.csv`)."""
 
 import re
 from collections.abc import Sequence
@@ -12,53 +12,57 @@ from results.cells import setting_matches
 from results.schema import Result
 
 NOT_TABLES = ("vocabulary",)
+
+# Other methods that we pretrain too, so that their printed rows can be filled.
 OURS_TOO = ("DINO", "iBOT")
+
+# Fields of a column that are lists in the YAML.
 PATTERNS = ("with_settings", "without_settings", "also_report")
 
 
 @dataclass(frozen=True)
 class Column:
-    """Which results a column takes.
-
-    A result must match every pattern of `with_settings` and none of `without_settings`. `also_report`
-    names settings that a footnote reports besides the best one. `title_unmatched` is the title of the
-    column in the part for results without a counterpart in the paper, where a row may be any data set.
-    """
+    """Which results a column takes."""
 
     key: str
     title: str
     stage: str
     dataset: str
     metric: str
+    # Parts of a result's setting must match every pattern of the first and none of the second.
     with_settings: tuple[str, ...] = ()
     without_settings: tuple[str, ...] = ()
+    # Settings that a footnote reports besides the best one.
     also_report: tuple[str, ...] = ()
+    # The title in the part for results without a counterpart in the paper, where each row names its
+    # data set: "Fine-tuning" there, "CIFAR-10" here.
     title_unmatched: str = ""
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What it measures, whatever the data set."""
+        """What the column measures, on any data set."""
         return self.stage, self.metric, self.with_settings, self.without_settings
 
     def takes(self, result: Result) -> bool:
-        """Whether a result is of this kind; its data set may be another."""
+        """Return whether a result is of this kind; its data set may be another one."""
         row = result.row
-        return (
-            (row.stage, row.metric) == (self.stage, self.metric)
-            and all(setting_matches(row.setting, pattern) for pattern in self.with_settings)
-            and not any(setting_matches(row.setting, pattern) for pattern in self.without_settings)
-        )
+        if (row.stage, row.metric) != (self.stage, self.metric):
+            return False
+        wanted = (setting_matches(row.setting, pattern) for pattern in self.with_settings)
+        unwanted = (setting_matches(row.setting, pattern) for pattern in self.without_settings)
+        return all(wanted) and not any(unwanted)
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A line of a printed table; `pretrain_epochs` is None where no run of ours can fill it."""
+    """A row of a printed table."""
 
     group: str
     method: str
     arch: str
-    params_m: str
-    epochs: str
+    params_m: str  # millions of parameters
+    epochs: str  # as the paper prints them
+    # Real epochs of the pretraining that fills the row; None if no run of ours can.
     pretrain_epochs: int | None
     variant: str
     values: dict[str, float] = field(default_factory=dict)
@@ -67,18 +71,15 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: its columns, the rows that the paper prints, and notes.
-
-    The other fields are patterns that say which results without a counterpart in the paper are shown
-    too: those of `datasets` but not of `except_datasets`, the same for `archs`, and of the method's
-    `variants` (`*` for any).
-    """
+    """A table: columns, the rows that the paper prints, notes, and which other results it shows."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     paper: tuple[PaperRow, ...]
     notes: tuple[str, ...] = ()
+    # Patterns: results without a counterpart in the paper are shown if their data set, architecture
+    # and variant match. `variants` is empty for tables about the main experiment only.
     datasets: tuple[str, ...] = ("*",)
     except_datasets: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class TableSpec:
     except_archs: tuple[str, ...] = ()
 
     def shows(self, result: Result) -> bool:
-        """Whether a result without a counterpart has a place here, going by data set, architecture and variant."""
+        """Return whether a result without a counterpart in the paper has a place in this table."""
         row = result.row
         variants = result.variant.split(", ") if result.variant else []
         return (
@@ -103,51 +104,66 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def table_names() -> list[str]:
-    """Tables there are specs for: table1 ... table10, figure2."""
+    """Return the names of the tables that have a spec: table1 ... table10, figure2."""
     found = [name for name in resources.list_names("specs", ".yaml") if name not in NOT_TABLES]
-    return sorted(
-        found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)), name)
-    )
+
+    # By number, so that table10 comes last, and figures after the tables.
+    def order(name: str) -> tuple[bool, int, str]:
+        return not name.startswith("table"), int(re.sub(r"\D", "", name)), name
+
+    return sorted(found, key=order)
 
 
 @cache
 def load_table_spec(name: str) -> TableSpec:
-    """One table's spec. Raises ValueError for a table that does not exist."""
+    """Return the spec of a table.
+
+    Raises:
+        ValueError: there is no such table.
+    """
     if name not in table_names():
         raise ValueError(f"unknown table {name!r} (valid: {', '.join(table_names())})")
     content = resources.read_yaml("specs", f"{name}.yaml")
     columns = tuple(_column(column) for column in content.pop("columns"))
-    paper = _paper(content.pop("paper"), content.pop("effective_epochs", 1))
-    lists = {key: tuple(value) for key, value in content.items() if key != "title"}
-    return TableSpec(name, content["title"], columns, paper, **lists)
+    paper = _read_paper_rows(content.pop("paper"), content.pop("effective_epochs", 1))
+    title = content.pop("title")
+    lists = {key: tuple(value) for key, value in content.items()}
+    return TableSpec(name, title, columns, paper, **lists)
 
 
 def _column(given: dict[str, Any]) -> Column:
-    content = dict(given)
-    patterns: Any = {key: tuple(content.pop(key, ())) for key in PATTERNS}
-    return Column(**content, **patterns)
+    # Tuples, since a column is a key of dicts and must be hashable.
+    patterns: Any = {key: tuple(given.get(key, ())) for key in PATTERNS}
+    return Column(**given | patterns)
 
 
-def _paper(file: str, effective_epochs: int) -> tuple[PaperRow, ...]:
-    """Lines by group, otherwise in the order of the file; a line of it is a cell."""
-    lines: dict[tuple[str, ...], PaperRow] = {}
+def _read_paper_rows(file: str, effective_epochs: int) -> tuple[PaperRow, ...]:
+    """Return the rows of a paper table by group, otherwise in the order of the file.
+
+    A line of the file is one cell, so that a note can stand beside the number it is about.
+    """
+    rows: dict[tuple[str, ...], PaperRow] = {}
     for cell in resources.read_csv("paper", file):
-        key = tuple(
-            cell[name] for name in ("group", "method", "arch", "params_m", "epochs", "variant")
-        )
-        if key not in lines:
+        names = ("group", "method", "arch", "params_m", "epochs", "variant")
+        key = tuple(cell[name] for name in names)
+        if key not in rows:
             group, method, arch, params_m, epochs, variant = key
             ours = _pretrain_epochs(cell, effective_epochs)
-            lines[key] = PaperRow(group, method, arch, params_m, epochs, ours, variant)
+            rows[key] = PaperRow(group, method, arch, params_m, epochs, ours, variant)
         if cell["value"]:
-            lines[key].values[cell["column"]] = float(cell["value"])
+            rows[key].values[cell["column"]] = float(cell["value"])
         if cell["note"]:
-            lines[key].notes[cell["column"]] = cell["note"]
-    groups = list(dict.fromkeys(line.group for line in lines.values()))
-    return tuple(sorted(lines.values(), key=lambda line: groups.index(line.group)))
+            rows[key].notes[cell["column"]] = cell["note"]
+    groups = list(dict.fromkeys(row.group for row in rows.values()))
+    return tuple(sorted(rows.values(), key=lambda row: groups.index(row.group)))
 
 
 def _pretrain_epochs(cell: dict[str, str], effective_epochs: int) -> int | None:
+    """Return the real epochs of the pretraining that can fill a row of the paper.
+
+    The paper counts effective epochs in some tables: with multi-crop a real epoch counts as
+    `effective_epochs` of them.
+    """
     if cell["pretrain_epochs"]:
         return int(cell["pretrain_epochs"])
     comparable = cell["method"] in OURS_TOO and cell["epochs"]

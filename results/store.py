@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ COLUMNS = [field.name for field in fields(ResultRow)]
 
 
 class RowsError(ValueError):
-    """Rows are damaged, or two claim one cell; a line per problem, each naming file and line."""
+    """Rows are damaged, or two claim the same cell; a line per problem, each with file and line."""
 
 
 def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
     """Write all rows of a run at once."""
     buffer = io.StringIO()
+    # csv writes \r\n by default, which git and diff show as changes on other systems.
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
@@ -29,7 +30,11 @@ def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
 
 
 def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:
-    """Rows of one file. Raises RowsError naming every line that is refused, or the file when its SHA-256 differs."""
+    """Return the rows of a file.
+
+    Raises:
+        RowsError: a line is refused, or the SHA-256 of the file differs.
+    """
     results, problems = read_results(path, sha256=sha256)
     if problems:
         raise RowsError("\n".join(problems))
@@ -39,9 +44,10 @@ def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:
 def read_results(
     path: Path, name: str | None = None, *, sha256: str | None = None
 ) -> tuple[list[Result], list[str]]:
-    """Rows of one file with where they are, and a line for everything refused; `name` is what the file is called.
+    """Return the rows of a file with their places, and a line for everything that is refused.
 
-    `sha256`: what the manifest says of the file; one that differs is refused as a whole.
+    `name` is what messages call the file. `sha256` is the hash in the manifest; a file with another
+    one is refused as a whole.
     """
     name = name or str(path)
     try:
@@ -50,40 +56,42 @@ def read_results(
     except (OSError, UnicodeDecodeError) as error:
         return [], [f"{name}: cannot be read: {error}"]
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        return [], [f"{name}: differs from the SHA-256 in the manifest; run again what made it"]
+        return [], [
+            f"{name}: differs from the SHA-256 in the manifest; repeat the run that made it"
+        ]
+
+    # newline="" leaves line ends to the csv module, as its documentation asks for.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     results, problems = [], []
     try:
         if reader.fieldnames != COLUMNS:
             return [], [f"{name}, line 1: columns {reader.fieldnames}, expected {COLUMNS}"]
-        for where, record in _located(reader, name):
-            row, problem = parse_row(record)
-            if row is None:
-                problems.append(f"{where}: {problem}")
-            else:
-                results.append(Result(row, where))
+        for record in reader:
+            # The reader's own count: a quoted field may span lines.
+            where = f"{name}, line {reader.line_num}"
+            try:
+                results.append(Result(parse_row(record), where))
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
     except csv.Error as error:
         problems.append(f"{name}, line {reader.reader.line_num}: {error}")
     return results, problems
 
 
-def _located(reader: "csv.DictReader[str]", name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for record in reader:
-        yield f"{name}, line {reader.line_num}", record
+def parse_row(record: dict[str, Any]) -> ResultRow:
+    """Return the row of a CSV line.
 
-
-def parse_row(record: dict[str, Any]) -> tuple[ResultRow | None, str | None]:
-    """The row of a CSV line, or None and what is wrong with it."""
+    Raises:
+        ValueError: a field is missing, is not a number, or holds a value that cannot be right.
+    """
+    # DictReader puts surplus fields under the key None, and fills missing ones with the value None.
     if None in record or None in record.values():
-        return None, f"expected {len(COLUMNS)} fields"
-    try:
-        numbers = {
-            "epochs": int(record["epochs"]),
-            "seed": int(record["seed"]),
-            "value": float(record["value"]),
-        }
-    except ValueError as error:
-        return None, str(error)
+        raise ValueError(f"expected {len(COLUMNS)} fields")
+    numbers = {
+        "epochs": int(record["epochs"]),
+        "seed": int(record["seed"]),
+        "value": float(record["value"]),
+    }
     row = ResultRow(**record | numbers)
-    problem = check_row(row)
-    return (None, problem) if problem else (row, None)
+    check_row(row)
+    return row

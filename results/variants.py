@@ -1,4 +1,4 @@
-"""What a row does not say of its pretraining: which variant of the method it is, and what differs from the recipe."""
+"""What a row does not say about its pretraining: variant, and deviations from the recipe."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,14 +8,16 @@ from results.runs import FinishedRun, flatten_config, iter_with_upstream
 from results.schema import ResultRow
 from results.vocabulary import load_vocabulary
 
+# The three supervisions of Mugs, in the order of `mugs.loss_weights`.
 TERMS = ("instance", "local-group", "group")
+
 OPPOSITE = {"weak augmentation": "strong augmentation"}
 NO_RECORD = "no record of the run"
 
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """A run of a recipe: its stage, the data set it is about, and its configuration (science fields only)."""
+    """A run of a bundled reproduction; `config` has the settings that can change a result."""
 
     stage: str
     dataset: str
@@ -24,28 +26,29 @@ class ReferenceRun:
 
 @dataclass(frozen=True)
 class ReferenceReproduction:
-    """The runs of a reproduction, to compare with."""
+    """A bundled reproduction, with which finished runs are compared."""
 
     name: str
     recipes: tuple[ReferenceRun, ...]
 
     def fits(self, row: ResultRow) -> bool:
-        """Whether it pretrains a row's architecture for as many epochs."""
+        """Return whether it pretrains the architecture of a row for as many epochs."""
         configs = [recipe.config for recipe in self.recipes if recipe.stage == "pretrain"]
         return any((c.get("arch"), c.get("epochs")) == (row.arch, row.epochs) for c in configs)
 
 
 def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Names of what makes a pretraining another experiment, by the (dotted) field of its configuration that says so."""
+    """Return what makes a pretraining another experiment, by the dotted setting that says so."""
     weights = config.get("mugs.loss_weights") or (1.0,) * len(TERMS)
-    without = tuple(
+    without = [
         f"w/o {term} supervision"
         for term, weight in zip(TERMS, weights, strict=True)
         if weight == 0
-    )
+    ]
     found: dict[str, tuple[str, ...]] = {}
+    # Other weights than 0 and 1 are not an ablation of the paper; they show as a deviation instead.
     if without and all(weight in (0, 1) for weight in weights):
-        found["mugs.loss_weights"] = without
+        found["mugs.loss_weights"] = tuple(without)
     if config.get("views.weak_prob") == 1.0:
         found["views.weak_prob"] = ("weak augmentation",)
     if config.get("views.num_small") == 0:
@@ -54,46 +57,58 @@ def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def describe_variant(pretraining: Mapping[str, Any], arch: str) -> str:
-    """What sets a pretraining apart from the main one of its architecture, in words; empty for the main one.
+    """Return in words what sets a pretraining apart from the main one of its architecture, or "".
 
-    The mini network is always pretrained with weak augmentation: there the strong one is the variant.
+    The mini network is always pretrained with weak augmentation: there, strong augmentation is the
+    variant.
     """
-    usual = load_vocabulary().default_variants.get(arch, ())
-    names = [name for part in variant_tags(flatten_config(pretraining)).values() for name in part]
-    missing = [OPPOSITE[name] for name in usual if name not in names]
-    return ", ".join([name for name in names if name not in usual] + missing)
+    default = load_vocabulary().default_variants.get(arch, ())
+    tags = variant_tags(flatten_config(pretraining))
+    names = [name for group in tags.values() for name in group]
+    missing = [OPPOSITE[name] for name in default if name not in names]
+    return ", ".join([name for name in names if name not in default] + missing)
 
 
 def find_deviations(
-    row: ResultRow, runs: Mapping[str, FinishedRun], references: Iterable[ReferenceReproduction]
+    row: ResultRow,
+    runs: Mapping[str, FinishedRun],
+    references: Iterable[ReferenceReproduction],
 ) -> tuple[str, ...]:
-    """Settings in which a row's run, or one it needs, differs from the recipes of its architecture and epochs.
+    """Return the settings in which a row's run, or a run it needs, differs from the bundled recipe.
 
-    Of several recipes for a stage and data set, the closest counts. Fields that name the variant are not told, nor is
-    the seed of the row. Nothing without a recipe.
+    Compares with the recipes of the row's architecture and epochs, for each run with those of its
+    stage and data set. Settings that the variant or the row already tells are left out. Without a
+    recipe there is nothing to compare with, and nothing is returned.
     """
-    recipes = [
-        recipe for reference in references if reference.fits(row) for recipe in reference.recipes
-    ]
-    found: list[str] = []
+    recipes = [recipe for found in references if found.fits(row) for recipe in found.recipes]
+    deviations: list[str] = []
     for run in iter_with_upstream(row.run_id, runs):
-        mine, skip = run.science(), _skipped(run, row)
-        theirs = [flatten_config(recipe.config) for recipe in recipes if _alike(recipe, run, row)]
-        candidates = [list_differences(mine, other, skip, run.stage) for other in theirs]
+        mine = run.science()
+        skipped = _told_elsewhere(run, row)
+        candidates = [
+            list_differences(mine, flatten_config(recipe.config), skipped, run.stage)
+            for recipe in recipes
+            if _is_alike(recipe, run, row)
+        ]
+        # Several recipes may evaluate on the same data set; the run is meant to be the closest one.
         if candidates:
-            fewest: list[str] = min(candidates, key=len)
-            found += fewest
-    return tuple(found)
+            closest: list[str] = min(candidates, key=len)
+            deviations += closest
+    return tuple(deviations)
 
 
-def _alike(recipe: ReferenceRun, run: FinishedRun, row: ResultRow) -> bool:
-    """Whether a recipe is about a run's stage and data set; what comes before the row's run has only its own word."""
-    own = run.config.get("dataset", row.dataset if run.run_id == row.run_id else recipe.dataset)
-    return (recipe.stage, recipe.dataset) == (run.stage, own)
+def _is_alike(recipe: ReferenceRun, run: FinishedRun, row: ResultRow) -> bool:
+    """Return whether a recipe is about a run's stage and data set.
+
+    An evaluation takes its data set from its input, so its row names it. A run before it without a
+    setting `dataset` (a pretraining) is compared with the recipe on any data set.
+    """
+    default = row.dataset if run.run_id == row.run_id else recipe.dataset
+    return (recipe.stage, recipe.dataset) == (run.stage, run.config.get("dataset", default))
 
 
-def _skipped(run: FinishedRun, row: ResultRow) -> set[str]:
-    """Fields of which the row's method, seed or variant already tells."""
+def _told_elsewhere(run: FinishedRun, row: ResultRow) -> set[str]:
+    """Return the settings about which the row's method, seed or variant already tells."""
     if run.stage == "pretrain":
         return {"seed", *variant_tags(run.science())}
     told = {"(initialisation)": {"weights"}, "(scratch)": {"weights", "seed"}}
@@ -101,23 +116,22 @@ def _skipped(run: FinishedRun, row: ResultRow) -> set[str]:
 
 
 def list_differences(
-    mine: Mapping[str, Any], theirs: Mapping[str, Any], skip: Iterable[str], stage: str
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], skipped: Iterable[str], stage: str
 ) -> list[str]:
-    """`pretrain.precision=bf16 (recipe: fp32)` for every field both have with different values."""
-    left_out = set(skip)
-    shared = [
-        key
-        for key in sorted(mine)
-        if key in theirs and key not in left_out and mine[key] != theirs[key]
-    ]
+    """Return `pretrain.precision=bf16 (recipe: fp32)` for each setting with different values.
+
+    Settings that only one side has belong to another version of the code and are not compared.
+    """
+    shared = sorted((mine.keys() & theirs.keys()) - set(skipped))
     return [
         f"{stage}.{key}={format_setting(mine[key])} (recipe: {format_setting(theirs[key])})"
         for key in shared
+        if mine[key] != theirs[key]
     ]
 
 
 def format_setting(value: Any) -> str:
-    """A setting in few characters."""
+    """Return the value of a setting in few characters."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):

@@ -9,27 +9,31 @@ from results.resources import read_yaml
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names known to the tables; `units` have the least and the greatest value, `metrics` a unit or None."""
+    """Names that the tables know."""
 
+    # Titles by name.
     archs: Mapping[str, str]
     methods: Mapping[str, str]
     datasets: Mapping[str, str]
     stages: tuple[str, ...]
+    # The smallest and the largest possible value.
     units: Mapping[str, tuple[float, float]]
+    # The unit that a metric must have; None for any.
     metrics: Mapping[str, str | None]
+    # Variants in which an architecture is always pretrained, so that they are not worth naming.
     default_variants: Mapping[str, tuple[str, ...]]
 
     def arch_title(self, name: str) -> str:
-        """`ViT-S/16` for vit_s16; an unknown one as it is."""
+        """Return `ViT-S/16` for vit_s16; an unknown name is returned as it is."""
         return self.archs.get(name, name)
 
     def method_title(self, name: str) -> str:
-        """`Mugs (initialisation)` for `mugs (initialisation)`; an unknown one as it is."""
+        """Return `Mugs (initialisation)` for `mugs (initialisation)`."""
         first, space, rest = name.partition(" ")
         return f"{self.methods.get(first, first)}{space}{rest}"
 
     def dataset_title(self, name: str) -> str:
-        """Title of a data set; of one derived from the mini data set too; an unknown one as it is."""
+        """Return the title of a data set, also of one derived from a known one (`<known>_...`)."""
         parents = [known for known in self.datasets if name.startswith(f"{known}_")]
         if name in self.datasets or not parents:
             return self.datasets.get(name, name)
@@ -37,19 +41,15 @@ class Vocabulary:
         return f"{self.datasets[parent]}: {name.removeprefix(parent + '_').replace('_', ' ')}"
 
     def knows_dataset(self, name: str) -> bool:
-        """Whether it is listed, or derived from the mini data set."""
+        """Return whether a data set is listed, or made from the mini data set."""
         return name in self.datasets or name.startswith("sklearn_digits_")
 
 
 @cache
 def load_vocabulary() -> Vocabulary:
-    """The one vocabulary."""
+    """Return the vocabulary."""
     content = read_yaml("specs", "vocabulary.yaml")
-    units = {name: (float(low), float(high)) for name, (low, high) in content.pop("units").items()}
-    default_variants = {
-        arch: tuple(names) for arch, names in content.pop("default_variants").items()
-    }
-    return Vocabulary(
-        **content
-        | {"stages": tuple(content["stages"]), "units": units, "default_variants": default_variants}
-    )
+    units = {name: (float(low), float(high)) for name, (low, high) in content["units"].items()}
+    variants = {arch: tuple(names) for arch, names in content["default_variants"].items()}
+    parsed = {"stages": tuple(content["stages"]), "units": units, "default_variants": variants}
+    return Vocabulary(**content | parsed)

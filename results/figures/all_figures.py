@@ -1,4 +1,4 @@
-"""All figures that the results and runs of a run root have material for."""
+"""All figures for which the results and runs of a run root have material."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +15,19 @@ from results.runs import sort_by_dependency
 def draw_all_figures(
     collection: CollectedResults, root: Path, classes: Sequence[int] = ()
 ) -> list[Drawing]:
-    """Figure 2, k-NN over epochs and during pretraining, training curves, t-SNE of stored features of `classes`."""
-    found = [
-        draw(collection.results)
-        for draw in (draw_figure2, draw_knn_over_epochs, draw_knn_during_pretraining)
+    """Return Figure 2, the k-NN figures, training curves, and t-SNE of stored features.
+
+    `classes` are the classes that t-SNE shows, by number.
+    """
+    figures: list[Drawing | None] = [
+        draw_figure2(collection.results),
+        draw_knn_over_epochs(collection.results),
+        draw_knn_during_pretraining(collection.results),
     ]
     for run in sort_by_dependency(list(collection.runs.values())):
         if run.stage == "pretrain":
-            found.append(draw_training_curves(run, root))
+            figures.append(draw_training_curves(run, root))
         elif run.stage == "features":
-            found.append(
-                draw_tsne(run, root, collection.runs.get(run.upstream.get("data", "")), classes)
-            )
-    return [drawing for drawing in found if drawing is not None]
+            data = collection.runs.get(run.upstream.get("data", ""))
+            figures.append(draw_tsne(run, root, data, classes))
+    return [figure for figure in figures if figure is not None]

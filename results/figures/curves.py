@@ -16,28 +16,35 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Relative width of the band around the losses of the released run.
 BAND = 0.02
-POINTS = 600
+
+# Points of a curve: an SVG with every logged step would be larger than the rest of the report.
+MAX_POINTS = 600
+
 TITLES = {"lr": "Learning rate", "images_per_second": "Images per second"}
 TERMS = ("total", "instance", "local_group", "group")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines of a metrics.jsonl: steps, and the means of whole epochs beside a released run's."""
+    """Lines of a metrics.jsonl: steps, and means of epochs beside those of the released run."""
 
     steps: list[dict[str, Any]]
     epochs: list[dict[str, Any]]
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps of an epoch, from the last line."""
+        """Steps of an epoch, derived from the last line."""
         last = self.steps[-1]
         return float((last["step"] + 1) / (last["epoch"] + 1))
 
 
 def read_curves(path: Path) -> Curves | None:
-    """The curves of a run, None where there are none; of steps written twice (after a restart) the later ones count."""
+    """Return the curves of a run; None if it has none.
+
+    A run that resumed from a checkpoint writes some steps again; their later lines count.
+    """
     if not path.is_file():
         return None
     steps: dict[int, dict[str, Any]] = {}
@@ -45,7 +52,7 @@ def read_curves(path: Path) -> Curves | None:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except ValueError:  # cut off when the job was killed
             continue
         if "calibration" in line:
             epochs[line["epoch"]] = line["calibration"]
@@ -54,12 +61,13 @@ def read_curves(path: Path) -> Curves | None:
     if not steps:
         return None
     return Curves(
-        [steps[key] for key in sorted(steps)], [{"epoch": k, **epochs[k]} for k in sorted(epochs)]
+        steps=[steps[step] for step in sorted(steps)],
+        epochs=[{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)],
     )
 
 
 def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:
-    """Losses and learning rate of a pretraining over epochs."""
+    """Return losses, learning rate and speed of a pretraining; None if it has no log."""
     curves = read_curves(root / run.folder / "metrics.jsonl")
     if curves is None:
         return None
@@ -80,6 +88,7 @@ def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:
 def _draw(curves: Curves, theme: Theme) -> Figure:
     from matplotlib.figure import Figure
 
+    # Other methods and ablations log fewer terms.
     terms = [term for term in TERMS if _key(term) in curves.steps[0]]
     rest = ("lr", "images_per_second")
     rows = (len(terms) + len(rest) + 1) // 2
@@ -87,6 +96,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
     figure = Figure(figsize=(8.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).ravel()
     xs = [(line["step"] + 1) / curves.steps_per_epoch for line in lines]
+    # The terms fill the first panels, the other curves follow, and a last panel may stay empty.
     for axes, term in zip(panels, terms, strict=False):
         axes.plot(xs, [line[_key(term)] for line in lines], color=theme.ours, linewidth=1)
         axes.set_title(f"{term.replace('_', '-').capitalize()} loss", loc="left")
@@ -101,22 +111,23 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
     return figure
 
 
-def average_in_bins(lines: Sequence[dict[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
-    """At most so many lines: means of equal runs of lines, each at its last step."""
-    size = -(-len(lines) // most)
+def average_in_bins(
+    lines: Sequence[dict[str, Any]], most: int = MAX_POINTS
+) -> list[dict[str, Any]]:
+    """Return at most `most` lines: means of equally long stretches, each at its last step."""
+    size = -(-len(lines) // most)  # rounded up
     parts = [lines[start : start + size] for start in range(0, len(lines), size)]
     return [_mean(part) for part in parts]
 
 
 def _mean(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the numbers that all lines have, and the last step."""
-    shared = [
-        key for key in lines[-1] if all(isinstance(line.get(key), int | float) for line in lines)
-    ]
-    return {
-        **{key: fmean(line[key] for line in lines) for key in shared},
-        "step": lines[-1]["step"],
-    }
+    """Return the means of the numbers that all lines have, and the last step."""
+    means: dict[str, Any] = {}
+    for key in lines[-1]:
+        values: list[Any] = [line.get(key) for line in lines]
+        if all(isinstance(value, int | float) for value in values):
+            means[key] = fmean(values)
+    return {**means, "step": lines[-1]["step"]}
 
 
 def _key(term: str) -> str:
@@ -124,13 +135,14 @@ def _key(term: str) -> str:
 
 
 def _band(axes: Axes, epochs: Sequence[dict[str, Any]], term: str, theme: Theme) -> None:
-    """Mean losses of whole epochs, drawn in their middle, over the band around those of the released run."""
+    """Draw mean losses of whole epochs, at their middle, over the band of the released run."""
     found = [line for line in epochs if term in line["target"]]
     if not found:
         return
     xs = [line["epoch"] + 0.5 for line in found]
     target = [line["target"][term] for line in found]
-    low, high = [(1 - BAND) * value for value in target], [(1 + BAND) * value for value in target]
+    low = [(1 - BAND) * value for value in target]
+    high = [(1 + BAND) * value for value in target]
     axes.fill_between(
         xs, low, high, color=theme.color("Mugs"), alpha=0.3, linewidth=0, label="released run"
     )

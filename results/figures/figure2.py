@@ -1,4 +1,4 @@
-"""Figure 2 of the paper with ours over it: linear probing by model size and by epochs."""
+"""Figure 2 of the paper with our results: linear probing by model size and by epochs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ORDER = ("Mugs", "iBOT", "DINO")
-PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
+MILLION_PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
 
 
 def draw_figure2(results: Sequence[Result]) -> Drawing:
-    """Linear probing by model size and by epochs: printed insets, digitised markers of other methods, ours."""
+    """Return the figure: printed insets, digitized markers of other methods, and our results."""
     table = build_table("figure2", results)
-    ours = [
-        own
-        for own in table.our_cells()
-        if own.entry.method == "Mugs" and own.ours is own.entry.ours[0]
-    ]
-    size = [
-        (PARAMS[own.entry.arch], own.cell)
-        for own in ours
-        if own.entry.group.startswith("By model size")
-    ]
-    length = [
-        (int(own.entry.epochs), own.cell) for own in ours if own.entry.group.startswith("By epochs")
-    ]
+    by_size: list[tuple[float, Cell]] = []
+    by_epochs: list[tuple[float, Cell]] = []
+    for ours in table.our_cells():
+        entry = ours.entry
+        # Of several rows of ours the first one is the main experiment; only that one is drawn.
+        if entry.method != "Mugs" or ours.ours is not entry.ours[0]:
+            continue
+        if entry.group.startswith("By model size"):
+            by_size.append((MILLION_PARAMS[entry.arch], ours.cell))
+        elif entry.group.startswith("By epochs"):
+            by_epochs.append((int(entry.epochs), ours.cell))
 
     def draw(theme: Theme) -> Figure:
         from matplotlib.figure import Figure
@@ -45,8 +43,8 @@ def draw_figure2(results: Sequence[Result]) -> Drawing:
         left, right = figure.subplots(1, 2, sharey=True)
         _printed(left, theme, "a", "params_m")
         _printed(right, theme, "b", "epochs")
-        _ours(left, theme, size)
-        _ours(right, theme, length)
+        _ours(left, theme, by_size)
+        _ours(right, theme, by_epochs)
         _axes(left, "Parameters (millions)", (21, 85, 307), "By model size")
         _axes(right, "Pretraining epochs", (100, 300, 800), "ViT-S/16, by epochs")
         left.set_ylabel("Linear probing, top-1 (%)")
@@ -55,25 +53,29 @@ def draw_figure2(results: Sequence[Result]) -> Drawing:
         return figure
 
     caption = (
-        "Linear probing on ImageNet-1K. Mugs and iBOT as printed in the insets; the other methods are read off the "
-        "plotted markers (± 0.1). Ours with its standard deviation over seeds, where there are runs."
+        "Linear probing on ImageNet-1K. Mugs and iBOT as printed in the insets; the other methods "
+        "are read off the plotted markers (± 0.1). Ours with its standard deviation over seeds, "
+        "where there are runs."
     )
     return Drawing("figure2", "Figure 2: accuracy by model size and by epochs", caption, draw)
 
 
 def _printed(axes: Axes, theme: Theme, panel: str, x: str) -> None:
-    """The paper's points, a line per method; those of the insets where both are known."""
+    """Draw the paper's points, a line per method."""
     points: dict[str, dict[float, float]] = defaultdict(dict)
     for marker in resources.read_csv("paper", "figure2_markers.csv"):
         if marker["panel"] == panel and marker[x] and marker["arch"] != "resnet50":
             points[marker["method"]][float(marker[x])] = float(marker["value"])
-    for line in load_table_spec("figure2").paper:
-        if line.group.startswith("By model size") == (panel == "a"):
-            position = float(line.params_m if panel == "a" else line.epochs)
-            points[line.method][position] = line.values["linear"]
-    for method in sorted(
-        points, key=lambda method: (ORDER.index(method) if method in ORDER else len(ORDER), method)
-    ):
+    # The numbers printed in the insets replace those read off the markers.
+    for row in load_table_spec("figure2").paper:
+        if row.group.startswith("By model size") == (panel == "a"):
+            position = float(row.params_m if panel == "a" else row.epochs)
+            points[row.method][position] = row.values["linear"]
+
+    def order(method: str) -> tuple[int, str]:
+        return (ORDER.index(method) if method in ORDER else len(ORDER)), method
+
+    for method in sorted(points, key=order):
         xs, ys = zip(*sorted(points[method].items()), strict=True)
         style: dict[str, Any] = {
             "color": theme.color(method),
@@ -107,7 +109,7 @@ def _axes(axes: Axes, label: str, ticks: Sequence[int], title: str) -> None:
 
 
 def _entries(*panels: Axes) -> dict[str, Any]:
-    """Legend entries of several panels, each label once."""
+    """Return the legend entries of several panels, each label once, ours first."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -10,11 +10,15 @@ from pathlib import Path
 from results.runs import FinishedRun
 from results.vocabulary import load_vocabulary
 
-WIDTH = 900
-ENOUGH = 150_000  # bytes
-MOST = 40  # of all runs together
-MOST_OF_ONE = 12
-WIDE = 3.0  # width over height of pictures that get more of the page
+# The report is one file with all pictures inside; these limits keep it small.
+MAX_WIDTH = 900
+MAX_BYTES = 150_000
+MAX_PICTURES = 40  # of all runs together
+MAX_PICTURES_PER_OUTPUT = 12
+
+# Width over height from which a picture gets more of the page.
+WIDE = 3.0
+
 TITLES = {
     "attention": "Attention maps",
     "coco_detection": "Detection and instance segmentation",
@@ -25,7 +29,10 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of an output of a run. The run's `info` has the captions, and the colours by class, of its outputs."""
+    """Pictures of one output of a run.
+
+    The run's `info` has the captions of its outputs, and their colors by class.
+    """
 
     run: FinishedRun
     label: str
@@ -34,15 +41,14 @@ class Gallery:
 
     @property
     def title(self) -> str:
-        """`Video object segmentation (video), n=7`: stage, run, and what follows `pictures` in the label."""
+        """`Video object segmentation (video), n=7`: stage, run, and the rest of the label."""
+        stage = TITLES.get(self.run.stage, self.run.stage)
         rest = self.label.partition("_")[2].replace("_", " ")
-        return f"{TITLES.get(self.run.stage, self.run.stage)} ({self.run.name})" + (
-            f", {rest}" if rest else ""
-        )
+        return f"{stage} ({self.run.name})" + (f", {rest}" if rest else "")
 
     @property
     def caption(self) -> str:
-        """Data set and run, what is seen, and how many pictures are not."""
+        """Data set and run, what the pictures show, and how many are left out."""
         dataset = self.run.info.get("dataset")
         data = f"Data: {load_vocabulary().dataset_title(dataset)}; run" if dataset else "Run"
         parts = [
@@ -54,37 +60,36 @@ class Gallery:
         return " ".join(filter(None, parts))
 
     @property
-    def colours(self) -> Mapping[str, str]:
-        """`#rrggbb` by class; none where the stage says none."""
+    def colors(self) -> Mapping[str, str]:
+        """`#rrggbb` by class; empty if the stage recorded none."""
         found: Mapping[str, str] = self.run.info.get("colours", {}).get(self.label, {})
         return found
 
 
 def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
-    """The PNG files of every such output, a folder's sorted; the first ones, 40 in all, as many of each as go."""
+    """Return a gallery for each output with pictures: its first PNG files, sorted by path."""
     found: list[tuple[FinishedRun, str, list[Path]]] = []
     for run in runs:
         for label, output in sorted(run.outputs.items()):
-            if label.startswith(("pictures", "figure")):
-                path = root / output
-                files = sorted(path.glob("**/*.png")) if path.is_dir() else [path]
-                found.append(
-                    (
-                        run,
-                        label,
-                        [file for file in files if file.suffix == ".png" and file.is_file()],
-                    )
-                )
-    filled = [entry for entry in found if entry[2]]
-    most = min(MOST_OF_ONE, max(1, MOST // max(1, len(filled))))
+            if not label.startswith(("pictures", "figure")):
+                continue
+            path = root / output
+            files = sorted(path.glob("**/*.png")) if path.is_dir() else [path]
+            files = [file for file in files if file.suffix == ".png" and file.is_file()]
+            if files:
+                found.append((run, label, files))
+    # Every output shows at least one picture, so with many outputs there may be more than the
+    # limit.
+    share = max(1, MAX_PICTURES // max(1, len(found)))
+    limit = min(MAX_PICTURES_PER_OUTPUT, share)
     return [
-        Gallery(run, label, tuple(files[:most]), max(0, len(files) - most))
-        for run, label, files in filled
+        Gallery(run, label, tuple(files[:limit]), max(0, len(files) - limit))
+        for run, label, files in found
     ]
 
 
 def is_wide(path: Path) -> bool:
-    """Whether a picture is many in a row."""
+    """Return whether a picture is a row of several ones."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -92,20 +97,20 @@ def is_wide(path: Path) -> bool:
 
 
 def shrink_picture(path: Path) -> tuple[bytes, str]:
-    """The picture and its format: as it is where it is small, else a JPEG, at most 900 pixels wide."""
+    """Return a picture and its format: unchanged if it is small, else as a smaller JPEG."""
     from PIL import Image
 
     content = path.read_bytes()
     with Image.open(path) as image:
-        if image.width <= WIDTH and len(content) <= ENOUGH:
+        if image.width <= MAX_WIDTH and len(content) <= MAX_BYTES:
             return content, "png"
-        scale = min(1.0, WIDTH / image.width)
-        reduced = image.convert("RGB").resize(
-            (round(image.width * scale), max(1, round(image.height * scale)))
-        )
+        scale = min(1.0, MAX_WIDTH / image.width)
+        size = (round(image.width * scale), max(1, round(image.height * scale)))
+        reduced = image.convert("RGB").resize(size)
+    # If the file is too large even at the lowest quality, it is used all the same.
     for quality in (85, 70, 50):
         buffer = io.BytesIO()
         reduced.save(buffer, "JPEG", quality=quality)
-        if buffer.tell() <= ENOUGH:
+        if buffer.tell() <= MAX_BYTES:
             break
     return buffer.getvalue(), "jpeg"

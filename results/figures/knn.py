@@ -1,4 +1,4 @@
-"""k-NN accuracy over epochs: of pretrainings of different length, and in the course of one."""
+"""k-NN accuracy over epochs: of pretrainings of different length, and during one of them."""
 
 from __future__ import annotations
 
@@ -18,47 +18,53 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LENGTHS = (
-    "Best k and temperature of each pretraining. 0 epochs is the network at initialisation; vertical bars are the "
-    "standard deviation over seeds."
+LENGTHS_CAPTION = (
+    "Best k and temperature of each pretraining. 0 epochs is the network at initialisation; "
+    "vertical bars are the standard deviation over seeds."
 )
-DASHED = " Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
+DASHED_CAPTION = " Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
 STAGE = "knn_curve"
 EPOCH = re.compile(r"epoch=(\d+), (.+)")
-COURSE = (
-    "The teacher at the start of a pretraining, at checkpoints on the way, and at its end; k and temperature are those "
-    "with the best last value."
+DURING_CAPTION = (
+    "The teacher at the start of a pretraining, at checkpoints on the way, and at its end; k and "
+    "temperature are those with the best last value."
 )
 INITIAL = " (initialisation)"
 
 
 def draw_knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
-    """k-NN accuracy against the length of pretrainings that are otherwise the same; None with fewer than two points."""
+    """Return k-NN accuracy over the length of otherwise equal pretrainings.
+
+    None if no pretraining was run with two different lengths.
+    """
     series: dict[str, dict[int, Cell]] = defaultdict(dict)
-    for own in build_table("table1", results).our_cells():
-        if own.key == "knn":
-            row = own.cell.results[0].row
-            series[_pretraining(own)][0 if row.method.endswith(INITIAL) else row.epochs] = own.cell
+    for ours in build_table("table1", results).our_cells():
+        if ours.key == "knn":
+            row = ours.cell.results[0].row
+            # The network at initialization is the pretraining of length 0.
+            epochs = 0 if row.method.endswith(INITIAL) else row.epochs
+            series[_series_name(ours)][epochs] = ours.cell
     if not any(len(found) > 1 for found in series.values()):
         return None
-    title, caption = (
-        "k-NN over pretraining epochs",
-        LENGTHS + (DASHED if _has_small(series) else ""),
-    )
-    return Drawing("knn_over_epochs", title, caption, lambda theme: _draw_lengths(series, theme))
-
-
-def _pretraining(own: OurCell) -> str:
-    """What a pretraining has in common with longer and shorter ones."""
-    result, known = own.cell.results[0], load_vocabulary()
-    method = known.method_title(result.row.method.removesuffix(INITIAL))
-    where = f"{own.entry.arch} on {known.dataset_title(result.row.dataset)}"
-    return " ".join(
-        filter(None, (method, result.variant, where, own.ours.label.removeprefix("ours").strip()))
+    return Drawing(
+        name="knn_over_epochs",
+        title="k-NN over pretraining epochs",
+        caption=LENGTHS_CAPTION + (DASHED_CAPTION if _has_vit_s16(series) else ""),
+        draw=lambda theme: _draw_lengths(series, theme),
     )
 
 
-def _has_small(series: Mapping[str, object]) -> bool:
+def _series_name(ours: OurCell) -> str:
+    """Return what a pretraining has in common with longer and shorter ones."""
+    result = ours.cell.results[0]
+    vocabulary = load_vocabulary()
+    method = vocabulary.method_title(result.row.method.removesuffix(INITIAL))
+    where = f"{ours.entry.arch} on {vocabulary.dataset_title(result.row.dataset)}"
+    label = ours.ours.label.removeprefix("ours").strip()
+    return " ".join(filter(None, (method, result.variant, where, label)))
+
+
+def _has_vit_s16(series: Mapping[str, object]) -> bool:
     return any("ViT-S/16" in name for name in series)
 
 
@@ -77,7 +83,7 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
             color=color,
             label=name,
         )
-    if _has_small(series):
+    if _has_vit_s16(series):
         lines = [
             line
             for line in load_table_spec("table1").paper
@@ -105,12 +111,12 @@ def _axes(label: str) -> tuple[Figure, Axes]:
 
 
 def draw_knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
-    """A line per run of the stage `knn_curve`; None without any."""
+    """Return a curve per run of the stage `knn_curve`; None without such a run."""
     curves = [best_setting_curve(found) for found in _by_run(results).values()]
     if not curves:
         return None
     return Drawing(
-        STAGE, "k-NN during pretraining", COURSE, lambda theme: _draw_course(curves, theme)
+        STAGE, "k-NN during pretraining", DURING_CAPTION, lambda theme: _draw_course(curves, theme)
     )
 
 
@@ -123,16 +129,21 @@ def _by_run(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def best_setting_curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
-    """Label and accuracy by epoch, of the setting that ends best."""
+    """Return label and accuracy by epoch, for the setting with the best last value.
+
+    The best setting at each epoch would mix several curves and look smoother than any of them.
+    """
     by_setting: dict[str, dict[int, float]] = defaultdict(dict)
     for result in results:
         matched = EPOCH.fullmatch(result.row.setting)
-        assert matched is not None
+        assert matched is not None  # `_by_run` selected these
         by_setting[matched[2]][int(matched[1])] = result.row.value
     setting = max(sorted(by_setting), key=lambda name: by_setting[name][max(by_setting[name])])
-    row, known = results[0].row, load_vocabulary()
+    row = results[0].row
+    vocabulary = load_vocabulary()
     variant = f" {results[0].variant}" if results[0].variant else ""
-    where = f"{known.arch_title(row.arch)}{variant}, {known.dataset_title(row.dataset)}"
+    dataset = vocabulary.dataset_title(row.dataset)
+    where = f"{vocabulary.arch_title(row.arch)}{variant}, {dataset}"
     return f"{where}, {setting}, seed {row.seed}", dict(sorted(by_setting[setting].items()))
 
 

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes the same bytes each time."""
+"""How every figure looks, and how it is written as the same bytes each time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS: tuple[Format, ...] = ("png", "svg")
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure: text, faint lines, one for each method of the paper, and those of series, ours first."""
+    """Colors of a figure: text, faint lines, methods of the paper, and series, ours first."""
 
     background: str
     text: str
@@ -30,18 +30,19 @@ class Theme:
 
     @property
     def ours(self) -> str:
-        """Colour of what is ours."""
+        """Color of our results."""
         return self.series[0]
 
     def color(self, method: str) -> str:
-        """Colour of a method of the paper."""
+        """Return the color of a method of the paper."""
         return self.methods.get(method, self.methods["other"])
 
     def one_of(self, number: int) -> str:
-        """Colour of one of several series; they come round again."""
+        """Return the color of one of several series; after the last color the first one follows."""
         return self.series[number % len(self.series)]
 
 
+# Every color but the faint one has a contrast of at least 4.5:1 on its background (WCAG AA).
 LIGHT = Theme(
     "#ffffff",
     "#1f2933",
@@ -92,9 +93,11 @@ class Drawing:
 
 
 def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
-    """matplotlib settings of a theme; the salt makes the ids of an SVG the same each time."""
+    """Return the matplotlib settings of a theme."""
     return {
+        # Without a salt, the ids inside an SVG are random.
         "svg.hashsalt": "mugs-repro",
+        # Text as paths looks the same without the font, which matplotlib itself ships.
         "svg.fonttype": "path",
         "font.family": "DejaVu Sans",
         "font.size": 9,
@@ -119,13 +122,15 @@ def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
 
 
 def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
-    """A drawing as a file: no dates, no versions, the same bytes for the same numbers."""
+    """Return a drawing as an image file: the same bytes for the same numbers."""
     import matplotlib
 
+    # No display on a compute node.
     matplotlib.use("Agg")
     buffer = io.BytesIO()
     with matplotlib.rc_context(matplotlib_settings(theme)):
         figure = drawing.draw(theme)
+        # By default a file says when, and by which version of matplotlib, it was made.
         metadata = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
         figure.savefig(
             buffer, format=fmt, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata
@@ -134,13 +139,13 @@ def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
 
 
 def data_uri(content: bytes, fmt: str) -> str:
-    """Bytes of an image as the source of an `<img>`."""
+    """Return an image as the `src` of an `<img>`, so that a page needs no other file."""
     kind = "image/svg+xml" if fmt == "svg" else f"image/{fmt}"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_figures(drawings: list[Drawing], out_dir: Path) -> list[Path]:
-    """Every drawing as PNG and SVG, light."""
+    """Write every drawing as PNG and SVG in the light theme; return the paths."""
     return [
         write_atomic(out_dir / f"{drawing.name}.{fmt}", render_image(drawing, LIGHT, fmt))
         for drawing in drawings

@@ -1,4 +1,4 @@
-"""t-SNE of stored features (scikit-learn's): the class tokens of validation images of some classes."""
+"""t-SNE of stored features: the class tokens of validation images of some classes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from results.runs import FinishedRun
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PERPLEXITY = 30
+PERPLEXITY = 30  # scikit-learn's default
 SEED = 0
-MOST = 1200
-FIRST = 6
+MAX_POINTS = 1200
+FIRST_CLASSES = 6  # the paper's Figure 4 shows six classes
 
 
 @dataclass(frozen=True)
 class ChosenFeatures:
-    """Features (N, D) and class indices (N,) of the images to show, and the names of the classes."""
+    """Features (N, D) and class indices (N,) of the images to show; class names by index."""
 
     features: Any
     labels: Any
@@ -33,10 +33,13 @@ class ChosenFeatures:
 def draw_tsne(
     run: FinishedRun, root: Path, data: FinishedRun | None, classes: Sequence[int] = ()
 ) -> Drawing | None:
-    """The drawing of a run of the stage `features`; None where it has none.
+    """Return the figure of a run of the stage `features`; None if it stored no validation features.
 
-    Default: all classes where there are at most ten, else the first six, as in the paper's Figure 4. Raises
-    OptionError for a class the data set has not.
+    By default it shows all classes if there are at most ten, else the first six. `data` is the run
+    that converted the data set; it has the class names.
+
+    Raises:
+        OptionError: the data set has no such class.
     """
     folder = root / run.outputs["features"] / "val" if "features" in run.outputs else None
     if folder is None or not folder.is_dir():
@@ -45,16 +48,18 @@ def draw_tsne(
     shown = ", ".join(chosen.names.values())
     weights = run.info.get("weights") or run.config.get("weights", "weights")
     caption = (
-        f"Class tokens after the final norm, L2-normalised, of {len(chosen.labels)} validation images; {weights} "
-        f"of run {run.upstream.get('weights', run.run_id)}. Classes: {shown}. "
+        f"Class tokens after the final norm, L2-normalised, of {len(chosen.labels)} validation "
+        f"images; {weights} of run {run.upstream.get('weights', run.run_id)}. Classes: {shown}. "
         f"scikit-learn, perplexity {PERPLEXITY}, seed {SEED}."
     )
-    points, title = embed_features(chosen.features), f"t-SNE of {run.name} ({run.run_id})"
+    # Embedded once, not once for each theme.
+    points = embed_features(chosen.features)
+    title = f"t-SNE of {run.name} ({run.run_id})"
     return Drawing(f"tsne_{run.run_id}", title, caption, lambda theme: _draw(points, chosen, theme))
 
 
 def _names(root: Path, data: FinishedRun | None) -> list[str]:
-    """Class names of the converted data set."""
+    """Return the class names of the converted data set; empty if there is no record of it."""
     if data is None or "val_sidecar" not in data.outputs:
         return []
     sidecar = json.loads((root / data.outputs["val_sidecar"]).read_text(encoding="utf-8"))
@@ -64,31 +69,32 @@ def _names(root: Path, data: FinishedRun | None) -> list[str]:
 def choose_features(
     folder: Path, names: Sequence[str], classes: Sequence[int] = ()
 ) -> ChosenFeatures:
-    """Images of the chosen classes, at most 1200, taken evenly."""
+    """Return images of the chosen classes, at most `MAX_POINTS`, taken at equal distances."""
     import numpy as np
     from safetensors import safe_open
 
-    features_of, labels_of = [], []
+    features_of = []
+    labels_of = []
     for path in sorted(folder.glob("shard_*.safetensors")):
         with safe_open(path, framework="numpy") as shard:
             labels_of.append(shard.get_tensor("labels"))
             features_of.append(shard.get_slice("cls")[:, -1])  # of the last block only
-    labels, features = np.concatenate(labels_of), np.concatenate(features_of).astype(np.float32)
+    labels = np.concatenate(labels_of)
+    features = np.concatenate(features_of).astype(np.float32)
     known = sorted({int(label) for label in labels})
-    wanted = list(classes) or (known if len(known) <= 10 else known[:FIRST])
+    wanted = list(classes) or (known if len(known) <= 10 else known[:FIRST_CLASSES])
     if missing := sorted(set(wanted) - set(known)):
         raise OptionError(
             f"--classes: {folder} has no class {missing[0]} (classes: {known[0]} to {known[-1]})"
         )
     where = np.flatnonzero(np.isin(labels, wanted))
-    where = where[:: -(-len(where) // MOST)]
+    # Every n-th image and not the first ones, which may be of few classes.
+    where = where[:: -(-len(where) // MAX_POINTS)]
     found = features[where]
+    # L2-normalized, as k-NN compares them; 1e-12 as torch.nn.functional.normalize has it.
     found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-    return ChosenFeatures(
-        found,
-        labels[where],
-        {index: names[index] if index < len(names) else str(index) for index in wanted},
-    )
+    shown = {index: names[index] if index < len(names) else str(index) for index in wanted}
+    return ChosenFeatures(found, labels[where], shown)
 
 
 def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
@@ -98,6 +104,7 @@ def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
     axes = figure.subplots()
     for position, (index, name) in enumerate(chosen.names.items()):
         mine = points[chosen.labels == index]
+        # With more classes than colors, the next round of colors has another marker.
         marker = "os^DvP"[position // len(theme.series) % 6]
         axes.scatter(
             mine[:, 0], mine[:, 1], s=9, color=theme.one_of(position), marker=marker, label=name
@@ -111,9 +118,10 @@ def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
 
 
 def embed_features(features: Any) -> Any:
-    """Points (N, 2) of features (N, D); the same each time."""
+    """Return points (N, 2) for features (N, D); the same each time."""
     from sklearn.manifold import TSNE
 
+    # scikit-learn refuses a perplexity of N or more; a third of N still has neighbors to compare.
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     model: Any = TSNE  # has no annotations
     return model(

@@ -1,4 +1,4 @@
-"""What runs cost: GPU-hours, time, restarts, by stage."""
+"""What runs cost, by stage: GPU-hours, time, restarts."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from results.runs import FinishedRun
 
 @dataclass(frozen=True)
 class Cost:
-    """Sum over the runs of a stage. `earlier` are the seconds of attempts before the one that finished."""
+    """Sum over the runs of a stage; `earlier` are the seconds of all attempts but the last one."""
 
     stage: str
     runs: int
@@ -22,7 +22,7 @@ class Cost:
 
 
 def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
-    """Costs of each stage, in the order in which the stages first come, and their total last."""
+    """Return the costs of each stage, in the order of its first run, and their total at the end."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.stage, []).append(run)
@@ -44,20 +44,23 @@ def _cost(stage: str, runs: list[FinishedRun], root: Path) -> Cost:
 
 
 def earlier_seconds(run: FinishedRun, root: Path) -> float:
-    """Seconds of a run's attempts before the last one, from its record of attempts; 0 where there is none."""
+    """Return the seconds of all attempts of a run but the last one; 0 if they are not recorded."""
     notes = sorted((root / run.folder / "attempts").glob("[0-9][0-9][0-9][0-9].json"))
     if not run.restarts or not notes or not run.finished:
         return 0.0
+    # The manifest has the time of all attempts together. What the last one took is the time from
+    # its start (Unix seconds in its record) to the end of the run.
     try:
         began = float(json.loads(notes[-1].read_text(encoding="utf-8"))["time"])
         ended = datetime.strptime(run.finished, "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (ValueError, KeyError, OSError):
         return 0.0
+    # Clocks of two machines may disagree; a cost is never negative.
     return max(0.0, run.seconds - max(0.0, ended - began))
 
 
 def format_run_time(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Return seconds as `42 s`, `3 min 05 s` or `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,15 +1,20 @@
-"""The runs and what each needs, as a drawing in layers."""
+"""The runs and what each needs, as a drawing in columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-WIDTH, HEIGHT, ACROSS, DOWN, EDGE = 206, 46, 44, 14, 4
+# Sizes in pixels: a box, the gaps between columns and between rows, the margin around the drawing.
+WIDTH = 206
+HEIGHT = 46
+COLUMN_GAP = 44
+ROW_GAP = 14
+MARGIN = 4
 
 
 @dataclass(frozen=True)
 class Node:
-    """A run: planned, under way, failed, or done; `needs` are ids of runs."""
+    """A run in any state; `needs` are the ids of the runs it needs."""
 
     run_id: str
     stage: str
@@ -39,7 +44,10 @@ class Graph:
 
 
 def lay_out_graph(nodes: Sequence[Node]) -> Graph:
-    """Nodes in columns by how many runs come before them; the order within a column is the given one."""
+    """Return the drawing: a run stands one column to the right of the last run it needs.
+
+    Within a column the runs keep the given order.
+    """
     by_id = {node.run_id: node for node in nodes}
 
     @cache
@@ -52,21 +60,26 @@ def lay_out_graph(nodes: Sequence[Node]) -> Graph:
         column = depth(node.run_id)
         row = rows.get(column, 0)
         rows[column] = row + 1
-        boxes.append(Placed(node, EDGE + column * (WIDTH + ACROSS), EDGE + row * (HEIGHT + DOWN)))
+        boxes.append(
+            Placed(node, MARGIN + column * (WIDTH + COLUMN_GAP), MARGIN + row * (HEIGHT + ROW_GAP))
+        )
     places = {box.node.run_id: box for box in boxes}
     curves = tuple(curve for box in boxes for curve in _curves(box, places))
-    width = max((box.x + WIDTH for box in boxes), default=0) + EDGE
-    height = max((box.y + HEIGHT for box in boxes), default=0) + EDGE
+    width = max((box.x + WIDTH for box in boxes), default=0) + MARGIN
+    height = max((box.y + HEIGHT for box in boxes), default=0) + MARGIN
     return Graph(tuple(boxes), curves, width, height)
 
 
 def _curves(box: Placed, places: Mapping[str, Placed]) -> list[str]:
-    """A path from the right edge of each run that is needed to the left edge of the box."""
+    """Return a curve from the right edge of each needed run to the left edge of the box."""
     paths = []
     for need in box.node.needs:
         if need in places:
-            x1, y1 = places[need].x + WIDTH, places[need].y + HEIGHT // 2
-            x2, y2 = box.x, box.y + HEIGHT // 2
-            bend = max(ACROSS // 2, (x2 - x1) // 2)
+            x1 = places[need].x + WIDTH
+            y1 = places[need].y + HEIGHT // 2
+            x2 = box.x
+            y2 = box.y + HEIGHT // 2
+            # Control points at the height of the two ends: the curve leaves and arrives level.
+            bend = max(COLUMN_GAP // 2, (x2 - x1) // 2)
             paths.append(f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}")
     return paths

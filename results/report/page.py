@@ -1,4 +1,4 @@
-"""The report of a run root: one HTML file without anything outside it."""
+"""The report of a run root: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def render_report(
     nodes: Sequence[Node] = (),
     paper_says: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The page. `nodes` are the runs to draw, planned ones too (default: those that are done).
+    """Return the page.
 
-    `paper_says`: by id of a pretraining, where its settings differ from what the paper's text says.
+    `nodes` are the runs to draw, also planned ones (default: the finished runs). `paper_says` has,
+    by the id of a pretraining, its settings that differ from what the paper's text says.
     """
     from jinja2 import Environment, StrictUndefined
 
+    # StrictUndefined: a misspelt name in the template is an error, not an empty place on the page.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -62,7 +64,7 @@ def build_context(
     nodes: Sequence[Node],
     paper_says: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """What the template shows."""
+    """Return the variables of the template."""
     from markupsafe import Markup
 
     runs = sort_by_dependency(list(collection.runs.values()))
@@ -83,6 +85,7 @@ def build_context(
         "tables": [format_table(table) for table in tables],
         "left_over": describe_unplaced(collection, tables),
         "linked": lambda text: link_run_ids(text, collection.runs),
+        # Each figure in both themes: the page follows the theme of the browser.
         "figures": [
             (figure, _source(figure, LIGHT), _source(figure, DARK))
             for figure in draw_all_figures(collection, root)
@@ -96,6 +99,7 @@ def build_context(
         "code": describe_code,
         "flat": flatten_config,
         "versions": _versions(runs),
+        # Not the time of writing: the same results give the same bytes.
         "newest": max((run.finished for run in runs), default=""),
     }
 
@@ -112,17 +116,19 @@ def _node(run: FinishedRun) -> Node:
 
 
 def count_filled_cells(table: Table) -> tuple[int, int, int]:
-    """Printed cells that ours fills, how many it could fill, and cells of ours without a printed counterpart."""
-    lines = [entry for entry in table.printed.entries if entry.comparable]
-    ours = sum(len(entry.slots & entry.ours[0].cells.keys()) for entry in lines if entry.ours)
-    alone = sum(own.key not in own.entry.slots for own in table.our_cells())
-    return ours, sum(len(entry.slots) for entry in lines), alone
+    """Return the printed cells that we fill, those we could fill, and our further cells."""
+    entries = [entry for entry in table.printed.entries if entry.comparable]
+    # Several rows of ours may fill the same printed cell, so only the first row counts.
+    filled = sum(len(entry.slots & entry.ours[0].cells.keys()) for entry in entries if entry.ours)
+    alone = sum(ours.key not in ours.entry.slots for ours in table.our_cells())
+    return filled, sum(len(entry.slots) for entry in entries), alone
 
 
 def link_run_ids(text: str, runs: Mapping[str, FinishedRun]) -> Markup:
-    """Text in which ids of known runs are links to them."""
+    """Return HTML in which the ids of known runs are links to them."""
     from markupsafe import Markup
 
+    # Longest first: with alternatives a regular expression takes the first one that fits.
     known = "|".join(sorted(map(re.escape, runs), key=len, reverse=True))
     parts = re.split(rf"\b({known})\b", text) if known else [text]
     return Markup("".join(f'<a href="#run-{p}">{p}</a>' if p in runs else escape(p) for p in parts))
@@ -133,12 +139,12 @@ def _source(drawing: Drawing, theme: Theme) -> str:
 
 
 def _pictures(gallery: Gallery) -> list[tuple[str, str]]:
-    """Names and sources of the pictures."""
+    """Return the names and `src` of the pictures."""
     return [(path.stem, data_uri(*shrink_picture(path))) for path in gallery.paths]
 
 
 def _differs(collection: CollectedResults) -> dict[str, list[str]]:
-    """Runs with rows, by the settings in which they or what they need differ from the recipe."""
+    """Return, for each setting that differs from the recipe, the runs whose results it concerns."""
     found: dict[str, set[str]] = {}
     for result in collection.results:
         for line in result.differs:
@@ -147,7 +153,7 @@ def _differs(collection: CollectedResults) -> dict[str, list[str]]:
 
 
 def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
-    """Sets of versions, and the runs that had each."""
+    """Return each set of package versions with the runs that had it."""
     found: dict[str, list[FinishedRun]] = {}
     for run in runs:
         text = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))

@@ -15,16 +15,16 @@ from pipeline.manifest import ManifestEntry
 from stages import STAGES
 from stages.commands.reproduction import all_runs
 
+# Given run folders with their run ids, return the active ones with the reason.
 FindActiveRuns = Callable[[Mapping[Path, str]], Mapping[Path, str]]
-"""Given run folders with their run ids, return those that are queued or running, with the reason."""
 
+# Files that changed within this time may be in use.
 IDLE_S = 3600.0
-"""Files that changed within this time may be in use."""
 
-_RUN_FOLDER = re.compile(r".+-([0-9a-f]{12})")
+_RUN_FOLDER = re.compile(r"[^.].*-([0-9a-f]{12})")
 
+# Names under which files are written before they are renamed (`pipeline.files`, checkpoints).
 _TEMPORARY = re.compile(r"\..+\.(tmp|[0-9a-f]{32})")
-"""Names under which files are written before they are renamed (`pipeline.files`, checkpoints)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Leftovers:
 def planned_run_ids(
     reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
 ) -> set[str]:
-    """Return the run ids of a reproduction with its overrides, of `others`, and of all bundled ones."""
+    """Return the run ids of a reproduction, of `others`, and of all bundled ones."""
     runs = all_runs(reproduction, overrides)
     for name in (*others, *config.bundled()):
         runs += all_runs(name)
@@ -75,11 +75,9 @@ def clean_run_root(
             removed += leftover.bytes
             yield f"{line}; removed"
     yield from (f"stays: {line}" for line in leftovers.kept)
-    if yes:
-        yield f"{format_bytes(removed)} removed"
-    else:
-        total = format_bytes(sum(leftover.bytes for leftover in leftovers.found))
-        yield f"{total} in {len(leftovers.found)} places; --yes removes them"
+    total = format_bytes(sum(leftover.bytes for leftover in leftovers.found))
+    places = f"{total} in {len(leftovers.found)} places; --yes removes them"
+    yield f"{format_bytes(removed)} removed" if yes else places
 
 
 def _is_in_use(
@@ -91,9 +89,8 @@ def _is_in_use(
     """
     around = (leftover.path, *leftover.path.parents)
     run_folder = {folder: folders[folder] for folder in around if folder in folders}
-    if find_active(run_folder):
-        return True
-    return not is_idle(measure_leftover(leftover.path, leftover.why))
+    active = bool(find_active(run_folder))
+    return active or not is_idle(measure_leftover(leftover.path, leftover.why))
 
 
 def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -> Leftovers:
@@ -114,8 +111,8 @@ def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -
         else:
             candidates.append((folder, "no reproduction asks for it"))
     # Folders that go as a whole, or stay as a whole, are not searched for temporary files.
-    for path in find_temporaries(root, folders, unasked | set(active)):
-        candidates.append((path, "left over from an interrupted write"))
+    temporaries = find_temporaries(root, folders, unasked | set(active))
+    candidates += [(path, "left over from an interrupted write") for path in temporaries]
     for entry in entries:
         # With an output missing, the run will be repeated and can resume from its checkpoints.
         if entry.run_dir not in active and not manifest.find_problems(entry):
@@ -138,14 +135,9 @@ def _overlaps(path: Path, output: Path) -> bool:
 
 def find_run_folders(root: Path) -> dict[Path, str]:
     """Return the run folders of all stages with their run ids; links are not followed."""
-    found = {}
-    for stage in STAGES:
-        place = root / stage
-        for path in place.iterdir() if place.is_dir() else ():
-            name = _RUN_FOLDER.fullmatch(path.name)
-            if name and path.name[0] != "." and path.is_dir() and not path.is_symlink():
-                found[path] = name[1]
-    return found
+    places = [place for stage in STAGES if (place := root / stage).is_dir()]
+    folders = [path for place in places for path in place.iterdir() if _is_folder(path)]
+    return {path: name[1] for path in folders if (name := _RUN_FOLDER.fullmatch(path.name))}
 
 
 def find_temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> Iterator[Path]:

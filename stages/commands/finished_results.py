@@ -22,13 +22,14 @@ def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResu
     """
     ids = [run.run_id for run in runs] or manifest.list_run_ids(root)
     runtime = {name: runtime_names(spec.config) for name, spec in STAGES.items()}
-    finished = []
-    for run_id in ids:
-        # The rows are not checked here: collecting them reports a damaged file with its line.
-        if entry := manifest.find_done(root, run_id, rows=False):
-            record = entry.model_dump(mode="json")
-            finished.append(run_from_entry(record, runtime.get(entry.stage, ())))
-    # Reading the bundled reproductions takes longer than all the rest; without results it is useless.
+    # The rows are not checked here: collecting them reports a damaged file with its line.
+    entries = [entry for run_id in ids if (entry := manifest.find_done(root, run_id, rows=False))]
+    finished = [
+        run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
+        for entry in entries
+    ]
+    # Reading the bundled reproductions takes longer than all the rest; without results it is
+    # useless.
     return collect_results(root, finished, load_references() if finished else ())
 
 
@@ -60,7 +61,7 @@ def load_references() -> list[ReferenceReproduction]:
 
 
 def _dataset_of(name: str, runs: Mapping[str, RunConfig]) -> str:
-    """Return the data set of a run: its own, else that of the run it takes data or features from."""
+    """Return the data set of a run: its own, else that of the run it gets data from."""
     run = runs[name]
     if own := getattr(run.config, "dataset", None):
         return str(own)

@@ -1,4 +1,4 @@
-"""Checks of runs before any of them starts: settings, inputs, the files they read, the space they need."""
+"""Checks of runs before any of them starts: settings, inputs, files, free space."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from stages.commands.reproduction import Selection
 
 @dataclass
 class RunChecks:
-    """Findings of all runs; the runs that are not done, and the bytes each writes, by its folder."""
+    """Findings of all runs; the runs that are not done, and the bytes each writes by folder."""
 
     findings: list[Finding] = field(default_factory=list)
     pending: list[StageRun] = field(default_factory=list)
@@ -54,7 +54,7 @@ def check_runs(selection: Selection, *, skip_data_checks: bool = False) -> RunCh
 
 
 def list_problems(selection: Selection, *, skip_data_checks: bool = False) -> list[str]:
-    """Return a line for each problem of the selected runs that are not done, and what to do about it."""
+    """Return a line for each problem of the selected runs, with what to do about it."""
     findings = check_runs(selection, skip_data_checks=skip_data_checks).findings
     return [
         f"{finding.subject}: {finding.detail}; to do: {finding.remedy}"
@@ -105,18 +105,19 @@ def _check_run(
 
 
 def _data_remedy(run: StageRun) -> str:
-    """Return what to do about files that a check refused, naming the settings that say where they are."""
+    """Return what to do about refused files, with the settings that say where they are."""
     places = data_settings(run.config)
     settings = ", ".join(f"{run.name}.{name}" for name in places)
     remedy = f"correct the files, or {settings or 'the run'}"
-    # Paths that exist are not the problem of a login node without the data, so the option is not named.
+    # Paths that exist are not the problem of a login node without the data, so the option is not
+    # named.
     if not all(Path(place).expanduser().exists() for place in places.values()):
         remedy += "; --skip-data-checks if only compute nodes have them"
     return remedy
 
 
 def data_settings(config: Settings) -> dict[str, str]:
-    """Return the paths that a run reads, by the dotted name of the setting; only those that are set."""
+    """Return the paths that a run reads, by the dotted name of their setting."""
     found: dict[str, str] = {}
     for setting in setting_fields(type(config)).values():
         value = getattr(config, setting.name)

@@ -14,7 +14,8 @@ from stages import STAGES
 class Selection:
     """What a command works on: the selected `runs`, `every` run of the reproduction, the run root.
 
-    Without a reproduction there are no runs; commands that print results then take every finished run.
+    Without a reproduction there are no runs; commands that print results then take every finished
+    run.
     """
 
     runs: Sequence[StageRun]

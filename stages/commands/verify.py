@@ -13,7 +13,7 @@ from stages import STAGES
 
 @dataclass
 class Verification:
-    """Number of recorded runs and good checkpoints; a line for each problem that is left or repaired."""
+    """Recorded runs and good checkpoints; a line for each problem, left or repaired."""
 
     recorded: int = 0
     checkpoints: int = 0

@@ -1,4 +1,4 @@
-"""The commands `import` and `export`: weights from elsewhere to our format, and ours to a file for timm."""
+"""The commands `import` and `export`: weights to our format, and from it to timm."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -84,10 +84,8 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
             )
         return path
     # The folder of a run is <run_root>/<stage>/<name>-<id>, in whatever run root it lies.
-    if path.is_dir():
-        entry = find_finished_run(path.name, path.parents[1])
-    else:
-        entry = find_finished_run(run, run_root)
+    place = (path.name, path.parents[1]) if path.is_dir() else (run, run_root)
+    entry = find_finished_run(*place)
     if weights not in entry.outputs:
         known = ", ".join(sorted(entry.outputs)) or "nothing"
         raise ConfigError(
@@ -121,7 +119,7 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
 
 
 def shorten_error(error: Exception) -> str:
-    """Return an error in one line: torch lists every tensor of a wrong shape, the first one is enough."""
+    """Return an error in one line, with only the first of many tensors of a wrong shape."""
     lines = [line.strip() for line in str(error).splitlines()]
     more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
     return " ".join(lines[:2]) + more

@@ -7,6 +7,8 @@ jobs start and finish while the submissions are under way.
 
 # ruff: noqa: E402
 
+from __future__ import annotations
+
 import os
 import random
 import shutil

@@ -1,5 +1,7 @@
 """The model of failures, preemptions and checkpoints against sums done by hand and against itself."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """`tables` as a user meets it: the same bytes anywhere, origins of cells, comparison of run roots, refusals."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -122,7 +124,7 @@ def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
             ("table1", "mugs", "linear"),
             "no cell of ours in a column 'linear' (columns with one: k-NN)",
         ),
-        (("table1", "dino", "k-nn"), "0 lines have the words 'dino', of these:"),
+        (("table1", "dino", "k-nn"), "0 rows have the words 'dino', of these:"),
         (("table11", "mugs", "k-nn"), "--explain table11: expected one of"),
     ],
 )
@@ -141,7 +143,7 @@ def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[R
     both = CollectedResults((strong, weak))
     assert "Linear: 75.0 (paper 75.7, -0.7)" in explain_cell(both, "table8", "weak mugs", "linear")
     with pytest.raises(
-        NoSuchCellError, match=r"(?s)2 lines have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
+        NoSuchCellError, match=r"(?s)2 rows have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
     ):
         explain_cell(both, "table8", "mugs", "linear")
 
@@ -161,7 +163,7 @@ def test_filled_says_when_there_is_nothing(cli: Cli) -> None:
     assert (done.returncode, done.stdout) == (
         0,
         "",
-    ) and "no table has a number of ours" in done.stderr
+    ) and "no table has a result of ours" in done.stderr
 
 
 def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
@@ -205,10 +207,10 @@ def test_a_published_folder_is_compared_with_too(cli: Cli, filled: Any, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--out", "x", "--against", "y"), "--out and --against do different things"),
-        (("--publish", "x", "--table", "table1"), "--table says nothing with --publish"),
-        (("--publish", "x", "--filled"), "--filled says nothing with --publish"),
-        (("--out", "x", "--format", "md"), "--format says nothing with --out"),
+        (("--out", "x", "--against", "y"), "--out and --against cannot be combined"),
+        (("--publish", "x", "--table", "table1"), "--table cannot be combined with --publish"),
+        (("--publish", "x", "--filled"), "--filled cannot be combined with --publish"),
+        (("--out", "x", "--format", "md"), "--format cannot be combined with --out"),
     ],
 )
 def test_options_that_do_not_go_together(cli: Cli, arguments: tuple[str, ...], words: str) -> None:

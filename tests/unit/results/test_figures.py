@@ -1,5 +1,7 @@
 """Figures: what they take from results and files, and that they are the same bytes each time."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -212,7 +214,7 @@ def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
     assert [path.name for path in found.paths] == ["a.png", "b.png"] and [
         is_wide(p) for p in found.paths
     ] == [False, True]
-    assert found.title == "Semantic segmentation (s), scenes" and found.colours == {"a": "#000000"}
+    assert found.title == "Semantic segmentation (s), scenes" and found.colors == {"a": "#000000"}
     assert found.caption == "Data: ADE20K; run seg. Left, right."
     content, fmt = shrink_picture(found.paths[1])
     (tmp_path / "out").write_bytes(content)

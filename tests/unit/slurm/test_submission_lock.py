@@ -1,5 +1,7 @@
 """Claims: one at a time, stale ones are noticed, and jobs that can never run are told from those that will."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

@@ -150,8 +150,8 @@ def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int)
     assert alone.steps_per_epoch == 4
     seen = set()
     for step in range(4, 8):
-        passes = np.concatenate([order.micro_batches(step) for order in orders])
-        assert np.array_equal(passes, alone.micro_batches(step))
+        passes = np.concatenate([order.passes(step) for order in orders])
+        assert np.array_equal(passes, alone.passes(step))
         for one in passes:
             assert len({WIDE[i] for i in one}) == 1
             seen |= set(one.tolist())
@@ -178,7 +178,7 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
         batch_size=32,
         images_per_pass=4,
     )
-    assert order.steps_per_epoch == 3665 and order.micro_batches(7000).shape == (1, 4)
+    assert order.steps_per_epoch == 3665 and order.passes(7000).shape == (1, 4)
 
 
 def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     )
     assert [len(step) for step in found] == [2, 2]
     for step, passes in enumerate(found, 1):
-        assert [list(p.indices) for p in passes] == order.micro_batches(step).tolist()
+        assert [list(p.indices) for p in passes] == order.passes(step).tolist()
         for one in passes:
             assert one.images.shape in ((2, 3, 32, 48), (2, 3, 48, 32))
             assert len(one.targets) == 2 and one.targets[0].key == one.targets[1].key
