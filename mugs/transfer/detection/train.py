@@ -1,7 +1,7 @@
 """Training a detector as a task of the training loop.
 
-The state to resume is the step, the network with its running statistics and the optimizer. All
-randomness is a function of (seed, epoch, image id).
+State to resume is the step, the network with its running statistics and the optimizer: all randomness is a function of
+(seed, epoch, image id).
 """
 
 from collections.abc import Generator
@@ -25,11 +25,9 @@ from mugs.transfer.schedules import StepSchedule
 
 
 class DetectionTraining(ModelTask[list[MicroBatch]]):
-    """Trains a detector on the images of a COCO split.
+    """A detector on its images. Raises ValueError when the batch does not divide over the ranks.
 
-    Raises:
-        ValueError: The batch does not divide over the ranks.
-        DecodeError, SourceError: An image cannot be used; the message names it.
+    An image that cannot be used ends training with a DecodeError or SourceError naming it.
     """
 
     label = "detection"
@@ -44,8 +42,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         device: torch.device,
     ) -> None:
         prepare_model(model, device)
-        self.split = split
-        self.multiple = model.pyramid.strides[-1]  # sides of a batch are multiples of this
+        self.split, self.multiple = split, model.pyramid.strides[-1]
         self.chosen = trainable_indices(split, config.min_side)
         self.order = AspectGroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],
@@ -67,7 +64,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
 
     def batches(self, start: int) -> Generator[list[MicroBatch]]:
-        """Yield the micro-batches of this rank, one list per step."""
+        """Passes of this rank."""
         return iter_micro_batches(
             self.split,
             self.chosen,
@@ -79,11 +76,11 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
 
     def sample_ids(self, batch: list[MicroBatch]) -> Tensor:
-        """Return COCO's ids of the images."""
+        """COCO's numbers of the images."""
         return torch.tensor([self.split.images[i].number for one in batch for i in one.indices])
 
     def backward(self, wrapped: nn.Module, batch: list[MicroBatch], step: int) -> Losses:
-        """Leave the gradients of the summed losses, averaged over the micro-batches."""
+        """Gradients of the summed losses, means over the passes."""
         sums: dict[str, Tensor] = {}
         for number, one in enumerate(batch):
             images = one.images.to(self.device, non_blocking=True)
@@ -92,7 +89,6 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
                 sync_gradients(wrapped, last=number == len(batch) - 1),
                 autocast(self.config.precision, self.device),
             ):
-                # Each micro-batch has a backward pass of its own, which frees its activations.
                 losses = {
                     name: value / len(batch) for name, value in wrapped(images, targets).items()
                 }
@@ -102,7 +98,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
 
 
 def on_device(target: Targets, device: torch.device) -> Targets:
-    """Copy objects to a device."""
+    """The same objects on a device."""
     boxes, labels, masks = (
         x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks)
     )
@@ -110,7 +106,7 @@ def on_device(target: Targets, device: torch.device) -> Targets:
 
 
 def build_detection_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
-    """Return the schedule of a run."""
+    """The schedule of a run."""
     return StepSchedule(
         peak_lr=config.lr,
         steps_per_epoch=steps_per_epoch,

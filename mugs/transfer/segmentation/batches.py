@@ -1,4 +1,4 @@
-"""Training crops of scenes in batches, and test images one by one."""
+"""Scenes by the batch: training crops in the exact order of `SampleOrder`, test inputs one by one."""
 
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from mugs.transfer.segmentation.views import render_test_view, render_training_c
 
 
 class Scene(NamedTuple):
-    """A test image: network input (3, h, w), pixels uint8 (3, H, W), label map (H, W), number."""
+    """A test image: its input (3, h, w), the picture uint8 (3, H, W), the label map (H, W), its number."""
 
     view: Tensor
     picture: Tensor
@@ -26,7 +26,7 @@ class Scene(NamedTuple):
 def load_training_crop(
     scenes: SceneFolder, recipe: SceneRecipe, seed: int, draw: tuple[int, int]
 ) -> tuple[Tensor, Tensor, int]:
-    """Return the crop, label map and sample number of a draw, which is (epoch, sample)."""
+    """The crop, label map and number of a draw, which is epoch and sample."""
     epoch, sample = draw
     image, labels = scenes.read(sample)
     return *render_training_crop(
@@ -35,7 +35,7 @@ def load_training_crop(
 
 
 def load_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
-    """Return the test image of this number."""
+    """The test image of this number."""
     image, labels = scenes.read(index)
     return Scene(render_test_view(image, recipe), image, labels, index)
 
@@ -50,10 +50,9 @@ def iter_training_batches(
     stop: int,
     workers: int,
 ) -> Generator[LabeledBatch]:
-    """Yield this rank's batches of steps start ... stop - 1.
+    """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
 
-    They are made by `workers` processes, or by this one if that is 0. What a scene raised is raised
-    when its batch is due.
+    Raises what a scene raised, where its batch is due.
     """
     draws = (
         [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)]
@@ -67,8 +66,7 @@ def iter_training_batches(
 def iter_scenes(
     scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int
 ) -> Generator[Scene]:
-    """Yield scenes in the order of `indices`; raise what a scene raised."""
-    # A batch of one: test images have different sizes.
+    """Scenes in the order of `indices`. Raises what a scene raised."""
     return iter_batches(
         partial(load_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
     )

@@ -1,4 +1,4 @@
-"""The two segmentation networks, their loss and their random draws.
+"""ViT and head: the two networks that are trained, their loss and their random draws.
 
 Shapes: N images, K classes, H x W pixels.
 """
@@ -27,20 +27,18 @@ from mugs.transfer.segmentation.heads import (
 
 
 class Segmenter(nn.Module):
-    """Base of both variants: logits of whole images, and the draws of a training step."""
+    """What both variants share: logits of whole images and the draws of a training step."""
 
     backbone: TappedViT
     weights: tuple[float, ...]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (N, 3, H, W) to logits (N, K, h, w) of each head, the main one first."""
+        """(N, 3, H, W) -> logits (N, K, h, w) of every head, the one that counts first."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) of any size to logits (N, K, H, W)."""
+        """(N, 3, H, W) of any size -> (N, K, H, W); images are padded at the right and below with zeros."""
         height, width = images.shape[2:]
-        # Padded with zeros, right and below, to whole cells of the coarsest map. Test images have
-        # such sides where their short side is below the window.
         cell = 2 * self.backbone.vit.config.patch_size
         padded = F.pad(images, (0, -width % cell, 0, -height % cell))
         return resize_bilinear(self.forward(padded)[0].float(), padded.shape[2:])[
@@ -48,7 +46,7 @@ class Segmenter(nn.Module):
         ]
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Return the weighted loss of each head on labels (N, H, W), by name."""
+        """Loss of each head on labels (N, H, W), weighted: `decode`, and `auxiliary` where there is one."""
         names = ("decode", "auxiliary")[: len(outputs)]
         return {
             name: weight * pixel_loss(logits, labels)
@@ -58,10 +56,7 @@ class Segmenter(nn.Module):
     def set_draws(
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
-        """Set stochastic depth and dropout of the next pass.
-
-        Draws are made for the global batch, and this rank takes the columns `mine`.
-        """
+        """Stochastic depth and dropout of the coming pass: this rank's part of those of the global batch."""
         depth = draw_depth_uniforms(
             seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
         )
@@ -83,28 +78,26 @@ class Segmenter(nn.Module):
 
 
 class UPerNet(Segmenter):
-    """Trains everything; an auxiliary FCN head on the stride-16 map adds a loss."""
+    """The whole network is trained; an FCN head on the stride-16 map helps."""
 
     backbone: Pyramid
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
         self.backbone = Pyramid(vit, normed=True)
-        width = self.backbone.width
-        classes = config.num_classes
-        dropout = config.dropout
+        width, classes, dropout = self.backbone.width, config.num_classes, config.dropout
         self.head = UPerHead(width, config.channels or width, classes, dropout)
         self.auxiliary = FCNHead(width, config.auxiliary_channels, classes, dropout)
         self.weights = (1.0, config.auxiliary_weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return logits at stride 4 and, in training, those of the auxiliary head at stride 16."""
+        """Logits of the head at stride 4 and, in training, of the auxiliary head at stride 16."""
         maps = self.backbone(images)
         return [self.head(maps), self.auxiliary(maps[2])] if self.training else [self.head(maps)]
 
 
 class LinearSegmenter(Segmenter):
-    """Trains only the head (iBOT's linear variant)."""
+    """Only the head is trained (iBOT's linear variant)."""
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
@@ -113,32 +106,31 @@ class LinearSegmenter(Segmenter):
         self.weights = (1.0,)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return logits at stride 16."""
+        """Logits at stride 16."""
         with torch.no_grad():
-            maps = self.backbone.tapped_maps(images)
+            maps = self.backbone.tapped(images)
         return [self.head(torch.cat(maps, dim=1))]
 
     def set_draws(
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
-        """Set dropout only: a frozen ViT keeps every branch."""
+        """Dropout only: a frozen ViT keeps every branch."""
         super().set_draws(seed, step, batch_size, mine, device)
         self.backbone.vit.set_depth_uniforms(None)
 
 
 def build_segmenter(vit: ViT, config: SegmenterConfig, *, seed: int) -> Segmenter:
-    """Return the variant that `config` names; new weights are drawn from the seed."""
+    """The variant by name; new weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UPerNet(vit, config) if config.variant == "upernet" else LinearSegmenter(vit, config)
 
 
 def count_segmenter_flops(model: Segmenter, crop: int) -> float:
-    """Count the floating-point operations of a training step on one image.
+    """Floating-point operations of one image's part of a training step; backward counts twice forward.
 
-    Backward counts twice forward. In the linear variant it is negligible and not counted.
+    Counted on a copy without memory. Of the linear variant only forward counts: its backward pass is next to nothing.
     """
-    # Tensors on "meta" have shapes but no memory, so nothing is computed.
     twin = copy.deepcopy(model).to("meta").eval()
     twin.training = True  # all heads, but batch norms that ask no other rank
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -148,11 +140,9 @@ def count_segmenter_flops(model: Segmenter, crop: int) -> float:
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of logits (N, K, h, w), resized to labels (N, H, W).
+    """Cross-entropy of logits (N, K, h, w), resized to labels (N, H, W).
 
-    Void pixels add nothing, but the sum is divided by the number of all pixels, as in
-    mmsegmentation.
+    Void pixels add nothing, but the sum is divided by *all* pixels (mmsegmentation), so a void crop costs zero.
     """
-    # So a crop that is all void costs 0; torch's mean over valid pixels would be NaN.
     full = resize_bilinear(logits.float(), labels.shape[1:])
     return F.cross_entropy(full, labels, ignore_index=VOID, reduction="sum") / labels.numel()
