@@ -138,7 +138,6 @@ def test_usage_errors_exit_with_2(cli: Cli) -> None:
     assert cli("tables", "--format", "pdf").returncode == 2
     assert "give --deep as well" in cli("verify", "mini", "--every", "2").stderr
     assert "name the REPRODUCTION" in cli("tables", "--set", "pretrain.epochs=3").stderr
-    assert cli("logs", "mini", "digits", "--lines", "0").returncode == 2
 
 
 def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:
@@ -250,6 +249,20 @@ def test_trace_steps_reach_the_pretraining_and_nothing_else(
     refused = call(run_stage.app, ["run", "mini", "--only", "digits", "--profile", "3", *root])
     assert isinstance(refused.exception, ConfigError)
     assert "none of the selected runs can be traced" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "logs mini digits --lines 0",
+        "run mini --ranks 0",
+        "run mini --trace-steps -1",
+        "verify mini --deep --every 0",
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(arguments: str) -> None:
+    refused = CliRunner().invoke(run_stage.app, arguments.split())
+    assert refused.exit_code == 2 and "Invalid value for '--" in refused.output
 
 
 def test_old_option_names_work_and_are_not_listed(cli: Cli) -> None:

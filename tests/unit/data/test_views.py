@@ -14,7 +14,7 @@ from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import OPERATIONS, Operation, draw_view_plan
+from mugs.data.views.plan import OPERATIONS, Operation, draw_crop_box, draw_view_plan
 from mugs.data.views.render.reference import apply_operation_pil
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
@@ -182,3 +182,16 @@ def test_erasing_is_normal_and_before_or_after_normalising() -> None:
     assert erased(after.large).std() == pytest.approx(1.0, abs=0.05)
     assert erased(before.large).std() == pytest.approx(4.43, abs=0.25)
     assert erased(before.large).mean() == pytest.approx(-2.0, abs=0.3)
+
+
+def test_a_crop_may_span_one_side_of_the_image() -> None:
+    """Half of the area of 20 x 40 pixels as a square is as wide as the image, wherever it is."""
+    rng = np.random.default_rng(0)
+    for turned in (False, True):
+        size = (40, 20) if turned else (20, 40)
+        boxes = [draw_crop_box(rng, *size, (0.5, 0.5), (1.0, 1.0)) for _ in range(60)]
+        assert {box[2:] for box in boxes} == {(20, 20)}
+        assert {box[not turned] for box in boxes} <= set(range(21))
+        assert len({box[not turned] for box in boxes}) > 10 and {box[turned] for box in boxes} == {
+            0
+        }

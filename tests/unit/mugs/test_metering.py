@@ -113,14 +113,19 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
         profile_steps=2,
     )
     source = FolderSource(tmp_path / "digits" / "val")
-    pretrain(Mugs(SMALLEST), source, config, tmp_path / "run", torch.device("cpu"))
+    method = Mugs(SMALLEST)
+    pretrain(method, source, config, tmp_path / "run", torch.device("cpu"))
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     metrics = [line for line in lines if "tflops" in line]
-    assert len(metrics) == 3
-    assert all(
-        m["tflops"] > 0 and m["peak_memory_mb"] > 0 and m["peak_share"] is None for m in metrics
-    )
+    assert [(m["step"], m["epoch"]) for m in metrics] == [(1, 0), (3, 0), (4, 0)]
+    for m in metrics:
+        assert m["images_per_second"] * m["step_ms"] == pytest.approx(4 * 1000)
+        assert m["tflops"] * m["step_ms"] == pytest.approx(method.count_step_flops(VIEWS, 4) / 1e9)
+        assert 0 <= m["data_wait_share"] < 1
+        assert m["peak_memory_mb"] > 0 and m["peak_share"] is None
     with gzip.open(tmp_path / "run" / "trace" / "rank_0000.json.gz", "rt") as stream:
-        assert any("aten::" in event.get("name", "") for event in json.load(stream)["traceEvents"])
+        names = {event.get("name", "") for event in json.load(stream)["traceEvents"]}
+    assert any("aten::" in name for name in names)
+    assert sum(name.startswith("ProfilerStep#") for name in names) == config.profile_steps

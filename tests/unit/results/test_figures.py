@@ -60,6 +60,18 @@ def test_figure_2_holds_our_points(results: Make) -> None:
     for axes, x in ((left, 21), (right, 800)):
         (points,) = [line for line in axes.get_lines() if line.get_marker() == "*"]
         assert list(points.get_xydata()[0]) == [x, 78.5]
+    facts = [
+        (axes.get_title("left"), axes.get_xlabel(), axes.get_xscale(), list(axes.get_xticks()))
+        for axes in (left, right)
+    ]
+    assert facts == [
+        ("By model size", "Parameters (millions)", "log", [21, 85, 307]),
+        ("ViT-S/16, by epochs", "Pretraining epochs", "log", [100, 300, 800]),
+    ]
+    assert left.get_ylabel() == "Linear probing, top-1 (%)"
+    for axes in (left, right):  # the paper's best point of the method that is reproduced
+        (paper,) = [line for line in axes.get_lines() if line.get_label() == "Mugs (paper)"]
+        assert [82.1, 78.9][axes is right] == max(paper.get_ydata())
     assert not any(
         line.get_marker() == "*"
         for axes in draw_figure2([]).draw(LIGHT).axes
@@ -75,6 +87,7 @@ def test_k_nn_over_epochs_needs_two_points(results: Make) -> None:
         line for line in drawing.draw(LIGHT).axes[0].get_lines() if line.get_label() == "_nolegend_"
     ][:1]
     assert ours.get_xydata().tolist() == [[100.0, 70.0], [800.0, 75.1]]
+    assert ours.axes.get_xlabel() and ours.axes.get_ylabel() == "k-NN, top-1 (%)"
 
 
 def test_pretrainings_of_different_kinds_do_not_share_a_line(results: Make) -> None:
