@@ -1,6 +1,9 @@
-"""Group discrimination: clustering on prototypes with a centred, sharpened teacher.
+"""Group loss: clustering on prototypes, the teacher centered and sharpened (paper, section 3.3).
 
-T teacher crops, P student crops, N images, K prototypes.
+The loss of a pair is -sum_k q_tk log p_pk, with q_t = softmax((z_t - c) / teacher temperature) and
+p_p = softmax(z_p / student temperature). The center c is updated in `mugs.methods.mugs`.
+
+Shapes: T teacher crops, P student crops, N images, K prototypes.
 """
 
 from torch import Tensor
@@ -17,11 +20,12 @@ def clustering_loss(
     student_temperature: float,
     teacher_temperature: float,
 ) -> Tensor:
-    """Weighted mean over pairs of the cross-entropy between the teacher's and the student's assignments.
+    """Return the weighted mean over pairs of the cross-entropy of teacher and student assignments.
 
-    The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z with z the scaled student logits, and the
-    pairs of a student crop share the first term and take the mixture of the assignments in the second.
+    The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z, with z the scaled student
+    logits. All pairs of a student crop share the first term, and the second one is linear in q.
     """
+    # Stop-gradient: the student alone is trained on this loss.
     with without_autocast(student_PNK):
         loss: Tensor = ClusteringCrossEntropy.apply(
             student_PNK,
@@ -35,7 +39,8 @@ def clustering_loss(
 
 
 def teacher_temperature_at(epoch: int, *, start: float, end: float, warmup_epochs: int) -> float:
-    """Per-epoch teacher temperature, as released: linspace(start, end, n)[epoch], then `end`."""
+    """Return linspace(start, end, warmup_epochs)[epoch], then `end`: the teacher temperature."""
     if epoch >= warmup_epochs:
         return end
+    # linspace includes its end point, so `end` is reached in the last warm-up epoch (released).
     return start + (end - start) * epoch / max(warmup_epochs - 1, 1)

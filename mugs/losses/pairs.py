@@ -1,6 +1,6 @@
-"""Which (teacher crop, student crop) pairs count, and with which weight.
+"""Weights of the pairs of a teacher crop and a student crop.
 
-T teacher crops, P student crops of which the first `num_large` are large.
+Shapes: T teacher crops, P student crops of which the first `num_large` are large.
 """
 
 import torch
@@ -16,11 +16,11 @@ def pair_weights(
     average: PairAverage,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Weights (T, P) that sum to one; pairs of equal index are left out.
+    """Return weights (T, P) that sum to one; pairs of equal index are left out (M31).
 
-    "released": half of the weight for the pairs with a large student crop, half for those with a small one, all of
-    it for the large ones when there are no small crops (the release divides by zero there). "uniform": every pair
-    alike (paper, appendix B.1.2).
+    "released": pairs with a large student crop get half of the weight together, and pairs with a
+    small one the other half. Without small crops the large ones get all of it: the release divides
+    by zero there (M4). "uniform": all pairs have the same weight (paper, appendix B.1.2; M8).
     """
     used = ~torch.eye(num_teacher, num_student, dtype=torch.bool)
     large = used & (torch.arange(num_student) < num_large)[None]

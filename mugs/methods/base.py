@@ -1,4 +1,4 @@
-"""What the engine asks of a self-supervised method; it knows nothing else about one."""
+"""What the engine needs of a self-supervised method. It knows nothing else about one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -11,25 +11,26 @@ from mugs.data.views.config import ViewRecipe
 
 
 class Method(Protocol):
-    """Networks, losses, teacher rule and extra state (queues, memories, centres) of one method."""
+    """Networks, losses, teacher rule and extra state (queues, memories, centers) of a method."""
 
     loss_weights: dict[str, float]
     needs_whole_batch_per_rank: (
         bool  # a micro-batch would change the numbers, as with batch normalisation
     )
-    num_depth_branches: int  # stochastic-depth branches of the student, 0 when its rate is 0
+    # Stochastic-depth branches of the student; 0 if its rate is 0.
+    num_depth_branches: int
 
     @property
     def student(self) -> nn.Module:
-        """The network that is trained."""
+        """Return the network that is trained."""
 
     @property
     def teacher(self) -> nn.Module:
-        """The network that follows it."""
+        """Return the network that follows the student (its EMA)."""
 
     @property
     def extra_state(self) -> nn.Module:
-        """Buffers besides the networks', equal on all ranks."""
+        """Return the buffers besides the networks, which are equal on all ranks."""
 
     def to(self, device: torch.device) -> Any:
         """Move networks and state to a device."""
@@ -40,22 +41,22 @@ class Method(Protocol):
     def compute_losses(
         self, student: Callable[..., Any], views: Views, epoch: int
     ) -> tuple[dict[str, Tensor], Any]:
-        """The losses of a micro-batch by name, and the features that `refresh` wants of it.
+        """Return the losses of a micro-batch by name, and its features for `update_extra_state`.
 
         `student` is `self.student`, possibly wrapped for distributed training.
         """
 
     def update_extra_state(self, features: Sequence[Any], valid: Tensor) -> None:
-        """Update the extra state once per optimizer step from the features of all its micro-batches, in order.
+        """Update queues, memories and center once per step, from all its micro-batches in order.
 
         Where `valid`, a boolean on the device, is false, the state stays as it is.
         """
 
     def update_teacher(self, momentum: float, valid: Tensor) -> None:
-        """Move the teacher towards the student, unless `valid` is false."""
+        """Move the teacher towards the student (EMA), unless `valid` is false."""
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
-        """Hand the student (depth_branches, student crops, N) draws for stochastic depth."""
+        """Hand draws (num_depth_branches, student crops, N) for stochastic depth to the student."""
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
-        """Parameters that stay frozen in the first epochs."""
+        """Return the parameters that get no update in the first epochs."""

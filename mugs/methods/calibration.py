@@ -1,6 +1,7 @@
-"""Mean losses of the first epochs of released runs, read from their logs: what a run of ours is held against.
+"""Mean losses of the first epochs of released runs, as their logs give them.
 
-Columns of calibration.csv: run (s100, s300, l250), epoch, total, and the mean of each loss.
+A run of ours is compared with them. Columns of calibration.csv: run (s100, s300, l250), epoch,
+total, and the mean of each loss.
 """
 
 import csv
@@ -10,7 +11,11 @@ Targets = dict[int, dict[str, float]]
 
 
 def load_calibration_targets(run: str | None) -> Targets:
-    """Epoch -> name of a loss -> its mean in the released run; nothing for None. Raises ValueError for others."""
+    """Return epoch -> name of a loss -> its mean in the released run; nothing for None.
+
+    Raises:
+        ValueError: there are no targets of this run.
+    """
     if run is None:
         return {}
     with (resources.files("mugs.methods") / "calibration.csv").open(encoding="utf-8") as stream:

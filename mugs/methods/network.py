@@ -1,6 +1,6 @@
-"""Student and teacher network of Mugs: backbone and up to three heads.
+"""Student and teacher network of Mugs: a backbone and up to three heads.
 
-N images, P crops of one network, D width, C channels out.
+Shapes: N images, P crops of one network, D width, C channels of a head.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ from mugs.models.vit import ViT, build_vit
 
 @dataclass(frozen=True)
 class NetworkOutputs:
-    """Head outputs (P, N, C), None where the head is absent, and what the memory stores of each image (N, D)."""
+    """Outputs of a network: heads (P, N, C), and the rows (N, D) that the memory stores.
+
+    A field is None if its head is absent.
+    """
 
     instance: Tensor | None
     local_group: Tensor | None
@@ -25,10 +28,11 @@ class NetworkOutputs:
 
 
 class MugsNetwork(nn.Module):
-    """Backbone and heads; a head that is None is left out together with its output.
+    """Backbone and heads. A head that is None is left out together with its output.
 
-    `local_group_token`: "released" asks the memory with the mean over all tokens before the final norm and stores
-    the mean patch token after it (rows M3); "paper" uses the mean patch token after the norm for both.
+    `local_group_token` chooses query and stored row of the memory (M3). "released": the query is
+    the mean over all tokens before the final LayerNorm, the stored row is the mean patch token
+    after it. "paper": both are the mean patch token after the LayerNorm.
     """
 
     def __init__(
@@ -43,24 +47,28 @@ class MugsNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.instance_head, self.local_group_head, self.group_head = (
-            instance_head,
-            local_group_head,
-            group_head,
-        )
-        self.num_neighbors, self.local_group_token = num_neighbors, local_group_token
+        self.instance_head = instance_head
+        self.local_group_head = local_group_head
+        self.group_head = group_head
+        self.num_neighbors = num_neighbors
+        self.local_group_token = local_group_token
         self.depth_uniforms: Tensor | None = None
 
     def forward(self, crops: list[Tensor], memory: NeighborMemory | None) -> NetworkOutputs:
-        """Crops: one tensor (P_i, N, 3, s_i, s_i) per size, large first; crops of one size run in one pass."""
+        """Run all crops: one tensor (P_i, N, 3, s_i, s_i) per size, the large ones first."""
         num_images = crops[0].shape[1]
-        passes, num_crops = [], 0
+        passes = []
+        num_crops = 0
+        # Crops of one size share a pass. Results are crop-major: all images of crop 0, then of 1,
+        # ...
         for group in crops:
             if len(group):
                 passes.append(self._one_size(group, num_crops, memory))
                 num_crops += len(group)
         classes, related, means = zip(*passes, strict=True)
-        cls, stored = torch.cat(classes), means[0]
+        cls = torch.cat(classes)
+        # The first large crop of each image is stored (released).
+        stored = means[0]
         local = None if related[0] is None else torch.cat(related)
 
         def shaped(x: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ class MugsNetwork(nn.Module):
     def _one_size(
         self, crops: Tensor, first: int, memory: NeighborMemory | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Class tokens, local-group features and stored means, each (P_i * N, D)."""
+        """Return class tokens, local-group features and rows for the memory, each (P_i * N, D)."""
         count = len(crops)
         if self.depth_uniforms is not None:
             self.backbone.set_depth_uniforms(
@@ -89,13 +97,14 @@ class MugsNetwork(nn.Module):
         if self.local_group_head is None or memory is None:
             return normed[:, 0], None, None
         stored = normed[:, 1:].mean(dim=1)
+        # Gradient flows through the query into the backbone, not through the neighbors.
         query = tokens.float().mean(dim=1) if self.local_group_token == "released" else stored
         neighbors = memory.find_neighbors(query.detach(), self.num_neighbors)
         return normed[:, 0], self.backbone.apply_relation_blocks(query, neighbors), stored.detach()
 
 
 def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
-    """Student (with predictors and stochastic depth) or teacher network."""
+    """Build the student (with predictors and stochastic depth) or the teacher."""
     instance, local_group, group = config.loss_weights
     backbone = build_vit(
         config.arch,

@@ -1,6 +1,6 @@
-"""What Mugs keeps of past steps: queues, memories and centre, and the features they are made of.
+"""What Mugs keeps from past steps (queues, memories, center), and the features that update it.
 
-N images of a micro-batch, B of the global batch, D width, K prototypes.
+Shapes: N images of a micro-batch, B of the global batch, D width, K prototypes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,11 @@ from mugs.random_streams import StateStream, state_seed
 
 @dataclass(frozen=True)
 class MicroBatchFeatures:
-    """What a micro-batch hands to `Mugs.refresh`: crops (2, N, D), mean teacher logits (K,), memory rows (N, D)."""
+    """What `Mugs.update_extra_state` needs of a micro-batch; a field is None if its loss is off.
+
+    `instance` and `local_group` are teacher crops (2, N, D), `mean_logits` are mean teacher logits
+    (K,), the memory rows are (N, D). `weak` (N,) tells which images had weak student crops.
+    """
 
     instance: Tensor | None
     local_group: Tensor | None
@@ -28,9 +32,10 @@ class MicroBatchFeatures:
 
 
 class ExtraState(nn.Module):
-    """Queues, memories and centre: equal on all ranks, frozen within an optimizer step.
+    """Queues, memories and center: equal on all ranks, and constant within an optimizer step.
 
-    A queue or memory is None when its loss is off; with shared memories the teacher's serves both networks.
+    A queue or memory is None when its loss is off. A shared memory is `teacher_memory`, for both
+    networks.
     """
 
     center: Tensor
@@ -41,57 +46,49 @@ class ExtraState(nn.Module):
 
     def __init__(self, config: MugsConfig, width: int, seed: int) -> None:
         super().__init__()
-        instance, local_group, _ = config.loss_weights
-        self.instance_queue = (
-            NegativeQueue(
-                config.queue_size,
-                config.head_out,
-                seed=state_seed(seed, StateStream.INSTANCE_QUEUE),
+
+        # Every table is drawn from its own stream of the common seed. So all ranks hold the same
+        # content without a broadcast, and switching one loss off does not change the others.
+        def build_queue(stream: StateStream) -> NegativeQueue:
+            return NegativeQueue(config.queue_size, config.head_out, seed=state_seed(seed, stream))
+
+        def build_memory(stream: StateStream) -> NeighborMemory:
+            return NeighborMemory(
+                config.memory_size,
+                width,
+                seed=state_seed(seed, stream),
+                pointer_rule=config.memory_pointer,
+                common_start=config.memory_start == "common",
             )
-            if instance
-            else None
-        )
+
+        instance, local_group, _ = config.loss_weights
+        self.instance_queue = build_queue(StateStream.INSTANCE_QUEUE) if instance else None
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
-            self.local_group_queue = NegativeQueue(
-                config.queue_size,
-                config.head_out,
-                seed=state_seed(seed, StateStream.LOCAL_GROUP_QUEUE),
-            )
-            self.teacher_memory = self._memory(
-                config, width, state_seed(seed, StateStream.TEACHER_MEMORY)
-            )
+            self.local_group_queue = build_queue(StateStream.LOCAL_GROUP_QUEUE)
+            self.teacher_memory = build_memory(StateStream.TEACHER_MEMORY)
             if config.memories == "released":
-                self.student_memory = self._memory(
-                    config, width, state_seed(seed, StateStream.STUDENT_MEMORY)
-                )
+                self.student_memory = build_memory(StateStream.STUDENT_MEMORY)
         self.register_buffer("center", torch.zeros(config.num_prototypes))
-
-    @staticmethod
-    def _memory(config: MugsConfig, width: int, seed: int) -> NeighborMemory:
-        return NeighborMemory(
-            config.memory_size,
-            width,
-            seed=seed,
-            pointer_rule=config.memory_pointer,
-            common_start=config.memory_start == "common",
-        )
 
 
 def gather_features(features: Sequence[MicroBatchFeatures]) -> dict[str, Tensor]:
-    """Rows (B, ...) of the global batch in sample order, for every field there is: one all-gather for all of them."""
+    """Return rows (B, ...) of the global batch in sample order, for every field that is set."""
     local = {}
     for name in ("instance", "local_group", "student_memory", "teacher_memory", "weak"):
         parts = [getattr(f, name) for f in features]
         if parts[0] is not None:
+            # Crops come first in (2, N, D), but rows are gathered by image.
             images_first = [part.movedim(1, 0) if part.ndim == 3 else part for part in parts]
             local[name] = torch.cat(images_first).float()
+
+    # All fields travel side by side in one all-gather, since the latency of five would add up.
     packed = torch.cat(
         [value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], dim=1
     )
     widths = [value[0].numel() for value in local.values()]
     columns = torch.split(all_gather_rows(packed), widths, dim=1)
-    return {
-        n: c.reshape(-1, *value.shape[1:])
-        for (n, value), c in zip(local.items(), columns, strict=True)
-    }
+    gathered = {}
+    for (name, value), column in zip(local.items(), columns, strict=True):
+        gathered[name] = column.reshape(-1, *value.shape[1:])
+    return gathered

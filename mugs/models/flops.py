@@ -1,9 +1,9 @@
-"""Floating-point operations of a training step, counted by torch while the step runs on the meta device.
+"""Floating-point operations of a training step, counted by torch on the meta device.
 
-Meta tensors have a shape and no content, so a count needs no memory and takes about a second, once
-per run. A multiply-add counts as two operations. Counted are convolutions, matrix products and
-attention; norms, activations, the optimizer and the EMA are not. Nor is the recomputation of
-activation checkpointing: the rate in the log is that of the model, whatever way it is executed.
+Meta tensors have a shape and no content, so a count needs no memory and takes about two seconds,
+once per run. A multiply-add counts as two operations. Convolutions, matrix products and attention
+are counted; norms, activations, optimizer and EMA are not. Neither is the recomputation of
+activation checkpointing: the rate in the log is that of the model, however it is executed.
 """
 
 import copy
@@ -20,9 +20,9 @@ _Copied = TypeVar("_Copied")
 
 
 def copy_to_meta(original: _Copied, *modules: nn.Module) -> _Copied:
-    """Return a deep copy of an object in which the tensors of `modules`, its parts, are on the meta device.
+    """Return a deep copy of `original` whose parts `modules` have their tensors on the meta device.
 
-    The content is never copied: a copy of a ViT-L method would need several GB for a moment.
+    The content is never copied: a copy of a ViT-L method would take several GB for a moment.
     """
     # deepcopy takes from its memo what stands for an object, and copies what is not in there.
     memo: dict[int, object] = {}
@@ -36,7 +36,7 @@ def copy_to_meta(original: _Copied, *modules: nn.Module) -> _Copied:
 
 
 def count_flops(forward: Callable[[], Tensor]) -> int:
-    """Return the operations of a forward pass and, where its result has a gradient, of the backward pass."""
+    """Return the operations of a forward pass, and of the backward pass if there is a gradient."""
     with FlopCounterMode(display=False) as counter:
         result = forward()
         if result.requires_grad:

@@ -1,4 +1,4 @@
-"""Projection heads of the three granularities (paper, section 3; biases and initialisation as released)."""
+"""Heads of the three levels (paper, section 3), biases and initialization as released."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from mugs.models.vit import init_weights
 
 
 def build_mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
-    """Linear layers of the given widths; between them GELU, after batch normalisation if asked for."""
+    """Build Linear layers, between them GELU and optional batch normalization."""
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = []
     for inputs, outputs in hidden:
@@ -24,11 +24,11 @@ def build_mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.S
 
 
 class InfoNCEHead(nn.Module):
-    """Instance or local-group head: projector, L2-normalise and, in the student, predictor, L2-normalise.
+    """Instance or local-group head: projector and L2 norm; the student adds predictor and L2 norm.
 
-    Released: no biases; the predictor keeps the framework's default initialisation (`predictor_init="released"`),
-    "0.02" draws it like every other layer. No released run has batch normalisation (`norm="none"`); "batch" puts it
-    into the projector.
+    No layer has a bias (released). The predictor keeps torch's default initialization with
+    `predictor_init="released"`; "0.02" draws it like every other layer (M10). No released run has
+    batch normalization (`norm="none"`); "batch" puts it into the projector.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Prototypes(nn.Module):
 
 
 class GroupHead(nn.Module):
-    """Group head: projector with biases, L2-normalise, prototypes; raw logits.
+    """Group head: projector with biases, L2 norm, prototypes. Returns raw logits.
 
-    `train_magnitude` is the opposite of the released `norm_last_layer`.
+    `train_magnitude` is the opposite of the released option `norm_last_layer`.
     """
 
     def __init__(

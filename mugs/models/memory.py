@@ -1,7 +1,7 @@
 """First-in, first-out stores of past features: the InfoNCE queue and the local-group memory.
 
-Pointers are tensors, and rows are filtered by index instead of by a mask of unknown size. So no call
-makes the host wait for the device.
+Pointers are tensors, and rows are filtered by index instead of by a mask of unknown size. So no
+call makes the host wait for the device.
 
 Shapes: K slots, D width, B rows of the global batch in sample order, N queries, k neighbors.
 """
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from mugs.models.config import PointerRule
 
-# Names of the buffers of NeighborMemory in checkpoints written before they were called keys and values.
+# Names of the buffers of NeighborMemory in checkpoints written before they were called keys and
+# values.
 _FORMER_NAMES = {"compare": "keys", "separate": "values"}
 
 
 def draw_normal_table(rows: int, width: int, seed: int) -> Tensor:
-    """Return an N(0, 1) table drawn from its own seed, hence equal on all ranks and after a restart."""
+    """Return an N(0, 1) table from its own seed: equal on all ranks and after a restart."""
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,8 +58,8 @@ class NeighborMemory(nn.Module):
     """The local-group memory: a query is compared with the keys, and the values are returned.
 
     A write puts the same rows into both tables, so keys and values differ only in slots that were
-    never written, and only with `common_start=False`: the release draws the two tables independently
-    (M33). With a common start one table serves as both, and `values` is None.
+    never written, and only with `common_start=False`: the release draws the two tables
+    independently (M33). With a common start one table serves as both, and `values` is None.
 
     `pointer_rule="released"` moves the pointer by 2n after n rows were written without passing the
     end (M1: half of the slots of a ViT-S teacher memory are never written); "fifo" moves it by n.
@@ -94,14 +95,15 @@ class NeighborMemory(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest, **more)
 
     def find_neighbors(self, query: Tensor, num: int) -> Tensor:
-        """Return the values (N, num, D) whose keys are most similar to each query (N, D), best first."""
+        """Return the values (N, k, D) whose keys are most similar to a query (N, D), best first."""
         values = self.keys if self.values is None else self.values
         return values[self.find_slots(query, num)]
 
     @torch.no_grad()
     def find_slots(self, query: Tensor, num: int) -> Tensor:
-        """Return the slots (N, num) of the keys with the largest cosine to each query, largest first."""
-        # The keys are stored as they are (the raw rows are returned as values), hence normalized here.
+        """Return the slots (N, k) of the keys with the largest cosine to each query, best first."""
+        # The keys are stored as they are (the raw rows are returned as values), hence normalized
+        # here.
         similarity = F.normalize(query.float(), dim=-1) @ F.normalize(self.keys, dim=-1).T
         return similarity.topk(num, dim=-1).indices
 
@@ -119,8 +121,9 @@ class NeighborMemory(nn.Module):
                 f"{count} rows do not fit into a memory of {size}: enlarge memory_size"
             )
 
-        # A stable sort moves the accepted rows to the front without asking the device how many there
-        # are. All B slots are then written, those beyond the accepted rows with their old content.
+        # A stable sort moves the accepted rows to the front without asking the device how many
+        # there are. All B slots are then written, those beyond the accepted rows with their old
+        # content.
         order = torch.argsort(~accept, stable=True)
         num_accepted = accept.sum()
         position = torch.arange(count, device=new.device)

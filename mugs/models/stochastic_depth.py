@@ -1,4 +1,4 @@
-"""Stochastic depth whose masks are handed in, so that they depend on the sample and not on the rank."""
+"""Stochastic depth with masks from outside, which depend on the sample and not on the rank."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,10 @@ from mugs.random_streams import StepStream, step_seed
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch per sample; kept branches are divided by the keep probability.
+    """Drop a residual branch per sample; divide kept branches by the keep probability.
 
-    `uniform` holds one draw from U(0, 1) per sample of the coming pass; without one the branch is kept.
+    `uniform` holds one draw from U(0, 1) per sample of the next pass. Without it every branch is
+    kept.
     """
 
     uniform: Tensor | None
@@ -31,10 +32,10 @@ class StochasticDepth(nn.Module):
 def draw_depth_uniforms(
     seed: int, step: int, *, branches: int, crops: int, batch_size: int
 ) -> Tensor:
-    """U(0, 1) draws (branches, crops, batch_size) of one optimizer step, for the whole global batch.
+    """Return draws (branches, crops, batch_size) from U(0, 1) for a step of the global batch.
 
-    They are a function of (seed, step) alone: each rank takes the columns of its own samples, so neither the
-    number of ranks nor a restart changes a mask.
+    They are a function of (seed, step) alone, and each rank takes the columns of its own samples.
+    So neither the number of ranks nor a restart changes a mask.
     """
     generator = torch.Generator().manual_seed(step_seed(seed, step, StepStream.STOCHASTIC_DEPTH))
     return torch.rand(branches, crops, batch_size, generator=generator)

@@ -1,6 +1,6 @@
-"""The one Vision Transformer: timm's, with the released position table resize and Mugs' relation block.
+"""The one Vision Transformer: timm's, with the released resize of positions and relation blocks.
 
-Shapes: N images, L tokens (class token first), D width.
+Shapes: N images, L tokens (class token first), D width, k neighbors.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from mugs.models.stochastic_depth import StochasticDepth
 
 
 class ViT(VisionTransformer):
-    """timm's VisionTransformer without a head, plus `relation_depth` blocks that see a query and its neighbours.
+    """timm's VisionTransformer without a head, plus `relation_depth` blocks for Mugs.
 
-    Parameter names are those of timm and of the released Mugs checkpoints. The relation blocks take no part in
-    `cls_feature`, `last_blocks` or `forward`; only pretraining calls `relate`.
+    Parameter names are those of timm and of the released Mugs checkpoints. The relation blocks see
+    a query and its neighbors; only pretraining uses them (`apply_relation_blocks`).
     """
 
     cls_token: nn.Parameter
@@ -45,33 +45,36 @@ class ViT(VisionTransformer):
         self.config = config
         side = config.image_size // config.patch_size
         self.position_grid = (side, side)
-        self.activation_checkpointing = (
-            False  # keep only the input of each block and run it again on the way back
-        )
+        # True: keep only the input of each block, and run the block again in the backward pass.
+        self.activation_checkpointing = False
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
+        # The rate grows linearly from 0 at the first block to `drop_path` at the last one.
         rates = torch.linspace(0, drop_path, config.depth).tolist()
         for rate, layer in zip(rates, self.blocks, strict=True):
             layer.drop_path1 = StochasticDepth(rate)
             layer.drop_path2 = StochasticDepth(rate)
+        # timm leaves torch's defaults (weight_init="skip"); the release draws its own.
         self.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        """Patches (N, H, W, D) -> tokens (N, 1 + H*W, D) with class token and positions."""
+        """Turn patches (N, H, W, D) into tokens (N, 1 + H*W, D) with class token and positions."""
         num, height, width, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(num, -1, -1), x.reshape(num, -1, dim)], dim=1)
         return tokens + resize_position_table(self.pos_embed, height, width, self.position_grid)
 
     @torch.no_grad()
     def set_position_grid(self, height: int, width: int) -> None:
-        """Make the position table one of height x width patches: resized once, bicubic, then trained as it is.
+        """Give the position table one entry per patch of a grid of `height` x `width`.
 
-        This is how dense tasks start (released code): a resize to the size, without the scale-factor rule.
+        Dense tasks start so (released): the table is resized once, bicubic, by size and not by the
+        scale factor of `resize_position_table`, and then trained as it is.
         """
-        table, dim = self.pos_embed, self.pos_embed.shape[2]
+        table = self.pos_embed
+        dim = table.shape[2]
         grid = table[:, 1:].reshape(1, *self.position_grid, dim).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
         patches = grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)
@@ -79,19 +82,20 @@ class ViT(VisionTransformer):
         self.position_grid = (height, width)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, L, D): the last block's output *before* the final LayerNorm."""
+        """Return the last block's output (N, L, D) *before* the final LayerNorm."""
         for output in self.block_outputs(images):
             last = output
         return last
 
     def block_outputs(self, images: Tensor) -> Iterator[Tensor]:
-        """(N, 3, H, W) -> (N, L, D) after every block in turn, before the final LayerNorm."""
+        """Yield the output (N, L, D) of every block in turn, before the final LayerNorm."""
         x = self._pos_embed(self.patch_embed(images))
         for block in self.blocks:
             x = self._block(block, x)
             yield x
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        # The draws are passed along: when the block runs again, those of another crop size are set.
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         out: Tensor = (
             checkpoint(
@@ -102,23 +106,28 @@ class ViT(VisionTransformer):
         )
         return out
 
-    def apply_relation_blocks(self, query: Tensor, neighbours: Tensor) -> Tensor:
-        """Query (N, D) and neighbours (N, k, D) -> local-group feature (N, D), after the shared final LayerNorm."""
-        x = torch.cat([query[:, None], neighbours], dim=1)
+    def apply_relation_blocks(self, query: Tensor, neighbors: Tensor) -> Tensor:
+        """Return the local-group feature (N, D) of a query (N, D) and its neighbors (N, k, D).
+
+        The feature is the query's token after the relation blocks and the final LayerNorm, whose
+        weights the backbone shares (released).
+        """
+        x = torch.cat([query[:, None], neighbors], dim=1)
         for block in self.relation_blocks:
             x = block(x)
         feature: Tensor = self.norm(x[:, 0])
         return feature
 
     def cls_feature(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, D): class token after the final LayerNorm, the feature of frozen evaluations."""
+        """Return the class token (N, D) after the final LayerNorm, as frozen evaluations use it."""
         feature: Tensor = self.norm(self.tokens(images)[:, 0])
         return feature
 
     def last_blocks(self, images: Tensor, num: int) -> list[Tensor]:
-        """The outputs (N, L, D) of the last `num` blocks, each after the final LayerNorm, first to last.
+        """Return the outputs (N, L, D) of the last `num` blocks, after the final LayerNorm.
 
-        Raises ValueError where there are fewer blocks.
+        Raises:
+            ValueError: there are fewer blocks.
         """
         if num > len(self.blocks):
             raise ValueError(
@@ -128,13 +137,15 @@ class ViT(VisionTransformer):
         return [self.norm(x) for x in outputs]
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, heads, h, w): what the class token of the last block attends to, by patch.
+        """Return the attention (N, heads, h, w) of the last block's class token to each patch.
 
-        The softmax is over all tokens: a map sums to one less the share of the class token itself.
+        The softmax is over all tokens, so a map sums to one minus the share of the class token
+        itself.
         """
         x = self._pos_embed(self.patch_embed(images))
         for block in self.blocks[:-1]:
             x = block(x)
+        # The fused attention of timm does not return its weights, so the last block is spelled out.
         last: Any = self.blocks[-1]
         qkv = last.attn.qkv(last.norm1(x)).unflatten(-1, (3, last.attn.num_heads, -1))
         query, key = (part.transpose(1, 2).float() for part in (qkv[:, :1, 0], qkv[:, :, 1]))
@@ -143,22 +154,22 @@ class ViT(VisionTransformer):
         return weights[:, :, 0, 1:].reshape(len(images), -1, height, width)
 
     def stochastic_depth_layers(self) -> list[StochasticDepth]:
-        """The stochastic-depth branches, first to last."""
+        """Return the stochastic-depth branches, first to last."""
         return [m for m in self.modules() if isinstance(m, StochasticDepth)]
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
-        """Hand (2 * depth, N) draws to the stochastic-depth branches of the next pass; None keeps every branch."""
+        """Hand draws (2 * depth, N) to the branches for the next pass; None keeps every branch."""
         for index, branch in enumerate(self.stochastic_depth_layers()):
             branch.uniform = None if uniforms is None else uniforms[index]
 
 
 def read_depth_uniforms(block: nn.Module) -> list[Tensor | None]:
-    """What the stochastic-depth branches of a block hold for the coming pass."""
+    """Return what the stochastic-depth branches of a block hold for the next pass."""
     return [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)]
 
 
 def run_block_with_uniforms(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:
-    """A block's pass with the given draws: by the time it is repeated, those of another crop size are set."""
+    """Run a block with these stochastic-depth draws."""
     branches = (m for m in block.modules() if isinstance(m, StochasticDepth))
     for branch, uniform in zip(branches, draws, strict=True):
         branch.uniform = uniform
@@ -167,7 +178,10 @@ def run_block_with_uniforms(block: nn.Module, x: Tensor, draws: list[Tensor | No
 
 
 def init_weights(module: nn.Module) -> None:
-    """Released initialisation: Linear weights N(0, 0.02) cut at +-2, biases 0; convolutions keep the default."""
+    """Initialize as released: Linear weights N(0, 0.02) cut at +-2, biases 0.
+
+    Convolutions keep torch's default.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -180,21 +194,26 @@ def init_weights(module: nn.Module) -> None:
 def resize_position_table(
     table: Tensor, height: int, width: int, table_grid: tuple[int, int]
 ) -> Tensor:
-    """Position table (1, 1 + r*c, D) for a grid of height x width patches -> (1, 1 + height*width, D).
+    """Resize a position table (1, 1 + r*c, D) to (1, 1 + height*width, D).
 
-    Released rule: bicubic by scale factor (n + 0.1) / s, the factor kept for the sampling positions. This is not
-    a resize to size n; 96-pixel crops sample with step 14 / 6.1. `table_grid` is (r, c).
+    `table_grid` is (r, c). Released rule (M27): bicubic by the scale factor (n + 0.1) / r, which
+    torch also uses for the sampling positions. This is not a resize to size n: 96-pixel crops
+    sample with a step of 14 / 6.1.
     """
-    count, dim = table.shape[1] - 1, table.shape[2]
+    count = table.shape[1] - 1
+    dim = table.shape[2]
+    # By the number of patches, as released: a table of any grid with this count is used as it is.
     if count == height * width and height == width:
         return table
     rows, columns = table_grid
     grid = table[:, 1:].reshape(1, rows, columns, dim).permute(0, 3, 1, 2)
+    # 0.1 keeps the product of size and factor from being rounded down to n - 1.
     factors = ((height + 0.1) / rows, (width + 0.1) / columns)
     grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", recompute_scale_factor=False)
     if grid.shape[2:] != (height, width):
         raise ValueError(
-            f"position table of {rows}x{columns} resized to {tuple(grid.shape[2:])}, not {height}x{width}"
+            f"position table of {rows}x{columns} resized to {tuple(grid.shape[2:])}, "
+            f"expected {height}x{width}"
         )
     return torch.cat(
         [table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)], dim=1
@@ -202,7 +221,11 @@ def resize_position_table(
 
 
 def build_vit(arch: str | ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0) -> ViT:
-    """The named architecture, or one of the given shape. Raises ValueError for an unknown name."""
+    """Build a named architecture, or one of the given shape.
+
+    Raises:
+        ValueError: there is no architecture of this name.
+    """
     if isinstance(arch, str) and arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r} (valid: {', '.join(ARCHITECTURES)})")
     config = ARCHITECTURES[arch] if isinstance(arch, str) else arch
