@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-lowest test-newest lint bench bench-gpu chaos mutants
+.PHONY: help setup demo test test-fast test-lowest test-newest lint docs bench bench-gpu chaos mutants
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,9 @@ lint: setup  ## check style, spelling and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy
+
+docs: setup  ## write the generated pages of docs/ again
+	$(PYTHON) docs/generate.py
 
 bench: setup  ## measure against the naive ways, into build/bench.csv; BENCHMARKS="loader knn" chooses
 	$(PYTHON) tests/benchmarks/run_all.py $(BENCHMARKS)
