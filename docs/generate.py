@@ -66,7 +66,7 @@ SHARED = {
     "num_pictures": "Number of example pictures that are written.",
     "num_train_images": "Expected number of training images.",
     "num_val_images": "Expected number of validation images.",
-    "precision": "`bf16` uses autocast; losses, EMA and optimizer stay in fp32.",
+    "precision": "`bf16` uses autocast; weights and optimizer stay in fp32.",
     "resize": "Shorter side to which images are resized before the crop.",
     "seed": "Seed of all random numbers of the run.",
     "temperatures": "Temperatures of the vote; each gives rows of its own (E2).",

@@ -52,13 +52,21 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Nodes of the job.
     nodes: int = Field(default=1, ge=1)
+    # Processes on each node, with one GPU each.
     ranks_per_node: int = Field(default=1, ge=1)
+    # Whether the processes need GPUs.
     gpu: bool = True
+    # CPUs of each process, unless the cluster profile says how many.
     cpus_per_rank: int = Field(default=8, ge=1)
+    # Time limit. A training that takes longer is requeued and resumes.
     hours: float = Field(default=1.0, gt=0)
+    # Memory of each node; without it, what the cluster profile says.
     memory_gb: int | None = Field(default=None, ge=1)
+    # A failed job is queued again until so many of its attempts have failed.
     max_failures: int = Field(default=3, ge=1)
+    # A training without a step for so long counts as failed.
     hang_minutes: float = Field(default=30.0, gt=0)
 
     @property

@@ -26,6 +26,7 @@ class Ade20kDataConfig(StageConfig):
     num_classes: Annotated[int, Field(ge=2, le=254)] = 150
     num_train_images: PositiveInt = 20210
     num_val_images: PositiveInt = 2000
+    # 0 in an annotation is void, and class 0 is written as 1.
     reduce_zero: bool = True
     data_dir: RequiredAtRun[str | None] = None
     threads: Runtime[PositiveInt] = 8

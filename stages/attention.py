@@ -18,8 +18,11 @@ class AttentionConfig(Backbone):
 
     resize: PositiveInt = 480
     crop: PositiveInt = 480
+    # Share of the attention that the highlighted patches hold.
     keep: Annotated[float, Field(gt=0, le=1)] = 0.6
+    # Number of images, spread over the validation images.
     num_images: PositiveInt = 8
+    # Positions of the images to draw, instead of `num_images`.
     images: tuple[int, ...] = ()
 
 

@@ -37,15 +37,25 @@ class ConvertConfig(StageConfig):
     `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless folders are given.
     """
 
+    # Name in result rows and tables; the counts of known names are checked.
     dataset: Annotated[str, Field(min_length=1)]
+    # Expected number of classes; 0 for images without labels.
     num_classes: NonNegativeInt | None = None
+    # Expected number of training images; needed with a list.
     num_train_images: PositiveInt | None = None
+    # Expected number of validation images; 0 for none, needed with a list.
     num_val_images: NonNegativeInt | None = None
+    # Images, as `class/file`, that are left out if they do not decode.
     allow_bad: tuple[str, ...] = ()
+    # Folder with a folder for each class.
     train_dir: RequiredAtRun[str | None] = None
+    # The same for validation.
     val_dir: RequiredAtRun[str | None] = None
+    # Folder of a public data set as it was downloaded, instead of the two folders.
     root: RequiredAtRun[str | None] = None
+    # Text file that names the images below `train_dir`: a path per line, or path, space, class.
     train_list: Runtime[str | None] = None
+    # The same for validation.
     val_list: Runtime[str | None] = None
     threads: Runtime[PositiveInt] = 4
 

@@ -22,7 +22,9 @@ class DavisDataConfig(StageConfig):
     """
 
     dataset: Annotated[str, Field(min_length=1)] = "davis2017"
+    # Expected number of validation videos.
     num_videos: PositiveInt = 30
+    # Expected number of their frames.
     num_frames: Annotated[int, Field(ge=3)] = 1999
     data_dir: RequiredAtRun[str | None] = None
     threads: Runtime[PositiveInt] = 8

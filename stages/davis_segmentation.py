@@ -16,6 +16,7 @@ from stages.shared.frozen import Pretrained, load_vit, result_row
 class DavisSegmentationConfig(Pretrained, PropagationRecipe):
     """Each number of previous frames gives rows of its own: 7 in DINO and iBOT, 20 in the script of Mugs."""
 
+    # How many frames before the one at hand count; each number gives rows of its own (E6).
     num_previous: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (7, 20)
     num_pictures: Runtime[NonNegativeInt] = 8
 

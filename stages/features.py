@@ -21,9 +21,12 @@ class FeaturesConfig(Backbone):
     `dtype: fp16` halves the files; reported numbers are meant for fp32.
     """
 
+    # Class tokens of so many last blocks are stored.
     blocks: PositiveInt = 4
+    # Precision of the stored features; reported numbers are meant for fp32.
     dtype: Literal["fp32", "fp16"] = "fp32"
     images_per_pass: Runtime[PositiveInt] = 256
+    # Images in one file.
     shard_images: Runtime[PositiveInt] = 16384
     threads: Runtime[PositiveInt] = 2
 

@@ -40,6 +40,7 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
 
     preset: Runtime[Preset | None] = None
     weights: Literal["teacher", "student", "initial", "scratch"] = "teacher"
+    # Train on a part of the labels only, for semi-supervised evaluation.
     labelled: LabelledPart | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation_checkpointing: Runtime[bool] = False

@@ -25,13 +25,20 @@ class ImportConfig(StageConfig):
     `epochs` and `seed` go into result rows; tables find their row by them.
     """
 
+    # Who wrote the file: the release (`mugs`), timm, or a pretraining of ours.
     source: Literal["mugs", "timm", "ours"] = "mugs"
+    # Name of the architecture, for `timm` as timm calls it.
     arch: Annotated[str, Field(min_length=1)]
+    # Method in result rows.
     method: Annotated[str, Field(min_length=1)] = "mugs"
+    # Epochs of the pretraining, in result rows.
     epochs: NonNegativeInt
     seed: int = 0
+    # Which network of a released checkpoint that has both.
     network: Literal["teacher", "student"] = "teacher"
+    # Expected SHA-256 of the file.
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    # Path of the file, or `download` for what timm can fetch.
     file: RequiredAtRun[str | None] = None
 
     def __post_init__(self) -> None:

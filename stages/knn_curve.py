@@ -34,12 +34,16 @@ class KnnCurveConfig(Crop):
     shown no life for `patience_minutes`; submitted again it goes on. One checkpoint is evaluated once.
     """
 
+    # Epochs between two evaluated checkpoints.
     every_epochs: PositiveInt
     feature: Literal["cls", "patch_mean"] = "cls"
     ks: tuple[int, ...] = (20,)
     temperatures: tuple[float, ...] = (0.07,)
+    # Start with the pretraining and evaluate each checkpoint as it appears.
     watch: Runtime[bool] = False
+    # How often a watch looks for a new checkpoint.
     poll_seconds: Runtime[PositiveFloat] = 10.0
+    # A watch ends if the pretraining shows no progress for so long.
     patience_minutes: Runtime[PositiveFloat] = 60.0
     images_per_pass: Runtime[PositiveInt] = 256
     threads: Runtime[PositiveInt] = 2

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 class Sweep(Settings):
     """Classifiers trained together, one for each combination; defaults are those of the released ViT-L probe."""
 
+    # Learning rates for a batch of 256.
     base_lrs: tuple[float, ...] = tuple(
         round(n * 10.0**e, 4) for e in (-4, -3, -2, -1) for n in range(1, 10)
     )
+    # Weight decays, each with every rate.
     weight_decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    # Optimizers, each with every rate and decay.
     optimizers: tuple[Literal["sgd", "lars"], ...] = ("sgd", "lars")
 
 
@@ -57,8 +60,11 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
 
     preset: Runtime[Literal["none", "s100", "s300", "s800", "b400", "l250"]] = "none"
     feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
+    # Learning rate for a batch of 256; 0.015 without it and without a sweep.
     base_lr: PositiveFloat | None = None
+    # Train one classifier for each combination, instead of one with `base_lr` (E4).
     sweep: Sweep | None = None
+    # `strong` as released, `crop_flip` as DINO and iBOT, `none` for stored features (E16).
     augmentation: Literal["strong", "crop_flip", "none"] = "strong"
     threads: Runtime[PositiveInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 1000

@@ -37,10 +37,14 @@ class LogisticConfig(StageConfig):
     folder and not computed again.
     """
 
+    # The images that keep their labels.
     labelled: LabelledPart
     feature: Literal["cls", "patch_mean"] = "cls"
+    # Weights of the L2 penalty, as lambda / images; each gives a row (E14).
     penalties: tuple[float, ...] = (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
+    # The objective ends within this of its minimum, relatively.
     tolerance: PositiveFloat = 1e-4
+    # Steps after which a penalty that has not converged is an error.
     max_iterations: Runtime[PositiveInt] = 5000
 
     def misfit(self, resources: Resources) -> str | None:

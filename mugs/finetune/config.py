@@ -14,14 +14,19 @@ _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 class ImageOptions(Settings):
     """timm's training transform and the evaluation crop; sizes in pixels, scales as shares of the image area."""
 
+    # Side of the training and validation crops.
     size: PositiveInt = 224
+    # Share of the image area that a training crop covers, drawn between these.
     scale: tuple[float, float] = (0.08, 1.0)
+    # Of a horizontal flip.
     flip_prob: Probability = 0.5
     # timm's name of a policy, "" for none.
     randaugment: Annotated[str, Field(pattern=_RANDAUGMENT)] = "rand-m9-mstd0.5-inc1"
     # Probability of one box of N(0, 1) noise, drawn after normalizing.
     erase_prob: Probability = 0.25
+    # Shorter side to which validation images are resized before the crop.
     resize: PositiveInt = 256
+    # Interpolation of that resize.
     eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
@@ -29,11 +34,15 @@ class ImageOptions(Settings):
 class MixOptions(Settings):
     """Mixup and cutmix, each with Beta(alpha, alpha); an alpha of 0 turns it off."""
 
+    # Alpha of mixup.
     mixup: NonNegativeFloat = 0.8
+    # Alpha of cutmix.
     cutmix: NonNegativeFloat = 1.0
+    # Share of the draws in which images are mixed at all.
     prob: Probability = 1.0
     # Probability of cutmix where both are on.
     switch_prob: Probability = 0.5
+    # Label smoothing.
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # Images that share one draw, as those of one GPU do in the released runs; None for the whole batch.
     group: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
@@ -52,10 +61,15 @@ class RateOptions(Settings):
     value per step. unit "epoch": timm's cosine, a value per epoch, which counts the warm-up as part of the cosine.
     """
 
+    # Learning rate, for a batch of `lr_batch` if that is given.
     base_lr: PositiveFloat
+    # Batch that `base_lr` is meant for; without it, the rate does not depend on the batch.
     lr_batch: PositiveInt | None = None
+    # Whether the rate changes every step or every epoch.
     unit: Literal["step", "epoch"] = "step"
+    # Epochs of the linear warm-up.
     warmup_epochs: NonNegativeInt = 5
+    # First value of the warm-up.
     warmup_lr: NonNegativeFloat = 0.0
     # May exceed the peak, as in some released runs: the rate then rises (E11).
     min_lr: NonNegativeFloat = 1e-6
@@ -70,8 +84,11 @@ class HeadOptions(Settings):
     Weights are drawn from N(0, 0.02) cut at +-2, those of the last layer times `scale`; biases are 0.
     """
 
+    # One linear layer, or two layers.
     kind: Literal["linear", "mlp"] = "linear"
+    # Width between two layers.
     hidden: PositiveInt = 2048
+    # Factor of the first weights of the last layer.
     scale: PositiveFloat = 1.0
     # Where the first of two layers starts: "random" as released, whose loader misses the names (E8); "pretrained"
     # takes the first layer of the pretraining's group head, as iBOT's protocol does with its only head.

@@ -33,18 +33,24 @@ class TrainConfig(StepConfig):
     batch_size: PositiveInt
     # The peak rate is base_lr * batch_size / 256.
     base_lr: Annotated[float, Field(gt=0)]
+    # Last value of the cosine.
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    # Epochs of the linear warm-up from 0 to the peak.
     warmup_epochs: NonNegativeInt = 10
     # First and last value of a cosine.
     weight_decay: tuple[float, float] = (0.04, 0.2)
+    # Momentum of the teacher's EMA at the start; it rises to 1 on a cosine.
     teacher_momentum: Probability = 0.996
     # Factor of the learning rate of the patch embedding.
     patch_lr_scale: float = 0.2
+    # Steps of an epoch; without it, as many whole batches as the images give.
     steps_per_epoch: int | None = None
     seed: int = 0
     views: ViewRecipe = field(default_factory=ViewRecipe)
     max_images_per_step: Runtime[PositiveInt | None] = None
+    # What reads images ahead; `auto` takes FFCV if it is installed. Both give the same batches.
     loader: Runtime[LoaderName] = "auto"
+    # `reference` renders views with Pillow; `fast` gives the same and is compiled.
     renderer: Runtime[RendererName] = "fast"
     threads: Runtime[PositiveInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 500
@@ -55,6 +61,7 @@ class TrainConfig(StepConfig):
     # long for the one that saves.
     checkpoint_retry_minutes: Runtime[Annotated[float, Field(ge=0, le=20)]] = 10.0
     log_steps: Runtime[PositiveInt] = 10
+    # Steps of a profiler trace, 0 for none.
     profile_steps: Runtime[NonNegativeInt] = 0
     # Released run whose mean losses of the first epochs are logged beside ours (mugs/methods/calibration.csv).
     calibration: Runtime[Literal["s100", "s300", "l250"] | None] = None

@@ -40,27 +40,49 @@ class ClusterProfile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Folder that all nodes share and that holds all runs; `~` and `$VARIABLES` are expanded.
     run_root: Path
+    # Partition of the jobs.
     partition: str | None = None
+    # Account that is charged.
     account: str | None = None
+    # Quality of service.
     qos: str | None = None
+    # Features that nodes must have.
     constraint: str | None = None
+    # Nodes that must be used.
     nodelist: str | None = None
+    # Nodes that must not be used.
     exclude: str | None = None
+    # Reservation to run in.
     reservation: str | None = None
+    # Whether a job has its nodes for itself.
     exclusive: bool = False
+    # Type in `--gpus-per-node=TYPE:N`; without it, any type is taken.
     gpu_type: str | None = None
+    # GPUs of a node. A run that asks for more is refused.
     gpus_per_node: int = Field(default=8, ge=0)
+    # CPUs of each rank; without it, what the run asks for.
     cpus_per_rank: int | None = Field(default=None, ge=1)
+    # Memory of each node for runs that do not say how much they need; 0 for all of it.
     memory_gb: int | None = Field(default=None, ge=0)
+    # Longest time limit of a job. Longer runs are requeued and resume.
     max_hours: float | None = Field(default=None, gt=0)
+    # Seconds between the warning and the end of a job; without it, an estimate from measured saves.
     signal_delay_s: int | None = Field(default=None, ge=1)
+    # Shell lines before the job, such as `module load cuda`.
     setup: tuple[str, ...] = ()
+    # Environment variables of the job.
     env: Mapping[str, str] = Field(default_factory=dict)
+    # Image for srun's `--container-image` (pyxis).
     container_image: str | None = None
+    # Mounts for srun's `--container-mounts`.
     container_mounts: str | None = None
+    # Python to start; without it, the one that submits.
     python: str | None = None
+    # Further options of sbatch, name to value; one that has a key of its own is refused.
     sbatch: Mapping[str, str | int | bool] = Field(default_factory=dict)
+    # Further arguments of srun.
     srun: tuple[str, ...] = ()
 
 

@@ -22,10 +22,16 @@ class LabelledPart(Settings):
     where given, `list_sha256` are checked. `last_line: dropped` leaves out the image the release loses (row E7).
     """
 
+    # Share of the training images.
     percent: Annotated[float, Field(gt=0, le=100)]
+    # `list`: those that `list_file` names. `class_balanced`: this share of each class, drawn from
+    # `seed`.
     by: Literal["list", "class_balanced"] = "list"
+    # `dropped` leaves out the image that the release loses (E7).
     last_line: Literal["kept", "dropped"] = "kept"
+    # Expected SHA-256 of the list.
     list_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    # Text file with an image per line.
     list_file: RequiredAtRun[str | None] = None
     seed: int = 0
 

@@ -1,17 +1,20 @@
 """The documents agree with the code: every row, setting, test, path, link and target they name."""
 
 import re
+import subprocess
+import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from step_cases import SWITCHES
 
+from pipeline.settings import setting_fields
 from stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,16 +71,6 @@ def switches() -> dict[str, Switch]:
     return found
 
 
-def config_class(annotation: Any) -> type[BaseModel]:
-    """The configuration class in an annotation, `Class` or `Class | None`."""
-    (found,) = [
-        kind
-        for kind in (annotation, *get_args(annotation))
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
-    return found
-
-
 def test_every_row_is_there_and_says_what_it_must() -> None:
     assert list(deviations()) == ROWS
     for row in ROWS:
@@ -100,16 +93,14 @@ def test_every_row_that_is_cited_exists() -> None:
 def test_a_switch_is_a_setting_with_these_values(row: str) -> None:
     switch = switches()[row]
     *outer, name = switch.setting.split(".")
-    config = STAGES[switch.stage].config
+    config: Any = STAGES[switch.stage].config
     for part in outer:
-        config = config_class(config.model_fields[part].annotation)
-    field = config.model_fields[name]
-    adapter = TypeAdapter(field.annotation)
+        config = setting_fields(config)[part].nested
+    adapter: TypeAdapter[Any] = TypeAdapter(get_type_hints(config, include_extras=True)[name])
     values = [adapter.validate_python(value) for value in switch.values]
     if switch.default:
-        assert [field.get_default(call_default_factory=True)] == [
-            adapter.validate_python(value) for value in switch.default
-        ]
+        default = next(field.default for field in fields(config) if field.name == name)
+        assert [adapter.validate_python(value) for value in switch.default] == [default]
     if "test_each_switch" in named_tests(row):
         assert set(values) <= set(SWITCHES[name])
 
@@ -171,3 +162,9 @@ def test_lowest_versions_are_those_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()[1:]
     assert project["dependencies"] == [line.replace("==", ">=") for line in pinned]
+
+
+def test_generated_pages_are_current() -> None:
+    command = [sys.executable, "docs/generate.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

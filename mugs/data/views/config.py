@@ -15,10 +15,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ViewRecipe(Settings):
     """Crop sizes in pixels, scales as shares of the image area, probabilities."""
 
+    # Side of the two large crops of each network.
     large_size: int = 224
+    # Side of the student's small crops.
     small_size: int = 96
+    # Number of small crops; 0 pretrains on large crops only (M4).
     num_small: Annotated[int, Field(ge=0)] = 10
+    # Share of the image area that a large crop covers, drawn between these.
     large_scale: tuple[float, float] = (0.25, 1.0)
+    # The same for a small crop.
     small_scale: tuple[float, float] = (0.05, 0.25)
     ratio: Internal[tuple[float, float]] = (3 / 4, 4 / 3)
     # Probability of a weak view; 1 turns strong views off. This is the released option `prob`, whose help text
@@ -31,19 +36,25 @@ class ViewRecipe(Settings):
     weak_only: bool = False
     # With weak_only, small crops are weak too, unless this is "released": then they are drawn as ever (M13).
     weak_only_small: Literal["weak", "released"] = "weak"
+    # Of a horizontal flip.
     flip_prob: Probability = 0.5
+    # Of color jitter, in weak views.
     jitter_prob: Probability = 0.8
     # Brightness, contrast, saturation, hue.
     jitter: Internal[tuple[float, float, float, float]] = (0.4, 0.4, 0.2, 0.1)
+    # Of a gray image, in weak views.
     gray_prob: Probability = 0.2
     # First large crop, second large crop, small crops (as in DINO).
     blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    # Radius of the Gaussian blur in pixels, drawn between these.
     blur_radius: tuple[float, float] = (0.1, 2.0)
+    # Of solarizing the second large crop, in weak views.
     solarize_prob: Probability = 0.2
     # Mean and standard deviation of the magnitude: timm's "rand-m9-mstd0.5".
     randaugment_magnitude: Internal[tuple[float, float]] = (9.0, 0.5)
     # timm may draw one operation twice, the release never does (M14).
     randaugment_replacement: bool = False
+    # Of erasing one box, in strong views.
     erase_prob: Probability = 0.25
     # Erase with N(0, 1) noise before normalizing, as released, or after it (M11).
     erase_before_norm: bool = True

@@ -18,7 +18,9 @@ class DetectorConfig(Settings):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # Channels of the FPN, the RPN and the heads.
     width: PositiveInt = 256
+    # Width of the fully connected layer of the box heads.
     fc_width: PositiveInt = 1024
+    # Convolutions of each box head and mask head.
     head_convs: PositiveInt = 4
     # Boxes per image that the losses are taken on.
     rpn_samples: PositiveInt = 256
@@ -26,7 +28,9 @@ class DetectorConfig(Settings):
     # Proposals kept per level and per image.
     proposals_train: PositiveInt = 2000
     proposals_test: PositiveInt = 1000
+    # Detections kept per test image.
     max_detections: PositiveInt = 100
+    # Detections below this score are dropped.
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
@@ -39,14 +43,21 @@ class Scales(Settings):
     drawn independently from `crop_sides`. The longer side is at most `max_side`.
     """
 
+    # Lengths of the shorter side in training.
     short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(
         range(480, 801, 32)
     )
+    # Longest the longer side may become.
     max_side: PositiveInt = 1333
+    # Lengths of the shorter side before a crop.
     crop_short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (400, 500, 600)
+    # Shortest and longest side of a crop.
     crop_sides: tuple[int, int] = (384, 600)
+    # Of a crop.
     crop_prob: Probability = 0.5
+    # Of a horizontal flip.
     flip_prob: Probability = 0.5
+    # Length of the shorter side in tests.
     test_short_side: PositiveInt = 800
 
 
@@ -68,7 +79,9 @@ class DetectionConfig(Settings):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     # After each of these numbers of epochs the rate falls to a tenth.
     decay_epochs: tuple[int, ...] = (8, 11)
+    # Steps of the linear warm-up.
     warmup_steps: NonNegativeInt = 500
+    # First factor of the rate in the warm-up.
     warmup_start: Probability = 0.001
     # Smaller images are not trained on.
     min_side: PositiveInt = 32

@@ -16,7 +16,9 @@ class PropagationRecipe(Settings):
     multiple: PositiveInt = 64
     # Frames before the one at hand that count besides the first: 7 in DINO and iBOT, 20 in the script of Mugs.
     previous_frames: Internal[int] = 7
+    # Patches of the earlier frames that decide about one patch.
     num_neighbours: PositiveInt = 5
+    # Of the softmax over their similarities.
     temperature: PositiveFloat = 0.1
     # In patches, up and down as well as left and right.
     radius: NonNegativeInt = 12
