@@ -15,7 +15,9 @@ class ChecksumError(ValueError):
 
 
 def hash_json(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON-able content. Order of keys and white space do not matter."""
+    """Return the SHA-256 of JSON-able content."""
+    # Sorted and without white space, so that a record that was read and written again keeps its
+    # checksum.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -6,7 +6,10 @@ from typing import NoReturn, Protocol
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop and did. The next attempt resumes its last checkpoint; this is not a failure."""
+    """The run was asked to stop and did. This is no failure: the next attempt resumes from there.
+
+    A BaseException, so that no `except Exception` of a stage takes it for an error.
+    """
 
 
 class Control(Protocol):

@@ -1,4 +1,4 @@
-"""Whether this Python can run the code: versions, imports, and room for what will be written."""
+"""Whether this Python can run the code: versions, imports, and disk space for the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -20,43 +19,46 @@ from pipeline.provenance import code_root
 
 DISTRIBUTION = "mugs-repro"
 SETUP = "make setup, and use .venv/bin/python"
-_TIMEOUT_S = 300
-_DEVICES = "import torch, torchvision, timm; print(torch.__version__ + ',', torch.cuda.device_count(), 'GPUs here')"
+_TIMEOUT_S = 300  # the first import of torch from a shared file system takes minutes
+_DESCRIBE_TORCH = (
+    "import torch, torchvision, timm; "
+    "print(torch.__version__ + ',', torch.cuda.device_count(), 'GPUs here')"
+)
 
 
 def check_environment(*, ffcv_required: bool) -> list[Finding]:
-    """Python, packages, and what is costly to import, each in a process of its own."""
+    """Check Python, the packages, and the imports that may fail although a package is installed."""
     try:
         known = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return [wrong("packages", f"{DISTRIBUTION} is not installed for {sys.executable}", SETUP)]
     requires = SpecifierSet(known["Requires-Python"] or "")
     version = platform.python_version()
-    fits = requires.contains(version, prereleases=True)
-    python = (
-        ok("python", version) if fits else wrong("python", f"{version}, expected {requires}", SETUP)
-    )
+    if requires.contains(version, prereleases=True):
+        python = ok("python", version)
+    else:
+        python = wrong("python", f"{version}, expected {requires}", SETUP)
     return [
         python,
         *check_packages(metadata.requires(DISTRIBUTION) or []),
-        _torch(),
-        _ffcv(required=ffcv_required),
+        _check_torch(),
+        _check_ffcv(required=ffcv_required),
     ]
 
 
 def check_packages(requirements: list[str]) -> list[Finding]:
-    """The required distributions; a finding for each that is not as required, else one for all."""
+    """Return a finding for each distribution that is not as required, or one for all of them."""
     wanted = [
         need
         for need in map(Requirement, requirements)
         if need.marker is None or need.marker.evaluate()
     ]
-    bad = [finding for need in wanted if (finding := _unmet(need))]
-    return bad or [ok("packages", f"{len(wanted)} as required{''.join(_untested())}")]
+    problems = [finding for need in wanted if (finding := _find_unmet(need))]
+    return problems or [ok("packages", f"{len(wanted)} as required{_describe_untested()}")]
 
 
-def _unmet(need: Requirement) -> Finding | None:
-    found = _version(need.name)
+def _find_unmet(need: Requirement) -> Finding | None:
+    found = _find_version(need.name)
     if found is None:
         return wrong(need.name, "not installed", SETUP)
     if not need.specifier.contains(found, prereleases=True):
@@ -64,55 +66,52 @@ def _unmet(need: Requirement) -> Finding | None:
     return None
 
 
-def _untested() -> Iterator[str]:
-    """What differs from the versions that the code is tested with."""
+def _describe_untested() -> str:
+    """Return which versions differ from those that the code is tested with; none in a snapshot."""
     pins = code_root() / "constraints.txt"
     lines = pins.read_text(encoding="utf-8").splitlines() if pins.is_file() else []
-    tested = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    found = {name: _version(name) for name in tested}
-    differ = [
-        f"{n} {v} (tested with {tested[n]})"
-        for n, v in found.items()
-        if v and not _same(v, tested[n])
-    ]
-    if differ:
-        yield f"; other versions than in constraints.txt: {', '.join(differ)}"
+    differences = []
+    for line in lines:
+        name, pinned, tested = line.partition("==")
+        found = _find_version(name) if pinned and not line.startswith("#") else None
+        # `public` leaves out the build, such as +cu128.
+        if found and Version(found).public != Version(tested.strip()).public:
+            differences.append(f"{name} {found} (tested with {tested})")
+    if not differences:
+        return ""
+    return f"; other versions than in constraints.txt: {', '.join(differences)}"
 
 
-def _same(found: str, tested: str) -> bool:
-    return Version(found).public == Version(tested.strip()).public
-
-
-def _version(name: str) -> str | None:
+def _find_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _torch() -> Finding:
-    code, out = _python(_DEVICES)
+def _check_torch() -> Finding:
+    code, out = _run_python(_DESCRIBE_TORCH)
     return ok("torch", out) if code == 0 else wrong("torch", f"cannot be imported: {out}", SETUP)
 
 
-def _ffcv(*, required: bool) -> Finding:
-    if _version("ffcv") is None:
-        found = "not installed: the thread loader gives the same batches"
-        return (
-            wrong("ffcv", "not installed", f"{SETUP}; or loader: auto")
-            if required
-            else ok("ffcv", found)
-        )
-    code, out = _python("import ffcv")
+def _check_ffcv(*, required: bool) -> Finding:
+    version = _find_version("ffcv")
+    if version is None:
+        if required:
+            return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")
+        return ok("ffcv", "not installed: the thread loader gives the same batches")
+    code, out = _run_python("import ffcv")
     if code == 0:
-        return ok("ffcv", f"{_version('ffcv')} can be imported")
-    return wrong(
-        "ffcv", f"cannot be imported: {out}", "install its system libraries (make setup names them)"
-    )
+        return ok("ffcv", f"{version} can be imported")
+    remedy = "install its system libraries (make setup names them)"
+    return wrong("ffcv", f"cannot be imported: {out}", remedy)
 
 
-def _python(code: str) -> tuple[int, str]:
-    """Exit code and last line of a Python of its own."""
+def _run_python(code: str) -> tuple[int, str]:
+    """Run code in a new Python; return its exit code and last line of output.
+
+    A new process, because the commands themselves never import torch.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S
@@ -124,34 +123,24 @@ def _python(code: str) -> tuple[int, str]:
 
 
 def check_free_space(run_root: Path, needed: float) -> list[Finding]:
-    """Whether the run root can be written to and holds that many bytes more."""
+    """Check that the run root can be written to and has `needed` bytes free."""
     folder = next(path for path in (run_root, *run_root.parents) if path.exists())
     try:
+        # Writing is tried: mode bits do not tell of read-only mounts and quotas.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.", suffix=".tmp"):
             free = shutil.disk_usage(folder).free
     except OSError as error:
         found = f"{folder}: cannot be written to ({error.strerror})"
-        return [
-            wrong(
-                "run root",
-                found,
-                "name another with --run-root, or run_root in the cluster profile",
-            )
-        ]
-    lack = f"{free / 1e9:.1f} GB free, the pending runs write {needed / 1e9:.1f} GB or more"
+        remedy = "choose another with --run-root, or run_root in the cluster profile"
+        return [wrong("run root", found, remedy)]
     written = ok("run root", f"{run_root} can be written to")
-    if needed > free:
-        return [
-            written,
-            wrong(
-                "disk",
-                f"{folder}: {lack}",
-                "make room (the command clean helps), or another run root",
-            ),
-        ]
-    return [written, ok("disk", lack)]
+    sizes = f"{free / 1e9:.1f} GB free, the pending runs write {needed / 1e9:.1f} GB or more"
+    if needed <= free:
+        return [written, ok("disk", sizes)]
+    remedy = "free space (see the command clean), or choose another run root"
+    return [written, wrong("disk", f"{folder}: {sizes}", remedy)]
 
 
 def skip_cluster_check() -> Finding:
-    """Said where no cluster was named."""
+    """Return the finding for the case that no cluster was named."""
     return skipped("slurm", "not checked; name the cluster with --cluster")

@@ -1,8 +1,9 @@
 """Files and folders that are either complete or absent, and the SHA-256 of files.
 
-Everything that matters is written under a temporary name in the same folder, flushed to the disk, and renamed. A
-reader therefore sees the old file or the new one, never a part, and a power cut loses at most the new one. Only the
-standard library is used, so that every package may import this module.
+Everything that matters is written under a temporary name in the same folder, flushed to the disk,
+and renamed. A reader therefore sees the old file or the new one, never a part, and a power cut
+loses at most the new one. Only the standard library is used, so that every package may import this
+module.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def make_folder(path: Path) -> None:
 def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
     """Write a new file chunk by chunk, flush it to the disk, and return its SHA-256 in hex.
 
-    Its pages leave the page cache: a checkpoint of many GB must not push out the images that are read next.
+    Its pages leave the page cache: a checkpoint of many GB must not push out the images that are
+    read next.
 
     Raises:
         FileExistsError: there is a file of this name.
@@ -55,6 +57,7 @@ def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
             for chunk in chunks:
                 digest.update(chunk)
                 rest = memoryview(chunk)
+                # One call writes at most 2 GB on Linux, and less if the disk gets full.
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
@@ -73,18 +76,18 @@ def replace_atomically(
 ) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes the place of `path`.
 
-    The block writes a file or a folder. When it ends well, all of it is flushed to the disk and renamed; when it
-    raises, it is removed.
+    The block writes a file or a folder. When it ends well, all of it is flushed to the disk and
+    renamed; when it raises, it is removed.
 
-    Args:
-        tag: becomes part of the temporary name, so that leftovers tell who wrote them.
-        check: called right before the rename; it may raise to prevent it.
+    `tag` becomes part of the temporary name, so that leftovers tell who wrote them. `check` is
+    called right before the rename, and may raise to prevent it.
     """
     make_folder(path.parent)
     mark = f"{tag}." if tag else ""
     temporary = path.with_name(f".{path.name}.{mark}{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        # Content first, then the name: after a power cut a renamed file must not be empty.
         if temporary.is_dir():
             for inner in temporary.rglob("*"):
                 sync_path(inner)
@@ -114,8 +117,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def create_json(path: Path, value: Any) -> None:
     """Create a JSON file that appears with its whole content at once.
 
-    Only one of several processes succeeds. A file system without hard links gets the file first and the content a
-    moment later, which a reader takes for no record yet.
+    Only one of several processes succeeds. A file system without hard links gets the file first and
+    the content a moment later, which a reader takes for no record yet.
 
     Raises:
         FileExistsError: somebody else was first.
@@ -124,6 +127,7 @@ def create_json(path: Path, value: Any) -> None:
     content = json.dumps(value).encode()
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        # Unlike a rename, a link fails if the name exists.
         write_new_file(temporary, [content])
         os.link(temporary, path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a check before a reproduction is run has found."""
+"""What the checks before a run have found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """`subject`: what was looked at, `detail`: what was found, `remedy`: what to do where that is wrong."""
+    """One result of a check.
+
+    Attributes:
+        subject: what was checked.
+        detail: what was found.
+        remedy: what to do about it, if it is wrong.
+    """
 
     subject: str
     state: Literal["ok", "wrong", "skipped"]
@@ -17,15 +23,15 @@ class Finding:
 
 
 def ok(subject: str, detail: str) -> Finding:
-    """Nothing to do."""
+    """Return a finding with nothing to do."""
     return Finding(subject, "ok", detail)
 
 
 def wrong(subject: str, detail: object, remedy: str) -> Finding:
-    """Something to do; of a detail with several lines the first is kept."""
+    """Return a finding with something to do; only the first line of `detail` is kept."""
     return Finding(subject, "wrong", (str(detail).splitlines() or [""])[0], remedy)
 
 
 def skipped(subject: str, detail: str) -> Finding:
-    """Not looked at, and why."""
+    """Return what was not checked, and why."""
     return Finding(subject, "skipped", detail)

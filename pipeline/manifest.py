@@ -1,6 +1,7 @@
-"""One JSON per finished run: `<run_root>/manifest/<run_id>.json`, written last; present and valid = done.
+"""The manifest: one JSON file per finished run, `<run_root>/manifest/<run_id>.json`.
 
-An entry holds its own checksum and those of all files it names; none of these may lie outside the run root.
+It is written last, so a run whose entry is present and valid is done. An entry contains its own
+checksum and those of all files it names; none of these files may lie outside the run root.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from pipeline.attempts import StaleAttemptError, is_newest_attempt
+from pipeline.attempts import check_newest
 from pipeline.checksum import verify_checksum, with_checksum
-from pipeline.files import write_atomic
+from pipeline.files import hash_file, write_json_atomic
 from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
-_CHUNK = 1 << 22
-_LIMIT = 64 << 20
+# Entries have some kB. A run root may be shared, so what others put there is read with a bound.
+_MAX_ENTRY_BYTES = 64 << 20
 
 
 def _below_run_root(path: str) -> str:
@@ -34,6 +35,7 @@ def _below_run_root(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_below_run_root)]
+# These become parts of paths: no separator, and no leading dot.
 PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
@@ -42,7 +44,7 @@ class DamagedError(ValueError):
 
 
 class Output(BaseModel):
-    """A file or folder made by a run: path below the run root, size in bytes, SHA-256 of the content."""
+    """A file or folder made by a run: path below the run root, bytes, SHA-256 of the content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: RelativePath
@@ -76,21 +78,25 @@ class ManifestEntry(BaseModel):
 
     @property
     def run_root(self) -> Path:
-        """Run root the entry was read from; outputs are found below it, so a run root may be moved."""
+        """The run root the entry was read from. Paths are relative to it, so it may be moved."""
         return self._run_root
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run."""
+        """The run's folder."""
         return self._run_root / self.stage / f"{self.name}-{self.run_id}"
 
     @property
     def rows_path(self) -> Path | None:
-        """CSV file with the run's result rows, if it has any."""
+        """The CSV file with the run's result rows, if it has any."""
         return self._run_root / self.rows if self.rows else None
 
     def output(self, label: str) -> Path:
-        """Absolute path of an output; KeyError naming the labels there are."""
+        """Return the absolute path of an output.
+
+        Raises:
+            KeyError: there is no such output; names those that there are.
+        """
         if label not in self.outputs:
             known = ", ".join(sorted(self.outputs)) or "none"
             raise KeyError(
@@ -99,7 +105,7 @@ class ManifestEntry(BaseModel):
         return (self._run_root / self.outputs[label].path).absolute()
 
     def at(self, run_root: Path) -> ManifestEntry:
-        """The same entry, its paths below `run_root`."""
+        """Return the same entry with its paths below `run_root`."""
         entry = self.model_copy()
         entry._run_root = Path(run_root)
         return entry
@@ -114,43 +120,50 @@ class SplitRuns:
 
 
 def entry_path(run_root: Path, run_id: str) -> Path:
-    """Where the entry of a run is; ValueError for what is no run id."""
+    """Return where the entry of a run is.
+
+    Raises:
+        ValueError: this is no run id, but perhaps a path that leads elsewhere.
+    """
     if not re.fullmatch(r"\w[\w.-]*", run_id):
         raise ValueError(f"{run_id!r} is not a run id")
     return run_root / "manifest" / f"{run_id}.json"
 
 
 def list_run_ids(run_root: Path) -> list[str]:
-    """Ids of all runs with an entry, sorted."""
-    return sorted(
-        path.stem
-        for path in (run_root / "manifest").glob("*.json")
-        if not path.name.startswith(".")
-    )
+    """Return the ids of all runs with an entry, sorted."""
+    paths = (run_root / "manifest").glob("*.json")
+    # Temporary files of `write_atomic` begin with a dot.
+    return sorted(path.stem for path in paths if not path.name.startswith("."))
 
 
 def measure_size(path: Path) -> int:
-    """Bytes in a file, or in all files of a folder; OSError when there is nothing."""
+    """Return the bytes in a file, or in all files of a folder.
+
+    Raises:
+        OSError: there is nothing.
+    """
     if path.is_dir():
-        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size
 
 
 def hash_path(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of its sorted relative names and file hashes."""
+    """Return the SHA-256 of a file; of a folder, that of its sorted relative names and hashes."""
+    if not path.is_dir():
+        return hash_file(path)
     digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()} {hash_path(file)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
 def describe_output(run_root: Path, path: Path) -> Output:
-    """Measure and hash an output; ValueError when it lies outside the run root or does not exist."""
+    """Measure and hash an output.
+
+    Raises:
+        ValueError: it lies outside the run root, or does not exist.
+    """
     if not path.resolve().is_relative_to(run_root.resolve()):
         raise ValueError(f"output {path} is outside the run root {run_root}")
     if not path.exists():
@@ -160,38 +173,44 @@ def describe_output(run_root: Path, path: Path) -> Output:
 
 
 def record_entry(run_root: Path, entry: ManifestEntry) -> Path:
-    """Publish an entry, atomically; StaleAttemptError when a newer attempt of the run has started."""
-    run_dir = entry.at(run_root).run_dir
-    if not is_newest_attempt(run_dir, entry.attempt):
-        raise StaleAttemptError(
-            f"{run_dir}: attempt {entry.attempt} is not the newest, it may not publish"
-        )
-    rows = entry.at(run_root).rows_path
-    if rows is not None:
-        entry = entry.model_copy(update={"rows_sha256": hash_path(rows)})
+    """Publish an entry, atomically.
+
+    Raises:
+        StaleAttemptError: a newer attempt of the run has started.
+    """
+    placed = entry.at(run_root)
+    check_newest(placed.run_dir, entry.attempt)
+    if placed.rows_path is not None:
+        entry = entry.model_copy(update={"rows_sha256": hash_path(placed.rows_path)})
     path = entry_path(run_root, entry.run_id)
-    write_atomic(path, json.dumps(with_checksum(entry.model_dump(mode="json")), indent=1) + "\n")
+    write_json_atomic(path, with_checksum(entry.model_dump(mode="json")))
     return path
 
 
 def parse_entry(content: bytes) -> ManifestEntry:
-    """The entry in a file. Raises ValueError, RecursionError when it is none, or not what was written."""
+    """Return the entry in the content of a file.
+
+    Raises:
+        ValueError: it is no entry, or not what was written.
+        RecursionError: it is nested too deeply.
+    """
     return ManifestEntry.model_validate(verify_checksum(json.loads(content)))
 
 
 def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
-    """The entry of a run, or None; one that does not parse or is of another run is named and ignored."""
+    """Return the entry of a run, or None; log and ignore a file that is no entry of this run."""
     path = entry_path(run_root, run_id)
     try:
-        if (size := path.stat().st_size) > _LIMIT:
-            raise ValueError(f"{size} bytes, at most {_LIMIT} are read")
+        if (size := path.stat().st_size) > _MAX_ENTRY_BYTES:
+            raise ValueError(f"{size} bytes, at most {_MAX_ENTRY_BYTES} are read")
         entry = parse_entry(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        reason = _reason(error)
         logger.warning(
-            "%s: not a readable manifest entry, the run counts as not done (%s)", path, reason
+            "%s: not a readable manifest entry, the run counts as not done (%s)",
+            path,
+            _first_reason(error),
         )
         return None
     if entry.run_id != run_id:
@@ -200,7 +219,7 @@ def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
     return entry.at(run_root)
 
 
-def _reason(error: Exception) -> str:
+def _first_reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
     first = error.errors(include_url=False)[0]
@@ -208,30 +227,33 @@ def _reason(error: Exception) -> str:
 
 
 def find_problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = True) -> list[str]:
-    """What is wrong with the files of an entry: missing, outside, wrong size, and with `hashes` wrong content.
+    """Return what is wrong with the files of an entry: missing, outside the run root, wrong size.
 
-    Rows are few, so their content is checked too, unless `rows` is false: whoever reads them then does it.
+    With `hashes` also outputs with wrong content, which takes minutes for large ones. Rows are
+    small, so their content is always checked, unless `rows` is false: then whoever reads them does.
     """
-    found = []
+    problems = []
     for label, output in entry.outputs.items():
         path = entry.output(label)
+        # Before anything is measured: a link could lead to a file that nobody wants to be read.
         if outside := find_outside(entry.run_root, path):
-            found.append(
-                f"{outside}: leads out of the run root {entry.run_root}, output {label!r} is not read"
+            problems.append(
+                f"{outside}: leads out of the run root {entry.run_root}, "
+                f"output {label!r} is not read"
             )
             continue
         try:
             size = measure_size(path)
         except OSError:
-            found.append(f"{path}: output {label!r} is missing")
+            problems.append(f"{path}: output {label!r} is missing")
             continue
         if size != output.size:
-            found.append(
+            problems.append(
                 f"{path}: output {label!r} has {size} bytes, the manifest says {output.size}"
             )
         elif hashes and hash_path(path) != output.sha256:
-            found.append(f"{path}: output {label!r} differs from the SHA-256 in the manifest")
-    return found + _rows_problems(entry, content=rows)
+            problems.append(f"{path}: output {label!r} differs from the SHA-256 in the manifest")
+    return problems + _find_rows_problems(entry, content=rows)
 
 
 def check_intact(entry: ManifestEntry, label: str) -> None:
@@ -239,11 +261,12 @@ def check_intact(entry: ManifestEntry, label: str) -> None:
     path = entry.output(label)
     if hash_path(path) != entry.outputs[label].sha256:
         raise DamagedError(
-            f"{path}: output {label!r} differs from the SHA-256 in the manifest; run {entry.name} again"
+            f"{path}: output {label!r} differs from the SHA-256 in the manifest; "
+            f"run {entry.name} again"
         )
 
 
-def _rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
+def _find_rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
     rows = entry.rows_path
     if rows is None:
         return []
@@ -257,24 +280,25 @@ def _rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
 
 
 def find_outside(run_root: Path, path: Path) -> Path | None:
-    """The path, or the first below it, that a symbolic link leads out of the run root."""
+    """Return the path, or the first below it, that a symbolic link leads out of the run root."""
     root = run_root.resolve()
-    every = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return next((p for p in every if not p.resolve().is_relative_to(root)), None)
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return next((each for each in paths if not each.resolve().is_relative_to(root)), None)
 
 
 def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntry | None:
-    """The entry of a run when it is valid: it parses, the id matches, every output is there with its size.
+    """Return the entry of a run that is done, else None.
 
-    And the rows are those that were written; with `rows` false whoever reads them finds out.
+    A run is done if its entry parses, the id matches, every output is there with its size, and the
+    rows are those that were written. `rows` is that of `find_problems`.
     """
     entry = read_entry(run_root, run_id)
     if entry is None:
         return None
-    wrong = find_problems(entry, rows=rows)
-    for problem in wrong:
+    problems = find_problems(entry, rows=rows)
+    for problem in problems:
         logger.warning("%s; run %s-%s counts as not done", problem, entry.name, run_id)
-    return None if wrong else entry
+    return None if problems else entry
 
 
 def split_runs(run_root: Path, runs: Iterable[StageRun]) -> SplitRuns:

@@ -1,4 +1,4 @@
-"""A reproduction as stage runs in an order in which each comes after what it needs."""
+"""A reproduction as stage runs, in an order in which each run comes after those it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from pipeline.spec import ConfigError, StageRun
 
 
 def build_plan(reproduction: Reproduction) -> list[StageRun]:
-    """Stage runs in topological order, otherwise as written; ConfigError names a cycle or what does not fit."""
+    """Return the stage runs of a reproduction in topological order, otherwise as written.
+
+    Raises:
+        ConfigError: names runs that need each other in a circle, or what does not fit together.
+    """
     for run in reproduction.runs.values():
         _check_needs(reproduction, run)
     planned: dict[str, StageRun] = {}
@@ -28,6 +32,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         identity = run_id(run.spec.name, run.config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)
         if same is not None:
+            # They would share a folder's id and a manifest entry.
             both = f"runs {same.name!r} and {name!r}"
             raise ConfigError(f"{reproduction.source}: {both} are the same run; remove one")
         planned[name] = StageRun(
@@ -50,9 +55,8 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
             choices = format_choices(role, run.spec.needs)
             raise ConfigError(f"{where}: stage {run.spec.name!r} has no role {role!r}{choices}")
         if filler not in reproduction.runs:
-            raise ConfigError(
-                f"{where}.{role}: there is no run {filler!r}{format_choices(filler, reproduction.runs)}"
-            )
+            choices = format_choices(filler, reproduction.runs)
+            raise ConfigError(f"{where}.{role}: there is no run {filler!r}{choices}")
         stage = reproduction.runs[filler].spec.name
         fit = run.spec.fillers(role)
         if stage not in fit:
@@ -67,6 +71,7 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
 
 
 def _order(reproduction: Reproduction) -> list[str]:
+    """Return the names of the runs, depth first: each after those it needs, else as written."""
     order: list[str] = []
     path: list[str] = []
 
@@ -88,7 +93,11 @@ def _order(reproduction: Reproduction) -> list[str]:
 
 
 def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
-    """The runs whose name or stage is in `only`, all when it is empty; ConfigError for an unknown one."""
+    """Return the runs whose name or stage is in `only`, or all of them if it is empty.
+
+    Raises:
+        ConfigError: there is no such run or stage.
+    """
     known = {run.name for run in runs} | {run.stage for run in runs}
     for name in only:
         if name not in known:
@@ -97,7 +106,7 @@ def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]
 
 
 def list_unset_settings(runs: Iterable[StageRun]) -> list[str]:
-    """One line per setting that a run requires and that is not set, naming the key to set."""
+    """Return a line for each setting that a run requires and that is not set, with the --set."""
     lines = []
     for run in runs:
         for key in _unset(run.config):
@@ -113,7 +122,10 @@ def check_required_settings(runs: Iterable[StageRun]) -> None:
 
 
 def with_trace_steps(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]:
-    """The runs, those that train told to trace `steps` steps. Their ids stay: a trace changes no number."""
+    """Return the runs, set to trace their first `steps` steps where they train step by step.
+
+    Their run ids stay the same, because a trace changes no result.
+    """
     if steps == 0:
         return runs
     if not any(hasattr(run.config, "profile_steps") for run in runs):

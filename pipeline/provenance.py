@@ -1,4 +1,4 @@
-"""Where a number came from: commit, versions, machine; and the guard that our packages share one root."""
+"""Where a number came from: commit, versions, machine; and that all our packages share one root."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ _DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pydantic", "submitit
 
 
 class ForeignPackageError(RuntimeError):
-    """One of our package names resolves to somebody else's package."""
+    """One of our package names leads to a package of another distribution."""
 
 
 def code_root() -> Path:
-    """Folder that holds our packages: a checkout, a snapshot of one, or site-packages."""
+    """Return the folder of our packages: a checkout, a snapshot of one, or site-packages."""
     return Path(__file__).resolve().parents[1]
 
 
 def check_one_root() -> None:
-    """Fail when a package of ours would be imported from elsewhere than this one; nothing is imported."""
+    """Check that all our packages would be imported from the same root as this one.
+
+    `pipeline`, `slurm`, `stages` and `results` are also names of public distributions. Nothing is
+    imported.
+
+    Raises:
+        ForeignPackageError: names the path, and the distribution that it belongs to.
+    """
     root = code_root()
     for name in PACKAGES:
         spec = find_spec(name)
@@ -41,13 +48,13 @@ def check_one_root() -> None:
             owners = importlib.metadata.packages_distributions().get(name, [])
             whose = f" of the distribution {', '.join(sorted(set(owners)))}" if owners else ""
             raise ForeignPackageError(
-                f"package {name!r} would be imported from {origin}{whose}, expected {root / name}: "
-                "remove it, or run in an environment of its own"
+                f"package {name!r} would be imported from {origin}{whose}, expected {root / name}; "
+                "uninstall that distribution, or use a new environment"
             )
 
 
 def read_git_state(root: Path) -> dict[str, Any]:
-    """Commit and dirty flag of the code, from git or from the note in a snapshot; None where unknown."""
+    """Return commit and dirty flag of the code, from git or a snapshot's note; None if unknown."""
     note = read_json(root / SNAPSHOT_NOTE)
     if note is not None:
         return {
@@ -73,7 +80,7 @@ def _git(root: Path, *args: str) -> str | None:
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the distributions that can change a number; absent ones are left out."""
+    """Return the versions of Python and of the distributions that can change a number."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
@@ -84,7 +91,8 @@ def collect_versions() -> dict[str, str]:
 
 
 def list_cuda_devices() -> list[str]:
-    """Name of the CUDA device this process uses; empty without torch or CUDA (torch is never imported)."""
+    """Return the name of the CUDA device of this process, or nothing without torch or CUDA."""
+    # Not an import: a stage that needs no torch must not pay for it.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return []
@@ -92,7 +100,7 @@ def list_cuda_devices() -> list[str]:
 
 
 def collect_provenance() -> dict[str, Any]:
-    """Provenance of a run that starts now."""
+    """Return the provenance of a run that starts now."""
     return {
         **read_git_state(code_root()),
         "code_root": str(code_root()),

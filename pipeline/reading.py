@@ -1,4 +1,7 @@
-"""YAML, bundled or a user's: found, parsed and checked against models; errors say where, what and what is right."""
+"""YAML, bundled or a user's: find it, parse it and check it against settings classes.
+
+Every error says where, what is wrong, and what is valid.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice in one mapping."""
+    """Safe YAML loader that refuses a key written twice in a mapping; PyYAML takes the last."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         if key_node.tag == _MERGE:
-            continue
+            continue  # `<<: *anchor`; a key may replace one that is merged in
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
             twice = f"key {key!r} is written twice"
@@ -45,7 +48,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def format_choices(key: str, known: Iterable[str]) -> str:
-    """Text naming the closest valid choice, if any, and all of them."""
+    """Return a text that names the closest valid choice, if any, and all of them."""
     names = sorted(known)
     guess = difflib.get_close_matches(str(key), names, n=1)
     close = f"; did you mean {guess[0]!r}?" if guess else ""
@@ -53,13 +56,17 @@ def format_choices(key: str, known: Iterable[str]) -> str:
 
 
 def list_bundled(package: str, folder: str) -> list[str]:
-    """Names of the YAML files that come with a package."""
+    """Return the names of the YAML files that come with a package."""
     names = [path.name for path in (resources.files(package) / folder).iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def find_yaml(name_or_path: str, package: str, folder: str, *, what: str) -> tuple[str, str]:
-    """Source and text of a bundled file or of one of the user's; ConfigError when there is none of that name."""
+    """Return the source and the text of a bundled file, or of a file of the user's.
+
+    Raises:
+        ConfigError: there is neither.
+    """
     names = list_bundled(package, folder)
     if name_or_path in names:
         source = f"{name_or_path}.yaml"
@@ -67,13 +74,16 @@ def find_yaml(name_or_path: str, package: str, folder: str, *, what: str) -> tup
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return str(path), read_config_text(path)
-    raise ConfigError(
-        f"no {what} {name_or_path!r}: neither a file nor bundled{format_choices(name_or_path, names)}"
-    )
+    choices = format_choices(name_or_path, names)
+    raise ConfigError(f"no {what} {name_or_path!r}: neither a file nor bundled{choices}")
 
 
 def read_config_text(path: Path) -> str:
-    """Text of a file; ConfigError naming it when it cannot be read or holds something else."""
+    """Return the text of a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -81,7 +91,11 @@ def read_config_text(path: Path) -> str:
 
 
 def parse_yaml(source: str, text: str) -> Any:
-    """YAML content; ConfigError with file, line and column where it is malformed."""
+    """Return the content of YAML.
+
+    Raises:
+        ConfigError: it is malformed; names file, line and column.
+    """
     depth = deepest = 0
     for bracket in re.findall(r"[\[{\]}]", text):
         depth += 1 if bracket in "[{" else -1
@@ -96,7 +110,8 @@ def parse_yaml(source: str, text: str) -> Any:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    # PyYAML lets these slip for scalars that do not fit their tag, such as "!!bool x" and "\UFFFFFFFF".
+    # PyYAML lets these slip for scalars that do not fit their tag, such as "!!bool x" and
+    # "\UFFFFFFFF".
     except (
         yaml.YAMLError,
         ValueError,
@@ -117,10 +132,14 @@ def validate_model(
     *,
     extra_choices: Sequence[str] = (),
 ) -> _Model:
-    """Build settings or a pydantic model; raise ConfigError with file (or --set), key and what was expected.
+    """Build settings or a pydantic model from values.
 
-    `dotted` is the key of these values in a reproduction and `overrides` are its `--set` options, to name the one
-    that a wrong value comes from. `extra_choices` are valid keys besides the fields.
+    `dotted` is the key of these values in a reproduction and `overrides` are its `--set` options,
+    to name the one that a wrong value comes from. `extra_choices` are valid keys besides the
+    fields.
+
+    Raises:
+        ConfigError: names file or --set, key, and what is expected.
     """
     try:
         _refuse_internal(model, values)

@@ -34,7 +34,7 @@ runs:
 @pytest.fixture
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     """The command on a reproduction whose files are all there; nothing costly is imported in a process of its own."""
-    monkeypatch.setattr(environment, "_python", lambda code: (0, "imported"))
+    monkeypatch.setattr(environment, "_run_python", lambda code: (0, "imported"))
     monkeypatch.chdir(tmp_path)
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
@@ -261,7 +261,7 @@ def test_room_and_rights(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         environment.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1})()
     )
-    told(doctor(), "0.0 GB free", "make room")
+    told(doctor(), "0.0 GB free", "free space")
 
     def read_only(**options: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -276,7 +276,7 @@ def test_packages_that_are_missing_old_or_broken(
     monkeypatch.setattr(
         environment.metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy"]
     )
-    monkeypatch.setattr(environment, "_python", lambda code: (1, "ImportError: libx.so"))
+    monkeypatch.setattr(environment, "_run_python", lambda code: (1, "ImportError: libx.so"))
     result = doctor()
     told(result, "expected >=99", "make setup")
     told(result, "no-such-package: not installed", "make setup")
