@@ -1,6 +1,7 @@
 """Four feature maps from a plain ViT, as the dense tasks of iBOT and Mugs make them.
 
-Strides with patch 16: 4 (two transposed convolutions), 8 (one), 16 (as it is), 32 (max-pool). All as wide as the ViT.
+Strides with patch 16: 4 (two transposed convolutions), 8 (one), 16 (as it is), 32 (max-pool). All
+maps have the width D of the ViT.
 """
 
 import math
@@ -12,42 +13,49 @@ from mugs.models.vit import ViT
 
 
 def tapped_blocks(depth: int) -> tuple[int, int, int, int]:
-    """Zero-based blocks whose outputs are used: 3, 5, 7, 11 of twelve, in proportion for other depths."""
+    """Return the zero-based blocks whose outputs are used: 3, 5, 7, 11 of twelve.
+
+    Other depths use blocks in proportion.
+    """
     first, second, third = (math.ceil(depth * share / 6) - 1 for share in (2, 3, 4))
     return first, second, third, depth - 1
 
 
 class TappedViT(nn.Module):
-    """A ViT that hands out the patch tokens of four blocks; images need sides that are multiples of the patch size.
+    """A ViT that returns the patch tokens of four blocks.
 
-    normed: the ViT's final LayerNorm on each of the four outputs (segmentation) or on none (detection). Where it is not
-    used it is frozen, so that every trained parameter receives a gradient.
+    Sides of images have to be multiples of the patch size. normed: apply the final LayerNorm to
+    each of the four outputs (segmentation) or to none (detection).
     """
 
     def __init__(self, vit: ViT, *, normed: bool) -> None:
         super().__init__()
-        self.vit, self.normed = vit, normed
+        self.vit = vit
+        self.normed = normed
         self.blocks = tapped_blocks(len(vit.blocks))
         self.width = vit.config.embed_dim
+        # Frozen if unused: data-parallel training waits for a gradient of every trained parameter.
         vit.norm.requires_grad_(normed)
 
-    def tapped(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> four maps (N, D, H / patch, W / patch), class token dropped."""
+    def tapped_maps(self, images: Tensor) -> list[Tensor]:
+        """Map images (N, 3, H, W) to four maps (N, D, H / patch, W / patch)."""
         patch = self.vit.config.patch_size
-        height, width = images.shape[2] // patch, images.shape[3] // patch
-        wanted = set(self.blocks)
-        found = {}
+        maps = {}
         for index, tokens in enumerate(self.vit.block_outputs(images)):
-            if index in wanted:
+            if index in self.blocks:
                 kept = self.vit.norm(tokens) if self.normed else tokens
-                found[index] = (
-                    kept[:, 1:].transpose(1, 2).reshape(len(images), self.width, height, width)
+                # Without the class token, (N, h * w, D) becomes (N, D, h, w).
+                maps[index] = (
+                    kept[:, 1:]
+                    .transpose(1, 2)
+                    .reshape(len(images), self.width, images.shape[2] // patch, -1)
                 )
-        return [found[index] for index in self.blocks]
+        # By index, because a shallow ViT uses a block twice.
+        return [maps[index] for index in self.blocks]
 
 
 class Pyramid(TappedViT):
-    """A ViT and the four operations behind it."""
+    """A ViT and one operation behind each of its four outputs."""
 
     def __init__(self, vit: ViT, *, normed: bool) -> None:
         super().__init__(vit, normed=normed)
@@ -65,14 +73,15 @@ class Pyramid(TappedViT):
 
     @property
     def strides(self) -> tuple[int, int, int, int]:
-        """Pixels per cell of each map."""
+        """Return the pixels per cell of each map."""
         patch = self.vit.config.patch_size
         return patch // 4, patch // 2, patch, 2 * patch
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> (N, D, H / stride, W / stride) for each stride."""
-        return [scale(x) for scale, x in zip(self.scales, self.tapped(images), strict=True)]
+        """Map images (N, 3, H, W) to (N, D, H / stride, W / stride) for each stride."""
+        return [scale(x) for scale, x in zip(self.scales, self.tapped_maps(images), strict=True)]
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:
+    """Return a transposed convolution that doubles the sides of a map."""
     return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)

@@ -1,4 +1,4 @@
-"""Which images are trained on together, and getting them ready ahead of the loop."""
+"""Which images are trained on together, and views that are loaded ahead of the loop."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,14 @@ from mugs.transfer.detection.views import apply_view_plan, draw_view_plan, pad_b
 
 
 class AspectGroupedOrder:
-    """Passes of `images_per_pass` images that are all wide or all not, shuffled by (seed, epoch).
+    """Micro-batches of images that are all wide or all not, shuffled by (seed, epoch).
 
-    What is padded to a common size and sent through the network together does not depend on the number of ranks. Images
-    are repeated to fill the last pass of either kind and the last batch.
+    The images of a micro-batch are padded to a common size, and attention sees the padding. So
+    micro-batches are part of the recipe and do not depend on the number of ranks. Images are
+    repeated to fill the last micro-batch of either kind and the last batch.
+
+    Raises:
+        ValueError: The batch does not divide over the ranks, or there is no image.
     """
 
     def __init__(
@@ -42,42 +46,44 @@ class AspectGroupedOrder:
     ) -> None:
         if batch_size % (world * images_per_pass):
             raise ValueError(
-                f"batch_size {batch_size} does not divide over {world} ranks into passes of {images_per_pass} images"
+                f"batch_size {batch_size} does not divide over {world} ranks "
+                f"into passes of {images_per_pass} images"
             )
         if not len(wide):
             raise ValueError("no image to train on")
         self.groups = [np.flatnonzero(np.asarray(wide) == kind) for kind in (False, True)]
-        self.seed, self.world, self.rank, self.size = seed, world, rank, images_per_pass
-        self.passes_per_step = batch_size // images_per_pass
-        passes = sum(-(-len(group) // images_per_pass) for group in self.groups)
-        self.steps_per_epoch = -(-passes // self.passes_per_step)
+        self.seed = seed
+        self.world = world
+        self.rank = rank
+        self.size = images_per_pass
+        self.micro_batches_per_step = batch_size // images_per_pass
+        num_micro_batches = sum(-(-len(group) // images_per_pass) for group in self.groups)
+        self.steps_per_epoch = -(-num_micro_batches // self.micro_batches_per_step)
+        # Cached, because every step of an epoch asks for the same permutation.
         self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        """All passes of an epoch in order, (passes, images_per_pass)."""
+        """Return all micro-batches of an epoch in order, (number, images_per_pass)."""
         rng = make_item_generator(self.seed, epoch, EpochStream.DETECTION_ORDER)
         shuffled = [rng.permutation(group) for group in self.groups if len(group)]
-        passes = np.concatenate([self._passes(group) for group in shuffled])
-        order = rng.permutation(len(passes))
-        return passes[np.resize(order, self.steps_per_epoch * self.passes_per_step)]
+        # `np.resize` repeats the first entries where entries are missing.
+        micro_batches = np.concatenate(
+            [np.resize(group, (-(-len(group) // self.size), self.size)) for group in shuffled]
+        )
+        order = rng.permutation(len(micro_batches))
+        return micro_batches[np.resize(order, self.steps_per_epoch * self.micro_batches_per_step)]
 
-    def _passes(self, group: np.ndarray) -> np.ndarray:
-        count = -(-len(group) // self.size)
-        return np.resize(group, (count, self.size))
-
-    def passes(self, step: int) -> np.ndarray:
-        """This rank's passes of a step, (passes_per_step / world, images_per_pass)."""
+    def micro_batches(self, step: int) -> np.ndarray:
+        """Return this rank's share of a step's micro-batches, (share, images_per_pass)."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        batch = self.permutation(epoch)[
-            within * self.passes_per_step : (within + 1) * self.passes_per_step
-        ]
-        share = self.passes_per_step // self.world
-        return batch[self.rank * share : (self.rank + 1) * share]
+        share = self.micro_batches_per_step // self.world
+        first = within * self.micro_batches_per_step + self.rank * share
+        return self.permutation(epoch)[first : first + share]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Images (N, 3, H, W), normalised and padded, their objects and their numbers in the split."""
+    """Images (N, 3, H, W), normalized and padded, their objects and their indices in the split."""
 
     images: Tensor
     targets: tuple[Targets, ...]
@@ -94,29 +100,34 @@ def iter_micro_batches(
     multiple: int,
     threads: int,
 ) -> Generator[list[MicroBatch]]:
-    """This rank's passes of each step, from `chosen` images; views are a function of (seed, epoch, image id)."""
-    share = order.passes_per_step // order.world
+    """Yield this rank's micro-batches of each step, from the `chosen` images of a split.
 
-    def ready(drawn: tuple[int, np.ndarray]) -> MicroBatch:
-        epoch, numbers = drawn
+    Views are a function of (seed, epoch, image id).
+    """
+    share = order.micro_batches_per_step // order.world
+
+    def load(request: tuple[int, np.ndarray]) -> MicroBatch:
+        epoch, numbers = request
         indices = tuple(chosen[i] for i in numbers)
         views = [load_training_view(split, index, order.seed, epoch, scales) for index in indices]
         return MicroBatch(
             pad_batch([v[0] for v in views], multiple), tuple(v[1] for v in views), indices
         )
 
-    draws = (
-        (step // order.steps_per_epoch, numbers) for step in steps for numbers in order.passes(step)
+    requests = (
+        (step // order.steps_per_epoch, numbers)
+        for step in steps
+        for numbers in order.micro_batches(step)
     )
-    passes = map_prefetched(ready, draws, threads)
+    micro_batches = map_prefetched(load, requests, threads)
     for _ in steps:
-        yield [next(passes) for _ in range(share)]
+        yield [next(micro_batches) for _ in range(share)]
 
 
 def load_training_view(
     split: CocoSplit, index: int, seed: int, epoch: int, scales: Scales
 ) -> tuple[Tensor, Targets]:
-    """Normalised view (3, h, w) of an image and the objects in it."""
+    """Return a normalized view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
     rng = make_generator(seed, epoch, entry.number, SampleStream.DETECTION_VIEW)
     plan = draw_view_plan(rng, entry.size, scales)

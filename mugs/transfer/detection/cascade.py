@@ -1,6 +1,9 @@
-"""Three stages of box and mask heads, each of which starts from the boxes of the one before.
+"""Three stages of box and mask heads; each stage starts from the boxes of the previous one.
 
-R sampled boxes of all images, K classes; label K is the background.
+Thresholds, weights and counts are those of mmdet's Cascade Mask R-CNN config as iBOT changes it and
+Mugs uses it; parity tests compare losses and detections with mmdet.
+
+Shapes: R sampled boxes of all images, K classes; label K is the background.
 """
 
 from collections.abc import Sequence
@@ -19,20 +22,24 @@ from mugs.transfer.detection.matching import match_boxes, sample_matches
 from mugs.transfer.detection.roi_pooling import cut_mask_targets, pool_regions
 from mugs.transfer.detection.targets import Targets
 
-NMS_IOU = 0.5
-GIOU_WEIGHT = 10.0
-POSITIVE_SHARE = 0.25
+NMS_IOU = 0.5  # of the final boxes, within a class
+GIOU_WEIGHT = 10.0  # iBOT's config; the base config has smooth L1 on deltas instead
+POSITIVE_SHARE = 0.25  # at most, of the sampled boxes
 
 
 @dataclass(frozen=True)
 class CascadeStage:
-    """IoU from which a box is positive (below it is background), weight of the losses, spread of the deltas."""
+    """One stage: IoU from which a box is positive, weight of its losses, spread of its deltas.
+
+    Boxes below that IoU are background; none is ignored.
+    """
 
     iou: float
     weight: float
     stds: Stds
 
 
+# Each stage sees better boxes, so it demands more overlap and expects smaller deltas.
 STAGES = (
     CascadeStage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2)),
     CascadeStage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
@@ -42,10 +49,10 @@ STAGES = (
 
 @dataclass(frozen=True)
 class SampledBoxes:
-    """Boxes (r, 4) of one image that losses are taken on, positives first, and what they stand for.
+    """Boxes (r, 4) of one image that losses are computed on, positives first.
 
-    labels (r,): K for background; objects (p,): which object of the image each positive stands for; given (r,): whether
-    the box is an object's own, put among the proposals.
+    labels (r,): K for background. objects (p,): which object of the image each positive stands for.
+    given (r,): whether the box is the true box of an object, put among the proposals.
     """
 
     boxes: Tensor
@@ -55,18 +62,19 @@ class SampledBoxes:
 
 
 class Cascade(nn.Module):
-    """The heads of all stages, on the maps of the FPN without the coarsest."""
+    """The heads of all stages; they read the maps of the FPN without the coarsest one."""
 
     def __init__(self, config: DetectorConfig, strides: Sequence[int]) -> None:
         super().__init__()
-        self.config, self.strides = config, tuple(strides)
+        self.config = config
+        self.strides = tuple(strides)
         self.box_heads = nn.ModuleList(BoxHead(config) for _ in STAGES)
         self.mask_heads = nn.ModuleList(MaskHead(config) for _ in STAGES)
 
     def losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Weighted losses of every stage. proposals: boxes (p, 4) of each image."""
+        """Return the weighted losses of every stage; proposals: boxes (p, 4) of each image."""
         result: dict[str, Tensor] = {}
         for number, stage in enumerate(STAGES):
             sampled = [
@@ -95,20 +103,22 @@ class Cascade(nn.Module):
         logits = self.mask_heads[number](pool_regions(maps, self.strides, positives, MASK_INPUT))
         labels = torch.cat([s.labels[: len(s.objects)] for s in sampled])
         found = zip(targets, sampled, positives, strict=True)
-        wanted = torch.cat([cut_mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
+        expected = torch.cat([cut_mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
         own = select_class(logits, labels)
-        return F.binary_cross_entropy_with_logits(own, wanted, reduction="sum") / max(
-            own.numel(), 1
-        )
+        # A mean by hand: torch's is NaN without positives, while this is 0 and has gradients, so
+        # that all ranks average the same parameters.
+        total = F.binary_cross_entropy_with_logits(own, expected, reduction="sum")
+        return total / max(own.numel(), 1)
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes (n, 4), scores, labels and mask probabilities (n, 28, 28) of one image, best first.
+        """Return boxes (n, 4), scores, labels and mask probabilities (n, 28, 28), best first.
 
-        The classes' logits are averaged over the stages, the masks' probabilities too.
+        For one image, whose height and width without padding are `size`.
         """
-        boxes, sums, candidates = proposals, proposals.new_zeros(()), proposals
+        boxes = candidates = proposals
+        sums = proposals.new_zeros(())
         for head, stage in zip(self.box_heads, STAGES, strict=True):
             logits, deltas = head(pool_regions(maps, self.strides, [boxes], BOX_SIZE))
             sums = sums + logits
@@ -116,6 +126,8 @@ class Cascade(nn.Module):
                 decode_deltas(boxes[:, None], deltas, stage.stds), size
             )
             boxes = select_class(candidates, logits[:, :-1].argmax(dim=1))
+        # mmdet averages logits over the stages, not probabilities; for masks it averages
+        # probabilities.
         probabilities = (sums / len(STAGES)).softmax(dim=1)[:, :-1]
         found, scores, labels = select_best_boxes(candidates, probabilities, self.config)
         if len(found) == 0:
@@ -130,7 +142,9 @@ class Cascade(nn.Module):
 def sample_boxes(
     proposals: Tensor, target: Targets, stage: CascadeStage, number: int, config: DetectorConfig
 ) -> SampledBoxes:
-    """Boxes of one image for a stage; the image's own objects are among the proposals."""
+    """Sample the boxes of one image for a stage."""
+    # The true boxes are put among the proposals, at every stage: early in training the proposals
+    # alone may contain no positive one.
     boxes = torch.cat([target.boxes, proposals])
     matched = match_boxes(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
     positive, negative = sample_matches(
@@ -157,7 +171,10 @@ def compute_box_losses(
     targets: Sequence[Targets],
     stage: CascadeStage,
 ) -> dict[str, Tensor]:
-    """Cross-entropy, and 10 x (1 - GIoU) of the positives' decoded, unclipped boxes; both over all R boxes."""
+    """Return cross-entropy and 10 (1 - GIoU) of the positives' decoded, unclipped boxes.
+
+    Both are sums divided by the number of all R boxes, the background included.
+    """
     labels = torch.cat([s.labels for s in sampled])
     num_classes = deltas.shape[1]
     positive = (labels < num_classes).nonzero()[:, 0]
@@ -179,9 +196,9 @@ def refine_proposals(
     sizes: Sequence[tuple[int, int]],
     stage: CascadeStage,
 ) -> list[Tensor]:
-    """The decoded boxes of each image, clipped: of the object's class for positives, of the likeliest for others.
+    """Decode and clip the boxes of each image for the next stage.
 
-    Objects that had been put among the proposals are dropped; the next stage puts them back.
+    Positives use the deltas of their object's class, the others those of their likeliest class.
     """
     result = []
     counts = [len(s.boxes) for s in sampled]
@@ -194,6 +211,7 @@ def refine_proposals(
         refined = clip_boxes_to_image(
             decode_deltas(one.boxes, select_class(delta, labels), stage.stds), size
         )
+        # True boxes that were put among the proposals leave here; the next stage adds them again.
         result.append(refined[~one.given])
     return result
 
@@ -201,7 +219,11 @@ def refine_proposals(
 def select_best_boxes(
     boxes: Tensor, probabilities: Tensor, config: DetectorConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (R, K, 4) and probabilities (R, K) -> boxes, scores and labels after NMS within each class, best first."""
+    """Select the best boxes after NMS within each class: boxes, scores and labels, best first.
+
+    boxes (R, K, 4) and probabilities (R, K).
+    """
+    # One row may give several detections: one per class above the threshold.
     rows, labels = (probabilities > config.score_threshold).nonzero(as_tuple=True)
     candidates, scores = boxes[rows, labels], probabilities[rows, labels]
     kept = batched_nms(candidates, scores, labels, NMS_IOU)[: config.max_detections]

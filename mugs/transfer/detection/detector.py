@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN: pyramid of the ViT, FPN, proposals, three stages."""
+"""Cascade Mask R-CNN: pyramid of the ViT, FPN, proposals, three stages of heads."""
 
 import copy
 from collections.abc import Sequence
@@ -21,15 +21,17 @@ from mugs.transfer.pyramid import Pyramid
 
 
 class Detector(nn.Module):
-    """Boxes, classes and masks of the objects in images; normalised, padded with 0 to a common size."""
+    """Finds boxes, classes and masks in images that are normalized and padded with zeros."""
 
     def __init__(self, vit: ViT, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         patch = vit.config.patch_size
+        # The table is resized once, to the usual size of an image, and then trained at that size.
         vit.set_position_grid(config.image_size[0] // patch, config.image_size[1] // patch)
         self.pyramid = Pyramid(vit, normed=False)
         self.fpn = FeaturePyramidNetwork([self.pyramid.width] * 4, config.width, LastLevelMaxPool())
+        # mmdet's initial weights of the FPN; torchvision's are Kaiming uniform.
         for module in self.fpn.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -38,19 +40,21 @@ class Detector(nn.Module):
         self.cascade = Cascade(config, strides)
 
     def forward(self, images: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Losses by name, weighted; their sum is what is trained. images (N, 3, H, W)."""
+        """Return weighted losses by name for images (N, 3, H, W); training minimizes their sum."""
         self.pyramid.vit.set_depth_uniforms(self._depth_uniforms(targets, images.device))
         maps = self._maps(images)
         logits, deltas, anchors = self.rpn(maps)
         losses = self.rpn.losses(logits, deltas, anchors, targets)
         proposals = self.rpn.proposals(logits, deltas, anchors, [t.size for t in targets])
+        # The heads skip the coarsest map. RoIAlign and losses stay in fp32 under autocast.
         return losses | self.cascade.losses([m.float() for m in maps[:-1]], proposals, targets)
 
     @torch.no_grad()
     def detect(self, image: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Detections:
-        """Objects of one image (1, 3, H, W) whose part without padding is `size`, in pixels of the `original` one.
+        """Find the objects of one image (1, 3, H, W), in pixels of the original image.
 
-        Sizes are (height, width).
+        size: the part of the image without padding; original: the size of the original image; both
+        as (height, width).
         """
         self.pyramid.vit.set_depth_uniforms(None)
         maps = self._maps(image)
@@ -59,17 +63,18 @@ class Detector(nn.Module):
         boxes, scores, labels, masks = self.cascade.detect(
             [m.float() for m in maps[:-1]], proposals, size
         )
+        # Two scales: rounding the size of the network's input changes the aspect a little.
         scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         boxes = clip_boxes_to_image(boxes * scale, original)
         return Detections(boxes, scores, labels, paste_masks(masks, boxes, original))
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """Five maps of the FPN, finest first."""
+        """Return the five maps of the FPN, finest first."""
         found = {str(index): feature for index, feature in enumerate(self.pyramid(images))}
         return list(self.fpn(found).values())
 
     def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
-        """U(0, 1) draws (2 * depth, N), each image's a function of its key."""
+        """Return U(0, 1) draws (2 * depth, N), each column a function of its image's key."""
         count = 2 * self.pyramid.vit.config.depth
         draws = [
             hashed_bits(
@@ -82,18 +87,20 @@ class Detector(nn.Module):
 
 
 def build_detector(vit: ViT, config: DetectorConfig, *, seed: int) -> Detector:
-    """The detector on a backbone; new weights are drawn from the seed."""
+    """Return the detector on a backbone; new weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Detector(vit, config)
 
 
 def count_detector_flops(model: Detector, size: tuple[int, int]) -> float:
-    """Floating-point operations of a training step's part of one image of (height, width); backward counts twice.
+    """Count the floating-point operations of a training step on one image of (height, width).
 
-    Counted on a copy without memory, with as many boxes as are sampled at most. RoIAlign is not in it.
+    With as many boxes as are sampled at most, and without RoIAlign. Backward counts twice forward.
     """
-    config, twin = model.config, copy.deepcopy(model).to("meta").eval()
+    # Tensors on "meta" have shapes but no memory, so nothing is computed.
+    config = model.config
+    twin = copy.deepcopy(model).to("meta").eval()
     twin.pyramid.vit.set_depth_uniforms(None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin.rpn(twin._maps(torch.empty(1, 3, *size, device="meta")))

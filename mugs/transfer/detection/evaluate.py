@@ -1,4 +1,4 @@
-"""Detections on a split, over any number of ranks, and COCO's average precision of them."""
+"""Detections on a split, over any number of ranks, and COCO's average precision."""
 
 import contextlib
 import io
@@ -31,26 +31,34 @@ from pipeline.files import write_atomic
 
 logger = logging.getLogger(__name__)
 KINDS = {"box": "bbox", "mask": "segm"}
-METRICS = ("AP", "AP50", "AP75")  # the first three of pycocotools' figures
+METRICS = ("AP", "AP50", "AP75")  # the first three of pycocotools' twelve figures
 
 
 def detect_split(
     model: Detector, split: CocoSplit, config: DetectionConfig, run_dir: Path, device: torch.device
 ) -> Path | None:
-    """Detections on every image, one image at a time, gathered on rank 0: a file in COCO's result format.
+    """Detect on every image of a split and return a file in COCO's result format.
 
-    Every rank takes every world-size-th image and writes its own part, so none is done twice; None on other ranks.
+    Every rank takes every world-th image and writes its own part; rank 0 merges them. Returns None
+    on the other ranks.
     """
-    world, rank = distributed.world_size(), distributed.rank()
-    mine = range(rank, len(split), world)
-    path, quiet = run_dir / "progress.json", not distributed.is_main()
-    progress = Progress("detect", len(mine), unit="images", path=path, quiet=quiet)
+    world = distributed.world_size()
+    rank = distributed.rank()
+    own_indices = range(rank, len(split), world)
+    progress = Progress(
+        "detect",
+        len(own_indices),
+        unit="images",
+        path=run_dir / "progress.json",
+        quiet=not distributed.is_main(),
+    )
     found = []
     images = map_prefetched(
-        lambda index: load_test_view(split, index, config.scales), mine, config.threads
+        lambda index: load_test_view(split, index, config.scales), own_indices, config.threads
     )
     model.eval()
-    for done, (index, image) in enumerate(zip(mine, images, strict=True), 1):
+    for done, (index, image) in enumerate(zip(own_indices, images, strict=True), 1):
+        # One image per pass, as in the reference: attention would see the padding of a batch.
         entry = split.images[index]
         batch = pad_batch([image], model.pyramid.strides[-1]).to(device)
         with autocast(config.precision, device):
@@ -60,26 +68,28 @@ def detect_split(
         )
         progress.update(done)
     progress.close()
+    # Parts go through files, not through a gather: the masks of 5,000 images are large. The number
+    # of ranks is in the name, so that a restart on fewer ranks does not read old parts.
     folder = run_dir / "detections"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"part_{rank:04d}_of_{world:04d}.json", json.dumps(found))
+    parts = [folder / f"part_{r:04d}_of_{world:04d}.json" for r in range(world)]
+    write_atomic(parts[rank], json.dumps(found))
     distributed.barrier()
     if not distributed.is_main():
         return None
-    parts = [folder / f"part_{r:04d}_of_{world:04d}.json" for r in range(world)]
     target = run_dir / "detections.json"
     write_atomic(target, json.dumps(merge_parts(parts, split)))
     return target
 
 
 def load_test_view(split: CocoSplit, index: int, scales: Scales) -> Tensor:
-    """Normalised image (3, h, w), shorter side at the test size."""
+    """Return a normalized image (3, h, w) with its shorter side at the test size."""
     size = fit_size(split.images[index].size, scales.test_short_side, scales.max_side)
     return normalize_pixels(resize_image(split.read(index), size))
 
 
 def to_coco_results(found: Detections, categories: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO's fields of each object: box as x, y, width, height, and the mask's run-length code as text."""
+    """Return each object in COCO's format: box as x, y, width, height, mask as run-length code."""
     lists = zip(
         found.boxes.tolist(),
         found.scores.tolist(),
@@ -89,6 +99,7 @@ def to_coco_results(found: Detections, categories: Sequence[int]) -> list[dict[s
     )
     result = []
     for (x1, y1, x2, y2), score, label, mask in lists:
+        # pycocotools reads columns, hence the Fortran order.
         code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         outline = {"size": [int(v) for v in code["size"]], "counts": code["counts"].decode("ascii")}
         box = [x1, y1, x2 - x1, y2 - y1]
@@ -99,26 +110,30 @@ def to_coco_results(found: Detections, categories: Sequence[int]) -> list[dict[s
 
 
 def merge_parts(parts: Sequence[Path], split: CocoSplit) -> list[dict[str, Any]]:
-    """All parts as one list of detections. Raises RuntimeError unless every image of the split is there once."""
+    """Return the detections of all parts.
+
+    Raises:
+        RuntimeError: An image of the split is missing, or is there twice.
+    """
     images = [image for part in parts for image in json.loads(part.read_bytes())]
-    counts, wanted = (
-        Counter(image["image_id"] for image in images),
-        {image.number for image in split.images},
-    )
+    counts = Counter(image["image_id"] for image in images)
+    expected = Counter(image.number for image in split.images)
     wrong = [
-        str(number)
-        for number in sorted(counts.keys() | wanted)
-        if counts[number] != (number in wanted)
+        str(number) for number in sorted(counts | expected) if counts[number] != expected[number]
     ]
     if wrong:
         raise RuntimeError(
-            f"{parts[0].parent}: detections not there exactly once, of images {format_names(wrong)}"
+            f"{parts[0].parent}: expected every image exactly once, found missing or repeated "
+            f"images {format_names(wrong)}"
         )
     return [{"image_id": image["image_id"], **one} for image in images for one in image["objects"]]
 
 
 def compute_average_precision(annotations: Path, detections: Path) -> dict[str, float]:
-    """box AP, box AP50, box AP75 and the same of masks, in percent, of pycocotools with at most 100 detections."""
+    """Return AP, AP50 and AP75 of boxes and masks in percent, by pycocotools.
+
+    With at most 100 detections per image, as COCO defines them.
+    """
     results = json.loads(detections.read_bytes())
     result: dict[str, float] = {}
     for kind, code in KINDS.items():
@@ -130,12 +145,11 @@ def compute_average_precision(annotations: Path, detections: Path) -> dict[str, 
 
 
 def run_coco_eval(annotations: Path, results: Sequence[dict[str, Any]], code: str) -> list[float]:
-    """pycocotools' twelve figures for "bbox" or "segm"; zeros where nothing was detected."""
-    if not results:
+    """Return the twelve figures of pycocotools for "bbox" or "segm"."""
+    if not results:  # pycocotools cannot load an empty list
         return [0.0] * 12
-    left_out = (
-        "segmentation" if code == "bbox" else "bbox"
-    )  # with a box, areas of masks would be those of boxes
+    # pycocotools takes the area of a box if there is one, which would sort masks into wrong sizes.
+    left_out = "segmentation" if code == "bbox" else "bbox"
     entries = [{k: v for k, v in one.items() if k != left_out} for one in results]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         truth = COCO(str(annotations))

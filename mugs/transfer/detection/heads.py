@@ -1,4 +1,7 @@
-"""The networks behind pooled boxes: class and box, and mask."""
+"""The networks behind pooled regions: one for class and box, one for the mask.
+
+Shapes: R regions, C channels.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +11,15 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from mugs.models.batch_norm import AllRanksBatchNorm2d
 from mugs.transfer.detection.config import DetectorConfig
 
-BOX_SIZE, MASK_INPUT = 7, 14
+# Cells per side of the regions that the two heads read (mmdet's config).
+BOX_SIZE = 7
+MASK_INPUT = 14
 
 
 class BoxHead(nn.Module):
-    """Convolutions with batch normalisation, one layer of `fc_width`, then classes (background last) and deltas.
+    """Convolutions with batch norm, one layer of `fc_width`, then classes and deltas.
 
-    Deltas are those of each class; there are none for the background.
+    The background is the last class. Every class but the background has its own deltas.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -27,19 +32,20 @@ class BoxHead(nn.Module):
         )
         self.classes = nn.Linear(config.fc_width, config.num_classes + 1)
         self.boxes = nn.Linear(config.fc_width, 4 * config.num_classes)
+        # mmdet's initial weights: deltas start close to zero, so boxes start as the proposals.
         for layer, std in ((self.classes, 0.01), (self.boxes, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C, 7, 7) -> logits (R, classes + 1) and deltas (R, classes, 4), in fp32."""
+        """Map regions (R, C, 7, 7) to logits (R, classes + 1) and deltas (R, classes, 4), fp32."""
         hidden = self.trunk(pooled)
         deltas = self.boxes(hidden).float()
         return self.classes(hidden).float(), deltas.view(-1, self.num_classes, 4)
 
 
 class MaskHead(nn.Module):
-    """Convolutions without normalisation, a transposed one to twice the size, and one map for each class."""
+    """Convolutions without norm, a transposed one to twice the size, and one map per class."""
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -49,11 +55,11 @@ class MaskHead(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(R, C, 14, 14) -> logits (R, classes, 28, 28), in fp32."""
+        """Map regions (R, C, 14, 14) to logits (R, classes, 28, 28), in fp32."""
         logits: Tensor = self.predictor(self.trunk(pooled))
         return logits.float()
 
 
 def select_class(values: Tensor, labels: Tensor) -> Tensor:
-    """values (R, classes, ...) of the class of each row."""
+    """Return, of values (R, classes, ...), those of the class of each row."""
     return values[torch.arange(len(labels), device=labels.device), labels]

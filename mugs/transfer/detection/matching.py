@@ -6,9 +6,8 @@ from torchvision.ops import box_iou
 
 from mugs.random_streams import hashed_bits
 
+# Results of `match_boxes` that stand for no object. Negative, because objects count from 0.
 BACKGROUND = -1
-
-
 IGNORED = -2
 
 
@@ -20,19 +19,22 @@ def match_boxes(
     negative: float,
     promote: float | None = None,
 ) -> Tensor:
-    """Object index (n,) of each box, BACKGROUND or IGNORED, by IoU with objects (m, 4).
+    """Return the object index (n,) of each box by IoU with objects (m, 4), BACKGROUND or IGNORED.
 
-    IoU >= positive: the best object; < negative: background; between: ignored. With `promote`, an object's best boxes
-    (all that tie) stand for it where their IoU is at least that; of several such objects the last.
+    A box stands for its best object from an IoU of `positive` on, for the background below
+    `negative`, and is ignored in between. With `promote`, the best boxes of an object (all that
+    tie) stand for it from that IoU on; a box that is the best of several, for the last of them.
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
     iou = box_iou(objects, boxes)
     best, index = iou.max(dim=0)
-    unsure = torch.where(best < negative, BACKGROUND, IGNORED)
-    result = torch.where(best >= positive, index, unsure)
+    result = torch.where(best < negative, BACKGROUND, IGNORED)
+    result = torch.where(best >= positive, index, result)
     if promote is not None:
         top = iou.max(dim=1, keepdim=True).values
+        # mmdet assigns object by object, so a later object overwrites an earlier one. Here `argmax`
+        # finds the first of the flipped rows, which is the last object.
         promoted = ((iou == top) & (top >= promote)).flip(0)
         last = len(objects) - 1 - promoted.to(torch.uint8).argmax(dim=0)
         result = torch.where(promoted.any(dim=0), last, result)
@@ -42,10 +44,12 @@ def match_boxes(
 def sample_matches(
     matched: Tensor, num: int, positive_share: float, key: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices of at most `num` boxes, positives and background apart; background fills what positives leave.
+    """Choose at most `num` boxes at random: indices of positives and of background boxes.
 
-    Where there are more than wanted they are drawn at random, as a function of `key` and the box's place alone.
+    At most `num * positive_share` are positive; background boxes fill the rest.
     """
+    # A function of `key` and of the box's place alone: the choice does not depend on the rank, nor
+    # on the other images of the batch.
     draw = hashed_bits(key, len(matched), matched.device)
     positives = _draw(matched >= 0, int(num * positive_share), draw)
     return positives, _draw(matched == BACKGROUND, num - len(positives), draw)
@@ -55,4 +59,5 @@ def _draw(mask: Tensor, count: int, draw: Tensor) -> Tensor:
     indices = mask.nonzero()[:, 0]
     if len(indices) <= count:
         return indices
+    # Boxes with the smallest draws win. Sorted again, so that the order of boxes is kept.
     return indices[draw[indices].argsort()[:count]].sort().values

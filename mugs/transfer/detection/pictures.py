@@ -1,4 +1,4 @@
-"""Detections with boxes and masks drawn over their images, beside the truth."""
+"""Pictures of detections: boxes and masks over the image, beside the annotated objects."""
 
 import json
 from collections.abc import Sequence
@@ -12,21 +12,20 @@ from pycocotools import mask as rle
 from mugs.data.dense.coco import CocoSplit
 from mugs.data.dense.pictures import label_colors, save_png, side_by_side
 
-OPACITY = 0.5
+MASK_OPACITY = 0.5
 MIN_SCORE = 0.3
-MIN_WIDTH = 320  # smaller images are shown enlarged, so that the text can be read
-LINES, TEXT = (
-    160,
-    18,
-)  # widths of the picture that give the thickness of a line and the size of the text
+MIN_WIDTH = 320  # smaller images are enlarged, so that the text can be read
+# Thickness of lines and size of text, as shares of the width of the picture.
+LINES_PER_WIDTH = 160
+TEXT_PER_WIDTH = 18
 CAPTION = (
-    f"Left the truth, right what was found with a score of at least {MIN_SCORE}: box, mask and name of each object, "
-    "in the colour of its class, and the score."
+    "Left: the annotated objects. Right: the detections with a score of at least "
+    f"{MIN_SCORE}. Each object has a box, a mask and its name in the color of its class."
 )
 
 
 def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) -> list[Path]:
-    """One PNG file for each of the first `num` images: the truth, and what was found with a score of at least 0.3."""
+    """Write one PNG file for each of the first `num` images: annotated and detected objects."""
     found: dict[int, list[dict[str, Any]]] = {image.number: [] for image in split.images[:num]}
     for one in json.loads(detections.read_bytes()):
         if one["image_id"] in found and one["score"] >= MIN_SCORE:
@@ -49,7 +48,7 @@ DrawnObject = tuple[int, str, Sequence[float], np.ndarray]
 
 
 def list_annotated(split: CocoSplit, index: int) -> list[DrawnObject]:
-    """The objects that count."""
+    """Return the annotated objects of an image that count in the evaluation."""
     boxes, labels, masks = split.objects(index)
     names = [split.names[split.categories[label]] for label in labels.tolist()]
     return list(
@@ -58,7 +57,7 @@ def list_annotated(split: CocoSplit, index: int) -> list[DrawnObject]:
 
 
 def parse_detection(split: CocoSplit, one: dict[str, Any]) -> DrawnObject:
-    """A detection in COCO's format."""
+    """Read a detection in COCO's format."""
     x, y, width, height = one["bbox"]
     text = f"{split.names[one['category_id']]} {one['score']:.2f}"
     mask = np.asarray(rle.decode(one["segmentation"])).astype(bool)
@@ -66,15 +65,20 @@ def parse_detection(split: CocoSplit, one: dict[str, Any]) -> DrawnObject:
 
 
 def draw_objects(pixels: np.ndarray, objects: Sequence[DrawnObject]) -> np.ndarray:
-    """Image (H, W, 3) with masks in the colours of their classes, boxes and texts; enlarged where it is small."""
-    table, mixed = label_colors(), pixels.astype(np.float32)
+    """Draw masks, boxes and names over an image (H, W, 3); a small image is enlarged."""
+    # Color 0 is black, which would be invisible as a mask: class k has color k + 1.
+    table = label_colors()
+    mixed = pixels.astype(np.float32)
     for label, _, _, mask in objects:
-        mixed[mask] = (1 - OPACITY) * mixed[mask] + OPACITY * table[label % 255 + 1]
+        mixed[mask] = (1 - MASK_OPACITY) * mixed[mask] + MASK_OPACITY * table[label % 255 + 1]
+
+    # Lines and text are drawn after enlarging, so that they stay sharp.
     scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
     small = Image.fromarray(mixed.round().astype(np.uint8))
     picture = small.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST)
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(10, picture.width // TEXT))
-    line = max(1, picture.width // LINES)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(10, picture.width // TEXT_PER_WIDTH))
+    line = max(1, picture.width // LINES_PER_WIDTH)
     for label, text, box, _ in objects:
         light = tuple((128 + table[label % 255 + 1] // 2).tolist())
         x1, y1, x2, y2 = (value * scale for value in box)

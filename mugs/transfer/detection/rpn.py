@@ -1,6 +1,8 @@
-"""Region proposals: losses on anchors, and the best boxes of each image.
+"""Region proposal network (RPN): losses on anchors, and the best boxes of each image.
 
-N images, A anchors of all levels, in the order of the levels.
+Thresholds and weights are those of mmdet's Cascade Mask R-CNN config.
+
+Shapes: N images, a anchors of a level, A anchors of all levels in the order of the levels.
 """
 
 from collections.abc import Sequence
@@ -19,20 +21,27 @@ from mugs.transfer.detection.matching import match_boxes, sample_matches
 from mugs.transfer.detection.targets import Targets
 
 DELTA_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
-NMS_IOU = 0.7
+NMS_IOU = 0.7  # between proposals of one level
+POSITIVE_IOU = 0.7  # from here on an anchor stands for an object
+NEGATIVE_IOU = 0.3  # below, it is background; between the two it takes no part
+POSITIVE_SHARE = 0.5  # at most, of the sampled anchors
+SMOOTH_L1_BETA = 1 / 9
 
 
 class RPN(nn.Module):
-    """3x3 convolution, then objectness and four deltas for each anchor of each cell."""
+    """A 3x3 convolution, then objectness and four deltas for each anchor of each cell."""
 
     def __init__(self, config: DetectorConfig, strides: Sequence[int]) -> None:
         super().__init__()
-        self.config, self.strides = config, tuple(strides)
+        self.config = config
+        self.strides = tuple(strides)
         self.head = RPNHead(config.width, len(ANCHOR_RATIOS))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Maps (N, C, H, W) -> objectness logits (N, a), deltas (N, a, 4) and anchors (a, 4) of each level."""
+        """Map (N, C, H, W) of each level to logits (N, a), deltas (N, a, 4) and anchors (a, 4)."""
         logits, deltas = self.head(list(maps))
+        # Under autocast, decoding and losses need fp32. Channels become the last axis: this is the
+        # order of the anchors.
         scores = [x.float().permute(0, 2, 3, 1).flatten(1) for x in logits]
         shifts = [x.float().permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas]
         sizes = zip(maps, self.strides, strict=True)
@@ -49,42 +58,41 @@ class RPN(nn.Module):
         anchors: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy and smooth L1 (beta 1/9) on sampled anchors, both over the number sampled.
-
-        Anchors that cross the border of the image take no part.
-        """
-        scores, shifts, boxes = (
-            torch.cat(list(logits), 1),
-            torch.cat(list(deltas), 1),
-            torch.cat(list(anchors)),
-        )
-        objectness, regression, count = scores.new_zeros(()), scores.new_zeros(()), 0
+        """Return binary cross-entropy and smooth L1, divided by the number of sampled anchors."""
+        scores = torch.cat(list(logits), 1)
+        shifts = torch.cat(list(deltas), 1)
+        boxes = torch.cat(list(anchors))
+        objectness = regression = scores.new_zeros(())
+        count = 0
         for score, shift, target in zip(scores, shifts, targets, strict=True):
+            # Anchors that cross the border of the image take no part; torchvision would sample them
+            # as background.
             usable = inside_image(boxes, target.size).nonzero()[:, 0]
+            # Every object's best anchor counts as well, if its IoU is not below NEGATIVE_IOU.
             matched = match_boxes(
-                boxes[usable], target.boxes, positive=0.7, negative=0.3, promote=0.3
+                boxes[usable],
+                target.boxes,
+                positive=POSITIVE_IOU,
+                negative=NEGATIVE_IOU,
+                promote=NEGATIVE_IOU,
             )
             positive, negative = sample_matches(
                 matched,
                 self.config.rpn_samples,
-                0.5,
+                POSITIVE_SHARE,
                 derive_detection_key(target.key, DetectionStream.RPN_SAMPLES),
             )
-            objects, positive, negative = (
-                target.boxes[matched[positive]],
-                usable[positive],
-                usable[negative],
-            )
-            chosen = score[torch.cat([positive, negative])]
-            truth = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(
-                chosen.dtype
-            )
+            objects = target.boxes[matched[positive]]
+            positive = usable[positive]  # from places among the usable anchors to those among all
+            chosen = score[torch.cat([positive, usable[negative]])]
+            truth = torch.zeros_like(chosen)
+            truth[: len(positive)] = 1
             objectness = objectness + F.binary_cross_entropy_with_logits(
                 chosen, truth, reduction="sum"
             )
-            wanted = encode_deltas(boxes[positive], objects, DELTA_STDS)
+            expected = encode_deltas(boxes[positive], objects, DELTA_STDS)
             regression = regression + F.smooth_l1_loss(
-                shift[positive], wanted, beta=1 / 9, reduction="sum"
+                shift[positive], expected, beta=SMOOTH_L1_BETA, reduction="sum"
             )
             count += len(chosen)
         return {"rpn_objectness": objectness / max(count, 1), "rpn_box": regression / max(count, 1)}
@@ -97,12 +105,14 @@ class RPN(nn.Module):
         anchors: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
-        """Boxes (p, 4) of each image, best first: the best of each level after NMS within it, the best of those."""
+        """Return the proposals (p, 4) of each image, best first."""
         most = self.config.proposals_train if self.training else self.config.proposals_test
         result = []
         for image, size in enumerate(sizes):
-            boxes, scores = [], []
+            boxes = []
+            scores = []
             for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
+                # NMS within a level only, as in mmdet: levels hold objects of different sizes.
                 best, index = logit[image].topk(min(most, logit.shape[1]))
                 level = clip_boxes_to_image(
                     decode_deltas(anchor[index], delta[image][index], DELTA_STDS), size

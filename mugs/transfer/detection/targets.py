@@ -1,4 +1,4 @@
-"""What is known of a training image, and what is found in a test image."""
+"""The objects of a training image, and those found in a test image."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """Objects of one image: boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n,) from 0, masks (n, H, W) of 0 and 1.
+    """Objects of one image: boxes (n, 4), labels (n,) from 0, masks (n, H, W) of 0 and 1.
 
-    size: height and width of the image without padding; the masks have it too. key: what the image's random choices are
-    a function of.
+    Boxes are x1, y1, x2, y2 in pixels. size: height and width of the image and of the masks,
+    without padding. key: what the random choices on this image are a function of.
     """
 
     boxes: Tensor

@@ -1,7 +1,7 @@
 """Training a detector as a task of the training loop.
 
-State to resume is the step, the network with its running statistics and the optimizer: all randomness is a function of
-(seed, epoch, image id).
+The state to resume is the step, the network with its running statistics and the optimizer. All
+randomness is a function of (seed, epoch, image id).
 """
 
 from collections.abc import Generator
@@ -25,9 +25,11 @@ from mugs.transfer.schedules import StepSchedule
 
 
 class DetectionTraining(ModelTask[list[MicroBatch]]):
-    """A detector on its images. Raises ValueError when the batch does not divide over the ranks.
+    """Trains a detector on the images of a COCO split.
 
-    An image that cannot be used ends training with a DecodeError or SourceError naming it.
+    Raises:
+        ValueError: The batch does not divide over the ranks.
+        DecodeError, SourceError: An image cannot be used; the message names it.
     """
 
     label = "detection"
@@ -42,7 +44,8 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         device: torch.device,
     ) -> None:
         prepare_model(model, device)
-        self.split, self.multiple = split, model.pyramid.strides[-1]
+        self.split = split
+        self.multiple = model.pyramid.strides[-1]  # sides of a batch are multiples of this
         self.chosen = trainable_indices(split, config.min_side)
         self.order = AspectGroupedOrder(
             [split.images[i].width > split.images[i].height for i in self.chosen],
@@ -64,7 +67,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
 
     def batches(self, start: int) -> Generator[list[MicroBatch]]:
-        """Passes of this rank."""
+        """Yield the micro-batches of this rank, one list per step."""
         return iter_micro_batches(
             self.split,
             self.chosen,
@@ -76,11 +79,11 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
 
     def sample_ids(self, batch: list[MicroBatch]) -> Tensor:
-        """COCO's numbers of the images."""
+        """Return COCO's ids of the images."""
         return torch.tensor([self.split.images[i].number for one in batch for i in one.indices])
 
     def backward(self, wrapped: nn.Module, batch: list[MicroBatch], step: int) -> Losses:
-        """Gradients of the summed losses, means over the passes."""
+        """Leave the gradients of the summed losses, averaged over the micro-batches."""
         sums: dict[str, Tensor] = {}
         for number, one in enumerate(batch):
             images = one.images.to(self.device, non_blocking=True)
@@ -89,6 +92,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
                 sync_gradients(wrapped, last=number == len(batch) - 1),
                 autocast(self.config.precision, self.device),
             ):
+                # Each micro-batch has a backward pass of its own, which frees its activations.
                 losses = {
                     name: value / len(batch) for name, value in wrapped(images, targets).items()
                 }
@@ -98,7 +102,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
 
 
 def on_device(target: Targets, device: torch.device) -> Targets:
-    """The same objects on a device."""
+    """Copy objects to a device."""
     boxes, labels, masks = (
         x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks)
     )
@@ -106,7 +110,7 @@ def on_device(target: Targets, device: torch.device) -> Targets:
 
 
 def build_detection_schedule(config: DetectionConfig, steps_per_epoch: int) -> StepSchedule:
-    """The schedule of a run."""
+    """Return the schedule of a run."""
     return StepSchedule(
         peak_lr=config.lr,
         steps_per_epoch=steps_per_epoch,

@@ -1,4 +1,4 @@
-"""Training views and test images: what is done to an image is drawn first, then applied to pixels, boxes and masks."""
+"""Training views: a plan is drawn first, then applied to pixels, boxes and masks alike."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,10 @@ from mugs.transfer.detection.targets import Targets
 
 
 def typical_view_size(scales: Scales, multiple: int) -> tuple[int, int]:
-    """Height and width of a view of 4 to 3 with the mean shorter side, padded to multiples."""
+    """Return height and width of a 4:3 view of the mean shorter side, padded to multiples.
+
+    Only the estimate of the floating-point operations uses it.
+    """
     short = sum(scales.short_sides) / len(scales.short_sides)
     sides = fit_size((3, 4), round(short), scales.max_side)
     return -(-sides[0] // multiple) * multiple, -(-sides[1] // multiple) * multiple
@@ -23,7 +26,10 @@ def typical_view_size(scales: Scales, multiple: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class DetectionViewPlan:
-    """What becomes of an image, in order; sizes are (height, width), the crop is top, left, height, width."""
+    """What is done to an image, in this order; crop is (top, left, height, width).
+
+    Sizes are (height, width).
+    """
 
     flip: bool
     first: tuple[int, int] | None
@@ -32,7 +38,7 @@ class DetectionViewPlan:
 
 
 def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> DetectionViewPlan:
-    """The random choices for an image of (height, width)."""
+    """Draw the random choices for an image of (height, width)."""
     flip = bool(rng.random() < scales.flip_prob)
     if rng.random() >= scales.crop_prob:
         return DetectionViewPlan(
@@ -40,6 +46,7 @@ def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Det
         )
     first = fit_size(size, int(rng.choice(scales.crop_short_sides)), scales.max_side)
     low, high = scales.crop_sides
+    # The two sides of the crop are drawn independently; a view of it may contain no object.
     sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in first]
     place = [int(rng.integers(0, side - cut + 1)) for side, cut in zip(first, sides, strict=True)]
     last = fit_size((sides[0], sides[1]), int(rng.choice(scales.short_sides)), scales.max_side)
@@ -49,12 +56,14 @@ def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Det
 def apply_view_plan(
     plan: DetectionViewPlan, image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, key: int
 ) -> tuple[Tensor, Targets]:
-    """Image uint8 (3, H, W), boxes (n, 4), labels (n,), masks uint8 (n, H, W) -> view and what is left in it.
+    """Apply a plan to an image (3, H, W), boxes (n, 4), labels (n,) and masks (n, H, W).
 
-    Boxes are cut at the crop; objects of which no box is left are dropped.
+    Image and masks are uint8. Returns the view and the objects in it. Boxes are cut at the crop;
+    an object whose box is outside of it is dropped.
     """
     if plan.flip:
-        image, masks = image.flip(-1), masks.flip(-1)
+        image = image.flip(-1)
+        masks = masks.flip(-1)
         width = image.shape[-1]
         boxes = torch.stack(
             [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1
@@ -62,10 +71,12 @@ def apply_view_plan(
     if plan.first is not None and plan.crop is not None:
         image, boxes, masks = resize_view(image, boxes, masks, plan.first)
         top, left, height, width = plan.crop
-        image, masks = crop_image(image, *plan.crop), crop_mask(masks, *plan.crop)
+        image = crop_image(image, *plan.crop)
+        masks = crop_mask(masks, *plan.crop)
         boxes = clip_boxes_to_image(
             boxes - boxes.new_tensor([left, top, left, top]), (height, width)
         )
+        # By the box, as in mmdet: a mask without a pixel in the crop may stay.
         left_over = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, labels, masks = boxes[left_over], labels[left_over], masks[left_over]
     image, boxes, masks = resize_view(image, boxes, masks, plan.size)
@@ -75,14 +86,18 @@ def apply_view_plan(
 def resize_view(
     image: Tensor, boxes: Tensor, masks: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """To (height, width), nearest for masks."""
+    """Resize image, boxes and masks to (height, width); masks by nearest neighbor."""
+    # Width and height have scales of their own, because `size` is rounded.
     scale = boxes.new_tensor([size[1] / image.shape[-1], size[0] / image.shape[-2]] * 2)
     masks = resize_mask(masks, list(size)) if len(masks) else masks.new_zeros(0, *size)
     return resize_image(image, size), boxes * scale, masks
 
 
 def pad_batch(images: list[Tensor], multiple: int) -> Tensor:
-    """Normalised images as one batch (N, 3, H, W), zeros right and below, sides the next multiples of `multiple`."""
+    """Pad normalized images with zeros, right and below, to one batch (N, 3, H, W).
+
+    Its sides are the next multiples of `multiple`.
+    """
     height, width = (
         -(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2)
     )

@@ -1,4 +1,4 @@
-"""Scenes by the batch: training crops in the exact order of `SampleOrder`, test inputs one by one."""
+"""Training crops of scenes in batches, and test images one by one."""
 
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from mugs.transfer.segmentation.views import render_test_view, render_training_c
 
 
 class Scene(NamedTuple):
-    """A test image: its input (3, h, w), the picture uint8 (3, H, W), the label map (H, W), its number."""
+    """A test image: network input (3, h, w), pixels uint8 (3, H, W), label map (H, W), number."""
 
     view: Tensor
     picture: Tensor
@@ -26,7 +26,7 @@ class Scene(NamedTuple):
 def load_training_crop(
     scenes: SceneFolder, recipe: SceneRecipe, seed: int, draw: tuple[int, int]
 ) -> tuple[Tensor, Tensor, int]:
-    """The crop, label map and number of a draw, which is epoch and sample."""
+    """Return the crop, label map and sample number of a draw, which is (epoch, sample)."""
     epoch, sample = draw
     image, labels = scenes.read(sample)
     return *render_training_crop(
@@ -35,7 +35,7 @@ def load_training_crop(
 
 
 def load_scene(scenes: SceneFolder, recipe: SceneRecipe, index: int) -> Scene:
-    """The test image of this number."""
+    """Return the test image of this number."""
     image, labels = scenes.read(index)
     return Scene(render_test_view(image, recipe), image, labels, index)
 
@@ -50,9 +50,10 @@ def iter_training_batches(
     stop: int,
     workers: int,
 ) -> Generator[LabeledBatch]:
-    """This rank's batches of steps start ... stop - 1, made by `workers` processes, or by this one with 0.
+    """Yield this rank's batches of steps start ... stop - 1.
 
-    Raises what a scene raised, where its batch is due.
+    They are made by `workers` processes, or by this one if that is 0. What a scene raised is raised
+    when its batch is due.
     """
     draws = (
         [(step // order.steps_per_epoch, int(sample)) for sample in order.indices(step)]
@@ -66,7 +67,8 @@ def iter_training_batches(
 def iter_scenes(
     scenes: SceneFolder, recipe: SceneRecipe, indices: Sequence[int], *, workers: int
 ) -> Generator[Scene]:
-    """Scenes in the order of `indices`. Raises what a scene raised."""
+    """Yield scenes in the order of `indices`; raise what a scene raised."""
+    # A batch of one: test images have different sizes.
     return iter_batches(
         partial(load_scene, scenes, recipe), ([index] for index in indices), itemgetter(0), workers
     )

@@ -1,4 +1,4 @@
-"""The test: every validation image once, on one rank, by sliding windows at its own size."""
+"""Test of a segmenter: every validation image once, by sliding windows."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from mugs.transfer.segmentation.metrics import SegmentationScores, compute_score
 from mugs.transfer.segmentation.model import Segmenter
 
 CAPTION = (
-    "The image, the prediction over it, the truth over it. A pixel has the colour of its class, class k colour k + 1 "
-    "of PASCAL VOC's; void pixels have none."
+    "The image, the prediction over it, the annotation over it. A pixel has the color of its "
+    "class: class k has color k + 1 of PASCAL VOC. Void pixels have no color."
 )
 
 
@@ -32,22 +32,28 @@ def evaluate_scenes(
     run_dir: Path,
     num_pictures: int = 0,
 ) -> SegmentationScores:
-    """Scores over all scenes, the same on all ranks; the first `num_pictures` go to `run_dir/pictures`.
+    """Return the scores over all scenes, the same on all ranks.
 
-    Ranks take turns, none sees an image twice, and only their counts are summed.
+    The first `num_pictures` scenes are drawn to `run_dir/pictures`.
     """
     model = model.to(device).eval()
     model.clear_draws()
-    classes = config.num_classes
-    mine = range(distributed.rank(), len(scenes), distributed.world_size())
-    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    path, quiet = run_dir / "progress.json", not distributed.is_main()
-    progress = Progress("segmentation test", len(mine), unit="images", path=path, quiet=quiet)
+    num_classes = config.num_classes
+    # No image is repeated to make the ranks equal, so the summed counts are exact.
+    own_indices = range(distributed.rank(), len(scenes), distributed.world_size())
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    progress = Progress(
+        "segmentation test",
+        len(own_indices),
+        unit="images",
+        path=run_dir / "progress.json",
+        quiet=not distributed.is_main(),
+    )
     for done, scene in enumerate(
-        iter_scenes(scenes, config.scenes, mine, workers=config.workers), 1
+        iter_scenes(scenes, config.scenes, own_indices, workers=config.workers), 1
     ):
         predicted = predict_scene(model, scene, config, device)
-        counts += count_confusion(predicted, scene.labels.to(device), classes)
+        counts += count_confusion(predicted, scene.labels.to(device), num_classes)
         if scene.sample < num_pictures:
             name = scenes.names[scene.sample]
             save_png(
@@ -62,7 +68,7 @@ def evaluate_scenes(
 def predict_scene(
     model: Segmenter, scene: Scene, config: SegmentationConfig, device: torch.device
 ) -> torch.Tensor:
-    """The label map (H, W) of a scene at the size of its annotation."""
+    """Return the predicted label map (H, W) of a scene, at the size of its annotation."""
     recipe = config.scenes
     with autocast(config.precision, device):
         logits = slide_windows(
@@ -76,7 +82,7 @@ def predict_scene(
 
 
 def compose_scene_picture(scene: Scene, predicted: np.ndarray) -> np.ndarray:
-    """The image, the prediction over it, the truth over it."""
+    """Return the image, the prediction over it, and the annotation over it, side by side."""
     image = scene.picture.permute(1, 2, 0).numpy()
     maps = (predicted.astype(np.uint8), scene.labels.numpy())
     return side_by_side([image, *(overlay_labels(image, labels, first=1) for labels in maps)])

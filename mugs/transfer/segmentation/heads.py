@@ -1,7 +1,9 @@
 """UPerNet's decode head, the auxiliary FCN head and the linear head.
 
-Shapes: N images, D width of the ViT, C channels of the head, K classes. Convolutions in front of a batch norm have no
-bias; all resizing is bilinear with align_corners off (mmsegmentation).
+As in mmsegmentation, convolutions in front of a batch norm have no bias, and all resizing is
+bilinear with align_corners off.
+
+Shapes: N images, D width of the ViT, C channels of the head, K classes.
 """
 
 import torch
@@ -10,24 +12,26 @@ from torch import Tensor, nn
 
 from mugs.models.batch_norm import AllRanksBatchNorm2d
 
-POOL_SCALES = (1, 2, 3, 6)
+POOL_SCALES = (1, 2, 3, 6)  # cells per side of the pooled maps (PSPNet, and UPerNet after it)
 
 
 class ChannelDropout(nn.Module):
-    """Dropout of whole channels whose draws are handed in, so that they depend on the sample and not on the rank.
+    """Dropout of whole channels by draws that are set from outside.
 
-    `uniform` (N, C) holds draws from U(0, 1) for the coming pass; without them nothing is dropped.
+    So the draws can be a function of the sample and not of the rank. `uniform` (N, C) holds draws
+    from U(0, 1) for the next pass; without them nothing is dropped.
     """
 
     uniform: Tensor | None
 
     def __init__(self, channels: int, rate: float) -> None:
         super().__init__()
-        self.channels, self.rate = channels, rate
+        self.channels = channels
+        self.rate = rate
         self.uniform = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> same; kept channels are divided by the keep probability."""
+        """Drop channels of (N, C, H, W); kept ones are divided by the keep probability."""
         if self.rate == 0.0 or self.uniform is None:
             return x
         keep = 1.0 - self.rate
@@ -46,14 +50,14 @@ class PixelClassifier(nn.Sequential):
 
 
 def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    """Convolution of the same size without bias (Kaiming normal, fan out), batch norm, ReLU."""
+    """Return a convolution that keeps the size (Kaiming normal, fan out), batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, AllRanksBatchNorm2d(outputs), nn.ReLU())
 
 
 def resize_bilinear(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """(N, C, h, w) -> (N, C, *size), bilinear."""
+    """Resize (N, C, h, w) to (N, C, *size), bilinear."""
     return (
         x
         if x.shape[2:] == size
@@ -62,7 +66,10 @@ def resize_bilinear(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest map, a top-down sum over the others, all levels fused at the finest."""
+    """UPerNet's head (Xiao et al., arXiv 1807.10221).
+
+    Pyramid pooling on the coarsest map, a top-down sum over the others, all fused at the finest.
+    """
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -77,15 +84,17 @@ class UPerHead(nn.Module):
         self.classifier = PixelClassifier(channels, num_classes, dropout)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Four maps (N, D, h, w), finest first -> logits (N, K, h, w) at the size of the finest."""
+        """Map four maps (N, D, h, w), finest first, to logits (N, K, h, w) of the finest size."""
         top = maps[-1]
         pooled = [resize_bilinear(pool(top), top.shape[2:]) for pool in self.pools]
         levels = [lateral(x) for lateral, x in zip(self.laterals, maps[:3], strict=True)]
         levels.append(self.bottleneck(torch.cat([top, *pooled], dim=1)))
+        # Top-down: each level adds the one above it, which has its sum already.
         for index in (2, 1, 0):
             levels[index] = levels[index] + resize_bilinear(
                 levels[index + 1], levels[index].shape[2:]
             )
+        # The pooled top level has had a 3x3 convolution already, the bottleneck.
         smoothed = [output(x) for output, x in zip(self.outputs, levels[:3], strict=True)]
         aligned = [resize_bilinear(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
         logits: Tensor = self.classifier(self.fuse(torch.cat(aligned, dim=1)))
@@ -93,7 +102,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Sequential):
-    """(N, D, h, w) -> (N, K, h, w): one 3x3 convolution and a classifier."""
+    """Maps (N, D, h, w) to (N, K, h, w): one 3x3 convolution and a classifier."""
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__(
@@ -102,7 +111,11 @@ class FCNHead(nn.Sequential):
 
 
 class LinearHead(nn.Sequential):
-    """(N, 4D, h, w) -> (N, K, h, w): batch norm and a classifier, no hidden convolution (iBOT)."""
+    """Maps (N, 4D, h, w) to (N, K, h, w): batch norm and a classifier.
+
+    As in iBOT's linear variant, there is no hidden convolution. Differs: iBOT's head has no batch
+    norm either.
+    """
 
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
         super().__init__(

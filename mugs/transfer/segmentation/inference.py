@@ -8,24 +8,32 @@ from torch import Tensor
 
 from mugs.transfer.segmentation.heads import resize_bilinear
 
-Logits = Callable[[Tensor], Tensor]
+LogitsFunction = Callable[[Tensor], Tensor]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side; the last one ends where the side does."""
+    """Return the first pixels of the windows along a side; the last one ends with the side."""
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(index * stride, length - window), 0) for index in range(count)]
 
 
 def slide_windows(
-    logits: Logits, image: Tensor, *, num_classes: int, window: int, stride: int, at_once: int = 4
+    logits: LogitsFunction,
+    image: Tensor,
+    *,
+    num_classes: int,
+    window: int,
+    stride: int,
+    at_once: int = 4,
 ) -> Tensor:
-    """Logits (K, H, W) of an image (3, H, W): the sum over windows divided by how many cover a pixel.
+    """Return logits (K, H, W) of an image (3, H, W): the mean over the windows that cover a pixel.
 
-    logits: (n, 3, h, w) -> (n, K, h, w). A side shorter than the window is taken whole. `at_once` windows run together.
+    logits: maps (n, 3, h, w) to (n, K, h, w). A side shorter than the window is taken whole.
+    `at_once` windows run together.
     """
     height, width = image.shape[1:]
-    tall, wide = min(window, height), min(window, width)
+    tall = min(window, height)
+    wide = min(window, width)
     corners = list(
         product(window_starts(height, window, stride), window_starts(width, window, stride))
     )
@@ -41,13 +49,15 @@ def slide_windows(
 
 
 def argmax_at_size(logits: Tensor, height: int, width: int, *, at_once: int = 16) -> Tensor:
-    """Classes (height, width) of logits (K, h, w): resized, then the arg max; `at_once` classes are in memory."""
+    """Resize logits (K, h, w) and return the classes (height, width) with the largest ones."""
+    # Some classes at a time: 150 maps at the size of a photograph would need gigabytes.
     best = torch.full((height, width), float("-inf"), device=logits.device)
     label = torch.zeros(height, width, dtype=torch.int64, device=logits.device)
     for first in range(0, len(logits), at_once):
         value, index = resize_bilinear(logits[None, first : first + at_once], (height, width))[
             0
         ].max(dim=0)
+        # Strictly larger: of equal logits the first class wins, as in one `argmax`.
         better = value > best
         best = torch.where(better, value, best)
         label = torch.where(better, index + first, label)

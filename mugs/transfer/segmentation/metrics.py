@@ -1,4 +1,4 @@
-"""Confusion matrix and what follows from it."""
+"""Confusion matrix, and the scores that follow from it."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,15 @@ class SegmentationScores:
 
 
 def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts (K, K) of (label, prediction) over the pixels that are not void.
+    """Return counts (K, K) of (label, prediction) over the pixels that are not void.
 
-    Raises ValueError for a label that is no class and for shapes that differ.
+    Raises:
+        ValueError: A label is no class, or the shapes differ.
     """
     if predicted.shape != labels.shape:
         raise ValueError(
-            f"prediction {tuple(predicted.shape)} and label map {tuple(labels.shape)} differ in shape"
+            f"prediction {tuple(predicted.shape)} and label map {tuple(labels.shape)} "
+            "differ in shape"
         )
     known = labels != VOID
     pairs = labels[known].long() * num_classes + predicted[known].long()
@@ -36,9 +38,12 @@ def count_confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tens
 
 
 def compute_scores(counts: Tensor) -> SegmentationScores:
-    """Scores of summed counts (K, K); classes that are neither labelled nor predicted are left out of the means."""
+    """Return the scores of counts (K, K) that were summed over all images."""
     counts = counts.double()
-    hit, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    hit = counts.diagonal()
+    labelled = counts.sum(dim=1)
+    predicted = counts.sum(dim=0)
+    # 0 / 0 for classes neither labelled nor predicted: NaN, which the means leave out.
     iou = hit / (labelled + predicted - hit)
     return SegmentationScores(
         miou=100 * iou.nanmean().item(),

@@ -1,4 +1,4 @@
-"""ViT and head: the two networks that are trained, their loss and their random draws.
+"""The two segmentation networks, their loss and their random draws.
 
 Shapes: N images, K classes, H x W pixels.
 """
@@ -27,18 +27,20 @@ from mugs.transfer.segmentation.heads import (
 
 
 class Segmenter(nn.Module):
-    """What both variants share: logits of whole images and the draws of a training step."""
+    """Base of both variants: logits of whole images, and the draws of a training step."""
 
     backbone: TappedViT
     weights: tuple[float, ...]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> logits (N, K, h, w) of every head, the one that counts first."""
+        """Map images (N, 3, H, W) to logits (N, K, h, w) of each head, the main one first."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) of any size -> (N, K, H, W); images are padded at the right and below with zeros."""
+        """Map images (N, 3, H, W) of any size to logits (N, K, H, W)."""
         height, width = images.shape[2:]
+        # Padded with zeros, right and below, to whole cells of the coarsest map. Test images have
+        # such sides where their short side is below the window.
         cell = 2 * self.backbone.vit.config.patch_size
         padded = F.pad(images, (0, -width % cell, 0, -height % cell))
         return resize_bilinear(self.forward(padded)[0].float(), padded.shape[2:])[
@@ -46,7 +48,7 @@ class Segmenter(nn.Module):
         ]
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Loss of each head on labels (N, H, W), weighted: `decode`, and `auxiliary` where there is one."""
+        """Return the weighted loss of each head on labels (N, H, W), by name."""
         names = ("decode", "auxiliary")[: len(outputs)]
         return {
             name: weight * pixel_loss(logits, labels)
@@ -56,7 +58,10 @@ class Segmenter(nn.Module):
     def set_draws(
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
-        """Stochastic depth and dropout of the coming pass: this rank's part of those of the global batch."""
+        """Set stochastic depth and dropout of the next pass.
+
+        Draws are made for the global batch, and this rank takes the columns `mine`.
+        """
         depth = draw_depth_uniforms(
             seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
         )
@@ -78,26 +83,28 @@ class Segmenter(nn.Module):
 
 
 class UPerNet(Segmenter):
-    """The whole network is trained; an FCN head on the stride-16 map helps."""
+    """Trains everything; an auxiliary FCN head on the stride-16 map adds a loss."""
 
     backbone: Pyramid
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
         self.backbone = Pyramid(vit, normed=True)
-        width, classes, dropout = self.backbone.width, config.num_classes, config.dropout
+        width = self.backbone.width
+        classes = config.num_classes
+        dropout = config.dropout
         self.head = UPerHead(width, config.channels or width, classes, dropout)
         self.auxiliary = FCNHead(width, config.auxiliary_channels, classes, dropout)
         self.weights = (1.0, config.auxiliary_weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits of the head at stride 4 and, in training, of the auxiliary head at stride 16."""
+        """Return logits at stride 4 and, in training, those of the auxiliary head at stride 16."""
         maps = self.backbone(images)
         return [self.head(maps), self.auxiliary(maps[2])] if self.training else [self.head(maps)]
 
 
 class LinearSegmenter(Segmenter):
-    """Only the head is trained (iBOT's linear variant)."""
+    """Trains only the head (iBOT's linear variant)."""
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
@@ -106,31 +113,32 @@ class LinearSegmenter(Segmenter):
         self.weights = (1.0,)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits at stride 16."""
+        """Return logits at stride 16."""
         with torch.no_grad():
-            maps = self.backbone.tapped(images)
+            maps = self.backbone.tapped_maps(images)
         return [self.head(torch.cat(maps, dim=1))]
 
     def set_draws(
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
-        """Dropout only: a frozen ViT keeps every branch."""
+        """Set dropout only: a frozen ViT keeps every branch."""
         super().set_draws(seed, step, batch_size, mine, device)
         self.backbone.vit.set_depth_uniforms(None)
 
 
 def build_segmenter(vit: ViT, config: SegmenterConfig, *, seed: int) -> Segmenter:
-    """The variant by name; new weights are drawn from the seed."""
+    """Return the variant that `config` names; new weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UPerNet(vit, config) if config.variant == "upernet" else LinearSegmenter(vit, config)
 
 
 def count_segmenter_flops(model: Segmenter, crop: int) -> float:
-    """Floating-point operations of one image's part of a training step; backward counts twice forward.
+    """Count the floating-point operations of a training step on one image.
 
-    Counted on a copy without memory. Of the linear variant only forward counts: its backward pass is next to nothing.
+    Backward counts twice forward. In the linear variant it is negligible and not counted.
     """
+    # Tensors on "meta" have shapes but no memory, so nothing is computed.
     twin = copy.deepcopy(model).to("meta").eval()
     twin.training = True  # all heads, but batch norms that ask no other rank
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -140,9 +148,11 @@ def count_segmenter_flops(model: Segmenter, crop: int) -> float:
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (N, K, h, w), resized to labels (N, H, W).
+    """Return the cross-entropy of logits (N, K, h, w), resized to labels (N, H, W).
 
-    Void pixels add nothing, but the sum is divided by *all* pixels (mmsegmentation), so a void crop costs zero.
+    Void pixels add nothing, but the sum is divided by the number of all pixels, as in
+    mmsegmentation.
     """
+    # So a crop that is all void costs 0; torch's mean over valid pixels would be NaN.
     full = resize_bilinear(logits.float(), labels.shape[1:])
     return F.cross_entropy(full, labels, ignore_index=VOID, reduction="sum") / labels.numel()

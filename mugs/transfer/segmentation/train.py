@@ -1,7 +1,7 @@
 """Training a segmenter as a task of the training loop.
 
-State to resume is the step, the network with its running statistics and the optimizer: all randomness is a function of
-(seed, step) or (seed, epoch, image).
+The state to resume is the step, the network with its running statistics and the optimizer. All
+randomness is a function of (seed, step) or of (seed, epoch, image).
 """
 
 from collections.abc import Generator
@@ -25,9 +25,11 @@ from mugs.transfer.segmentation.model import Segmenter, count_segmenter_flops
 
 
 class SegmentationTraining(ModelTask[LabeledBatch]):
-    """A segmenter on its scenes. Raises ValueError when the batch does not divide over the ranks.
+    """Trains a segmenter on scenes.
 
-    A scene that cannot be used ends training with a DecodeError or SourceError naming it.
+    Raises:
+        ValueError: The batch does not divide over the ranks.
+        DecodeError, SourceError: A scene cannot be used; the message names it.
     """
 
     label = "segmentation"
@@ -65,7 +67,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         )
 
     def batches(self, start: int) -> Generator[LabeledBatch]:
-        """Crops of this rank."""
+        """Yield the crops of this rank."""
         return iter_training_batches(
             self.scenes,
             self.config.scenes,
@@ -77,16 +79,18 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         )
 
     def sample_ids(self, batch: LabeledBatch) -> Tensor:
-        """Numbers of the scenes."""
+        """Return the numbers of the scenes."""
         return batch.ids
 
     def backward(self, wrapped: nn.Module, batch: LabeledBatch, step: int) -> Losses:
-        """Gradients of the summed losses of the heads."""
-        config, device = self.config, self.device
+        """Leave the gradients of the summed losses of the heads."""
+        config = self.config
+        device = self.device
         self.model.set_draws(config.seed, step, config.batch_size, self.mine, device)
         images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
         with autocast(config.precision, device):
             outputs = wrapped(images)
+        # Outside autocast: the loss resizes and sums logits in fp32.
         losses = self.model.loss(outputs, labels)
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
@@ -94,7 +98,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
 
 
 def build_scene_order(num_scenes: int, config: SegmentationConfig) -> SampleOrder:
-    """The order of scenes; fewer than a batch are repeated to fill one."""
+    """Return the order of scenes; if there are fewer than a batch, they are repeated to fill it."""
     return SampleOrder(
         num_scenes,
         seed=config.seed,

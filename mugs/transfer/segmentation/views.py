@@ -1,6 +1,7 @@
 """From an image and its label map to a training crop, or to the input of the test.
 
-Every draw is a function of (seed, epoch, image). Images are uint8 (3, H, W), label maps uint8 (H, W).
+Every draw is a function of (seed, epoch, image). Images are uint8 (3, H, W), label maps uint8
+(H, W).
 """
 
 import torch
@@ -15,13 +16,16 @@ from mugs.random_streams import SampleStream, draw_uniform, make_generator
 from mugs.transfer.segmentation.config import SceneRecipe
 from mugs.transfer.segmentation.photometric import distort_colors
 
-TRIES = 10
+TRIES = 10  # mmsegmentation's number of crops before it takes any
 
 
 def render_training_crop(
     image: Tensor, labels: Tensor, *, seed: int, epoch: int, sample: int, recipe: SceneRecipe
 ) -> tuple[Tensor, Tensor]:
-    """Normalised float crop (3, S, S) and its label map (S, S), int64; what the crop lacks is zero and void."""
+    """Return a normalized float crop (3, S, S) and its label map (S, S), int64.
+
+    Where the image is smaller than the crop, pixels are zero and labels void.
+    """
     rng = make_generator(seed, epoch, sample, SampleStream.SCENE_VIEW)
     ratio = draw_uniform(rng, *recipe.ratio)
     size = (labels.shape[0], labels.shape[1])
@@ -31,20 +35,22 @@ def render_training_crop(
     image = image[:, top : top + recipe.crop, left : left + recipe.crop]
     labels = labels[top : top + recipe.crop, left : left + recipe.crop]
     if rng.random() < recipe.flip_prob:
-        image, labels = image.flip(-1), labels.flip(-1)
+        image = image.flip(-1)
+        labels = labels.flip(-1)
     pixels = normalize_pixels(distort_colors(image, rng, recipe.photometric_prob))
+    # Padded after normalizing, so that padding has the mean color.
     missing = (0, recipe.crop - labels.shape[1], 0, recipe.crop - labels.shape[0])
     return F.pad(pixels, missing), F.pad(labels, missing, value=VOID).long()
 
 
 def render_test_view(image: Tensor, recipe: SceneRecipe) -> Tensor:
-    """Normalised float image, scaled to fit."""
+    """Return the normalized float image, scaled to fit the recipe's sides."""
     size = fit_size((image.shape[1], image.shape[2]), recipe.short_side, recipe.long_side)
     return normalize_pixels(resize_image(image, size))
 
 
 def draw_crop(labels: Tensor, rng: Generator, recipe: SceneRecipe) -> tuple[int, int]:
-    """Top and left of the crop: the first of ten that is mixed enough, else an eleventh."""
+    """Return top and left of the crop: the first of ten that is mixed enough, else an eleventh."""
     height, width = labels.shape
     for tries in range(TRIES + 1):
         top = int(rng.integers(max(height - recipe.crop, 0) + 1))
@@ -60,12 +66,13 @@ def draw_crop(labels: Tensor, rng: Generator, recipe: SceneRecipe) -> tuple[int,
 
 
 def has_mixed_classes(labels: Tensor, share: float) -> bool:
-    """Whether there are two classes or more, none with this share of the pixels that are not void."""
+    """Tell whether there are two classes or more, none with this share of the known pixels."""
+    # VOID is the last count and left out.
     counts = torch.bincount(labels.flatten().int(), minlength=VOID + 1)[:VOID]
     return int((counts > 0).sum()) > 1 and int(counts.max()) < share * int(counts.sum())
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest."""
+    """Resize a label map to (height, width) by nearest neighbor."""
     resized: Tensor = resize_mask(labels[None], list(size))
     return resized[0]

@@ -1,4 +1,4 @@
-"""Label propagation over all videos, shared out to the ranks, and its scores."""
+"""Label propagation over all videos, divided over the ranks, and its scores."""
 
 import logging
 from collections.abc import Iterator
@@ -26,10 +26,11 @@ from mugs.transfer.video.propagation import (
 from pipeline.files import replace_atomically
 
 logger = logging.getLogger(__name__)
-SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # places in a video
+SHOWN_FRAMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the length of a video
 CAPTION = (
-    "Five frames of a video, first to last; above the masks that were propagated, each from the first frame and the "
-    "{previous} before it, below the truth. Every object has a colour of its own."
+    "Five frames of a video, first to last. Above: the propagated masks, each computed from the "
+    "first frame and the {previous} frames before it. Below: the annotation. Each object has its "
+    "own color."
 )
 
 
@@ -44,22 +45,23 @@ def evaluate_videos(
     num_pictures: int = 0,
     progress_path: Path | None = None,
 ) -> VideoScores:
-    """Propagate, score and write `out_dir/masks/<video>/<frame>.png`; the first videos go to `out_dir/pictures` too.
+    """Propagate the labels of all videos, write the masks and return the scores.
 
-    Every rank takes every world-th video; the scores of all objects, the same on all ranks, are averaged once.
+    Writes `out_dir/masks/<video>/<frame>.png`, and `out_dir/pictures/<video>.png` for the first
+    `num_pictures` videos. The scores are the same on all ranks.
     """
     vit = vit.to(device).eval()
-    mine = range(distributed.rank(), len(videos), distributed.world_size())
+    own_indices = range(distributed.rank(), len(videos), distributed.world_size())
     progress = Progress(
         "video segmentation",
-        len(mine),
+        len(own_indices),
         unit="videos",
         rate_unit="frames/s",
         path=progress_path,
         quiet=not distributed.is_main(),
     )
     tables: dict[int, np.ndarray] = {}
-    for done, index in enumerate(mine, 1):
+    for done, index in enumerate(own_indices, 1):
         video = videos.names[index]
         truth = videos.masks(video)
         predicted = segment_video(vit, videos, video, truth[0], recipe, device)
@@ -85,13 +87,15 @@ def segment_video(
     recipe: PropagationRecipe,
     device: torch.device,
 ) -> np.ndarray:
-    """Object numbers (T, H, W), uint8, of a video whose first map is given."""
-    frames, patch = videos.frames(video), vit.config.patch_size
+    """Return object numbers (T, H, W), uint8, of a video whose first label map is given."""
+    frames = videos.frames(video)
+    patch = vit.config.patch_size
     height, width = first.shape
     size = frame_size(height, width, recipe)
     grid = size[0] // patch, size[1] // patch
     start = one_hot_patches(first, grid, int(first.max())).to(device)
 
+    # A generator, so that only the features of the reference frames are in memory.
     def features() -> Iterator[Tensor]:
         for frame in frames:
             yield frame_features(vit, read_frame(frame, size, recipe.mean, recipe.std).to(device))
@@ -104,19 +108,21 @@ def segment_video(
 def gather_scores(
     tables: dict[int, np.ndarray], num_videos: int, device: torch.device
 ) -> np.ndarray:
-    """Scores (n, 2) of the objects of all videos in order, from those of each rank's videos."""
+    """Gather the scores (n, 2) of the objects of all videos, in order, on every rank."""
+    # Videos have different numbers of objects. Each rank fills its rows of one table of equal size,
+    # NaN elsewhere; scores are not negative, so the maximum over ranks finds the filled ones.
     most = max((len(table) for table in tables.values()), default=0)
     width = int(distributed.all_gather_rows(torch.tensor([most], device=device)).max())
-    mine = torch.full((num_videos, width, 2), float("nan"), dtype=torch.float64, device=device)
+    own = torch.full((num_videos, width, 2), float("nan"), dtype=torch.float64, device=device)
     for index, table in tables.items():
-        mine[index, : len(table)] = torch.from_numpy(table).to(device)
-    ranks = distributed.all_gather_rows(mine[None])
+        own[index, : len(table)] = torch.from_numpy(table).to(device)
+    ranks = distributed.all_gather_rows(own[None])
     rows = ranks.nan_to_num(-1.0).amax(dim=0).flatten(0, 1)
     return rows[rows[:, 0] >= 0].cpu().numpy()
 
 
 def write_masks(folder: Path, frames: list[Path], masks: np.ndarray) -> None:
-    """Masks as palette PNG files, the form in which DAVIS' evaluators read them."""
+    """Write masks as palette PNG files, the form that DAVIS' evaluators read."""
     for frame, mask in zip(frames, masks, strict=True):
         image = Image.fromarray(mask)
         image.putpalette(label_colors().flatten().tolist())
@@ -127,8 +133,8 @@ def write_masks(folder: Path, frames: list[Path], masks: np.ndarray) -> None:
 def compose_video_picture(
     frames: list[Path], predicted: np.ndarray, truth: np.ndarray
 ) -> np.ndarray:
-    """Some frames in a row with what was propagated over them, the truth below."""
-    places = [round(share * (len(frames) - 1)) for share in SHOWN]
+    """Return some frames in a row with the propagated masks, and below with the annotation."""
+    places = [round(share * (len(frames) - 1)) for share in SHOWN_FRAMES]
     images = [np.asarray(decode_rgb(frames[i].read_bytes(), str(frames[i]))) for i in places]
     lines = [
         side_by_side(

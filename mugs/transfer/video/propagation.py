@@ -1,6 +1,7 @@
-"""Video object segmentation without training: labels of the first frame, carried on by nearest patches.
+"""Video object segmentation without training: nearest patches carry the first frame's labels on.
 
-Shapes: P = h x w patches of a frame, D width, O objects with the background first, R reference frames.
+Shapes: P = h x w patches of a frame, D width, O objects with the background first, R reference
+frames.
 """
 
 from collections import deque
@@ -15,27 +16,32 @@ from mugs.transfer.video.config import PropagationRecipe
 
 
 def frame_size(height: int, width: int, recipe: PropagationRecipe) -> tuple[int, int]:
-    """Height and width of the network's input: short side exact, the long one scaled alike and cut.
+    """Return height and width of the network's input.
 
-    Raises ValueError where nothing is left of it.
+    The short side is exact; the long one is scaled alike and cut to a multiple.
+
+    Raises:
+        ValueError: The long side is shorter than one multiple.
     """
-    short, step = recipe.short_side, recipe.multiple
+    short = recipe.short_side
+    step = recipe.multiple
     longer = int(short * max(height, width) / min(height, width) // step * step)
     if longer == 0:
         raise ValueError(
-            f"long side of {max(height, width)} x {min(height, width)} cut to a multiple of {step} is 0"
+            f"long side of {max(height, width)} x {min(height, width)} cut to a multiple of "
+            f"{step} is 0"
         )
     return (longer, short) if height > width else (short, longer)
 
 
 @torch.no_grad()
 def frame_features(vit: ViT, image: Tensor) -> Tensor:
-    """Patch tokens (P, D) of a frame (3, H, W), last block after the norm, of length 1."""
+    """Return the patch tokens (P, D) of a frame (3, H, W), after the final norm, of length 1."""
     return F.normalize(vit.last_blocks(image[None], 1)[0][0, 1:].float(), dim=-1)
 
 
 def neighborhood_mask(height: int, width: int, radius: int, device: torch.device) -> Tensor:
-    """Boolean (P, P): whether two patches are at most `radius` rows and as many columns apart."""
+    """Tell which patches are at most `radius` rows and columns apart, (P, P)."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
     near_rows = (rows[:, None] - rows).abs() <= radius
@@ -51,11 +57,13 @@ def propagate_to_frame(
     num_neighbours: int,
     temperature: float,
 ) -> Tensor:
-    """Labels (P, O) of a frame from those of R others: the weighted mean over its most similar patches.
+    """Return the labels (P, O) of a frame: the weighted mean over its most similar patches.
 
-    target (P, D), sources (R, P, D), labels (R, P, O), near (P, P). Weights are exp(cosine / temperature) of the
-    `num_neighbours` best patches of all R frames together, within the neighbourhood, divided by their sum.
+    target (P, D), sources (R, P, D), labels (R, P, O), near (P, P). Weights are exp(cosine /
+    temperature) of the `num_neighbours` best patches of all R frames together, within the
+    neighborhood, divided by their sum.
     """
+    # Patches outside of the neighborhood get weight 0, not a low cosine, as in DINO's code.
     affinity = torch.exp(torch.einsum("pd,rqd->prq", target, sources) / temperature) * near[:, None]
     weights, index = affinity.flatten(1).topk(num_neighbours, dim=1)
     weights = weights / weights.sum(dim=1, keepdim=True)
@@ -65,14 +73,15 @@ def propagate_to_frame(
 def propagate_labels(
     features: Iterable[Tensor], first: Tensor, grid: tuple[int, int], recipe: PropagationRecipe
 ) -> Iterator[Tensor]:
-    """Soft labels (P, O) of every frame after the first, whose labels are given (P, O).
+    """Yield soft labels (P, O) of every frame after the first, whose labels (P, O) are given.
 
-    features: of all frames in order, (P, D) each. References are the first frame and the `previous_frames` before the one
-    at hand (the first does not count twice).
+    features: those of all frames in order, (P, D) each. The references of a frame are the first
+    frame and the `previous_frames` before it.
     """
     frames = iter(features)
     start = next(frames)
     near = neighborhood_mask(*grid, recipe.radius, start.device)
+    # The first frame is not among them, so it never counts twice.
     past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.previous_frames)
     for target in frames:
         sources = torch.stack([start, *(f for f, _ in past)])
@@ -85,17 +94,17 @@ def propagate_labels(
             num_neighbours=recipe.num_neighbours,
             temperature=recipe.temperature,
         )
+        # Soft labels go on to the next frames, not hard ones, as in DINO's code.
         past.append((target, soft))
         yield soft
 
 
 def harden_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Object numbers (h * patch, w * patch), uint8, of soft labels (P, O).
-
-    Enlarged bilinearly; each object's map is stretched to 0 ... 1 before the largest is taken.
-    """
+    """Turn soft labels (P, O) into object numbers (h * patch, w * patch), uint8."""
     maps = soft.T.reshape(1, -1, *grid)
     maps = F.interpolate(maps, scale_factor=patch, mode="bilinear", align_corners=False)[0]
+    # As in DINO's code, each object's map is stretched to 0 ... 1 before the largest one is taken,
+    # so a small object with low values can win. A map that is zero everywhere stays zero.
     maps = maps - torch.where(maps.amax(dim=(1, 2)) > 0, maps.amin(dim=(1, 2)), 0.0)[:, None, None]
     highest = maps.amax(dim=(1, 2), keepdim=True)
     return (maps / torch.where(highest > 0, highest, 1.0)).argmax(dim=0).to(torch.uint8)
