@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 
 from mugs import distributed
-from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png, side_by_side
+from mugs.data.dense.pictures import (
+    label_colors,
+    one_below_the_other,
+    overlay_labels,
+    save_png,
+    side_by_side,
+)
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.base import Source
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
@@ -140,8 +146,5 @@ def arrange_in_grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
     blank = np.full(tiles[0].shape, 255, np.uint8)
     padded = [*tiles, *[blank] * (num_rows * num_columns - len(tiles))]
 
-    parts: list[np.ndarray] = []
-    for first in range(0, len(padded), num_columns):
-        row = side_by_side(padded[first : first + num_columns])
-        parts += [row, np.full((GAP, row.shape[1], 3), 255, np.uint8)]
-    return np.concatenate(parts[:-1])  # no gap after the last row
+    starts = range(0, len(padded), num_columns)
+    return one_below_the_other([side_by_side(padded[i : i + num_columns]) for i in starts])

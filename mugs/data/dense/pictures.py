@@ -65,3 +65,9 @@ def save_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture (H, W, 3) atomically."""
     with replace_atomically(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def one_below_the_other(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Put images (H, W, 3) of one width below each other, with white gaps."""
+    turned = [image.transpose(1, 0, 2) for image in images]
+    return np.ascontiguousarray(side_by_side(turned).transpose(1, 0, 2))

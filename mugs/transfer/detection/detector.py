@@ -1,6 +1,5 @@
 """Cascade Mask R-CNN: pyramid of the ViT, FPN, proposals, three stages of heads."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from mugs.models.flops import copy_to_meta
 from mugs.models.vit import ViT
 from mugs.random_streams import DetectionStream, derive_detection_key, hashed_bits
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, Cascade
@@ -98,9 +98,8 @@ def count_detector_flops(model: Detector, size: tuple[int, int]) -> float:
 
     With as many boxes as are sampled at most, and without RoIAlign. Backward counts twice forward.
     """
-    # Tensors on "meta" have shapes but no memory, so nothing is computed.
     config = model.config
-    twin = copy.deepcopy(model).to("meta").eval()
+    twin = copy_to_meta(model, model).eval()
     twin.pyramid.vit.set_depth_uniforms(None)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin.rpn(twin._maps(torch.empty(1, 3, *size, device="meta")))

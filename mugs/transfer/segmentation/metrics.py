@@ -41,12 +41,12 @@ def compute_scores(counts: Tensor) -> SegmentationScores:
     """Return the scores of counts (K, K) that were summed over all images."""
     counts = counts.double()
     hit = counts.diagonal()
-    labelled = counts.sum(dim=1)
+    labeled = counts.sum(dim=1)
     predicted = counts.sum(dim=0)
-    # 0 / 0 for classes neither labelled nor predicted: NaN, which the means leave out.
-    iou = hit / (labelled + predicted - hit)
+    # 0 / 0 for classes neither labeled nor predicted: NaN, which the means leave out.
+    iou = hit / (labeled + predicted - hit)
     return SegmentationScores(
         miou=100 * iou.nanmean().item(),
-        macc=100 * (hit / labelled).nanmean().item(),
-        aacc=100 * (hit.sum() / labelled.sum()).item(),
+        macc=100 * (hit / labeled).nanmean().item(),
+        aacc=100 * (hit.sum() / labeled.sum()).item(),
     )

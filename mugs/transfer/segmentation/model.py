@@ -3,15 +3,14 @@
 Shapes: N images, K classes, H x W pixels.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mugs.data.dense.label_maps import VOID
+from mugs.models.flops import copy_to_meta, count_flops
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
 from mugs.random_streams import StepStream, step_seed
@@ -138,13 +137,13 @@ def count_segmenter_flops(model: Segmenter, crop: int) -> float:
 
     Backward counts twice forward. In the linear variant it is negligible and not counted.
     """
-    # Tensors on "meta" have shapes but no memory, so nothing is computed.
-    twin = copy.deepcopy(model).to("meta").eval()
-    twin.training = True  # all heads, but batch norms that ask no other rank
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(torch.empty(1, 3, crop, crop, device="meta"))
-    passes = 3 if isinstance(model, UPerNet) else 1
-    return passes * float(counter.get_total_flops())
+    twin = copy_to_meta(model, model).eval()
+    # The network as a whole trains, so all heads run. Its batch norms do not: they would wait for
+    # the other ranks.
+    twin.training = True
+    with torch.no_grad():
+        flops = count_flops(lambda: twin(torch.empty(1, 3, crop, crop, device="meta"))[0])
+    return float(flops * (3 if isinstance(model, UPerNet) else 1))
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

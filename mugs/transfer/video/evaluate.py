@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.data.dense.davis import VideoFolder, one_hot_patches, read_frame, resize_map
-from mugs.data.dense.pictures import GAP, label_colors, overlay_labels, save_png, side_by_side
+from mugs.data.dense.pictures import (
+    label_colors,
+    one_below_the_other,
+    overlay_labels,
+    save_png,
+    side_by_side,
+)
 from mugs.data.sources.decode import decode_rgb
 from mugs.engine.progress import Progress
 from mugs.models.vit import ViT
@@ -136,14 +142,8 @@ def compose_video_picture(
     """Return some frames in a row with the propagated masks, and below with the annotation."""
     places = [round(share * (len(frames) - 1)) for share in SHOWN_FRAMES]
     images = [np.asarray(decode_rgb(frames[i].read_bytes(), str(frames[i]))) for i in places]
-    lines = [
-        side_by_side(
-            [
-                overlay_labels(image, maps[i], first=0)
-                for image, i in zip(images, places, strict=True)
-            ]
-        )
-        for maps in (predicted, truth)
-    ]
-    gap = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([lines[0], gap, lines[1]])
+    rows = []
+    for maps in (predicted, truth):
+        pairs = zip(images, places, strict=True)
+        rows.append(side_by_side([overlay_labels(image, maps[i], first=0) for image, i in pairs]))
+    return one_below_the_other(rows)

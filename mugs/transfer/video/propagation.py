@@ -54,18 +54,18 @@ def propagate_to_frame(
     labels: Tensor,
     near: Tensor,
     *,
-    num_neighbours: int,
+    num_neighbors: int,
     temperature: float,
 ) -> Tensor:
     """Return the labels (P, O) of a frame: the weighted mean over its most similar patches.
 
     target (P, D), sources (R, P, D), labels (R, P, O), near (P, P). Weights are exp(cosine /
-    temperature) of the `num_neighbours` best patches of all R frames together, within the
+    temperature) of the `num_neighbors` best patches of all R frames together, within the
     neighborhood, divided by their sum.
     """
     # Patches outside of the neighborhood get weight 0, not a low cosine, as in DINO's code.
     affinity = torch.exp(torch.einsum("pd,rqd->prq", target, sources) / temperature) * near[:, None]
-    weights, index = affinity.flatten(1).topk(num_neighbours, dim=1)
+    weights, index = affinity.flatten(1).topk(num_neighbors, dim=1)
     weights = weights / weights.sum(dim=1, keepdim=True)
     return torch.einsum("pk,pko->po", weights, labels.flatten(0, 1)[index])
 
@@ -91,7 +91,7 @@ def propagate_labels(
             sources,
             labels,
             near,
-            num_neighbours=recipe.num_neighbours,
+            num_neighbors=recipe.num_neighbours,
             temperature=recipe.temperature,
         )
         # Soft labels go on to the next frames, not hard ones, as in DINO's code.

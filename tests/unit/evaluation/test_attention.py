@@ -1,4 +1,6 @@
-"""Attention of the class token equals what the block itself computes; the pictures show what their caption says."""
+"""Attention of the class token equals what the block itself computes; the pictures show what their
+caption says.
+"""
 
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def vit() -> ViT:
 
 
 def test_it_is_the_attention_that_the_last_block_uses(vit: ViT) -> None:
-    """timm's own unfused attention is the oracle: what its dropout is given are the weights."""
+    """The oracle is timm's own unfused attention: its dropout receives the weights."""
     images = torch.randn(2, 3, 48, 32)
     seen: list[torch.Tensor] = []
     attention = vit.blocks[-1].attn
@@ -66,7 +68,7 @@ def test_where_heads_meet_the_one_that_attends_most_is_shown() -> None:
     assert label_strongest_head(MAPS, 0.6).tolist() == [[1, 2], [2, 0]]
 
 
-def test_colours_of_a_map() -> None:
+def test_colors_of_a_map() -> None:
     assert colorize_map(np.array([[0.0, 0.5, 1.0, 2.0]]))[0].tolist() == [
         list(RAMP[i]) for i in (0, 1, 2, 4)
     ]
@@ -88,8 +90,8 @@ def test_tiles_are_image_combined_map_and_heads() -> None:
 
 def test_a_picture_for_each_image(vit: ViT, tmp_path: Path) -> None:
     (tmp_path / "images/a").mkdir(parents=True)
-    for index, colour in enumerate(("red", "teal", "white")):
-        Image.new("RGB", (40, 50), colour).save(tmp_path / f"images/a/{index}.png")
+    for index, color in enumerate(("red", "teal", "white")):
+        Image.new("RGB", (40, 50), color).save(tmp_path / f"images/a/{index}.png")
     source = FolderSource(tmp_path / "images")
     cpu = torch.device("cpu")
     draw_attention(vit, source, [2, 1], tmp_path / "out", resize=32, crop=32, keep=0.6, device=cpu)

@@ -1,4 +1,6 @@
-"""Stored features equal computed ones, are resumed shard by shard, and are refused when they are not what they say."""
+"""Stored features equal computed ones, are resumed shard by shard, and are refused when they are
+not what they say.
+"""
 
 import json
 import os

@@ -119,7 +119,7 @@ def test_largest_above_a_value_leaves_out_none_of_them(quantile: float) -> None:
         assert torch.equal(row[row > limit], wanted[wanted > limit])
 
 
-def test_blocks_do_not_change_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_the_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     bank = torch.randn(5000, 8, generator=torch.Generator().manual_seed(1))
     whole = find_nearest(bank, bank[:300], 5, memory_mb=4096)
     monkeypatch.setattr(knn, "BANK_ROWS", 700)

@@ -1,4 +1,6 @@
-"""Linear probes against a plain loop, one by one and all together, on one rank and on several, and resumed."""
+"""Linear probes against a plain loop, one by one and all together, on one rank and on several, and
+resumed.
+"""
 
 import math
 from collections.abc import Iterator
@@ -49,7 +51,9 @@ def trained(folder: Path, probe: LinearProbe = PROBE, *, every: int = 1000) -> L
 
 
 class Lars(torch.optim.Optimizer):
-    """The update of You et al. written out: tensors with one dimension are neither decayed nor scaled."""
+    """The update of You et al. written out: tensors with one dimension are neither decayed nor
+    scaled.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], weight_decay: float) -> None:
         super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay})
@@ -68,7 +72,9 @@ class Lars(torch.optim.Optimizer):
 
 
 def plain(setting: Setting, probe: LinearProbe = PROBE) -> nn.Linear:
-    """One classifier in a plain loop: batches of 16, 16, 16 and 4, momentum 0.9, cosine per epoch."""
+    """One classifier in a plain loop: batches of 16, 16, 16 and 4, momentum 0.9, cosine per
+    epoch.
+    """
     x, y = features()
     model = nn.Linear(WIDTH, CLASSES)
     with torch.no_grad():

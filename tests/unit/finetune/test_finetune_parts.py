@@ -1,4 +1,6 @@
-"""Schedules, layer-wise groups, mixing, batches and views of fine-tuning against closed forms and timm."""
+"""Schedules, layer-wise groups, mixing, batches and views of fine-tuning against closed forms and
+timm.
+"""
 
 import itertools
 import math
@@ -150,7 +152,9 @@ def test_every_group_is_listed() -> None:
 
 @pytest.mark.parametrize(("depth", "decay"), [(12, 0.55), (24, 0.65), (24, 0.75)])
 def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
-    """Scale and decay of every parameter; timm counts the final norm to the last block, the recipe to the head."""
+    """Scale and decay of every parameter; timm counts the final norm to the last block, the recipe
+    to the head.
+    """
     theirs = VisionTransformer(
         img_size=32, patch_size=8, embed_dim=12, depth=depth, num_heads=2, num_classes=5
     )
@@ -272,7 +276,9 @@ def test_batches_without_and_with_repeats() -> None:
 
 
 def test_repeats_are_dealt_as_by_the_sampler_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four GPUs of 64: the same images on each in each step, copies of an image on different ones."""
+    """Four GPUs of 64: the same images on each in each step, copies of an image on different
+    ones.
+    """
     batches = BatchSampler(1000, seed=1, batch_size=256, repeats=3)
     monkeypatch.setattr(batches.order, "permutation", lambda epoch: np.arange(1000))
     assert batches.steps_per_epoch == 3
@@ -299,7 +305,9 @@ def test_posterize_to_nothing_is_black() -> None:
 
 
 def test_the_transform_is_the_recipe() -> None:
-    """Crop 0.08 to 1 bicubic, flip, RandAugment with replacement, no jitter, normalise, erase by pixel."""
+    """Crop 0.08 to 1 bicubic, flip, RandAugment with replacement, no jitter, normalize, erase by
+    pixel.
+    """
     stages = build_training_transform(ImageOptions()).transforms
     kinds = [type(s).__name__ for s in stages]
     assert kinds == [

@@ -1,4 +1,6 @@
-"""Fine-tuning against a plain loop; resumed, over two ranks, in micro-batches; a bad step; every option counts."""
+"""Fine-tuning against a plain loop; resumed, over two ranks, in micro-batches; a bad step; every
+option counts.
+"""
 
 import json
 import multiprocessing
@@ -79,7 +81,9 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tens
 
 
 def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """To 1e-5, but for key biases: their gradient is zero up to rounding, which AdamW blows up to any size."""
+    """To 1e-5, but for key biases: their gradient is zero up to rounding, which AdamW blows up to
+    any size.
+    """
     for name, value in theirs.items():
         keep = torch.ones(len(value) if value.ndim else 1, dtype=torch.bool)
         if name.endswith("qkv.bias"):
@@ -114,7 +118,9 @@ def layer(name: str) -> int:
 
 
 def test_ten_steps_of_a_plain_loop(tmp_path: Path, data: Path) -> None:
-    """Per-sample views, mixing in groups of 8, stochastic depth, layer decay and AdamW spelled out with plain torch."""
+    """Per-sample views, mixing in groups of 8, stochastic depth, layer decay and AdamW spelled out
+    with plain torch.
+    """
     config = replace(CONFIG, epochs=4)
     ours, history = run(tmp_path / "run", data, config)
     plain, source = model(), Few(data)

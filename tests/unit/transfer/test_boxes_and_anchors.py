@@ -1,4 +1,6 @@
-"""Box coding, GIoU and anchors: numbers by hand, torchvision where it agrees, and where it must not."""
+"""Box coding, GIoU and anchors: numbers by hand, torchvision where it agrees, and where it must
+not.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def random_boxes(n: int, seed: int) -> torch.Tensor:
 
 
 def test_coding_by_hand() -> None:
-    """Box of 10 x 20 at (0, 0), target 20 x 10 with its centre at (15, 5): shifts 1, -0.25, log sizes ln 2, -ln 2."""
+    """Box of 10 x 20 at (0, 0), target 20 x 10 with its center at (15, 5): shifts 1, -0.25, log
+    sizes ln 2, -ln 2.
+    """
     box, target = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[5.0, 0.0, 25.0, 10.0]])
     expected = [1 / 0.1, -0.25 / 0.1, math.log(2) / 0.2, -math.log(2) / 0.2]
     assert encode_deltas(box, target, STDS)[0].tolist() == pytest.approx(expected)
@@ -84,7 +88,9 @@ def test_giou_of_a_point_is_finite() -> None:
 
 
 def test_anchors_by_hand() -> None:
-    """Stride 4: squares of 32 about the cell's top left corner, and 45.25 x 22.63; nothing is rounded."""
+    """Stride 4: squares of 32 about the cell's top left corner, and 45.25 x 22.63; nothing is
+    rounded.
+    """
     anchors = build_level_anchors(2, 3, 4, CPU).view(2, 3, 3, 4)
     assert anchors[0, 0, 1].tolist() == [-16, -16, 16, 16]
     wide = [-16 * math.sqrt(2), -16 / math.sqrt(2), 16 * math.sqrt(2), 16 / math.sqrt(2)]
@@ -94,10 +100,12 @@ def test_anchors_by_hand() -> None:
 
 
 def test_strides_do_not_follow_the_image() -> None:
-    """Trap: at 800 x 1008 torchvision takes 61 x 63 for the stride 64 of the last level, and rounds sizes."""
+    """Trap: at 800 x 1008 torchvision takes 61 x 63 for the stride 64 of the last level, and rounds
+    sizes.
+    """
     ours = build_level_anchors(13, 16, 64, CPU)
-    centres = (ours[:, :2] + ours[:, 2:]) / 2
-    assert centres[-1].tolist() == [15 * 64, 12 * 64]
+    centers = (ours[:, :2] + ours[:, 2:]) / 2
+    assert centers[-1].tolist() == [15 * 64, 12 * 64]
     stock = AnchorGenerator(sizes=((512,),), aspect_ratios=((0.5, 1.0, 2.0),))
     images = ImageList(torch.zeros(1, 3, 800, 1008), [(800, 1008)])
     theirs = stock(images, [torch.zeros(1, 1, 13, 16)])[0]

@@ -1,4 +1,6 @@
-"""Losses of the stages, what one hands to the next, and inference: naive loops and numbers by hand."""
+"""Losses of the stages, what one hands to the next, and inference: naive loops and numbers
+by hand.
+"""
 
 import math
 
@@ -47,7 +49,9 @@ def test_stages_of_the_protocol() -> None:
 
 
 def test_losses_by_hand() -> None:
-    """One positive of two boxes. Deltas 0: its box stays 10 x 10, the object is its left half: IoU = GIoU = 0.5."""
+    """One positive of two boxes. Deltas 0: its box stays 10 x 10, the object is its left half: IoU
+    = GIoU = 0.5.
+    """
     truth = target([[0, 0, 5, 10]], [1])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 30.0, 50.0, 50.0]])
     sampled = SampledBoxes(
@@ -80,7 +84,9 @@ def naive_losses(
 
 
 def test_losses_against_a_loop() -> None:
-    """Trap: torchvision's are smooth L1 on deltas, with a row of deltas and label 0 for the background."""
+    """Trap: torchvision's are smooth L1 on deltas, with a row of deltas and label 0 for the
+    background.
+    """
     generator = torch.Generator().manual_seed(0)
     targets = [
         target([[5, 5, 30, 40], [30, 10, 70, 50]], [0, 2], key=1),
@@ -118,7 +124,9 @@ def test_draw() -> None:
 
 
 def test_next_proposals_by_hand() -> None:
-    """Positives move by the deltas of their object's class, others by those of the likeliest class."""
+    """Positives move by the deltas of their object's class, others by those of the likeliest
+    class.
+    """
     boxes = torch.tensor(
         [
             [0.0, 0.0, 10.0, 10.0],
@@ -158,7 +166,9 @@ class FixedHead(nn.Module):
 
 
 def fixed(logits: list[list[float]], masks: list[float]) -> Cascade:
-    """Stages with the logits of one box, no movement but 1 pixel right each, and constant mask probabilities."""
+    """Stages with the logits of one box, no movement but 1 pixel right each, and constant mask
+    probabilities.
+    """
     cascade = Cascade(CONFIG, [4, 8, 16, 32])
     for number, stage in enumerate(STAGES):
         deltas = torch.zeros(1, 3, 4)
@@ -170,7 +180,9 @@ def fixed(logits: list[list[float]], masks: list[float]) -> Cascade:
 
 
 def test_logits_are_averaged_and_not_probabilities() -> None:
-    """Logits 6, 0, 0 for class 0 average to 2: softmax over (2, 0, 0, 0) is .711; the mean probability is .516."""
+    """Logits 6, 0, 0 for class 0 average to 2: softmax over (2, 0, 0, 0) is .711; the mean
+    probability is .516.
+    """
     cascade = fixed([[6.0, 0, 0, 0], [0.0, 0, 0, 0], [0.0, 0, 0, 0]], [0.2, 0.6, 0.7])
     cascade.mask_heads = nn.ModuleList(FixedHead(h.values[0][:4]) for h in cascade.mask_heads)
     maps = [torch.zeros(1, 8, 64 // s, 80 // s) for s in (4, 8, 16, 32)]

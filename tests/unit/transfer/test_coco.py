@@ -73,7 +73,7 @@ def test_small_images_are_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_polygons_outside_the_image_are_cut() -> None:
-    """The part within the image, against a count of pixel centres inside the square."""
+    """The part within the image, against a count of pixel centers inside the square."""
     found = decode_outline([[-10.0, -5, 8, -5, 8, 12, -10, 12]], 40, 60)
     expected = np.zeros((40, 60), np.uint8)
     expected[:12, :8] = 1
@@ -131,7 +131,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
         split.read(0)
 
 
-def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
+def test_gray_images_are_read_as_rgb(tmp_path: Path) -> None:
     root = write_coco(tmp_path, [entry(1, 1)])
     Image.new("L", (60, 40), 9).save(root / "train2017" / "000000000001.jpg")
     assert torch.equal(
@@ -177,7 +177,8 @@ def test_layout_says_all_that_is_wrong_at_once(tmp_path: Path) -> None:
         "train: instances_train2017.json has 2 categories, 80 expected",
         "train: instances_train2017.json has 2 images, 3 expected",
         "train: 1 images are not as annotated: 000000000002.jpg (missing)",
-        "val: 2 images are not as annotated: 000000000001.jpg (7 x 7, annotated 60 x 40), 000000000002.jpg",
+        "val: 2 images are not as annotated: "
+        "000000000001.jpg (7 x 7, annotated 60 x 40), 000000000002.jpg",
     ):
         assert text in str(caught.value)
 

@@ -1,4 +1,6 @@
-"""Training and testing a detector: schedule, exact resume, ranks, average precision by hand, and an overfit."""
+"""Training and testing a detector: schedule, exact resume, ranks, average precision by hand, and an
+overfit.
+"""
 
 import json
 import shutil
@@ -47,7 +49,9 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_schedule_by_hand() -> None:
-    """Peak 2e-4: from a thousandth of it over 500 steps, a tenth after 8 epochs, a hundredth after 11."""
+    """Peak 2e-4: from a thousandth of it over 500 steps, a tenth after 8 epochs, a hundredth after
+    11.
+    """
     schedule = build_detection_schedule(DetectionConfig(), 3665)
     assert schedule.total_steps == 43_980
     assert schedule.lr(0) == pytest.approx(2e-7)
@@ -59,7 +63,9 @@ def test_schedule_by_hand() -> None:
 
 
 def test_rates_by_layer() -> None:
-    """Two blocks, decay .5: patch embedding an eighth, heads 1; norms and biases without weight decay."""
+    """Two blocks, decay .5: patch embedding an eighth, heads 1; norms and biases without weight
+    decay.
+    """
     model = small_detector()
     groups = build_layer_decay_groups(model, model.pyramid.vit, 0.5)
     scales = {id(p): (g["lr_scale"], g["decay"]) for g in groups for p in g["params"]}
@@ -135,7 +141,9 @@ def on_rank(rank: int, root: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks(mini: Path, tmp_path: Path) -> None:
-    """Empty batches on one or all ranks, the same weights on both, and detections as of one rank, none twice."""
+    """Empty batches on one or all ranks, the same weights on both, and detections as of one rank,
+    none twice.
+    """
     spawn(on_rank, 2, mini, tmp_path)
     settings = replace(SETTINGS, detector=replace(SMALL, score_threshold=0.01))
     val = CocoSplit(mini, "val")
@@ -178,7 +186,9 @@ def detection(
 
 
 def test_average_precision_by_hand(tmp_path: Path) -> None:
-    """The box 20 x 16 in the 20 x 20 object has IoU .8: right at the 7 thresholds .5 to .8 of 10; AP75 is 100."""
+    """The box 20 x 16 in the 20 x 20 object has IoU .8: right at the 7 thresholds .5 to .8 of 10;
+    AP75 is 100.
+    """
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1)]), "val")
     path = tmp_path / "found.json"
     path.write_text(json.dumps([detection(1, [10.0, 10.0, 20.0, 16.0], 0.9)]))
@@ -223,7 +233,9 @@ def test_nothing_detected_is_zero(tmp_path: Path) -> None:
 
 
 def test_empty_and_odd_images_are_tested(tmp_path: Path) -> None:
-    """Without objects, with crowds only, one pixel high, and very long: every image gives a part, none an error."""
+    """Without objects, with crowds only, one pixel high, and very long: every image gives a part,
+    none an error.
+    """
     sizes = {1: (60, 40), 2: (400, 8), 3: (8, 400), 4: (50, 1)}
     crowd = entry(1, 1, iscrowd=1, segmentation={"size": [40, 60], "counts": [2400]})
     split = CocoSplit(write_coco(tmp_path, [crowd], sizes=sizes), "val")

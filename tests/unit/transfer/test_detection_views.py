@@ -28,7 +28,9 @@ SCALES = Scales()
 
 
 def test_sizes_by_hand() -> None:
-    """480 x 640 to 800: 800 x 1067 (1066.67); a panorama is held by the longer side, a portrait likewise."""
+    """480 x 640 to 800: 800 x 1067 (1066.67); a panorama is held by the longer side, a portrait
+    likewise.
+    """
     assert fit_size((480, 640), 800, 1333) == (800, 1067)
     assert fit_size((100, 1000), 800, 1333) == (133, 1333)
     assert fit_size((1000, 100), 800, 1333) == (1333, 133)
@@ -91,7 +93,9 @@ def test_an_empty_crop_is_allowed() -> None:
 
 
 def test_resize_is_bilinear_without_antialiasing() -> None:
-    """Half size of columns 0, 100, 200, ...: without antialiasing each pixel is the mean of two, not of more."""
+    """Half size of columns 0, 100, 200, ...: without antialiasing each pixel is the mean of two,
+    not of more.
+    """
     image = (torch.arange(8) * 30).to(torch.uint8).expand(3, 4, 8).contiguous()
     plan = DetectionViewPlan(False, None, None, (2, 4))
     small, _ = apply_view_plan(
@@ -100,7 +104,7 @@ def test_resize_is_bilinear_without_antialiasing() -> None:
     assert small[0, 0].tolist() == [15, 75, 135, 195]
 
 
-def test_normalised_and_padded_on_the_right_and_below() -> None:
+def test_normalized_and_padded_on_the_right_and_below() -> None:
     white = normalize_pixels(torch.full((3, 33, 64), 255, dtype=torch.uint8))
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert white[:, 0, 0].tolist() == pytest.approx(expected)
@@ -141,7 +145,9 @@ WIDE = [i % 3 > 0 for i in range(50)]  # 33 wide, 17 not
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int) -> None:
-    """17 and 33 images make 5 + 9 passes of four; steps of four passes: four steps, and two passes come again."""
+    """17 and 33 images make 5 + 9 passes of four; steps of four passes: four steps, and two passes
+    come again.
+    """
     orders = [
         AspectGroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4)
         for r in range(world)

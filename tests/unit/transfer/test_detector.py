@@ -1,4 +1,6 @@
-"""The whole detector: gradients on empty images, draws by image, sizes at the edge, precision, recomputation."""
+"""The whole detector: gradients on empty images, draws by image, sizes at the edge, precision,
+recomputation.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +130,9 @@ def test_new_weights_come_from_the_seed_and_leave_the_generator_alone() -> None:
 
 
 def test_operations_by_hand() -> None:
-    """16 more boxes in each of three stages, 4 more with masks: the heads' products, forward and twice that back."""
+    """16 more boxes in each of three stages, 4 more with masks: the heads' products, forward and
+    twice that back.
+    """
     few, many = (
         count_detector_flops(small_detector(replace(SMALL, roi_samples=n)), (64, 96))
         for n in (16, 32)

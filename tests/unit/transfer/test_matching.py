@@ -31,7 +31,9 @@ def test_thresholds_by_hand() -> None:
 
 
 def test_promotion_has_a_floor() -> None:
-    """Trap: torchvision gives every object its best anchor, however bad; here an IoU of .3 is asked for."""
+    """Trap: torchvision gives every object its best anchor, however bad; here an IoU of .3 is asked
+    for.
+    """
     for width, expected in ((3.0, 0), (2.9, BACKGROUND)):
         boxes = torch.tensor([strip(width), strip(1)])
         matched = match_boxes(boxes, OBJECT, positive=0.7, negative=0.3, promote=0.3)

@@ -1,4 +1,4 @@
-"""The pyramid of a ViT, against its pieces written out, and batch normalisation over ranks."""
+"""The pyramid of a ViT, against its pieces written out, and batch normalization over ranks."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""RoIAlign levels and alignment, mask targets and pasting: by hand, and against naive pixel loops."""
+"""RoIAlign levels and alignment, mask targets and pasting: by hand, and against naive pixel
+loops.
+"""
 
 import math
 
@@ -21,7 +23,9 @@ def square(side: float) -> list[float]:
 
 
 def test_levels_by_hand() -> None:
-    """56 sqrt(area) doubles from level to level: 111 is read at stride 4, 112 at 8, 224 at 16, 448 and more at 32."""
+    """56 sqrt(area) doubles from level to level: 111 is read at stride 4, 112 at 8, 224 at 16, 448
+    and more at 32.
+    """
     sides = [0, 10, 55, 56, 111, 112, 223, 224, 447, 448, 2000]
     levels = assign_levels(torch.tensor([square(s) for s in sides]), 4, 4)
     assert levels.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
@@ -34,7 +38,9 @@ def ramp(size: int) -> Tensor:
 
 
 def test_pooling_is_aligned() -> None:
-    """Trap: without the half pixel, what torchvision's MultiScaleRoIAlign gives is half a cell too large."""
+    """Trap: without the half pixel, what torchvision's MultiScaleRoIAlign gives is half a cell too
+    large.
+    """
     box = torch.tensor([[8.0, 8.0, 36.0, 36.0]])
     pooled = pool_regions([ramp(16)], [4], [box], 7)
     assert pooled[0, 0, 0].tolist() == pytest.approx(
@@ -58,7 +64,9 @@ def test_pooling_keeps_the_order_of_boxes_and_images() -> None:
 
 
 def naive_target(mask: Tensor, box: list[float], size: int) -> Tensor:
-    """Mean of bilinear samples, ceil(bin) of them per bin and direction; the image continues half a pixel outside."""
+    """Mean of bilinear samples, ceil(bin) of them per bin and direction; the image continues half a
+    pixel outside.
+    """
     height, width = mask.shape
 
     def at(y: float, x: float) -> float:
@@ -111,7 +119,7 @@ def test_mask_targets_are_zero_or_one() -> None:
 
 
 def naive_paste(mask: Tensor, box: list[float], height: int, width: int) -> Tensor:
-    """Bilinear value at the centre of every pixel of the image; zeros around the mask."""
+    """Bilinear value at the center of every pixel of the image; zeros around the mask."""
     size = len(mask)
 
     def cell(i: int, j: int) -> float:
@@ -149,7 +157,7 @@ def test_paste_does_not_round_boxes() -> None:
     found = paste_masks(mask, box, (30, 40))[0]
     assert found[10].nonzero()[:, 0].tolist() == list(
         range(10, 21)
-    )  # pixel 20 has its centre at 20.5
+    )  # pixel 20 has its center at 20.5
     assert found.any(dim=1).nonzero()[:, 0].tolist() == list(range(5, 15))
     narrow = torch.tensor([[10.6, 5.0, 20.4, 15.0]])
     assert paste_masks(mask, narrow, (30, 40))[0, 10].nonzero()[:, 0].tolist() == list(

@@ -133,7 +133,9 @@ RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (5, 7), (8, 400), (400, 8)])
 def test_crops_of_any_image(size: tuple[int, int]) -> None:
-    """Portrait, smaller than the crop, very long: what is missing is zero in the image and void in the labels."""
+    """Portrait, smaller than the crop, very long: what is missing is zero in the image and void in
+    the labels.
+    """
     image = torch.full((3, *size), 200, dtype=torch.uint8)
     labels = torch.zeros(size, dtype=torch.uint8)
     smaller = 0
@@ -150,7 +152,9 @@ def test_crops_of_any_image(size: tuple[int, int]) -> None:
 
 
 def test_image_and_labels_move_together() -> None:
-    """Labels that repeat the picture still do so after every step, at places where nothing is interpolated."""
+    """Labels that repeat the picture still do so after every step, at places where nothing is
+    interpolated.
+    """
     labels = torch.zeros(64, 96, dtype=torch.uint8)
     labels[16:48, 24:72] = 1
     image = (labels * 200)[None].repeat(3, 1, 1)
@@ -178,7 +182,9 @@ def test_views_are_a_function_of_seed_epoch_and_image(mini: Path) -> None:
 
 
 def test_ratio_scales_the_limits_not_the_image() -> None:
-    """A quarter-size image is scaled up to the limits: sides between 16 and 64 for a short side of 32."""
+    """A quarter-size image is scaled up to the limits: sides between 16 and 64 for a short side of
+    32.
+    """
     recipe = SceneRecipe(long_side=128, short_side=32, crop=200, max_class_share=1.0)
     sides = set()
     for sample in range(60):

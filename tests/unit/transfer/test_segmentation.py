@@ -123,7 +123,9 @@ def test_linear_variant_is_a_frozen_vit_and_one_layer() -> None:
 
 
 def test_void_pixels_count_in_the_divisor() -> None:
-    """Uniform logits over ten classes on a map one quarter void: 0.75 ln 10 = 1.73, where a plain mean gives 2.31."""
+    """Uniform logits over ten classes on a map one quarter void: 0.75 ln 10 = 1.73, where a plain
+    mean gives 2.31.
+    """
     labels = torch.zeros(1, 8, 8, dtype=torch.int64)
     labels[:, :4, :4] = 255
     logits = torch.zeros(1, 10, 4, 4)
@@ -247,7 +249,9 @@ def test_label_map_is_the_arg_max_of_the_resized_logits() -> None:
 
 
 def test_scores_by_hand() -> None:
-    """Classes 0, 1 and 4 occur, 2 is only predicted, 3 and 5 are neither; void pixels count nowhere."""
+    """Classes 0, 1 and 4 occur, 2 is only predicted, 3 and 5 are neither; void pixels count
+    nowhere.
+    """
     labels = torch.tensor([[0, 0, 0, 1], [1, 4, 255, 255]])
     predicted = torch.tensor([[0, 0, 2, 0], [1, 4, 0, 3]])
     counts = count_confusion(predicted, labels, 6)

@@ -158,7 +158,9 @@ def on_rank(rank: int, root: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
-    """The same weights and scores up to rounding, exact resume, and a step on void alone (every gradient there)."""
+    """The same weights and scores up to rounding, exact resume, and a step on void alone (every
+    gradient there).
+    """
     voided(mini, tmp_path / "void")
     torch.set_num_threads(1)
     model = network()
@@ -181,7 +183,9 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
 def test_evaluation_sees_every_image_once(
     mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranks 0 and 1 of two take five images between them; an untrained network predicts what it predicts alone."""
+    """Ranks 0 and 1 of two take five images between them; an untrained network predicts what it
+    predicts alone.
+    """
     model = network(drop_path=0.0)
     alone = evaluate_scenes(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
     gathered: list[torch.Tensor] = []
@@ -222,7 +226,7 @@ def test_schedule() -> None:
 
 
 def overfit(root: Path, folder: Path) -> SegmentationScores:
-    """Train on 32 scenes with three kinds of digits, without anything that gets in the way, and test on the same.
+    """Train on 32 scenes with three kinds of digits, without augmentation, and test on the same.
 
     Reached 99.97 in 700 steps.
     """

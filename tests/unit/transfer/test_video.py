@@ -1,4 +1,6 @@
-"""Label propagation, J and F against naive versions and values worked out by hand; DAVIS' layout; the mini videos."""
+"""Label propagation, J and F against naive versions and values worked out by hand; DAVIS' layout;
+the mini videos.
+"""
 
 import math
 import shutil
@@ -72,7 +74,7 @@ def test_one_frame_against_loops(radius: int, k: int) -> None:
     target, sources = unit(20, 8), unit(3, 20, 8, seed=1)
     labels = torch.rand(3, 20, 4, generator=torch.Generator().manual_seed(2))
     near = neighborhood_mask(*grid, radius, CPU)
-    got = propagate_to_frame(target, sources, labels, near, num_neighbours=k, temperature=0.1)
+    got = propagate_to_frame(target, sources, labels, near, num_neighbors=k, temperature=0.1)
     torch.testing.assert_close(
         got, naive(target, sources, labels, grid, radius, k, 0.1), rtol=1e-4, atol=1e-5
     )
@@ -154,7 +156,9 @@ def test_boundary_by_hand() -> None:
 
 
 def naive_boundary(mask: np.ndarray) -> np.ndarray:
-    """The rule of the DAVIS evaluators: shifted copies with zeros at the far sides, then both edges and the corner."""
+    """The rule of the DAVIS evaluators: shifted copies with zeros at the far sides, then both edges
+    and the corner.
+    """
     right, below, diagonal = (np.zeros_like(mask) for _ in range(3))
     right[:, :-1], below[:-1], diagonal[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
     out = (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
@@ -217,7 +221,9 @@ def test_f_of_empty_masks() -> None:
 
 
 def test_the_first_and_the_last_frame_do_not_count() -> None:
-    """Two objects in four frames: object 1 is found in frame 1 and lost in 2, object 2 always found."""
+    """Two objects in four frames: object 1 is found in frame 1 and lost in 2, object 2 always
+    found.
+    """
     truth = np.zeros((4, 20, 20), np.uint8)
     truth[:, 2:8, 2:8] = 1
     truth[:, 12:18, 12:18] = 2
@@ -246,9 +252,8 @@ def test_reading(mini: Path) -> None:
 
 def test_labels_of_patches_are_those_of_their_middle() -> None:
     mask = np.zeros((8, 12), np.uint8)
-    mask[2, 6] = (
-        2  # the pixel just below and right of the middle of the patch of rows 0 ... 3, columns 4 ... 7
-    )
+    # The pixel just below and right of the middle of the patch of rows 0 ... 3, columns 4 ... 7.
+    mask[2, 6] = 2
     labels = one_hot_patches(mask, (2, 3), 2)
     assert labels.argmax(1).tolist() == [0, 2, 0, 0, 0, 0] and labels.shape == (6, 3)
     assert resize_map(torch.tensor([[0, 1], [2, 0]], dtype=torch.uint8), 4, 4)[1].tolist() == [
@@ -336,8 +341,8 @@ def test_a_still_video_keeps_its_masks(tmp_path: Path) -> None:
     assert found.j > 75
 
 
-def test_colours() -> None:
-    """The first colours of the public palette."""
+def test_colors() -> None:
+    """The first colors of the public palette."""
     first = [
         [0, 0, 0],
         [128, 0, 0],
