@@ -27,6 +27,7 @@ RENAMED_OPTIONS = {"unseen": "skip-data-checks", "profile": "trace-steps"}
 
 app = typer.Typer(
     no_args_is_help=True,
+    # Rich would slow down --help; tracebacks stay as Python prints them.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"token_normalize_func": lambda name: RENAMED_OPTIONS.get(name, name)},
@@ -138,6 +139,7 @@ def doctor(
     selection = _select(reproduction, overrides, only, cluster, run_root)
     console.announce_data_checks(skip_data_checks)
     checks = check_runs(selection, skip_data_checks=skip_data_checks)
+    # FFCV is only a problem for runs that insist on it; the others take another loader.
     ffcv = any(getattr(run.config, "loader", "") == "ffcv" for run in checks.pending)
     findings = [
         *environment.check_environment(ffcv_required=ffcv),
@@ -175,6 +177,7 @@ def submit(
     from stages.commands.preflight import require_no_problems
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
+    # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
     # What takes a moment comes before the data checks, which may take minutes.
@@ -206,6 +209,7 @@ def run_command(
     from slurm.local.executor import run_locally
 
     selection = _select(reproduction, overrides, only, None, run_root)
+    # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
     outcomes = run_locally(runs, selection.root, ranks=ranks, on_start=console.announce_run)
@@ -239,6 +243,7 @@ def status(
             typer.echo(states.format_json(found))
         else:
             console.show_status(found)
+    # With --watch, this is the last state.
     if any(state.state == "failed" for state in found):
         raise typer.Exit(1)
 
@@ -295,6 +300,7 @@ def tables(
         against=against,
         publish=publish,
     )
+    # Before anything is read: collecting the results of a large run root takes seconds.
     request.check()
     selection = _select(reproduction, overrides, None, cluster, run_root)
     _print(command.run(selection, request, warn=lambda line: typer.echo(line, err=True)))
@@ -346,6 +352,7 @@ def report(
     from stages.commands.report import write_report
 
     selection = _select(reproduction, overrides, None, cluster, run_root)
+    # Nodes are made here, since results knows no Slurm and slurm knows no results.
     nodes = [
         Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
         for s in collect_status(selection.runs, selection.root)
@@ -413,6 +420,7 @@ def logs(
     from slurm.shared.logs import find_newest_log
     from slurm.status import collect_status
 
+    # A stage name selects several runs; each log is printed.
     selection = _select(reproduction, overrides, [run], cluster, run_root)
     for found in collect_status(selection.runs, selection.root):
         log = found.log or find_newest_log(found.run.run_dir(selection.root))
@@ -434,6 +442,7 @@ def cancel(
     from slurm.shared import queue
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
+    # `required`: without an answer from Slurm, "cancelled 0 jobs" would be wrong.
     jobs = queue.find_jobs(selection.runs, selection.root, required=True)
     ids = [job.job_id for run in selection.runs for job in jobs.get(run.run_id, [])]
     queue.cancel_jobs(ids)
@@ -532,6 +541,7 @@ def clean(
     from slurm.active_runs import find_active_runs
     from stages.commands.clean import clean_run_root, planned_run_ids
 
+    # Read first: with a YAML file that does not parse, nothing may be removed.
     keep = planned_run_ids(reproduction, overrides, also or ())
     _print(
         clean_run_root(place.choose_run_root(run_root, cluster), keep, find_active_runs, yes=yes)
@@ -549,6 +559,7 @@ def _select(
     from slurm import run_root as place
     from stages.commands.reproduction import load_selection
 
+    # Ignored silently, it would look as if the results were those of the changed setting.
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION to change", param_hint="--set")
     root = place.choose_run_root(run_root, cluster)
@@ -564,6 +575,7 @@ def main() -> None:
     """Run the command line; errors of the user become a message and exit code 2."""
     from pipeline.provenance import ForeignPackageError, check_one_root
 
+    # Warnings of ours go to stderr, so that --json and CSV on stdout stay clean.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         check_one_root()

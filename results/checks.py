@@ -12,6 +12,7 @@ REQUIRED = ("run_id", "method", "arch", "stage", "dataset", "metric")
 
 def check_row(row: ResultRow) -> None:
     """Raise ValueError if a name is missing, or if the value or its unit cannot be right."""
+    # `setting` may be empty: an evaluation can have only one.
     known = load_vocabulary()
     for name in REQUIRED:
         if not getattr(row, name):

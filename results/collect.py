@@ -49,6 +49,7 @@ def collect_results(
     problems: list[str] = []
     known = {run.run_id: run for run in runs}
     recipes = tuple(references)
+    # By file, so that messages and footnotes have the same order on every machine.
     for run in sorted(runs, key=lambda run: run.rows or ""):
         if not run.rows:
             continue
@@ -87,6 +88,7 @@ def annotate_result(
 
 def result_key(result: Result) -> tuple[object, ...]:
     """Return what only one result may have: everything but value, unit and run."""
+    # `variant` and `differs` are part of it: an ablation does not compete with the main experiment.
     row = result.row
     return (
         row.method,

@@ -31,6 +31,7 @@ def explain_cell(collection: CollectedResults, table: str, row: str, column: str
         raise NoSuchCellError(
             f"{table}: no cell of ours in a column {column!r} (columns with one: {known})"
         )
+    # All words in any order, since nobody remembers how a row is spelled exactly.
     words = row.lower().split()
     matching = [cell for cell in in_column if all(word in _place(cell).lower() for word in words)]
     # "mugs vit-mini 24" also matches the rows "mugs vit-mini 24, w/o ..."; the row that is exactly

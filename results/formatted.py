@@ -96,6 +96,7 @@ def _format_entry(
         rows.append(_paper_row(entry, columns, footnotes))
     if not entry.comparable:
         return rows
+    # An empty row of ours shows that a number is still missing.
     for ours in entry.ours or (OurRow("ours", {}),):
         rows.append(_our_row(entry, ours, columns, footnotes))
         if any(key in entry.paper for key in ours.cells):
@@ -171,6 +172,7 @@ def describe_source(cell: Cell) -> str:
         rows = [result.row for result in cell.results]
         seeds = [f"{row.run_id} (seed {row.seed}: {format_value(row.value)})" for row in rows]
         text = f"runs {', '.join(seeds)}"
+    # The setting is empty if an evaluation has only one.
     if cell.setting:
         text += f"; {cell.setting}"
     for setting, value in cell.also_reported:

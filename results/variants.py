@@ -65,6 +65,7 @@ def describe_variant(pretraining: Mapping[str, Any], arch: str) -> str:
     default = load_vocabulary().default_variants.get(arch, ())
     tags = variant_tags(flatten_config(pretraining))
     names = [name for group in tags.values() for name in group]
+    # An architecture that is always pretrained with a variant is special without it.
     missing = [OPPOSITE[name] for name in default if name not in names]
     return ", ".join([name for name in names if name not in default] + missing)
 
@@ -109,6 +110,7 @@ def _is_alike(recipe: ReferenceRun, run: FinishedRun, row: ResultRow) -> bool:
 
 def _told_elsewhere(run: FinishedRun, row: ResultRow) -> set[str]:
     """Return the settings about which the row's method, seed or variant already tells."""
+    # The seed is a column of the row, and the variant has a place in the table.
     if run.stage == "pretrain":
         return {"seed", *variant_tags(run.science())}
     told = {"(initialisation)": {"weights"}, "(scratch)": {"weights", "seed"}}

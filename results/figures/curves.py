@@ -54,6 +54,7 @@ def read_curves(path: Path) -> Curves | None:
             line = json.loads(text)
         except ValueError:  # cut off when the job was killed
             continue
+        # Two kinds of lines: means of an epoch beside the released run, and logged steps.
         if "calibration" in line:
             epochs[line["epoch"]] = line["calibration"]
         elif "loss" in line and "step" in line:
@@ -95,6 +96,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
     lines = average_in_bins(curves.steps)
     figure = Figure(figsize=(8.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).ravel()
+    # A step counts when it is finished: the first one ends at 1 / steps_per_epoch.
     xs = [(line["step"] + 1) / curves.steps_per_epoch for line in lines]
     # The terms fill the first panels, the other curves follow, and a last panel may stay empty.
     for axes, term in zip(panels, terms, strict=False):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The methods of the legend in this order, the others after them by name.
 ORDER = ("Mugs", "iBOT", "DINO")
 MILLION_PARAMS = {"ViT-S/16": 21, "ViT-B/16": 85, "ViT-L/16": 307}
 
@@ -36,6 +37,7 @@ def draw_figure2(results: Sequence[Result]) -> Drawing:
         elif entry.group.startswith("By epochs"):
             by_epochs.append((int(entry.epochs), ours.cell))
 
+    # Drawn once per theme; the numbers above are the same for both.
     def draw(theme: Theme) -> Figure:
         from matplotlib.figure import Figure
 
@@ -101,6 +103,7 @@ def _ours(axes: Axes, theme: Theme, points: Sequence[tuple[float, Cell]]) -> Non
 
 
 def _axes(axes: Axes, label: str, ticks: Sequence[int], title: str) -> None:
+    # Sizes and lengths grow by factors; the ticks are the values that were trained.
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()

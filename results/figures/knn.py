@@ -24,6 +24,7 @@ LENGTHS_CAPTION = (
 )
 DASHED_CAPTION = " Dashed: the paper's ViT-S/16 (100, 300 and 800 epochs)."
 STAGE = "knn_curve"
+# The setting of a row of that stage: "epoch=12, cls, k=20, T=0.07".
 EPOCH = re.compile(r"epoch=(\d+), (.+)")
 DURING_CAPTION = (
     "The teacher at the start of a pretraining, at checkpoints on the way, and at its end; k and "
@@ -44,6 +45,7 @@ def draw_knn_over_epochs(results: Sequence[Result]) -> Drawing | None:
             # The network at initialization is the pretraining of length 0.
             epochs = 0 if row.method.endswith(INITIAL) else row.epochs
             series[_series_name(ours)][epochs] = ours.cell
+    # One point is no curve.
     if not any(len(found) > 1 for found in series.values()):
         return None
     return Drawing(
@@ -72,6 +74,7 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
     figure, axes = _axes("Pretraining epochs")
     for number, (name, found) in enumerate(sorted(series.items())):
         xs = sorted(found)
+        # A single seed has no deviation; a bar of length 0 is not drawn.
         errors = [found[x].spread or 0.0 for x in xs]
         color = theme.one_of(number)
         axes.errorbar(
@@ -84,12 +87,13 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
             label=name,
         )
     if _has_vit_s16(series):
-        lines = [
-            line
-            for line in load_table_spec("table1").paper
-            if line.method == "Mugs" and line.arch == "vit_s16"
+        # Table 1 counts effective epochs; the axis has real ones.
+        rows = [
+            row
+            for row in load_table_spec("table1").paper
+            if row.method == "Mugs" and row.arch == "vit_s16"
         ]
-        points = sorted((line.pretrain_epochs or 0, line.values["knn"]) for line in lines)
+        points = sorted((row.pretrain_epochs or 0, row.values["knn"]) for row in rows)
         axes.plot(
             *zip(*points, strict=True),
             "--",

@@ -128,6 +128,7 @@ def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
     # No display on a compute node.
     matplotlib.use("Agg")
     buffer = io.BytesIO()
+    # For this figure only: settings are global in matplotlib.
     with matplotlib.rc_context(matplotlib_settings(theme)):
         figure = drawing.draw(theme)
         # By default a file says when, and by which version of matplotlib, it was made.

@@ -50,6 +50,7 @@ def lay_out_graph(nodes: Sequence[Node]) -> Graph:
     """
     by_id = {node.run_id: node for node in nodes}
 
+    # The longest way from a run without needs. A need that is not drawn does not count.
     @cache
     def depth(run_id: str) -> int:
         return max((1 + depth(need) for need in by_id[run_id].needs if need in by_id), default=0)
@@ -65,6 +66,7 @@ def lay_out_graph(nodes: Sequence[Node]) -> Graph:
         )
     places = {box.node.run_id: box for box in boxes}
     curves = tuple(curve for box in boxes for curve in _curves(box, places))
+    # Without any run the drawing is a margin wide.
     width = max((box.x + WIDTH for box in boxes), default=0) + MARGIN
     height = max((box.y + HEIGHT for box in boxes), default=0) + MARGIN
     return Graph(tuple(boxes), curves, width, height)

@@ -69,9 +69,11 @@ def build_context(
 
     runs = sort_by_dependency(list(collection.runs.values()))
     tables = [build_table(name, collection.results) for name in spec.table_names()]
+    # The command gives every run of a reproduction; without one, only finished runs are known.
     drawn = list(nodes) or [_node(run) for run in runs]
     return {
         "title": root.name or "run root",
+        # Our own file, which autoescape would turn into text.
         "style": Markup(resources.read_resource("report", "templates", "report.css")),
         "collection": collection,
         "runs": runs,
@@ -84,6 +86,7 @@ def build_context(
         "filled": {table.name: count_filled_cells(table) for table in tables},
         "tables": [format_table(table) for table in tables],
         "left_over": describe_unplaced(collection, tables),
+        # Escapes the text itself, since its result is HTML.
         "linked": lambda text: link_run_ids(text, collection.runs),
         # Each figure in both themes: the page follows the theme of the browser.
         "figures": [
@@ -94,6 +97,7 @@ def build_context(
             (gallery, _pictures(gallery), is_wide(gallery.paths[0]))
             for gallery in collect_galleries(runs, root)
         ],
+        # Sorted: dicts and sets come in the order in which runs were read.
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": describe_code,

@@ -99,6 +99,7 @@ def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -
     # An entry that cannot be read protects its run too: its name is enough for `recorded`.
     recorded = set(manifest.list_run_ids(root))
     entries = [entry for run_id in sorted(recorded) if (entry := manifest.read_entry(root, run_id))]
+    # Outputs of other finished runs may lie anywhere in the run root.
     needed = {entry.output(label) for entry in entries for label in entry.outputs}
     active = find_active(folders)
     unasked = {folder for folder, run_id in folders.items() if run_id not in planned | recorded}
@@ -118,6 +119,7 @@ def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -
         if entry.run_dir not in active and not manifest.find_problems(entry):
             candidates += [(path, "its run is done") for path in list_old_checkpoints(entry)]
 
+    # Measured last, since that visits every file of a folder.
     for path, why in candidates:
         leftover = measure_leftover(path, why)
         if is_idle(leftover) and not any(_overlaps(path, output) for output in needed):

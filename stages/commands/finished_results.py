@@ -39,9 +39,11 @@ def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedRes
     Raises:
         ConfigError: there is no such folder.
     """
+    # A shell does not expand "~" after "--against=".
     folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"--against {folder}: there is no such folder")
+    # A published folder has no manifest; its runs.json stands in for it.
     if publish.is_published(folder):
         return publish.read_published(folder)
     return collect_finished(folder, runs)

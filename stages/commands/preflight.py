@@ -33,6 +33,7 @@ def check_runs(selection: Selection, *, skip_data_checks: bool = False) -> RunCh
 
     `skip_data_checks` leaves out the files that the runs read: only settings and needs are checked.
     """
+    # Of all runs of the reproduction: an input may be done without being selected.
     done = manifest.split_runs(selection.root, selection.every).done
     by_id = {run.run_id: run for run in selection.every}
     available = {*done, *(run.run_id for run in selection.runs)}
@@ -47,6 +48,7 @@ def check_runs(selection: Selection, *, skip_data_checks: bool = False) -> RunCh
                 name = by_id[need].name
                 detail = f"needs {name}, which is not done"
                 checks.findings.append(wrong(run.name, detail, f"--only {name} too"))
+        # Inputs outside the selection count too: they say what the run will read.
         findings, size = _check_run(run, collect_input_configs(run, by_id), skip_data_checks)
         checks.findings += findings
         checks.sizes[run.run_dir(selection.root)] = size
@@ -92,6 +94,7 @@ def _check_run(
         unset = [line.split(": ", 1) for line in lines]
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
     entry = STAGES[run.stage].preflight
+    # Most evaluations read only what earlier runs write.
     if entry is None:
         return [ok(run.name, "settings are complete; it reads no files of its own")], size
     if skip_data_checks:

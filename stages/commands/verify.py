@@ -43,9 +43,11 @@ def verify_runs(
         entry = manifest.read_entry(root, run.run_id)
         if entry is not None:
             found.recorded += 1
+            # Other commands compare sizes only, since hashing a data set takes minutes.
             found.problems += manifest.find_problems(entry, hashes=True)
             if every:
                 found.problems += check_output_contents(run.stage, entry, every)
+        # An entry that exists but cannot be read; without a file the run is simply not done.
         elif (path := manifest.entry_path(root, run.run_id)).exists():
             found.problems.append(f"{path}: not a readable manifest entry")
         # An unfinished run has checkpoints too, so these are checked with or without an entry.

@@ -58,6 +58,7 @@ def export_backbone(
         vit = load_vit_for_timm(find_backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:
         raise ConfigError(shorten_error(error)) from error
+    # Loaded first: a file that cannot be read must not replace an older export.
     write_bare_weights(out.expanduser(), vit, format)
     loader = "torch.load" if format == "timm" else "safetensors.torch.load_file"
     return [
@@ -91,6 +92,7 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
         raise ConfigError(
             f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})"
         )
+    # By hash and not only by size: the file leaves the run root, and its record with it.
     manifest.check_intact(entry, weights)
     return entry.output(weights)
 
