@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 
 RESERVED = ("stage", "like", "needs", "resources")
+_RECIPES = "configs/recipes"
 _TOP = ("name", "description", "include", "runs")
 
 
@@ -51,10 +53,12 @@ def load(
 ) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
     source, document, runs = read(name_or_path)
-    for override in overrides:
+    written = list(runs)
+    # A recipe given on the command line goes over what the file says, and under the other --set options.
+    for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
         apply_override(runs, override)
     default_name = Path(source).stem
-    whole = {str(name): _with_likeness(source, name, runs) for name in runs}
+    whole = {str(name): _with_likeness(source, name, runs) for name in written}
     checked = {
         name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
     }
@@ -121,6 +125,9 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"--set {override}: unknown run {keys[0]!r}{format_choices(keys[0], map(str, runs))}"
         )
+    if _is_likeness(override):
+        _put_recipe_over(runs, keys[0], parse_yaml(f"--set {dotted}", text))
+        return
     node = runs
     for key in keys[:-1]:
         below = node.get(key)
@@ -131,22 +138,74 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
 
 
+def _is_likeness(override: str) -> bool:
+    """Return whether an override names what a run is `like`."""
+    key = override.partition("=")[0].strip()
+    return key.count(".") == 1 and key.endswith(".like")
+
+
+def _put_recipe_over(runs: dict[str, Any], name: str, likes: Any) -> None:
+    """Make a run like what it was before and then, with precedence, like what `--set run.like=` names."""
+    before = f"{name} as written"  # no name of a run, which has no blanks
+    runs[before] = runs[name]
+    more = likes if isinstance(likes, list) else [likes]
+    runs[name] = {"like": [before, *more]}
+
+
+@cache
+def _read_recipes(file: str) -> dict[str, Any]:
+    """Return the recipes of a bundled file, settings by name."""
+    source, text = reading.find_yaml(file, "pipeline", _RECIPES, what="recipe file")
+    recipes: dict[str, Any] = parse_yaml(source, text)
+    return recipes
+
+
+def list_recipe_files() -> list[str]:
+    """Return the names of the bundled files with recipes."""
+    return reading.list_bundled("pipeline", _RECIPES)
+
+
+def list_recipes(file: str) -> list[str]:
+    """Return the names of a file's recipes, as `like` takes them."""
+    return [f"{file}/{key}" for key in _read_recipes(file)]
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Return the settings of a bundled recipe, "file/name", e.g. "linear/s800"."""
+    return dict(_with_likeness("recipes", name, {}))
+
+
 def _with_likeness(
     source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
 ) -> Any:
-    """A run's settings, over those of the run that it is `like`: nested mappings are merged key by key."""
-    raw = runs[name]
+    """Return a run's settings over those of the runs and recipes that it is `like`, later ones over earlier ones.
+
+    Nested mappings are merged key by key.
+    """
+    raw = _find_settings(source, name, runs, inner)
     if not isinstance(raw, dict) or "like" not in raw:
         return raw
-    other, where = raw["like"], f"{source}: runs.{name}.like"
-    if not isinstance(other, str) or other not in runs:
-        raise ConfigError(f"{where}: no run {other!r}{format_choices(str(other), map(str, runs))}")
-    if other in (name, *inner):
-        raise ConfigError(
-            f"{where}: runs are like each other: {' -> '.join([*inner, name, other])}"
-        )
-    own = {key: value for key, value in raw.items() if key != "like"}
-    return _merged(_with_likeness(source, other, runs, (*inner, name)), own)
+    settings: Any = {}
+    for other in raw["like"] if isinstance(raw["like"], list) else [raw["like"]]:
+        if other in (name, *inner):
+            circle = " -> ".join([*inner, name, other])
+            raise ConfigError(f"{source}: runs.{name}.like: runs are like each other: {circle}")
+        settings = _merged(settings, _with_likeness(source, other, runs, (*inner, name)))
+    return _merged(settings, {key: value for key, value in raw.items() if key != "like"})
+
+
+def _find_settings(source: str, name: Any, runs: Mapping[str, Any], inner: Sequence[str]) -> Any:
+    """Return the settings of a run, or of a recipe, whose name has a slash."""
+    if isinstance(name, str) and name in runs:
+        return runs[name]
+    file, slash, recipe = str(name).partition("/")
+    where = f"{source}: runs.{inner[-1]}.like" if inner else source
+    if not slash:
+        raise ConfigError(f"{where}: no run {name!r}{format_choices(str(name), map(str, runs))}")
+    known = [each for file_name in list_recipe_files() for each in list_recipes(file_name)]
+    if name not in known:
+        raise ConfigError(f"{where}: no recipe {name!r}{format_choices(str(name), known)}")
+    return _read_recipes(file)[recipe]
 
 
 def _merged(base: Any, own: Any) -> Any:
@@ -181,5 +240,8 @@ def _check_run(
     merged = {**spec.resources.model_dump(), **given}
     found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", overrides)
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
+    if "preset" in fields:
+        instead = f"like: {spec.name}/{fields['preset']}"
+        raise ConfigError(f"{where}.preset: presets are recipes now; write {instead}")
     config = validate_model(spec.config, fields, where, name, overrides, extra_choices=RESERVED)
     return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found)

@@ -12,6 +12,8 @@ from pydantic_core import to_jsonable_python
 from pipeline.settings import Settings, setting_fields
 
 ID_LENGTH = 12
+RETIRED_SETTINGS = frozenset({"preset"})
+"""Runtime settings that older records hold and no class has any more."""
 
 
 def science(value: Any) -> Any:

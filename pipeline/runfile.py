@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
 from pipeline.files import write_atomic
-from pipeline.identity import dump_settings
+from pipeline.identity import RETIRED_SETTINGS, dump_settings
 from pipeline.reading import parse_yaml, read_config_text, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 
@@ -40,7 +40,8 @@ class RunFile:
         """The stage run, its configuration checked by its class; imports the stage's module."""
         cls = resolve(self.config_class)
         assert isinstance(cls, type) and issubclass(cls, StageConfig)
-        config = validate_model(cls, self.config, f"{self.name}-{self.run_id}/{FILE_NAME}")
+        settings = {k: v for k, v in self.config.items() if k not in RETIRED_SETTINGS}
+        config = validate_model(cls, settings, f"{self.name}-{self.run_id}/{FILE_NAME}")
         resources = Resources.model_validate(self.resources)
         return StageRun(
             self.stage,

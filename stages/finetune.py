@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mugs.finetune.config import FinetuneConfig
 from pipeline.manifest import check_intact
@@ -14,10 +14,8 @@ from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 from stages.convert import ConvertConfig
 from stages.shared.batch_checks import uneven, uneven_pairs, uneven_passes
-from stages.shared.finetune_presets import PRESETS, Preset
 from stages.shared.frozen import Pretrained, load_vit, num_classes, result_row
 from stages.shared.labelled import LabelledPart
-from stages.shared.presets import filled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,27 +29,18 @@ if TYPE_CHECKING:
 class FinetuneStageConfig(StageConfig, FinetuneConfig):
     """A fine-tuning run.
 
-    `preset` names a row of the released recipes (`stages/shared/finetune_presets.py`): it gives every field that is not given
-    its value there. The run id follows the fields that come out, not the preset. `weights`: "initial" is where the
+    `weights`: "initial" is where the
     pretraining started; "scratch" draws a network of its shape from `seed`. `labelled` leaves only a part of the
     training images, for semi-supervised learning. The exponential moving average that the release keeps of these
     weights is left out: it never evaluates it.
     """
 
-    preset: Runtime[Preset | None] = None
     weights: Literal["teacher", "student", "initial", "scratch"] = "teacher"
     # Train on a part of the labels only, for semi-supervised evaluation.
     labelled: LabelledPart | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
-            return values
-        return filled(values, PRESETS[values["preset"]])
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over ranks, groups and pairs, or a rank's share over its passes."""

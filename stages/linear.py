@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt
 
 from mugs.evaluation.config import LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
@@ -19,7 +19,6 @@ from stages.shared.frozen import (
     num_classes,
     result_row,
 )
-from stages.shared.presets import filled
 
 if TYPE_CHECKING:
     import torch
@@ -41,24 +40,14 @@ class Sweep(Settings):
     optimizers: tuple[Literal["sgd", "lars"], ...] = ("sgd", "lars")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "s100": {"feature": "last4_cls", "base_lr": 0.015, "final_lr": 1e-5, "batch_size": 1024},
-    "s300": {"feature": "last4_cls", "base_lr": 0.02, "final_lr": 0.0, "batch_size": 1024},
-    "s800": {"feature": "last4_cls", "base_lr": 0.01, "final_lr": 0.0, "batch_size": 1024},
-    "b400": {"feature": "cls_patchmean", "base_lr": 0.002, "final_lr": 1e-5, "batch_size": 512},
-    "l250": {"feature": "cls_patchmean", "sweep": {}, "final_lr": 1e-5, "batch_size": 1024},
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig(FrozenEvaluation, LinearProbe):
-    """`preset` fills what is not given from a released run; the run id follows the fields, not the preset.
+    """A linear probe; the recipes linear/s100 to linear/l250 are the released ones.
 
     `augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip; "none" trains on
     features of centre crops, computed once, and is what stored features are for. `sweep` stands for `base_lr`.
     """
 
-    preset: Runtime[Literal["none", "s100", "s300", "s800", "b400", "l250"]] = "none"
     feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
     # Learning rate for a batch of 256; 0.015 without it and without a sweep.
     base_lr: PositiveFloat | None = None
@@ -68,19 +57,6 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
     augmentation: Literal["strong", "crop_flip", "none"] = "strong"
     threads: Runtime[PositiveInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 1000
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = {name: value for name, value in values.items() if value is not None}
-        preset = dict(PRESETS.get(str(values.get("preset")), {}))
-        if "base_lr" in given or "sweep" in given:
-            preset = {
-                name: value for name, value in preset.items() if name not in ("base_lr", "sweep")
-            }
-        return filled(values, preset)
 
     def __post_init__(self) -> None:
         """Refuse two ways of saying which classifiers are trained."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import PositiveFloat
 
 from mugs.methods.config import MugsConfig
 from mugs.pretrain.config import TrainConfig
@@ -12,7 +12,6 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven, uneven_passes
-from stages.shared.presets import filled, paper
 
 SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
 OTHER = (192, 12)
@@ -20,28 +19,14 @@ OTHER = (192, 12)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(StageConfig, TrainConfig):
-    """A pretraining run. Defaults are those of the released ViT-S runs where these agree.
+    """A pretraining run. Defaults are those of the released ViT-S runs where these agree."""
 
-    `preset: paper` gives every field that is not given what the paper says where it differs from the released code
-    (`stages/shared/presets.py`). Given fields stand, those of a bundled reproduction too: to have the paper's there as well,
-    set them to null (`--set pretrain.batch_size=null --set pretrain.steps_per_epoch=null`). "released" changes
-    nothing. The run id follows the fields that come out, not the preset.
-    """
-
-    preset: Runtime[Literal["released", "paper"]] = "released"
     method: Literal["mugs"] = "mugs"
     arch: str = "vit_s16"
     base_lr: PositiveFloat = 8e-4
     mugs: MugsConfig = field(default_factory=MugsConfig)
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("preset") != "paper":
-            return values
-        return filled(values, paper(str(values.get("arch", cls.arch))))
 
     def state_gb(self) -> float:
         """Student, teacher and two moments in 32 bits: backbone of the usual shapes, heads and prototypes; queues."""

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from pipeline import config, manifest
 from pipeline.config import RunConfig
-from pipeline.identity import runtime_names, science
+from pipeline.identity import RETIRED_SETTINGS, runtime_names, science
 from pipeline.spec import ConfigError, StageRun
 from results import publish
 from results.collect import CollectedResults, collect_results
 from results.runs import flatten_config, run_from_entry
 from results.variants import ReferenceReproduction, ReferenceRun
 from stages import STAGES
-from stages.shared.presets import paper
 
 
 def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResults:
@@ -21,7 +20,7 @@ def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResu
     Rows that are refused do not raise; they are listed in the collection.
     """
     ids = [run.run_id for run in runs] or manifest.list_run_ids(root)
-    runtime = {name: runtime_names(spec.config) for name, spec in STAGES.items()}
+    runtime = {name: runtime_names(spec.config) | RETIRED_SETTINGS for name, spec in STAGES.items()}
     # The rows are not checked here: collecting them reports a damaged file with its line.
     entries = [entry for run_id in ids if (entry := manifest.find_done(root, run_id, rows=False))]
     finished = [
@@ -78,9 +77,17 @@ def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]
         if run.stage != "pretrain":
             continue
         ours = flatten_config(run.config)
+        paper = config.load_recipe(find_paper_recipe(str(run.config.get("arch"))))
         found[run.run_id] = [
             f"{key}={ours[key]}, the paper says {value}"
-            for key, value in flatten_config(paper(str(run.config.get("arch")))).items()
+            for key, value in flatten_config(paper).items()
             if key in ours and ours[key] != value
         ]
     return found
+
+
+def find_paper_recipe(arch: str) -> str:
+    """Return the recipe with the paper's settings; an architecture that is not in it gets those of all."""
+    return (
+        f"pretrain/paper_{arch}" if arch in ("vit_s16", "vit_b16", "vit_l16") else "pretrain/paper"
+    )

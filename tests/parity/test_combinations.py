@@ -16,7 +16,9 @@ from ranks import spawn
 from step_cases import SMALLEST, SWITCHES, Case, Trace, assert_equal, run_naive, run_product
 
 from mugs import distributed
-from stages.shared.presets import MUGS
+from pipeline.config import load_recipe
+
+MUGS = load_recipe("pretrain/paper")["mugs"]
 
 COMBINATIONS = [
     dict(zip(MUGS, values, strict=True))

@@ -42,7 +42,8 @@ def test_overrides_reach_those_that_are_like_it(tmp_path: Path) -> None:
     ("run", "words"),
     [
         ("one: {like: bsae}", "runs.one.like: no run 'bsae'; did you mean 'base'?"),
-        ("one: {like: [base]}", "runs.one.like: no run ['base']"),
+        ("one: {like: [bsae]}", "runs.one.like: no run 'bsae'"),
+        ("one: {like: [base, knn/x]}", "runs.one.like: no recipe 'knn/x'"),
         ("one: {like: one}", "runs.one.like: runs are like each other: one -> one"),
         ("one: {like: two}\n  two: {like: one}", "runs are like each other: one -> two -> one"),
         ("one: {like: base, corp: 3}", "runs.one: unknown key 'corp'; did you mean 'crop'?"),
@@ -52,3 +53,10 @@ def test_mistakes(tmp_path: Path, run: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(written(tmp_path, BASE, run), STAGES)
     assert words in str(caught.value) and "ours.yaml" in str(caught.value)
+
+
+def test_of_several_the_later_one_wins(tmp_path: Path) -> None:
+    other = "other: {stage: knn, needs: {data: d, weights: w}, ks: [7], crop: 64}"
+    file = written(tmp_path, BASE, other, "one: {like: [other, base], resize: 80}")
+    one = config.load(file, STAGES).runs["one"].config
+    assert (vars(one)["ks"], vars(one)["crop"], vars(one)["resize"]) == ((1, 2), 32, 80)

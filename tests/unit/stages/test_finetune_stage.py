@@ -1,4 +1,4 @@
-"""The fine-tuning stage: its options, the released recipes as presets, refusals at plan time, and its rows."""
+"""The fine-tuning stage: its options, the released recipes, refusals at plan time, and its rows."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +16,12 @@ from mugs.finetune.schedules import build_finetune_schedule
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file, write_backbone_file
-from pipeline.identity import dump_settings, run_id
+from pipeline import config
 from pipeline.manifest import DamagedError, hash_path
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError, Resources
 from stages import finetune as stage
 from stages.finetune import FinetuneStageConfig
-from stages.shared.finetune_presets import PRESETS
 
 RATE = {"base_lr": 1e-3}
 
@@ -54,10 +53,16 @@ GROUPS = {"imagenet_vit_s16": 256, "imagenet_vit_b16": 128, "imagenet_vit_l16": 
 # fmt: on
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_the_recipe(name: str) -> None:
-    cfg = validate_model(FinetuneStageConfig, {"preset": name}, "x.yaml")
-    made, low = cfg, 1e-6
+def from_recipe(name: str, **changes: Any) -> FinetuneStageConfig:
+    settings = config.load_recipe(f"finetune/{name}")
+    del settings["stage"]
+    return validate_model(FinetuneStageConfig, settings | changes, "x.yaml")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_recipes_are_the_released_ones(name: str) -> None:
+    made = cfg = from_recipe(name)
+    low = 1e-6
     found = (made.epochs, made.batch_size, pytest.approx(made.peak_lr, rel=1e-12), made.rate.min_lr)
     rest = (
         made.rate.warmup_epochs,
@@ -96,32 +101,9 @@ def test_steps_per_epoch_of_the_released_runs() -> None:
         assert BatchSampler(num, seed=0, batch_size=batch, repeats=repeats).steps_per_epoch == steps
 
 
-def test_given_fields_stand_and_the_run_id_follows_what_comes_out() -> None:
-    short: dict[str, Any] = {
-        "preset": "semi_1pct",
-        "rate": {"base_lr": 1e-5},
-        "labelled": {"by": "class_balanced"},
-    }
-    cfg = validate_model(FinetuneStageConfig, short, "x.yaml")
-    assert (cfg.rate.base_lr, cfg.rate.lr_batch, cfg.labelled.by, cfg.labelled.percent) == (
-        1e-5,
-        512,
-        "class_balanced",
-        1,
-    )
-    spelled = dump_settings(cfg) | {"preset": None}
-    identity = run_id("finetune", cfg, {})
-    assert identity == run_id(
-        "finetune", validate_model(FinetuneStageConfig, spelled, "x.yaml"), {}
-    )
-    other = validate_model(FinetuneStageConfig, short | {"layer_decay": 0.9}, "x.yaml")
-    assert identity != run_id("finetune", other, {})
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        {"preset": "imagenet_vit_s8"},
         {"rate": {}},
         {"rate": RATE, "weights": "random"},
         {"rate": RATE, "images": {"randaugment": "rand-x9"}},

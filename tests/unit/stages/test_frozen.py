@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from pipeline.config import load
+from pipeline.config import load, load_recipe
 from pipeline.identity import dump_settings
 from pipeline.plan import build_plan
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
 from stages.import_weights import ImportConfig
-from stages.linear import PRESETS, LinearConfig, linear_probe
+from stages.linear import LinearConfig, linear_probe
 
 YAML = """
 name: frozen
@@ -94,7 +94,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: 
 )
 def test_imported_weights_have_no_student(stage: str) -> None:
     inputs = {"weights": ImportConfig(arch="vit_s16", epochs=800)}
-    options = {"preset": "cifar10_vit_s16"} if stage == "finetune" else {}
+    options = {"epochs": 1, "batch_size": 8, "rate": {"base_lr": 1}} if stage == "finetune" else {}
     cls = STAGES[stage].config
     assert validate_model(cls, options, "x.yaml").wrong_inputs(inputs) is None
     student = validate_model(cls, {**options, "weights": "student"}, "x.yaml")
@@ -105,8 +105,14 @@ def linear(**values: object) -> LinearConfig:
     return validate_model(LinearConfig, values, "x.yaml")
 
 
+def from_recipe(name: str, **changes: object) -> LinearConfig:
+    settings = load_recipe(f"linear/{name}")
+    assert settings.pop("stage") == "linear"
+    return linear(**settings | changes)
+
+
 def test_the_released_sweep_has_360_classifiers() -> None:
-    settings = linear_probe(linear(preset="l250")).settings
+    settings = linear_probe(from_recipe("l250")).settings
     assert len(settings) == len(set(settings)) == 360
     rates = sorted({s.base_lr for s in settings})
     assert rates == pytest.approx(
@@ -116,15 +122,13 @@ def test_the_released_sweep_has_360_classifiers() -> None:
     assert {s.optimizer for s in settings} == {"sgd", "lars"}
 
 
-def test_presets_fill_what_is_not_given() -> None:
+def test_recipes_of_the_released_probes() -> None:
     expected = {"s100": 0.015, "s300": 0.02, "s800": 0.01, "b400": 0.002}
-    assert {name: linear(preset=name).base_lr for name in expected} == expected
-    assert (
-        linear(preset="b400").batch_size == 512 and linear(preset="b400").feature == "cls_patchmean"
-    )
-    assert linear(preset="s300").final_lr == 0 and linear().base_lr == 0.015
-    given = linear(preset="l250", base_lr=0.3, batch_size=256)
+    assert {name: from_recipe(name).base_lr for name in expected} == expected
+    assert from_recipe("b400").batch_size == 512 and from_recipe("b400").feature == "cls_patchmean"
+    assert from_recipe("s300").final_lr == 0 and linear().base_lr == 0.015
+    given = from_recipe("l250", base_lr=0.3, sweep=None, batch_size=256)
     assert (given.base_lr, given.sweep, given.batch_size) == (0.3, None, 256)
-    for name in PRESETS:
-        cfg = linear(preset=name)
+    for name in (*expected, "l250"):
+        cfg = from_recipe(name)
         assert validate_model(LinearConfig, dump_settings(cfg), "x.yaml") == cfg
