@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
@@ -66,3 +66,12 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     if "scenes" in outputs:
         info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(digits))]
     return StageOutput(outputs=outputs, info=info)
+
+
+SPEC = StageSpec(
+    name="ade20k_data",
+    config=Ade20kDataConfig,
+    entrypoint="stages.ade20k_data:run",
+    preflight="stages.ade20k_data:preflight",
+    resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+)

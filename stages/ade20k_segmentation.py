@@ -7,11 +7,11 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from mugs.transfer.segmentation.config import SegmentationConfig
 from pipeline.settings import Runtime
-from pipeline.spec import Resources
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven
 from stages.shared.external_data import read_root
-from stages.shared.frozen import Pretrained, load_vit, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 if TYPE_CHECKING:
     from mugs.data.dense.ade20k import SceneFolder
@@ -114,3 +114,12 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
     return SceneFolder(
         read_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
     )
+
+
+SPEC = StageSpec(
+    name="ade20k_segmentation",
+    config=Ade20kSegmentationConfig,
+    entrypoint="stages.ade20k_segmentation:run",
+    needs={"data": "ade20k_data", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=4, hours=24.0),
+)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import Backbone, backbone_info, load_vit
+from stages.shared.frozen import WEIGHTS, Backbone, backbone_info, load_vit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +71,12 @@ def chosen(cfg: AttentionConfig, count: int) -> list[int]:
     return list(cfg.images) or [
         number * count // cfg.num_images for number in range(cfg.num_images)
     ]
+
+
+SPEC = StageSpec(
+    name="attention",
+    config=AttentionConfig,
+    entrypoint="stages.attention:run",
+    needs={"data": "convert", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=1, hours=0.5),
+)

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
@@ -58,3 +58,12 @@ def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     return StageOutput(
         outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]}
     )
+
+
+SPEC = StageSpec(
+    name="coco_data",
+    config=CocoDataConfig,
+    entrypoint="stages.coco_data:run",
+    preflight="stages.coco_data:preflight",
+    resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+)

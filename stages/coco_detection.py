@@ -7,11 +7,11 @@ from pydantic import NonNegativeInt
 
 from mugs.transfer.detection.config import DetectionConfig
 from pipeline.settings import Runtime
-from pipeline.spec import Resources
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven
 from stages.shared.external_data import read_root
-from stages.shared.frozen import Pretrained, load_vit, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 if TYPE_CHECKING:
     from mugs.data.dense.coco import CocoSplit
@@ -79,3 +79,12 @@ def open_split(ctx: StageContext, split: str) -> "CocoSplit":
     from mugs.data.dense.coco import CocoSplit
 
     return CocoSplit(read_root(ctx), split)
+
+
+SPEC = StageSpec(
+    name="coco_detection",
+    config=CocoDetectionConfig,
+    entrypoint="stages.coco_detection:run",
+    needs={"data": "coco_data", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=8, hours=24.0),
+)

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import Report, locate, look
 
@@ -54,3 +54,12 @@ def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     )
     outputs, _ = locate(ctx, cfg.data_dir, "videos", materialize, partial(check, cfg))
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})
+
+
+SPEC = StageSpec(
+    name="davis_data",
+    config=DavisDataConfig,
+    entrypoint="stages.davis_data:run",
+    preflight="stages.davis_data:preflight",
+    resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
+)

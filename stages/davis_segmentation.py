@@ -7,9 +7,10 @@ from pydantic import Field, NonNegativeInt
 
 from mugs.transfer.video.config import PropagationRecipe
 from pipeline.settings import Runtime
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import read_root
-from stages.shared.frozen import Pretrained, load_vit, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +54,12 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
         ]
     info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": captions}
     return StageOutput(outputs=outputs, rows=rows, info=info)
+
+
+SPEC = StageSpec(
+    name="davis_segmentation",
+    config=DavisSegmentationConfig,
+    entrypoint="stages.davis_segmentation:run",
+    needs={"data": "davis_data", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=1, hours=2.0),
+)

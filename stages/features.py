@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from pipeline.settings import Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.convert import ConvertConfig, num_images
 from stages.pretrain import OTHER, SHAPES
-from stages.shared.frozen import Backbone, backbone_info, load_vit, num_classes
+from stages.shared.frozen import WEIGHTS, Backbone, backbone_info, load_vit, num_classes
+from stages.shared.image_data import ConvertConfig, num_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +71,12 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
         )
     info = {**backbone_info(ctx, cfg.weights), "num_classes": classes}
     return StageOutput(outputs={"features": folder}, info=info)
+
+
+SPEC = StageSpec(
+    name="features",
+    config=FeaturesConfig,
+    entrypoint="stages.features:run",
+    needs={"data": "convert", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=8, hours=2.0),
+)

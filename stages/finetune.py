@@ -9,12 +9,12 @@ from pydantic import Field
 from mugs.finetune.config import FinetuneConfig
 from pipeline.manifest import check_intact
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
-from stages.convert import ConvertConfig
 from stages.shared.batch_checks import uneven, uneven_pairs, uneven_passes
-from stages.shared.frozen import Pretrained, load_vit, num_classes, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, num_classes, result_row
+from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -157,3 +157,13 @@ def load_projection(ctx: StageContext, head: "nn.Module") -> None:
         )
     check_intact(entry, "projection")
     load_first_layer(head, read_backbone_file(entry.output("projection"))[0])
+
+
+SPEC = StageSpec(
+    name="finetune",
+    config=FinetuneStageConfig,
+    entrypoint="stages.finetune:run",
+    preflight="stages.finetune:preflight",
+    needs={"data": "convert", "weights": WEIGHTS},
+    resources=Resources(ranks_per_node=4, hours=24.0),
+)

@@ -1,61 +1,15 @@
 """Weights that were trained elsewhere, in place of a pretraining: a released Mugs checkpoint, or a ViT of timm."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt
-
-from pipeline.settings import RequiredAtRun
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
+from stages.shared.imported_weights import ImportConfig
 
 if TYPE_CHECKING:
     from mugs.weights.foreign import Imported
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig(StageConfig):
-    """What the weights are said to be, and their SHA-256 where given, is their identity; where they lie is not.
-
-    `source: mugs` reads a released `.pth`, full or backbone only, of an `arch` of ours (vit_s16, vit_b16, vit_l16).
-    `source: timm` reads a `.pth` or `.safetensors` of the plain ViT that timm calls `arch`; `file: download` lets timm
-    fetch its own. `source: ours` reads a `.safetensors` that a pretraining or the command `import` wrote. `method`,
-    `epochs` and `seed` go into result rows; tables find their row by them.
-    """
-
-    # Who wrote the file: the release (`mugs`), timm, or a pretraining of ours.
-    source: Literal["mugs", "timm", "ours"] = "mugs"
-    # Name of the architecture, for `timm` as timm calls it.
-    arch: Annotated[str, Field(min_length=1)]
-    # Method in result rows.
-    method: Annotated[str, Field(min_length=1)] = "mugs"
-    # Epochs of the pretraining, in result rows.
-    epochs: NonNegativeInt
-    seed: int = 0
-    # Which network of a released checkpoint that has both.
-    network: Literal["teacher", "student"] = "teacher"
-    # Expected SHA-256 of the file.
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    # Path of the file, or `download` for what timm can fetch.
-    file: RequiredAtRun[str | None] = None
-
-    def __post_init__(self) -> None:
-        """Refuse a choice of network where the file has one."""
-        if self.network != "teacher" and self.source != "mugs":
-            raise ValueError(
-                f"network {self.network}: only released checkpoints (source mugs) hold two "
-                "networks; use network teacher"
-            )
-
-    def misfit(self, resources: Resources) -> str | None:
-        """More than one process."""
-        return (
-            f"weights are imported by one rank, not {resources.ranks}"
-            if resources.ranks > 1
-            else None
-        )
 
 
 def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -105,3 +59,12 @@ def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
         "discarded": list(found.discarded),
     }
     return StageOutput(outputs={"teacher": target}, info=info)
+
+
+SPEC = StageSpec(
+    name="import",
+    config=ImportConfig,
+    entrypoint="stages.import_weights:run",
+    preflight="stages.import_weights:preflight",
+    resources=Resources(gpu=False, cpus_per_rank=4, hours=0.5),
+)

@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from pipeline.settings import Runtime
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import FrozenEvaluation, frozen_features, num_classes, result_row
+from stages.shared.frozen import FROZEN, FrozenEvaluation, frozen_features, num_classes, result_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +44,12 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
         for (k, t), value in accuracy.items()
     ]
     return StageOutput(rows=rows)
+
+
+SPEC = StageSpec(
+    name="knn",
+    config=KnnConfig,
+    entrypoint="stages.knn:run",
+    needs=FROZEN,
+    resources=Resources(ranks_per_node=1, hours=2.0),
+)

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json, write_json_atomic
 from pipeline.settings import Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
 from stages.shared.frozen import Crop, computed_features, num_classes, result_row
@@ -260,3 +260,12 @@ def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
         state, _ = extract_backbone_state({"teacher": load_state_dict_file(file.parent, "teacher")})
         load_strictly(vit, state, file)
     return vit.eval().requires_grad_(False)
+
+
+SPEC = StageSpec(
+    name="knn_curve",
+    config=KnnCurveConfig,
+    entrypoint="stages.knn_curve:run",
+    needs={"data": "convert", "weights": "pretrain"},
+    resources=Resources(ranks_per_node=1, hours=12.0),
+)

@@ -9,10 +9,11 @@ from pydantic import PositiveFloat, PositiveInt
 
 from mugs.evaluation.config import LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven
 from stages.shared.frozen import (
+    FROZEN,
     FrozenEvaluation,
     frozen_features,
     load_vit,
@@ -150,3 +151,12 @@ def probe_data(
         device=device,
     )
     return batches, order.steps_per_epoch, validation
+
+
+SPEC = StageSpec(
+    name="linear",
+    config=LinearConfig,
+    entrypoint="stages.linear:run",
+    needs=FROZEN,
+    resources=Resources(ranks_per_node=8, hours=24.0),
+)

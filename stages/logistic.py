@@ -10,10 +10,10 @@ from pydantic import PositiveFloat, PositiveInt
 
 from pipeline.manifest import ManifestEntry, find_done
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.convert import ConvertConfig
 from stages.shared.frozen import result_row
+from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -176,3 +176,13 @@ def labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":
             f"run {features.upstream['data']}, the data set of the stored features, is not done any more"
         )
     return cfg.labelled.choose(open_source(data.output("train")), data.info["dataset"])
+
+
+SPEC = StageSpec(
+    name="logistic",
+    config=LogisticConfig,
+    entrypoint="stages.logistic:run",
+    preflight="stages.logistic:preflight",
+    needs={"features": "features"},
+    resources=Resources(ranks_per_node=1, hours=4.0),
+)

@@ -9,7 +9,7 @@ from pydantic import PositiveFloat
 from mugs.methods.config import MugsConfig
 from mugs.pretrain.config import TrainConfig
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import uneven, uneven_passes
 
@@ -113,3 +113,12 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
         "dataset": data.info["dataset"],
     }
     return StageOutput(outputs=outputs, info=info)
+
+
+SPEC = StageSpec(
+    name="pretrain",
+    config=PretrainConfig,
+    entrypoint="stages.pretrain:run",
+    needs={"data": "convert"},
+    resources=Resources(nodes=1, ranks_per_node=8, hours=36.0),
+)

@@ -7,7 +7,8 @@ from pipeline import manifest
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
-from stages.import_weights import ImportConfig, load, save
+from stages.import_weights import load, save
+from stages.shared.imported_weights import ImportConfig
 
 Format = Literal["timm", "safetensors"]
 

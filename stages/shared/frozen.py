@@ -10,7 +10,7 @@ from pipeline.manifest import check_intact
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
-from stages.import_weights import ImportConfig
+from stages.shared.imported_weights import ImportConfig
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
+WEIGHTS = "pretrain|import"
+"""Stages whose runs may fill the role weights."""
+FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}
+"""Roles of an evaluation of a frozen backbone: either features, or the other two."""
 Weights = Literal["teacher", "student", "initial"]
 
 

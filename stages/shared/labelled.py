@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from pipeline.settings import RequiredAtRun, Settings
-from stages.convert import BUILTIN, ConvertConfig, opened
+from stages.shared.image_data import BUILTIN, ConvertConfig, opened
 
 if TYPE_CHECKING:
     from mugs.data.sources.base import Source

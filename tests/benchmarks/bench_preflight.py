@@ -13,15 +13,16 @@ from bench_step import seconds
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import find_bad_images
 from stages import convert
+from stages.shared import image_data
 
 COPIES, THREADS = 30, 4
 
 
 def look(root: Path, images: int) -> None:
     """As the commands do: list the images, check their number, look at the ends of their files."""
-    convert.looked_through.cache_clear()
+    image_data.looked_through.cache_clear()
     fields = {"num_classes": COPIES, "num_train_images": images, "num_val_images": 0}
-    convert.preflight(convert.ConvertConfig(dataset="copies", train_dir=str(root), **fields), {})
+    convert.preflight(image_data.ConvertConfig(dataset="copies", train_dir=str(root), **fields), {})
 
 
 def run() -> list[dict[str, Any]]:

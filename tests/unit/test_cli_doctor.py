@@ -16,7 +16,7 @@ import run_stage
 from mugs.models.vit import build_vit
 from pipeline import environment
 from pipeline.spec import ConfigError
-from stages.convert import ConvertConfig
+from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
 
 Doctor = Callable[..., Result]

@@ -16,8 +16,9 @@ from mugs.data.sources.listing import from_list, open_images
 from pipeline import config
 from pipeline.plan import build_plan, list_unset_settings
 from stages import STAGES
-from stages.convert import ConvertConfig, run
+from stages.convert import run
 from stages.shared.frozen import num_classes
+from stages.shared.image_data import ConvertConfig
 
 
 def jpeg(shade: int) -> bytes:

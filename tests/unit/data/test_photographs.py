@@ -8,7 +8,8 @@ import pytest
 
 from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
 from mugs.data.sources.open import open_source
-from stages.convert import ConvertConfig, resolve, run
+from stages.convert import run
+from stages.shared.image_data import ConvertConfig, resolve
 
 BUILTIN = "builtin:sklearn_photo_patches"
 

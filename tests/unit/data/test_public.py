@@ -19,7 +19,8 @@ from mugs.data.sources.cifar import SIDE
 from mugs.data.sources.expected import KNOWN
 from mugs.data.sources.public import PUBLIC, open_public
 from stages import convert as stage
-from stages.convert import ConvertConfig, open_splits
+from stages.shared import image_data
+from stages.shared.image_data import ConvertConfig, open_splits
 
 
 def pixels(num: int, seed: int) -> np.ndarray:
@@ -346,7 +347,7 @@ def test_root_or_folders() -> None:
     assert ConvertConfig(dataset="mine").root == ""
     with pytest.raises(ValueError, match="root is for cifar10"):
         ConvertConfig(dataset="mine", root="a")
-    assert set(stage.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k", "coco2017"}
+    assert set(image_data.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k", "coco2017"}
 
 
 def test_splits_of_a_public_data_set(tmp_path: Path) -> None:

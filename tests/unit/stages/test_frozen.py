@@ -10,8 +10,8 @@ from pipeline.plan import build_plan
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
-from stages.import_weights import ImportConfig
 from stages.linear import LinearConfig, linear_probe
+from stages.shared.imported_weights import ImportConfig
 
 YAML = """
 name: frozen

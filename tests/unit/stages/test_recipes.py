@@ -13,10 +13,10 @@ from pipeline.spec import StageRun
 from results.runs import flatten_config
 from results.variants import describe_variant
 from stages import STAGES
-from stages.convert import PUBLIC
 from stages.finetune import FinetuneStageConfig
 from stages.logistic import LogisticConfig
 from stages.pretrain import PretrainConfig
+from stages.shared.image_data import PUBLIC
 
 
 @dataclass(frozen=True)
