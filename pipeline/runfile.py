@@ -17,7 +17,7 @@ from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
 from pipeline.files import write_atomic
 from pipeline.identity import RETIRED_SETTINGS, dump_settings
 from pipeline.reading import parse_yaml, read_config_text, validate_model
-from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
+from pipeline.spec import ConfigError, Resources, StageConfig, StageRun, StageSpec
 
 FILE_NAME = "config.yaml"
 
@@ -38,8 +38,7 @@ class RunFile:
 
     def build(self) -> StageRun:
         """The stage run, its configuration checked by its class; imports the stage's module."""
-        cls = resolve(self.config_class)
-        assert isinstance(cls, type) and issubclass(cls, StageConfig)
+        cls = self._find_config_class()
         settings = {k: v for k, v in self.config.items() if k not in RETIRED_SETTINGS}
         config = validate_model(cls, settings, f"{self.name}-{self.run_id}/{FILE_NAME}")
         resources = Resources.model_validate(self.resources)
@@ -53,6 +52,14 @@ class RunFile:
             self.entrypoint,
             self.rows_writer,
         )
+
+    def _find_config_class(self) -> type[StageConfig]:
+        # The stage's own declaration counts: a class may have been renamed since the file was written.
+        module = importlib.import_module(self.entrypoint.partition(":")[0])
+        spec = getattr(module, "SPEC", None)
+        cls = spec.config if isinstance(spec, StageSpec) else resolve(self.config_class)
+        assert isinstance(cls, type) and issubclass(cls, StageConfig)
+        return cls
 
 
 def resolve(text: str) -> Callable[..., Any]:
