@@ -32,8 +32,8 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
 
 def _content(value: Any, *, runtime: bool) -> Any:
     if isinstance(value, Settings):
-        kept = [f.name for f in setting_fields(type(value)).values() if runtime or not f.runtime]
-        return {name: _content(getattr(value, name), runtime=runtime) for name in kept}
+        kept = [f for f in setting_fields(type(value)).values() if runtime or not f.runtime]
+        return {f.record_name: _content(getattr(value, f.name), runtime=runtime) for f in kept}
     if isinstance(value, Mapping):
         return {str(key): _content(item, runtime=runtime) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -50,9 +50,9 @@ def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
     names: set[str] = set()
     for field in setting_fields(cls).values():
         if field.runtime:
-            names.add(f"{prefix}{field.name}")
+            names.add(f"{prefix}{field.record_name}")
         elif field.nested is not None:
-            names |= runtime_names(field.nested, f"{prefix}{field.name}.")
+            names |= runtime_names(field.nested, f"{prefix}{field.record_name}.")
     return names
 
 

@@ -128,12 +128,12 @@ def with_trace_steps(runs: Sequence[StageRun], steps: int) -> Sequence[StageRun]
     """
     if steps == 0:
         return runs
-    if not any(hasattr(run.config, "profile_steps") for run in runs):
+    if not any(hasattr(run.config, "trace_steps") for run in runs):
         raise ConfigError("--trace-steps: none of the selected runs can be traced")
-    changed = {"profile_steps": steps}
+    changed = {"trace_steps": steps}
     return [
         replace(run, config=replace(run.config, **changed))
-        if hasattr(run.config, "profile_steps")
+        if hasattr(run.config, "trace_steps")
         else run
         for run in runs
     ]

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.settings import Settings, setting_fields
+from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import ConfigError
 
 _Model = TypeVar("_Model")
@@ -142,6 +142,8 @@ def validate_model(
         ConfigError: names file or --set, key, and what is expected.
     """
     try:
+        if _is_settings(model):
+            values = use_current_names(model, values)
         _refuse_internal(model, values)
         key: Any = model  # mypy takes no dataclass type for hashable
         built: _Model = _adapter(key).validate_python(dict(values))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -25,6 +26,13 @@ class Mark(enum.Enum):
     RUNTIME = enum.auto()
     REQUIRED_AT_RUN = enum.auto()
     INTERNAL = enum.auto()
+
+
+@dataclass(frozen=True)
+class FormerName:
+    """Mark of a renamed field: YAML may still say the old name, and run ids and records keep it."""
+
+    name: str
 
 
 Runtime = Annotated[T, Mark.RUNTIME]
@@ -45,9 +53,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class SettingField:
-    """A field of a settings class; `nested` is the settings class that it holds, or may hold."""
+    """A field of a settings class; `nested` is the settings class that it holds, or may hold.
+
+    `record_name` is its name in run ids and in records on disk.
+    """
 
     name: str
+    record_name: str
     marks: frozenset[Mark]
     nested: type[Settings] | None
 
@@ -71,7 +83,10 @@ def _read_fields(cls: type[Settings]) -> dict[str, SettingField]:
         metadata = getattr(hints[field.name], "__metadata__", ())
         marks = frozenset(mark for mark in metadata if isinstance(mark, Mark))
         if Mark.INTERNAL not in marks:
-            found[field.name] = SettingField(field.name, marks, _nested(hints[field.name]))
+            former = (mark.name for mark in metadata if isinstance(mark, FormerName))
+            record_name = next(former, field.name)
+            nested = _nested(hints[field.name])
+            found[field.name] = SettingField(field.name, record_name, marks, nested)
     return found
 
 
@@ -83,3 +98,34 @@ def _nested(hint: Any) -> type[Settings] | None:
         if isinstance(option, type) and issubclass(option, Settings):
             return option
     return None
+
+
+def use_current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with former names of fields replaced, nested ones too; of two names the later one counts."""
+    return _rename(cls, values, {f.record_name: f.name for f in setting_fields(cls).values()})
+
+
+def use_record_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values under the names that records have, nested ones too."""
+    names = {f.name: f.record_name for f in setting_fields(cls).values()}
+    return _rename(cls, values, names, use_record_names)
+
+
+def _rename(
+    cls: type[Settings],
+    values: Mapping[str, Any],
+    names: Mapping[str, str],
+    inner: Callable[[type[Settings], Mapping[str, Any]], dict[str, Any]] = use_current_names,
+) -> dict[str, Any]:
+    fields = {
+        name: field
+        for field in setting_fields(cls).values()
+        for name in (field.name, field.record_name)
+    }
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = fields[key].nested if key in fields else None
+        if nested is not None and isinstance(value, Mapping):
+            value = inner(nested, value)
+        renamed[names.get(key, key)] = value
+    return renamed

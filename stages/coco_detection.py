@@ -27,10 +27,10 @@ class CocoDetectionConfig(Pretrained, DetectionConfig):
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks, or a rank's share over its passes."""
         share = self.batch_size // resources.ranks
-        if self.batch_size % resources.ranks == 0 and share % self.images_per_pass:
+        if self.batch_size % resources.ranks == 0 and share % self.micro_batch_size:
             return (
                 f"batch_size {self.batch_size} leaves {share} images to a rank, which are no whole passes of "
-                f"images_per_pass {self.images_per_pass}"
+                f"micro_batch_size {self.micro_batch_size}"
             )
         return uneven(self.batch_size, resources)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
-from pipeline.settings import Runtime
+from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import OTHER, SHAPES
@@ -25,7 +25,7 @@ class FeaturesConfig(Backbone):
     blocks: PositiveInt = 4
     # Precision of the stored features; reported numbers are meant for fp32.
     dtype: Literal["fp32", "fp16"] = "fp32"
-    images_per_pass: Runtime[PositiveInt] = 256
+    eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
     # Images in one file.
     shard_images: Runtime[PositiveInt] = 16384
     threads: Runtime[PositiveInt] = 2
@@ -65,7 +65,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
             folder / split,
             layout,
             device=device,
-            batch_size=cfg.images_per_pass,
+            batch_size=cfg.eval_batch_size,
             threads=cfg.threads,
             progress_path=ctx.run_dir / "progress.json",
         )

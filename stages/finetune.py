@@ -45,7 +45,7 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over ranks, groups and pairs, or a rank's share over its passes."""
         pairs = uneven_pairs(self.batch_size, resources, self.mix.group) if self.mix.on else None
-        passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=False)
+        passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=False)
         return uneven(self.batch_size, resources) or pairs or passes
 
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:

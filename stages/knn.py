@@ -1,11 +1,11 @@
 """Weighted k-NN classification on frozen features (recipe of the paper's appendix; temperatures as released)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import PositiveInt
 
-from pipeline.settings import Runtime
+from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.frozen import FROZEN, FrozenEvaluation, frozen_features, num_classes, result_row
@@ -18,7 +18,7 @@ class KnnConfig(FrozenEvaluation):
     feature: Literal["cls", "patch_mean"] = "cls"
     ks: tuple[int, ...] = (10, 15, 20, 30, 40, 50, 100, 200)
     temperatures: tuple[float, ...] = (0.05, 0.07)
-    images_per_pass: Runtime[PositiveInt] = 256
+    eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
     threads: Runtime[PositiveInt] = 2
     memory_mb: Runtime[PositiveInt] = 2048
 
@@ -29,7 +29,7 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
 
     classes = num_classes(ctx)
     found = frozen_features(
-        ctx, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads
+        ctx, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
     accuracy = evaluate_knn(
         *found["train"],

@@ -5,13 +5,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json, write_json_atomic
-from pipeline.settings import Runtime
+from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
@@ -45,7 +45,7 @@ class KnnCurveConfig(Crop):
     poll_seconds: Runtime[PositiveFloat] = 10.0
     # A watch ends if the pretraining shows no progress for so long.
     patience_minutes: Runtime[PositiveFloat] = 60.0
-    images_per_pass: Runtime[PositiveInt] = 256
+    eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
     threads: Runtime[PositiveInt] = 2
     memory_mb: Runtime[PositiveInt] = 2048
 
@@ -236,7 +236,7 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
 
     weights, vit = identity(pretraining, epoch), teacher(pretraining, epoch)
     found = computed_features(
-        ctx, vit, cfg, cfg.feature, images_per_pass=cfg.images_per_pass, threads=cfg.threads
+        ctx, vit, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
     options: dict[str, Any] = {
         "ks": cfg.ks,

@@ -50,7 +50,7 @@ class PretrainConfig(StageConfig, TrainConfig):
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks, or a rank's share over its passes."""
         whole = self.mugs.head_norm == "batch"
-        passes = uneven_passes(self.batch_size, resources, self.max_images_per_step, whole=whole)
+        passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=whole)
         return uneven(self.batch_size, resources) or passes
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import Probability, Runtime, Settings
+from pipeline.settings import FormerName, Probability, Runtime, Settings
 
 _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
@@ -119,7 +119,9 @@ class FinetuneConfig(Settings):
     validate_epochs: PositiveInt = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    max_images_per_step: Runtime[PositiveInt | None] = None
+    micro_batch_size: Annotated[Runtime[PositiveInt | None], FormerName("max_images_per_step")] = (
+        None
+    )
     workers: Runtime[NonNegativeInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 500
     log_steps: Runtime[PositiveInt] = 10

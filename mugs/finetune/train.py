@@ -65,7 +65,7 @@ class Finetuning(ModelTask[LabeledBatch]):
         prepare_model(model, device)
         self.source, self.validation_source = sources
         self.num_classes = num_classes
-        self.micro = compute_micro_batch_size(config.batch_size, config.max_images_per_step)
+        self.micro = compute_micro_batch_size(config.batch_size, config.micro_batch_size)
         self.order = BatchSampler(
             len(self.source), seed=config.seed, batch_size=config.batch_size, repeats=config.repeats
         )

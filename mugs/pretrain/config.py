@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.views.config import ViewRecipe
-from pipeline.settings import Probability, Runtime, Settings
+from pipeline.settings import FormerName, Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class TrainConfig(StepConfig):
     steps_per_epoch: int | None = None
     seed: int = 0
     views: ViewRecipe = field(default_factory=ViewRecipe)
-    max_images_per_step: Runtime[PositiveInt | None] = None
+    micro_batch_size: Annotated[Runtime[PositiveInt | None], FormerName("max_images_per_step")] = (
+        None
+    )
     # What reads images ahead; `auto` takes FFCV if it is installed. Both give the same batches.
     loader: Runtime[LoaderName] = "auto"
     # `reference` renders views with Pillow; `fast` gives the same and is compiled.
@@ -62,7 +64,7 @@ class TrainConfig(StepConfig):
     checkpoint_retry_minutes: Runtime[Annotated[float, Field(ge=0, le=20)]] = 10.0
     log_steps: Runtime[PositiveInt] = 10
     # Steps of a profiler trace, 0 for none.
-    profile_steps: Runtime[NonNegativeInt] = 0
+    trace_steps: Annotated[Runtime[NonNegativeInt], FormerName("profile_steps")] = 0
     # Released run whose mean losses of the first epochs are logged beside ours (mugs/methods/calibration.csv).
     calibration: Runtime[Literal["s100", "s300", "l250"] | None] = None
 

@@ -77,7 +77,7 @@ class PretrainTask:
             and self.micro * distributed.world_size() < config.batch_size
         ):
             raise ValueError(
-                f"max_images_per_step {config.max_images_per_step}: batch normalisation wants each rank's "
+                f"micro_batch_size {config.micro_batch_size}: batch normalisation wants each rank's "
                 f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
             )
         allow_tf32(device)
@@ -110,7 +110,7 @@ class PretrainTask:
             threads=config.threads,
         )
         stage = DeviceTransform(self.device, config.views, config.seed)
-        trace = TraceProfiler(self.run_dir / "trace", config.profile_steps)
+        trace = TraceProfiler(self.run_dir / "trace", config.trace_steps)
         self.log.open(start)
         with closing(loader), closing(self.log), closing(trace):
             batches = iter(loader.iterate(start, self.total_steps))
@@ -162,7 +162,7 @@ class PretrainTask:
 
 def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int]:
     """The order of samples, and the images of this rank in one micro-batch."""
-    micro = compute_micro_batch_size(config.batch_size, config.max_images_per_step)
+    micro = compute_micro_batch_size(config.batch_size, config.micro_batch_size)
     order = SampleOrder(
         num_images,
         seed=config.seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline import config, manifest
 from pipeline.config import RunConfig
 from pipeline.identity import RETIRED_SETTINGS, runtime_names, science
+from pipeline.settings import use_record_names
 from pipeline.spec import ConfigError, StageRun
 from results import publish
 from results.collect import CollectedResults, collect_results
@@ -77,7 +78,8 @@ def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]
         if run.stage != "pretrain":
             continue
         ours = flatten_config(run.config)
-        paper = config.load_recipe(find_paper_recipe(str(run.config.get("arch"))))
+        recipe = config.load_recipe(find_paper_recipe(str(run.config.get("arch"))))
+        paper = use_record_names(STAGES[run.stage].config, recipe)
         found[run.run_id] = [
             f"{key}={ours[key]}, the paper says {value}"
             for key, value in flatten_config(paper).items()

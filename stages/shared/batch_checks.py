@@ -44,11 +44,11 @@ def uneven_passes(
         return None
     each = f"batch_size {batch_size} over {ranks_in_words(resources)} leaves {share} images each"
     if whole:
-        return f"{each}, more than max_images_per_step {most}, and batch normalisation wants them in one pass"
+        return f"{each}, more than micro_batch_size {most}, and batch normalisation wants them in one pass"
     if share % most == 0:
         return None
     fitting = max(n for n in range(1, most + 1) if share % n == 0)
     return (
-        f"{each}, which max_images_per_step {most} cuts into {share / most:.2f} passes; "
+        f"{each}, which micro_batch_size {most} cuts into {share / most:.2f} passes; "
         f"expected a divisor of {share} (nearest below: {fitting})"
     )

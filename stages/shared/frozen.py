@@ -92,7 +92,7 @@ def frozen_features(
     name: "Feature",
     splits: Sequence[str] = ("train", "val"),
     *,
-    images_per_pass: int = 256,
+    eval_batch_size: int = 256,
     threads: int = 2,
 ) -> "Features":
     """Features (N, D) and labels (N,) by split, whole on every rank's device: stored, or computed by all ranks."""
@@ -109,7 +109,7 @@ def frozen_features(
         }
     vit = load_vit(ctx, cfg.weights)
     return computed_features(
-        ctx, vit, cfg, name, splits, images_per_pass=images_per_pass, threads=threads
+        ctx, vit, cfg, name, splits, eval_batch_size=eval_batch_size, threads=threads
     )
 
 
@@ -120,7 +120,7 @@ def computed_features(
     name: "Feature",
     splits: Sequence[str] = ("train", "val"),
     *,
-    images_per_pass: int,
+    eval_batch_size: int,
     threads: int,
 ) -> "Features":
     """The same of a frozen network, computed by all ranks. Raises ValueError where there is no image for each."""
@@ -144,7 +144,7 @@ def computed_features(
             source,
             resize=size.resize,
             crop=size.crop,
-            batch_size=images_per_pass,
+            batch_size=eval_batch_size,
             indices=range(distributed.rank(), len(source), ranks),
             threads=threads,
         )

@@ -241,7 +241,7 @@ def test_trace_steps_reach_the_pretraining_and_nothing_else(
     assert call(run_stage.app, ["run", "mini", *root]).exit_code == 0
     plain = dict(seen)
     assert call(run_stage.app, ["run", "mini", "--trace-steps", "3", *root]).exit_code == 0
-    assert seen["pretrain"].config.profile_steps == 3
+    assert seen["pretrain"].config.trace_steps == 3
     assert {name: run.run_id for name, run in seen.items()} == {
         name: run.run_id for name, run in plain.items()
     }

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings import Internal, Probability, Settings
+from pipeline.settings import FormerName, Internal, Probability, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +31,9 @@ class ViewRecipe(Settings):
     weak_prob: Probability = 0.5
     # Who draws between weak and strong: "released" draws once for both large student crops and once for each small
     # crop, "per_image" once for all of them (the paper).
-    student_coin: Literal["released", "per_image"] = "released"
+    student_strength_draw: Annotated[
+        Literal["released", "per_image"], FormerName("student_coin")
+    ] = "released"
     # The student's large crops are copies of the teacher's, as with the release's weak-only option.
     weak_only: bool = False
     # With weak_only, small crops are weak too, unless this is "released": then they are drawn as ever (M13).

@@ -91,7 +91,7 @@ def draw_view_plan(
     # strong[0] is for both large student crops, strong[1 + i] for small crop i. "Greater than" is
     # the release's rule: its `prob` is the share of weak views (M12).
     strong = rng.random(1 + recipe.num_small) > recipe.weak_prob
-    if recipe.student_coin == "per_image":
+    if recipe.student_strength_draw == "per_image":
         strong[:] = strong[0]
     if recipe.weak_only:
         strong[0] = False

@@ -42,12 +42,12 @@ class AspectGroupedOrder:
         world: int,
         rank: int,
         batch_size: int,
-        images_per_pass: int,
+        micro_batch_size: int,
     ) -> None:
-        if batch_size % (world * images_per_pass):
+        if batch_size % (world * micro_batch_size):
             raise ValueError(
                 f"batch_size {batch_size} does not divide over {world} ranks "
-                f"into passes of {images_per_pass} images"
+                f"into passes of {micro_batch_size} images"
             )
         if not len(wide):
             raise ValueError("no image to train on")
@@ -55,15 +55,15 @@ class AspectGroupedOrder:
         self.seed = seed
         self.world = world
         self.rank = rank
-        self.size = images_per_pass
-        self.micro_batches_per_step = batch_size // images_per_pass
-        num_micro_batches = sum(-(-len(group) // images_per_pass) for group in self.groups)
+        self.size = micro_batch_size
+        self.micro_batches_per_step = batch_size // micro_batch_size
+        num_micro_batches = sum(-(-len(group) // micro_batch_size) for group in self.groups)
         self.steps_per_epoch = -(-num_micro_batches // self.micro_batches_per_step)
         # Cached, because every step of an epoch asks for the same permutation.
         self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        """Return all micro-batches of an epoch in order, (number, images_per_pass)."""
+        """Return all micro-batches of an epoch in order, (number, micro_batch_size)."""
         rng = make_item_generator(self.seed, epoch, EpochStream.DETECTION_ORDER)
         shuffled = [rng.permutation(group) for group in self.groups if len(group)]
         # `np.resize` repeats the first entries where entries are missing.
@@ -74,7 +74,7 @@ class AspectGroupedOrder:
         return micro_batches[np.resize(order, self.steps_per_epoch * self.micro_batches_per_step)]
 
     def micro_batches(self, step: int) -> np.ndarray:
-        """Return this rank's share of a step's micro-batches, (share, images_per_pass)."""
+        """Return this rank's share of a step's micro-batches, (share, micro_batch_size)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         share = self.micro_batches_per_step // self.world
         first = within * self.micro_batches_per_step + self.rank * share

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import Internal, Probability, Runtime, Settings
+from pipeline.settings import FormerName, Internal, Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class DetectionConfig(Settings):
     batch_size: PositiveInt = 32
     # Images that are padded and sent through together, and over which losses are averaged first: this changes
     # numbers. The release has 4 on each of 8 GPUs.
-    images_per_pass: PositiveInt = 4
+    micro_batch_size: Annotated[PositiveInt, FormerName("images_per_pass")] = 4
     # iBOT's configuration has 1e-4.
     lr: PositiveFloat = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

@@ -53,7 +53,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
             world=distributed.world_size(),
             rank=distributed.rank(),
             batch_size=config.batch_size,
-            images_per_pass=config.images_per_pass,
+            micro_batch_size=config.micro_batch_size,
         )
         super().__init__(
             model,

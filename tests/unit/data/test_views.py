@@ -132,7 +132,7 @@ def test_weak_only_copies_the_teacher_crops() -> None:
 
 def test_one_coin_per_image() -> None:
     for i in range(20):
-        plan = draw_view_plan(0, 0, i, 50, 40, replace(SMALL, student_coin="per_image"))
+        plan = draw_view_plan(0, 0, i, 50, 40, replace(SMALL, student_strength_draw="per_image"))
         assert len({c.strong for c in plan.crops[2:]}) == 1
 
 

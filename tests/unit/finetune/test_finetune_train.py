@@ -249,7 +249,7 @@ def test_validation_after_some_epochs_and_the_last(tmp_path: Path, data: Path) -
 def test_micro_batches_give_the_same_weights(
     tmp_path: Path, data: Path, base: dict[str, Tensor]
 ) -> None:
-    close(run(tmp_path, data, replace(CONFIG, max_images_per_step=4))[0], base)
+    close(run(tmp_path, data, replace(CONFIG, micro_batch_size=4))[0], base)
 
 
 def test_bf16_learns_about_the_same(tmp_path: Path, data: Path, base: dict[str, Tensor]) -> None:
@@ -369,7 +369,7 @@ def test_a_bad_step_harms_nothing(tmp_path: Path, data: Path) -> None:
     ("change", "words"),
     [
         ({"batch_size": 64, "mix": MixOptions()}, "batch_size 64 exceeds the data set's 52 images"),
-        ({"max_images_per_step": 5}, "16 images per rank do not divide into micro-batches of 5"),
+        ({"micro_batch_size": 5}, "16 images per rank do not divide into micro-batches of 5"),
         ({"mix": MixOptions(group=6)}, "mix.group 6: expected an even divisor of batch_size 16"),
         ({"repeats": 3}, "0 with repeats 3"),
     ],

@@ -110,7 +110,7 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
         steps_per_epoch=5,
         views=VIEWS,
         log_steps=2,
-        profile_steps=2,
+        trace_steps=2,
     )
     source = FolderSource(tmp_path / "digits" / "val")
     method = Mugs(SMALLEST)
@@ -128,4 +128,4 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "run" / "trace" / "rank_0000.json.gz", "rt") as stream:
         names = {event.get("name", "") for event in json.load(stream)["traceEvents"]}
     assert any("aten::" in name for name in names)
-    assert sum(name.startswith("ProfilerStep#") for name in names) == config.profile_steps
+    assert sum(name.startswith("ProfilerStep#") for name in names) == config.trace_steps

@@ -72,7 +72,7 @@ def test_scene_recipe() -> None:
 def test_coco(short: str) -> None:
     runs = planned(f"coco_{short}")
     run = runs["detection"].config
-    assert (run.epochs, run.batch_size, run.images_per_pass, run.decay_epochs) == (
+    assert (run.epochs, run.batch_size, run.micro_batch_size, run.decay_epochs) == (
         12,
         32,
         4,

@@ -51,7 +51,7 @@ DETECTION = {
     "scales": {"short_sides": (48,), "max_side": 64, "crop_prob": 0.0, "test_short_side": 48},
     "epochs": 1,
     "batch_size": 2,
-    "images_per_pass": 2,
+    "micro_batch_size": 2,
     "precision": "fp32",
     "threads": 1,
     "num_pictures": 2,

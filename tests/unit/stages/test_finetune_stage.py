@@ -137,9 +137,9 @@ def test_mistakes_are_refused(change: dict[str, Any]) -> None:
             "batch_size 24 over 8 ranks leaves 3 images each, which are mixed in pairs",
         ),
         (
-            {"batch_size": 24, "max_images_per_step": 4},
+            {"batch_size": 24, "micro_batch_size": 4},
             4,
-            "max_images_per_step 4 cuts into 1.50 passes",
+            "micro_batch_size 4 cuts into 1.50 passes",
         ),
         ({"batch_size": 24, "mix": {"prob": 0}}, 8, None),
         ({"batch_size": 1024, "mix": {"group": 256}}, 8, None),

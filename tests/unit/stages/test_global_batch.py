@@ -32,19 +32,19 @@ def plan(*overrides: str) -> None:
             "batch_size 7 over 8 ranks leaves 0.88 images each; expected a multiple of 8 (nearest: 8)",
         ),
         (
-            ["pretrain.max_images_per_step=48"],
-            "batch_size 512 over 8 ranks leaves 64 images each, which max_images_per_step 48 cuts into 1.33 passes; "
+            ["pretrain.micro_batch_size=48"],
+            "batch_size 512 over 8 ranks leaves 64 images each, which micro_batch_size 48 cuts into 1.33 passes; "
             "expected a divisor of 64 (nearest below: 32)",
         ),
         (
-            ["pretrain.max_images_per_step=32", "pretrain.mugs.head_norm=batch"],
-            "leaves 64 images each, more than max_images_per_step 32, and batch normalisation wants them in one pass",
+            ["pretrain.micro_batch_size=32", "pretrain.mugs.head_norm=batch"],
+            "leaves 64 images each, more than micro_batch_size 32, and batch normalisation wants them in one pass",
         ),
         (
             ["linear.resources.ranks_per_node=3"],
             "runs.linear: batch_size 1024 over 3 ranks leaves 341.33 images each",
         ),
-        (["pretrain.max_images_per_step=0"], "greater than 0"),
+        (["pretrain.micro_batch_size=0"], "greater than 0"),
     ],
 )
 def test_refused(overrides: list[str], words: str) -> None:
@@ -57,9 +57,9 @@ def test_refused(overrides: list[str], words: str) -> None:
     "overrides",
     [
         ["pretrain.resources.nodes=2"],
-        ["pretrain.max_images_per_step=32"],
-        ["pretrain.max_images_per_step=100"],
-        ["pretrain.max_images_per_step=64", "pretrain.mugs.head_norm=batch"],
+        ["pretrain.micro_batch_size=32"],
+        ["pretrain.micro_batch_size=100"],
+        ["pretrain.micro_batch_size=64", "pretrain.mugs.head_norm=batch"],
     ],
 )
 def test_accepted(overrides: list[str]) -> None:

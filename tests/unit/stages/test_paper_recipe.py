@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import config
-from pipeline.identity import run_id
+from pipeline.identity import dump_settings, run_id, runtime_names
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
@@ -29,7 +29,7 @@ SPELLED_OUT: dict[str, Any] = {
         "local_group_token": "paper",
         "pair_average": "uniform",
     },
-    "views": {"student_coin": "per_image"},
+    "views": {"student_strength_draw": "per_image"},
 }
 
 
@@ -128,3 +128,14 @@ print(run.run_id, run.config.mugs.head_out)
         found.append(done.stdout.split())
     (before, wide), (after, narrow) = found
     assert before != after and (wide, narrow) == ("256", "128")
+
+
+def test_former_names_of_settings_are_accepted_and_stay_in_records() -> None:
+    old = ["pretrain.max_images_per_step=32", "pretrain.views.student_coin=per_image"]
+    new = ["pretrain.micro_batch_size=32", "pretrain.views.student_strength_draw=per_image"]
+    assert pretraining(*old) == pretraining(*new)
+    assert pretraining(old[0], "pretrain.micro_batch_size=16").micro_batch_size == 16
+    record = dump_settings(pretraining(*new))
+    assert (record["max_images_per_step"], record["views"]["student_coin"]) == (32, "per_image")
+    assert "max_images_per_step" in runtime_names(PretrainConfig)
+    assert validate_model(PretrainConfig, record, "config.yaml") == pretraining(*new)

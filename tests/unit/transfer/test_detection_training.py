@@ -299,7 +299,7 @@ def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None])
         detector=detector,
         scales=scales,
         epochs=60,
-        images_per_pass=4,
+        micro_batch_size=4,
         lr=2e-3,
         layer_decay=1.0,
         decay_epochs=(45, 55),

@@ -149,10 +149,10 @@ def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int)
     come again.
     """
     orders = [
-        AspectGroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, images_per_pass=4)
+        AspectGroupedOrder(WIDE, seed=3, world=world, rank=r, batch_size=16, micro_batch_size=4)
         for r in range(world)
     ]
-    alone = AspectGroupedOrder(WIDE, seed=3, world=1, rank=0, batch_size=16, images_per_pass=4)
+    alone = AspectGroupedOrder(WIDE, seed=3, world=1, rank=0, batch_size=16, micro_batch_size=4)
     assert alone.steps_per_epoch == 4
     seen = set()
     for step in range(4, 8):
@@ -169,9 +169,9 @@ def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(
         ValueError, match="batch_size 12 does not divide over 2 ranks into passes of 4"
     ):
-        AspectGroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, images_per_pass=4)
+        AspectGroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, micro_batch_size=4)
     with pytest.raises(ValueError, match="no image to train on"):
-        AspectGroupedOrder([], seed=3, world=1, rank=0, batch_size=4, images_per_pass=4)
+        AspectGroupedOrder([], seed=3, world=1, rank=0, batch_size=4, micro_batch_size=4)
 
 
 def test_coco_epoch_has_the_steps_of_the_reference() -> None:
@@ -182,7 +182,7 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
         world=8,
         rank=5,
         batch_size=32,
-        images_per_pass=4,
+        micro_batch_size=4,
     )
     assert order.steps_per_epoch == 3665 and order.passes(7000).shape == (1, 4)
 
@@ -190,7 +190,7 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
 def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1), entry(2, 2)]), "train")
     order = AspectGroupedOrder(
-        [True, False], seed=0, world=1, rank=0, batch_size=4, images_per_pass=2
+        [True, False], seed=0, world=1, rank=0, batch_size=4, micro_batch_size=2
     )
     scales = Scales(short_sides=(32,), max_side=64, crop_prob=0.0)
     found = list(
