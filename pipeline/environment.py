@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from pipeline.findings import Finding, ok, skipped, wrong
-from pipeline.provenance import code_root
+from pipeline.provenance import code_root, find_version
 
 DISTRIBUTION = "mugs-repro"
 SETUP = "make setup, and use .venv/bin/python"
@@ -34,6 +34,7 @@ def check_environment(*, ffcv_required: bool) -> list[Finding]:
         return [wrong("packages", f"{DISTRIBUTION} is not installed for {sys.executable}", SETUP)]
     requires = SpecifierSet(known["Requires-Python"] or "")
     version = platform.python_version()
+    # `prereleases`: without it, packaging accepts no version such as 3.13.0rc1.
     if requires.contains(version, prereleases=True):
         python = ok("python", version)
     else:
@@ -48,6 +49,7 @@ def check_environment(*, ffcv_required: bool) -> list[Finding]:
 
 def check_packages(requirements: list[str]) -> list[Finding]:
     """Return a finding for each distribution that is not as required, or one for all of them."""
+    # Markers leave out what other platforms and the optional extras need.
     wanted = [
         need
         for need in map(Requirement, requirements)
@@ -58,7 +60,7 @@ def check_packages(requirements: list[str]) -> list[Finding]:
 
 
 def _find_unmet(need: Requirement) -> Finding | None:
-    found = _find_version(need.name)
+    found = find_version(need.name)
     if found is None:
         return wrong(need.name, "not installed", SETUP)
     if not need.specifier.contains(found, prereleases=True):
@@ -73,7 +75,7 @@ def _describe_untested() -> str:
     differences = []
     for line in lines:
         name, pinned, tested = line.partition("==")
-        found = _find_version(name) if pinned and not line.startswith("#") else None
+        found = find_version(name) if pinned and not line.startswith("#") else None
         # `public` leaves out the build, such as +cu128.
         if found and Version(found).public != Version(tested.strip()).public:
             differences.append(f"{name} {found} (tested with {tested})")
@@ -82,20 +84,13 @@ def _describe_untested() -> str:
     return f"; other versions than in constraints.txt: {', '.join(differences)}"
 
 
-def _find_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _check_torch() -> Finding:
     code, out = _run_python(_DESCRIBE_TORCH)
     return ok("torch", out) if code == 0 else wrong("torch", f"cannot be imported: {out}", SETUP)
 
 
 def _check_ffcv(*, required: bool) -> Finding:
-    version = _find_version("ffcv")
+    version = find_version("ffcv")
     if version is None:
         if required:
             return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")

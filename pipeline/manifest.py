@@ -168,6 +168,7 @@ def describe_output(run_root: Path, path: Path) -> Output:
         raise ValueError(f"output {path} is outside the run root {run_root}")
     if not path.exists():
         raise ValueError(f"output {path} does not exist")
+    # Relative, so that the whole run root may be moved or copied.
     relative = path.resolve().relative_to(run_root.resolve()).as_posix()
     return Output(path=relative, size=measure_size(path), sha256=hash_path(path))
 
@@ -178,6 +179,7 @@ def record_entry(run_root: Path, entry: ManifestEntry) -> Path:
     Raises:
         StaleAttemptError: a newer attempt of the run has started.
     """
+    # Right before the rename: an attempt that was superseded during the run stops here.
     placed = entry.at(run_root)
     check_newest(placed.run_dir, entry.attempt)
     if placed.rows_path is not None:
@@ -205,7 +207,7 @@ def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
             raise ValueError(f"{size} bytes, at most {_MAX_ENTRY_BYTES} are read")
         entry = parse_entry(path.read_bytes())
     except FileNotFoundError:
-        return None
+        return None  # the normal case: the run is not done
     except (OSError, ValueError, RecursionError) as error:
         logger.warning(
             "%s: not a readable manifest entry, the run counts as not done (%s)",
@@ -234,6 +236,7 @@ def find_problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = Tr
     """
     problems = []
     for label, output in entry.outputs.items():
+        # One problem per output is enough: each tells that the run must be repeated.
         path = entry.output(label)
         # Before anything is measured: a link could lead to a file that nobody wants to be read.
         if outside := find_outside(entry.run_root, path):

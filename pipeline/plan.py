@@ -18,6 +18,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
     Raises:
         ConfigError: names runs that need each other in a circle, or what does not fit together.
     """
+    # Roles first: the order below follows them.
     for run in reproduction.runs.values():
         _check_needs(reproduction, run)
     planned: dict[str, StageRun] = {}
@@ -28,6 +29,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         inputs = {role: reproduction.runs[filler].config for role, filler in run.needs.items()}
         if wrong := run.config.wrong_inputs(inputs):
             raise ConfigError(f"{reproduction.source}: runs.{name}.needs: {wrong}")
+        # Ids of inputs are part of a run's id, so they are known first: that is why order matters.
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, run.config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)

@@ -40,7 +40,7 @@ def check_one_root() -> None:
     """
     root = code_root()
     for name in PACKAGES:
-        spec = find_spec(name)
+        spec = find_spec(name)  # finds the file and imports nothing
         if spec is None or spec.origin is None:
             continue
         origin = Path(spec.origin).resolve()
@@ -55,6 +55,7 @@ def check_one_root() -> None:
 
 def read_git_state(root: Path) -> dict[str, Any]:
     """Return commit and dirty flag of the code, from git or a snapshot's note; None if unknown."""
+    # A snapshot has no .git, so `take_snapshot` leaves a note of the checkout it was taken from.
     note = read_json(root / SNAPSHOT_NOTE)
     if note is not None:
         return {
@@ -81,13 +82,17 @@ def _git(root: Path, *args: str) -> str | None:
 
 def collect_versions() -> dict[str, str]:
     """Return the versions of Python and of the distributions that can change a number."""
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: find_version(name) for name in _DISTRIBUTIONS}
+    versions = {name: version for name, version in found.items() if version}
+    return {"python": platform.python_version(), **versions}
+
+
+def find_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def list_cuda_devices() -> list[str]:

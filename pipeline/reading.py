@@ -21,7 +21,7 @@ from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import ConfigError
 
 _Model = TypeVar("_Model")
-_DEEPEST = 200
+_DEEPEST = 200  # far deeper than any configuration
 _MERGE = "tag:yaml.org,2002:merge"
 
 

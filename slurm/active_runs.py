@@ -16,11 +16,11 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     Slurm is asked only about runs that were submitted and whose own records do not say that they
     are over. If it does not answer, these count as in use.
     """
-    uncertain = {}
-    for folder, run_id in folders.items():
-        job_id = _last_job_id(folder)
-        if job_id is not None and not _is_over(folder, run_id, job_id):
-            uncertain[folder] = job_id
+    uncertain = {
+        folder: job_id
+        for folder, run_id in folders.items()
+        if (job_id := _last_job_id(folder)) and not _is_over(folder, run_id, job_id)
+    }
     jobs: Mapping[str, queue.QueuedJob] = {}
     silence = ""
     try:

@@ -124,12 +124,12 @@ def _read_last_step(run_dir: Path, attempt: int) -> int | None:
 
 def _list_failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
     """Return the failures of this job's attempts, oldest first. A new job counts from zero."""
-    failures = []
-    for number in attempts.list_attempts(run_dir):
-        failure = attempts.read_failure(run_dir, number)
-        if failure and attempts.read_attempt(run_dir, number).get("job_id") == job_id:
-            failures.append(failure)
-    return failures
+    return [
+        failure
+        for number in attempts.list_attempts(run_dir)
+        if attempts.read_attempt(run_dir, number).get("job_id") == job_id
+        and (failure := attempts.read_failure(run_dir, number))
+    ]
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -25,15 +25,15 @@ _BACKSTOP_S = 60.0
 _NOTHING_TO_SAVE_S = 5.0  # grace for a stage without a polling loop: its handler exits at once
 
 
+@dataclass
 class JobControl:
     """`pipeline.control.Control` of a rank in a job."""
 
-    def __init__(self, run_dir: Path, attempt: int, signals: StopSignals) -> None:
-        self.run_dir = run_dir
-        self.attempt = attempt
-        self.signals = signals
-        self.step: int | None = None
-        self.last_step_at = time.monotonic()
+    run_dir: Path
+    attempt: int
+    signals: StopSignals
+    step: int | None = None
+    last_step_at: float = field(default_factory=time.monotonic)
 
     def stop_requested(self) -> bool:
         """Return whether a signal came."""
@@ -96,8 +96,7 @@ class Watchdog(threading.Thread):
         self.reactions = reactions
         self.log = log
         self.stopped = threading.Event()
-        self._grace_expired = False
-        self._superseded = False
+
         self._armed_at = self._checked_newest_at = time.monotonic()
 
     def run(self) -> None:
@@ -131,16 +130,14 @@ class Watchdog(threading.Thread):
 
         grace_s = react.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
         waited_s = 0.0 if signals.warned_at is None else now - signals.warned_at
-        expired = waited_s > grace_s and not signals.exiting
-        if react.on_grace_expired and expired and not self._grace_expired:
-            self._grace_expired = True
+        if react.on_grace_expired and waited_s > grace_s and not signals.exiting:
+            self.reactions = replace(self.reactions, on_grace_expired=None)  # only once
             react.on_grace_expired()
 
-        due = now - self._checked_newest_at > _CHECK_NEWEST_EVERY_S
-        if react.on_superseded and due and not self._superseded:
+        if react.on_superseded and now - self._checked_newest_at > _CHECK_NEWEST_EVERY_S:
             self._checked_newest_at = now
             if not self.control.may_write():
-                self._superseded = True
+                self.reactions = replace(self.reactions, on_superseded=None)  # only once
                 react.on_superseded()
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ def failed(step: int | None, **facts: Any) -> Failure:
         ([failed(1), failed(2), failed(3)], "3 attempts failed"),
     ],
 )
-def test_verdicts(failures: list[Failure], words: str | None) -> None:
+def test_why_not_retry(failures: list[Failure], words: str | None) -> None:
     found = why_not_retry(failures, 3)
     assert found is None if words is None else found is not None and words in found
 

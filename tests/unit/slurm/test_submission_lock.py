@@ -1,4 +1,4 @@
-"""Claims: one at a time, stale ones are noticed, and jobs that can never run are told from those that will."""
+"""Submission lock: one holder at a time, stale locks are noticed, and jobs that can never run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.shared import queue
-from slurm.submission import lock as claims
+from slurm.submission import lock
 from slurm.submission.lock import submission_lock
 from slurm.submission.submit import Dependencies, QueueState
 
@@ -64,17 +64,17 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 def test_who_learns_late_of_a_release_is_not_given_a_number_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims._take(tmp_path, 0).release(None)
-    released = claims._released
+    lock._take(tmp_path, 0).release(None)
+    released = lock._released
 
     def late(run_dir: Path, number: int) -> bool:
-        monkeypatch.setattr(claims, "_released", released)
+        monkeypatch.setattr(lock, "_released", released)
         for _ in range(2):  # two others come and go before the answer arrives
-            claims._take(run_dir, 0).release(None)
+            lock._take(run_dir, 0).release(None)
         return True
 
-    monkeypatch.setattr(claims, "_released", late)
-    assert claims._take(tmp_path, 5).number == 4
+    monkeypatch.setattr(lock, "_released", late)
+    assert lock._take(tmp_path, 5).number == 4
 
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
@@ -82,25 +82,25 @@ def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
         submission_lock(tmp_path),
         pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"),
     ):
-        claims._take(tmp_path, 0)
+        lock._take(tmp_path, 0)
 
 
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     leave_a_dead_claim(tmp_path)
     edit(tmp_path, 1, time=time.time() - 1)
     with pytest.raises(queue.SlurmError):
-        claims._take(tmp_path, 0.2)  # its sbatch may have been heard just now
+        lock._take(tmp_path, 0.2)  # its sbatch may have been heard just now
     edit(tmp_path, 1, time=time.time() - 60)
-    assert claims._take(tmp_path, 0).number == 2
+    assert lock._take(tmp_path, 0).number == 2
 
 
 def test_the_number_of_a_process_may_have_been_given_to_another(tmp_path: Path) -> None:
-    claims._take(tmp_path, 0)
+    lock._take(tmp_path, 0)
     edit(tmp_path, 1, time=time.time() - 60)
     with pytest.raises(queue.SlurmError):
-        claims._take(tmp_path, 0)
+        lock._take(tmp_path, 0)
     edit(tmp_path, 1, began="1")
-    assert claims._take(tmp_path, 0).number == 2
+    assert lock._take(tmp_path, 0).number == 2
 
 
 def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) ->
     )
     try:
         with pytest.raises(queue.SlurmError):
-            claims._take(tmp_path, 0.2)
+            lock._take(tmp_path, 0.2)
     finally:
         sbatch.send_signal(signal.SIGKILL)
         sbatch.wait()
-    assert claims._take(tmp_path, 0).number == 2
+    assert lock._take(tmp_path, 0).number == 2
 
 
 @pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"user": -1}])
@@ -124,22 +124,22 @@ def test_a_claim_of_another_host_or_user_is_stale_after_minutes(
     leave_a_dead_claim(tmp_path)
     edit(tmp_path, 1, **place, time=time.time() - 300)
     with pytest.raises(queue.SlurmError, match="is being submitted by"):
-        claims._take(tmp_path, 0)
+        lock._take(tmp_path, 0)
     edit(tmp_path, 1, time=time.time() - 700)
-    assert claims._take(tmp_path, 0).number == 2
+    assert lock._take(tmp_path, 0).number == 2
 
 
 def test_claims_that_cannot_be_made_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "claims").write_text("")
     with pytest.raises(FileExistsError, match="claims"):
-        claims._take(tmp_path, 5)
+        lock._take(tmp_path, 5)
 
 
 def test_who_was_overtaken_notices(tmp_path: Path) -> None:
-    mine = claims._take(tmp_path, 0)
+    mine = lock._take(tmp_path, 0)
     assert mine.is_current()
     edit(tmp_path, 1, host="elsewhere", time=0)
-    claims._take(tmp_path, 0)
+    lock._take(tmp_path, 0)
     assert not mine.is_current()
 
 

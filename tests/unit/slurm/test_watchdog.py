@@ -151,7 +151,7 @@ def test_an_older_attempt_is_told_to_end(tmp_path: Path) -> None:
     assert not watched.control.may_write()
 
 
-def test_the_guard_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
+def test_the_watchdog_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
     """The main thread sits in one long C call: no handler runs, the watchdog acts all the same."""
     code = f"""
 import os, signal, subprocess, time, hashlib
