@@ -124,6 +124,7 @@ def inner_lines(name: str) -> list[tuple[int, str]]:
 
 def collect(arguments: list[str]) -> Path:
     """Run the tests once under coverage and write what they reach to build/mutants/."""
+    path = BUILD / f"reach-{fingerprint()}.json"  # before the tree changes under the long run
     copy = copy_tree()
     folder = copy / "build" / "reach"
     folder.mkdir(parents=True)
@@ -136,7 +137,6 @@ def collect(arguments: list[str]) -> Path:
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "contexts", "--dist", "loadfile"]
     subprocess.run([*command, "-n", "2", *arguments], cwd=copy, env=env)
-    path = BUILD / f"reach-{fingerprint()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(read_coverage(copy, folder)))
     shutil.rmtree(copy, ignore_errors=True)

@@ -4,7 +4,8 @@
     make mutants SEED=7 COUNT=20
 
 The first run in a tree runs the whole suite once under coverage. Mutants that behave like the
-original are listed with the reason in equivalent.txt and are not drawn.
+original are listed in equivalent.txt (file, line before, line after, reason, with tabs between)
+and are not drawn.
 """
 
 import argparse
@@ -33,7 +34,7 @@ NOT_FOUND = (
 
 def draw(seed: int, count: int, under: str) -> Iterator[Mutant]:
     """Draw `count` mutants, each place as likely as another, without those known as equivalent."""
-    known = [line.split(" | ")[:3] for line in EQUIVALENT.read_text(encoding="utf-8").splitlines()]
+    known = [line.split("\t")[:3] for line in EQUIVALENT.read_text(encoding="utf-8").splitlines()]
     paths = [path for path in reach.sources(ROOT) if str(path.relative_to(ROOT)).startswith(under)]
     mutants = [mutant for path in paths for mutant in find_mutants(ROOT, path)]
     random.Random(seed).shuffle(mutants)
