@@ -196,7 +196,7 @@ def test_diverged_classifiers_are_left_out_until_all_are(tmp_path: Path) -> None
     steps = good.steps(0)
     for _ in range(4):
         next(steps)
-    good.check()
+    good.check_before_save()
     bad = good.own[0]
     assert (
         math.isnan(good.history[0].loss[bad])
