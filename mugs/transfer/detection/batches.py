@@ -20,7 +20,7 @@ from mugs.random_streams import (
 )
 from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.targets import Targets
-from mugs.transfer.detection.views import apply_view_plan, draw_view_plan, pad_batch
+from mugs.transfer.detection.views import apply_detection_plan, draw_detection_plan, pad_batch
 
 
 class AspectGroupedOrder:
@@ -130,8 +130,8 @@ def load_training_view(
     """Return a normalized view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
     rng = make_generator(seed, epoch, entry.number, SampleStream.DETECTION_VIEW)
-    plan = draw_view_plan(rng, entry.size, scales)
-    image, targets = apply_view_plan(
+    plan = draw_detection_plan(rng, entry.size, scales)
+    image, targets = apply_detection_plan(
         plan, split.read(index), *split.objects(index), make_image_key(seed, epoch, entry.number)
     )
     return normalize_pixels(image), targets

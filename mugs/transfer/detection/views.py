@@ -37,7 +37,7 @@ class DetectionViewPlan:
     size: tuple[int, int]
 
 
-def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> DetectionViewPlan:
+def draw_detection_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> DetectionViewPlan:
     """Draw the random choices for an image of (height, width)."""
     flip = bool(rng.random() < scales.flip_prob)
     if rng.random() >= scales.crop_prob:
@@ -53,7 +53,7 @@ def draw_view_plan(rng: Generator, size: tuple[int, int], scales: Scales) -> Det
     return DetectionViewPlan(flip, first, (place[0], place[1], sides[0], sides[1]), last)
 
 
-def apply_view_plan(
+def apply_detection_plan(
     plan: DetectionViewPlan, image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, key: int
 ) -> tuple[Tensor, Targets]:
     """Apply a plan to an image (3, H, W), boxes (n, 4), labels (n,) and masks (n, H, W).

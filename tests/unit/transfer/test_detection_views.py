@@ -19,8 +19,8 @@ from mugs.transfer.detection.batches import (
 from mugs.transfer.detection.config import Scales
 from mugs.transfer.detection.views import (
     DetectionViewPlan,
-    apply_view_plan,
-    draw_view_plan,
+    apply_detection_plan,
+    draw_detection_plan,
     pad_batch,
 )
 
@@ -39,7 +39,7 @@ def test_sizes_by_hand() -> None:
 
 def test_draws_follow_the_protocol() -> None:
     """Every branch with its share, every size, and sides of the crop that are drawn apart."""
-    plans = [draw_view_plan(default_rng(i), (480, 640), SCALES) for i in range(3000)]
+    plans = [draw_detection_plan(default_rng(i), (480, 640), SCALES) for i in range(3000)]
     crops = [p for p in plans if p.crop is not None]
     assert (
         abs(len(crops) / 3000 - 0.5) < 0.03 and abs(sum(p.flip for p in plans) / 3000 - 0.5) < 0.03
@@ -58,7 +58,7 @@ def test_a_crop_of_a_narrow_image_is_the_image() -> None:
     plan = next(
         p
         for i in range(50)
-        if (p := draw_view_plan(default_rng(i), (50, 500), SCALES)).crop is not None
+        if (p := draw_detection_plan(default_rng(i), (50, 500), SCALES)).crop is not None
     )
     assert plan.first[0] < 384 and plan.crop[2] == plan.first[0]
 
@@ -68,7 +68,7 @@ def view(plan: DetectionViewPlan) -> tuple[torch.Tensor, object]:
     boxes = torch.tensor([[10.0, 10, 30, 30], [50, 35, 60, 40]])
     masks = torch.zeros(2, 40, 60, dtype=torch.uint8)
     masks[0, 10:30, 10:30], masks[1, 35:40, 50:60] = 1, 1
-    return apply_view_plan(plan, image, boxes, torch.tensor([4, 5]), masks, key=3)
+    return apply_detection_plan(plan, image, boxes, torch.tensor([4, 5]), masks, key=3)
 
 
 def test_flip_and_resize() -> None:
@@ -98,7 +98,7 @@ def test_resize_is_bilinear_without_antialiasing() -> None:
     """
     image = (torch.arange(8) * 30).to(torch.uint8).expand(3, 4, 8).contiguous()
     plan = DetectionViewPlan(False, None, None, (2, 4))
-    small, _ = apply_view_plan(
+    small, _ = apply_detection_plan(
         plan, image, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4, 8), key=0
     )
     assert small[0, 0].tolist() == [15, 75, 135, 195]
@@ -156,8 +156,8 @@ def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int)
     assert alone.steps_per_epoch == 4
     seen = set()
     for step in range(4, 8):
-        passes = np.concatenate([order.passes(step) for order in orders])
-        assert np.array_equal(passes, alone.passes(step))
+        passes = np.concatenate([order.micro_batches(step) for order in orders])
+        assert np.array_equal(passes, alone.micro_batches(step))
         for one in passes:
             assert len({WIDE[i] for i in one}) == 1
             seen |= set(one.tolist())
@@ -184,7 +184,7 @@ def test_coco_epoch_has_the_steps_of_the_reference() -> None:
         batch_size=32,
         micro_batch_size=4,
     )
-    assert order.steps_per_epoch == 3665 and order.passes(7000).shape == (1, 4)
+    assert order.steps_per_epoch == 3665 and order.micro_batches(7000).shape == (1, 4)
 
 
 def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_passes_ahead_of_the_loop(tmp_path: Path) -> None:
     )
     assert [len(step) for step in found] == [2, 2]
     for step, passes in enumerate(found, 1):
-        assert [list(p.indices) for p in passes] == order.passes(step).tolist()
+        assert [list(p.indices) for p in passes] == order.micro_batches(step).tolist()
         for one in passes:
             assert one.images.shape in ((2, 3, 32, 48), (2, 3, 48, 32))
             assert len(one.targets) == 2 and one.targets[0].key == one.targets[1].key
