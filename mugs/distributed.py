@@ -1,4 +1,4 @@
-"""torch.distributed behind a few calls that also work in a single process without it."""
+"""Calls of torch.distributed that also work in a single process without a group."""
 
 import os
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 class MainRankError(RuntimeError):
-    """Rank 0 could not do what the others wait for; the message is its error's."""
+    """Rank 0 failed while the other ranks waited for it; the message is its error."""
 
 
 def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
-    """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; returns this rank's device.
+    """Join the process group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; return the device.
 
-    NCCL with a GPU, gloo without. A single process joins nothing.
+    The backend is NCCL with a GPU and gloo without. A single process joins nothing.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -41,17 +41,17 @@ def destroy_process_group() -> None:
 
 
 def rank() -> int:
-    """Rank of this process, 0 without a group."""
+    """Return the rank of this process, 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a group."""
+    """Return the number of ranks, 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, the one that writes shared files."""
+    """Return whether this is rank 0, the one that writes shared files."""
     return rank() == 0
 
 
@@ -62,7 +62,7 @@ def barrier() -> None:
 
 
 def broadcast_from_main(text: str) -> str:
-    """Rank 0's text, on all ranks."""
+    """Return rank 0's text on all ranks."""
     if world_size() == 1:
         return text
     shared = [text]
@@ -71,16 +71,21 @@ def broadcast_from_main(text: str) -> str:
 
 
 def run_on_main(work: Callable[[], object]) -> str:
-    """Do something on rank 0 while the others wait; the text of what it returns, on all ranks.
+    """Run `work` on rank 0 while the others wait; return the text of its result on all ranks.
 
-    What it raises is raised there, and MainRankError with the same message on the others.
+    An error of `work` is raised on rank 0, and as MainRankError with the same message on the
+    others.
     """
-    answer, failure = "", None
+    answer = ""
+    failure: Exception | None = None
     if is_main():
         try:
+            # "+" and "-" tell success from failure. The others must hear of a failure, or they wait
+            # for rank 0 until the collective times out.
             answer = f"+{work()}"
         except Exception as error:
-            answer, failure = f"-{type(error).__name__}: {error}", error
+            answer = f"-{type(error).__name__}: {error}"
+            failure = error
     answer = broadcast_from_main(answer)
     if failure is not None:
         raise failure
@@ -90,9 +95,9 @@ def run_on_main(work: Callable[[], object]) -> str:
 
 
 def wrap_data_parallel(model: nn.Module) -> nn.Module:
-    """The model, its gradients averaged over ranks where there are several.
+    """Return the model with gradients averaged over ranks, if there are several.
 
-    Buffers are not sent around: whoever changes them does so in the same way on all ranks.
+    Buffers are not broadcast: all ranks change them in the same way.
     """
     if world_size() == 1:
         return model
@@ -102,7 +107,7 @@ def wrap_data_parallel(model: nn.Module) -> nn.Module:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """(n, ...) on each rank, equal n -> (world_size * n, ...) in rank order."""
+    """Return (world_size * n, ...) in rank order, from (n, ...) on each rank."""
     if world_size() == 1:
         return rows
     gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
@@ -111,9 +116,10 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def all_gather_uneven_rows(rows: Tensor) -> Tensor:
-    """(n_r, ...) on each rank, where n_r may differ -> all of them in rank order."""
+    """Return the rows of all ranks in rank order; their numbers may differ."""
     if world_size() == 1:
         return rows
+    # Collectives need equal sizes: pad to the largest, cut after the gather.
     counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
@@ -122,7 +128,7 @@ def all_gather_uneven_rows(rows: Tensor) -> Tensor:
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """Mean over ranks."""
+    """Return the mean over ranks."""
     if world_size() == 1:
         return value
     total = value.clone()
@@ -131,12 +137,12 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 
 def mean_with_grad(value: Tensor) -> Tensor:
-    """Mean over ranks, through which gradients flow back to all of them."""
+    """Return the mean over ranks; gradients flow back to all of them."""
     return sum_with_grad(value) / world_size()
 
 
 def sum_with_grad(value: Tensor) -> Tensor:
-    """Sum over ranks, through which gradients flow back to all of them."""
+    """Return the sum over ranks; gradients flow back to all of them."""
     if world_size() == 1:
         return value
     total: Tensor = SumOverRanks.apply(value)
@@ -144,25 +150,25 @@ def sum_with_grad(value: Tensor) -> Tensor:
 
 
 class SumOverRanks(torch.autograd.Function):
-    """Sum of a tensor over ranks; so is its gradient, since every rank's loss depends on it."""
+    """Sum over ranks. Its gradient is a sum too, since the loss of every rank depends on it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        """The sum, on every rank."""
+        """Return the sum on every rank."""
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Sum of the gradients of all ranks."""
+        """Return the sum of the gradients of all ranks."""
         total = gradient.clone()
         dist.all_reduce(total)
         return total
 
 
 def all_reduce_and(flag: Tensor) -> Tensor:
-    """Whether all ranks say yes, a boolean on the device; nothing waits for it."""
+    """Return on the device whether all ranks say yes, without a host sync."""
     if world_size() == 1:
         return flag
     value = flag.to(torch.int32)

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread while training goes on."""
+"""Checkpoints are written by a thread while training goes on."""
 
 import logging
 import time
@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SaveReport:
-    """Seconds that training stood still for a checkpoint, and until it was on disk for good, from the same start."""
+    """How long a save took: `stall_s` training stood still, after `durable_s` it was on disk.
+
+    Both count from the start of the save.
+    """
 
     step: int
     bytes: int
@@ -26,7 +29,7 @@ class SaveReport:
     durable_s: float
 
     def fields(self) -> dict[str, Any]:
-        """As a line of metrics."""
+        """Return a line of metrics."""
         facts = asdict(self)
         return {"step": facts.pop("step"), "checkpoint": facts}
 
@@ -34,20 +37,25 @@ class SaveReport:
 class BackgroundWriter:
     """Writes one checkpoint at a time, from a copy, in a thread.
 
-    An error of the thread is raised by the next `save` or `wait`. The interpreter does not exit before the thread is
-    done with what it was given.
+    The next `save` or `wait` raises an error of the thread. The interpreter does not exit before
+    the thread has finished.
     """
 
     def __init__(self, folder: Path, policy: SavePolicy) -> None:
-        self.folder, self.policy = folder, policy
-        self.copy, self.stop = HostCopy(), Event()
+        self.folder = folder
+        self.policy = policy
+        self.copy = HostCopy()
+        self.stop = Event()
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.running: Future[SaveReport] | None = None
 
     def save(self, step: int, parts: StateDicts, meta: Mapping[str, Any]) -> SaveReport | None:
-        """Copy the state and start to write it; waits for the write before, and returns what that took.
+        """Copy the state and start to write it. Returns the report of the previous write.
 
-        Raises CheckpointError when the write before failed.
+        Waits for the previous write first.
+
+        Raises:
+            CheckpointError: the previous write failed.
         """
         began = time.monotonic()
         before = self.wait()
@@ -57,12 +65,13 @@ class BackgroundWriter:
         return before
 
     def wait(self) -> SaveReport | None:
-        """Wait until the write in flight, if any, is on disk; raises its error."""
-        running, self.running = self.running, None
+        """Wait until the current write, if any, is on disk; raise its error."""
+        running = self.running
+        self.running = None
         return None if running is None else running.result()
 
     def close(self) -> None:
-        """Wait for the write in flight, without patience for a bad disk; its error is only logged."""
+        """Wait for the current write without retries; only log its error."""
         self.stop.set()
         try:
             self.wait()
@@ -74,6 +83,7 @@ class BackgroundWriter:
     def _write(
         self, step: int, parts: StateDicts, meta: Mapping[str, Any], began: float, stall: float
     ) -> SaveReport:
+        # The time of publication, not of the return: the read-back and the cleaning follow.
         durable = [began]
 
         def published() -> None:

@@ -1,4 +1,4 @@
-"""A state copied to main memory, so that training may go on while the copy is written."""
+"""A copy of a state in main memory, so that training continues while it is written."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Buffers for one copy of a state, used again; page-locked where the state is on a GPU."""
+    """Reusable buffers for one copy of a state; page-locked if the state is on a GPU."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, str], Tensor] = {}
 
     def copy_from(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Copy tensors by part and name; the former copy is overwritten. Returns when the copy is complete."""
+        """Copy tensors by file and name over the previous copy; return when it is complete."""
         sources = {
             (part, name): tensor
             for part, tensors in parts.items()
@@ -22,6 +22,7 @@ class HostCopy:
         self.buffers = {key: self._buffer(key, tensor) for key, tensor in sources.items()}
         for key, tensor in sources.items():
             self.buffers[key].copy_(tensor.detach(), non_blocking=True)
+        # The copies run side by side; the next step may change the tensors only after all are done.
         for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         return {

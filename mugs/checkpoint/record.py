@@ -1,12 +1,11 @@
-"""What a checkpoint folder is called, what is written about it, and whether it is good.
+"""Layout and record of a checkpoint on disk, and whether it is good.
 
-    <folder>/step_00001234/      one safetensors file per part, and
-                                 state.json   step, meta, size and SHA-256 of every file, SHA-256 of itself
-    <folder>/.step_*.tmp         left over from a write or a removal that was cut short (.room.*.tmp: from a check)
-    <folder>/bad_step_*          set aside: it did not verify
+    <folder>/step_00001234/ one safetensors file per state dict, and state.json: step, meta, size
+    and SHA-256 of every file, SHA-256 of itself <folder>/.step_*.tmp left by an interrupted write
+    or removal (.room.*.tmp: by a space check) <folder>/bad_step_* quarantined: it did not verify
 
-No torch here, so that a login node verifies checkpoints in a blink. Nothing that a record says leads out of its
-folder: names are plain, links are not followed.
+This module does not import torch, so a login node verifies checkpoints quickly. A record cannot
+lead out of its folder: names are plain, and links are not followed.
 """
 
 import json
@@ -26,7 +25,7 @@ from pipeline.files import hash_file, sync_path, write_new_file
 logger = logging.getLogger(__name__)
 FORMAT = 2
 RECORD_NAME = "state.json"
-RECORD_LIMIT = 64 << 20
+RECORD_LIMIT = 64 << 20  # a damaged or hostile record must not fill the memory
 _FOLDER = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step_\d{8,}|room)\..*tmp")
 _ATTEMPT = re.compile(r"\.attempt(\d+)\.")
@@ -40,7 +39,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Bytes and SHA-256 of a file."""
+    """Size and SHA-256 of a file."""
 
     size: int
     sha256: str
@@ -48,7 +47,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """Content of `state.json`: `meta` is what the task noted, `files` maps names to what was written."""
+    """Content of `state.json`: the task's metadata `meta`, and the files that were written."""
 
     step: int
     meta: Mapping[str, Any]
@@ -56,26 +55,29 @@ class CheckpointRecord:
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the folder of a step."""
+    """Return the folder name of a step."""
     return f"step_{step:08d}"
 
 
 def checkpoint_step(path: Path) -> int:
-    """Step of a checkpoint folder, by its name."""
+    """Return the step of a checkpoint folder."""
     found = _FOLDER.fullmatch(path.name)
     assert found is not None, path
     return int(found[1])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first, unverified; leftovers of interrupted writes are not among them."""
+    """Return checkpoint folders, oldest first, not verified, without leftovers."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=checkpoint_step)
 
 
 def list_leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
-    """What writes and removals left behind that were cut short; with `attempt`, not those of newer attempts."""
+    """Return what interrupted writes and removals left behind.
+
+    With `attempt`, leftovers of newer attempts are not included: they may be writing now.
+    """
     found = (
         sorted(p for p in folder.iterdir() if _LEFTOVER.fullmatch(p.name))
         if folder.is_dir()
@@ -86,14 +88,22 @@ def list_leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
 
 
 def write_record(path: Path, record: CheckpointRecord) -> None:
-    """Write `state.json` into a checkpoint folder. Raises TypeError for notes that are not JSON."""
+    """Write `state.json` into a checkpoint folder.
+
+    Raises:
+        TypeError: the metadata is not JSON.
+    """
     content = {"format": FORMAT, **asdict(record)}
     text = json.dumps(with_checksum(json.loads(json.dumps(content))), indent=1)
     write_new_file(path / RECORD_NAME, [text.encode()])
 
 
 def read_record(path: Path) -> CheckpointRecord:
-    """Read and check the `state.json` of a checkpoint folder. Raises CheckpointError naming it."""
+    """Read and check the `state.json` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: it is not a good record; the message names it.
+    """
     file = path / RECORD_NAME
     try:
         check_plain_file(file, limit=RECORD_LIMIT)
@@ -110,7 +120,7 @@ def read_record(path: Path) -> CheckpointRecord:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a readable checkpoint record ({error})") from error
     if name_it_has != path.name:
-        raise CheckpointError(f"{file}: is of {name_it_has}")
+        raise CheckpointError(f"{file}: is the record of {name_it_has}")
     for name, facts in files.items():
         if not (
             _FILE.fullmatch(name)
@@ -124,7 +134,7 @@ def read_record(path: Path) -> CheckpointRecord:
 
 
 def check_plain_file(file: Path, *, size: int | None = None, limit: int | None = None) -> None:
-    """Raise CheckpointError unless it is a regular file, no link, of the given size or at most the limit."""
+    """Raise CheckpointError unless `file` is a regular file of this size, or below the limit."""
     if file.is_symlink() or file.parent.is_symlink():
         raise CheckpointError(f"{file}: reached through a symbolic link, which is not followed")
     if not file.is_file():
@@ -137,9 +147,10 @@ def check_plain_file(file: Path, *, size: int | None = None, limit: int | None =
 
 
 def verify_checkpoint(path: Path, only: str | None = None) -> CheckpointRecord:
-    """Check a checkpoint folder: record, sizes and SHA-256 of all files, or of one.
+    """Verify a checkpoint folder: its record, and size and SHA-256 of all files, or of one.
 
-    Raises CheckpointError naming the bad one.
+    Raises:
+        CheckpointError: something differs; the message names the file.
     """
     record = read_record(path)
     if only is not None and only not in record.files:
@@ -158,13 +169,13 @@ def verify_checkpoint(path: Path, only: str | None = None) -> CheckpointRecord:
 
 
 def total_checkpoint_bytes(folder: Path) -> int:
-    """Bytes of all checkpoints in a folder."""
+    """Return the bytes of all checkpoints in a folder."""
     files = (file for path in list_checkpoints(folder) for file in path.glob("*"))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def quarantine_checkpoint(path: Path) -> Path:
-    """Rename a checkpoint that is not good to `bad_...`, where nobody looks for one."""
+    """Rename a bad checkpoint to `bad_...`, so that no run resumes from it."""
     target = path.with_name(f"bad_{path.name}")
     if target.exists():
         target = path.with_name(f"bad_{path.name}.{uuid.uuid4().hex[:8]}")
@@ -175,19 +186,19 @@ def quarantine_checkpoint(path: Path) -> Path:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint so that at no moment a part of it looks like one."""
+    """Remove a checkpoint such that no part of it ever looks like a checkpoint."""
     doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, attempt: int | None = None) -> None:
-    """Remove what interrupted writes and removals left, those of newer attempts excepted; see `discard`."""
+    """Remove what interrupted writes and removals left, except that of newer attempts."""
     delete_leftovers(list_leftovers(folder, attempt))
 
 
 def delete_leftovers(paths: Iterable[Path]) -> None:
-    """Remove leftovers; what cannot be removed is named in the log."""
+    """Remove leftovers; log those that cannot be removed."""
     for path in paths:
         try:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

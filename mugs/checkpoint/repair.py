@@ -1,4 +1,4 @@
-"""Look through the checkpoints of a run and put right what can be put right; no torch."""
+"""Check the checkpoints of a run, and repair what can be repaired. Does not import torch."""
 
 import time
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ IN_USE_S = 3600.0
 
 @dataclass
 class Inspection:
-    """How many checkpoints are good, a line for each problem that is there, and for each that was there."""
+    """The number of good checkpoints, and a line for each problem found or repaired."""
 
     good: int = 0
     problems: list[str] = field(default_factory=list)
@@ -29,10 +29,12 @@ class Inspection:
 def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
     """Verify every checkpoint in a folder.
 
-    With `repair`, leftovers of interrupted writes are removed and bad checkpoints set aside as `bad_...`; not where no
-    good one is left, since a run would then start over without a word.
+    With `repair`, leftovers of interrupted writes are removed and bad checkpoints are renamed to
+    `bad_...`. Bad ones stay if there is no good one: without any the run would start over in
+    silence.
     """
-    found, bad = Inspection(), {}
+    found = Inspection()
+    bad = {}
     for path in list_checkpoints(folder):
         try:
             verify_checkpoint(path)
@@ -45,7 +47,7 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
             found.repaired.append(f"{problem}; set aside as {quarantine_checkpoint(path).name}")
         else:
             found.problems.append(
-                problem + ("" if found.good else "; there is no good one to go on from")
+                problem + ("" if found.good else "; there is no good one to resume from")
             )
     old = [path for path in list_leftovers(folder) if _idle(path)]
     if repair:
@@ -58,7 +60,7 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
 
 
 def _idle(path: Path) -> bool:
-    """Whether nothing in a leftover changed lately."""
+    """Return whether nothing in a leftover changed recently."""
     try:
         newest = max(p.stat().st_mtime for p in (path, *path.glob("*")))
     except OSError:

@@ -1,8 +1,8 @@
-"""Resumable state: saved, kept and loaded. `mugs.checkpoint.record` says how it lies on disk.
+"""Save, keep and load the state that a run resumes from; `record` describes it on disk.
 
-A folder is filled under a temporary name, synced and renamed, so it is complete or absent; then it is read back, and
-only when it verifies are older ones removed. The newest one that verifies is loaded; a bad one is named in the log and
-skipped.
+A folder is filled under a temporary name, synced and renamed, so it is complete or absent. Then it
+is read back, and only if it verifies are older ones removed. A run resumes from the newest
+checkpoint that verifies; bad ones are logged and skipped.
 """
 
 import errno
@@ -33,21 +33,23 @@ StateDicts = dict[str, dict[str, Tensor]]
 
 
 def allow_every_write() -> None:
-    """The fence of a run that has no other attempts."""
+    """The check of a run that has no other attempts: every write is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """What is kept, and how long a full or stumbling disk is waited for.
+    """What is kept, how long a full or failing disk is retried, and who may write.
 
-    keep: that many newest checkpoints stay; those of every `milestone_steps` stay too (0: none).
-    retry_seconds: for so long, at growing intervals, a write is tried again after ENOSPC, EDQUOT, EIO or ESTALE.
-    attempt: number of this start of the run, part of temporary names; of two, the higher one is the newer.
-    fence: called before anything is published or removed; raises where this process may no longer write.
+    keep: that many newest checkpoints stay. Those of every `milestone_steps` stay too (0: none).
+    retry_seconds: how long a write is retried after ENOSPC, EDQUOT, EIO or ESTALE.
+    attempt: number of this start of the run, part of temporary names. The higher one is newer.
+    check_may_write: called before anything is published or removed; raises if this process may not
+    write.
 
-    The fence comes right before the rename, and a newer attempt removes what older ones have begun before it reads. So
-    an older one's rename either comes before that, and is seen, or finds nothing to rename. What remains is a shared
-    file system that shows an old listing of the attempts for longer than a save takes.
+    The check comes right before the rename, and a newer attempt removes what older ones began
+    before it reads. So the rename of an older attempt either comes before that and is seen, or
+    finds nothing to rename. What remains is a shared file system that shows an old listing for
+    longer than a save takes.
     """
 
     keep: int = 2
@@ -61,19 +63,19 @@ class SavePolicy:
             raise ValueError(f"keep {self.keep}: expected at least 1 checkpoint")
 
     def is_milestone(self, step: int) -> bool:
-        """Whether the checkpoint of a step stays for good."""
+        """Return whether the checkpoint of a step stays for good."""
         return self.milestone_steps > 0 and step % self.milestone_steps == 0
 
 
 def state_bytes(parts: StateDicts) -> int:
-    """Bytes of all tensors."""
+    """Return the bytes of all tensors."""
     return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
 
 
 def check_free_space_for_run(
     folder: Path, parts: StateDicts, total_steps: int, policy: SavePolicy
 ) -> None:
-    """Raise CheckpointError unless all that is kept, and one checkpoint in the making, fit beside what is there."""
+    """Raise CheckpointError unless all kept checkpoints, and one being written, fit on the disk."""
     milestones = total_steps // policy.milestone_steps if policy.milestone_steps else 0
     size = state_bytes(parts)
     count = policy.keep + milestones + 1
@@ -97,10 +99,13 @@ def save_checkpoint(
     stop: Event | None = None,
     published: Callable[[], None] = allow_every_write,
 ) -> Path:
-    """Write `step_XXXXXXXX` and remove what the policy does not keep; a good one of that step is left as it is.
+    """Write `step_XXXXXXXX` and remove what the policy does not keep.
 
-    `published` is called once the checkpoint is there for good; setting `stop` ends the waiting for a bad disk.
-    Raises CheckpointError when it cannot be written; older ones are intact then.
+    A good checkpoint of that step stays as it is. `published` is called once the checkpoint is
+    there for good. Setting `stop` ends the retries.
+
+    Raises:
+        CheckpointError: it cannot be written; older ones are intact.
     """
     policy = policy or SavePolicy()
     target = folder / checkpoint_name(step)
@@ -122,7 +127,7 @@ def save_checkpoint(
 
 
 def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
-    """Remove leftovers; set aside what is in the way or would pass for newer, and is not good."""
+    """Remove leftovers; quarantine bad checkpoints of this step or a later one."""
     record.remove_leftovers(folder, policy.attempt)
     for path in list_checkpoints(folder):
         if record.checkpoint_step(path) >= step:
@@ -148,7 +153,7 @@ def _write(
 
 
 def _read_back(target: Path) -> None:
-    """Read what was written; when it is not that, set it aside and raise EIO, so that it is written again."""
+    """Read back what was written. If it is bad, quarantine it and raise EIO, which is retried."""
     try:
         verify_checkpoint(target)
     except CheckpointError as error:
@@ -159,7 +164,7 @@ def _read_back(target: Path) -> None:
 
 
 def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> None:
-    """Remove old checkpoints; `newest` has been read back and stays whatever else there is."""
+    """Remove old checkpoints. `newest` has been read back and always stays."""
     for old in list_checkpoints(folder)[: -policy.keep]:
         if old != newest and not policy.is_milestone(record.checkpoint_step(old)):
             try:
@@ -169,10 +174,10 @@ def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> No
 
 
 def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
-    """Step, parts and meta of the newest checkpoint that verifies, None when there is none at all.
+    """Return step, state dicts and metadata of the newest good checkpoint; None if there is none.
 
-    Raises CheckpointError when there are checkpoints and none of them is good: starting over in silence would throw
-    the work away.
+    Raises: CheckpointError: there are checkpoints, but no good one. Starting over in silence would
+    throw the work away.
     """
     reasons = []
     for path in reversed(list_checkpoints(folder)):
@@ -190,14 +195,14 @@ def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
 
 
 def load_checkpoint(path: Path) -> tuple[int, StateDicts, dict[str, Any]]:
-    """Verify and read one checkpoint. Raises CheckpointError naming the bad file."""
+    """Verify and read a checkpoint; raise CheckpointError with the name of a bad file."""
     found = verify_checkpoint(path)
     parts = {os.path.splitext(name)[0]: read_tensors(path / name) for name in found.files}
     return found.step, parts, dict(found.meta)
 
 
 def load_state_dict_file(path: Path, name: str) -> dict[str, Tensor]:
-    """Verify and read one part of a checkpoint. Raises CheckpointError naming the bad file."""
+    """Verify and read one state dict; raise CheckpointError with the name of a bad file."""
     file = f"{name}.safetensors"
     verify_checkpoint(path, only=file)
     return read_tensors(path / file)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training on all ranks: rank 0 writes in the background, its errors reach everyone."""
+"""Checkpoints of a training on all ranks: rank 0 writes, all ranks see its errors."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,22 @@ class SavedTask(Protocol):
     total_steps: int
 
     def state_dicts(self) -> StateDicts:
-        """Tensors to save, by file and name; called on all ranks, which may gather them."""
+        """Return the tensors to save, by file and name; all ranks call it."""
 
     def metadata(self) -> dict[str, Any]:
-        """JSON-able facts to save beside them."""
+        """Return facts for JSON that are saved beside the tensors."""
 
 
 class CheckpointSaver:
-    """Saves a task's state into `folder`; how long it took goes into `metrics.jsonl` beside the folder.
+    """Saves a task's state into `folder`; `metrics.jsonl` beside the folder gets the times.
 
-    Every call is made by all ranks together, and raises on all of them what goes wrong on rank 0.
+    All ranks make every call together, and an error of rank 0 is raised on all of them.
     """
 
     def __init__(self, task: SavedTask, folder: Path, policy: SavePolicy, control: Control) -> None:
-        self.task, self.policy, self.control = task, policy, control
+        self.task = task
+        self.policy = policy
+        self.control = control
         self.metrics = folder.parent / "metrics.jsonl"
         self.writer = BackgroundWriter(folder, policy)
         parts = task.state_dicts()
@@ -38,11 +40,11 @@ class CheckpointSaver:
         )
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether a checkpoint is taken after this step."""
+        """Return whether a checkpoint is taken after this step."""
         return step % every == 0 or step == self.task.total_steps or self.policy.is_milestone(step)
 
     def save(self, step: int) -> None:
-        """Copy the state and let it be written; first waits for the write before."""
+        """Copy the state and start to write it, after the previous write is on disk."""
         parts, notes = self.task.state_dicts(), self.task.metadata()
         distributed.run_on_main(lambda: self._note(self.writer.save(step, parts, notes)))
 

@@ -1,4 +1,4 @@
-"""Room on the disk, and patience with a disk that has none or stumbles."""
+"""Free-space checks, and retries while a disk is full or failing."""
 
 import ctypes
 import errno
@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 
 
 def format_bytes(size: int) -> str:
-    """Bytes for people: 1234567890 -> 1.23 GB."""
+    """Return a size for people: 1234567890 -> 1.23 GB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
@@ -28,9 +28,9 @@ def format_bytes(size: int) -> str:
 
 
 def check_free_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise OSError (ENOSPC, EDQUOT) saying where, how much there is and how much is needed, unless that fits.
+    """Raise OSError (ENOSPC, EDQUOT) with both sizes unless `needed` bytes are free.
 
-    Free space is asked for, and where the file system can, the bytes are reserved for a moment: a quota shows only so.
+    If the file system can, the bytes are also reserved for a moment: only that reveals a quota.
     """
     if needed <= 0:
         return
@@ -51,9 +51,9 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def reserve_space(descriptor: int, size: int) -> int:
-    """Allocate `size` bytes of an open file; 0, or the error number (EOPNOTSUPP where the file system cannot).
+    """Allocate `size` bytes of an open file; return 0 or the error number.
 
-    Not os.posix_fallocate, which writes to every block where the file system cannot.
+    It is EOPNOTSUPP if the file system cannot. os.posix_fallocate would then write to every block.
     """
     try:
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -66,12 +66,15 @@ def reserve_space(descriptor: int, size: int) -> int:
 def retry_disk_errors(
     work: Callable[[], _Result], what: str, *, seconds: float, stop: Event, first_pause: float = 1.0
 ) -> _Result:
-    """Call `work` again while the disk is full or stumbles (ENOSPC, EDQUOT, EIO, ESTALE), at growing intervals.
+    """Call `work` again, at growing intervals, while the disk is full or failing.
 
-    Raises CheckpointError, saying what failed and why, after `seconds`, at once for any other OSError, and when
-    `stop` is set.
+    Retried are ENOSPC, EDQUOT, EIO and ESTALE.
+
+    Raises: CheckpointError: `seconds` are over, `stop` is set, or it is another OSError. The
+    message says what failed and why.
     """
-    end, pause = time.monotonic() + seconds, first_pause
+    end = time.monotonic() + seconds
+    pause = first_pause
     while True:
         try:
             return work()
@@ -83,6 +86,7 @@ def retry_disk_errors(
             )
             if error.errno not in TRANSIENT_ERRORS:
                 raise CheckpointError(reason) from error
+            # The last pause is cut, so that the last attempt comes when the time is over.
             left = end - time.monotonic()
             if left <= 0 or stop.is_set():
                 tried = f" (tried for {seconds:.0f} s)" if seconds > 0 else ""

@@ -1,7 +1,8 @@
-"""Tensors as safetensors files. Written here, so that hashing, syncing and disk errors are ours; read by the library.
+"""Tensors as safetensors files, written here and read by the library.
 
-A file is the length of the header (8 bytes, little endian), the header (JSON: name -> dtype, shape, first and last
-byte), then the tensors without gaps. https://github.com/huggingface/safetensors#format
+The own writer hashes, syncs and reports disk errors. A file is the length of the header (8 bytes,
+little endian), the header (JSON: name -> dtype, shape, first and last byte), then the tensors
+without gaps. https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -37,18 +38,20 @@ def write_tensors(
 ) -> StoredFile:
     """Write a new file and flush it to the disk; `note` goes into its header.
 
-    Raises OSError, and TypeError for a dtype there is no name for.
+    Raises:
+        OSError: the disk failed.
+        TypeError: the format has no name for a dtype.
     """
-    order = sorted(
-        tensors, key=lambda name: (-tensors[name].itemsize, name)
-    )  # each tensor aligned to its items
+    # Largest items first, so that each tensor starts at a multiple of its item size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     table: dict[str, Any] = {"__metadata__": dict(note)} if note else {}
     first = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPE_NAMES:
             raise TypeError(
-                f"{path}: {name} is {tensor.dtype}; expected one of {', '.join(map(str, DTYPE_NAMES))}"
+                f"{path}: {name} is {tensor.dtype}; "
+                f"expected one of {', '.join(map(str, DTYPE_NAMES))}"
             )
         end = first + tensor.nbytes
         table[name] = {
@@ -74,7 +77,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file. Raises CheckpointError naming it."""
+    """Return the tensors of a file; raise CheckpointError with its name if it is damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Means of the losses over whole epochs, beside those of a known run."""
+"""Mean losses of whole epochs, compared with those of a known run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from mugs.engine.step import StepResult
 
 @dataclass(frozen=True)
 class CalibrationComparison:
-    """An epoch's means over `steps` of its `of` steps and all ranks, with the targets of the same names."""
+    """Mean losses of an epoch beside their targets.
+
+    They are means over `steps` of the epoch's `of` steps, and over all ranks.
+    """
 
     epoch: int
     ours: dict[str, float]
@@ -23,11 +26,11 @@ class CalibrationComparison:
 
     @property
     def deviation(self) -> dict[str, float]:
-        """Ours against the target, in percent of it."""
+        """Return the deviation of ours from the target, in percent of the target."""
         return {name: 100 * (self.ours[name] / target - 1) for name, target in self.target.items()}
 
     def format_line(self) -> str:
-        """One line for a log."""
+        """Return one line for a log."""
         parts = [
             f"{n} {self.ours[n]:.4f} (target {t:.4f}, {self.deviation[n]:+.1f}%)"
             for n, t in self.target.items()
@@ -36,13 +39,13 @@ class CalibrationComparison:
         return f"calibration, epoch {self.epoch}{partial}: {', '.join(parts)}"
 
     def as_record(self) -> dict[str, Any]:
-        """The same for a file."""
+        """Return the comparison for a JSON file."""
         numbers = {"ours": self.ours, "target": self.target, "deviation_percent": self.deviation}
         return {**numbers, "partial": self.steps < self.of}
 
 
 class EpochMeans:
-    """Sums of the losses of the running epoch, kept on the device and, through checkpoints, across restarts.
+    """Sums of the losses of the current epoch, kept on the device and saved in checkpoints.
 
     All ranks call every method at the same steps. Epochs without a target cost nothing.
     """
@@ -53,27 +56,33 @@ class EpochMeans:
         steps_per_epoch: int,
         state: Mapping[str, Any],
     ):
-        self.targets, self.steps_per_epoch = targets, steps_per_epoch
+        self.targets = targets
+        self.steps_per_epoch = steps_per_epoch
         state = state if state.get("epoch") in targets else {}
-        self.epoch, self.steps = int(state.get("epoch", -1)), int(state.get("steps", 0))
+        self.epoch = int(state.get("epoch", -1))
+        self.steps = int(state.get("steps", 0))
         self.names: list[str] = list(state.get("sums", {}))
         sums = torch.tensor(list(state.get("sums", {}).values()), dtype=torch.float64)
         self.sums: Tensor | None = sums if self.names else None
 
     def add(self, step: int, result: StepResult) -> None:
-        """Note a step."""
+        """Add the losses of a step."""
         epoch = step // self.steps_per_epoch
         if epoch not in self.targets:
             return
         if epoch != self.epoch:
-            self.epoch, self.steps, self.sums = epoch, 0, None
+            self.epoch = epoch
+            self.steps = 0
+            self.sums = None
         self.names = ["total", *result.losses]
+        # In fp64 and on the device: an epoch has thousands of steps, and no step may wait for the
+        # host.
         values = torch.stack([result.total, *result.losses.values()]).double()
         self.sums = values if self.sums is None else self.sums.to(values.device) + values
         self.steps += 1
 
     def compare_with_target(self, step: int) -> CalibrationComparison | None:
-        """The finished epoch beside its target, None within an epoch or where there is no target."""
+        """Return the finished epoch beside its target; None within an epoch or without a target."""
         if (
             (step + 1) % self.steps_per_epoch
             or self.sums is None
@@ -89,7 +98,7 @@ class EpochMeans:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run goes on with: the sums so far, averaged over ranks."""
+        """Return what a resumed run needs: the sums so far, averaged over ranks."""
         if self.sums is None:
             return {}
         sums = dict(zip(self.names, all_reduce_mean(self.sums).tolist(), strict=True))

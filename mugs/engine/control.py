@@ -1,4 +1,4 @@
-"""What surrounds a training: who may ask it to stop, and who may write its checkpoints."""
+"""How a training is asked to stop, and whether it may still write checkpoints."""
 
 from typing import Any, NoReturn
 
@@ -11,40 +11,42 @@ from pipeline.control import Control
 
 
 class StaleWriterError(RuntimeError):
-    """A newer attempt of this training has started; this one must not write any more."""
+    """A newer attempt of this run has started, so this one must not write any more."""
 
 
 class NullControl:
-    """`pipeline.control.Control` without a job: nobody stops the training, nobody else writes."""
+    """The `Control` of a training without a job: nobody stops it, and nobody else writes."""
 
     attempt = 1
 
     def stop_requested(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def may_write(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def heartbeat(self, step: int) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def saved(self, step: int, seconds: float) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def interrupted(self, step: int) -> NoReturn:
-        """Nobody asked."""
-        raise RuntimeError(f"interrupted after step {step}, though nobody asked")
+        """Raise RuntimeError: a training without a job is never interrupted."""
+        raise RuntimeError(f"interrupted after step {step} without a request to stop")
 
     def finish(self) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
 
 class StopConsensus:
-    """Whether any rank was asked to stop: cast after a step, counted after the next, the same on all ranks.
+    """Agreement of all ranks that one of them was asked to stop (an all-reduce of flags).
 
-    The votes travel over a gloo group of their own while the next step runs, so that no device waits for them.
+    A signal may reach the ranks at different steps, but all must leave after the same one. The
+    flags are sent after a step and read after the next step, over a gloo group of their own, so the
+    device never waits for them.
     """
 
     def __init__(self, control: Control) -> None:
@@ -54,7 +56,10 @@ class StopConsensus:
         self.work: dist.Work | None = None
 
     def agree_to_stop(self) -> bool:
-        """Count the votes of the step before and cast those of this one. Every rank calls it after every step."""
+        """Return whether to stop after this step. Every rank calls it after every step.
+
+        The answer is about the flags sent after the previous step; those of this step are sent now.
+        """
         if self.group is None:
             return self.control.stop_requested()
         agreed = self._count()
@@ -71,7 +76,7 @@ class StopConsensus:
         return bool(self.vote.item())
 
     def close(self) -> None:
-        """Wait for the last votes and leave the group; only after all ranks made the same steps."""
+        """Leave the group. All ranks must have made the same steps."""
         self._count()
         self.vote = self.work = None
         if self.group is not None:
@@ -80,8 +85,9 @@ class StopConsensus:
 
 
 def check_may_write(control: Control) -> None:
-    """Raise StaleWriterError when a newer attempt has started."""
+    """Raise StaleWriterError if a newer attempt has started."""
     if not control.may_write():
         raise StaleWriterError(
-            f"attempt {control.attempt} is not the newest of its run, it may not write checkpoints"
+            f"attempt {control.attempt} is not the newest of its run, "
+            "so it may not write checkpoints"
         )

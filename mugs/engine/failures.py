@@ -1,4 +1,4 @@
-"""What is kept of a step that was not finite."""
+"""The record of a step that was not finite."""
 
 import json
 import math
@@ -10,18 +10,19 @@ from pipeline.files import write_atomic
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; no weight was touched by it."""
+    """A loss or gradient was not finite. The step changed no weight."""
 
 
 def write_nonfinite_record(
     run_dir: Path, step: int, epoch: int, seed: int, ids: list[int], result: StepResult
 ) -> Path:
-    """This rank's part of a bad step, into `run_dir/failures/`; every rank writes its own file.
+    """Write this rank's record of a bad step into `run_dir/failures/`, and return its path.
 
-    Views and masks are a function of (seed, epoch, sample) and (seed, step), so these, the samples and the last
-    checkpoint are all it takes to run the step again. A loss that is not finite is written as text.
+    Views and masks are functions of (seed, epoch, sample) and (seed, step). So the record and the
+    last checkpoint are enough to run the step again.
     """
 
+    # JSON has no NaN and no infinity, so these become text.
     def number(value: float) -> float | str:
         return value if math.isfinite(value) else str(value)
 

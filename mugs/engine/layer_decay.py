@@ -1,4 +1,4 @@
-"""AdamW whose learning rate shrinks from the head down to the patch embedding."""
+"""AdamW with layer-wise learning-rate decay, from the head down to the patch embedding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,16 @@ from mugs.models.vit import ViT
 def build_layer_decay_groups(
     model: nn.Module, vit: ViT, decay: float, *, no_weight_decay: Sequence[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """Groups of the trained parameters of `model`, which contains `vit`, as `mugs.engine.optim.apply_rate_schedule` wants them.
+    """Build groups of the trained parameters of `model`, which contains `vit`.
 
-    Scale decay ** (L + 1 - id) for L blocks: id 0 is patch embedding, class token and positions, id i + 1 block i, and
-    L + 1 all the rest, the final LayerNorm included (timm's `param_groups_layer_decay` counts that to the last block).
-    Tensors of one dimension have no weight decay, nor have those in `no_weight_decay`: in fine-tuning class token and
-    positions, in the dense tasks none (released: there the exemption misses their prefixed names).
+    The learning rate of a layer is scaled by decay ** (L + 1 - id) for L blocks. The id of the
+    patch embedding, class token and positions is 0, that of block i is i + 1, and that of the rest
+    L + 1. The rest includes the final LayerNorm, which timm's `param_groups_layer_decay` counts to
+    the last block.
+
+    Tensors of one dimension have no weight decay, nor have those in `no_weight_decay`: class token
+    and positions in fine-tuning, none in the dense tasks (released: there the exemption misses
+    their prefixed names).
     """
     depth = len(vit.blocks)
     layers = {id(p): depth + 1 for p in model.parameters()}
@@ -43,5 +47,5 @@ def build_layer_decay_groups(
 
 
 def build_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
+    """Build a fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
     return torch.optim.AdamW(groups, lr=0.0, fused=True)

@@ -1,4 +1,4 @@
-"""The loop around every training: resume, step, save now and then, save and stop when told to."""
+"""The loop around every training: resume, step, save checkpoints, stop when asked to."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -25,24 +25,28 @@ logger = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """Something that is trained step by step, and what a resumed run needs of it."""
+    """A training step by step, and the state that a resumed run needs."""
 
     total_steps: int
 
     def steps(self, start: int) -> Iterator[None]:
-        """A generator that makes one optimizer step per item, from step `start` to the end."""
+        """Make one optimizer step per item, from step `start` to the end."""
 
     def check_before_save(self) -> None:
-        """Raise, on all ranks, where the state must not be saved."""
+        """Raise, on all ranks, if the state must not be saved."""
 
     def state_dicts(self) -> StateDicts:
-        """Tensors to save, by file and name; called on all ranks."""
+        """Return the tensors to save, by file and name. Called on all ranks."""
 
     def metadata(self) -> dict[str, Any]:
-        """JSON-able facts to save beside them."""
+        """Return facts for JSON that are saved beside the tensors."""
 
-    def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
-        """Take over saved state. Raises KeyError or RuntimeError where it does not fit."""
+    def load_state(self, state_dicts: StateDicts, metadata: Mapping[str, Any]) -> None:
+        """Load saved state.
+
+        Raises:
+            KeyError, RuntimeError: it does not fit.
+        """
 
 
 def train(
@@ -53,11 +57,15 @@ def train(
     policy: SavePolicy | None = None,
     control: Control | None = None,
 ) -> None:
-    """Train to the end, from the newest good checkpoint in `folder` when there is one; save after `every` steps.
+    """Train to the end, from the newest good checkpoint in `folder`; save after `every` steps.
 
-    When `control` asks one rank to stop, all save after the same step and leave through `control.interrupted`.
-    Returns when the last checkpoint is on disk. Raises CheckpointError, StaleWriterError, and what the task and
-    `interrupted` raise.
+    When one rank is asked to stop, all ranks save after the same step and leave through
+    `control.interrupted`. Returns when the last checkpoint is on disk.
+
+    Raises:
+        CheckpointError: there are only bad checkpoints, one does not fit, or none can be written.
+        StaleWriterError: a newer attempt has started.
+        Exception: whatever the task or `control.interrupted` raises.
     """
     control = control or NullControl()
     policy = replace(
@@ -67,29 +75,34 @@ def train(
     )
     start = resume_training(task, folder, policy)
     control.heartbeat(start)
-    vote = StopConsensus(control)
+    consensus = StopConsensus(control)
     steps = task.steps(start)
     saver = CheckpointSaver(task, folder, policy, control)
     with closing(saver), closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
             control.heartbeat(done)
-            stop = vote.agree_to_stop() and done < task.total_steps
+            stop = consensus.agree_to_stop() and done < task.total_steps
             if stop or saver.is_due(done, every):
+                # Never save a state that a resumed run could not use.
                 task.check_before_save()
                 saver.save(done)
             if stop:
                 saver.finish()
-                vote.close()
+                consensus.close()
                 control.interrupted(done)
         saver.finish()
-    vote.close()
+    consensus.close()
     control.finish()
 
 
 def resume_training(task: Task, folder: Path, policy: SavePolicy) -> int:
-    """Hand the newest good checkpoint, by rank 0's judgement, to the task; returns the step to go on with."""
+    """Load the newest good checkpoint into the task, and return the step to continue from.
+
+    Rank 0 decides which one is good, so that no two ranks resume from different steps.
+    """
     found = None
 
+    # First the check, then the cleaning, then the reading: SavePolicy explains the order.
     def choose() -> int:
         nonlocal found
         policy.check_may_write()
@@ -98,15 +111,15 @@ def resume_training(task: Task, folder: Path, policy: SavePolicy) -> int:
         if found is not None and found[0] == task.total_steps:
             remove_old_checkpoints(
                 folder, folder / checkpoint_name(found[0]), policy
-            )  # no save will follow that does it
+            )  # done: no later save removes them
         return -1 if found is None else found[0]
 
     step = int(distributed.run_on_main(choose))
     if step < 0:
         return 0
-    _, parts, notes = found or load_checkpoint(folder / checkpoint_name(step))
+    _, state_dicts, metadata = found or load_checkpoint(folder / checkpoint_name(step))
     try:
-        task.load_state(parts, notes)
+        task.load_state(state_dicts, metadata)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: checkpoint of step {step} does not fit this run: {error}"

@@ -1,4 +1,4 @@
-"""How well the device is used: peak memory, floating-point rate, and a profiler trace on request."""
+"""Use of the device: peak memory, floating-point rate, and a profiler trace on request."""
 
 import resource
 import sys
@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from mugs import distributed
 
-# Dense peaks in TFLOP/s (bf16, TF32) from the data sheets; the first name that is part of the device's counts.
+# Dense peaks in TFLOP/s (bf16, TF32) from the data sheets; the first name that is part of the
+# device's counts.
 PEAK_TFLOPS = {
     "H200": (989.0, 494.5),
     "H100 PCIe": (756.0, 378.0),
@@ -24,13 +25,13 @@ PROCESS_STATUS = Path("/proc/self/status")
 
 
 def device_peak_tflops(name: str, precision: str) -> float | None:
-    """TFLOP/s of a device at "bf16" or "fp32" (taken as TF32), None where unknown."""
+    """Return the TFLOP/s of a device at "bf16" or "fp32" (taken as TF32); None if unknown."""
     found = [peaks for part, peaks in PEAK_TFLOPS.items() if part in name]
     return found[0][precision != "bf16"] if found else None
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory ever in use: allocated on a GPU, resident in this process otherwise."""
+    """Return the peak memory: allocated on a GPU, resident in this process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else []
@@ -45,22 +46,26 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class Meter:
-    """Fields of a metrics line; `flops` is what this rank's share of one step takes."""
+    """Fields of a metrics line. `flops` is what this rank's share of one step takes."""
 
     def __init__(self, device: torch.device, precision: str, flops: float) -> None:
-        self.device, self.flops = device, flops
+        self.device = device
+        self.flops = flops
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak = device_peak_tflops(name, precision)
 
     def fields(self, steps: int, seconds: float) -> dict[str, Any]:
-        """Peak memory of this rank, TFLOP/s of one device, and its share of the peak where that is known."""
+        """Return peak memory, TFLOP/s of one device, and its share of the peak if known."""
         rate = self.flops * steps / seconds / 1e12
         share = None if self.peak is None else rate / self.peak
         return {"peak_memory_mb": peak_memory_mb(self.device), "tflops": rate, "peak_share": share}
 
 
 class TraceProfiler:
-    """A profiler over `steps` steps after the first two; none when `steps` is 0. Opens in Perfetto."""
+    """A profiler over `steps` steps after the first two; none if `steps` is 0.
+
+    Opens in Perfetto.
+    """
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.profiler = None
@@ -83,11 +88,11 @@ class TraceProfiler:
         return write
 
     def step(self) -> None:
-        """One step is over."""
+        """Tell the profiler that a step is over."""
         if self.profiler is not None:
             self.profiler.step()
 
     def close(self) -> None:
-        """Stop; what was recorded is written."""
+        """Stop the profiler, which writes what it recorded."""
         if self.profiler is not None:
             self.profiler.stop()

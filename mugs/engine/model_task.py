@@ -1,4 +1,4 @@
-"""What trainings share whose state is one network and its optimizer."""
+"""The part that all trainings of one network with its optimizer share."""
 
 import time
 from abc import ABC, abstractmethod
@@ -26,31 +26,31 @@ Batch = TypeVar("Batch")
 
 
 class TaskSettings(Protocol):
-    """What is needed of a training's configuration."""
+    """The settings that such a training needs."""
 
     @property
     def batch_size(self) -> int:
-        """Images of a step, over all ranks."""
+        """Return the images of a step over all ranks."""
 
     @property
     def log_steps(self) -> int:
-        """Steps between lines of the log."""
+        """Return the steps between lines of the log."""
 
     @property
     def seed(self) -> int:
-        """Seed of all randomness."""
+        """Return the seed of all randomness."""
 
     @property
     def precision(self) -> str:
-        """fp32 or bf16."""
+        """Return "fp32" or "bf16"."""
 
     @property
     def checkpoint_steps(self) -> int:
-        """Steps between checkpoints."""
+        """Return the steps between checkpoints."""
 
 
 class ModelTask(ABC, Generic[Batch]):
-    """Base of such tasks for `mugs.engine.loop`; a subclass gives the batches and their gradients."""
+    """Base of tasks for `mugs.engine.loop`. A subclass gives the batches and their gradients."""
 
     label: str
 
@@ -66,9 +66,13 @@ class ModelTask(ABC, Generic[Batch]):
         steps_per_epoch: int,
         flops: float,
     ) -> None:
-        """`model` is `ready`, the optimizer made after that; `flops` is what one image takes."""
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.config, self.run_dir, self.device = config, run_dir, device
+        """Take a model after `prepare_model`, its optimizer, and the `flops` of one image."""
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.config = config
+        self.run_dir = run_dir
+        self.device = device
         self.total_steps = schedule.total_steps
         settings = LogSettings(
             label=self.label,
@@ -83,9 +87,11 @@ class ModelTask(ABC, Generic[Batch]):
         self.log = StepLog(run_dir, settings, Meter(device, config.precision, share * flops))
 
     def train(self, control: Control | None = None) -> None:
-        """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
+        """Train to the end, from the newest good checkpoint in `run_dir/checkpoints`.
 
-        Raises NonFiniteError, CheckpointError, StaleWriterError, and what the batches and `control.interrupted` raise.
+        Raises:
+            NonFiniteError, CheckpointError, StaleWriterError: see `mugs.engine.loop.train`.
+            Exception: whatever the batches or `control.interrupted` raise.
         """
         train(
             self, self.run_dir / "checkpoints", every=self.config.checkpoint_steps, control=control
@@ -93,25 +99,27 @@ class ModelTask(ABC, Generic[Batch]):
 
     @abstractmethod
     def batches(self, start: int) -> Generator[Batch]:
-        """This rank's batches from step `start` to the end."""
+        """Yield this rank's batches from step `start` to the end."""
 
     @abstractmethod
     def sample_ids(self, batch: Batch) -> Tensor:
-        """Which samples are in a batch."""
+        """Return the numbers of the samples in a batch."""
 
     @abstractmethod
     def backward(self, wrapped: nn.Module, batch: Batch, step: int) -> Losses:
         """Leave the gradients of a batch in the network, which `wrapped` averages over ranks."""
 
     def after_step(self, step: int) -> None:
-        """What follows a step once it is logged."""
+        """Do what follows a step once it is logged."""
 
     def steps(self, start: int) -> Generator[None]:
-        """One optimizer step per item: batch -> gradients -> update -> log."""
-        wrapped, batches = distributed.wrap_data_parallel(self.model), self.batches(start)
+        """Make one optimizer step per item: batch -> gradients -> update -> log."""
+        wrapped = distributed.wrap_data_parallel(self.model)
+        batches = self.batches(start)
         self.log.open(start)
         with closing(self.log), closing(batches):
             for step in range(start, self.total_steps):
+                # Seconds in which the device had nothing to do, because the loader was behind.
                 waited = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - waited
@@ -122,18 +130,18 @@ class ModelTask(ABC, Generic[Batch]):
                 yield
 
     def check_before_save(self) -> None:
-        """Every step so far was finite."""
+        """Check that every step so far was finite."""
         self.log.check_finite()
 
     def state_dicts(self) -> StateDicts:
-        """Network and moments."""
+        """Return the network and the optimizer moments."""
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": flatten_optimizer_state(self.optimizer),
         }
 
     def metadata(self) -> dict[str, Any]:
-        """Nothing besides the tensors."""
+        """Return nothing besides the tensors."""
         return {}
 
     def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
@@ -143,6 +151,6 @@ class ModelTask(ABC, Generic[Batch]):
 
 
 def prepare_model(model: nn.Module, device: torch.device) -> None:
-    """Put a model in training mode on its device, its batch statistics those of all ranks."""
+    """Put a model in training mode on its device, with batch statistics of all ranks."""
     allow_tf32(device)
     convert_to_sync_batch_norm(model.to(device), device).train()

@@ -11,25 +11,25 @@ class RateSchedule(Protocol):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Return the number of optimizer steps of the run."""
 
     def lr(self, step: int) -> float:
-        """Learning rate, before the scale of a group."""
+        """Return the learning rate, before the scale of a group."""
 
     def wd(self, step: int) -> float:
-        """Weight decay of the groups that have one."""
+        """Return the weight decay of the groups that have one."""
 
     def rates(self, step: int) -> dict[str, float]:
-        """What the log notes of a step."""
+        """Return what the log records of a step."""
 
 
 def build_pretrain_parameter_groups(
     model: nn.Module, patch_lr_scale: float
 ) -> list[dict[str, object]]:
-    """Four groups: main, patch convolution at a scaled rate, and the same two without weight decay.
+    """Build four groups: main, patch convolution with a scaled rate, and both without weight decay.
 
-    Without decay: names that end in `bias` and tensors of one dimension. Class token, position table and prototype
-    magnitudes do decay (released).
+    Names that end in `bias` and tensors of one dimension have no weight decay. Class token,
+    position table and prototype magnitudes have it (released).
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -48,9 +48,9 @@ def build_pretrain_parameter_groups(
 
 
 def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
-    """Fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step.
+    """Build a fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step.
 
-    Moments are there from the start, zero, so that a checkpoint has the same tensors and size at every step.
+    The moments exist from the start, as zeros, so a checkpoint has the same size at every step.
     """
     optimizer = torch.optim.AdamW(
         build_pretrain_parameter_groups(model, patch_lr_scale), lr=0.0, fused=True
@@ -66,7 +66,7 @@ def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch
 
 
 def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State of an optimizer as `<parameter>.<name>` -> tensor."""
+    """Return the state of an optimizer as `<parameter>.<name>` -> tensor."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
@@ -74,7 +74,7 @@ def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tenso
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; parameter groups stay as they are."""
+    """Load the result of `flatten_optimizer_state`; parameter groups stay as they are."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
@@ -87,23 +87,30 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
 def apply_rate_schedule(
     optimizer: torch.optim.Optimizer, schedule: RateSchedule, step: int
 ) -> None:
-    """Learning rate and weight decay of every group for this step."""
+    """Set learning rate and weight decay of every group for a step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr(step) * group["lr_scale"]
         group["weight_decay"] = schedule.wd(step) if group["decay"] else 0.0
 
 
 def update_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Step of a fused optimizer, skipped on the device where `finite` is false: nothing waits, no weight goes bad."""
+    """Make the step of a fused optimizer, skipped on the device where `finite` is false.
+
+    There is no host sync, and a step that is not finite leaves the weights unchanged.
+    """
+    # The interface of GradScaler: fused kernels read `found_inf` on the device and then change
+    # nothing.
     optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
     optimizer.step()
 
 
 @torch.no_grad()
 def clip_each_tensor(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale each gradient by limit / (norm + 1e-6) where that is below one; returns the norms, before clipping.
+    """Scale each gradient by limit / (norm + 1e-6) where that is below one; return the norms.
 
-    The whole list is handled by foreach kernels and nothing waits for the device.
+    The norms are those before clipping. The release clips each tensor on its own, not all by their
+    common norm. Foreach kernels handle the whole list without a host sync. A limit of 0 clips
+    nothing.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))

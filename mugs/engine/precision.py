@@ -1,4 +1,4 @@
-"""How exact the arithmetic of a training or evaluation is."""
+"""Precision of the arithmetic in training and evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,13 +6,13 @@ import torch
 
 
 def allow_tf32(device: torch.device) -> None:
-    """TF32 in matrix products of fp32 on a GPU, as released, for the rest of the process."""
+    """Allow TF32 in fp32 matrix products on a GPU for the rest of the process, as released."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Mixed precision where `precision` is "bf16"."""
+    """Return mixed precision if `precision` is "bf16", else a context that does nothing."""
     return (
         torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
     )

@@ -1,4 +1,4 @@
-"""Progress of a long loop: a bar on a terminal, a plain line now and then in a log, and a small JSON file."""
+"""Progress of a long loop: a bar on a terminal, lines in a log, and a small JSON file."""
 
 import json
 import logging
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts `unit`s up to `total`; `rate` is a smoothed number of `rate_unit` (items a second).
+    """A count of `unit`s up to `total`; `rate` is the number of items per second, in `rate_unit`.
 
-    With `path` the state is written there, whole, at most once a second, for whoever asks how far the run is. A `quiet`
-    one, of a rank that is not the first, shows and writes nothing.
+    With `path` the state is written there at most once a second, for `status`. A `quiet` one, on a
+    rank other than the first, shows and writes nothing.
     """
 
     def __init__(
@@ -33,9 +33,15 @@ class Progress:
         quiet: bool = False,
         log_seconds: float = 10.0,
     ) -> None:
-        self.label, self.total, self.unit, self.rate_unit = label, total, unit, rate_unit
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.rate_unit = rate_unit
         self.path = None if quiet else path
-        self.done, self.start, self.quiet, self.log_seconds = start, start, quiet, log_seconds
+        # A resumed run starts at `start`; its speed counts from there.
+        self.done = self.start = start
+        self.quiet = quiet
+        self.log_seconds = log_seconds
         self.items = 0
         self.began = self.last_log = self.last_write = time.monotonic()
         self.bar = None if quiet or not sys.stderr.isatty() else _bar()
@@ -45,18 +51,19 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Items per second since the start of this loop."""
+        """Return the items per second since the start of this loop."""
         return self.items / max(time.monotonic() - self.began, 1e-9)
 
     @property
     def eta_seconds(self) -> float:
-        """Seconds to the end at the speed so far."""
+        """Return the seconds to the end at the speed so far."""
         elapsed = time.monotonic() - self.began
         return elapsed / max(self.done - self.start, 1) * (self.total - self.done)
 
     def update(self, done: int, *, items: int = 1, detail: str = "") -> None:
-        """`done` of `total` are finished, `items` more since the last call."""
-        self.done, self.items = done, self.items + items
+        """Note that `done` of `total` are finished, and `items` more since the last call."""
+        self.done = done
+        self.items += items
         now = time.monotonic()
         last = done >= self.total
         if self.bar is not None:
@@ -71,7 +78,7 @@ class Progress:
             self._write()
 
     def format_line(self, detail: str = "") -> str:
-        """One plain line: how far, how fast, how long still."""
+        """Return one line: how far, how fast, how long still."""
         text = (
             f"{self.label} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.rate_unit}"
         )

@@ -1,4 +1,7 @@
-"""One optimizer step: losses of all micro-batches, refresh of the method's state, clip, update, teacher."""
+"""The optimizer step of trainings without a teacher, and what it shares with pretraining.
+
+`mugs.pretrain.step.Trainer` is the step of pretraining.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,9 +20,9 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Device tensors of one step: total and losses by name (means over this rank's images).
+    """Tensors of a step on the device: total and losses by name, as means over this rank's images.
 
-    `finite` is false where any rank's loss or any gradient is not finite; all ranks agree on it.
+    `finite` is false if a loss or gradient of any rank is not finite. All ranks agree on it.
     """
 
     total: Tensor
@@ -30,13 +33,15 @@ class StepResult:
 def run_train_step(
     optimizer: torch.optim.Optimizer, rates: RateSchedule, step: int, backward: Callable[[], Losses]
 ) -> StepResult:
-    """Optimizer step `step` on the gradients that `backward` leaves; not finite on any rank, it changes nothing.
+    """Run optimizer step `step` on the gradients that `backward` leaves.
 
-    The optimizer is a fused one; nothing waits for the device.
+    A step that is not finite on any rank changes nothing. The optimizer is a fused one, and there
+    is no host sync.
     """
     apply_rate_schedule(optimizer, rates, step)
     optimizer.zero_grad(set_to_none=True)
     total, losses = backward()
+    # A limit of 0: only the norms are needed, which show a NaN or infinity of any gradient.
     norms = clip_each_tensor([p for group in optimizer.param_groups for p in group["params"]], 0.0)
     finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
     update_if_finite(optimizer, finite)
@@ -44,7 +49,8 @@ def run_train_step(
 
 
 def sync_gradients(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Average gradients over ranks in the last micro-batch's backward pass only."""
+    """Return a context in which backward averages gradients over ranks if `last`."""
+    # DDP would otherwise all-reduce after every micro-batch, with the same result.
     return (
         model.no_sync()
         if isinstance(model, DistributedDataParallel) and not last
@@ -53,7 +59,11 @@ def sync_gradients(model: nn.Module, *, last: bool) -> AbstractContextManager[No
 
 
 def compute_micro_batch_size(batch_size: int, most: int | None) -> int:
-    """Images of this rank in one pass, `most` at most. Raises ValueError where they do not divide."""
+    """Return how many images of this rank run in one pass: `most` at most, None for all.
+
+    Raises:
+        ValueError: the batch does not divide by the ranks, or their share by the micro-batch.
+    """
     world = distributed.world_size()
     if batch_size % world:
         raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")

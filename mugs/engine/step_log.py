@@ -1,4 +1,4 @@
-"""metrics.jsonl, progress and the check for non-finite steps of a training run."""
+"""metrics.jsonl, progress, and the check for steps that were not finite."""
 
 import json
 import logging
@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
-    """What the log has to know of a run. `batch_size` is global; `rates`: learning rate and the like of a step.
+    """What the log needs of a run.
 
+    batch_size: of all ranks together.
+    rates: step -> learning rate and other values of its schedules.
     targets: epoch -> name of a loss (or "total") -> its mean in a known run, to compare with.
     """
 
@@ -39,10 +41,15 @@ class LogSettings:
 
 
 class StepLog:
-    """metrics.jsonl and progress of rank 0; holds device tensors and reads them only when a line is due."""
+    """metrics.jsonl and progress of rank 0.
+
+    It keeps device tensors and reads them only when a line is due: every read makes the host wait.
+    """
 
     def __init__(self, run_dir: Path, settings: LogSettings, meter: Meter) -> None:
-        self.run_dir, self.settings, self.meter = run_dir, settings, meter
+        self.run_dir = run_dir
+        self.settings = settings
+        self.meter = meter
         self.main = distributed.is_main()
         self.metrics: TextIO | None = None
         self.pending: list[StepResult] = []
@@ -50,18 +57,24 @@ class StepLog:
         self.means = EpochMeans(settings.targets, settings.steps_per_epoch, {})
 
     def open(self, start: int) -> None:
-        """Before step `start`: open the files and start the clocks."""
+        """Open the files and start the clocks before step `start`."""
         if self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         path = self.run_dir / "progress.json"
-        label, total = self.settings.label, self.settings.total_steps
-        self.progress = Progress(label, total, path=path, start=start, quiet=not self.main)
-        self.waited, self.since = 0.0, time.monotonic()
+        self.progress = Progress(
+            self.settings.label,
+            self.settings.total_steps,
+            path=path,
+            start=start,
+            quiet=not self.main,
+        )
+        self.waited = 0.0
+        self.since = time.monotonic()
         self.last = start
 
     def record_step(self, step: int, result: StepResult, ids: Tensor, waited: float) -> None:
-        """Note one step; every `log_steps` write a line of means."""
+        """Note a step; write a line of means every `log_steps` steps."""
         self.pending.append(result)
         self.waited += waited
         self.ids.append(ids)
@@ -74,11 +87,11 @@ class StepLog:
         self.progress.update(step + 1, items=self.settings.batch_size, detail=detail)
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log."""
+        """Return what a checkpoint keeps of the log."""
         return {"epoch_means": self.means.state()}
 
     def load_state(self, notes: Mapping[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Continue with the sums of a checkpoint."""
         self.means = EpochMeans(
             self.settings.targets, self.settings.steps_per_epoch, notes.get("epoch_means", {})
         )
@@ -93,7 +106,7 @@ class StepLog:
         self._put({"step": step, "epoch": comparison.epoch, "calibration": comparison.as_record()})
 
     def write_event(self, line: Mapping[str, Any], seconds: float) -> None:
-        """A line of its own; the seconds it took are not those of training steps."""
+        """Write a line of its own; its `seconds` do not count as those of training steps."""
         self.since += seconds
         self._put(line)
 
@@ -103,7 +116,8 @@ class StepLog:
             self.metrics.flush()
 
     def _write(self, step: int) -> str:
-        steps, seconds = len(self.pending), time.monotonic() - self.since
+        steps = len(self.pending)
+        seconds = time.monotonic() - self.since
         line = {
             "step": step,
             "epoch": step // self.settings.steps_per_epoch,
@@ -116,13 +130,15 @@ class StepLog:
         }
         self.check_finite()
         self._put(line)
-        self.pending, self.ids = [], []
-        self.waited, self.since = 0.0, time.monotonic()
+        self.pending = []
+        self.ids = []
+        self.waited = 0.0
+        self.since = time.monotonic()
         text = f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
         return f"{text}, {line['tflops']:.2f} TFLOP/s, peak {line['peak_memory_mb']:.0f} MB"
 
     def _mean_losses(self) -> dict[str, float]:
-        """Means over the pending steps and all ranks."""
+        """Return the means over the pending steps and all ranks."""
         names = ["loss", *(f"loss_{name}" for name in self.pending[0].losses)]
         values = torch.stack(
             [torch.stack([r.total, *r.losses.values()]) for r in self.pending]
@@ -130,7 +146,7 @@ class StepLog:
         return dict(zip(names, distributed.all_reduce_mean(values).tolist(), strict=True))
 
     def check_finite(self) -> None:
-        """Raise NonFiniteError, on all ranks, when a step since the last check was not finite."""
+        """Raise NonFiniteError, on all ranks, if a step since the last check was not finite."""
         if not self.pending:
             return
         finite = torch.stack(
@@ -139,13 +155,15 @@ class StepLog:
         if not all(finite):
             bad = finite.index(False)
             step = self.last - len(finite) + 1 + bad
-            epoch, ids = step // self.settings.steps_per_epoch, self.ids[bad].tolist()
+            epoch = step // self.settings.steps_per_epoch
+            ids = self.ids[bad].tolist()
             path = write_nonfinite_record(
                 self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad]
             )
             raise NonFiniteError(
-                f"loss or gradient not finite at step {step}; it changed neither weights nor state, the last "
-                f"checkpoint is good, start again to go on from there. Samples and losses of this rank: {path}"
+                f"loss or gradient not finite at step {step}. It changed neither weights nor "
+                f"state, so the last checkpoint is good: start the run again to resume from it. "
+                f"Samples and losses of this rank: {path}"
             )
 
     def close(self) -> None:

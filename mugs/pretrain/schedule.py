@@ -1,4 +1,4 @@
-"""Schedules of a pretraining, in closed form."""
+"""Schedules of pretraining in closed form: learning rate, weight decay, EMA momentum."""
 
 from dataclasses import dataclass
 
@@ -20,26 +20,26 @@ class PretrainSchedule:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Return the number of optimizer steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     def lr(self, step: int) -> float:
-        """From 0 to the peak over the warm-up, then cosine to the minimum."""
+        """Return the learning rate: linear warm-up from 0 to the peak, then cosine to its end."""
         warmup = self.steps_per_epoch * self.warmup_epochs
         return warmup_cosine_schedule(
             step, warmup, self.total_steps, start=0.0, peak=self.peak_lr, end=self.min_lr
         )
 
     def wd(self, step: int) -> float:
-        """Cosine from the start to the end value, no warm-up."""
+        """Return the weight decay: cosine from its first to its last value, without warm-up."""
         return cosine_schedule(self.weight_decay, self.weight_decay_end, step / self.total_steps)
 
     def teacher_momentum(self, step: int) -> float:
-        """Cosine from the start value to 1."""
+        """Return the EMA momentum of the teacher: cosine from its first value to 1."""
         return cosine_schedule(self.momentum, 1.0, step / self.total_steps)
 
     def rates(self, step: int) -> dict[str, float]:
-        """All of them, by the names of the log."""
+        """Return all of them by their names in the log."""
         return {
             "lr": self.lr(step),
             "weight_decay": self.wd(step),

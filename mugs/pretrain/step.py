@@ -1,4 +1,10 @@
-"""One optimizer step of a pretraining: losses of all micro-batches, state of the method, clip, update, teacher."""
+"""One optimizer step of pretraining.
+
+    for each micro-batch:  losses -> backward
+    clip -> agree that all is finite -> queues, memories, center -> AdamW -> EMA of the teacher
+
+Fine-tuning and the dense tasks have no teacher and no state; `mugs.engine.step` has their step.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +23,7 @@ from mugs.pretrain.schedule import PretrainSchedule
 
 
 class Trainer:
-    """A method with its optimizer and schedule; `step` advances all of them by one optimizer step."""
+    """A method with its optimizer and schedule. `step` advances all of them by one step."""
 
     def __init__(
         self,
@@ -27,12 +33,10 @@ class Trainer:
         config: StepConfig,
         student: nn.Module,
     ) -> None:
-        self.method, self.optimizer, self.schedule, self.config = (
-            method,
-            optimizer,
-            schedule,
-            config,
-        )
+        self.method = method
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.config = config
         self.student = student
         self.parameters = [p for p in method.student.parameters() if p.requires_grad]
 
@@ -42,20 +46,27 @@ class Trainer:
         step: int,
         uniforms: Sequence[Tensor | None] | None = None,
     ) -> StepResult:
-        """Run optimizer step `step` on this rank's micro-batches; a non-finite step changes neither weights nor state.
+        """Run optimizer step `step` on this rank's micro-batches.
 
-        Everything is decided on the device: nothing waits for it.
+        A step that is not finite on any rank changes neither weights nor state. The decision is
+        made on the device, so the host never waits for it.
         """
         epoch = step // self.schedule.steps_per_epoch
         apply_rate_schedule(self.optimizer, self.schedule, step)
         self.optimizer.zero_grad(set_to_none=True)
         total, losses, features = self._backward(micro_batches, epoch, uniforms)
+
+        # A NaN or infinity in any gradient shows in the norm of its tensor.
         norms = clip_each_tensor(self.parameters, self.config.clip_at(epoch))
         finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
         self.method.update_extra_state(features, finite)
+
+        # After clipping, as released. Without a gradient AdamW neither moves nor decays the
+        # prototypes, and their bias correction starts when they are released.
         if epoch < self.config.freeze_prototypes_epochs:
             for parameter in self.method.last_layer_parameters():
                 parameter.grad = None
+
         update_if_finite(self.optimizer, finite)
         self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
         return StepResult(total, losses, finite)
@@ -63,7 +74,8 @@ class Trainer:
     def _backward(
         self, micro_batches: Sequence[Views], epoch: int, uniforms: Sequence[Tensor | None] | None
     ) -> tuple[Tensor, dict[str, Tensor], list[Any]]:
-        weights, share = self.method.loss_weights, 1.0 / len(micro_batches)
+        weights = self.method.loss_weights
+        share = 1.0 / len(micro_batches)  # micro-batches are equally large
         sums: dict[str, Tensor] = {}
         features = []
         for index, views in enumerate(micro_batches):
@@ -83,14 +95,17 @@ class Trainer:
 
 
 def weighted_mean_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """sum(w * loss) / sum(w). The release divides by the weights without multiplying (M5); equal at 1/1/1."""
+    """Return sum(w * loss) / sum(w).
+
+    The release divides by the weights without multiplying (M5); both are equal at 1/1/1.
+    """
     return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(
         weights[n] for n in losses
     )
 
 
 def split_micro_batches(views: Views, micro: int) -> Iterator[Views]:
-    """Micro-batches of `micro` images, in order."""
+    """Yield micro-batches of `micro` images, in order."""
     for first in range(0, views.large.shape[1], micro):
         part = slice(first, first + micro)
         yield Views(views.large[:, part], views.small[:, part], views.weak[part])

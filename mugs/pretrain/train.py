@@ -1,8 +1,9 @@
-"""Pretraining as a task of the training loop; it knows no method.
+"""Pretraining as a task of the training loop. It knows no method.
 
     for step:  batch -> views on the device -> Trainer.step -> metrics, progress
-State to resume is the step, networks, optimizer and the method's extra state: all randomness is a function of
-(seed, step) or (seed, epoch, sample).
+
+A checkpoint holds step, networks, optimizer and the method's extra state. All randomness is a
+function of (seed, step) or (seed, epoch, sample), so no generator state is needed to resume.
 """
 
 import time
@@ -46,8 +47,8 @@ def pretrain(
 ) -> None:
     """Train to the end, from the newest good checkpoint in `run_dir/checkpoints` when there is one.
 
-    Raises ValueError when the batch does not divide over the ranks, NonFiniteError, StateMismatchError,
-    CheckpointError, StaleWriterError, and what `control.interrupted` raises.
+    Raises ValueError when the batch does not divide over the ranks, NonFiniteError,
+    StateMismatchError, CheckpointError, StaleWriterError, and what `control.interrupted` raises.
     """
     task = PretrainTask(method, source, config, run_dir, device)
     policy = SavePolicy(
@@ -61,7 +62,7 @@ def pretrain(
 
 
 class PretrainTask:
-    """A method on its data: the task that the loop of `mugs.engine.loop` trains."""
+    """A method on its data: the task that `mugs.engine.loop.train` runs."""
 
     def __init__(
         self,
@@ -77,19 +78,19 @@ class PretrainTask:
             and self.micro * distributed.world_size() < config.batch_size
         ):
             raise ValueError(
-                f"micro_batch_size {config.micro_batch_size}: batch normalisation wants each rank's "
-                f"{config.batch_size // distributed.world_size()} images at once; unset it or use more ranks"
+                f"micro_batch_size {config.micro_batch_size}: batch normalization needs each "
+                f"rank's {config.batch_size // distributed.world_size()} images at once; "
+                "unset it or use more ranks"
             )
         allow_tf32(device)
-        self.method, self.source, self.config, self.run_dir, self.device = (
-            method,
-            source,
-            config,
-            run_dir,
-            device,
-        )
+        self.method = method
+        self.source = source
+        self.config = config
+        self.run_dir = run_dir
+        self.device = device
         self.schedule = build_pretrain_schedule(config, self.order.steps_per_epoch)
         self.total_steps = self.schedule.total_steps
+        # The optimizer keeps references to the parameters, so they move to the device first.
         method.to(device)
         self.optimizer = build_pretrain_adamw(method.student, config.patch_lr_scale)
         flops = method.count_step_flops(config.views, config.batch_size // distributed.world_size())
@@ -97,7 +98,7 @@ class PretrainTask:
         self.log = StepLog(run_dir, build_log_settings(config, self.schedule), meter)
 
     def steps(self, start: int) -> Iterator[None]:
-        """One optimizer step per item: batch -> views on the device -> step of the method -> log."""
+        """Make one optimizer step per item: batch -> views on the device -> step -> log."""
         check_equal_on_all_ranks(self.method.extra_state)
         config, trainer = self.config, self._trainer()
         loader = make_loader(
@@ -115,6 +116,7 @@ class PretrainTask:
         with closing(loader), closing(self.log), closing(trace):
             batches = iter(loader.iterate(start, self.total_steps))
             for step in range(start, self.total_steps):
+                # Seconds in which the device had nothing to do, because the loader was behind.
                 waited = time.monotonic()
                 batch = next(batches)
                 waited = time.monotonic() - waited
@@ -132,12 +134,12 @@ class PretrainTask:
         return Trainer(self.method, self.optimizer, self.schedule, self.config, student)
 
     def check_before_save(self) -> None:
-        """Every step so far was finite, and all ranks hold the same queues, memories and centre."""
+        """Check that every step was finite, and that all ranks hold the same extra state."""
         self.log.check_finite()
         check_equal_on_all_ranks(self.method.extra_state)
 
     def state_dicts(self) -> StateDicts:
-        """Networks, moments and the method's extra state."""
+        """Return networks, optimizer moments and the method's extra state."""
         method = self.method
         networks = {
             "student": method.student,
@@ -148,7 +150,7 @@ class PretrainTask:
         return {**state, "optimizer": flatten_optimizer_state(self.optimizer)}
 
     def metadata(self) -> dict[str, Any]:
-        """The log's sums of the epoch so far."""
+        """Return the log's sums of the current epoch."""
         return self.log.metadata()
 
     def load_state(self, parts: StateDicts, notes: Mapping[str, Any]) -> None:
@@ -161,7 +163,7 @@ class PretrainTask:
 
 
 def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int]:
-    """The order of samples, and the images of this rank in one micro-batch."""
+    """Return the order of the samples, and the images of this rank in one micro-batch."""
     micro = compute_micro_batch_size(config.batch_size, config.micro_batch_size)
     order = SampleOrder(
         num_images,
@@ -175,7 +177,7 @@ def plan_batches(num_images: int, config: TrainConfig) -> tuple[SampleOrder, int
 
 
 def build_pretrain_schedule(config: TrainConfig, steps_per_epoch: int) -> PretrainSchedule:
-    """Schedules of the run."""
+    """Build the schedules of the run."""
     return PretrainSchedule(
         steps_per_epoch=steps_per_epoch,
         epochs=config.epochs,
@@ -189,7 +191,7 @@ def build_pretrain_schedule(config: TrainConfig, steps_per_epoch: int) -> Pretra
 
 
 def build_log_settings(config: TrainConfig, schedule: PretrainSchedule) -> LogSettings:
-    """What the log has to know of the run."""
+    """Build the settings of the log."""
     return LogSettings(
         label="pretrain",
         total_steps=schedule.total_steps,
@@ -205,7 +207,10 @@ def build_log_settings(config: TrainConfig, schedule: PretrainSchedule) -> LogSe
 def draw_micro_batch_uniforms(
     method: Method, config: TrainConfig, step: int, micro: int, device: torch.device
 ) -> list[Tensor | None] | None:
-    """Stochastic-depth draws of this rank's micro-batches, cut out of those of the global batch."""
+    """Return the stochastic-depth draws of this rank's micro-batches.
+
+    They are cut out of the draws of the global batch, so they do not depend on the number of ranks.
+    """
     if method.num_depth_branches == 0:
         return None
     crops = 2 + config.views.num_small

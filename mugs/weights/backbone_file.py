@@ -1,4 +1,4 @@
-"""Weights on disk: our exported backbones (safetensors) and the released Mugs checkpoints (.pth)."""
+"""Backbone files: our safetensors, and released Mugs checkpoints (.pth)."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ class WeightsError(ValueError):
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
-    """Load weights. Raises WeightsError naming `where` and the keys unless these are the network's, and the shapes."""
+    """Load weights; raise WeightsError with `where` and the keys unless keys and shapes fit."""
     wanted = network.state_dict().keys()
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
     if missing or unexpected:
@@ -43,7 +43,7 @@ def write_backbone_file(path: Path, state: State, meta: dict[str, Any]) -> None:
 
 
 def read_backbone_file(path: Path) -> tuple[State, dict[str, Any]]:
-    """Weights and description written by `save_backbone`. Raises WeightsError naming the file."""
+    """Return weights and description of one of our files; raise WeightsError with its name."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["mugs"])
@@ -53,7 +53,7 @@ def read_backbone_file(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def load_backbone(path: Path, *, drop_path: float = 0.0) -> ViT:
-    """The backbone in a file of ours. Raises WeightsError naming the file and the keys."""
+    """Return the backbone in one of our files; raise WeightsError with file and keys."""
     state, meta = read_backbone_file(path)
     try:
         vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
@@ -64,9 +64,13 @@ def load_backbone(path: Path, *, drop_path: float = 0.0) -> ViT:
 
 
 def read_released_checkpoint(path: Path) -> dict[str, Any]:
-    """A released `.pth`, full or backbone only. Tensors and the old argument namespace are all it may hold.
+    """Read a released `.pth`, full or backbone only.
 
-    Raises WeightsError for a missing, damaged or unsafe file.
+    It may hold tensors, plain values and the old argument namespace, and nothing else: a pickle can
+    run code.
+
+    Raises:
+        WeightsError: the file is missing, damaged or unsafe.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -87,9 +91,9 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
 def extract_backbone_state(
     checkpoint: Mapping[str, Any], which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[State, tuple[str, ...]]:
-    """Backbone weights of a full or backbone-only checkpoint under our names, and the keys that were left out.
+    """Return backbone weights under our names, and the keys that were left out.
 
-    Left out: heads and the relation block, which evaluations do not use (released code).
+    Heads and relation block are left out, as evaluations do not use them (released).
     """
     full = isinstance(checkpoint.get(which), Mapping)
     source: Mapping[str, Any] = checkpoint[which] if full else checkpoint
@@ -112,7 +116,10 @@ def extract_backbone_state(
 def load_released_backbone(
     vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[str, ...]:
-    """Load a released checkpoint; returns the keys that were left out. Raises WeightsError unless the rest fits."""
+    """Load a released checkpoint; return the keys left out.
+
+    Raise WeightsError if the rest differs.
+    """
     state, discarded = extract_backbone_state(read_released_checkpoint(path), which)
     load_strictly(vit, state, path)
     return discarded

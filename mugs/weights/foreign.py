@@ -1,4 +1,4 @@
-"""Backbones that were trained elsewhere: released Mugs checkpoints and plain ViTs of timm, as our ViT."""
+"""Backbones trained elsewhere (released Mugs checkpoints, plain ViTs of timm) as our ViT."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,12 +32,12 @@ HEAD_PREFIXES = (
     "fc.",
     "mask_token",
 )  # of classifiers and reconstruction, which features do not need
-SAME_TOLERANCE = 1e-4
+SAME_TOLERANCE = 1e-4  # relative; other kernels differ by rounding only
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A backbone, the SHA-256 of its file ("" for a download), and the keys of the file that were left out."""
+    """A backbone, the SHA-256 of its file ("" for a download), and the keys that were left out."""
 
     vit: ViT
     sha256: str
@@ -45,7 +45,7 @@ class Imported:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the backbone's tensors."""
+        """Return the bytes of the backbone's tensors."""
         return sum(tensor.nbytes for tensor in self.vit.state_dict().values())
 
 
@@ -56,14 +56,14 @@ def import_released(
     network: Literal["teacher", "student"] = "teacher",
     sha256: str | None = None,
 ) -> Imported:
-    """A released Mugs checkpoint, full or backbone only. Raises WeightsError naming the file and the keys."""
+    """Import a released Mugs checkpoint; raise WeightsError with file and keys."""
     digest = verify_sha256(Path(file), sha256)
     vit = build_vit(arch)
     return Imported(vit, digest, load_released_backbone(vit, Path(file), network))
 
 
 def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
-    """A backbone file of ours. Raises WeightsError where it is none, or of another architecture."""
+    """Import one of our backbone files; raise WeightsError if it is none or of another shape."""
     digest = verify_sha256(Path(file), sha256)
     vit = load_backbone(Path(file))
     if (known := ARCHITECTURES.get(arch)) is not None and replace(
@@ -74,11 +74,13 @@ def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
 
 
 def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
-    """A plain ViT that timm knows by name, from a file or, with `download`, as timm fetches it.
+    """Import a plain ViT that timm knows by name, from a file or by timm's download ("download").
 
-    Evaluations hand over images normalised as for ImageNet; where timm's weights want another mean and deviation, the
-    difference goes into the patch convolution. Raises WeightsError unless all keys fit and an image gives the same
-    class token as through timm.
+    Evaluations normalize images as for ImageNet. If the weights need another mean and deviation,
+    the difference goes into the patch convolution.
+
+    Raises:
+        WeightsError: a key does not fit, or an image gets another class token than through timm.
     """
     reference = build_timm_vit(arch, download=file == "download")
     digest = ""
@@ -95,7 +97,7 @@ def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
 
 
 def build_timm_vit(arch: str, *, download: bool) -> Any:
-    """timm's model without its head. Raises WeightsError for another kind of model."""
+    """Build timm's model without its head; raise WeightsError for another kind of model."""
     try:
         model = timm.create_model(arch, pretrained=download, num_classes=0)
     except (RuntimeError, ValueError, OSError) as error:
@@ -110,7 +112,7 @@ def build_timm_vit(arch: str, *, download: bool) -> Any:
 
 
 def read_timm_config(model: Any) -> ViTConfig:
-    """The shape of timm's ViT."""
+    """Return the shape of timm's ViT."""
     return ViTConfig(
         embed_dim=model.embed_dim,
         depth=len(model.blocks),
@@ -121,7 +123,7 @@ def read_timm_config(model: Any) -> ViTConfig:
 
 
 def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
-    """Load a `.safetensors` or `.pth` file into timm's model; the keys of a head are left out and returned."""
+    """Load a file into timm's model; return the keys of a head, which are left out."""
     others: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
         state = read_safetensors(path)
@@ -133,7 +135,7 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
 
 
 def read_safetensors(path: Path) -> State:
-    """Tensors of a file. Raises WeightsError naming it."""
+    """Return the tensors of a file; raise WeightsError with its name."""
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
@@ -141,7 +143,7 @@ def read_safetensors(path: Path) -> State:
 
 
 def unwrap_backbone_state(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
-    """The weights of a `.pth`, which may hold them below `state_dict` or `model`, and the keys that were left out."""
+    """Return the weights in a `.pth`, also if nested in another dict, and the keys left out."""
     for name in ("state_dict", "model"):
         if isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
@@ -149,7 +151,7 @@ def unwrap_backbone_state(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[s
 
 
 def verify_sha256(path: Path, expected: str | None) -> str:
-    """SHA-256 of a file. Raises WeightsError where the file is not there or not the expected one."""
+    """Return the SHA-256 of a file; raise WeightsError if it is missing or not the expected one."""
     try:
         found = hash_file(path)
     except OSError as error:
@@ -161,7 +163,11 @@ def verify_sha256(path: Path, expected: str | None) -> str:
 
 @torch.no_grad()
 def fold_normalization(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Let a ViT that was trained on (pixel - mean) / std take images normalised as for ImageNet."""
+    """Make a ViT trained on (pixel - mean) / std take images normalized as for ImageNet.
+
+    With x the ImageNet-normalized pixel, (pixel - mean) / std = x * (ours_std / std) + (ours_mean -
+    mean) / std. The factor goes into the weights of the patch convolution, the shift into its bias.
+    """
     ours_mean, ours_std, mean_t, std_t = (
         torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
     )
@@ -173,7 +179,7 @@ def fold_normalization(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]
 
 @torch.no_grad()
 def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
-    """Raise WeightsError unless both give an image the same class token."""
+    """Raise WeightsError unless both networks give an image the same class token."""
     side = vit.config.image_size
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 

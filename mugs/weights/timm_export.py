@@ -22,7 +22,7 @@ FALLBACK_NAME = "vit_small_patch16_224"
 
 
 def timm_arguments(shape: ViTConfig) -> dict[str, Any]:
-    """Arguments of `timm.create_model` for a shape."""
+    """Return the arguments of `timm.create_model` for a shape."""
     return {
         "model_name": TIMM_NAMES.get((shape.embed_dim, shape.depth), FALLBACK_NAME),
         "num_classes": 0,
@@ -35,13 +35,18 @@ def timm_arguments(shape: ViTConfig) -> dict[str, Any]:
 
 
 def format_timm_call(shape: ViTConfig) -> str:
-    """The call that makes timm's model, as one writes it."""
-    return f"timm.create_model({', '.join(f'{key}={value!r}' for key, value in timm_arguments(shape).items())})"
+    """Return the call that makes timm's model, as text."""
+    arguments = [f"{key}={value!r}" for key, value in timm_arguments(shape).items()]
+    return f"timm.create_model({', '.join(arguments)})"
 
 
 @torch.no_grad()
 def load_vit_for_timm(path: Path) -> ViT:
-    """The backbone in a file of ours. Raises WeightsError unless timm's model gives an image the same class token."""
+    """Load one of our files, and check that timm's model gives an image the same class token.
+
+    Raises:
+        WeightsError: it does not.
+    """
     vit = load_backbone(path).eval()
     model = timm.create_model(**timm_arguments(vit.config)).eval()
     load_strictly(model, vit.state_dict(), f"{path}: timm's model does not take it")
@@ -57,7 +62,7 @@ def load_vit_for_timm(path: Path) -> ViT:
 
 
 def write_bare_weights(path: Path, vit: ViT, format: Literal["timm", "safetensors"]) -> None:
-    """Names and tensors alone: as `torch.load` reads them ("timm"), or as safetensors."""
+    """Write names and tensors only, for `torch.load` ("timm") or as safetensors."""
     state = {key: value.contiguous() for key, value in vit.state_dict().items()}
     with replace_atomically(path) as temporary:
         if format == "timm":

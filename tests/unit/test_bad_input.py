@@ -211,7 +211,7 @@ def test_verify_looks_through_checkpoints_and_repairs_them(done: Place) -> None:
     assert done.call("verify", "tiny.yaml").stdout.endswith("1 good checkpoints, 0 problems\n")
     os.truncate(older / "state.json", 10)
     last = done.call("verify", "tiny.yaml", "--repair")
-    assert last.returncode == 1 and "no good one to go on from" in last.stderr
+    assert last.returncode == 1 and "no good one to resume from" in last.stderr
     assert {path.name for path in folder.iterdir()} == left, "nothing set aside where none is good"
 
 
