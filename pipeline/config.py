@@ -38,21 +38,21 @@ class Reproduction:
     description: str = ""
 
 
-def bundled() -> list[str]:
+def list_bundled() -> list[str]:
     """Names of the reproductions that come with the package."""
-    return reading.list_bundled("pipeline", "configs")
+    return reading.list_bundled_yaml("pipeline", "configs")
 
 
-def find(name_or_path: str) -> tuple[str, str]:
+def find_reproduction(name_or_path: str) -> tuple[str, str]:
     """Source name and text of a reproduction; ConfigError when there is none of that name."""
     return reading.find_yaml(name_or_path, "pipeline", "configs", what="reproduction")
 
 
-def load(
+def load_reproduction(
     name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()
 ) -> Reproduction:
     """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
-    source, document, runs = read(name_or_path)
+    source, document, runs = read_reproduction(name_or_path)
     written = list(runs)
     # A recipe given on the command line goes over what the file says, and under the other --set options.
     for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
@@ -66,14 +66,14 @@ def load(
     return Reproduction(str(document.get("name", default_name)), source, checked, description)
 
 
-def read(
+def read_reproduction(
     name_or_path: str, outer: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Source name, document and runs of a reproduction, unchecked; runs it includes come first.
 
     `include` maps another reproduction to the names of the runs that are taken from it, as they are there.
     """
-    source, text = find(name_or_path)
+    source, text = find_reproduction(name_or_path)
     document = parse_yaml(source, text)
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a mapping with the keys {', '.join(_TOP)}")
@@ -97,7 +97,7 @@ def read(
     runs: dict[str, Any] = {}
     for other, names in included.items():
         try:
-            there = read(str(other), [*outer, source])[2]
+            there = read_reproduction(str(other), [*outer, source])[2]
         except ConfigError as error:
             raise ConfigError(f"{source}: include: {error}") from None
         for name in names:
@@ -162,7 +162,7 @@ def _read_recipes(file: str) -> dict[str, Any]:
 
 def list_recipe_files() -> list[str]:
     """Return the names of the bundled files with recipes."""
-    return reading.list_bundled("pipeline", _RECIPES)
+    return reading.list_bundled_yaml("pipeline", _RECIPES)
 
 
 def list_recipes(file: str) -> list[str]:

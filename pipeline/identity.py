@@ -16,7 +16,7 @@ RETIRED_SETTINGS = frozenset({"preset"})
 """Runtime settings that older records hold and no class has any more."""
 
 
-def science(value: Any) -> Any:
+def science_fields(value: Any) -> Any:
     """Return the JSON-able content of a configuration without its runtime fields, at every depth.
 
     A field at its default is included like any other, None too: a changed default is a changed id.
@@ -58,5 +58,7 @@ def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
 
 def run_id(stage: str, config: Settings, upstream: Mapping[str, str]) -> str:
     """Identity of a run, 12 hex digits: stage, science fields, and the run ids that fill its roles."""
-    payload = json.dumps([stage, science(config), dict(upstream)], sort_keys=True, allow_nan=True)
+    payload = json.dumps(
+        [stage, science_fields(config), dict(upstream)], sort_keys=True, allow_nan=True
+    )
     return hashlib.sha256(payload.encode()).hexdigest()[:ID_LENGTH]

@@ -55,7 +55,7 @@ def format_choices(key: str, known: Iterable[str]) -> str:
     return f"{close} (valid: {', '.join(names) or 'none'})"
 
 
-def list_bundled(package: str, folder: str) -> list[str]:
+def list_bundled_yaml(package: str, folder: str) -> list[str]:
     """Return the names of the YAML files that come with a package."""
     names = [path.name for path in (resources.files(package) / folder).iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
@@ -67,7 +67,7 @@ def find_yaml(name_or_path: str, package: str, folder: str, *, what: str) -> tup
     Raises:
         ConfigError: there is neither.
     """
-    names = list_bundled(package, folder)
+    names = list_bundled_yaml(package, folder)
     if name_or_path in names:
         source = f"{name_or_path}.yaml"
         return source, (resources.files(package) / folder / source).read_text(encoding="utf-8")

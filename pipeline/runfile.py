@@ -57,12 +57,12 @@ class RunFile:
         # The stage's own declaration counts: a class may have been renamed since the file was written.
         module = importlib.import_module(self.entrypoint.partition(":")[0])
         spec = getattr(module, "SPEC", None)
-        cls = spec.config if isinstance(spec, StageSpec) else resolve(self.config_class)
+        cls = spec.config if isinstance(spec, StageSpec) else import_by_name(self.config_class)
         assert isinstance(cls, type) and issubclass(cls, StageConfig)
         return cls
 
 
-def resolve(text: str) -> Callable[..., Any]:
+def import_by_name(text: str) -> Callable[..., Any]:
     """Import what `package.module:name` names; ConfigError when there is no such thing."""
     module, _, name = text.partition(":")
     try:
@@ -77,7 +77,7 @@ def resolve(text: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def write(run_root: Path, run: StageRun) -> Path:
+def write_run_file(run_root: Path, run: StageRun) -> Path:
     """Write the run's file and return the run's folder."""
     cls = type(run.config)
     content = {
@@ -96,12 +96,12 @@ def write(run_root: Path, run: StageRun) -> Path:
     return run_dir
 
 
-def find(run_root: Path, run_id: str) -> Path | None:
+def find_run_dir(run_root: Path, run_id: str) -> Path | None:
     """Folder of a run that has begun or is queued, or None."""
     return next((path.parent for path in run_root.glob(f"*/*-{run_id}/{FILE_NAME}")), None)
 
 
-def read(run_dir: Path) -> RunFile:
+def read_run_file(run_dir: Path) -> RunFile:
     """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
     path = run_dir / FILE_NAME
     try:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from pipeline.settings import RequiredAtRun, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, locate, look
+from stages.shared.external_data import Report, check_external_data, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Ade20kDataConfig(StageConfig):
 
 def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """Number of images; nothing is written. Raises SourceError as `run` would."""
-    return look(cfg.data_dir, "scenes", partial(check, cfg))
+    return check_external_data(cfg.data_dir, "scenes", partial(check_scene_files, cfg))
 
 
-def check(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
+def check_scene_files(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
     """Read all scenes and count them. Raises SourceError naming what is wrong."""
     from mugs.data.dense.ade20k import check_scenes
 
@@ -57,7 +57,9 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
     materialize = partial(
         materialize_scenes, train=cfg.num_train_images, val=cfg.num_val_images, classes=digits
     )
-    outputs, _ = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
+    outputs, _ = register_external_data(
+        ctx, cfg.data_dir, "scenes", materialize, partial(check_scene_files, cfg)
+    )
     info: dict[str, Any] = {
         "dataset": cfg.dataset,
         "num_classes": cfg.num_classes,

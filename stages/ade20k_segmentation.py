@@ -9,8 +9,8 @@ from mugs.transfer.segmentation.config import SegmentationConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import uneven
-from stages.shared.external_data import read_root
+from stages.shared.batch_checks import explain_uneven_batch
+from stages.shared.external_data import read_data_root
 from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""
-        return uneven(self.batch_size, resources)
+        return explain_uneven_batch(self.batch_size, resources)
 
 
 def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
@@ -112,7 +112,7 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
 
     info = ctx.inputs["data"].info
     return SceneFolder(
-        read_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
+        read_data_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
     )
 
 

@@ -48,7 +48,7 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
     draw_attention(
         vit,
         source,
-        chosen(cfg, len(source)),
+        choose_images(cfg, len(source)),
         folder,
         resize=cfg.resize,
         crop=cfg.crop,
@@ -62,7 +62,7 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
     return StageOutput(outputs={"pictures": folder}, info=info)
 
 
-def chosen(cfg: AttentionConfig, count: int) -> list[int]:
+def choose_images(cfg: AttentionConfig, count: int) -> list[int]:
     """Numbers of the images to show. Raises ValueError where the data set has not so many."""
     if wrong := [index for index in cfg.images if not 0 <= index < count]:
         raise ValueError(f"images {wrong[0]}: the data set has validation images 0 to {count - 1}")

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from pipeline.settings import RequiredAtRun, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, locate, look
+from stages.shared.external_data import Report, check_external_data, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class CocoDataConfig(StageConfig):
 
 def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """Number of images and categories; nothing is written. Raises SourceError as `run` would."""
-    return look(cfg.data_dir, "scenes", partial(check, cfg))
+    return check_external_data(cfg.data_dir, "scenes", partial(check_coco_files, cfg))
 
 
-def check(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
+def check_coco_files(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
     """How many images and categories there are. Raises SourceError naming what differs from what is said or known."""
     from mugs.data.dense.coco import check_coco
     from mugs.data.sources.expected import ExpectedCounts
@@ -54,7 +54,9 @@ def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
     materialize = partial(
         materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50
     )
-    outputs, counts = locate(ctx, cfg.data_dir, "scenes", materialize, partial(check, cfg))
+    outputs, counts = register_external_data(
+        ctx, cfg.data_dir, "scenes", materialize, partial(check_coco_files, cfg)
+    )
     return StageOutput(
         outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]}
     )

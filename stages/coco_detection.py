@@ -9,8 +9,8 @@ from mugs.transfer.detection.config import DetectionConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import uneven
-from stages.shared.external_data import read_root
+from stages.shared.batch_checks import explain_uneven_batch
+from stages.shared.external_data import read_data_root
 from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class CocoDetectionConfig(Pretrained, DetectionConfig):
                 f"batch_size {self.batch_size} leaves {share} images to a rank, which are no whole passes of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
-        return uneven(self.batch_size, resources)
+        return explain_uneven_batch(self.batch_size, resources)
 
 
 def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
@@ -78,7 +78,7 @@ def open_split(ctx: StageContext, split: str) -> "CocoSplit":
     """A split where the check found it."""
     from mugs.data.dense.coco import CocoSplit
 
-    return CocoSplit(read_root(ctx), split)
+    return CocoSplit(read_data_root(ctx), split)
 
 
 SPEC = StageSpec(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.image_data import BUILTIN, ConvertConfig, open_splits, opened
+from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set, open_splits
 
 if TYPE_CHECKING:
     from mugs.data.sources.base import FolderSource
@@ -47,7 +47,7 @@ def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[st
     """
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
-    sources = opened(cfg)
+    sources = open_data_set(cfg)
     refuse_cut_short(sources.values(), cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(sampled_bytes(source) for source in sources.values())
@@ -78,7 +78,7 @@ def sampled_bytes(source: "FolderSource") -> float:
     return len(source) * sum(sizes) / len(sizes)
 
 
-def check(entry: ManifestEntry, every: int) -> list[str]:
+def verify_converted_images(entry: ManifestEntry, every: int) -> list[str]:
     """What is wrong with every `every`-th image of the converted files, a line each."""
     from mugs.data.sources.convert import verify_beton
 
@@ -91,6 +91,6 @@ SPEC = StageSpec(
     config=ConvertConfig,
     entrypoint="stages.convert:run",
     preflight="stages.convert:preflight",
-    check="stages.convert:check",
+    check="stages.convert:verify_converted_images",
     resources=Resources(gpu=False, cpus_per_rank=16, hours=4.0),
 )

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from pipeline.settings import RequiredAtRun, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, locate, look
+from stages.shared.external_data import Report, check_external_data, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class DavisDataConfig(StageConfig):
 
 def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
     """Number of videos and frames; nothing is written. Raises SourceError as `run` would."""
-    return look(cfg.data_dir, "videos", partial(check, cfg))
+    return check_external_data(cfg.data_dir, "videos", partial(check_video_files, cfg))
 
 
-def check(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
+def check_video_files(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
     """Read all videos and count them. Raises SourceError naming what is wrong."""
     from mugs.data.dense.davis import VideoFolder, check_videos
 
@@ -52,7 +52,9 @@ def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
     materialize = partial(
         materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos
     )
-    outputs, _ = locate(ctx, cfg.data_dir, "videos", materialize, partial(check, cfg))
+    outputs, _ = register_external_data(
+        ctx, cfg.data_dir, "videos", materialize, partial(check_video_files, cfg)
+    )
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})
 
 

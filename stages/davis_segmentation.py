@@ -9,7 +9,7 @@ from mugs.transfer.video.config import PropagationRecipe
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import read_root
+from stages.shared.external_data import read_data_root
 from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
 
 
@@ -29,7 +29,7 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     from mugs.transfer.video.evaluate import CAPTION, evaluate_videos
 
     device = distributed.init_process_group()
-    videos = VideoFolder(read_root(ctx))
+    videos = VideoFolder(read_data_root(ctx))
     vit = load_vit(ctx, cfg.weights)
     outputs, rows, captions = {}, [], {}
     for previous in cfg.num_previous:

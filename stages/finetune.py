@@ -12,7 +12,7 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
-from stages.shared.batch_checks import uneven, uneven_pairs, uneven_passes
+from stages.shared.batch_checks import explain_uneven_batch, uneven_pairs, uneven_passes
 from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, num_classes, result_row
 from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
@@ -46,7 +46,7 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
         """A batch that does not divide over ranks, groups and pairs, or a rank's share over its passes."""
         pairs = uneven_pairs(self.batch_size, resources, self.mix.group) if self.mix.on else None
         passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=False)
-        return uneven(self.batch_size, resources) or pairs or passes
+        return explain_uneven_batch(self.batch_size, resources) or pairs or passes
 
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """Weights that there are not; any say what shape to start from scratch with."""
@@ -95,10 +95,12 @@ def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:
     distributed.barrier()
     facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
     info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
-    return StageOutput(outputs={"classifier": path}, rows=rows(ctx, cfg, task.history), info=info)
+    return StageOutput(
+        outputs={"classifier": path}, rows=accuracy_rows(ctx, cfg, task.history), info=info
+    )
 
 
-def rows(
+def accuracy_rows(
     ctx: StageContext, cfg: FinetuneStageConfig, history: "list[EpochAccuracy]"
 ) -> list[ResultRow]:
     """Top-1 and top-5 of the best and of the last epoch."""

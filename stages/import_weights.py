@@ -16,13 +16,13 @@ def preflight(cfg: ImportConfig, inputs: Mapping[str, StageConfig]) -> tuple[str
     """What the weights are. Raises WeightsError as `run` would, with the keys that do not fit."""
     if cfg.file == "download":
         return f"timm fetches {cfg.arch} when the run starts", 0.0
-    found = load(cfg)
+    found = load_foreign_weights(cfg)
     return f"{cfg.arch} of {cfg.file}, all keys fit ({len(found.discarded)} left out)", float(
         found.nbytes
     )
 
 
-def load(cfg: ImportConfig) -> "Imported":
+def load_foreign_weights(cfg: ImportConfig) -> "Imported":
     """The backbone. Raises WeightsError naming the file and the keys."""
     from mugs.weights.foreign import import_ours, import_released, import_timm
 
@@ -32,7 +32,7 @@ def load(cfg: ImportConfig) -> "Imported":
     return load_single(cfg.arch, cfg.file or "", sha256=cfg.sha256)
 
 
-def save(found: "Imported", path: Path) -> None:
+def write_imported_weights(found: "Imported", path: Path) -> None:
     """Write the backbone in our format."""
     from dataclasses import asdict
 
@@ -47,8 +47,8 @@ def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
     """Output `teacher`: the backbone in our format, whose tensors timm loads as they are."""
     from dataclasses import asdict
 
-    found, target = load(cfg), ctx.run_dir / "weights" / "teacher.safetensors"
-    save(found, target)
+    found, target = load_foreign_weights(cfg), ctx.run_dir / "weights" / "teacher.safetensors"
+    write_imported_weights(found, target)
     info = {
         "method": cfg.method,
         "arch": cfg.arch,

@@ -99,7 +99,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     from mugs.engine.progress import Progress
 
     distributed.init_process_group()
-    pretraining = find(ctx, cfg)
+    pretraining = find_pretraining(ctx, cfg)
     began, path, quiet = time.monotonic(), ctx.run_dir / "progress.json", not distributed.is_main()
     progress = Progress(
         "knn curve",
@@ -115,7 +115,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
         if chosen == "wait":
             time.sleep(cfg.poll_seconds)
             continue
-        evaluate(ctx, cfg, pretraining, int(chosen))
+        evaluate_epoch(ctx, cfg, pretraining, int(chosen))
         progress.update(len(list((ctx.run_dir / "epochs").glob("epoch_*.json"))))
     progress.close()
     entry = done_entry(ctx)
@@ -126,18 +126,18 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
             ended, "teacher", setting=f"epoch={epoch}, {cfg.feature}, k={k}, T={t:g}", value=value
         )
         for epoch in pretraining.steps
-        for k, t, value in (read_json(record(ctx, epoch)) or {})["top1"]
+        for k, t, value in (read_json(epoch_record_path(ctx, epoch)) or {})["top1"]
     ]
     return StageOutput(rows=rows)
 
 
-def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
+def find_pretraining(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
     """The pretraining that fills the role `weights`."""
     from mugs.data.loading.order import SampleOrder
     from mugs.data.sources.open import open_source
 
     run_dir = ctx.inputs["weights"].run_dir if "weights" in ctx.inputs else ctx.running["weights"]
-    config = runfile.read(run_dir).build().config
+    config = runfile.read_run_file(run_dir).build().config
     assert isinstance(config, PretrainConfig)
     images = len(open_source(ctx.inputs["data"].output("train")))
     batch: dict[str, Any] = {
@@ -151,11 +151,11 @@ def find(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
 
 def done_entry(ctx: StageContext) -> manifest.ManifestEntry | None:
     """The manifest entry of the pretraining, once there is one."""
-    needed = runfile.read(ctx.run_dir).needs["weights"]
+    needed = runfile.read_run_file(ctx.run_dir).needs["weights"]
     return ctx.inputs.get("weights") or manifest.find_done(ctx.run_dir.parents[1], needed)
 
 
-def record(ctx: StageContext, epoch: int) -> Path:
+def epoch_record_path(ctx: StageContext, epoch: int) -> Path:
     """Where the result of an epoch is kept."""
     return ctx.run_dir / "epochs" / f"epoch_{epoch:04d}.json"
 
@@ -196,11 +196,11 @@ def next_epoch(
 
 def is_evaluated(ctx: StageContext, pretraining: Pretraining, epoch: int) -> bool:
     """Whether there is a result of this epoch, and the weights are still those it is of."""
-    note = read_json(record(ctx, epoch))
-    return note is not None and note["weights"] == identity(pretraining, epoch)
+    note = read_json(epoch_record_path(ctx, epoch))
+    return note is not None and note["weights"] == weights_identity(pretraining, epoch)
 
 
-def identity(pretraining: Pretraining, epoch: int) -> str | None:
+def weights_identity(pretraining: Pretraining, epoch: int) -> str | None:
     """SHA-256 of the weights of a checkpoint, as its record says; the start, once written, stays what it is."""
     from mugs.checkpoint.record import CheckpointError, read_record
 
@@ -229,12 +229,14 @@ def is_good(file: Path) -> bool:
     return True
 
 
-def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, epoch: int) -> None:
+def evaluate_epoch(
+    ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, epoch: int
+) -> None:
     """k-NN of the teacher of an epoch, kept in a file."""
     from mugs import distributed
     from mugs.evaluation.knn import evaluate_knn
 
-    weights, vit = identity(pretraining, epoch), teacher(pretraining, epoch)
+    weights, vit = weights_identity(pretraining, epoch), load_teacher(pretraining, epoch)
     found = computed_features(
         ctx, vit, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
@@ -246,11 +248,13 @@ def evaluate(ctx: StageContext, cfg: KnnCurveConfig, pretraining: Pretraining, e
     accuracy = evaluate_knn(*found["train"], *found["val"], num_classes=num_classes(ctx), **options)
     if distributed.is_main():
         top1 = [[k, t, value["top1"]] for (k, t), value in accuracy.items()]
-        write_json_atomic(record(ctx, epoch), {"epoch": epoch, "weights": weights, "top1": top1})
+        write_json_atomic(
+            epoch_record_path(ctx, epoch), {"epoch": epoch, "weights": weights, "top1": top1}
+        )
     distributed.barrier()
 
 
-def teacher(pretraining: Pretraining, epoch: int) -> "ViT":
+def load_teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     """The frozen teacher after an epoch. Raises CheckpointError and WeightsError naming the file."""
     from mugs.checkpoint.save_load import load_state_dict_file
     from mugs.weights.backbone_file import extract_backbone_state, load_backbone, load_strictly

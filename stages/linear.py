@@ -11,7 +11,7 @@ from mugs.evaluation.config import LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import uneven
+from stages.shared.batch_checks import explain_uneven_batch
 from stages.shared.frozen import (
     FROZEN,
     FrozenEvaluation,
@@ -68,7 +68,7 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
 
     def misfit(self, resources: Resources) -> str | None:
         """A batch that does not divide over the ranks."""
-        return uneven(self.batch_size, resources)
+        return explain_uneven_batch(self.batch_size, resources)
 
     def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
         """As of every evaluation; stored features have no augmentation."""

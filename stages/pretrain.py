@@ -11,7 +11,7 @@ from mugs.pretrain.config import TrainConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import uneven, uneven_passes
+from stages.shared.batch_checks import explain_uneven_batch, uneven_passes
 
 SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
 OTHER = (192, 12)
@@ -51,7 +51,7 @@ class PretrainConfig(StageConfig, TrainConfig):
         """A batch that does not divide over the ranks, or a rank's share over its passes."""
         whole = self.mugs.head_norm == "batch"
         passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=whole)
-        return uneven(self.batch_size, resources) or passes
+        return explain_uneven_batch(self.batch_size, resources) or passes
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:

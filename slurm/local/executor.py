@@ -171,7 +171,7 @@ class _Executor:
             self.announce(run, count)
         launch = f"local-{uuid.uuid4().hex[:12]}"
         started_at = time.monotonic()
-        run_dir = runfile.write(self.run_root, run)
+        run_dir = runfile.write_run_file(self.run_root, run)
         ranks = self.processes.start(run_dir, launch, count, beside=beside)
         return _Start(run, launch, started_at, ranks)
 

@@ -89,7 +89,7 @@ def run_job(run_dir: Path) -> None:
 def _run_rank(run_dir: Path, signals: StopSignals) -> None:
     launch = join_rendezvous()
     provenance.check_one_root()
-    run_file = runfile.read(run_dir)
+    run_file = runfile.read_run_file(run_dir)
     if manifest.find_done(run_dir.parents[1], run_file.run_id) is not None:
         logger.info("%s is done already", run_dir.name)
         return
@@ -142,7 +142,7 @@ def _run_stage(context: RankContext) -> None:
     stage_context = StageContext(
         run.stage, run.name, run.run_id, run_dir, inputs, control.attempt, control, running
     )
-    output = runfile.resolve(run.entrypoint)(stage_context, run.config)
+    output = runfile.import_by_name(run.entrypoint)(stage_context, run.config)
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
@@ -162,7 +162,9 @@ def _find_inputs(
         entry = manifest.find_done(run_root, run_id)
         if entry is not None:
             inputs[role] = entry
-        elif run_id in run.watched and (folder := runfile.find(run_root, run_id)) is not None:
+        elif (
+            run_id in run.watched and (folder := runfile.find_run_dir(run_root, run_id)) is not None
+        ):
             running[role] = folder
         else:
             raise MissingInputError(

@@ -35,7 +35,7 @@ def handle_srun_exit(run_dir: Path, code: int) -> int:
     """
     job_id = os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    run_file = runfile.read(run_dir)
+    run_file = runfile.read_run_file(run_dir)
     if manifest.find_done(run_dir.parents[1], run_file.run_id) is not None:
         return 0
     attempt = _find_or_start_attempt(run_dir, job_id, restart)

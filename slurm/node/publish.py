@@ -38,7 +38,7 @@ def publish_results(
     rows = None
     if output.rows:
         path = run_dir / "rows.csv"
-        runfile.resolve(run.rows_writer)(path, list(output.rows))
+        runfile.import_by_name(run.rows_writer)(path, list(output.rows))
         rows = path.relative_to(run_root).as_posix()
     outputs = {
         label: manifest.describe_output(run_root, run_dir / path)

@@ -88,7 +88,7 @@ class ClusterProfile(BaseModel):
 
 def list_profiles() -> list[str]:
     """Return the names of the profiles that come with the package."""
-    return reading.list_bundled("slurm", "profiles")
+    return reading.list_bundled_yaml("slurm", "profiles")
 
 
 def load_profile(name_or_path: str) -> ClusterProfile:

@@ -191,7 +191,7 @@ def _call_sbatch(
     code: Path,
     lock: SubmissionLock,
 ) -> str:
-    run_dir = runfile.write(profile.run_root, run)
+    run_dir = runfile.write_run_file(profile.run_root, run)
     (run_dir / "logs").mkdir(exist_ok=True)  # Slurm opens the output files, but makes no folder
     write_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, dependencies, code))
     if not lock.is_current():

@@ -50,7 +50,7 @@ def planned_run_ids(
 ) -> set[str]:
     """Return the run ids of a reproduction, of `others`, and of all bundled ones."""
     runs = all_runs(reproduction, overrides)
-    for name in (*others, *config.bundled()):
+    for name in (*others, *config.list_bundled()):
         runs += all_runs(name)
     return {run.run_id for run in runs}
 

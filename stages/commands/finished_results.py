@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import config, manifest
 from pipeline.config import RunConfig
-from pipeline.identity import RETIRED_SETTINGS, runtime_names, science
+from pipeline.identity import RETIRED_SETTINGS, runtime_names, science_fields
 from pipeline.settings import use_record_names
 from pipeline.spec import ConfigError, StageRun
 from results import publish
@@ -52,10 +52,10 @@ def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedRes
 def load_references() -> list[ReferenceReproduction]:
     """Return the bundled reproductions, with which the settings of finished runs are compared."""
     found = []
-    for name in config.bundled():
-        runs = config.load(name, STAGES).runs
+    for name in config.list_bundled():
+        runs = config.load_reproduction(name, STAGES).runs
         own = [
-            ReferenceRun(run.spec.name, _dataset_of(key, runs), science(run.config))
+            ReferenceRun(run.spec.name, _dataset_of(key, runs), science_fields(run.config))
             for key, run in runs.items()
         ]
         found.append(ReferenceReproduction(name, tuple(own)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import manifest
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.plan import list_unset_settings
-from pipeline.runfile import resolve
+from pipeline.runfile import import_by_name
 from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
@@ -101,7 +101,7 @@ def _check_run(
         return [skipped(run.name, "its files are not checked")], size
     try:
         # The stage checks its own files; it alone knows how many bytes it writes beyond `disk_gb`.
-        words, more = resolve(entry)(run.config, inputs)
+        words, more = import_by_name(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
         return [wrong(run.name, error, _data_remedy(run))], size
     return [ok(run.name, words)], size + more

@@ -40,4 +40,4 @@ def all_runs(name_or_path: str, overrides: Sequence[str] | None = None) -> list[
     Raises:
         ConfigError: the file or an override is wrong; the message names the place.
     """
-    return build_plan(config.load(name_or_path, STAGES, overrides or ()))
+    return build_plan(config.load_reproduction(name_or_path, STAGES, overrides or ()))

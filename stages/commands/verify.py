@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry
-from pipeline.runfile import resolve
+from pipeline.runfile import import_by_name
 from pipeline.spec import StageRun
 from stages import STAGES
 
@@ -61,4 +61,4 @@ def verify_runs(
 def check_output_contents(stage: str, entry: ManifestEntry, every: int) -> list[str]:
     """Return what the stage's own check finds wrong inside the outputs of a finished run."""
     check = STAGES[stage].check
-    return list(resolve(check)(entry, every)) if check else []
+    return list(import_by_name(check)(entry, every)) if check else []

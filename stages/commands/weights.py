@@ -7,7 +7,7 @@ from pipeline import manifest
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
-from stages.import_weights import load, save
+from stages.import_weights import load_foreign_weights, write_imported_weights
 from stages.shared.imported_weights import ImportConfig
 
 Format = Literal["timm", "safetensors"]
@@ -35,10 +35,10 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: expected a name that ends in .safetensors")
     try:
-        found = load(cfg)
+        found = load_foreign_weights(cfg)
     except WeightsError as error:
         raise ConfigError(shorten_error(error)) from error
-    save(found, out)
+    write_imported_weights(found, out)
     tensors = f"{len(found.vit.state_dict())} tensors of {cfg.arch}"
     lines = [f"{out}: {tensors}, SHA-256 of the file {found.sha256}"]
     return [*lines, *(f"  left out: {key}" for key in found.discarded)]

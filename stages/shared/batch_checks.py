@@ -9,7 +9,7 @@ def ranks_in_words(resources: Resources) -> str:
     return f"{product}{resources.ranks} ranks"
 
 
-def uneven(batch_size: int, resources: Resources) -> str | None:
+def explain_uneven_batch(batch_size: int, resources: Resources) -> str | None:
     """Why a global batch does not divide over the ranks, or None."""
     ranks = resources.ranks
     if batch_size % ranks == 0:

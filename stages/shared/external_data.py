@@ -12,16 +12,16 @@ Check = Callable[[Path, Report], dict[str, int]]
 """Raises SourceError naming what is wrong below a folder, else says how many there are of what; tells (done, total)."""
 
 
-def look(data_dir: str | None, kind: str, check: Check) -> tuple[str, float]:
+def check_external_data(data_dir: str | None, kind: str, check: Check) -> tuple[str, float]:
     """What is there, in words, and 0 bytes that will be written. Raises what `check` raises."""
-    root = folder(data_dir, kind)
+    root = find_data_folder(data_dir, kind)
     if root is None:
         return f"{kind} of the digits that come with scikit-learn", 0.0
     counts = check(root, lambda done, total: None)
     return ", ".join(f"{count:,} {what}" for what, count in counts.items()), 0.0
 
 
-def locate(
+def register_external_data(
     ctx: StageContext,
     data_dir: str | None,
     kind: str,
@@ -36,7 +36,7 @@ def locate(
     from pipeline.files import write_atomic
 
     outputs = {"layout": ctx.run_dir / "layout.json"}
-    root = folder(data_dir, kind)
+    root = find_data_folder(data_dir, kind)
     if root is None:
         root = outputs[kind] = ctx.run_dir / kind
         materialize(root)
@@ -52,13 +52,13 @@ def locate(
     return outputs, counts
 
 
-def folder(data_dir: str | None, kind: str) -> Path | None:
+def find_data_folder(data_dir: str | None, kind: str) -> Path | None:
     """The user's folder; None for "builtin:digit_<kind>", which a run writes for itself. Raises ValueError for None."""
     if data_dir is None:
         raise ValueError("data_dir is not set")
     return None if data_dir == f"builtin:digit_{kind}" else Path(data_dir).expanduser().absolute()
 
 
-def read_root(ctx: StageContext) -> Path:
+def read_data_root(ctx: StageContext) -> Path:
     """The folder of the data set that fills the role data."""
     return Path(json.loads(ctx.inputs["data"].output("layout").read_text(encoding="utf-8"))["root"])

@@ -96,7 +96,7 @@ class ConvertConfig(StageConfig):
         return ("train",) if self.num_val_images == 0 else ("train", "val")
 
 
-def opened(cfg: ConvertConfig) -> "dict[str, FolderSource]":
+def open_data_set(cfg: ConvertConfig) -> "dict[str, FolderSource]":
     """The splits of a data set that is not built in, looked through once. Raises SourceError, ValueError as `run`."""
     found = looked_through(cfg)
     if isinstance(found, ValueError):
@@ -115,11 +115,11 @@ def looked_through(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError"
 
 def num_images(cfg: ConvertConfig) -> int:
     """Images of all splits as declared or known; 0 for what is neither."""
-    images = layout(cfg).images or {}
+    images = expected_layout(cfg).images or {}
     return sum(images.get(split) or 0 for split in cfg.splits)
 
 
-def layout(cfg: ConvertConfig) -> "ExpectedCounts":
+def expected_layout(cfg: ConvertConfig) -> "ExpectedCounts":
     """Classes and images as declared, or else known."""
     from mugs.data.sources.expected import ExpectedCounts
 
@@ -142,22 +142,22 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
             if cfg.root:
                 good[split] = open_public(cfg.dataset, Path(cfg.root).expanduser(), split)
                 continue
-            folder = resolve(getattr(cfg, f"{split}_dir"), split, run_dir)
+            folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()
             good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)
         except SourceError as error:
             bad[split] = error
-    check_expected_counts(cfg.dataset, {**good, **bad}, layout(cfg))
+    check_expected_counts(cfg.dataset, {**good, **bad}, expected_layout(cfg))
     return good
 
 
-def resolve(folder: str | None, split: str, run_dir: Path) -> Path:
+def find_image_folder(folder: str | None, split: str, run_dir: Path) -> Path:
     """The folder to convert; built-in images are first written as JPEG files below the run's folder."""
     if folder is None:
         raise ValueError(f"{split}_dir is not set")
     if folder in BUILTIN:
         images = run_dir / "images"
-        runfile.resolve(BUILTIN[folder])(images)
+        runfile.import_by_name(BUILTIN[folder])(images)
         return images / split
     if folder.startswith("builtin:"):
         raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from pipeline.settings import RequiredAtRun, Settings
-from stages.shared.image_data import BUILTIN, ConvertConfig, opened
+from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set
 
 if TYPE_CHECKING:
     from mugs.data.sources.base import Source
@@ -77,7 +77,7 @@ class LabelledPart(Settings):
         if data.train_dir in BUILTIN or data.train_dir is None or data.root is None:
             return elsewhere
         try:
-            images = opened(data)["train"]
+            images = open_data_set(data)["train"]
         except ValueError:
             return elsewhere
         return f"{self.list_file} names {len(self.choose(images, data.dataset)):,} images, of all classes"

@@ -178,7 +178,7 @@ class Finished:
         before = parsed(self.config_path, yaml.safe_load)
         with damaged(self.config_path, rng):
             try:
-                runfile.read(self.folder)
+                runfile.read_run_file(self.folder)
                 error = ""
             except ConfigError as caught:
                 error = str(caught)

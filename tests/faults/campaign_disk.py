@@ -49,7 +49,7 @@ def attempt(root: Path, action: Action | None, said: Path) -> int:
 
 def calls_of_a_run(root: Path) -> int:
     """How many calls that change the disk an undisturbed run makes."""
-    runfile.write(root, tiny_run())
+    runfile.write_run_file(root, tiny_run())
 
     def work() -> None:
         with intercepted() as calls:
@@ -124,7 +124,7 @@ def injected(outcome: Outcome, root: Path, stride: int = 1) -> None:
     for code, lasting in LASTING.items():
         for number in range(1, total + 1, stride):
             place = root / f"{errno.errorcode[code]}_{number}"
-            runfile.write(place, tiny_run())
+            runfile.write_run_file(place, tiny_run())
             where = f"{errno.errorcode[code]} at call {number} of {total}"
             done = disturbed(outcome, place, where, code, failing(number, code, lasting=lasting))
             repaired(outcome, place, where, was_done=done)
@@ -156,12 +156,12 @@ def real(outcome: Outcome, root: Path, sizes: range) -> int:
     for size in sizes:
         disk, where = root / f"disk_{size}", f"a disk of {size} bytes"
         with small_disk(disk, size):
-            runfile.write(disk, tiny_run())
+            runfile.write_run_file(disk, tiny_run())
             done = disturbed(outcome, disk, where, errno.ENOSPC, None)
             remount(disk, "size=64m")
             repaired(outcome, disk, where, was_done=done)
     with small_disk(root / "locked", 1 << 26):
-        runfile.write(root / "locked", tiny_run())
+        runfile.write_run_file(root / "locked", tiny_run())
         remount(root / "locked", "ro")
         disturbed(outcome, root / "locked", "read-only", errno.EROFS, None)
         remount(root / "locked", "rw")

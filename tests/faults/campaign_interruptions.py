@@ -78,9 +78,9 @@ class Campaign:
         self.folder, self.random, self.ranks = folder, random.Random(seed), ranks
         self.ends: Counter[str] = Counter()
         overrides = [f"pretrain.{item}" for item in SETS]
-        digits, self.pretrain, *_ = build_plan(config.load("mini", STAGES, overrides))
+        digits, self.pretrain, *_ = build_plan(config.load_reproduction("mini", STAGES, overrides))
         self._imports()
-        digits_dir = runfile.write(folder, digits)
+        digits_dir = runfile.write_run_file(folder, digits)
         self._finish(self._start(digits_dir, 1))
         assert manifest.find_done(folder, digits.run_id) is not None
         self.expected = {count: self._undisturbed(count) for count in ranks}
@@ -99,7 +99,7 @@ class Campaign:
         return replace(self.pretrain, name=name, run_id=f"{zlib.crc32(name.encode()):012x}")
 
     def _undisturbed(self, count: int) -> dict[str, Any]:
-        run_dir = runfile.write(self.folder, self._run(f"straight{count}"))
+        run_dir = runfile.write_run_file(self.folder, self._run(f"straight{count}"))
         codes = self._finish(self._start(run_dir, count))
         assert set(codes) == {0}, (run_dir / "log").read_text()[-3000:]
         return {"files": final_files(run_dir), "stream": stream(run_dir)}
@@ -134,7 +134,7 @@ class Campaign:
         """One run with one to three random interruptions; None, or what was wrong."""
         count = self.random.choice(self.ranks)
         run = self._run(f"trial{number}")
-        run_dir = runfile.write(self.folder, run)
+        run_dir = runfile.write_run_file(self.folder, run)
         story, wrong = [], "an exception"
         try:
             for _ in range(self.random.randint(1, 3)):

@@ -115,7 +115,7 @@ class FakeSlurm:
 def play(seed: int, submissions: int) -> str | None:
     """One round; None, or what was wrong."""
     folder, rng = Path(tempfile.mkdtemp(prefix="submissions-")), random.Random(seed)
-    runs = build_plan(config.load("mini", STAGES))
+    runs = build_plan(config.load_reproduction("mini", STAGES))
     profile = ClusterProfile(run_root=folder / "runs", python="/usr/bin/python3")
     slurm = FakeSlurm(folder / "slurm", runs, profile.run_root, seed)
     os.environ["FAKE"] = str(slurm.folder)

@@ -177,14 +177,14 @@ def yamls() -> Iterator[tuple[str, Case]]:
         def run_file(place: Place, tag: str = tag) -> Callable[[], object]:
             text = f"stage: tiny\nconfig: {tag.replace('FUSE', str(place.fuse))}\n"
             (place.folder / runfile.FILE_NAME).write_text(text)
-            return lambda: runfile.read(place.folder)
+            return lambda: runfile.read_run_file(place.folder)
 
         def reproduction(place: Place, tag: str = tag) -> Callable[[], object]:
             path = place.root / "mine.yaml"
             path.write_text(
                 f"runs:\n  x: {{stage: knn, ks: {tag.replace('FUSE', str(place.fuse))}}}\n"
             )
-            return lambda: config.load(str(path), STAGES)
+            return lambda: config.load_reproduction(str(path), STAGES)
 
         def profile(place: Place, tag: str = tag) -> Callable[[], object]:
             path = place.root / "cluster.yaml"
@@ -193,7 +193,7 @@ def yamls() -> Iterator[tuple[str, Case]]:
 
         def option(place: Place, tag: str = tag) -> Callable[[], object]:
             text = tag.replace("FUSE", str(place.fuse))
-            return lambda: config.load("mini", STAGES, [f"pretrain.epochs={text}"])
+            return lambda: config.load_reproduction("mini", STAGES, [f"pretrain.epochs={text}"])
 
         yield f"YAML, {name}, run file", run_file
         yield f"YAML, {name}, reproduction", reproduction
@@ -202,11 +202,11 @@ def yamls() -> Iterator[tuple[str, Case]]:
 
     def changed(**changes: Any) -> Case:
         def case(place: Place) -> Callable[[], object]:
-            path = runfile.write(place.root, place.run) / runfile.FILE_NAME
+            path = runfile.write_run_file(place.root, place.run) / runfile.FILE_NAME
             content = yaml.safe_load(path.read_text())
             content.pop("sha256")
             path.write_text(yaml.safe_dump(with_checksum(content | changes)))
-            return lambda: runfile.read(place.folder)
+            return lambda: runfile.read_run_file(place.folder)
 
         return case
 
@@ -216,12 +216,13 @@ def yamls() -> Iterator[tuple[str, Case]]:
 
 def inputs(place: Place) -> Callable[[], object]:
     """A run whose input is said to lie outside; asked whether that is done, as a job does."""
-    path = runfile.write(place.root, place.run) / runfile.FILE_NAME
+    path = runfile.write_run_file(place.root, place.run) / runfile.FILE_NAME
     content = yaml.safe_load(path.read_text())
     content.pop("sha256")
     path.write_text(
         yaml.safe_dump(with_checksum(content | {"needs": {"data": "../../outside/secret"}}))
     )
     return lambda: [
-        manifest.find_done(place.root, need) for need in runfile.read(place.folder).needs.values()
+        manifest.find_done(place.root, need)
+        for need in runfile.read_run_file(place.folder).needs.values()
     ]

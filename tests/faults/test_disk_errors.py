@@ -30,7 +30,7 @@ def test_a_run_survives_a_disk_that_is_too_small(tmp_path: Path) -> None:
 
 def test_harm_would_be_noticed(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    folder = runfile.write(root, tiny_run())
+    folder = runfile.write_run_file(root, tiny_run())
     outcome = Outcome("harm")
     repaired(outcome, root, "first")
     assert outcome.complaints == []

@@ -82,6 +82,6 @@ def finish(root: Path) -> Path:
     from pipeline import runfile
     from slurm.node.job import run_job
 
-    folder = runfile.write(root, tiny_run())
+    folder = runfile.write_run_file(root, tiny_run())
     run_job(folder)
     return folder

@@ -97,7 +97,9 @@ class Choices:
 def mini() -> PretrainConfig:
     """The pretraining of the demo, one line of metrics for each of its steps."""
     runs = plan.build_plan(
-        config.load("mini", STAGES, ["pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"])
+        config.load_reproduction(
+            "mini", STAGES, ["pretrain.log_steps=1", "pretrain.checkpoint_steps=100000"]
+        )
     )
     (found,) = [run.config for run in runs if isinstance(run.config, PretrainConfig)]
     assert found.batch_size == BATCH

@@ -104,7 +104,7 @@ class Spine:
         }
         path = folder / "tiny.yaml"
         path.write_text(reproduction.format(gate=self.gate, poison=self.poison))
-        self.runs: list[StageRun] = build_plan(config.load(str(path), stages))
+        self.runs: list[StageRun] = build_plan(config.load_reproduction(str(path), stages))
         self.profile = ClusterProfile(run_root=folder / "runs", partition="low", gpu_type="a100")
 
     def submit(self) -> dict[str, str]:
@@ -300,7 +300,7 @@ def test_preempted_run_is_requeued_and_finishes(
 @pytest.mark.timeout(1500)
 def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     """The first run of each stage of `mini`, from submission to the table; the pretraining on 2 x 2 ranks."""
-    every = yaml.safe_load(config.find("mini")[1])["runs"]
+    every = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
     first = {run["stage"]: name for name, run in reversed(every.items())}
     runs = {name: run for name, run in every.items() if name in first.values()}
     reproduction = tmp_path / "mini.yaml"

@@ -34,7 +34,7 @@ from slurm.submission.submit import submit
 from pipeline import config
 from pipeline.plan import build_plan
 from stages import STAGES
-runs, profile = build_plan(config.load(sys.argv[1], STAGES)), load_profile(sys.argv[2])
+runs, profile = build_plan(config.load_reproduction(sys.argv[1], STAGES)), load_profile(sys.argv[2])
 for seed in range(int(sys.argv[3])):
     if os.fork() == 0:
         os.setsid()

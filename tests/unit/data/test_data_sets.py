@@ -211,5 +211,5 @@ def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path)
 
 def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:
     sets = ["imagenet.num_classes=0", "imagenet.num_val_images=0"]
-    runs = build_plan(config.load("mugs_vit_s16_ep100", STAGES, sets))
+    runs = build_plan(config.load_reproduction("mugs_vit_s16_ep100", STAGES, sets))
     assert [line.split()[0] for line in list_unset_settings(runs)] == ["imagenet.train_dir"]

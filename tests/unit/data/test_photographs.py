@@ -9,7 +9,7 @@ import pytest
 from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
 from mugs.data.sources.open import open_source
 from stages.convert import run
-from stages.shared.image_data import ConvertConfig, resolve
+from stages.shared.image_data import ConvertConfig, find_image_folder
 
 BUILTIN = "builtin:sklearn_photo_patches"
 
@@ -52,4 +52,4 @@ def test_other_built_in_images_are_refused(tmp_path: Path) -> None:
         ValueError,
         match=r"train_dir: there is no builtin:sklearn_digit \(valid: builtin:sklearn_dig",
     ):
-        resolve("builtin:sklearn_digit", "train", tmp_path)
+        find_image_folder("builtin:sklearn_digit", "train", tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.identity import run_id, runtime_names, science
+from pipeline.identity import run_id, runtime_names, science_fields
 from pipeline.plan import build_plan, list_unset_settings, select_runs
 from pipeline.spec import ConfigError, StageRun, StageSpec
 
@@ -23,7 +23,7 @@ def plan(tmp_path: Path, stages: dict[str, StageSpec], text: str) -> Plan:
         path = tmp_path / "small.yaml"
         assert replace[0] in text
         path.write_text(text.replace(*replace) if replace[0] else text)
-        return build_plan(config.load(str(path), stages, overrides))
+        return build_plan(config.load_reproduction(str(path), stages, overrides))
 
     return build
 
@@ -56,7 +56,7 @@ def test_identity_follows_science_only(plan: Plan) -> None:
 
 def test_science_has_none_and_no_runtime(plan: Plan) -> None:
     main = plan()[1]
-    assert science(main.config) == {"epochs": 3, "drop": None, "optimizer": {"lr": 0.001}}
+    assert science_fields(main.config) == {"epochs": 3, "drop": None, "optimizer": {"lr": 0.001}}
     assert runtime_names(type(main.config)) == {"workers", "optimizer.log_every"}
     assert run_id("a", main.config, {"x": "1", "y": "2"}) == run_id(
         "a", main.config, {"y": "2", "x": "1"}
@@ -135,7 +135,7 @@ def test_cycle_is_named(tmp_path: Path, stages: dict[str, StageSpec]) -> None:
         "runs:\n  a: {stage: loop, needs: {data: b}}\n  b: {stage: loop, needs: {data: a}}\n"
     )
     with pytest.raises(ConfigError, match="circle: a -> b -> a"):
-        build_plan(config.load(str(path), loop))
+        build_plan(config.load_reproduction(str(path), loop))
 
 
 def test_equal_runs_are_refused(plan: Plan) -> None:
@@ -147,7 +147,7 @@ def test_unknown_reproduction() -> None:
     with pytest.raises(
         ConfigError, match="no reproduction 'nothing_like_it': neither a file nor bundled"
     ):
-        config.load("nothing_like_it", {})
+        config.load_reproduction("nothing_like_it", {})
 
 
 def test_unresolved_names_the_key_to_set(plan: Plan) -> None:

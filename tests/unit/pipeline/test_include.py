@@ -31,17 +31,17 @@ def base(tmp_path: Path) -> str:
 
 def test_runs_are_taken_as_they_are(tmp_path: Path, base: str) -> None:
     path = written(tmp_path, "top", f"{{{base}: [two]}}", three=RUN % "three")
-    found = config.load(path, STAGES, ["two.threads=7"])
+    found = config.load_reproduction(path, STAGES, ["two.threads=7"])
     assert list(found.runs) == ["two", "three"] and found.name == "top"
     assert vars(found.runs["two"].config)["threads"] == 7
-    same = {run.name: run.run_id for run in build_plan(config.load(base, STAGES))}
+    same = {run.name: run.run_id for run in build_plan(config.load_reproduction(base, STAGES))}
     assert build_plan(found)[0].run_id == same["two"]
 
 
 def test_through_two_files(tmp_path: Path, base: str) -> None:
     middle = written(tmp_path, "middle", f"{{{base}: [one]}}", three=RUN % "three")
     top = written(tmp_path, "top", f"{{{middle}: [one, three]}}", four=RUN % "four")
-    assert list(config.load(top, STAGES).runs) == ["one", "three", "four"]
+    assert list(config.load_reproduction(top, STAGES).runs) == ["one", "three", "four"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_mistakes(tmp_path: Path, base: str, include: str, words: str) -> None:
     include = include.replace("BASE", base).replace("TOP", str(tmp_path / "top.yaml"))
     path = written(tmp_path, "top", include, one=RUN % "other")
     with pytest.raises(ConfigError) as caught:
-        config.load(path, STAGES)
+        config.load_reproduction(path, STAGES)
     assert (
         words in str(caught.value)
         and "\n" not in str(caught.value)
@@ -74,15 +74,15 @@ def test_merge_keys_and_keys_written_twice(tmp_path: Path) -> None:
         "runs:\n  a: &a {stage: convert, dataset: one, threads: 3}\n  b: {<<: *a, dataset: two%s}\n"
     )
     path.write_text(text % "")
-    runs = config.load(str(path), STAGES).runs
+    runs = config.load_reproduction(str(path), STAGES).runs
     assert [vars(runs[n].config)["dataset"] for n in "ab"] == ["one", "two"]
     assert vars(runs["b"].config)["threads"] == 3
     text = text.replace("threads: 3", "threads: 3, resources: {hours: 1}")
     path.write_text(text % "")
-    runs = config.load(str(path), STAGES, ["b.resources.hours=2"]).runs
+    runs = config.load_reproduction(str(path), STAGES, ["b.resources.hours=2"]).runs
     assert [runs[n].resources.hours for n in "ab"] == [1, 2], (
         "an anchor is shared, an override is not"
     )
     path.write_text(text % ", dataset: three")
     with pytest.raises(ConfigError, match="key 'dataset' is written twice"):
-        config.load(str(path), STAGES)
+        config.load_reproduction(str(path), STAGES)

@@ -68,7 +68,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    return runfile.write(tmp_path, RUN)
+    return runfile.write_run_file(tmp_path, RUN)
 
 
 def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(

@@ -43,7 +43,7 @@ def test_a_failed_attempt_whose_job_slurm_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: str, state: str
 ) -> None:
     """Where squeue does not answer for a moment, scontrol may."""
-    run_dir = runfile.write(tmp_path, RUN)
+    run_dir = runfile.write_run_file(tmp_path, RUN)
     number = attempts.start_attempt(run_dir, job_id="7")
     attempts.record_failure(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
     monkeypatch.setattr("slurm.shared.queue.find_jobs", lambda runs, root: {})

@@ -18,7 +18,7 @@ SHORT = ("vit_s16_ep800", "vit_b16_ep400")
 
 
 def planned(name: str) -> dict[str, StageRun]:
-    return {run.name: run for run in build_plan(config.load(name, STAGES))}
+    return {run.name: run for run in build_plan(config.load_reproduction(name, STAGES))}
 
 
 @pytest.mark.parametrize("task", ["coco", "ade20k", "davis"])
@@ -97,11 +97,14 @@ def test_coco(short: str) -> None:
 def test_layer_decay_is_an_option_and_makes_a_run_of_its_own() -> None:
     name = "coco_vit_s16_ep800"
     plans = [
-        build_plan(config.load(name, STAGES, [f"detection.layer_decay={d}"])) for d in (0.65, 0.8)
+        build_plan(config.load_reproduction(name, STAGES, [f"detection.layer_decay={d}"]))
+        for d in (0.65, 0.8)
     ]
     ids = [next(run.run_id for run in plan if run.name == "detection") for plan in plans]
     plain = next(
-        run.run_id for run in build_plan(config.load(name, STAGES)) if run.name == "detection"
+        run.run_id
+        for run in build_plan(config.load_reproduction(name, STAGES))
+        if run.name == "detection"
     )
     assert ids[0] != plain == ids[1]
 

@@ -190,7 +190,7 @@ def test_segmentation(scenes: StageContext, variant: str) -> None:
     assert (
         colours["ground"] == "#800000"
         and len(colours) == 11
-        and "the truth" in out.info["captions"]["pictures"]
+        and "the annotation" in out.info["captions"]["pictures"]
     )
 
 
@@ -292,5 +292,5 @@ def test_video(context: StageContext) -> None:
     captions = out.info["captions"]
     assert (
         set(captions) == {"pictures_n=1", "pictures_n=2"}
-        and "2 before it" in captions["pictures_n=2"]
+        and "2 frames before it" in captions["pictures_n=2"]
     )

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.config import load, load_recipe
+from pipeline.config import load_recipe, load_reproduction
 from pipeline.identity import dump_settings
 from pipeline.plan import build_plan
 from pipeline.reading import validate_model
@@ -27,7 +27,7 @@ runs:
 def plan(tmp_path, evaluation: str):
     path = tmp_path / "frozen.yaml"
     path.write_text(YAML.replace("EVALUATION", evaluation))
-    return {run.name: run for run in build_plan(load(str(path), STAGES))}
+    return {run.name: run for run in build_plan(load_reproduction(str(path), STAGES))}
 
 
 @pytest.mark.parametrize(

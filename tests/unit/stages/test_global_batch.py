@@ -16,7 +16,7 @@ NAME = "mugs_vit_s16_ep100"
 
 
 def plan(*overrides: str) -> None:
-    build_plan(config.load(NAME, STAGES, overrides))
+    build_plan(config.load_reproduction(NAME, STAGES, overrides))
 
 
 @pytest.mark.parametrize(

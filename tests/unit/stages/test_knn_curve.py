@@ -57,17 +57,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             FolderSource(root / "images" / "val"), data.run_dir(root) / f"{split}.beton"
         )
     finish(root, data, ["train.beton", "val.beton"], {"dataset": "digits", "num_classes": 10})
-    runfile.write(root, pre)
+    runfile.write_run_file(root, pre)
     out = pretrain.run(context(root, pre), pre.config)  # type: ignore[arg-type]
     outputs = [str(path.relative_to(pre.run_dir(root))) for path in out.outputs.values()]
     finish(root, pre, outputs, dict(out.info))
-    runfile.write(root, runs["curve"])
+    runfile.write_run_file(root, runs["curve"])
     return root
 
 
 def planned(path: Path) -> dict[str, StageRun]:
     path.write_text(YAML)
-    return {run.name: run for run in build_plan(config.load(str(path), STAGES))}
+    return {run.name: run for run in build_plan(config.load_reproduction(str(path), STAGES))}
 
 
 def finish(root: Path, run: StageRun, files: list[str], info: dict[str, object]) -> None:
@@ -87,7 +87,9 @@ def finish(root: Path, run: StageRun, files: list[str], info: dict[str, object])
 def context(root: Path, run: StageRun) -> StageContext:
     found = {role: manifest.find_done(root, need) for role, need in run.needs.items()}
     inputs = {role: entry for role, entry in found.items() if entry is not None}
-    running = {role: runfile.find(root, run.needs[role]) for role in set(run.needs) - set(inputs)}
+    running = {
+        role: runfile.find_run_dir(root, run.needs[role]) for role in set(run.needs) - set(inputs)
+    }
     folders = {role: folder for role, folder in running.items() if folder is not None}
     return StageContext(
         run.stage, run.name, run.run_id, run.run_dir(root), inputs, 1, running=folders
@@ -127,10 +129,10 @@ class Case:
         return knn_curve.next_epoch(ctx, self.cfg, self.found(), time.monotonic() - waited)
 
     def evaluate(self, epoch: int) -> None:
-        knn_curve.evaluate(context(self.root, self.curve), self.cfg, self.found(), epoch)
+        knn_curve.evaluate_epoch(context(self.root, self.curve), self.cfg, self.found(), epoch)
 
     def found(self) -> knn_curve.Pretraining:
-        return knn_curve.find(context(self.root, self.curve), self.cfg)
+        return knn_curve.find_pretraining(context(self.root, self.curve), self.cfg)
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def test_checkpoints_are_evaluated_as_they_appear(case: Case) -> None:
 def test_the_last_epoch_is_the_teacher(case: Case) -> None:
     case.appear("initial", "2", "3")
     case.end()
-    last = knn_curve.teacher(case.found(), 3).state_dict()
+    last = knn_curve.load_teacher(case.found(), 3).state_dict()
     from mugs.weights.backbone_file import read_backbone_file
 
     exported, _ = read_backbone_file(case.pre / "weights" / "teacher.safetensors")
@@ -234,7 +236,7 @@ def test_checkpoints_that_are_not_kept_are_refused(
     with pytest.raises(
         ConfigError, match=f"runs.curve.needs: weights: of its checkpoints it keeps {words}"
     ):
-        build_plan(config.load(str(path), STAGES))
+        build_plan(config.load_reproduction(str(path), STAGES))
 
 
 def test_only_a_watch_starts_early(tmp_path: Path) -> None:

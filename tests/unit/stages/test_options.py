@@ -7,7 +7,7 @@ from stages import STAGES
 
 
 def test_s100_is_the_released_run() -> None:
-    runs = config.load("mugs_vit_s16_ep100", STAGES).runs
+    runs = config.load_reproduction("mugs_vit_s16_ep100", STAGES).runs
     cfg = runs["pretrain"].config
     assert cfg.peak_lr == pytest.approx(1.6e-3)
     assert (cfg.batch_size, cfg.steps_per_epoch, cfg.epochs, cfg.warmup_epochs) == (

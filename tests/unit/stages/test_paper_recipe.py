@@ -40,7 +40,7 @@ def paper(arch: str, **changes: Any) -> PretrainConfig:
 
 
 def pretraining(*overrides: str, name: str = "mugs_vit_b16_ep400") -> PretrainConfig:
-    found = config.load(name, STAGES, overrides).runs["pretrain"].config
+    found = config.load_reproduction(name, STAGES, overrides).runs["pretrain"].config
     assert isinstance(found, PretrainConfig)
     return found
 
@@ -78,7 +78,7 @@ def test_a_recipe_on_the_command_line_goes_over_the_file_and_under_other_setting
 
 
 def test_the_probe_of_another_release() -> None:
-    runs = config.load("evaluate_released", STAGES, ["linear.like=linear/l250"]).runs
+    runs = config.load_reproduction("evaluate_released", STAGES, ["linear.like=linear/l250"]).runs
     assert (runs["linear"].config.base_lr, runs["linear"].config.augmentation) == (None, "strong")
 
 

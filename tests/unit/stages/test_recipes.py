@@ -7,7 +7,7 @@ import pytest
 from mugs.pretrain.schedule import PretrainSchedule
 from mugs.pretrain.train import build_pretrain_schedule
 from pipeline import config
-from pipeline.identity import science
+from pipeline.identity import science_fields
 from pipeline.plan import build_plan, list_unset_settings
 from pipeline.spec import StageRun
 from results.runs import flatten_config
@@ -67,7 +67,7 @@ LINEAR = {
 
 
 def planned(name: str) -> dict[str, StageRun]:
-    return {run.name: run for run in build_plan(config.load(name, STAGES))}
+    return {run.name: run for run in build_plan(config.load_reproduction(name, STAGES))}
 
 
 def pretraining(name: str) -> tuple[PretrainConfig, PretrainSchedule]:
@@ -78,9 +78,14 @@ def pretraining(name: str) -> tuple[PretrainConfig, PretrainSchedule]:
 
 def test_every_bundled_reproduction_is_here_and_plans() -> None:
     transfer = {"mugs_vit_s16_ep800_transfer", "mugs_vit_b16_ep400_transfer", "transfer_data"}
-    assert set(config.bundled()) >= {"mini", *EXPECTED, *transfer, "mugs_vit_s16_ep800_semi"}
-    for name in config.bundled():
-        assert build_plan(config.load(name, STAGES))
+    assert set(config.list_bundled()) >= {
+        "mini",
+        *EXPECTED,
+        *transfer,
+        "mugs_vit_s16_ep800_semi",
+    }
+    for name in config.list_bundled():
+        assert build_plan(config.load_reproduction(name, STAGES))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -236,7 +241,7 @@ CHANGED = {
 def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> None:
     """And is evaluated as the run that it is like, from its own weights, under the name the tables know it by."""
     runs = planned(name)
-    mine, whole = science(runs[ablation].config), science(runs["pretrain"].config)
+    mine, whole = science_fields(runs[ablation].config), science_fields(runs["pretrain"].config)
     here, there = flatten_config(mine), flatten_config(whole)
     key, value, words = CHANGED[ablation]
     assert {k: v for k, v in here.items() if v != there[k]} == {key: value}

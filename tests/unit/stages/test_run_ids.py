@@ -12,7 +12,7 @@ def test_run_ids_are_those_of_the_list() -> None:
     """A line is `reproduction run stage id`. Change the list only with a change that is meant to change results."""
     lines = [
         f"{name} {run.name} {run.stage} {run.run_id}"
-        for name in config.bundled()
+        for name in config.list_bundled()
         for run in all_runs(name)
     ]
     assert lines == FILE.read_text(encoding="utf-8").splitlines()
