@@ -31,7 +31,7 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.update(done, items=done - progress.done)
 
         convert_to_beton(
-            source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, progress=report
+            source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, report=report
         )
         progress.close()
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}

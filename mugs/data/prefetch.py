@@ -11,6 +11,10 @@ ProgressCallback = Callable[[int, int], None]
 """Is called with how many items are done and how many there are."""
 
 
+def ignore_progress(done: int, total: int) -> None:
+    """Do nothing: the default where a caller may ask for progress."""
+
+
 def map_prefetched(function: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
     """Yield the result for each item, in order, computed ahead by a pool of threads.
 

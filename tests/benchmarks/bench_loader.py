@@ -25,7 +25,7 @@ from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.open import open_source
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import draw_view_plan
+from mugs.data.views.plan import plan_views
 from mugs.data.views.render import fast
 
 NUM, PASSES, BATCH, WORKERS, ROUNDS = 64, 3, 16, 2, 5
@@ -88,9 +88,7 @@ def stage_times(source: Source) -> str:
 
     for index in range(NUM):
         image = timed("decode", lambda i=index: decode_rgb(source.read(i), ""))
-        plan = timed(
-            "plan", lambda i=index, size=image.size: draw_view_plan(0, 0, i, *size, recipe)
-        )
+        plan = timed("plan", lambda i=index, size=image.size: plan_views(0, 0, i, *size, recipe))
         whole = timed("planes", lambda image=image: fast.to_planes(image))
         for crop in plan.crops:
             target = out[crop.size]

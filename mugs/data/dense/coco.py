@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
 from mugs.data.sources.base import SourceError, ends_whole, format_names
 from mugs.data.sources.decode import DecodeError, read_rgb_tensor
 from mugs.data.sources.expected import ExpectedCounts
@@ -95,8 +95,9 @@ class CocoSplit:
             box = usable_box(entry, *sizes[image])
             if box is not None and entry["category_id"] in labels:
                 label = labels[entry["category_id"]]
-                found = CocoObject(int(entry["id"]), label, box, entry["segmentation"])
-                objects[image].append(found)
+                objects[image].append(
+                    CocoObject(int(entry["id"]), label, box, entry["segmentation"])
+                )
         for entry in sorted(content["images"], key=lambda i: int(i["id"])):
             number = int(entry["id"])
             yield CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(objects[number]))
@@ -213,7 +214,7 @@ def check_coco(
     expected: ExpectedCounts,
     *,
     threads: int = 4,
-    report: ProgressCallback = lambda done, total: None,
+    report: ProgressCallback = ignore_progress,
 ) -> dict[str, CocoSplit]:
     """Open and return both splits, and check every image and outline.
 

@@ -22,7 +22,7 @@ from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import ViewPlan, draw_view_plan
+from mugs.data.views.plan import ViewPlan, plan_views
 from mugs.data.views.render import fast, reference
 
 Render = Callable[[Image.Image, ViewPlan, np.ndarray, np.ndarray], None]
@@ -51,17 +51,17 @@ class BatchBuffer:
 
     def __init__(self, request: BatchRequest, recipe: ViewRecipe, render: Render) -> None:
         num = len(request.ids)
+        large = recipe.large_size
+        small = recipe.small_size
+        pinned = torch.cuda.is_available()
         self.request = request
         self.render = render
-        self.large = self._pixels(4, num, recipe.large_size)
-        self.small = self._pixels(recipe.num_small, num, recipe.small_size)
+        self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
+        self.small = torch.empty(
+            recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned
+        )
         self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
         self.weak = torch.zeros(num, dtype=torch.bool)
-
-    @staticmethod
-    def _pixels(crops: int, num: int, size: int) -> torch.Tensor:
-        shape = (crops, num, 3, size, size)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
     def render_slot(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
         """Render the views of one image into its slot."""
@@ -100,14 +100,12 @@ class ThreadLoader:
         queue: deque[tuple[BatchBuffer, list[Future[None]]]] = deque()
         with closing(self.requests(start, stop)) as requests:
             try:
-                for request in itertools.islice(requests, self.ahead):
-                    queue.append(self._submit(request))
+                queue.extend(map(self._submit, itertools.islice(requests, self.ahead)))
                 while queue:
                     yield self._collect(*queue.popleft())
                     # One request for each batch that was taken, so that at most `ahead` are in
                     # memory.
-                    for request in itertools.islice(requests, 1):
-                        queue.append(self._submit(request))
+                    queue.extend(map(self._submit, itertools.islice(requests, 1)))
             finally:
                 # Also when the consumer stops early: what has not begun is not rendered any more.
                 for future in itertools.chain.from_iterable(futures for _, futures in queue):
@@ -131,23 +129,22 @@ class ThreadLoader:
         sample = int(buffer.request.ids[slot])
         image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
         epoch = buffer.request.step // self.order.steps_per_epoch
-        plan = draw_view_plan(self.seed, epoch, sample, image.width, image.height, self.recipe)
+        plan = plan_views(self.seed, epoch, sample, image.width, image.height, self.recipe)
         buffer.render_slot(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
         for future in futures:
             future.result()
-        step = buffer.request.step
-        ids = buffer.request.ids
+        request = buffer.request
         return Batch(
             large=buffer.large,
             small=buffer.small,
             erase=buffer.erase,
             weak=buffer.weak,
-            ids=torch.from_numpy(ids.astype(np.int64)),
-            labels=torch.tensor([self.source.label(int(i)) for i in ids]),
-            epoch=step // self.order.steps_per_epoch,
-            step=step,
+            ids=torch.from_numpy(request.ids.astype(np.int64)),
+            labels=torch.tensor([self.source.label(int(i)) for i in request.ids]),
+            epoch=request.step // self.order.steps_per_epoch,
+            step=request.step,
         )
 
     def close(self) -> None:

@@ -137,8 +137,7 @@ def suggest_layout(root: Path) -> str:
     if tars := suffixes.count(".tar"):
         # ImageNet's training images come as a .tar file of 1,000 .tar files.
         return f", but {tars} .tar files: unpack each into a folder of its name"
-    images = sum(suffix in EXTENSIONS for suffix in suffixes)
-    if images:
+    if images := sum(suffix in EXTENSIONS for suffix in suffixes):
         return (
             f", but {images} images directly in it: move them into class folders, give a list of "
             "paths and labels, or set num_classes: 0 for images without labels"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
 from mugs.data.sources.base import FolderSource, SourceError, format_names
 from mugs.data.sources.beton import (
     PAGE,
@@ -52,7 +52,7 @@ def convert_to_beton(
     *,
     allow_bad: Sequence[str] = (),
     threads: int = 4,
-    progress: ProgressCallback | None = None,
+    report: ProgressCallback = ignore_progress,
 ) -> Sidecar:
     """Convert the images of `source` into `path`, unless that is done already.
 
@@ -68,7 +68,6 @@ def convert_to_beton(
     except SourceError:
         # Not there, or not complete.
         pass
-    report = progress or _ignore_progress
     # Two passes over the images: nothing is written before every image is known to be good, and one
     # message names all that are not.
     bad = find_bad_images(source, range(len(source)), threads, report)
@@ -94,10 +93,6 @@ def convert_to_beton(
     )
     write_sidecar(path, sidecar)
     return sidecar
-
-
-def _ignore_progress(done: int, total: int) -> None:
-    pass
 
 
 def check_whole_images(
@@ -137,7 +132,7 @@ def find_bad_images(
     source: FolderSource,
     indices: Sequence[int],
     threads: int,
-    report: ProgressCallback = _ignore_progress,
+    report: ProgressCallback = ignore_progress,
 ) -> dict[str, str]:
     """Decode these images; return name -> reason of those that fail."""
 

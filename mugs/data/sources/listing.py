@@ -32,9 +32,7 @@ class ListedSource(FolderSource):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_images(
-    root: Path, list_file: Path | None = None, *, labelled: bool = True
-) -> FolderSource:
+def open_images(root: Path, list_file: Path | None = None, *, labeled: bool = True) -> FolderSource:
     """Return the images of a split: those that a list names, or all below `root`.
 
     Raises SourceError naming what is wrong.
@@ -42,8 +40,8 @@ def open_images(
     if not root.is_dir():
         raise SourceError(f"{root}: not a folder")
     if list_file is not None:
-        return from_list(root, list_file, labelled=labelled)
-    return FolderSource(root) if labelled else without_labels(root)
+        return from_list(root, list_file, labeled=labeled)
+    return FolderSource(root) if labeled else without_labels(root)
 
 
 def without_labels(root: Path) -> ListedSource:
@@ -56,7 +54,7 @@ def without_labels(root: Path) -> ListedSource:
     return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
 
 
-def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSource:
+def from_list(root: Path, list_file: Path, *, labeled: bool = True) -> ListedSource:
     """Return the images that a text file names, in its order.
 
     A line is a path relative to `root`, or path, space, label. A label is the name of a class;
@@ -76,9 +74,12 @@ def from_list(root: Path, list_file: Path, *, labelled: bool = True) -> ListedSo
     raise_if_any(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    again = [path for path, count in Counter(paths).items() if count > 1]
-    raise_if_any(list_file, "of its lines name a file again", again)
-    if not labelled:
+    raise_if_any(
+        list_file,
+        "of its lines name a file again",
+        [path for path, count in Counter(paths).items() if count > 1],
+    )
+    if not labeled:
         return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
     names = class_names(list_file, entries)
     # Numbers sort by value, so that class 10 does not come between 1 and 2.
@@ -106,8 +107,11 @@ def class_names(list_file: Path, entries: Sequence[tuple[str, str]]) -> list[str
     Raises SourceError if some entries have a label and others none, or an entry has neither.
     """
     if any(label for _, label in entries):
-        unlabeled = [path for path, label in entries if not label]
-        raise_if_any(list_file, "of its lines carry no label, others do", unlabeled)
+        raise_if_any(
+            list_file,
+            "of its lines carry no label, others do",
+            [path for path, label in entries if not label],
+        )
         return [label for _, label in entries]
     raise_if_any(
         list_file,

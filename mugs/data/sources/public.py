@@ -65,7 +65,7 @@ def open_flowers(root: Path, split: str) -> ListedSource:
     chosen = np.concatenate(lists).tolist()
     beyond = [str(number) for number in chosen if not 1 <= number <= len(labels)]
     raise_if_any(
-        root / "setid.mat", f"numbers are not those of the {len(labels)} labelled images", beyond
+        root / "setid.mat", f"numbers are not those of the {len(labels)} labeled images", beyond
     )
     return make_one_based_source(
         root,

@@ -75,10 +75,16 @@ def indices_from_list(
         raise SourceError(
             f"{list_file}: names {len(names)} images, {lines} expected; fetch it again from {LISTS}"
         )
-    unknown = [name for name in names if name not in where]
-    raise_if_any(list_file, "of its lines name no image of the data set", unknown)
-    several = [name for name in names if len(where[name]) > 1]
-    raise_if_any(list_file, "of its lines are the name of several images; give paths", several)
+    raise_if_any(
+        list_file,
+        "of its lines name no image of the data set",
+        [name for name in names if name not in where],
+    )
+    raise_if_any(
+        list_file,
+        "of its lines are the name of several images; give paths",
+        [name for name in names if len(where[name]) > 1],
+    )
     indices = [where[name][0] for name in names]
     again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
     raise_if_any(list_file, "of its lines name an image again", again)

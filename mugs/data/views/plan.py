@@ -82,7 +82,7 @@ class ViewPlan:
     weak: bool
 
 
-def draw_view_plan(
+def plan_views(
     seed: int, epoch: int, sample: int, width: int, height: int, recipe: ViewRecipe
 ) -> ViewPlan:
     """Draw the views of one image of the given size in pixels."""

@@ -110,7 +110,7 @@ def test_a_list_that_is_not_there(folder: Path, tmp_path: Path) -> None:
 
 def test_without_labels(tmp_path: Path) -> None:
     root = fill(tmp_path / "images", "b.jpg", "a.jpg", "more/c.jpg")
-    source = open_images(root, labelled=False)
+    source = open_images(root, labeled=False)
     assert (source.paths, source.labels, source.classes) == (
         ["a.jpg", "b.jpg", "more/c.jpg"],
         [-1] * 3,
@@ -120,7 +120,7 @@ def test_without_labels(tmp_path: Path) -> None:
     assert [BetonSource(tmp_path / "x.beton").label(i) for i in range(3)] == [-1] * 3
     assert verify_beton(tmp_path / "x.beton") == []
     with pytest.raises(SourceError, match="no images in it"):
-        open_images(fill(tmp_path / "empty/x", "x.txt").parent, labelled=False)
+        open_images(fill(tmp_path / "empty/x", "x.txt").parent, labeled=False)
 
 
 def test_a_flat_folder_says_what_to_do(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mugs.data.views.plan import (
     Operation,
     draw_crop_box,
     draw_operation,
-    draw_view_plan,
+    plan_views,
 )
 from mugs.data.views.render import fast, reference
 from mugs.data.views.render.hue import rotate_hue
@@ -159,7 +159,7 @@ def test_views_of_the_recipe(weak_prob: float) -> None:
 
     def compare(sample: int) -> None:
         image = photograph(90 + 13 * sample, 200 - 11 * sample, sample)
-        plan = draw_view_plan(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
+        plan = plan_views(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
         views = [
             (np.empty((4, 3, 64, 64), np.uint8), np.empty((6, 3, 24, 24), np.uint8))
             for _ in range(2)

@@ -58,7 +58,7 @@ def test_an_error_while_rendering_surfaces(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("in a thread")
 
-    monkeypatch.setattr(thread_loader, "draw_view_plan", fail)
+    monkeypatch.setattr(thread_loader, "plan_views", fail)
     with loader(beton, name) as batches, pytest.raises(ZeroDivisionError):
         next(batches.iterate(0, 5))
     assert not working()

@@ -270,7 +270,7 @@ MISTAKES = {
     "no mat": (flowers, "flowers102", r"setid\.mat: no such file"),
     "bad mat": (flowers, "flowers102", r"setid\.mat: not readable as a MATLAB file"),
     "variable": (flowers, "flowers102", r"setid\.mat: no variable 'tstid' in it"),
-    "number": (flowers, "flowers102", r"1 numbers are not those of the 306 labelled images: 999"),
+    "number": (flowers, "flowers102", r"1 numbers are not those of the 306 labeled images: 999"),
     "missing picture": (
         flowers,
         "flowers102",

@@ -14,7 +14,7 @@ from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import OPERATIONS, Operation, draw_crop_box, draw_view_plan
+from mugs.data.views.plan import OPERATIONS, Operation, draw_crop_box, plan_views
 from mugs.data.views.render.reference import apply_operation_pil
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
@@ -109,7 +109,7 @@ def test_a_broken_sample_is_named_and_no_thread_stays() -> None:
 
 @pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
 def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
-    plans = [draw_view_plan(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
+    plans = [plan_views(0, 0, i, 50, 40, replace(SMALL, weak_prob=prob)) for i in range(400)]
     assert np.mean([p.weak for p in plans]) == pytest.approx(prob, abs=0.08)
     assert np.mean([not c.strong for p in plans for c in p.crops[4:]]) == pytest.approx(
         prob, abs=0.06
@@ -120,11 +120,11 @@ def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
 
 
 def test_weak_only_copies_the_teacher_crops() -> None:
-    plan = draw_view_plan(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
+    plan = plan_views(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
     assert plan.crops[2:4] == plan.crops[:2]
     assert not any(c.strong for c in plan.crops)
     released = [
-        draw_view_plan(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
+        plan_views(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
         for i in range(9)
     ]
     assert any(c.strong for p in released for c in p.crops[4:])
@@ -132,15 +132,13 @@ def test_weak_only_copies_the_teacher_crops() -> None:
 
 def test_one_coin_per_image() -> None:
     for i in range(20):
-        plan = draw_view_plan(0, 0, i, 50, 40, replace(SMALL, student_strength_draw="per_image"))
+        plan = plan_views(0, 0, i, 50, 40, replace(SMALL, student_strength_draw="per_image"))
         assert len({c.strong for c in plan.crops[2:]}) == 1
 
 
 def test_randaugment_never_repeats_unless_asked() -> None:
     def repeats(recipe: ViewRecipe) -> int:
-        plans = [
-            draw_view_plan(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)
-        ]
+        plans = [plan_views(0, 0, i, 50, 40, replace(recipe, weak_prob=0.0)) for i in range(300)]
         pairs = [
             [o.name for o in c.operations] for p in plans for c in p.crops if len(c.operations) == 2
         ]
@@ -161,7 +159,7 @@ def test_every_operation_keeps_the_size(name: str) -> None:
 
 
 def test_one_pixel_image() -> None:
-    plan = draw_view_plan(0, 0, 0, 1, 1, SMALL)
+    plan = plan_views(0, 0, 0, 1, 1, SMALL)
     assert all(c.box == (0, 0, 1, 1) for c in plan.crops)
 
 

@@ -51,8 +51,7 @@ def warp_affine(
         for channel in range(3):
             line = out[channel, i]
             shift = np.uint32(8 * channel)
-            line[:low] = fill[channel]
-            line[high:] = fill[channel]
+            line[:low] = line[high:] = fill[channel]
             if bicubic:
                 interpolate_bicubic(around, x, y, shift, rows, line[low:high])
             else:
@@ -68,15 +67,11 @@ def pack_rgb(planes: np.ndarray) -> np.ndarray:
     _, width, height = planes.shape
     out = np.empty((width, height), np.uint32)
     for x in range(width):
-        red = planes[0, x]
-        green = planes[1, x]
-        blue = planes[2, x]
-        line = out[x]
         for y in range(height):
-            line[y] = (
-                np.uint32(red[y])
-                | (np.uint32(green[y]) << np.uint32(8))
-                | (np.uint32(blue[y]) << np.uint32(16))
+            out[x, y] = (
+                np.uint32(planes[0, x, y])
+                | (np.uint32(planes[1, x, y]) << np.uint32(8))
+                | (np.uint32(planes[2, x, y]) << np.uint32(16))
             )
     return out
 
@@ -152,15 +147,11 @@ def interpolate_bilinear(
     around: np.ndarray, dx: np.ndarray, dy: np.ndarray, shift: int, line: np.ndarray
 ) -> None:
     """Interpolate one channel within the two inner rows, then between them."""
-    a = around[1, 1]
-    b = around[1, 2]
-    c = around[2, 1]
-    d = around[2, 2]
     for j in range(len(line)):
-        upper = unpack_channel(a[j], shift)
-        lower = unpack_channel(c[j], shift)
-        upper += (unpack_channel(b[j], shift) - upper) * dx[j]
-        lower += (unpack_channel(d[j], shift) - lower) * dx[j]
+        upper = unpack_channel(around[1, 1, j], shift)
+        lower = unpack_channel(around[2, 1, j], shift)
+        upper += (unpack_channel(around[1, 2, j], shift) - upper) * dx[j]
+        lower += (unpack_channel(around[2, 2, j], shift) - lower) * dx[j]
         line[j] = np.int32(upper + (lower - upper) * dy[j])
 
 
@@ -178,26 +169,17 @@ def interpolate_bicubic(
     `rows` (4, n) is memory to work in.
     """
     for row in range(4):
-        a = around[row, 0]
-        b = around[row, 1]
-        c = around[row, 2]
-        d = around[row, 3]
-        out = rows[row]
         for j in range(len(line)):
-            out[j] = keys_cubic_one(
-                unpack_channel(a[j], shift),
-                unpack_channel(b[j], shift),
-                unpack_channel(c[j], shift),
-                unpack_channel(d[j], shift),
+            rows[row, j] = keys_cubic_one(
+                unpack_channel(around[row, 0, j], shift),
+                unpack_channel(around[row, 1, j], shift),
+                unpack_channel(around[row, 2, j], shift),
+                unpack_channel(around[row, 3, j], shift),
                 dx[j],
             )
-    first = rows[0]
-    second = rows[1]
-    third = rows[2]
-    fourth = rows[3]
     for j in range(len(line)):
         # Only the end result is clipped and truncated, as in Pillow; the rows may overshoot.
-        value = np.int32(keys_cubic_one(first[j], second[j], third[j], fourth[j], dy[j]))
+        value = np.int32(keys_cubic_one(rows[0, j], rows[1, j], rows[2, j], rows[3, j], dy[j]))
         line[j] = min(max(value, np.int32(0)), np.int32(255))
 
 
