@@ -37,6 +37,7 @@ class SceneFolder:
                     f"{folder}: not a folder (expected <root>/images/{SPLITS[split]}/*.jpg and "
                     f"<root>/annotations/{SPLITS[split]}/*.png)"
                 )
+        # An image and its map have the same name, apart from the suffix.
         self.names = sorted(p.stem for p in self.images.glob("*.jpg"))
         annotated = {p.stem for p in self.annotations.glob("*.png")}
         problems = [] if self.names else [f"no *.jpg in {self.images}"]

@@ -87,6 +87,7 @@ class CocoSplit:
         objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
         for entry in content["annotations"]:
             image = int(entry["image_id"])
+            # Unlike an annotation of an unknown category, which is left out, this is an error.
             if image not in sizes:
                 raise SourceError(
                     f"{self.annotations}: annotation {entry['id']} is of image {image}, "
@@ -135,6 +136,7 @@ class CocoSplit:
                 # pycocotools raises all of these for an outline that is not well formed.
                 where = f"{self.annotations}: annotation {one.annotation} of {entry.file}"
                 raise SourceError(f"{where} has no usable outline ({error})") from error
+        # The view gives an image without objects the shape (0, 4).
         boxes = torch.tensor([one.box for one in entry.objects], dtype=torch.float32).view(-1, 4)
         return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
 
@@ -172,6 +174,7 @@ def usable_box(
     Crowds, areas of 0, sides below one pixel and boxes outside the image do not count
     (mmdetection's rule).
     """
+    # COCO writes boxes as x, y, width and height; some reach beyond the image.
     x, y, w, h = (float(v) for v in entry["bbox"])
     box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     if entry.get("iscrowd") or entry.get("ignore") or entry["area"] <= 0 or w < 1 or h < 1:
@@ -234,6 +237,7 @@ def check_coco(
         if bad[name]:
             lines.append(f"{len(bad[name])} images are not as annotated: {format_names(bad[name])}")
         problems += [f"{name}: {line}" for line in lines]
+    # Labels are positions among the categories, so both splits must have the same ones.
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
     if problems:

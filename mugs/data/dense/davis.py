@@ -58,6 +58,7 @@ class VideoFolder:
         video = self.names[index]
         try:
             self.masks(video)
+            # `masks` reads only the header of a frame, for its size.
             for frame in self.frames(video):
                 decode_rgb(frame.read_bytes(), str(frame))
         except (SourceError, DecodeError, OSError) as error:

@@ -64,6 +64,7 @@ def iter_eval_batches(
         image = decode_rgb(source.read(index), source.describe(index))
         return preprocess_eval_image(image, resize, crop, interpolation)
 
+    # Images wait as bytes and become floats batch by batch, as floats take four times the memory.
     images = map_prefetched(load_pixels, chosen, threads)
     for first in range(0, len(chosen), batch_size):
         ids = chosen[first : first + batch_size]
@@ -88,6 +89,7 @@ def render_probe_view(
     image = decode_rgb(source.read(sample), source.describe(sample))
     rng = make_generator(seed, epoch, sample, SampleStream.PROBE_VIEW)
     box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
+    # Erasing is left to the device, as in pretraining, so that its noise is the same everywhere.
     if augmentation == "strong":
         plan = draw_strong_crop(rng, recipe.large_size, box, 0, recipe)
         return np.asarray(render_crop_pil(image, plan)).transpose(2, 0, 1), plan.erase
@@ -126,6 +128,7 @@ def iter_probe_batches(
             source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
         )
 
+    # The threads walk through the steps ahead of the loop below, so the order is asked for twice.
     items = (
         (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
     )

@@ -48,6 +48,7 @@ class SampleOrder:
         self.world = world
         self.rank = rank
         self.batch_size = batch_size
+        # -(-a // b) is a / b rounded up.
         if short_last:
             self.per_epoch = -(-num // world) * world
             self.steps_per_epoch = -(-self.per_epoch // batch_size)

@@ -129,10 +129,12 @@ class ThreadLoader:
         sample = int(buffer.request.ids[slot])
         image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
         epoch = buffer.request.step // self.order.steps_per_epoch
+        # Drawn only now, as boxes depend on the size of the image.
         plan = plan_views(self.seed, epoch, sample, image.width, image.height, self.recipe)
         buffer.render_slot(slot, image, plan)
 
     def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
+        # Waits for the last image of the batch, and raises what went wrong in a thread.
         for future in futures:
             future.result()
         request = buffer.request

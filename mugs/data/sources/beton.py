@@ -99,6 +99,7 @@ def write_beton(
             size = len(image.data)
             if position % PAGE + size > PAGE:
                 position = _next_page(position)
+            # Seeking beyond the end leaves zeros up to the next page.
             stream.seek(position)
             stream.write(image.data)
             samples[index] = ((0, image.width, image.height, position), image.label)

@@ -134,6 +134,7 @@ def read_batches(
             raise SourceError(
                 f"{root / name}: labels {', '.join(wrong[:5])}, expected 0 to {len(known) - 1}"
             )
+        # A row holds 1,024 bytes of red, then as many of green and of blue.
         pixels.append(rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         numbers += [int(label) for label in chosen]
     return ArraySource(root, split, np.ascontiguousarray(np.concatenate(pixels)), numbers, known)

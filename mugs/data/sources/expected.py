@@ -16,6 +16,7 @@ class ExpectedCounts:
     def or_known(self, dataset: str) -> "ExpectedCounts":
         """Return these counts; what is None comes from the data set of that name if it is known."""
         known = KNOWN.get(dataset, ExpectedCounts())
+        # What the configuration states counts more than what is known.
         given = {split: num for split, num in (self.images or {}).items() if num is not None}
         classes = known.classes if self.classes is None else self.classes
         return ExpectedCounts(classes, {**(known.images or {}), **given})

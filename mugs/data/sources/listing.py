@@ -28,6 +28,7 @@ class ListedSource(FolderSource):
     @property
     def fingerprint(self) -> str:
         """Hash of paths, sizes, labels and classes."""
+        # Labels count too: two lists may give the same images different ones.
         content = json.dumps([super().fingerprint, self.labels, self.classes])
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -129,6 +129,7 @@ def draw_class_balanced(source: Source, percent: float, *, seed: int) -> list[in
         members[source.label(index)].append(index)
     chosen: list[int] = []
     for label, indices in sorted(members.items()):
+        # The first images of one permutation per class: so 1% is part of 10%.
         rng = make_item_generator(seed, label, ClassStream.SUBSET)
         count = max(1, round(percent / 100 * len(indices)))
         chosen += [indices[i] for i in rng.permutation(len(indices))[:count].tolist()]

@@ -58,4 +58,6 @@ def render_strong_crop(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> 
         part = augment_region(whole, crop.flip, crop.operations, crop.box)
         resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
     else:
+        # In one strong crop of four neither of the two operations is applied, and nothing of the
+        # whole image has to be computed.
         resample_crop(whole.planes, crop.box, crop.flip, False, out)

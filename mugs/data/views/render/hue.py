@@ -29,6 +29,7 @@ def rotate_hue(image: np.ndarray, shift: int) -> None:
         b = np.int32(blue[i])
         high = max(r, max(g, b))
         low = min(r, min(g, b))
+        # The mask is modulo 256: hues wrap around.
         hue = np.int32(hue_byte(r, g, b, high, low) + np.int32(shift)) & np.int32(255)
         saturation = saturation_share(high, low)
         value = np.float32(high)

@@ -49,6 +49,7 @@ def mean_luma(image: np.ndarray) -> int:
     red = image[0].reshape(-1)
     green = image[1].reshape(-1)
     blue = image[2].reshape(-1)
+    # The sum is an exact integer; only the mean is rounded, halves up.
     total = 0
     for i in range(len(red)):
         total += rgb_to_luma(np.int32(red[i]), np.int32(green[i]), np.int32(blue[i]))
