@@ -144,7 +144,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
                 continue
             folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()
-            good[split] = open_images(folder, list_file, labelled=cfg.num_classes != 0)
+            good[split] = open_images(folder, list_file, labeled=cfg.num_classes != 0)
         except SourceError as error:
             bad[split] = error
     check_expected_counts(cfg.dataset, {**good, **bad}, expected_layout(cfg))
