@@ -1,7 +1,5 @@
 """CPU seconds of the command line before it does any work, against importing torch."""
 
-from __future__ import annotations
-
 import os
 import resource
 import subprocess

@@ -1,7 +1,5 @@
 """CPU seconds of all ten tables from 2,000 rows, against importing torch."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

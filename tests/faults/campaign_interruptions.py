@@ -6,8 +6,6 @@ Ranks are forked from a process that has imported everything, so that a start co
 
 # ruff: noqa: E402
 
-from __future__ import annotations
-
 import importlib
 import os
 import random

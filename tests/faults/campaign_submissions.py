@@ -7,8 +7,6 @@ jobs start and finish while the submissions are under way.
 
 # ruff: noqa: E402
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Find all single-place mutants of a file: another operator, number, order or name, a statement less.
+"""Find all single-place mutants of a file: another operator, number or order, a statement less.
 
 Not mutated is what changes no behavior that a test should hold: docstrings, messages, log lines,
 annotations (except the bounds in them), `__repr__`, assertions, colors and sizes of figures.
@@ -17,8 +17,7 @@ SWAPPED: dict[type, type] = {
     ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn,
-    ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And, ast.Break: ast.Continue,
-    ast.Continue: ast.Break,
+    ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 TALK = {"logger", "logging", "log", "warnings", "console"}
 NO_EFFECT = {
@@ -62,7 +61,7 @@ class Mutant:
 
 
 class Finder:
-    """Walk a file and remember what is around a node: function, class, statement."""
+    """Walk a file and remember the statement and the scopes around a place."""
 
     def __init__(self, file: str, source: str) -> None:
         self.file, self.source, self.tree = file, source, ast.parse(source)
@@ -84,6 +83,7 @@ class Finder:
             return
         body = [one for part in ("body", "orelse", "finalbody") for one in getattr(node, part, [])]
         body += [one for handler in getattr(node, "handlers", []) for one in handler.body]
+        # Only the head of a compound statement: its body is statements of their own.
         last = body[0].lineno - 1 if body else node.end_lineno
         self.reach = (node.lineno, max(last, node.lineno))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -121,8 +121,6 @@ class Finder:
             yield self.mutant(node, "pass", "removed statement")
         if isinstance(node, (ast.If, ast.While)):
             yield from self.here(node, node)
-        if isinstance(node, (ast.Break, ast.Continue)):
-            yield self.mutant(node, SWAPPED[type(node)].__name__.lower(), "break or continue")
         if isinstance(node, ast.AugAssign) and type(node.op) in SWAPPED:
             yield self.replaced(node, "operator", op=SWAPPED[type(node.op)]())
         if isinstance(node, ast.Return) and node.value is not None:
@@ -132,17 +130,19 @@ class Finder:
         if isinstance(value, list):
             for one in value:
                 yield from self.expression(one, around)
-        if not isinstance(value, ast.AST) or isinstance(value, (ast.JoinedStr, ast.expr_context)):
-            return
-        if isinstance(around, ast.Raise) or (isinstance(value, ast.Call) and talks(value)):
-            return
-        if isinstance(value, ast.keyword) and value.arg in NO_EFFECT:
+        # Python 3.11 does not know where the parts of an f-string stand; most are messages anyway.
+        if (
+            not isinstance(value, ast.AST)
+            or isinstance(value, (ast.JoinedStr, ast.expr_context))
+            or isinstance(around, ast.Raise)
+            or (isinstance(value, ast.Call) and talks(value))
+            or (isinstance(value, ast.keyword) and value.arg in NO_EFFECT)
+        ):
             return
         yield from self.here(value, around)
         for part, inner in ast.iter_fields(value):
-            if part == "annotation":
-                continue
-            yield from self.expression(inner, value)
+            if part != "annotation":
+                yield from self.expression(inner, value)
 
     def here(self, node: ast.AST, around: ast.AST) -> Iterator[Mutant]:
         """Find the mutants of one expression, not of its parts."""
@@ -175,13 +175,10 @@ class Finder:
                 yield from self.call(node)
         if (place := self.attribute_or_key(node)) is not None:
             for other in sorted(self.siblings[place[0]] - {place[1]})[:1]:
-                if isinstance(node, ast.Attribute):
-                    yield self.replaced(node, "sibling", attr=other)
-                else:
-                    yield self.replaced(node, "sibling", slice=ast.Constant(other))
+                yield self.replaced(node, "sibling", attr=other, slice=ast.Constant(other))
 
     def attribute_or_key(self, node: ast.AST) -> tuple[str, str] | None:
-        """Split `config.epochs` or `row["top1"]` into owner and member; None for methods and the rest."""
+        """Split `config.epochs` or `row["top1"]` into owner and member; None for all else."""
         match node:
             case ast.Attribute(ast.Name(name), attr, ast.Load()) if name[0].islower():
                 return None if id(node) in self.called or name in MODULES else (f"{name}.", attr)
@@ -204,11 +201,10 @@ class Finder:
         for field, value in fields.items():
             setattr(other, field, value)
         text = ast.unparse(other)
-        return self.mutant(
-            node,
-            f"({text})" if isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare) else text,
-            kind,
-        )
+        # In parentheses, or the new operator would bind to other parts than the old one did.
+        if isinstance(node, (ast.BinOp, ast.BoolOp, ast.Compare)):
+            text = f"({text})"
+        return self.mutant(node, text, kind)
 
     def mutant(self, node: ast.AST, text: str, kind: str) -> Mutant:
         lines, columns = (node.lineno, node.end_lineno), (node.col_offset, node.end_col_offset)

@@ -1,4 +1,4 @@
-"""Find out which tests reach which line: run the suite once under coverage, in a copy of the tree."""
+"""Find out which tests reach which line: run the suite once under coverage."""
 
 import ast
 import functools
@@ -92,7 +92,7 @@ class Reach:
         return {test for name, lines in inner.items() for test in self.of_lines(name, lines)}
 
     def of_words(self, words: Iterable[str]) -> set[int]:
-        """Return the tests that run a line, inside a function, which mentions one of these names."""
+        """Return the tests that run a line inside a function which has one of these names."""
         pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
         return {
             test
@@ -103,7 +103,7 @@ class Reach:
         }
 
     def fastest_first(self, tests: Iterable[int], budget: float) -> tuple[list[str], float]:
-        """Return tests, the fastest first, while their sum of seconds is within the budget; and the sum."""
+        """Return the fastest tests whose seconds sum up to at most the budget, and that sum."""
         chosen, total = [], 0.0
         for test in sorted(tests, key=self.seconds.__getitem__):
             if chosen and total + self.seconds[test] > budget:
@@ -172,7 +172,7 @@ def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
 
 
 def load(stale: bool) -> Reach:
-    """Read the coverage of this tree, or the newest if it may be stale; collect it if there is none."""
+    """Read the coverage of this tree, or the newest if it may be stale; collect it if absent."""
     path = BUILD / f"reach-{fingerprint()}.json"
     if stale and not path.exists():
         path = max(BUILD.glob("reach-*.json"), key=lambda one: one.stat().st_mtime, default=path)

@@ -1,7 +1,5 @@
 """Faults of the cluster around a training: preemption, controller and nodes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -2,8 +2,6 @@
 a controller and virtual nodes in one temporary folder.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

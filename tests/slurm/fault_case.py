@@ -1,7 +1,5 @@
 """The toy training and its dependent on a cluster, as the faults see them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

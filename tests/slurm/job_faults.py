@@ -1,7 +1,5 @@
 """Faults that concern one job: what is done to a training, and what must be seen of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

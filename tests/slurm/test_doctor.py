@@ -1,7 +1,5 @@
 """What the doctor says about a real Slurm, which takes and refuses jobs as it would when they are submitted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ The trainings of one group run at the same time, each with a fault of its own;
 a test per fault looks at the outcome.
 """
 
-from __future__ import annotations
-
 import os
 import traceback
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The spine on a real Slurm: submit, order, status, idempotence, failure and repair, with tiny stages."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

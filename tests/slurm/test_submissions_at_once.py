@@ -1,7 +1,5 @@
 """Many submissions of one plan at once on a real Slurm, some of them killed: each run is in the queue exactly once."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

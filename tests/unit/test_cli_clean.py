@@ -1,7 +1,5 @@
 """`clean` shows what nothing needs any more, and removes that only, with --yes."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

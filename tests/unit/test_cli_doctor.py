@@ -1,7 +1,5 @@
 """`doctor`: each thing that would stop a run is told with what to do about it, and the exit code is 1."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

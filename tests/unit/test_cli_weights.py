@@ -1,7 +1,5 @@
 """`import` and `export`: released weights to ours to timm with the same features; wrong ones write nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType

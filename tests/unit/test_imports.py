@@ -1,7 +1,5 @@
 """Which package may import which, and that nothing imports in a circle: every file is parsed."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Stages and a reproduction small enough to read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The model of failures, preemptions and checkpoints against sums done by hand and against itself."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

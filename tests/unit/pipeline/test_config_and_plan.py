@@ -1,7 +1,5 @@
 """Reading reproductions, what is said about mistakes in them, and the plan."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The manifest: what counts as done, what does not, and who may publish."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from pathlib import Path

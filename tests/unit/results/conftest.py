@@ -1,7 +1,5 @@
 """Rows, and a run root made of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`tables` as a user meets it: the same bytes anywhere, origins of cells, comparison of run roots, refusals."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Figures: what they take from results and files, and that they are the same bytes each time."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

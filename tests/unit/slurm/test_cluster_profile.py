@@ -1,7 +1,5 @@
 """Profiles: the sbatch text they give, that every key reaches it, and what is said about mistakes."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

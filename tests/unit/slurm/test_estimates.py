@@ -1,7 +1,5 @@
 """Lead time of the warning and advice on checkpoints: from what was measured, else from the size of the state."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

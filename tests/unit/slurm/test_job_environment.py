@@ -1,7 +1,5 @@
 """What a job starts with: a copy of the code, a meeting point, an environment without leftovers."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The local executor and what status says about its runs, with tiny stages in a package of their own."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What becomes of a job that failed: decided from its attempts' records, with Slurm's command replaced."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What status says about runs, from their records and what Slurm answers."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

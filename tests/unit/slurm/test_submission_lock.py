@@ -1,7 +1,5 @@
 """Submission lock: one holder at a time, stale locks are noticed, and jobs that can never run."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

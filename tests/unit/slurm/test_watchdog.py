@@ -1,7 +1,5 @@
 """Signals, watchdog and fencing of a rank, in processes of their own where a signal is needed."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
