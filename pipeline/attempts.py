@@ -9,8 +9,6 @@ A process can outlive its job in Slurm's eyes, for example on a node whose slurm
 finds a newer number here and must stop.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

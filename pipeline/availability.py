@@ -5,8 +5,6 @@ Preemptions come at fixed times; a warning lets the job save first, so each cost
 restart. A checkpoint stops the training for `stall_s`, and is on disk after `durable_s`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Checksums of records, so that a flipped bit is noticed before the record is used."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

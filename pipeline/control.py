@@ -1,7 +1,5 @@
 """What a training loop asks and tells the job around it, and how a run stops before it is done."""
 
-from __future__ import annotations
-
 from typing import NoReturn, Protocol
 
 

@@ -1,7 +1,5 @@
 """Whether this Python can run the code: versions, imports, and disk space for the results."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 import subprocess

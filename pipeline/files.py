@@ -6,8 +6,6 @@ loses at most the new one. Only the standard library is used, so that every pack
 module.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

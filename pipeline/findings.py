@@ -1,7 +1,5 @@
 """What the checks before a run have found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ It is written last, so a run whose entry is present and valid is done. An entry 
 checksum and those of all files it names; none of these files may lie outside the run root.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -13,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -104,7 +102,7 @@ class ManifestEntry(BaseModel):
             )
         return (self._run_root / self.outputs[label].path).absolute()
 
-    def at(self, run_root: Path) -> ManifestEntry:
+    def at(self, run_root: Path) -> Self:
         """Return the same entry with its paths below `run_root`."""
         entry = self.model_copy()
         entry._run_root = Path(run_root)

@@ -1,7 +1,5 @@
 """A reproduction as stage runs, in an order in which each run comes after those it needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 

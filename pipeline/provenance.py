@@ -1,7 +1,5 @@
 """Where a number came from: commit, versions, machine; and that all our packages share one root."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -3,8 +3,6 @@
 Every error says where, what is wrong, and what is valid.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re

@@ -1,7 +1,5 @@
 """Which run folders are in use: queued, running on the cluster, or running on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where runs are kept, and on which cluster they run."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """State of every run, from the manifest, the attempts, the progress file and the queue."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ A run that only watches another one, such as the k-NN curve of a pretraining, ru
 lowest priority. On a machine with GPUs the other one takes them all, so there it runs after it.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence

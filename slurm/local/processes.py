@@ -1,7 +1,5 @@
 """The ranks of runs as processes of this machine: started, waited for, stopped, and signalled."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -9,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.provenance import code_root
 from slurm.node.rendezvous import find_free_port
@@ -34,7 +32,7 @@ class LocalProcesses:
         self._signals = 0
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> LocalProcesses:
+    def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
         return self
 

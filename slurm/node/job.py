@@ -8,8 +8,6 @@ run's folder, so a requeued job starts from what is on disk at that time:
 Exit codes: 0 done, 1 failed, 70 hung, 75 interrupted (the next attempt resumes).
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -5,8 +5,6 @@ records failures for ranks that could not do so themselves: killed, out of memor
 they began. A job that was asked to stop is requeued here if rank 0 has not done it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

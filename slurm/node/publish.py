@@ -3,8 +3,6 @@
 The entry makes the run done.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rank, world size and master address of a process, under Slurm, torchrun or the local executor."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -7,8 +7,6 @@ the job's state first, requeues only a job that Slurm means to keep running, and
 has an answer.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import subprocess

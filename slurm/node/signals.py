@@ -5,14 +5,12 @@ training loop polls for signals, the handler only notes them, and the loop saves
 boundary. Otherwise nothing could be saved, and the handler raises Interrupted at once.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from pipeline.control import Interrupted
 
@@ -46,7 +44,7 @@ class StopSignals:
         os.set_blocking(self._writer, False)
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self

@@ -1,7 +1,5 @@
 """One rank's side of a job: what a training loop asks, and a watchdog for what it cannot do."""
 
-from __future__ import annotations
-
 import faulthandler
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Log files of a run: one per attempt and rank, beside the output of processes without one."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Slurm's commands: what it knows about our jobs, and what we ask it to do."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Estimates from earlier attempts: how early to warn a job, and how often a run should save."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

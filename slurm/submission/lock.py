@@ -12,8 +12,6 @@ Claim files are never deleted; otherwise a process that sees a release late coul
 was already used.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -3,8 +3,6 @@
 Nothing is queued.
 """
 
-from __future__ import annotations
-
 import getpass
 import shutil
 import tempfile

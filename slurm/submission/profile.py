@@ -1,7 +1,5 @@
 """Cluster profiles: how the resources that a stage needs are spelled on a cluster."""
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

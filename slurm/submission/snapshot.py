@@ -1,7 +1,5 @@
 """A copy of our code per content, so that a job requeued next week runs what was submitted."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 Submitting is idempotent: what is done or already queued stays as it is.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
