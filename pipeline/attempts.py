@@ -12,6 +12,7 @@ finds a newer number here and must stop.
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,12 @@ def start_attempt(run_dir: Path, *, launch: str = "", **facts: Any) -> int:
     number by it, see `find_attempt`. `facts` are further content of the record, such as the job id.
     """
     process = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    number = latest_attempt(run_dir) + 1
+    number = latest_attempt(run_dir)
     while True:
-        try:
+        number += 1
+        with suppress(FileExistsError):  # another process has taken it meanwhile
             create_json(_record_path(run_dir, number), {**process, "launch": launch, **facts})
-        except FileExistsError:
-            number += 1  # another process has taken it meanwhile
-            continue
-        return number
+            return number
 
 
 def find_attempt(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int:

@@ -33,12 +33,11 @@ def check_environment(*, ffcv_required: bool) -> list[Finding]:
     requires = SpecifierSet(known["Requires-Python"] or "")
     version = platform.python_version()
     # `prereleases`: without it, packaging accepts no version such as 3.13.0rc1.
-    if requires.contains(version, prereleases=True):
-        python = ok("python", version)
-    else:
-        python = wrong("python", f"{version}, expected {requires}", SETUP)
+    accepted = requires.contains(version, prereleases=True)
     return [
-        python,
+        ok("python", version)
+        if accepted
+        else wrong("python", f"{version}, expected {requires}", SETUP),
         *check_packages(metadata.requires(DISTRIBUTION) or []),
         _check_torch(),
         _check_ffcv(required=ffcv_required),

@@ -146,6 +146,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def hash_named_files(root: Path, files: Iterable[Path]) -> str:
+    """Return the SHA-256 over names and contents of files, given by their paths below `root`."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.as_posix()} {hash_file(root / file)}\n".encode())
+    return digest.hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as stream:

@@ -4,11 +4,10 @@ It is written last, so a run whose entry is present and valid is done. An entry 
 checksum and those of all files it names; none of these files may lie outside the run root.
 """
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
@@ -17,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from pipeline.attempts import check_newest
 from pipeline.checksum import verify_checksum, with_checksum
-from pipeline.files import hash_file, write_json_atomic
-from pipeline.spec import StageRun
+from pipeline.files import hash_file, hash_named_files, write_json_atomic
+from pipeline.spec import ConfigError, StageRun
 
 logger = logging.getLogger(__name__)
 # Entries have some kB. A run root may be shared, so what others put there is read with a bound.
@@ -150,10 +149,8 @@ def hash_path(path: Path) -> str:
     """Return the SHA-256 of a file; of a folder, that of its sorted relative names and hashes."""
     if not path.is_dir():
         return hash_file(path)
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {hash_file(file)}\n".encode())
-    return digest.hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hash_named_files(path, (file.relative_to(path) for file in files))
 
 
 def describe_output(run_root: Path, path: Path) -> Output:
@@ -162,13 +159,17 @@ def describe_output(run_root: Path, path: Path) -> Output:
     Raises:
         ValueError: it lies outside the run root, or does not exist.
     """
-    if not path.resolve().is_relative_to(run_root.resolve()):
+    target = path.resolve()
+    if not target.is_relative_to(run_root.resolve()):
         raise ValueError(f"output {path} is outside the run root {run_root}")
     if not path.exists():
         raise ValueError(f"output {path} does not exist")
-    # Relative, so that the whole run root may be moved or copied.
-    relative = path.resolve().relative_to(run_root.resolve()).as_posix()
-    return Output(path=relative, size=measure_size(path), sha256=hash_path(path))
+    return Output(
+        # Relative, so that the whole run root may be moved or copied.
+        path=target.relative_to(run_root.resolve()).as_posix(),
+        size=measure_size(path),
+        sha256=hash_path(path),
+    )
 
 
 def record_entry(run_root: Path, entry: ManifestEntry) -> Path:
@@ -302,14 +303,18 @@ def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntr
     return None if problems else entry
 
 
-def split_runs(run_root: Path, runs: Iterable[StageRun]) -> SplitRuns:
-    """Sort runs into done and pending."""
-    done: dict[str, ManifestEntry] = {}
-    pending: list[StageRun] = []
+def check_inputs(run_root: Path, runs: Sequence[StageRun], remedy: str) -> None:
+    """Raise ConfigError if a run needs one that is neither done nor among `runs`."""
+    given = {run.run_id for run in runs}
     for run in runs:
-        entry = find_done(run_root, run.run_id)
-        if entry is None:
-            pending.append(run)
-        else:
-            done[run.run_id] = entry
-    return SplitRuns(done, pending)
+        for role, need in run.needs.items():
+            if need not in given and find_done(run_root, need) is None:
+                raise ConfigError(
+                    f"{run.name}: its input {role!r} (run {need}) is not done; {remedy}"
+                )
+
+
+def split_runs(run_root: Path, runs: Sequence[StageRun]) -> SplitRuns:
+    """Sort runs into done and pending."""
+    done = {run.run_id: entry for run in runs if (entry := find_done(run_root, run.run_id))}
+    return SplitRuns(done, [run for run in runs if run.run_id not in done])

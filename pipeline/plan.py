@@ -33,8 +33,10 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         same = next((other for other in planned.values() if other.run_id == identity), None)
         if same is not None:
             # They would share a folder's id and a manifest entry.
-            both = f"runs {same.name!r} and {name!r}"
-            raise ConfigError(f"{reproduction.source}: {both} are the same run; remove one")
+            raise ConfigError(
+                f"{reproduction.source}: runs {same.name!r} and {name!r} are the same run; "
+                "remove one"
+            )
         planned[name] = StageRun(
             stage=run.spec.name,
             name=name,
@@ -107,12 +109,8 @@ def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]
 
 def list_unset_settings(runs: Iterable[StageRun]) -> list[str]:
     """Return a line for each setting that a run requires and that is not set, with the --set."""
-    lines = []
-    for run in runs:
-        for key in _unset(run.config):
-            dotted = f"{run.name}.{key}"
-            lines.append(f"{dotted} is not set: --set {dotted}=/path/to/{key.rsplit('.', 1)[-1]}")
-    return lines
+    keys = [f"{run.name}.{key}" for run in runs for key in _unset(run.config)]
+    return [f"{key} is not set: --set {key}=/path/to/{key.rpartition('.')[2]}" for key in keys]
 
 
 def check_required_settings(runs: Iterable[StageRun]) -> None:

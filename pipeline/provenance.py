@@ -54,8 +54,7 @@ def check_one_root() -> None:
 def read_git_state(root: Path) -> dict[str, Any]:
     """Return commit and dirty flag of the code, from git or a snapshot's note; None if unknown."""
     # A snapshot has no .git, so `take_snapshot` leaves a note of the checkout it was taken from.
-    note = read_json(root / SNAPSHOT_NOTE)
-    if note is not None:
+    if (note := read_json(root / SNAPSHOT_NOTE)) is not None:
         return {
             "git_sha": note.get("git_sha"),
             "git_dirty": note.get("git_dirty"),
@@ -63,12 +62,15 @@ def read_git_state(root: Path) -> dict[str, Any]:
         }
     if not (root / ".git").exists():
         return {"git_sha": None, "git_dirty": None}
-    sha = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain")
-    return {"git_sha": sha or None, "git_dirty": None if changes is None else bool(changes)}
+    changes = run_git(root, "status", "--porcelain")
+    return {
+        "git_sha": run_git(root, "rev-parse", "HEAD") or None,
+        "git_dirty": None if changes is None else bool(changes),
+    }
 
 
-def _git(root: Path, *args: str) -> str | None:
+def run_git(root: Path, *args: str) -> str | None:
+    """Return what git says about a checkout; None if it fails or is not there."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60
@@ -80,8 +82,7 @@ def _git(root: Path, *args: str) -> str | None:
 
 def collect_versions() -> dict[str, str]:
     """Return the versions of Python and of the distributions that can change a number."""
-    found = {name: find_version(name) for name in _DISTRIBUTIONS}
-    versions = {name: version for name, version in found.items() if version}
+    versions = {name: version for name in _DISTRIBUTIONS if (version := find_version(name))}
     return {"python": platform.python_version(), **versions}
 
 

@@ -55,6 +55,7 @@ class RunFile:
 
     def _find_config_class(self) -> type[StageConfig]:
         # The stage's own declaration counts: a class may have been renamed since the file was written.
+        import_by_name(self.entrypoint)  # to say so if it is not there
         module = importlib.import_module(self.entrypoint.partition(":")[0])
         spec = getattr(module, "SPEC", None)
         cls = spec.config if isinstance(spec, StageSpec) else import_by_name(self.config_class)

@@ -29,8 +29,7 @@ _STYLES = {
 
 def print_line(line: str = "") -> None:
     """Print a line on stdout, at once also when piped."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    print(line, flush=True)
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -50,20 +49,26 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     lines = [list(header), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print_line("  ".join(padded).rstrip())
+        print_line("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def show_plan(
     runs: Sequence[StageRun], split: SplitRuns, root: Path, advice: Sequence[str]
 ) -> None:
     """Print the runs in order with what each needs, the total of the pending ones, and advice."""
-    rows = []
-    for run in runs:
-        need = run.resources
-        state = "done" if run.run_id in split.done else "pending"
-        cost = (need.nodes, need.gpus, f"{need.hours:g}", f"{need.gpu_hours:g}")
-        rows.append((run.name, run.stage, state, *cost, run.run_id))
+    rows = [
+        (
+            run.name,
+            run.stage,
+            "done" if run.run_id in split.done else "pending",
+            run.resources.nodes,
+            run.resources.gpus,
+            f"{run.resources.hours:g}",
+            f"{run.resources.gpu_hours:g}",
+            run.run_id,
+        )
+        for run in runs
+    ]
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
     counts = f"{len(split.done)} done, {len(split.pending)} pending"
     total = sum(run.resources.gpu_hours for run in split.pending)
@@ -71,7 +76,7 @@ def show_plan(
     show_lines(advice)
 
 
-def show_lines(lines: Sequence[str]) -> None:
+def show_lines(lines: Iterable[str]) -> None:
     """Print lines as they are."""
     for line in lines:
         print_line(line)
@@ -94,9 +99,7 @@ def show_status(found: Sequence[RunStatus]) -> None:
 
 def _show_logs(failed: Iterable[RunStatus | Outcome]) -> None:
     """Print which log tells more about each run."""
-    for each in failed:
-        if each.log:
-            print_line(f"{each.run.name} log: {each.log}")
+    show_lines(f"{each.run.name} log: {each.log}" for each in failed if each.log)
 
 
 def show_log(name: str, log: str | None, lines: int) -> None:
@@ -104,8 +107,7 @@ def show_log(name: str, log: str | None, lines: int) -> None:
     print_line(f"==> {log or f'{name}: no log yet'}")
     if log and Path(log).is_file():
         with open(log, encoding="utf-8", errors="replace") as file:
-            for line in deque(file, lines):
-                print_line(line.rstrip("\n"))
+            show_lines(line.rstrip("\n") for line in deque(file, lines))
 
 
 def show_findings(findings: Sequence[Finding]) -> int:
@@ -115,11 +117,10 @@ def show_findings(findings: Sequence[Finding]) -> int:
         if finding.state == "wrong":
             print_line(f"        to do: {finding.remedy}")
     counts = Counter(finding.state for finding in findings)
-    checked = f"{len(findings) - counts['skipped']} checked"
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
-    problems = counts["wrong"]
-    print_line(f"{checked}{skipped}, {problems or 'no'} problem{'' if problems == 1 else 's'}")
-    return 1 if problems else 0
+    problems = f"{counts['wrong'] or 'no'} problem{'' if counts['wrong'] == 1 else 's'}"
+    print_line(f"{len(findings) - counts['skipped']} checked{skipped}, {problems}")
+    return 1 if counts["wrong"] else 0
 
 
 def announce_data_checks(skip_data_checks: bool) -> None:
@@ -141,14 +142,10 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> int:
 
     75 tells that the runs were interrupted and that the same command resumes them.
     """
-    header = ("run", "stage", "outcome", "time", "detail")
-    show_table(
-        header,
-        [
-            (o.run.name, o.run.stage, o.state, format_duration(o.seconds), o.detail)
-            for o in outcomes
-        ],
-    )
+    rows = [
+        (o.run.name, o.run.stage, o.state, format_duration(o.seconds), o.detail) for o in outcomes
+    ]
+    show_table(("run", "stage", "outcome", "time", "detail"), rows)
     _show_logs(outcomes)
     states = {outcome.state for outcome in outcomes}
     if "interrupted" in states:

@@ -20,10 +20,8 @@ def choose_run_root(given: Path | None, cluster: str | None) -> Path:
     profile = None if cluster is None else load_profile(cluster)  # also checked if not needed
     if given is not None:
         return given.expanduser().absolute()
-    if profile is not None:
-        root = profile.run_root
-    else:
-        root = Path(os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT).expanduser().absolute()
+    chosen = os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT
+    root = profile.run_root if profile else Path(chosen).expanduser().absolute()
     if root.is_relative_to(code_root()):
         raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
     return root

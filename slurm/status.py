@@ -40,13 +40,12 @@ def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
         entry = done.get(run.run_id)
         alive = [job for job in jobs.get(run.run_id, []) if job.can_run]
         if entry is not None:
-            status = RunStatus(run, "done", _describe_cost(entry))
+            found.append(RunStatus(run, "done", _describe_cost(entry)))
         elif alive:
-            status = _status_in_queue(run, run.run_dir(run_root), alive[-1])
+            found.append(_status_in_queue(run, run.run_dir(run_root), alive[-1]))
         else:
             missing = [names.get(need, need) for need in run.needs.values() if need not in done]
-            status = _status_outside_queue(run, run.run_dir(run_root), missing)
-        found.append(status)
+            found.append(_status_outside_queue(run, run.run_dir(run_root), missing))
     return found
 
 
@@ -70,14 +69,18 @@ def _describe_cost(entry: manifest.ManifestEntry) -> str:
 
 def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunStatus:
     if job.state in _ACTIVE:
-        progress = _describe_progress(run_dir)
-        return RunStatus(run, "running", progress, job.job_id, find_newest_log(run_dir))
+        return _running(run, run_dir, job.job_id)
     detail = f"{job.state.lower()}: {job.reason}"
     if earlier := attempts.latest_attempt(run_dir):
         detail += f", {earlier} attempts before"
     if failure := attempts.read_failure(run_dir):
         detail += f", the last failed: {failure.error}"
     return RunStatus(run, "queued", detail, job.job_id)
+
+
+def _running(run: StageRun, run_dir: Path, job_id: str | None) -> RunStatus:
+    progress = _describe_progress(run_dir)
+    return RunStatus(run, "running", progress, job_id, find_newest_log(run_dir))
 
 
 def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
@@ -94,15 +97,14 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
     if number == 0 and submitted_id is None:
         return RunStatus(run, "waiting", waits)
 
-    submitted_after = float(note.get("time", 0.0)) > float(attempt.get("time", 0.0))
-    if submitted_id is not None and submitted_after:
+    if submitted_id and float(note.get("time", 0.0)) > float(attempt.get("time", 0.0)):
         # The newest job has left the queue without starting an attempt.
         if missing:
             return RunStatus(run, "waiting", waits, submitted_id)
         state = queue.query_job_state(submitted_id) or "gone"
         log = find_newest_log(run_dir, f"{submitted_id}_*")
-        detail = f"{read_last_line(log) or 'no output'} [job {state}]"
-        return RunStatus(run, "failed", detail, submitted_id, log)
+        line = read_last_line(log) or "no output"
+        return RunStatus(run, "failed", f"{line} [job {state}]", submitted_id, log)
 
     job_id = attempt.get("job_id")
     job_state = queue.query_job_state(str(job_id)) if job_id else None
@@ -122,8 +124,7 @@ def _status_of_attempt(
         reason = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
         return RunStatus(run, "failed", failure.error + reason + suffix, job_id, failure.log)
     if attempts.is_running_here(run_dir) or (not job_id and _is_fresh(run_dir)):
-        progress = _describe_progress(run_dir)
-        return RunStatus(run, "running", progress, None, find_newest_log(run_dir))
+        return _running(run, run_dir, None)
     if (why := attempts.read_interruption(run_dir, number)) is not None:
         detail = f"interrupted ({why}), resumes when run or submitted again{suffix}"
         return RunStatus(run, "waiting", detail, job_id)
@@ -133,8 +134,8 @@ def _status_of_attempt(
 
 def _is_fresh(run_dir: Path) -> bool:
     """Return whether an attempt, perhaps on another machine, made progress lately."""
-    note = read_json(run_dir / "progress.json") or {}
-    return time.time() - float(note.get("time", 0.0)) < _FRESH_S
+    written = float((read_json(run_dir / "progress.json") or {}).get("time", 0.0))
+    return time.time() - written < _FRESH_S
 
 
 def _describe_progress(run_dir: Path) -> str:
@@ -168,9 +169,15 @@ def format_duration(seconds: float) -> str:
 
 def format_json(found: Sequence[RunStatus]) -> str:
     """Return the status of runs as a JSON list, for programs."""
-    keys = ("state", "detail", "job_id", "log")
     rows = [
-        {"run": s.run.name, "run_id": s.run.run_id, **{k: getattr(s, k) for k in keys}}
-        for s in found
+        {
+            "run": status.run.name,
+            "run_id": status.run.run_id,
+            "state": status.state,
+            "detail": status.detail,
+            "job_id": status.job_id,
+            "log": status.log,
+        }
+        for status in found
     ]
     return json.dumps(rows, indent=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import StageRun
 from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
 from slurm.node.job import EXIT_INTERRUPTED
 from slurm.shared import queue
@@ -55,7 +55,7 @@ def run_locally(
         ConfigError: an input is neither done nor among `runs`.
     """
     by_id = {run.run_id: run for run in runs}
-    _check_inputs(by_id, run_root)
+    manifest.check_inputs(run_root, runs, "run it too")
     jobs = queue.find_jobs(runs, run_root)
     outcomes: dict[str, Outcome] = {}
     with LocalProcesses() as processes:
@@ -78,15 +78,6 @@ def run_locally(
             if any(outcome.state == "interrupted" for outcome in found):
                 break
     return [outcomes[run_id] for run_id in by_id if run_id in outcomes]
-
-
-def _check_inputs(by_id: Mapping[str, StageRun], run_root: Path) -> None:
-    for run in by_id.values():
-        for role, need in run.needs.items():
-            if need not in by_id and manifest.find_done(run_root, need) is None:
-                raise ConfigError(
-                    f"{run.name}: its input {role!r} (run {need}) is not done; run it too"
-                )
 
 
 def _outcome_without_start(

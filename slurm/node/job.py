@@ -95,8 +95,9 @@ def _run_rank(run_dir: Path, signals: StopSignals) -> None:
     # Rank 0 takes the attempt number; the other ranks find it by the key that all ranks of a launch
     # share.
     if launch.rank == 0:
-        facts = {"job_id": launch.job_id, "ranks": launch.world_size}
-        attempt = attempts.start_attempt(run_dir, launch=launch.key, **facts)
+        attempt = attempts.start_attempt(
+            run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size
+        )
     else:
         attempt = attempts.find_attempt(run_dir, launch.key)
     log = log_path(run_dir, attempt, launch.rank)
@@ -215,9 +216,10 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
 
 
 def _on_hang(context: RankContext, seconds: float) -> None:
-    step = context.control.step
-    rank = context.launch.rank
-    line = f"hung: no step for {seconds / 60:.1f} minutes after step {step}, rank {rank}"
+    line = (
+        f"hung: no step for {seconds / 60:.1f} minutes after step {context.control.step}, "
+        f"rank {context.launch.rank}"
+    )
     logger.error("%s; the stack of each thread is in %s", line, context.log)
     _record_failure(context, line)
     _exit(EXIT_HUNG)
@@ -246,15 +248,14 @@ def _exit_interrupted(signals: StopSignals) -> NoReturn:
     requeued it.
     """
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        if not signals.warned and not signals.saved:
-            # srun sends SIGTERM too, when another rank has died. The end of the batch script then
-            # decides.
-            _exit(EXIT_INTERRUPTED)
-        try:
-            requeue_job(os.environ["SLURM_JOB_ID"])
-        except RequeueError as error:
-            logger.error("%s; submit again to resume from the last checkpoint", error)
-            _exit(1)
+        # srun sends SIGTERM too, when another rank has died. The end of the batch script then
+        # decides.
+        if signals.warned or signals.saved:
+            try:
+                requeue_job(os.environ["SLURM_JOB_ID"])
+            except RequeueError as error:
+                logger.error("%s; submit again to resume from the last checkpoint", error)
+                _exit(1)
         _exit(EXIT_INTERRUPTED)
     while not signals.got_sigterm:
         time.sleep(0.5)

@@ -49,7 +49,7 @@ def handle_srun_exit(run_dir: Path, code: int) -> int:
     _record_silent_failure(run_dir, attempt, code)
     failures = _list_failures(run_dir, job_id)
     limit = int(run_file.resources.get("max_failures", 3))
-    if (reason := why_not_retry(failures, limit)) is not None:
+    if reason := why_not_retry(failures, limit):
         logger.error("%s is not retried: %s", run_dir.name, reason)
         attempts.record_no_retry(run_dir, attempt, reason)
         return code

@@ -79,9 +79,6 @@ def _sum_seconds(run_dir: Path, attempt: int) -> float:
         if not started:
             continue  # its record cannot be read
         log = log_path(run_dir, number, 0)
-        if number == attempt:
-            ended = time.time()
-        else:
-            ended = log.stat().st_mtime if log.exists() else started
-        total += max(0.0, ended - started)
+        logged = log.stat().st_mtime if log.exists() else started
+        total += max(0.0, (time.time() if number == attempt else logged) - started)
     return total

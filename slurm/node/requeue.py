@@ -9,10 +9,10 @@ has an answer.
 
 import logging
 import signal
-import subprocess
 import time
+from functools import partial
 
-from slurm.shared.queue import parse_scontrol
+from slurm.shared.queue import COMMAND_NOT_FOUND, call_slurm, parse_scontrol
 
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0  # a restart of the controller takes minutes
@@ -69,8 +69,8 @@ def exclude_node(job_id: str, node: str) -> bool:
     names_nodes = job.get("ReqNodeList", "(null)") != "(null)"
     if node in excluded or names_nodes or total - len(excluded) - 1 < needed:
         return False
-    nodes = ",".join([*excluded, node])
-    code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+    nodes = f"ExcNodeList={','.join([*excluded, node])}"
+    code, error = _scontrol("update", f"JobId={job_id}", nodes)
     outcome = "excluded" if code == 0 else f"not excluded: {error.strip()}"
     logger.info("node %s is %s", node, outcome)
     return code == 0
@@ -84,17 +84,8 @@ def _read_job(job_id: str) -> tuple[dict[str, str], str]:
 
 def _scontrol(*arguments: str) -> tuple[int, str]:
     """Return exit code and output of scontrol; it ignores the SIGTERM of a preemption."""
-    command = ["scontrol", *arguments]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, preexec_fn=_ignore_sigterm
-        )
-    except FileNotFoundError:
-        raise RequeueError("scontrol: not found on this node") from None
-    except subprocess.TimeoutExpired:
-        return 124, "scontrol: no answer in 60 s"
-    return done.returncode, done.stdout or done.stderr
-
-
-def _ignore_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_sigterm = partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    code, out, error = call_slurm("scontrol", *arguments, before_exec=ignore_sigterm)
+    if code == COMMAND_NOT_FOUND:
+        raise RequeueError("scontrol: not found on this node")
+    return code, out or error

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ NEVER_SATISFIED = "DependencyNeverSatisfied"
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 _TIMEOUT_S = 60
+COMMAND_NOT_FOUND = 127  # exit code of a shell
 _GONE = ("Invalid job id", "already completing or completed")  # scancel about a job that has ended
 
 
@@ -53,11 +54,6 @@ def job_name(run_id: str) -> str:
     return f"{JOB_PREFIX}{run_id}"
 
 
-def is_slurm_available() -> bool:
-    """Return whether Slurm's commands are on PATH."""
-    return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
-
-
 def clean_environment() -> dict[str, str]:
     """Return the environment without what sbatch would hand on from another job or a launcher."""
     return {
@@ -67,14 +63,23 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def _call(*command: str, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+def call_slurm(
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    before_exec: Callable[[], object] | None = None,
+) -> tuple[int, str, str]:
     """Return exit code, output and error output of a command; the codes of a shell if it cannot."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env=environment,
+            preexec_fn=before_exec,
         )
     except FileNotFoundError:
-        return 127, "", f"{command[0]}: not found"
+        return COMMAND_NOT_FOUND, "", f"{command[0]}: not found"
     except subprocess.TimeoutExpired:
         return 124, "", f"{command[0]}: no answer in {_TIMEOUT_S} s"
     return done.returncode, done.stdout, done.stderr
@@ -88,7 +93,8 @@ def find_jobs(
     If the queue cannot be asked there are none, or, with `required`, SlurmError is raised.
     """
     by_name = {job_name(run.run_id): run for run in runs}
-    if not by_name or (not is_slurm_available() and not required):
+    available = shutil.which("squeue") and shutil.which("sbatch")
+    if not by_name or not (available or required):
         return {}
     jobs: dict[str, list[QueuedJob]] = {}
     for job in _ask_queue(by_name, required=required):
@@ -113,7 +119,9 @@ def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
 def _ask_queue(names: Collection[str], *, required: bool) -> list[QueuedJob]:
     """Return the jobs with these names."""
     # %o, the script, comes last: it alone may contain the separator.
-    code, out, err = _call("squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o")
+    code, out, err = call_slurm(
+        "squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o"
+    )
     if code != 0:
         if required:
             last = (err or out).strip().splitlines()[-1:]
@@ -140,7 +148,9 @@ def submit_script(script: Path) -> str:
     Raises:
         SlurmError: Slurm refuses it.
     """
-    code, out, err = _call("sbatch", "--parsable", str(script), environment=clean_environment())
+    code, out, err = call_slurm(
+        "sbatch", "--parsable", str(script), environment=clean_environment()
+    )
     if code != 0 or not out.strip():
         raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
     # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
@@ -156,7 +166,7 @@ def cancel_jobs(job_ids: Iterable[str]) -> None:
     ids = list(job_ids)
     if not ids:
         return
-    code, _, err = _call("scancel", *ids)
+    code, _, err = call_slurm("scancel", *ids)
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
     if code != 0 and refusals:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
@@ -169,17 +179,17 @@ def parse_scontrol(line: str) -> dict[str, str]:
 
 def query_job_state(job_id: str) -> str | None:
     """Return the state of a job by scontrol, or by sacct once slurmctld has forgotten it."""
-    code, out, _ = _call("scontrol", "-o", "show", "job", job_id)
+    code, out, _ = call_slurm("scontrol", "-o", "show", "job", job_id)
     if code == 0 and (state := parse_scontrol(out).get("JobState")):
         return state
-    code, out, _ = _call("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
+    code, out, _ = call_slurm("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     # Of `CANCELLED by 1000` the first word.
     return out.split()[0] if code == 0 and out.split() else None
 
 
 def query_node_address(host: str) -> str | None:
     """Return the address of a node as Slurm knows it, for names that do not resolve."""
-    code, out, _ = _call("scontrol", "-o", "show", "node", host)
+    code, out, _ = call_slurm("scontrol", "-o", "show", "node", host)
     return parse_scontrol(out).get("NodeAddr") if code == 0 else None
 
 
@@ -189,26 +199,28 @@ def list_partitions() -> dict[str, str]:
     Raises:
         SlurmError: the cluster does not answer.
     """
-    code, out, err = _call("scontrol", "-o", "show", "partition")
+    code, out, err = call_slurm("scontrol", "-o", "show", "partition")
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
-    found = [parse_scontrol(line) for line in out.splitlines()]
     return {
         partition["PartitionName"]: partition.get("State", "?")
-        for partition in found
+        for partition in map(parse_scontrol, out.splitlines())
         if "PartitionName" in partition
     }
 
 
 def list_accounts(user: str) -> list[str]:
     """Return the accounts of a user; none if the cluster keeps none or does not tell."""
-    show = ("sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account")
-    code, out, _ = _call(*show)
+    code, out, _ = call_slurm(
+        "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"
+    )
     return sorted(set(out.split())) if code == 0 else []
 
 
 def dry_run_script(script: Path) -> tuple[bool, str]:
     """Return whether Slurm would take a batch script, and its answer; nothing is queued."""
-    code, out, err = _call("sbatch", "--test-only", str(script), environment=clean_environment())
+    code, out, err = call_slurm(
+        "sbatch", "--test-only", str(script), environment=clean_environment()
+    )
     lines = (err or out).strip().splitlines() or [f"exit code {code}"]
     return code == 0, lines[-1].removeprefix("sbatch: ").removeprefix("error: ")

@@ -22,8 +22,7 @@ _LEAD_BESIDES_SAVE_S = 30.0 + 30.0 + 30.0 + 30.0
 
 def estimate_save_seconds(run: StageRun, run_root: Path) -> float:
     """Return the longest that a save of this run took, else what the size of its state suggests."""
-    saves = attempts.list_saves(run.run_dir(run_root))
-    measured = [float(note["seconds"]) for note in saves]
+    measured = (float(note["seconds"]) for note in attempts.list_saves(run.run_dir(run_root)))
     return max(measured, default=run.config.state_gb() / _SLOW_DISK_GB_S)
 
 
@@ -42,8 +41,7 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
 
 def advise_checkpoint_interval(runs: Iterable[StageRun], run_root: Path) -> list[str]:
     """Return a line per run that trains on GPUs: how often to save, by `pipeline.availability`."""
-    training = [run for run in runs if run.resources.gpus and run.config.state_gb()]
-    return [_advise(run, run_root) for run in training]
+    return [_advise(run, run_root) for run in runs if run.resources.gpus and run.config.state_gb()]
 
 
 def _advise(run: StageRun, run_root: Path) -> str:
@@ -69,8 +67,7 @@ def _advise(run: StageRun, run_root: Path) -> str:
 def _measure_step_seconds(run: StageRun, run_root: Path) -> float | None:
     """Return the seconds per step of the run's last attempt, if it recorded its speed."""
     note = read_json(run.run_dir(run_root) / "progress.json") or {}
-    rate = note.get("rate")
     batch_size = getattr(run.config, "batch_size", None)
-    if not rate or not batch_size or note.get("rate_unit") != "img/s":
+    if not batch_size or not note.get("rate") or note.get("rate_unit") != "img/s":
         return None
-    return float(batch_size) / float(rate)
+    return float(batch_size) / float(note["rate"])

@@ -43,7 +43,7 @@ class SubmissionLock:
 
     def release(self, job_id: str | None) -> None:
         """Let the next process take the lock."""
-        write_json_atomic(_release_path(self.run_dir, self.number), {"job_id": job_id})
+        write_json_atomic(_claim_path(self.run_dir, self.number, ".released"), {"job_id": job_id})
 
 
 @contextmanager
@@ -80,12 +80,8 @@ def _take(run_dir: Path, patience_s: float) -> SubmissionLock:
         pause = min(1.0, pause * 1.5)
 
 
-def _claim_path(run_dir: Path, number: int) -> Path:
-    return run_dir / "claims" / f"{number:04d}.json"
-
-
-def _release_path(run_dir: Path, number: int) -> Path:
-    return run_dir / "claims" / f"{number:04d}.released.json"
+def _claim_path(run_dir: Path, number: int, kind: str = "") -> Path:
+    return run_dir / "claims" / f"{number:04d}{kind}.json"
 
 
 def _latest(run_dir: Path) -> int:
@@ -94,7 +90,7 @@ def _latest(run_dir: Path) -> int:
 
 
 def _released(run_dir: Path, number: int) -> bool:
-    return _release_path(run_dir, number).exists()
+    return _claim_path(run_dir, number, ".released").exists()
 
 
 def _describe_holder() -> dict[str, object]:
@@ -114,8 +110,11 @@ def _stale(run_dir: Path, number: int) -> bool:
     age_s = time.time() - float(holder["time"])
     if any(holder.get(name) != value for name, value in _here().items()):
         return age_s > _FOREIGN_STALE_S
-    alive = _process_start(int(holder["pid"])) == holder["began"]
-    if alive or age_s < _SETTLE_S or _sbatch_runs(run_dir):
+    if (
+        _process_start(int(holder["pid"])) == holder["began"]
+        or age_s < _SETTLE_S
+        or _sbatch_runs(run_dir)
+    ):
         return False
     time.sleep(_EXEC_S)
     return not _sbatch_runs(run_dir)

@@ -84,11 +84,6 @@ class ClusterProfile(BaseModel):
     srun: tuple[str, ...] = ()
 
 
-def list_profiles() -> list[str]:
-    """Return the names of the profiles that come with the package."""
-    return reading.list_bundled_yaml("slurm", "profiles")
-
-
 def load_profile(name_or_path: str) -> ClusterProfile:
     """Read and check a profile by bundled name or path; expand `~` and `$VARIABLES` in `run_root`.
 
@@ -139,9 +134,8 @@ def job_command(profile: ClusterProfile, run_dir: Path) -> str:
 
     Signals stay pending until Python has its handlers (`slurm/node/signals.py`).
     """
-    signals = ",".join(BLOCKED_SIGNALS)
-    run = shlex.quote(str(run_dir))
-    return f"env --block-signal={signals} {_python(profile)} -u -m slurm.node.job {run}"
+    python = f"env --block-signal={','.join(BLOCKED_SIGNALS)} {_python(profile)}"
+    return f"{python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
 
 
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
@@ -165,21 +159,23 @@ def sbatch_parameters(
     Slurm warns the job `lead_s` seconds before its end. `code` is the snapshot that it runs.
     """
     cpus = profile.cpus_per_rank or need.cpus_per_rank
-    # `kill-on-invalid-dep`: a job whose input failed would otherwise stay in the queue for ever.
-    additional: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
-    if profile.reservation:
-        additional["reservation"] = profile.reservation
-    additional |= {key: value for key, value in profile.sbatch.items() if value is not False}
-    if need.gpu:
-        kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
-        additional["gpus-per-node"] = f"{kind}{need.ranks_per_node}"
-    # srun does not inherit `cpus-per-task` from the job since Slurm 22.05. `kill-on-bad-exit`: the
-    # other ranks of a rank that died would wait for it in a collective operation for ever.
-    srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"]
-    if profile.container_image:
-        srun.append(f"--container-image={profile.container_image}")
-    if profile.container_mounts:
-        srun.append(f"--container-mounts={profile.container_mounts}")
+    gpu_type = f"{profile.gpu_type}:" if profile.gpu_type else ""
+    additional = {
+        "requeue": True,
+        # A job whose input failed would otherwise stay in the queue for ever.
+        "kill-on-invalid-dep": "yes",
+        "reservation": profile.reservation or None,
+        **profile.sbatch,
+        "gpus-per-node": f"{gpu_type}{need.ranks_per_node}" if need.gpu else None,
+    }
+    srun = {
+        # srun does not inherit this from the job since Slurm 22.05.
+        "cpus-per-task": cpus,
+        # The other ranks of one that died would wait for it in a collective operation for ever.
+        "kill-on-bad-exit": 1,
+        "container-image": profile.container_image,
+        "container-mounts": profile.container_mounts,
+    }
     memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
     return {
         "time": time_limit_minutes(profile, need),
@@ -188,8 +184,16 @@ def sbatch_parameters(
         "cpus_per_task": cpus,
         "signal_delay_s": lead_s,
         "setup": _setup_lines(profile, code, lead_s),
-        "srun_args": [*srun, *profile.srun],
-        "additional_parameters": additional,
+        "srun_args": [
+            *(f"--{option}={value}" for option, value in srun.items() if value),
+            *profile.srun,
+        ],
+        # Of an option that is off or unset, nothing is written. A number may be 0.
+        "additional_parameters": {
+            option: value
+            for option, value in additional.items()
+            if value is not None and value is not False
+        },
         "wckey": None,  # clusters that enforce keys reject the default of submitit
         # submitit leaves out what is None.
         "mem": None if memory is None else f"{memory}GB" if memory else "0",

@@ -1,13 +1,10 @@
 """A copy of our code per content, so that a job requeued next week runs what was submitted."""
 
-import hashlib
 import shutil
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.files import hash_file, replace_atomically, write_json_atomic
-from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state
+from pipeline.files import hash_named_files, replace_atomically, write_json_atomic
+from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state, run_git
 
 _ROOT_FILES = ("run_stage.py", "pyproject.toml")
 
@@ -31,21 +28,9 @@ def list_code_files(root: Path) -> list[Path]:
 def _list_git_files(root: Path) -> list[Path] | None:
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "ls-files", "-z"]
-    command += ["--cached", "--others", "--exclude-standard", "--", *PACKAGES, *_ROOT_FILES]
-    try:
-        done = subprocess.run(command, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return [Path(name) for name in done.stdout.decode().split("\0") if name]
-
-
-def hash_code(root: Path, files: Iterable[Path]) -> str:
-    """Return 12 hex digits over names and contents of files."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.as_posix()} {hash_file(root / file)}\n".encode())
-    return digest.hexdigest()[:12]
+    options = ("-z", "--cached", "--others", "--exclude-standard", "--")
+    listed = run_git(root, "ls-files", *options, *PACKAGES, *_ROOT_FILES)
+    return None if listed is None else [Path(name) for name in listed.split("\0") if name]
 
 
 def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
@@ -56,7 +41,7 @@ def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
     """
     source = code_root() if root is None else root
     files = list_code_files(source)
-    target = run_root / "code" / hash_code(source, files)
+    target = run_root / "code" / hash_named_files(source, files)[:12]
     if target.is_dir():
         return target
     try:

@@ -5,7 +5,7 @@ Submitting is idempotent: what is done or already queued stays as it is.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import submitit
@@ -39,8 +39,8 @@ class Submission:
 class Dependencies:
     """Ids of the jobs that must have ended well, or have begun, before a job may start."""
 
-    after_end: tuple[str, ...] = ()
-    after_begin: tuple[str, ...] = ()
+    after_end: list[str] = field(default_factory=list)
+    after_begin: list[str] = field(default_factory=list)
 
     @property
     def dependency(self) -> str:
@@ -76,8 +76,11 @@ class QueueState:
         jobs = self.jobs.get(run_id, [])
         if run is None or not jobs:
             return None
-        begun = {need for need in run.watched if self._has_begun(need)}
-
+        begun = {
+            need
+            for need in run.watched
+            if any(job.state != "PENDING" for job in self.jobs.get(need, []))
+        }
         needed = set(run.needs.values()) - self.done - begun
         waits_for = {self.usable_job_id(need) for need in needed}
         usable = [
@@ -87,9 +90,6 @@ class QueueState:
         ]
         return usable[-1] if usable else None
 
-    def _has_begun(self, run_id: str) -> bool:
-        return any(job.state != "PENDING" for job in self.jobs.get(run_id, []))
-
 
 def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
     """Return the jobs of these runs, and what is done of the runs and their inputs.
@@ -98,10 +98,9 @@ def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
         SlurmError: the queue cannot be asked.
     """
     jobs = queue.find_jobs(runs, run_root, required=True)
-    by_id = {run.run_id: run for run in runs}
-    inputs = {need for run in runs for need in run.needs.values()}
-    done = {run_id for run_id in {*by_id, *inputs} if manifest.find_done(run_root, run_id)}
-    return QueueState(by_id, jobs, done)
+    run_ids = {run_id for run in runs for run_id in (run.run_id, *run.needs.values())}
+    done = {run_id for run_id in run_ids if manifest.find_done(run_root, run_id)}
+    return QueueState({run.run_id: run for run in runs}, jobs, done)
 
 
 def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> QueueState:
@@ -116,13 +115,7 @@ def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> Queue
     if shortages := find_gpu_shortages(profile, pending):
         raise ConfigError("; ".join(shortages))
     state = load_queue_state(runs, profile.run_root)
-    known = state.done | set(state.runs)
-    for run in runs:
-        for role, need in run.needs.items():
-            if need not in known:
-                raise ConfigError(
-                    f"{run.name}: its input {role!r} (run {need}) is not done; submit it too"
-                )
+    manifest.check_inputs(profile.run_root, runs, "submit it too")
     return state
 
 
@@ -158,27 +151,27 @@ def _submit_locked(
         if job_id := state.usable_job_id(run.run_id):
             return Submission(run, "queued", job_id), state
 
-        after_end: list[str] = []
-        after_begin: list[str] = []
+        dependencies = Dependencies()
         for need in dict.fromkeys(run.needs.values()):  # one run may fill two roles
             if need in state.done:
                 continue
             parent = state.usable_job_id(need)
             if parent is None:
-                name = state.runs[need].name
                 raise queue.SlurmError(
-                    f"{run.name}: {name} left the queue without being done; submit again"
+                    f"{run.name}: {state.runs[need].name} left the queue without being done; "
+                    "submit again"
                 )
-            (after_begin if need in run.watched else after_end).append(parent)
+            watched = need in run.watched
+            (dependencies.after_begin if watched else dependencies.after_end).append(parent)
 
         # Jobs of this run that can never run would hold back the new one, because of `singleton`.
         queue.cancel_jobs(job.job_id for job in state.jobs.get(run.run_id, []))
-        dependencies = Dependencies(tuple(after_end), tuple(after_begin))
         job_id = _call_sbatch(run, profile, dependencies, code, lock)
         # Later runs of this submission find their input in the queue without asking again.
-        name = queue.job_name(run.run_id)
-        job = queue.QueuedJob(job_id, name, "PENDING", "", (*after_end, *after_begin))
-        state.jobs[run.run_id] = [job]
+        parents = (*dependencies.after_end, *dependencies.after_begin)
+        state.jobs[run.run_id] = [
+            queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", parents)
+        ]
         return Submission(run, "submitted", job_id), state
 
 
@@ -197,8 +190,9 @@ def _call_sbatch(
             f"{run.name}: another process has taken over submitting it; submit again to see its job"
         )
     job_id = queue.submit_script(run_dir / queue.SCRIPT)
-    note = {"job_id": job_id, "time": time.time(), "code": str(code)}
-    write_json_atomic(run_dir / queue.JOB_NOTE, note)
+    write_json_atomic(
+        run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)}
+    )
     return job_id
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.reading import list_bundled_yaml
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from slurm.submission import profile as cluster
 from slurm.submission import submit
@@ -91,7 +92,7 @@ def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
     assert "gpu" not in sbatch_text(profile, Resources(gpu=False)).replace("MUGS", "")
 
 
-@pytest.mark.parametrize("name", cluster.list_profiles())
+@pytest.mark.parametrize("name", list_bundled_yaml("slurm", "profiles"))
 def test_bundled_profiles_load(name: str) -> None:
     assert cluster.load_profile(name).run_root.is_absolute()
 

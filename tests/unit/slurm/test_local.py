@@ -82,7 +82,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "package" / "tiny_local.py").write_text(STAGE)
     monkeypatch.syspath_prepend(str(tmp_path / "package"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
-    monkeypatch.setattr(queue, "_call", lambda *_: (127, "", "not found"))
+    monkeypatch.setattr(queue, "call_slurm", lambda *_: (127, "", "not found"))
     sys.modules.pop("tiny_local", None)
     return importlib.import_module("tiny_local")
 

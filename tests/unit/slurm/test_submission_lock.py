@@ -209,14 +209,14 @@ def test_what_watches_waits_for_a_beginning(jobs: dict[str, Any], expected: str 
 
 def test_dependencies_as_sbatch_spells_them() -> None:
     assert Dependencies().dependency == "singleton"
-    assert Dependencies(("1", "2"), ("3",)).dependency == "afterok:1:2,after:3,singleton"
+    assert Dependencies(["1", "2"], ["3"]).dependency == "afterok:1:2,after:3,singleton"
 
 
 def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = RUNS["b"].run_dir(tmp_path) / queue.SCRIPT, tmp_path / "other" / queue.SCRIPT
     waits = "afterok:41(unfulfilled),afterok:42(unfulfilled),singleton(unfulfilled)"
     lines = [f"7|mugs-b|PENDING|Dependency|{waits}|{here}", f"8|mugs-b|RUNNING|None|(null)|{there}"]
-    monkeypatch.setattr(queue, "_call", lambda *_: (0, "\n".join(lines), ""))
+    monkeypatch.setattr(queue, "call_slurm", lambda *_: (0, "\n".join(lines), ""))
     monkeypatch.setattr(shutil, "which", lambda name: name)
     (found,) = queue.find_jobs(RUNS.values(), tmp_path)["b"]
     assert (found.job_id, found.parents) == ("7", ("41", "42"))
