@@ -47,7 +47,7 @@ def stage_run(need: Resources) -> StageRun:
 def sbatch_text(
     profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()
 ) -> str:
-    waits_for = submit.Dependencies(after_end=parents)
+    waits_for = submit.Dependencies(after_end=list(parents))
     return submit.sbatch_text(stage_run(need), profile, waits_for, Path("/runs/code/c0de"))
 
 
