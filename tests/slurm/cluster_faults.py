@@ -65,7 +65,7 @@ def node_down(case: Case) -> None:
 
 
 def node_dies(case: Case) -> None:
-    """kill -9 of slurmd; a node of this cluster takes all its processes along.
+    """Kill -9 of slurmd; a node of this cluster takes all its processes along.
     Slurm finds out by itself.
     """
     case.at_step(30)
@@ -77,7 +77,7 @@ def node_dies(case: Case) -> None:
 
 
 def node_seems_dead(case: Case) -> None:
-    """slurmd stops answering, the ranks go on: two attempts live at once,
+    """Slurmd stops answering, the ranks go on: two attempts live at once,
     and only the newer one writes.
     """
     case.at_step(8)

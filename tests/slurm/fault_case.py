@@ -114,7 +114,7 @@ class Case:
         return found
 
     def kill(self, mark: str) -> None:
-        """kill -9 those."""
+        """Kill -9 those."""
         found = self.processes(mark)
         assert found, f"no process {mark} of job {self.job_id}"
         for pid in found:

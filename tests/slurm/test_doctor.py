@@ -1,4 +1,6 @@
-"""What the doctor says about a real Slurm, which takes and refuses jobs as it would when they are submitted."""
+"""What the doctor says about a real Slurm,
+which takes and refuses jobs as it would when they are submitted.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""The spine on a real Slurm: submit, order, status, idempotence, failure and repair, with tiny stages."""
+"""The spine on a real Slurm: submit, order, status, idempotence, failure and repair,
+with tiny stages.
+"""
 
 import importlib
 import json

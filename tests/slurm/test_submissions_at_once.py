@@ -1,4 +1,6 @@
-"""Many submissions of one plan at once on a real Slurm, some of them killed: each run is in the queue exactly once."""
+"""Many submissions of one plan at once on a real Slurm, some of them killed:
+each run is in the queue exactly once.
+"""
 
 import os
 import random

@@ -1,4 +1,6 @@
-"""Damaged inputs through the command line: one line that names the file, the traceback only in the log."""
+"""Damaged inputs through the command line: one line that names the file,
+the traceback only in the log.
+"""
 
 import io
 import os
@@ -58,7 +60,9 @@ class Place:
         )
 
     def fails(self, *arguments: str, error: str) -> str:
-        """Run, and expect one failed run, told in one line here and in `status`; returns that line."""
+        """Run, and expect one failed run, told in one line here and in `status`;
+        returns that line.
+        """
         done = self.call("run", "tiny.yaml", *arguments)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr

@@ -158,7 +158,9 @@ def test_submit_without_slurm_is_explained(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture
 def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
-    """Slurm's commands as scripts: `squeue` prints the file `queue`, `scancel` notes what it was given."""
+    """Slurm's commands as scripts: `squeue` prints the file `queue`,
+    `scancel` notes what it was given.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, body in (

@@ -19,7 +19,9 @@ Clean = Callable[..., str]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A run root with a finished and a begun run of mini, one nobody asks for, and leftovers; all of it old."""
+    """A run root with a finished and a begun run of mini, one nobody asks for, and leftovers;
+    all of it old.
+    """
     root = tmp_path / "runs"
     runs = {run.name: run for run in all_runs("mini")}
     done, begun = runs["pretrain"], runs["digits"]
@@ -157,7 +159,9 @@ def slurm(folder: Path, squeue: str) -> str:
 
 
 def submit(folder: Path, job: str | None = None) -> None:
-    """What a submission leaves in a run's folder, long ago; without a job one that died after it called sbatch."""
+    """What a submission leaves in a run's folder, long ago;
+    without a job one that died after it called sbatch.
+    """
     (folder / "submission.sh").touch()
     if job:
         (folder / "job.json").write_text(json.dumps({"job_id": job}))

@@ -1,4 +1,6 @@
-"""`doctor`: each thing that would stop a run is told with what to do about it, and the exit code is 1."""
+"""`doctor`: each thing that would stop a run is told with what to do about it,
+and the exit code is 1.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -31,7 +33,9 @@ runs:
 
 @pytest.fixture
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
-    """The command on a reproduction whose files are all there; nothing costly is imported in a process of its own."""
+    """The command on a reproduction whose files are all there;
+    nothing costly is imported in a process of its own.
+    """
     monkeypatch.setattr(environment, "_run_python", lambda code: (0, "imported"))
     monkeypatch.chdir(tmp_path)
     for label in ("cat", "dog"):

@@ -1,4 +1,6 @@
-"""`import` and `export`: released weights to ours to timm with the same features; wrong ones write nothing."""
+"""`import` and `export`: released weights to ours to timm with the same features;
+wrong ones write nothing.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

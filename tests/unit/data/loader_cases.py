@@ -58,7 +58,9 @@ def collect(path: Path, name: str, start: int = 0, stop: int = 12, **options: An
 
 
 def abandon(path: Path, name: str, repeats: int) -> int:
-    """Begin iterators and leave them by an early break; bytes that the process grew by after the first tenth."""
+    """Begin iterators and leave them by an early break;
+    bytes that the process grew by after the first tenth.
+    """
     before = 0
     with loader(path, name) as batches:
         for repeat in range(repeats):

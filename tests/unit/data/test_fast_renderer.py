@@ -100,7 +100,9 @@ def test_hue_of_every_kind_of_colour() -> None:
 
 @pytest.mark.slow
 def test_hue_of_every_colour_at_every_shift() -> None:
-    """All 16.7 million, a million at a time, by the 51 steps between the ends that the recipe draws."""
+    """All 16.7 million, a million at a time,
+    by the 51 steps between the ends that the recipe draws.
+    """
     for first in range(0, 1 << 24, 1 << 20):
         number = np.arange(first, first + (1 << 20)).reshape(1024, 1024)
         colors = np.stack([number >> 16, number >> 8 & 255, number & 255], axis=-1).astype(np.uint8)

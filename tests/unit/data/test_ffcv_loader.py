@@ -150,7 +150,9 @@ def test_buffers_do_not_grow_with_the_largest_image(tmp_path: Path) -> None:
 
 
 def test_stock_ffcv_and_other_compiled_code_still_work(beton: Path) -> None:
-    """FFCV's own memory manager changes types that the whole process shares; ours is used by our loader alone."""
+    """FFCV's own memory manager changes types that the whole process shares;
+    ours is used by our loader alone.
+    """
     from ffcv.fields.basics import IntDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.memory_managers import OSCacheManager

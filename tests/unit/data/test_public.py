@@ -1,4 +1,6 @@
-"""Public data sets in small made-up copies of their layouts: read right, and every mistake in one line."""
+"""Public data sets in small made-up copies of their layouts: read right,
+and every mistake in one line.
+"""
 
 import io
 import json
@@ -28,7 +30,9 @@ def pixels(num: int, seed: int) -> np.ndarray:
 
 
 def python2(name: str, rows: np.ndarray, labels: list[int]) -> bytes:
-    """A pickle as Python 2 wrote those that are published: text and array bytes as 8-bit strings."""
+    """A pickle as Python 2 wrote those that are published:
+    text and array bytes as 8-bit strings.
+    """
 
     def text(value: str) -> bytes:
         return b"U" + bytes([len(value)]) + value.encode()

@@ -1,4 +1,6 @@
-"""Labelled parts: lists of the ImageNet layout with their off-by-one, and parts drawn class by class."""
+"""Labelled parts: lists of the ImageNet layout with their off-by-one,
+and parts drawn class by class.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

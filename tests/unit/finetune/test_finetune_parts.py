@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from timm.data.auto_augment import RandAugment
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -197,6 +199,8 @@ def test_heads() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
 def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
+    if cutmix and Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("older timm draws boxes of odd sides one pixel shorter")
     options = MixOptions(mixup=mixup, cutmix=cutmix, prob=0.9)
     images, labels = torch.randn(6, 3, 20, 14), torch.tensor([0, 1, 2, 3, 4, 0])
     theirs = Mixup(mixup, cutmix, prob=0.9, switch_prob=0.5, label_smoothing=0.1, num_classes=5)

@@ -1,4 +1,6 @@
-"""Epoch means beside the released ones: the table, a tiny run, and the same after a restart in mid-epoch."""
+"""Epoch means beside the released ones: the table, a tiny run,
+and the same after a restart in mid-epoch.
+"""
 
 import json
 import shutil

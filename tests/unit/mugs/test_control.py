@@ -138,7 +138,9 @@ def test_an_older_attempt_writes_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_overtaken_between_check_and_rename(tmp_path: Path) -> None:
-    """The newer attempt starts after the older one's last check: what that wrote is gone before its rename."""
+    """The newer attempt starts after the older one's last check:
+    what that wrote is gone before its rename.
+    """
     checks = 0
 
     def check() -> None:

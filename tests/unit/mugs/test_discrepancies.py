@@ -1,4 +1,6 @@
-"""Fixes of defects of the release that no other test holds (docs/deviations.md: M23, M24, M26, M28, M32)."""
+"""Fixes of defects of the release that no other test holds (docs/deviations.md: M23, M24,
+M26, M28, M32).
+"""
 
 import subprocess
 import sys
@@ -64,7 +66,9 @@ def test_memories_fill_at_other_crop_sizes() -> None:
 
 
 class NothingReadBack(TorchDispatchMode):
-    """Fails on operations whose result decides something on the host, for which it would wait on a GPU."""
+    """Fails on operations whose result decides something on the host,
+    for which it would wait on a GPU.
+    """
 
     NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal")
 

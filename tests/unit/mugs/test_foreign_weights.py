@@ -1,4 +1,6 @@
-"""Released checkpoints and timm ViTs become our backbone with the same features, or the keys that differ are named."""
+"""Released checkpoints and timm ViTs become our backbone with the same features,
+or the keys that differ are named.
+"""
 
 import argparse
 import hashlib
@@ -21,7 +23,9 @@ TIMM = {"vit_s16": "vit_small_patch16_224.dino", "vit_b16": "vit_base_patch16_22
 
 
 def released(path: Path, arch: str, *, full: bool = True) -> Path:
-    """A file in the released layout with random weights: networks with heads, or the backbone alone."""
+    """A file in the released layout with random weights: networks with heads,
+    or the backbone alone.
+    """
     torch.manual_seed(0)
     state = build_vit(arch, relation_depth=1).state_dict()
     alone = {key: value for key, value in state.items() if not key.startswith("relation_blocks.")}

@@ -51,7 +51,8 @@ def test_the_count_of_a_step_equals_one_by_hand() -> None:
         crops * (2 * embedding[size] + 3 * blocks[size]) for size, crops in ((32, 2), (16, 2))
     )
     student += 4 * (3 * (2 * (projector + predictor) + group + relation) + search)
-    # Two InfoNCE losses: 4 crops with the queue, its gradient at once, and 2 x 4 positives both ways.
+    # Two InfoNCE losses: 4 crops with the queue, its gradient at once, and 2 x 4 positives both
+    # ways.
     losses = 2 * (2 * 4 * config.queue_size * out + 2 * 8 * out)
     # Group loss: the mixture of two teacher assignments for each of 4 crops.
     losses += 4 * 2 * k

@@ -231,7 +231,9 @@ def test_a_bad_one_in_the_way_is_set_aside(tmp_path: Path) -> None:
 def test_the_only_good_one_is_never_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that loses what it was given: everything written reads back wrong, so the old one stays."""
+    """A disk that loses what it was given: everything written reads back wrong,
+    so the old one stays.
+    """
     save(tmp_path, 1)
 
     def write_and_lose(path: Path, tensors: Any) -> Any:

@@ -1,4 +1,6 @@
-"""A bad step stops all ranks, harms nothing, is dumped and can be continued from; state differs on no rank."""
+"""A bad step stops all ranks, harms nothing, is dumped and can be continued from;
+state differs on no rank.
+"""
 
 import json
 import random
@@ -89,7 +91,9 @@ def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0
 
 
 def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
-    """Losses of this rank's part of a step, made again from nothing but its number and the state before it."""
+    """Losses of this rank's part of a step,
+    made again from nothing but its number and the state before it.
+    """
     source, world = FolderSource(data), distributed.world_size()
     order, micro = plan_batches(len(source), CONFIG)
     with closing(
@@ -108,7 +112,9 @@ def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
 
 
 def check(tmp_path: Path, data: Path, seed: int) -> None:
-    """One random bad step on a random rank: stop, dump, continue, and end as if nothing had happened."""
+    """One random bad step on a random rank: stop, dump, continue,
+    and end as if nothing had happened.
+    """
     world, generator = distributed.world_size(), random.Random(seed)
     bad_step, bad_rank = generator.randrange(1, 8), generator.randrange(world)
     straight = run(tmp_path / "straight", data)

@@ -1,4 +1,6 @@
-"""The model of failures, preemptions and checkpoints against sums done by hand and against itself."""
+"""The model of failures,
+preemptions and checkpoints against sums done by hand and against itself.
+"""
 
 import math
 from dataclasses import replace
@@ -27,7 +29,9 @@ def test_the_best_interval_is_a_minimum_of_the_loss() -> None:
 
 
 def test_preemptions_alone_by_hand() -> None:
-    """Two hours of training, then 20 s to save and 120 s to be back; a checkpoint each hour but at the warning."""
+    """Two hours of training, then 20 s to save and 120 s to be back;
+    a checkpoint each hour but at the warning.
+    """
     calm = replace(RUN, gpus=0 + 1, stall_s=0)
     account = simulate(calm, need_s=DAY, interval_s=3600, seed=3)
     assert account.failures == 0 and account.lost_s == 0

@@ -1,4 +1,6 @@
-"""`tables` as a user meets it: the same bytes anywhere, origins of cells, comparison of run roots, refusals."""
+"""`tables` as a user meets it: the same bytes anywhere, origins of cells,
+comparison of run roots, refusals.
+"""
 
 import os
 import subprocess

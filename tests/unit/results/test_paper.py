@@ -1,4 +1,6 @@
-"""What `results/paper` holds is what the paper prints: `reported.csv`, a copy of the figures as they were collected."""
+"""What `results/paper` holds is what the paper prints: `reported.csv`,
+a copy of the figures as they were collected.
+"""
 
 import csv
 from collections import Counter
@@ -50,7 +52,9 @@ def column(record: dict[str, str]) -> str:
 
 
 def ours() -> Counter[tuple[str, ...]]:
-    """Every number of the tables' files; epochs are real ones where the paper prints none, as in `reported.csv`."""
+    """Every number of the tables' files; epochs are real ones where the paper prints none,
+    as in `reported.csv`.
+    """
     archs = resources.read_yaml("specs", "vocabulary.yaml")["archs"]
     found: Counter[tuple[str, ...]] = Counter()
     for name in table_names():

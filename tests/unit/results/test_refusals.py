@@ -1,4 +1,6 @@
-"""Damaged, doubled and conflicting rows are refused, unknown names told, each with file and line."""
+"""Damaged, doubled and conflicting rows are refused, unknown names told,
+each with file and line.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,9 @@ from results.variants import ReferenceReproduction, ReferenceRun, describe_varia
 
 @pytest.fixture
 def gathered(run_root: Any) -> Callable[..., CollectedResults]:
-    """The collection of a run root with one k-NN run of the given rows; `edit` changes the text of its file."""
+    """The collection of a run root with one k-NN run of the given rows;
+    `edit` changes the text of its file.
+    """
 
     def call(*rows: ResultRow, edit: Callable[[str], str] = str) -> CollectedResults:
         path = run_root.add("abc", "knn", rows)
@@ -147,7 +151,9 @@ def test_variants_are_read_from_the_configuration(pretraining: dict[str, Any]) -
 
 
 def reference(pretraining: dict[str, Any], *evaluations: dict[str, Any]) -> ReferenceReproduction:
-    """The pretraining, k-NN evaluations of it on ImageNet-1K, and one on another data set that agrees with anything."""
+    """The pretraining, k-NN evaluations of it on ImageNet-1K,
+    and one on another data set that agrees with anything.
+    """
     knn = tuple(ReferenceRun("knn", "imagenet1k", config) for config in evaluations)
     return ReferenceReproduction(
         "s100",

@@ -1,4 +1,6 @@
-"""The report: complete in itself, every link resolves, readable; in a real browser where there is one."""
+"""The report: complete in itself, every link resolves, readable;
+in a real browser where there is one.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""Profiles: the sbatch text they give, that every key reaches it, and what is said about mistakes."""
+"""Profiles: the sbatch text they give, that every key reaches it,
+and what is said about mistakes.
+"""
 
 import re
 from pathlib import Path
@@ -53,7 +55,7 @@ def sbatch_text(
 
 @pytest.fixture(autouse=True)
 def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """submitit wants an srun and a folder it can make."""
+    """Submitit wants an srun and a folder it can make."""
     monkeypatch.setattr("shutil.which", lambda name, *_, **__: f"/usr/bin/{name}")
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
 

@@ -1,4 +1,6 @@
-"""Lead time of the warning and advice on checkpoints: from what was measured, else from the size of the state."""
+"""Lead time of the warning and advice on checkpoints: from what was measured,
+else from the size of the state.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The local executor and what status says about its runs, with tiny stages in a package of their own."""
+"""The local executor and what status says about its runs,
+with tiny stages in a package of their own.
+"""
 
 import importlib
 import os
@@ -195,7 +197,9 @@ def test_it_ends_with_a_run_that_fails(
 def test_it_ends_with_a_run_that_is_interrupted(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever told that run's process to stop did not tell the other's, which would wait for ever."""
+    """Whoever told that run's process to stop did not tell the other's,
+    which would wait for ever.
+    """
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     stopped = make(tiny, "stopped", fault="until watched, interrupted")
     watch = make(tiny, "watch", stopped, fault="watch")

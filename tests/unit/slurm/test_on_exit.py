@@ -1,4 +1,6 @@
-"""What becomes of a job that failed: decided from its attempts' records, with Slurm's command replaced."""
+"""What becomes of a job that failed: decided from its attempts' records,
+with Slurm's command replaced.
+"""
 
 import signal
 from pathlib import Path
@@ -134,7 +136,9 @@ def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slu
 
 @pytest.mark.parametrize("code", [128 + signal.SIGUSR2, 128 + signal.SIGABRT, 1])
 def test_a_run_that_is_done_has_ended_well(run_dir: Path, slurm: Slurm, code: int) -> None:
-    """A late warning or a crash at exit is no failure of the run: its dependent jobs wait for exit code 0."""
+    """A late warning or a crash at exit is no failure of the run:
+    its dependent jobs wait for exit code 0.
+    """
     attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
     assert handle_srun_exit(run_dir, code) == code
     asked, failure = list(slurm.calls), attempts.read_failure(run_dir)

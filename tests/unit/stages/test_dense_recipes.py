@@ -1,4 +1,6 @@
-"""The bundled dense reproductions: values written by hand from the recipe, on the pretrainings of the bundled runs."""
+"""The bundled dense reproductions: values written by hand from the recipe,
+on the pretrainings of the bundled runs.
+"""
 
 from dataclasses import fields
 

@@ -161,7 +161,9 @@ def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> 
 
 
 def test_detection(context: StageContext) -> None:
-    """Rows, files and pictures; and again from the last checkpoint, as after a preemption during the test."""
+    """Rows, files and pictures; and again from the last checkpoint,
+    as after a preemption during the test.
+    """
     context = with_data(context, coco_data, COCO_DATA)
     assert context.inputs["data"].info == {"dataset": "sklearn_digits", "num_classes": 10}
     out, again = (
@@ -195,7 +197,9 @@ def test_segmentation(scenes: StageContext, variant: str) -> None:
 
 
 def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
-    """As after a preemption during the test: the last checkpoint is taken, and the same rows come out."""
+    """As after a preemption during the test: the last checkpoint is taken,
+    and the same rows come out.
+    """
     rows = [ade20k_segmentation.run(scenes, segmentation()).rows for _ in range(2)]
     assert rows[0] == rows[1]
 

@@ -26,7 +26,8 @@ from stages.finetune import FinetuneStageConfig
 RATE = {"base_lr": 1e-3}
 
 
-# Written by hand from the recipe: epochs, batch, peak, lowest, warm-up, layer decay, drop path, weight decay, erasing.
+# Written by hand from the recipe: epochs, batch, peak, lowest, warm-up, layer decay, drop path,
+# weight decay, erasing.
 # fmt: off
 EXPECTED = {
     "imagenet_vit_s16": (200, 1024, 1.2e-3, 1e-6, 20, 0.55, 0.1, 0.05, 0.25),
@@ -90,7 +91,9 @@ def test_recipes_are_the_released_ones(name: str) -> None:
 
 
 def test_steps_per_epoch_of_the_released_runs() -> None:
-    """L by its log; the others by the released rule: parts of the labels, and CIFAR and Flowers with repeats."""
+    """L by its log; the others by the released rule: parts of the labels,
+    and CIFAR and Flowers with repeats.
+    """
     cases = [
         (1_281_167, 1024, 1, 1251),
         (12_811, 512, 1, 25),

@@ -1,4 +1,6 @@
-"""Imported weights take the place of a pretraining: import, features and evaluations as a job would run them."""
+"""Imported weights take the place of a pretraining: import,
+features and evaluations as a job would run them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The logistic regression stage starts again: what is finished is kept, what is damaged or of other features is not."""
+"""The logistic regression stage starts again: what is finished is kept,
+what is damaged or of other features is not.
+"""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Stage configurations agree with what they configure, and the S-100 recipe with the released run."""
+"""Stage configurations agree with what they configure,
+and the S-100 recipe with the released run.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""The bundled reproductions are the released runs: values written by hand from the recipe's table of the five runs."""
+"""The bundled reproductions are the released runs:
+values written by hand from the recipe's table of the five runs.
+"""
 
 from dataclasses import dataclass
 
@@ -156,7 +158,9 @@ def test_evaluations(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_fine_tuning(name: str) -> None:
-    """One GPU's images share a mixup draw, as in the released runs; ViT-L has two groups on each of 8 GPUs."""
+    """One GPU's images share a mixup draw, as in the released runs;
+    ViT-L has two groups on each of 8 GPUs.
+    """
     run, arch = planned(name)["finetune"], planned(name)["pretrain"].config.arch
     cfg = run.config
     assert isinstance(cfg, FinetuneStageConfig) and cfg.weights == "teacher"
@@ -239,7 +243,9 @@ CHANGED = {
     ("name", "ablation"), [(name, each) for name, runs in ABLATIONS.items() for each in runs]
 )
 def test_an_ablation_differs_in_what_it_is_about(name: str, ablation: str) -> None:
-    """And is evaluated as the run that it is like, from its own weights, under the name the tables know it by."""
+    """And is evaluated as the run that it is like, from its own weights,
+    under the name the tables know it by.
+    """
     runs = planned(name)
     mine, whole = science_fields(runs[ablation].config), science_fields(runs["pretrain"].config)
     here, there = flatten_config(mine), flatten_config(whole)

@@ -1,4 +1,6 @@
-"""The run ids of every bundled reproduction stay: finished runs stay done, and published numbers valid."""
+"""The run ids of every bundled reproduction stay: finished runs stay done,
+and published numbers valid.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,9 @@ FILE = Path(__file__).with_name("run_ids.txt")
 
 
 def test_run_ids_are_those_of_the_list() -> None:
-    """A line is `reproduction run stage id`. Change the list only with a change that is meant to change results."""
+    """A line is `reproduction run stage id`.
+    Change the list only with a change that is meant to change results.
+    """
     lines = [
         f"{name} {run.name} {run.stage} {run.run_id}"
         for name in config.list_bundled()
