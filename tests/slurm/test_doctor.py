@@ -21,7 +21,8 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
     path.write_text(f"run_root: {folder}/runs\ncpus_per_rank: 1\nmemory_gb: 1\n{profile}\n")
     plan.write_text(
         "name: two\nruns:\n  digits: {stage: convert, dataset: d, num_classes: 10}\n"
-        "  train: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, batch_size: 64}\n"
+        "  train: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, "
+        "batch_size: 64}\n"
     )
     return {
         found.subject: found

@@ -59,10 +59,12 @@ def run(ctx, cfg):
     if cfg.poison and Path(cfg.poison).exists():
         raise ValueError(f"{cfg.poison} is in the way")
     note = ctx.run_dir / f"rank{rank}.txt"
-    note.write_text(f"{rank}/{world} {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} {time.time()}")
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    note.write_text(f"{rank}/{world} {address} {time.time()}")
     below = [entry.output("note").read_text() for entry in ctx.inputs.values()]
     seen = [(folder / "here-1-0").exists() for folder in ctx.running.values()]
-    return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info={"world": int(world), "seen": seen})
+    info = {"world": int(world), "seen": seen}
+    return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info=info)
 '''
 
 REPRODUCTION = """

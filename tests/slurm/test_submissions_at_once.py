@@ -21,8 +21,13 @@ pytestmark = pytest.mark.slurm
 PLAN = """
 name: held
 runs:
-  digits: {stage: convert, dataset: sklearn_digits, num_classes: 10, train_dir: builtin:sklearn_digits,
-           val_dir: builtin:sklearn_digits, resources: {gpu: false, ranks_per_node: 1, cpus_per_rank: 1}}
+  digits:
+    stage: convert
+    dataset: sklearn_digits
+    num_classes: 10
+    train_dir: builtin:sklearn_digits
+    val_dir: builtin:sklearn_digits
+    resources: {gpu: false, ranks_per_node: 1, cpus_per_rank: 1}
   one: {stage: knn, needs: {data: digits, weights: pretrain}}
   two: {stage: knn, needs: {data: digits, weights: pretrain}, ks: [7]}
   pretrain: {stage: pretrain, needs: {data: digits}, arch: vit_mini, epochs: 1, batch_size: 64}

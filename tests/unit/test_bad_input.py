@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 YAML = """
 name: tiny
 runs:
-  photos: {{stage: convert, dataset: photos, train_dir: {images}, val_dir: {images}, resources: {{gpu: false}}}}
+  photos:
+    stage: convert
+    dataset: photos
+    train_dir: {images}
+    val_dir: {images}
+    resources: {{gpu: false}}
   pretrain:
     stage: pretrain
     needs: {{data: photos}}
@@ -29,8 +34,8 @@ runs:
     epochs: 1
     batch_size: 4
     warmup_epochs: 0
-    mugs: {{head_hidden: 16, predictor_hidden: 16, head_out: 8, group_bottleneck: 8, num_prototypes: 16,
-           queue_size: 16, memory_size: 16}}
+    mugs: {{head_hidden: 16, predictor_hidden: 16, head_out: 8, group_bottleneck: 8,
+           num_prototypes: 16, queue_size: 16, memory_size: 16}}
     views: {{large_size: 32, small_size: 16, num_small: 1}}
     checkpoint_steps: 1
     resources: {{gpu: false, ranks_per_node: 1}}

@@ -52,7 +52,8 @@ def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None
         "import sys, atexit\n"
         f"sys.argv = ['run_stage.py', *{arguments!r}]\n"
         "import run_stage\n"
-        "try:\n    run_stage.main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
+        "try:\n    run_stage.main()\n"
+        "except SystemExit as done:\n    assert not done.code, done.code\n"
         "heavy = {'torch', 'pandas', 'numpy', 'submitit'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -27,7 +27,10 @@ runs:
             train_dir: {images}, val_dir: {images}}}
   weights: {{stage: import, arch: vit_mini, epochs: 1, file: {file}}}
   features: {{stage: features, needs: {{data: photos, weights: weights}}}}
-  logistic: {{stage: logistic, needs: {{features: features}}, labelled: {{percent: 50, list_file: {list}}}}}
+  logistic:
+    stage: logistic
+    needs: {{features: features}}
+    labelled: {{percent: 50, list_file: {list}}}
 """
 
 

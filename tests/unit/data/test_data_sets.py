@@ -148,8 +148,8 @@ def test_imagenet_is_checked_before_anything_is_converted(folder: Path, tmp_path
         "\n" not in message and "imagenet1k is not as expected, nothing was converted: " in message
     )
     assert (
-        f"train ({folder}): 3 classes found, 1000 expected, 5 images found, 1281167 expected; val: {val}"
-        in message
+        f"train ({folder}): 3 classes found, 1000 expected, "
+        f"5 images found, 1281167 expected; val: {val}" in message
     )
     assert "2 images directly in it" in message
     assert not list((tmp_path / "run").glob("*.beton"))

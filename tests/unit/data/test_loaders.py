@@ -80,9 +80,7 @@ def test_abandoned_iterators_leave_nothing(beton: Path, name: str, repeats: int)
 
 
 def test_a_file_that_shrinks_while_it_is_read(beton: Path, tmp_path: Path) -> None:
-    """No bus error: the sample is named.
-    (FFCV reads through a memory map and has no such guard.)
-    """
+    """No bus error: the sample is named. FFCV reads through a memory map and has no such guard."""
     path = copy_of(beton, tmp_path)
     source = BetonSource(path)
     os.truncate(path, int(source.samples["image"]["data_ptr"][4]))

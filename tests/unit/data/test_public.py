@@ -41,7 +41,8 @@ def python2(name: str, rows: np.ndarray, labels: list[int]) -> bytes:
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
         + b"".join(b"M" + size.to_bytes(2, "little") for size in rows.shape)
-        + b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + b"\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        + b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
         + len(data).to_bytes(4, "little")
         + data
         + b"tb"
@@ -203,7 +204,7 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(content))
 
 
-def spoil(kind: str, root: Path) -> None:
+def spoil(kind: str, root: Path) -> None:  # noqa: C901, PLR0915 (a list of mistakes, one a branch)
     """One mistake in a layout."""
     batches = root / "cifar-10-batches-py"
     if kind == "evil":

@@ -1,7 +1,5 @@
 """Losses in blocks of rows equal the plain formulas, value and gradient, whatever the block."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +12,9 @@ from mugs.losses.pairs import pair_weights
 
 
 @pytest.fixture(params=[1, 100, 1 << 24])
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", request.param)
-    yield
 
 
 def compare(ours: Tensor, plain: Tensor, inputs: Tensor) -> None:

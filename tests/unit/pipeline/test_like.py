@@ -8,7 +8,10 @@ from pipeline import config
 from pipeline.spec import ConfigError
 from stages import STAGES
 
-BASE = "base: {stage: knn, needs: {data: d, weights: w}, ks: [1, 2], crop: 32, resources: {hours: 3, gpu: false}}"
+BASE = (
+    "base: {stage: knn, needs: {data: d, weights: w}, ks: [1, 2], crop: 32, "
+    "resources: {hours: 3, gpu: false}}"
+)
 
 
 def written(folder: Path, *runs: str) -> str:

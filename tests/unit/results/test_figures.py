@@ -268,9 +268,11 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[FinishedRun, P
     _, root = pretraining_run
     code = (
         "import hashlib, pathlib, sys\nfrom results.figures.curves import training_curves\n"
-        "from results.figures.figure2 import figure2\nfrom results.figures.style import LIGHT, image\n"
+        "from results.figures.figure2 import figure2\n"
+        "from results.figures.style import LIGHT, image\n"
         "from results.runs import Run\n"
-        f"drawings = [figure2([]), training_curves(Run('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r}))]\n"
+        f"run, root = Run('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r})\n"
+        "drawings = [figure2([]), training_curves(run, root)]\n"
         "for d in drawings:\n    for f in ('svg', 'png'):\n"
         "        print(hashlib.sha256(image(d, LIGHT, f)).hexdigest())\n"
     )

@@ -29,7 +29,8 @@ def test_the_tables_compile(results: Callable[..., list[Result]], tmp_path: Path
     compiler = shutil.which("pdflatex")
     if compiler is None:
         pytest.skip(
-            "no pdflatex on PATH (Debian: apt-get install texlive-latex-base texlive-latex-recommended)"
+            "no pdflatex on PATH "
+            "(Debian: apt-get install texlive-latex-base texlive-latex-recommended)"
         )
     (main,) = results({})
     rows = [

@@ -26,8 +26,11 @@ from results.tables import build_table
 
 PROBE = Path(__file__).with_name("report_probe.js")
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
-<iframe src="report.html" style="width: %dpx; height: 900px; border: 0"></iframe><pre id="probe"></pre>
-<script>addEventListener("message", (event) => { document.getElementById("probe").textContent = event.data; });</script>
+<iframe src="report.html" style="width: %dpx; height: 900px; border: 0"></iframe>
+<pre id="probe"></pre>
+<script>addEventListener("message", (event) => {
+  document.getElementById("probe").textContent = event.data;
+});</script>
 """
 SAYS = {"pre": ["mugs.relation_depth=1, the paper says 2"]}
 NODES = [

@@ -73,7 +73,8 @@ def run(ctx, cfg):
         time.sleep(0.1)
     below = [entry.output("out").read_text() for entry in ctx.inputs.values()]
     (ctx.run_dir / "out.txt").write_text(cfg.text + "".join(below))
-    return StageOutput(outputs={"out": Path("out.txt")}, info={"threads": os.environ["OMP_NUM_THREADS"]})
+    info = {"threads": os.environ["OMP_NUM_THREADS"]}
+    return StageOutput(outputs={"out": Path("out.txt")}, info=info)
 """
 
 
@@ -270,9 +271,15 @@ def test_interrupted_command_takes_its_processes_along(
     tiny: Any, tmp_path: Path, signum: int
 ) -> None:
     """`run_locally` in a process of its own, whose run never ends."""
-    lines = "from pathlib import Path; from slurm.local.executor import run_locally; from tiny_local import *"
-    make = "StageRun('tiny', 'w', 'i' * 12, Config(fault='wait'), {}, Resources(gpu=False), 'tiny_local:run')"
-    code = f"{lines}; from pipeline.spec import *; print(run_locally([{make}] * 2, Path({str(tmp_path)!r})))"
+    code = f"""
+from pathlib import Path
+from pipeline.spec import *
+from slurm.local.executor import run_locally
+from tiny_local import *
+resources = Resources(gpu=False)
+run = StageRun("tiny", "w", "i" * 12, Config(fault="wait"), {{}}, resources, "tiny_local:run")
+print(run_locally([run] * 2, Path({str(tmp_path)!r})))
+"""
     command = subprocess.Popen(
         [sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True
     )

@@ -28,7 +28,10 @@ def edit(run_dir: Path, number: int, **facts: Any) -> None:
 
 def leave_a_dead_claim(run_dir: Path) -> None:
     """A claim of a process that is gone, some time ago."""
-    code = "import sys; from pathlib import Path; from slurm.submission.lock import _take; _take(Path(sys.argv[1]), 5)"
+    code = (
+        "import sys; from pathlib import Path; from slurm.submission.lock import _take; "
+        "_take(Path(sys.argv[1]), 5)"
+    )
     subprocess.run(
         [sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3]
     )

@@ -58,13 +58,17 @@ control.interrupted(4)
 
 def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
     done = play(
-        "control.heartbeat(3)\nos.kill(os.getpid(), signal.SIGTERM)\ncontrol.finish()\nprint('never')"
+        "control.heartbeat(3)\nos.kill(os.getpid(), signal.SIGTERM)\n"
+        "control.finish()\nprint('never')"
     )
     assert done.stdout == "left: SIGTERM after the last step\n"
 
 
 def test_the_second_signal_stops_at_once_unless_slurm_sends_it() -> None:
-    body = "control.heartbeat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nprint('alive')"
+    body = (
+        "control.heartbeat(3)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('alive')"
+    )
     assert play(body).returncode == 128 + signal.SIGINT
     assert play(body, ignore_repeats=True).stdout == "alive\n"
 
@@ -162,10 +166,12 @@ with StopSignals(ignore_repeats=True) as signals:
     def late():
         print("late", flush=True)
         os._exit(0)
-    watchdog = Watchdog(control, Reactions(grace_s=0.2, hang_s=60, on_hang=print, on_grace_expired=late), open("/dev/null", "w"))
+    reactions = Reactions(grace_s=0.2, hang_s=60, on_hang=print, on_grace_expired=late)
+    watchdog = Watchdog(control, reactions, open("/dev/null", "w"))
     watchdog.start()
     subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
-    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)  # minutes, without the interpreter's lock
+    # takes minutes, without the interpreter's lock
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=60
@@ -175,7 +181,8 @@ with StopSignals(ignore_repeats=True) as signals:
 
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted), StopSignals(ignore_repeats=True):
+    # The signal arrives during the sleep at the latest.
+    with pytest.raises(Interrupted), StopSignals(ignore_repeats=True):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -49,8 +49,8 @@ EXPECTED = {
     "cars_vit_s16": (1000, 768, 2.25e-4, 1e-5, 5, 1.0, 0.1, 0.05, 0.1),
     "cars_vit_b16": (1000, 768, 2.25e-4, 1e-5, 5, 1.0, 0.3, 0.05, 0.1),
 }
-GROUPS = {"imagenet_vit_s16": 256, "imagenet_vit_b16": 128, "imagenet_vit_l16": 64, "imagenet_vit_l16_script": 64,
-          "semi_1pct": 128, "semi_10pct": 128}
+GROUPS = {"imagenet_vit_s16": 256, "imagenet_vit_b16": 128, "imagenet_vit_l16": 64,
+          "imagenet_vit_l16_script": 64, "semi_1pct": 128, "semi_10pct": 128}
 # fmt: on
 
 

@@ -38,7 +38,8 @@ def plan(tmp_path, evaluation: str):
         "{stage: linear, needs: {features: features}, augmentation: none}",
         "{stage: linear, needs: {data: digits, weights: pretrain}}",
         "{stage: linear, needs: {data: digits, weights: others}}",
-        "{stage: logistic, needs: {features: features}, labelled: {percent: 1, by: class_balanced}}",
+        "{stage: logistic, needs: {features: features}, "
+        "labelled: {percent: 1, by: class_balanced}}",
     ],
 )
 def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
@@ -67,11 +68,13 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
             "weights student: imported weights are a single network, named teacher",
         ),
         (
-            "{stage: import, source: timm, arch: vit_small_patch16_224, epochs: 1, file: /y.pth, network: student}",
+            "{stage: import, source: timm, arch: vit_small_patch16_224, epochs: 1, "
+            "file: /y.pth, network: student}",
             "network student: only released checkpoints (source mugs) hold two networks",
         ),
         (
-            "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, resources: {ranks_per_node: 2}}",
+            "{stage: logistic, needs: {features: features}, labelled: {percent: 1}, "
+            "resources: {ranks_per_node: 2}}",
             "logistic regression runs on one rank, not 2",
         ),
         (

@@ -24,12 +24,13 @@ def plan(*overrides: str) -> None:
     [
         (
             ["pretrain.resources.nodes=3"],
-            "runs.pretrain: batch_size 512 over 3 x 8 = 24 ranks leaves 21.33 images each; expected a multiple of 24 "
-            "(nearest: 504 or 528)",
+            "runs.pretrain: batch_size 512 over 3 x 8 = 24 ranks leaves 21.33 images each; "
+            "expected a multiple of 24 (nearest: 504 or 528)",
         ),
         (
             ["pretrain.batch_size=7"],
-            "batch_size 7 over 8 ranks leaves 0.88 images each; expected a multiple of 8 (nearest: 8)",
+            "batch_size 7 over 8 ranks leaves 0.88 images each; "
+            "expected a multiple of 8 (nearest: 8)",
         ),
         (
             ["pretrain.micro_batch_size=48"],

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +34,12 @@ runs:
     keep_checkpoints: 1
     log_steps: 1
     threads: 1
-    mugs: {drop_path: 0.0, head_hidden: 8, predictor_hidden: 8, head_out: 8, group_bottleneck: 8, num_prototypes: 8,
-           queue_size: 8, memory_size: 16}
+    mugs: {drop_path: 0.0, head_hidden: 8, predictor_hidden: 8, head_out: 8, group_bottleneck: 8,
+           num_prototypes: 8, queue_size: 8, memory_size: 16}
     views: {large_size: 16, small_size: 8, num_small: 1}
     resources: {gpu: false, ranks_per_node: 1}
-  curve: {stage: knn_curve, needs: {data: digits, weights: pretrain}, every_epochs: 2, ks: [1, 3], watch: true,
-          resize: 16, crop: 16, threads: 1, poll_seconds: 0.01}
+  curve: {stage: knn_curve, needs: {data: digits, weights: pretrain}, every_epochs: 2, ks: [1, 3],
+          watch: true, resize: 16, crop: 16, threads: 1, poll_seconds: 0.01}
 """
 
 
@@ -136,9 +135,9 @@ class Case:
 
 
 @pytest.fixture
-def case(trained: Path, tmp_path: Path) -> Iterator[Case]:
+def case(trained: Path, tmp_path: Path) -> Case:
     shutil.copytree(trained, tmp_path / "runs")
-    yield Case(tmp_path / "runs")
+    return Case(tmp_path / "runs")
 
 
 def test_checkpoints_are_evaluated_as_they_appear(case: Case) -> None:
