@@ -267,14 +267,15 @@ def test_long_curves_are_thinned_to_means() -> None:
 def test_the_same_bytes_in_another_process(pretraining_run: tuple[FinishedRun, Path]) -> None:
     _, root = pretraining_run
     code = (
-        "import hashlib, pathlib, sys\nfrom results.figures.curves import training_curves\n"
-        "from results.figures.figure2 import figure2\n"
-        "from results.figures.style import LIGHT, image\n"
-        "from results.runs import Run\n"
-        f"run, root = Run('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r})\n"
-        "drawings = [figure2([]), training_curves(run, root)]\n"
+        "import hashlib, pathlib, sys\n"
+        "from results.figures.curves import draw_training_curves\n"
+        "from results.figures.figure2 import draw_figure2\n"
+        "from results.figures.style import LIGHT, render_image\n"
+        "from results.runs import FinishedRun\n"
+        f"run, root = FinishedRun('pre', 'pretrain', 'p'), pathlib.Path({str(root)!r})\n"
+        "drawings = [draw_figure2([]), draw_training_curves(run, root)]\n"
         "for d in drawings:\n    for f in ('svg', 'png'):\n"
-        "        print(hashlib.sha256(image(d, LIGHT, f)).hexdigest())\n"
+        "        print(hashlib.sha256(render_image(d, LIGHT, f)).hexdigest())\n"
     )
     seen = set()
     for seed, place in (("1", "UTC"), ("2", "Asia/Tokyo")):
