@@ -104,7 +104,9 @@ class Worker(threading.Thread):
         return "survived" if code == 0 else "killed"
 
     def test(self, names: list[str], limit: float) -> int | None:
-        """Return the exit code of pytest, which the first failure ends; None after the time limit."""
+        """Return the exit code of pytest, which the first failure ends;
+        None after the time limit.
+        """
         listed = self.copy / "names.txt"
         listed.write_text("\n".join(names), encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", f"@{listed}"]

@@ -301,7 +301,9 @@ def test_preempted_run_is_requeued_and_finishes(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
-    """The first run of each stage of `mini`, from submission to the table; the pretraining on 2 x 2 ranks."""
+    """The first run of each stage of `mini`, from submission to the table;
+    the pretraining on 2 x 2 ranks.
+    """
     every = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
     first = {run["stage"]: name for name, run in reversed(every.items())}
     runs = {name: run for name, run in every.items() if name in first.values()}

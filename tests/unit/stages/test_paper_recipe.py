@@ -1,4 +1,6 @@
-"""Recipes: what the paper says as settings, how a run takes them over, and that a default has one place."""
+"""Recipes: what the paper says as settings, how a run takes them over,
+and that a default has one place.
+"""
 
 import subprocess
 import sys
