@@ -34,12 +34,13 @@ def plan(*overrides: str) -> None:
         ),
         (
             ["pretrain.micro_batch_size=48"],
-            "batch_size 512 over 8 ranks leaves 64 images each, which micro_batch_size 48 cuts into 1.33 passes; "
-            "expected a divisor of 64 (nearest below: 32)",
+            "batch_size 512 over 8 ranks leaves 64 images each, which micro_batch_size 48 cuts "
+            "into 1.33 passes; expected a divisor of 64 (nearest below: 32)",
         ),
         (
             ["pretrain.micro_batch_size=32", "pretrain.mugs.head_norm=batch"],
-            "leaves 64 images each, more than micro_batch_size 32, and batch normalisation wants them in one pass",
+            "leaves 64 images each, more than micro_batch_size 32, "
+            "and batch normalisation wants them in one pass",
         ),
         (
             ["linear.resources.ranks_per_node=3"],
