@@ -83,6 +83,7 @@ def list_leftovers(folder: Path, attempt: int | None = None) -> list[Path]:
         if folder.is_dir()
         else []
     )
+    # A leftover without a tag comes from a removal or a space check; nobody continues either.
     tags = ((path, _ATTEMPT.search(path.name)) for path in found)
     return [path for path, tag in tags if attempt is None or tag is None or int(tag[1]) <= attempt]
 
@@ -94,6 +95,7 @@ def write_record(path: Path, record: CheckpointRecord) -> None:
         TypeError: the metadata is not JSON.
     """
     content = {"format": FORMAT, **asdict(record)}
+    # Through JSON once, so that the checksum is of what a reader gets (tuples become lists).
     text = json.dumps(with_checksum(json.loads(json.dumps(content))), indent=1)
     write_new_file(path / RECORD_NAME, [text.encode()])
 
@@ -119,6 +121,7 @@ def read_record(path: Path) -> CheckpointRecord:
         raise CheckpointError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a readable checkpoint record ({error})") from error
+    # A folder that was copied or renamed by hand must not resume at a wrong step.
     if name_it_has != path.name:
         raise CheckpointError(f"{file}: is the record of {name_it_has}")
     for name, facts in files.items():
@@ -179,6 +182,7 @@ def quarantine_checkpoint(path: Path) -> Path:
     target = path.with_name(f"bad_{path.name}")
     if target.exists():
         target = path.with_name(f"bad_{path.name}.{uuid.uuid4().hex[:8]}")
+    # The rename must be on disk before a new checkpoint of the same step takes the old name.
     os.rename(path, target)
     sync_path(path.parent)
     logger.warning("%s does not verify: set aside as %s", path, target.name)
@@ -187,6 +191,7 @@ def quarantine_checkpoint(path: Path) -> Path:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint such that no part of it ever looks like a checkpoint."""
+    # Renamed first: an interruption of rmtree then leaves a leftover, not half a checkpoint.
     doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     os.rename(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -42,6 +42,7 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
         except CheckpointError as error:
             if path.exists():  # a running training may have removed it just now
                 bad[path] = str(error)
+    # All are verified first: whether one may be renamed depends on whether another one is good.
     for path, problem in bad.items():
         if repair and found.good:
             found.repaired.append(f"{problem}; set aside as {quarantine_checkpoint(path).name}")
@@ -62,6 +63,7 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
 def _idle(path: Path) -> bool:
     """Return whether nothing in a leftover changed recently."""
     try:
+        # A write in progress changes the files in the folder, not always the folder itself.
         newest = max(p.stat().st_mtime for p in (path, *path.glob("*")))
     except OSError:
         return False

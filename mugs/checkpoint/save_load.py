@@ -111,16 +111,21 @@ def save_checkpoint(
     target = folder / checkpoint_name(step)
 
     def attempt() -> None:
+        # Every try starts over: the previous one may have left files, or a newer attempt has
+        # started.
         policy.check_may_write()
         _tidy(folder, step, policy)
         if not target.exists():
             _write(target, step, parts, meta, policy)
+        # Before the read-back: a kill in between leaves a complete checkpoint, which counts as
+        # saved.
         published()
         _read_back(target)
 
     retry_disk_errors(
         attempt, f"writing checkpoint {target}", seconds=policy.retry_seconds, stop=stop or Event()
     )
+    # Only now, when the new one has been read back, may older ones go.
     policy.check_may_write()
     remove_old_checkpoints(folder, target, policy)
     return target
@@ -130,6 +135,7 @@ def _tidy(folder: Path, step: int, policy: SavePolicy) -> None:
     """Remove leftovers; quarantine bad checkpoints of this step or a later one."""
     record.remove_leftovers(folder, policy.attempt)
     for path in list_checkpoints(folder):
+        # Only these matter: a bad older one never hides the one that is written now.
         if record.checkpoint_step(path) >= step:
             try:
                 verify_checkpoint(path)
@@ -146,6 +152,7 @@ def _write(
     with replace_atomically(
         target, f"attempt{policy.attempt}", policy.check_may_write
     ) as temporary:
+        # The record comes last, so a folder with a record has all its files.
         temporary.mkdir()
         files = {f"{name}.safetensors": tensors for name, tensors in parts.items()}
         stored = {name: write_tensors(temporary / name, tensors) for name, tensors in files.items()}
@@ -167,6 +174,7 @@ def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> No
     """Remove old checkpoints. `newest` has been read back and always stays."""
     for old in list_checkpoints(folder)[: -policy.keep]:
         if old != newest and not policy.is_milestone(record.checkpoint_step(old)):
+            # A checkpoint that stays too long costs space only, so the run continues.
             try:
                 record.remove_checkpoint(old)
             except OSError as error:

@@ -34,6 +34,7 @@ class CheckpointSaver:
         self.control = control
         self.metrics = folder.parent / "metrics.jsonl"
         self.writer = BackgroundWriter(folder, policy)
+        # Before the first step, so that a disk too small for the run is noticed at once.
         parts = task.state_dicts()
         distributed.run_on_main(
             lambda: check_free_space_for_run(folder, parts, task.total_steps, policy)
@@ -58,6 +59,7 @@ class CheckpointSaver:
 
     def _note(self, saved: SaveReport | None) -> None:
         if saved is not None:
+            # Later jobs ask for their stop signal as early as a save of this length needs.
             self.control.saved(saved.step, saved.durable_s)
             try:
                 with self.metrics.open("a", encoding="utf-8") as stream:

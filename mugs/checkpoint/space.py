@@ -39,6 +39,7 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> None:
     lack = f"{format_bytes(free)} free, {format_bytes(needed)} needed for {purpose}"
     if free < needed:
         raise OSError(errno.ENOSPC, f"not enough room: {lack}", str(folder))
+    # statvfs does not know quotas. A reservation fails where the write would.
     probe = folder / f".room.{uuid.uuid4().hex[:8]}.tmp"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -59,6 +60,7 @@ def reserve_space(descriptor: int, size: int) -> int:
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     except AttributeError:
         return errno.EOPNOTSUPP
+    # Without the types ctypes would cut sizes to 32 bits.
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     return 0 if fallocate(descriptor, 0, 0, size) == 0 else ctypes.get_errno()
 
@@ -93,5 +95,6 @@ def retry_disk_errors(
                 raise CheckpointError(reason + tried) from error
             pause = min(pause, left)
             logger.warning("%s; again in %.0f s", reason, pause)
+            # An event, not a sleep: closing the writer must not wait out the pause.
             stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -61,6 +61,7 @@ def write_tensors(
         }
         first = end
     header = json.dumps(table, separators=(",", ":")).encode()
+    # Spaces after the JSON keep the tensors aligned to 8 bytes; the format allows them.
     header += b" " * (-len(header) % 8)
     head = len(header).to_bytes(8, "little") + header
 
@@ -70,6 +71,8 @@ def write_tensors(
             data = (
                 tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             )
+            # In chunks, without a second copy of the tensor: they are hashed and written one by
+            # one.
             for start in range(0, len(data), CHUNK_BYTES):
                 yield data[start : start + CHUNK_BYTES]
 

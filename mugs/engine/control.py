@@ -51,6 +51,7 @@ class StopConsensus:
 
     def __init__(self, control: Control) -> None:
         self.control = control
+        # gloo reduces on the CPU, where the signal handler sets its flag.
         self.group: Any = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
         self.vote: Tensor | None = None
         self.work: dist.Work | None = None
@@ -62,6 +63,7 @@ class StopConsensus:
         """
         if self.group is None:
             return self.control.stop_requested()
+        # First the previous flags, then new ones: at most one all-reduce is in flight.
         agreed = self._count()
         self.vote = torch.tensor([int(self.control.stop_requested())], dtype=torch.int32)
         self.work = dist.all_reduce(

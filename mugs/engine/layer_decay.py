@@ -24,6 +24,7 @@ def build_layer_decay_groups(
     their prefixed names).
     """
     depth = len(vit.blocks)
+    # By identity, not by name: `vit` may sit anywhere in `model`.
     layers = {id(p): depth + 1 for p in model.parameters()}
     layers |= {id(p): 0 for p in (vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters())}
     layers |= {

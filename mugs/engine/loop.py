@@ -77,9 +77,11 @@ def train(
     control.heartbeat(start)
     consensus = StopConsensus(control)
     steps = task.steps(start)
+    # closing(saver) lets no write outlive this process, whatever the step raises.
     saver = CheckpointSaver(task, folder, policy, control)
     with closing(saver), closing(steps):  # type: ignore[type-var]
         for done, _ in enumerate(steps, start + 1):
+            # The watchdog of the job counts the time between heartbeats.
             control.heartbeat(done)
             stop = consensus.agree_to_stop() and done < task.total_steps
             if stop or saver.is_due(done, every):
@@ -87,6 +89,7 @@ def train(
                 task.check_before_save()
                 saver.save(done)
             if stop:
+                # The requeued job must find the checkpoint on disk.
                 saver.finish()
                 consensus.close()
                 control.interrupted(done)

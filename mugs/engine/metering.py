@@ -73,6 +73,7 @@ class TraceProfiler:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
+            # The first two steps allocate and tune kernels, which would hide the usual ones.
             plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
             self.profiler = profile(
                 activities=activities, schedule=plan, on_trace_ready=self._writer(folder)

@@ -83,6 +83,7 @@ class ModelTask(ABC, Generic[Batch]):
             seed=config.seed,
             rates=schedule.rates,
         )
+        # `flops` is for one image; the meter wants this rank's share of a step.
         share = config.batch_size // distributed.world_size()
         self.log = StepLog(run_dir, settings, Meter(device, config.precision, share * flops))
 

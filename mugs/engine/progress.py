@@ -73,6 +73,7 @@ class Progress:
         elif not self.quiet and (last or now - self.last_log >= self.log_seconds):
             self.last_log = now
             logger.info("%s", self.format_line(detail))
+        # Once a second at most: the file lies on a shared file system.
         if self.path is not None and (last or now - self.last_write >= 1.0):
             self.last_write = now
             self._write()

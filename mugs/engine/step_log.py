@@ -100,6 +100,7 @@ class StepLog:
         comparison = self.means.compare_with_target(step)
         if comparison is None:
             return
+        # Means that contain a NaN say nothing: raise first.
         self.check_finite()
         if self.main:
             logger.info("%s", comparison.format_line())
@@ -107,6 +108,7 @@ class StepLog:
 
     def write_event(self, line: Mapping[str, Any], seconds: float) -> None:
         """Write a line of its own; its `seconds` do not count as those of training steps."""
+        # Validation between two steps must not look like a slow step.
         self.since += seconds
         self._put(line)
 
@@ -128,6 +130,7 @@ class StepLog:
             "data_wait_share": self.waited / seconds,
             **self.meter.fields(steps, seconds),
         }
+        # Raise before the line is written: a NaN in metrics.jsonl is not JSON.
         self.check_finite()
         self._put(line)
         self.pending = []

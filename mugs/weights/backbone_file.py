@@ -28,6 +28,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object
     """Load weights; raise WeightsError with `where` and the keys unless keys and shapes fit."""
     wanted = network.state_dict().keys()
     missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    # Checked here, because torch's own message does not name the file.
     if missing or unexpected:
         raise WeightsError(f"{where}: keys do not fit: missing {missing}, unexpected {unexpected}")
     try:
@@ -73,6 +74,7 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing, damaged or unsafe.
     """
     try:
+        # weights_only refuses code; the released files hold their arguments as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -98,6 +100,7 @@ def extract_backbone_state(
     full = isinstance(checkpoint.get(which), Mapping)
     source: Mapping[str, Any] = checkpoint[which] if full else checkpoint
     source = source.get("state_dict", source)
+    # DistributedDataParallel prefixes every key with "module.".
     names = {key: key.removeprefix("module.") for key in source}
     if any(name.startswith("backbone.") for name in names.values()):
         kept = {

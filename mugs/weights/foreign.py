@@ -66,6 +66,7 @@ def import_ours(arch: str, file: str, *, sha256: str | None = None) -> Imported:
     """Import one of our backbone files; raise WeightsError if it is none or of another shape."""
     digest = verify_sha256(Path(file), sha256)
     vit = load_backbone(Path(file))
+    # The image size may differ: evaluations resize the position table.
     if (known := ARCHITECTURES.get(arch)) is not None and replace(
         vit.config, image_size=known.image_size
     ) != known:
@@ -181,6 +182,7 @@ def fold_normalization(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]
 def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
     """Raise WeightsError unless both networks give an image the same class token."""
     side = vit.config.image_size
+    # One image shows a wrong layout, activation, LayerNorm eps or normalization.
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
     def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -195,5 +197,6 @@ def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
 def check_same_class_token(ours: Tensor, theirs: Tensor, whose: str) -> None:
     """Raise WeightsError unless two class tokens agree."""
     apart = float((ours - theirs).abs().max() / theirs.abs().max())
+    # "not <", so that NaN fails too.
     if not apart < SAME_TOLERANCE:
         raise WeightsError(f"{whose} class token differs from ours by {apart:.1e} relatively")

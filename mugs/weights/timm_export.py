@@ -13,6 +13,7 @@ from mugs.weights.backbone_file import load_backbone, load_strictly
 from mugs.weights.foreign import check_same_class_token
 from pipeline.files import replace_atomically
 
+# By width and depth. timm takes any other shape through the arguments of FALLBACK_NAME.
 TIMM_NAMES = {
     (384, 12): "vit_small_patch16_224",
     (768, 12): "vit_base_patch16_224",
@@ -50,6 +51,7 @@ def load_vit_for_timm(path: Path) -> ViT:
     vit = load_backbone(path).eval()
     model = timm.create_model(**timm_arguments(vit.config)).eval()
     load_strictly(model, vit.state_dict(), f"{path}: timm's model does not take it")
+    # The same class token for one image: names and shapes alone do not prove the same network.
     image = torch.randn(
         1,
         3,
