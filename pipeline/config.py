@@ -1,4 +1,6 @@
-"""Reproductions: YAML by bundled name or path, with overrides, checked against the stages' configurations."""
+"""Reproductions: YAML by bundled name or path, with overrides,
+checked against the stages' configurations.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,13 @@ def find_reproduction(name_or_path: str) -> tuple[str, str]:
 def load_reproduction(
     name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()
 ) -> Reproduction:
-    """Read and check a reproduction; each override is `run.key[.key]=value`, its value parsed as YAML."""
+    """Read and check a reproduction; each override is `run.key[.key]=value`,
+    its value parsed as YAML.
+    """
     source, document, runs = read_reproduction(name_or_path)
     written = list(runs)
-    # A recipe given on the command line goes over what the file says, and under the other --set options.
+    # A recipe given on the command line goes over what the file says, and under the other --set
+    # options.
     for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
         apply_override(runs, override)
     default_name = Path(source).stem
@@ -71,7 +76,8 @@ def read_reproduction(
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Source name, document and runs of a reproduction, unchecked; runs it includes come first.
 
-    `include` maps another reproduction to the names of the runs that are taken from it, as they are there.
+    `include` maps another reproduction to the names of the runs that are taken from it,
+    as they are there.
     """
     source, text = find_reproduction(name_or_path)
     document = parse_yaml(source, text)
@@ -94,6 +100,18 @@ def read_reproduction(
         raise ConfigError(
             f"{source}: include: expected a mapping from reproductions to lists of their runs"
         )
+    runs = _read_included_runs(source, included, outer)
+    if twice := sorted(set(runs) & set(own)):
+        raise ConfigError(
+            f"{source}: runs.{twice[0]}: a run of that name is included; give it another one"
+        )
+    return source, document, {**runs, **own}
+
+
+def _read_included_runs(
+    source: str, included: Mapping[str, Any], outer: Sequence[str]
+) -> dict[str, Any]:
+    """Return the runs that a reproduction takes from others, by name."""
     runs: dict[str, Any] = {}
     for other, names in included.items():
         try:
@@ -105,14 +123,11 @@ def read_reproduction(
                 raise ConfigError(f"{source}: include.{other}: a run {name!r} is included already")
             if name not in there:
                 raise ConfigError(
-                    f"{source}: include.{other}: it has no run {name!r}{format_choices(str(name), there)}"
+                    f"{source}: include.{other}: it has no run {name!r}"
+                    f"{format_choices(str(name), there)}"
                 )
             runs[name] = there[name]
-    if twice := sorted(set(runs) & set(own)):
-        raise ConfigError(
-            f"{source}: runs.{twice[0]}: a run of that name is included; give it another one"
-        )
-    return source, document, {**runs, **own}
+    return runs
 
 
 def apply_override(runs: dict[str, Any], override: str) -> None:
@@ -145,7 +160,9 @@ def _is_likeness(override: str) -> bool:
 
 
 def _put_recipe_over(runs: dict[str, Any], name: str, likes: Any) -> None:
-    """Make a run like what it was before and then, with precedence, like what `--set run.like=` names."""
+    """Make a run like what it was before and then, with precedence,
+    like what `--set run.like=` names.
+    """
     before = f"{name} as written"  # no name of a run, which has no blanks
     runs[before] = runs[name]
     more = likes if isinstance(likes, list) else [likes]
@@ -178,7 +195,8 @@ def load_recipe(name: str) -> dict[str, Any]:
 def _with_likeness(
     source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
 ) -> Any:
-    """Return a run's settings over those of the runs and recipes that it is `like`, later ones over earlier ones.
+    """Return a run's settings over those of the runs and recipes that it is `like`,
+    later ones over earlier ones.
 
     Nested mappings are merged key by key.
     """
@@ -227,7 +245,8 @@ def _check_run(
     spec = stages.get(raw["stage"]) if isinstance(raw["stage"], str) else None
     if spec is None:
         raise ConfigError(
-            f"{where}.stage: unknown stage {raw['stage']!r}{format_choices(str(raw['stage']), stages)}"
+            f"{where}.stage: unknown stage {raw['stage']!r}"
+            f"{format_choices(str(raw['stage']), stages)}"
         )
     needs = raw.get("needs") or {}
     if not isinstance(needs, dict) or not all(isinstance(v, str) for v in needs.values()):

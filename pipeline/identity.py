@@ -57,7 +57,9 @@ def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
 
 
 def run_id(stage: str, config: Settings, upstream: Mapping[str, str]) -> str:
-    """Identity of a run, 12 hex digits: stage, science fields, and the run ids that fill its roles."""
+    """Identity of a run, 12 hex digits: stage, science fields,
+    and the run ids that fill its roles.
+    """
     payload = json.dumps(
         [stage, science_fields(config), dict(upstream)], sort_keys=True, allow_nan=True
     )

@@ -1,6 +1,8 @@
-"""A stage run as a file in its own folder, from which a job anywhere starts: `<run_dir>/config.yaml`.
+"""A stage run as a file in its own folder, from which a job anywhere starts:
+`<run_dir>/config.yaml`.
 
-It holds its own checksum: what a job does is what was planned. To change a run, change the reproduction.
+It holds its own checksum: what a job does is what was planned. To change a run,
+change the reproduction.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ FILE_NAME = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFile:
-    """Content of the file; classes and functions are text (`module:name`), imported where the run runs."""
+    """Content of the file; classes and functions are text (`module:name`),
+    imported where the run runs.
+    """
 
     stage: str
     name: str
@@ -54,12 +58,14 @@ class RunFile:
         )
 
     def _find_config_class(self) -> type[StageConfig]:
-        # The stage's own declaration counts: a class may have been renamed since the file was written.
+        # The stage's own declaration counts: a class may have been renamed since the file was
+        # written.
         import_by_name(self.entrypoint)  # to say so if it is not there
         module = importlib.import_module(self.entrypoint.partition(":")[0])
         spec = getattr(module, "SPEC", None)
         cls = spec.config if isinstance(spec, StageSpec) else import_by_name(self.config_class)
-        assert isinstance(cls, type) and issubclass(cls, StageConfig)
+        assert isinstance(cls, type)
+        assert issubclass(cls, StageConfig)
         return cls
 
 

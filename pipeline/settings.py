@@ -1,8 +1,9 @@
 """Settings classes: what their fields may be marked with, and how the marks are read.
 
-A settings class is a frozen dataclass derived from `Settings`. Limits stand in the annotation (`Annotated[int,
-Field(ge=1)]`), and so do the marks `Runtime[...]`, `RequiredAtRun[...]` and `Internal[...]`. Nothing is checked when
-Python code builds an instance; `pipeline.reading.validate` checks what a YAML file says.
+A settings class is a frozen dataclass derived from `Settings`. Limits stand in the annotation
+(`Annotated[int, Field(ge=1)]`), and so do the marks `Runtime[...]`, `RequiredAtRun[...]` and
+`Internal[...]`. Nothing is checked when Python code builds an instance; `pipeline.reading.validate`
+checks what a YAML file says.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ Runtime = Annotated[T, Mark.RUNTIME]
 RequiredAtRun = Annotated[T, Mark.RUNTIME, Mark.REQUIRED_AT_RUN]
 """A runtime setting that may be None in a plan; a run with None refuses to start."""
 Internal = Annotated[T, Mark.INTERNAL]
-"""Given by code only (the number of classes of the data): refused in YAML, and not part of the run id."""
+"""Given by code only (the number of classes of the data): refused in YAML,
+and not part of the run id.
+"""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -101,7 +104,9 @@ def _nested(hint: Any) -> type[Settings] | None:
 
 
 def use_current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with former names of fields replaced, nested ones too; of two names the later one counts."""
+    """Return the values with former names of fields replaced, nested ones too;
+    of two names the later one counts.
+    """
     return _rename(cls, values, {f.record_name: f.name for f in setting_fields(cls).values()})
 
 

@@ -36,7 +36,9 @@ class LinearProbe(Settings):
     seed: int = 0
 
     def rates(self, epoch: int) -> list[float]:
-        """Return a rate for each classifier: cosine from base_lr * batch_size / 256 to final_lr, one per epoch."""
+        """Return a rate for each classifier: cosine from base_lr * batch_size / 256 to final_lr,
+        one per epoch.
+        """
         fall = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         peaks = [s.base_lr * self.batch_size / 256 for s in self.settings]
         return [self.final_lr + fall * (peak - self.final_lr) for peak in peaks]

@@ -12,7 +12,9 @@ _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Settings):
-    """timm's training transform and the evaluation crop; sizes in pixels, scales as shares of the image area."""
+    """timm's training transform and the evaluation crop; sizes in pixels,
+    scales as shares of the image area.
+    """
 
     # Side of the training and validation crops.
     size: PositiveInt = 224
@@ -44,7 +46,8 @@ class MixOptions(Settings):
     switch_prob: Probability = 0.5
     # Label smoothing.
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Images that share one draw, as those of one GPU do in the released runs; None for the whole batch.
+    # Images that share one draw, as those of one GPU do in the released runs; None for the whole
+    # batch.
     group: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
 
     @property
@@ -57,8 +60,9 @@ class MixOptions(Settings):
 class RateOptions(Settings):
     """Learning rate: the peak is base_lr, times batch_size / lr_batch where that is given.
 
-    unit "step": linear from warmup_lr to the peak over warmup_epochs, end point included, then cosine to min_lr, a
-    value per step. unit "epoch": timm's cosine, a value per epoch, which counts the warm-up as part of the cosine.
+    unit "step": linear from warmup_lr to the peak over warmup_epochs, end point included, then
+    cosine to min_lr, a value per step. unit "epoch": timm's cosine, a value per epoch, which counts
+    the warm-up as part of the cosine.
     """
 
     # Learning rate, for a batch of `lr_batch` if that is given.
@@ -81,7 +85,8 @@ class RateOptions(Settings):
 class HeadOptions(Settings):
     """Classifier on the class token: one linear layer, or two with GELU between them.
 
-    Weights are drawn from N(0, 0.02) cut at +-2, those of the last layer times `scale`; biases are 0.
+    Weights are drawn from N(0, 0.02) cut at +-2,
+    those of the last layer times `scale`; biases are 0.
     """
 
     # One linear layer, or two layers.
@@ -90,8 +95,9 @@ class HeadOptions(Settings):
     hidden: PositiveInt = 2048
     # Factor of the first weights of the last layer.
     scale: PositiveFloat = 1.0
-    # Where the first of two layers starts: "random" as released, whose loader misses the names (E8); "pretrained"
-    # takes the first layer of the pretraining's group head, as iBOT's protocol does with its only head.
+    # Where the first of two layers starts: "random" as released, whose loader misses the names
+    # (E8); "pretrained" takes the first layer of the pretraining's group head, as iBOT's protocol
+    # does with its only head.
     init: Literal["random", "pretrained"] = "random"
 
     def __post_init__(self) -> None:
@@ -113,7 +119,8 @@ class FinetuneConfig(Settings):
     weight_decay: NonNegativeFloat = 0.05
     # The rate of a layer is this times that of the layer after it.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    # Repeated augmentation: 3 draws three views of each image per epoch and uses a third of the images.
+    # Repeated augmentation: 3 draws three views of each image per epoch and uses a third of the
+    # images.
     repeats: PositiveInt = 1
     # Validation follows every `validate_epochs`-th epoch and the last.
     validate_epochs: PositiveInt = 1

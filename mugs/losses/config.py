@@ -3,4 +3,6 @@
 from typing import Literal
 
 PairAverage = Literal["released", "uniform"]
-"""How pairs of teacher and student crops are weighted; `mugs.losses.pairs` has the formulas (M8)."""
+"""How pairs of teacher and student crops are weighted;
+`mugs.losses.pairs` has the formulas (M8).
+"""

@@ -15,7 +15,7 @@ class Method(Protocol):
 
     loss_weights: dict[str, float]
     needs_whole_batch_per_rank: (
-        bool  # a micro-batch would change the numbers, as with batch normalisation
+        bool  # a micro-batch would change the numbers, as with batch normalization
     )
     # Stochastic-depth branches of the student; 0 if its rate is 0.
     num_depth_branches: int

@@ -14,7 +14,9 @@ LocalGroupToken = Literal["released", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class MugsConfig(Settings):
-    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs, except `memory_start`."""
+    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs,
+    except `memory_start`.
+    """
 
     arch: Internal[str | ViTConfig] = "vit_s16"
     # Stochastic depth of the student's last block; it grows linearly from 0. The teacher has none.
@@ -49,15 +51,17 @@ class MugsConfig(Settings):
     group_teacher_warmup_epochs: int = 0
     # Momentum of the center that is taken from the teacher's logits.
     center_momentum: float = 0.9
-    # Weights of instance, local-group and group loss. 0 also removes the head, queue and memories (M5, M6).
+    # Weights of instance, local-group and group loss. 0 also removes the head, queue and memories
+    # (M5, M6).
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    # Transformer blocks over a token and its neighbours: the paper has 2 (M7).
+    # Transformer blocks over a token and its neighbors: the paper has 2 (M7).
     relation_depth: Literal[1, 2] = 1
     # `mugs.models.memory.NeighbourMemory` explains both (M1, M33).
     memory_pointer: PointerRule = "released"
     # Whether both tables of a memory start alike (M33).
     memory_start: Literal["common", "released"] = "common"
-    # "released": one per network, the student's for weak images only. "shared": one for both (the paper, M9).
+    # "released": one per network, the student's for weak images only. "shared": one for both (the
+    # paper, M9).
     memories: Literal["released", "shared"] = "released"
     # `mugs.methods.network.MugsNetwork` explains it (M3).
     local_group_token: LocalGroupToken = "released"

@@ -14,7 +14,8 @@ from pipeline.settings import FormerName, Probability, Runtime, Settings
 class StepConfig(Settings):
     """What a single optimizer step depends on."""
 
-    # (first epoch, limit) pairs; the last one that applies counts. A limit of 0 leaves gradients alone.
+    # (first epoch, limit) pairs; the last one that applies counts. A limit of 0 leaves gradients
+    # alone.
     clip: tuple[tuple[int, float], ...] = ((0, 3.0),)
     # Epochs in which the prototypes get no update.
     freeze_prototypes_epochs: NonNegativeInt = 1
@@ -56,16 +57,18 @@ class TrainConfig(StepConfig):
     renderer: Runtime[RendererName] = "fast"
     threads: Runtime[PositiveInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 500
-    # The newest checkpoints stay, and those after every `keep_every_epochs` epochs (0: none of these).
+    # The newest checkpoints stay, and those after every `keep_every_epochs` epochs (0: none of
+    # these).
     keep_checkpoints: Runtime[PositiveInt] = 2
     keep_every_epochs: Runtime[NonNegativeInt] = 0
-    # How long a full or failing disk is tried again before the run fails. At most 20: the other ranks wait that
-    # long for the one that saves.
+    # How long a full or failing disk is tried again before the run fails. At most 20: the other
+    # ranks wait that long for the one that saves.
     checkpoint_retry_minutes: Runtime[Annotated[float, Field(ge=0, le=20)]] = 10.0
     log_steps: Runtime[PositiveInt] = 10
     # Steps of a profiler trace, 0 for none.
     trace_steps: Annotated[Runtime[NonNegativeInt], FormerName("profile_steps")] = 0
-    # Released run whose mean losses of the first epochs are logged beside ours (mugs/methods/calibration.csv).
+    # Released run whose mean losses of the first epochs are logged beside ours
+    # (mugs/methods/calibration.csv).
     calibration: Runtime[Literal["s100", "s300", "l250"] | None] = None
 
     @property

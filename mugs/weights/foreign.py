@@ -185,12 +185,12 @@ def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
     # One image shows a wrong layout, activation, LayerNorm eps or normalization.
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
-    def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    def normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
     config = reference.pretrained_cfg
-    theirs = reference.forward_features(normalised(config["mean"], config["std"]))[:, 0]
-    ours = vit.eval().cls_feature(normalised(IMAGENET_MEAN, IMAGENET_STD))
+    theirs = reference.forward_features(normalized(config["mean"], config["std"]))[:, 0]
+    ours = vit.eval().cls_feature(normalized(IMAGENET_MEAN, IMAGENET_STD))
     check_same_class_token(ours, theirs, f"{arch}: is not a plain ViT: its")
 
 

@@ -65,7 +65,7 @@ def run_locally(
                 continue  # it ran beside the one that it watches
             if known := _outcome_without_start(run, run_root, jobs, outcomes):
                 found = [known]
-            elif processes.signalled:
+            elif processes.signaled:
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
             else:
                 watching = [
@@ -149,7 +149,7 @@ class _Executor:
         first = self._start(run, beside=False)
         others = [self._start(other, beside=True) for other in watching]
         outcome = self._wait(first)
-        if outcome.succeeded or self.processes.signalled:
+        if outcome.succeeded or self.processes.signaled:
             return [outcome, *(self._wait(other) for other in others)]
         stop_processes([process for other in others for process in other.ranks])
         return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
@@ -173,7 +173,7 @@ class _Executor:
         # First of all: a run that is done has succeeded, whatever ended its processes after that.
         if manifest.find_done(self.run_root, run.run_id) is not None:
             return Outcome(run, "finished", "", seconds)
-        if self.processes.signalled or EXIT_INTERRUPTED in codes:
+        if self.processes.signaled or EXIT_INTERRUPTED in codes:
             number = attempts.latest_attempt(run_dir)
             reason = attempts.read_interruption(run_dir, number) or "stopped at once"
             return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)

@@ -1,4 +1,4 @@
-"""The ranks of runs as processes of this machine: started, waited for, stopped, and signalled."""
+"""The ranks of runs as processes of this machine: started, waited for, stopped, and signaled."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ class LocalProcesses:
                 process.send_signal(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
 
     @property
-    def signalled(self) -> bool:
+    def signaled(self) -> bool:
         """Whether a signal came: nothing more is started then."""
         return self._signals > 0
 
@@ -65,7 +65,7 @@ class LocalProcesses:
         port = find_free_port()
         ranks = []
         for rank in range(count):
-            if self.signalled:
+            if self.signaled:
                 break
             # What a rank prints before it has its own log, such as a failed import, goes here.
             with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:

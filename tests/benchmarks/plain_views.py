@@ -2,7 +2,7 @@
 nothing of ours.
 
 Crops, flips, jitter, blur and erasing are drawn by the transforms themselves; strong crops augment
-the whole image first. Floats, normalised in the worker, come out.
+the whole image first. Floats, normalized in the worker, come out.
 """
 
 import random

@@ -114,7 +114,7 @@ class NaiveMugs:
 
     def heads(self, who: str, crops: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Head outputs crop by crop,
-        or of all crops at once where batch normalisation mixes them.
+        or of all crops at once where batch normalization mixes them.
         """
         net = self.student if who == "student" else self.teacher
         for name in [n for n in crops[0] if n != "memory"]:

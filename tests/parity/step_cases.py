@@ -165,7 +165,7 @@ def assert_equal(ours: Trace, naive: Trace) -> None:
     """All within 1e-12 in float64, where the largest difference seen in 200 random cases is 7e-15.
 
     In float32: losses within 5e-6 (of their value where that is above 1), gradients within 1e-6,
-    weights and centre within 2e-5. A gradient of norm above 1 gets 1e-6 of its norm: without
+    weights and center within 2e-5. A gradient of norm above 1 gets 1e-6 of its norm: without
     clipping, entries reach 23, where the next float32 number is 2e-6 away. (Over 900 random cases:
     5.8e-8 with clipping; without, 1e-5 in a gradient of norm 18; the naive step is as far from its
     own result in float64.) Pointers are equal.
@@ -197,7 +197,7 @@ def has_effect(name: str, rows: int, batch_norm: bool) -> Tensor:
     which Adam scales up.
 
     Attention does not depend on the key bias,
-    batch normalisation takes out shifts that all its inputs share.
+    batch normalization takes out shifts that all its inputs share.
     """
     if name.endswith("qkv.bias"):
         return torch.arange(rows) // (rows // 3) != 1

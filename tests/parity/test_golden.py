@@ -23,7 +23,7 @@ RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "gro
 
 
 def load_full_state(method: Mugs, checkpoint: dict[str, Any]) -> None:
-    """Networks, queues, memories and centre of a released full checkpoint, strictly.
+    """Networks, queues, memories and center of a released full checkpoint, strictly.
 
     A released memory holds three tables: the first has the keys, the second the values,
     the third is unused.

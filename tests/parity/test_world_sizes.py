@@ -2,7 +2,7 @@
 and losses that differ by rounding alone.
 
 In double precision, so that nothing but a difference in what is computed could show, and in
-float32, as trained. There the choice of the nearest neighbours is a step: of two that are equally
+float32, as trained. There the choice of the nearest neighbors is a step: of two that are equally
 near but for rounding, another number of ranks may take the other, and the losses move by up to 1e-5
 at once and further apart from then on. So float32 is compared twice: with the choices of the run on
 one rank, to which the bound of 1e-4 applies, and with free choices. MUGS_STEPS sets how many steps
@@ -58,7 +58,7 @@ class Until(NullControl):
 
 
 class Choices:
-    """Notes the neighbours that a run on one rank chooses,
+    """Notes the neighbors that a run on one rank chooses,
     or makes the ranks of another run choose the same.
     """
 

@@ -100,7 +100,7 @@ def jpeg(seed: int, size: tuple[int, int] = (40, 36), bands: int = 3, fmt: str =
 
 
 def new_place(folder: Path) -> Place:
-    """Two classes of four images; among them CMYK, a grey PNG and a single pixel."""
+    """Two classes of four images; among them CMYK, a gray PNG and a single pixel."""
     place = Place(folder)
     for label in ("cat", "dog"):
         (place.images / label).mkdir(parents=True)

@@ -58,10 +58,10 @@ def released(path: Path, arch: str) -> Path:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Two classes of two images."""
-    for label, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+    for label, color in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(2):
-            shade = tuple(c + 20 * index for c in colour)
+            shade = tuple(c + 20 * index for c in color)
             Image.new("RGB", (240, 230), shade).save(tmp_path / "images" / label / f"{index}.jpg")
     return tmp_path / "images"
 
@@ -97,7 +97,7 @@ def test_import_features_export_timm(
         "left out: group_head.0.weight" in done.output
         and "left out: backbone.relation_blocks" in done.output
     )
-    data = finish(root, convert, {}, dataset="colours", train_dir=str(images), val_dir=str(images))
+    data = finish(root, convert, {}, dataset="colors", train_dir=str(images), val_dir=str(images))
     weights = finish(root, import_weights, {}, source="ours", arch=arch, epochs=800, file=str(ours))
     stored = finish(
         root, features, {"data": data, "weights": weights}, blocks=1, resize=crop + 16, crop=crop

@@ -26,17 +26,18 @@ class ViewRecipe(Settings):
     # The same for a small crop.
     small_scale: tuple[float, float] = (0.05, 0.25)
     ratio: Internal[tuple[float, float]] = (3 / 4, 4 / 3)
-    # Probability of a weak view; 1 turns strong views off. This is the released option `prob`, whose help text
-    # says the opposite.
+    # Probability of a weak view; 1 turns strong views off. This is the released option `prob`,
+    # whose help text says the opposite.
     weak_prob: Probability = 0.5
-    # Who draws between weak and strong: "released" draws once for both large student crops and once for each small
-    # crop, "per_image" once for all of them (the paper).
+    # Who draws between weak and strong: "released" draws once for both large student crops and once
+    # for each small crop, "per_image" once for all of them (the paper).
     student_strength_draw: Annotated[
         Literal["released", "per_image"], FormerName("student_coin")
     ] = "released"
     # The student's large crops are copies of the teacher's, as with the release's weak-only option.
     weak_only: bool = False
-    # With weak_only, small crops are weak too, unless this is "released": then they are drawn as ever (M13).
+    # With weak_only, small crops are weak too, unless this is "released": then they are drawn as
+    # ever (M13).
     weak_only_small: Literal["weak", "released"] = "weak"
     # Of a horizontal flip.
     flip_prob: Probability = 0.5

@@ -10,7 +10,9 @@ from pipeline.settings import FormerName, Internal, Probability, Runtime, Settin
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(Settings):
-    """Cascade Mask R-CNN as iBOT and Mugs run it; its thresholds and loss weights stand where they are used."""
+    """Cascade Mask R-CNN as iBOT and Mugs run it;
+    its thresholds and loss weights stand where they are used.
+    """
 
     num_classes: Internal[int] = 80
     # (rows, columns) of pixels that the position table covers.
@@ -38,9 +40,10 @@ class DetectorConfig(Settings):
 class Scales(Settings):
     """Sizes in pixels, as in DETR's and iBOT's training.
 
-    Each image is flipped or not; then its shorter side becomes one of `short_sides`. With `crop_prob`, another two
-    steps come before that resize: shorter side to one of `crop_short_sides`, and a crop whose height and width are
-    drawn independently from `crop_sides`. The longer side is at most `max_side`.
+    Each image is flipped or not; then its shorter side becomes one of `short_sides`. With
+    `crop_prob`, another two steps come before that resize: shorter side to one of
+    `crop_short_sides`, and a crop whose height and width are drawn independently from `crop_sides`.
+    The longer side is at most `max_side`.
     """
 
     # Lengths of the shorter side in training.
@@ -69,8 +72,8 @@ class DetectionConfig(Settings):
     scales: Scales = field(default_factory=Scales)
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 32
-    # Images that are padded and sent through together, and over which losses are averaged first: this changes
-    # numbers. The release has 4 on each of 8 GPUs.
+    # Images that are padded and sent through together, and over which losses are averaged first:
+    # this changes numbers. The release has 4 on each of 8 GPUs.
     micro_batch_size: Annotated[PositiveInt, FormerName("images_per_pass")] = 4
     # iBOT's configuration has 1e-4.
     lr: PositiveFloat = 2e-4

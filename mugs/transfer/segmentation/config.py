@@ -14,7 +14,8 @@ Variant = Literal["upernet", "linear"]
 class SegmenterConfig(Settings):
     """Shape of the network around the ViT.
 
-    upernet: UPerNet with an auxiliary head. linear: the frozen ViT's four maps side by side and one classifier.
+    upernet: UPerNet with an auxiliary head. linear:
+    the frozen ViT's four maps side by side and one classifier.
     """
 
     # The head.
@@ -32,17 +33,20 @@ class SegmenterConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SceneRecipe(Settings):
-    """How images become crops and test inputs (mmsegmentation settings of iBOT and Mugs); sizes in pixels."""
+    """How images become crops and test inputs (mmsegmentation settings of iBOT and Mugs);
+    sizes in pixels.
+    """
 
-    # An image is scaled to fit into both, portrait or landscape; in training both are first multiplied by one draw
-    # from `ratio`.
+    # An image is scaled to fit into both, portrait or landscape; in training both are first
+    # multiplied by one draw from `ratio`.
     long_side: PositiveInt = 2048
     short_side: PositiveInt = 512
     # Factor of the size in training, drawn between these.
     ratio: tuple[float, float] = (0.5, 2.0)
     # Side of a training crop.
     crop: PositiveInt = 512
-    # Of ten crops the first with at least two classes, each with less than this share, is taken, else the eleventh.
+    # Of ten crops the first with at least two classes, each with less than this share, is taken,
+    # else the eleventh.
     max_class_share: Annotated[float, Field(gt=0, le=1)] = 0.75
     # Of a horizontal flip.
     flip_prob: Probability = 0.5
@@ -56,13 +60,16 @@ class SceneRecipe(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(SegmenterConfig):
-    """ViT-S/16 with UPerNet on ADE20K, as released; ViT-B/16 has the same settings. `batch_size` is global."""
+    """ViT-S/16 with UPerNet on ADE20K, as released; ViT-B/16 has the same settings.
+    `batch_size` is global.
+    """
 
     scenes: SceneRecipe = field(default_factory=SceneRecipe)
     # Optimizer steps of the whole training.
     steps: PositiveInt = 160_000
     batch_size: Annotated[int, Field(ge=2)] = 16
-    # UPerNet has 3e-5. The linear variant has 3e-5 for ViT-S and 7e-4 for ViT-B (iBOT's configuration).
+    # UPerNet has 3e-5. The linear variant has 3e-5 for ViT-S and 7e-4 for ViT-B (iBOT's
+    # configuration).
     lr: PositiveFloat = 3e-5
     weight_decay: NonNegativeFloat = 0.05
     # 1 for the linear variant, whose ViT is not trained.

@@ -14,7 +14,8 @@ class PropagationRecipe(Settings):
     # Pixels of the shorter side, and of what the other one is cut to a multiple of.
     short_side: PositiveInt = 480
     multiple: PositiveInt = 64
-    # Frames before the one at hand that count besides the first: 7 in DINO and iBOT, 20 in the script of Mugs.
+    # Frames before the one at hand that count besides the first: 7 in DINO and iBOT, 20 in the
+    # script of Mugs.
     previous_frames: Internal[int] = 7
     # Patches of the earlier frames that decide about one patch.
     num_neighbours: PositiveInt = 5

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
         for i in range(4):
             (root / label / f"{i}.jpg").write_bytes(jpeg((40 + i, 30), seed=i))
     (root / "cat/cmyk.JPEG").write_bytes(jpeg((20, 20), "CMYK"))
-    (root / "cat/grey.png").write_bytes(jpeg((20, 20), "L", "PNG"))
+    (root / "cat/gray.png").write_bytes(jpeg((20, 20), "L", "PNG"))
     (root / "dog/pixel.jpg").write_bytes(jpeg((1, 1)))
     return root
 

@@ -24,7 +24,7 @@ RECIPE = ViewRecipe(large_size=64, small_size=24, num_small=6)
 
 
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours with grain, clipped at both ends."""
+    """Smooth colors with grain, clipped at both ends."""
     rng = np.random.default_rng(seed)
     coarse = (
         rng.integers(-60, 316, (max(height // 9, 2), max(width // 9, 2), 3))

@@ -1,4 +1,4 @@
-"""Batch normalisation: torch's with batch statistics."""
+"""Batch normalization: torch's with batch statistics."""
 
 import pytest
 import torch
