@@ -117,8 +117,7 @@ def save_checkpoint(
         _tidy(folder, step, policy)
         if not target.exists():
             _write(target, step, parts, meta, policy)
-        # Before the read-back: a kill in between leaves a complete checkpoint, which counts as
-        # saved.
+        # On disk from here on: a kill during the read-back leaves a complete checkpoint.
         published()
         _read_back(target)
 
