@@ -145,7 +145,7 @@ class Finder:
                 yield from self.expression(inner, value)
 
     # One case for each kind of expression: it reads as the list that it is.
-    def here(self, node: ast.AST, around: ast.AST) -> Iterator[Mutant]:
+    def here(self, node: ast.AST, around: ast.AST) -> Iterator[Mutant]:  # noqa: C901
         """Find the mutants of one expression, not of its parts."""
         match node:
             case ast.BinOp(left, op, right) if type(op) in SWAPPED and not (

@@ -60,7 +60,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
-    """Make pixels NaN at the given call of `compute_losses`; the returned list gets what the method held just before."""
+    """Make pixels NaN at the given call of `compute_losses`;
+    the returned list gets what the method held just before.
+    """
     calls = [0]
     before: list[dict[str, Tensor]] = []
 
@@ -73,7 +75,8 @@ def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
             calls[0] += 1
         return Mugs.compute_losses(self, student, views, epoch)
 
-    # A bound method: a copy of the method, as the FLOP count makes one, then calls its own networks.
+    # A bound method: a copy of the method, as the FLOP count makes one, then calls its own
+    # networks.
     method.compute_losses = MethodType(poisoned, method)  # type: ignore[method-assign]
     return before
 
@@ -85,7 +88,7 @@ def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0
         pretrain(method, FolderSource(data), CONFIG, folder, torch.device("cpu"))
         assert bad_step is None
     except NonFiniteError as error:
-        assert f"step {bad_step}. " in str(error)
+        assert f"step {bad_step}. " in str(error)  # noqa: PT017 (good runs come here too)
         same(snapshot(method), before[0])
     return method
 

@@ -182,7 +182,7 @@ with StopSignals(ignore_repeats=True) as signals:
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     # The signal arrives during the sleep at the latest.
-    with pytest.raises(Interrupted), StopSignals(ignore_repeats=True):
+    with pytest.raises(Interrupted), StopSignals(ignore_repeats=True):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
