@@ -36,8 +36,9 @@ class LinearProbe(Settings):
     seed: int = 0
 
     def rates(self, epoch: int) -> list[float]:
-        """Return a rate for each classifier: cosine from base_lr * batch_size / 256 to final_lr,
-        one per epoch.
+        """Return the learning rate of each classifier in an epoch.
+
+        It follows a cosine from base_lr * batch_size / 256 to final_lr.
         """
         fall = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
         peaks = [s.base_lr * self.batch_size / 256 for s in self.settings]

@@ -12,17 +12,18 @@ _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Settings):
-    """timm's training transform and the evaluation crop; sizes in pixels,
-    scales as shares of the image area.
+    """timm's training transform and the evaluation crop.
+
+    Sizes are in pixels, scales are shares of the image area.
     """
 
     # Side of the training and validation crops.
     size: PositiveInt = 224
     # Share of the image area that a training crop covers, drawn between these.
     scale: tuple[float, float] = (0.08, 1.0)
-    # Of a horizontal flip.
+    # Probability of a horizontal flip.
     flip_prob: Probability = 0.5
-    # timm's name of a policy, "" for none.
+    # RandAugment policy by timm's name, "" for none.
     randaugment: Annotated[str, Field(pattern=_RANDAUGMENT)] = "rand-m9-mstd0.5-inc1"
     # Probability of one box of N(0, 1) noise, drawn after normalizing.
     erase_prob: Probability = 0.25
@@ -40,14 +41,14 @@ class MixOptions(Settings):
     mixup: NonNegativeFloat = 0.8
     # Alpha of cutmix.
     cutmix: NonNegativeFloat = 1.0
-    # Share of the draws in which images are mixed at all.
+    # Probability that a batch or group is mixed at all.
     prob: Probability = 1.0
-    # Probability of cutmix where both are on.
+    # Probability of cutmix instead of mixup, if both are on.
     switch_prob: Probability = 0.5
     # Label smoothing.
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Images that share one draw, as those of one GPU do in the released runs; None for the whole
-    # batch.
+    # Number of images that share one draw, as those of one GPU do in the released runs; None for
+    # the whole batch.
     group: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
 
     @property
@@ -65,19 +66,20 @@ class RateOptions(Settings):
     the warm-up as part of the cosine.
     """
 
-    # Learning rate, for a batch of `lr_batch` if that is given.
+    # Peak learning rate, for a batch of `lr_batch` if that is given.
     base_lr: PositiveFloat
-    # Batch that `base_lr` is meant for; without it, the rate does not depend on the batch.
+    # Batch size that `base_lr` is meant for; None if the rate does not depend on the batch size.
     lr_batch: PositiveInt | None = None
     # Whether the rate changes every step or every epoch.
     unit: Literal["step", "epoch"] = "step"
-    # Epochs of the linear warm-up.
+    # Number of epochs of the linear warm-up.
     warmup_epochs: NonNegativeInt = 5
-    # First value of the warm-up.
+    # Learning rate at the start of the warm-up.
     warmup_lr: NonNegativeFloat = 0.0
-    # May exceed the peak, as in some released runs: the rate then rises (E11).
+    # Learning rate at the end. May exceed the peak, as in some released runs: the rate then rises
+    # (E11).
     min_lr: NonNegativeFloat = 1e-6
-    # With unit "epoch", the first epoch's value also serves for the second, and so on (released).
+    # With unit "epoch": each epoch uses the value of the epoch before it, as released (E12).
     epoch_lag: bool = True
 
 
@@ -85,19 +87,19 @@ class RateOptions(Settings):
 class HeadOptions(Settings):
     """Classifier on the class token: one linear layer, or two with GELU between them.
 
-    Weights are drawn from N(0, 0.02) cut at +-2,
-    those of the last layer times `scale`; biases are 0.
+    Weights are drawn from N(0, 0.02) truncated at +-2, those of the last layer times `scale`;
+    biases are 0.
     """
 
-    # One linear layer, or two layers.
+    # "linear" has one layer, "mlp" has two.
     kind: Literal["linear", "mlp"] = "linear"
-    # Width between two layers.
+    # Width of the hidden layer of "mlp".
     hidden: PositiveInt = 2048
-    # Factor of the first weights of the last layer.
+    # Factor of the initial weights of the last layer.
     scale: PositiveFloat = 1.0
-    # Where the first of two layers starts: "random" as released, whose loader misses the names
-    # (E8); "pretrained" takes the first layer of the pretraining's group head, as iBOT's protocol
-    # does with its only head.
+    # Initial weights of the first layer of "mlp": "random" as released, whose loader misses the
+    # names (E8); "pretrained" takes the first layer of the pretraining's group head, as iBOT's
+    # protocol does with its only head.
     init: Literal["random", "pretrained"] = "random"
 
     def __post_init__(self) -> None:
@@ -117,12 +119,12 @@ class FinetuneConfig(Settings):
     mix: MixOptions = field(default_factory=MixOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     weight_decay: NonNegativeFloat = 0.05
-    # The rate of a layer is this times that of the layer after it.
+    # The learning rate of a layer is this factor times that of the layer after it.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Repeated augmentation: 3 draws three views of each image per epoch and uses a third of the
     # images.
     repeats: PositiveInt = 1
-    # Validation follows every `validate_epochs`-th epoch and the last.
+    # Validate after every `validate_epochs`-th epoch and after the last one.
     validate_epochs: PositiveInt = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
@@ -135,7 +137,7 @@ class FinetuneConfig(Settings):
 
     @property
     def peak_lr(self) -> float:
-        """Return the learning rate's peak before layer decay."""
+        """Return the peak learning rate before layer decay."""
         if self.rate.lr_batch is None:
             return self.rate.base_lr
         return self.rate.base_lr * self.batch_size / self.rate.lr_batch

@@ -10,8 +10,9 @@ from pipeline.settings import FormerName, Internal, Probability, Runtime, Settin
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(Settings):
-    """Cascade Mask R-CNN as iBOT and Mugs run it;
-    its thresholds and loss weights stand where they are used.
+    """Cascade Mask R-CNN as iBOT and Mugs run it.
+
+    Its thresholds and loss weights are constants beside the code that uses them.
     """
 
     num_classes: Internal[int] = 80
@@ -24,15 +25,15 @@ class DetectorConfig(Settings):
     fc_width: PositiveInt = 1024
     # Convolutions of each box head and mask head.
     head_convs: PositiveInt = 4
-    # Boxes per image that the losses are taken on.
+    # Number of boxes per image that the losses are computed on.
     rpn_samples: PositiveInt = 256
     roi_samples: PositiveInt = 512
-    # Proposals kept per level and per image.
+    # Number of proposals kept per level and per image.
     proposals_train: PositiveInt = 2000
     proposals_test: PositiveInt = 1000
-    # Detections kept per test image.
+    # Number of detections kept per test image.
     max_detections: PositiveInt = 100
-    # Detections below this score are dropped.
+    # Detections with a lower score are dropped.
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
@@ -41,24 +42,24 @@ class Scales(Settings):
     """Sizes in pixels, as in DETR's and iBOT's training.
 
     Each image is flipped or not; then its shorter side becomes one of `short_sides`. With
-    `crop_prob`, another two steps come before that resize: shorter side to one of
-    `crop_short_sides`, and a crop whose height and width are drawn independently from `crop_sides`.
-    The longer side is at most `max_side`.
+    probability `crop_prob`, two steps come before that resize: the shorter side becomes one of
+    `crop_short_sides`, and a crop is taken whose height and width are drawn independently from
+    `crop_sides`. The longer side is at most `max_side`.
     """
 
     # Lengths of the shorter side in training.
     short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = tuple(
         range(480, 801, 32)
     )
-    # Longest the longer side may become.
+    # Maximum length of the longer side.
     max_side: PositiveInt = 1333
     # Lengths of the shorter side before a crop.
     crop_short_sides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (400, 500, 600)
     # Shortest and longest side of a crop.
     crop_sides: tuple[int, int] = (384, 600)
-    # Of a crop.
+    # Probability of a crop.
     crop_prob: Probability = 0.5
-    # Of a horizontal flip.
+    # Probability of a horizontal flip.
     flip_prob: Probability = 0.5
     # Length of the shorter side in tests.
     test_short_side: PositiveInt = 800
@@ -72,21 +73,21 @@ class DetectionConfig(Settings):
     scales: Scales = field(default_factory=Scales)
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 32
-    # Images that are padded and sent through together, and over which losses are averaged first:
-    # this changes numbers. The release has 4 on each of 8 GPUs.
+    # Number of images that are padded and sent through together. Losses are averaged over them
+    # first, so this changes numbers. The release has 4 on each of 8 GPUs.
     micro_batch_size: Annotated[PositiveInt, FormerName("images_per_pass")] = 4
-    # iBOT's configuration has 1e-4.
+    # Peak learning rate. iBOT's configuration has 1e-4.
     lr: PositiveFloat = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # iBOT sweeps 0.65, 0.75, 0.8 and 0.9.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
-    # After each of these numbers of epochs the rate falls to a tenth.
+    # The learning rate falls to a tenth after each of these numbers of epochs.
     decay_epochs: tuple[int, ...] = (8, 11)
-    # Steps of the linear warm-up.
+    # Number of steps of the linear warm-up.
     warmup_steps: NonNegativeInt = 500
-    # First factor of the rate in the warm-up.
+    # Factor of the learning rate at the start of the warm-up.
     warmup_start: Probability = 0.001
-    # Smaller images are not trained on.
+    # Images with a shorter side below this are not trained on, in pixels.
     min_side: PositiveInt = 32
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
