@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mugs.data.sources.base import Source
     from mugs.finetune.classifier import ImageClassifier
-    from mugs.finetune.validation import EpochAccuracy
+    from mugs.finetune.train import EpochAccuracy
 
 
 @dataclass(frozen=True, kw_only=True)

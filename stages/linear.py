@@ -130,7 +130,7 @@ def probe_data(
     """Training batches, their number in an epoch, and features and labels of the validation images."""
     from mugs.data.sources.open import open_source
     from mugs.evaluation.features import build_feature_function
-    from mugs.evaluation.linear_data import build_feature_batches, build_image_batches, build_order
+    from mugs.evaluation.linear import build_feature_batches, build_image_batches, build_order
 
     if cfg.augmentation == "none":
         found = frozen_features(ctx, cfg, cfg.feature, threads=cfg.threads)

@@ -75,8 +75,10 @@ def draw_attention(
 
         # Undo the normalization, so that the picture shows exactly the pixels the network saw.
         levels = ((images[0] * std + mean) * 255).round().clamp(0, 255).byte()
-        picture = compose_attention_picture(levels.permute(1, 2, 0).numpy(), maps, keep)
-        save_png(folder / f"image_{int(ids[0]):06d}.png", picture)
+        save_png(
+            folder / f"image_{int(ids[0]):06d}.png",
+            compose_attention_picture(levels.permute(1, 2, 0).numpy(), maps, keep),
+        )
         progress.update(done)
     progress.close()
 
@@ -145,6 +147,6 @@ def arrange_in_grid(tiles: Sequence[np.ndarray]) -> np.ndarray:
     num_columns = -(-len(tiles) // num_rows)
     blank = np.full(tiles[0].shape, 255, np.uint8)
     padded = [*tiles, *[blank] * (num_rows * num_columns - len(tiles))]
-
-    starts = range(0, len(padded), num_columns)
-    return one_below_the_other([side_by_side(padded[i : i + num_columns]) for i in starts])
+    return one_below_the_other(
+        [side_by_side(padded[i : i + num_columns]) for i in range(0, len(padded), num_columns)]
+    )

@@ -65,8 +65,9 @@ class LinearClassifiers:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned."""
         for name in STATE_NAMES:
-            parts = torch.split(tensors[name], self.sizes)
-            for group, part in zip(self.groups, parts, strict=True):
+            for group, part in zip(
+                self.groups, torch.split(tensors[name], self.sizes), strict=True
+            ):
                 group.tensors[name].copy_(part.transpose(0, 1))
 
     def update(self, features: Tensor, labels: Tensor, rates: Tensor) -> Tensor:
@@ -76,8 +77,7 @@ class LinearClassifiers:
         """
         one_hot = (self.classes[:, None] == labels).to(features.dtype)[:, None]
         losses = [rates[:0]]  # for a rank without classifiers
-        parts = torch.split(rates, self.sizes)
-        for group, group_rates in zip(self.groups, parts, strict=True):
+        for group, group_rates in zip(self.groups, torch.split(rates, self.sizes), strict=True):
             losses.append(group.update(features, labels, one_hot, group_rates))
         return torch.cat(losses)
 
@@ -130,13 +130,12 @@ class ClassifierGroup:
         scores.sub_(scores.amax(dim=0))
         label_scores = scores.gather(0, labels.expand(1, scores.shape[1], -1)).squeeze(0)
         total = scores.exp_().sum(dim=0)
-        losses = (total.log() - label_scores).mean(dim=1)
 
         # The gradient by the scores is (softmax - one hot) / B.
         self.update_momentum(scores.div_(total).sub_(one_hot), features)
         self.weight.addcmul_(self.weight_momentum, rates[:, None], value=-1)
         self.bias.addcmul_(self.bias_momentum, rates, value=-1)
-        return losses
+        return (total.log() - label_scores).mean(dim=1)
 
     def update_momentum(self, error: Tensor, features: Tensor) -> None:
         """Move the momenta on.
@@ -188,19 +187,18 @@ class LarsGroup(ClassifierGroup):
         # `gradient` is B times the gradient: the norms cancel the factor, or `scale` does where
         # the trust ratio does not apply. This saves one pass over the tensor.
         scale = 1 / len(features)
-        gradient = self.gradient
-        torch.mm(error.flatten(0, 1), features, out=gradient.flatten(0, 1))
+        torch.mm(error.flatten(0, 1), features, out=self.gradient.flatten(0, 1))
         if self.decay is not None:
-            gradient.addcmul_(self.weight, self.decay[:, None], value=len(features))
+            self.gradient.addcmul_(self.weight, self.decay[:, None], value=len(features))
 
         # Norms over classes and width, of each classifier (C,).
         weight_norm, gradient_norm = (
-            tensor.norm(dim=2).norm(dim=0) for tensor in (self.weight, gradient)
+            tensor.norm(dim=2).norm(dim=0) for tensor in (self.weight, self.gradient)
         )
         trust = torch.where(
             (weight_norm > 0) & (gradient_norm > 0),
             LARS_COEFFICIENT * weight_norm / gradient_norm,
             scale,
         )
-        self.weight_momentum.mul_(self.momentum).addcmul_(gradient, trust[:, None])
+        self.weight_momentum.mul_(self.momentum).addcmul_(self.gradient, trust[:, None])
         self.bias_momentum.mul_(self.momentum).add_(error.sum(dim=2), alpha=scale)

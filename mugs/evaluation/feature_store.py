@@ -88,19 +88,25 @@ def extract_split(
         )
     is_main = distributed.is_main()
     if is_main:
-        _remove_others(folder, layout)
+        # Remove what is no shard of this layout: unfinished files and those of other layouts. The
+        # index goes too, so that none stands beside an incomplete set of shards.
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = {shard_path(folder, shard) for shard in range(layout.shards)}
+        for path in set(folder.iterdir()) - shards:
+            path.unlink()
     # No rank may write before the folder is clean: its temporary file would be removed.
     distributed.barrier()
 
     own_shards = range(layout.shards)[distributed.rank() :: distributed.world_size()]
-    bar = Progress(
-        f"features {folder.name}",
-        len(own_shards),
-        unit="shards",
-        path=progress_path,
-        quiet=not is_main,
-    )
-    with closing(bar) as progress:
+    with closing(
+        Progress(
+            f"features {folder.name}",
+            len(own_shards),
+            unit="shards",
+            path=progress_path,
+            quiet=not is_main,
+        )
+    ) as progress:
         for done, shard in enumerate(own_shards, 1):
             ids = layout.ids(shard)
             if not _is_good(shard_path(folder, shard), layout, len(ids)):
@@ -114,17 +120,6 @@ def extract_split(
     if is_main:
         write_atomic(folder / "index.json", json.dumps(asdict(layout), indent=1))
     distributed.barrier()
-
-
-def _remove_others(folder: Path, layout: StoreLayout) -> None:
-    """Remove files that are no shard of this layout: unfinished ones and those of other layouts.
-
-    The index goes too, so that no index stands beside an incomplete set of shards.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    expected = {shard_path(folder, shard) for shard in range(layout.shards)}
-    for path in set(folder.iterdir()) - expected:
-        path.unlink()
 
 
 @torch.no_grad()
@@ -170,22 +165,21 @@ def _is_good(path: Path, layout: StoreLayout, rows: int) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            same = json.loads((file.metadata() or {})["layout"]) == asdict(layout)
-            good = same and file.get_slice("cls").get_shape()[0] == rows
+            same_layout = json.loads((file.metadata() or {})["layout"]) == asdict(layout)
+            return bool(same_layout and file.get_slice("cls").get_shape()[0] == rows)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         logger.warning("%s: not a readable shard of features (%s); computing it again", path, error)
         return False
-    return bool(good)
 
 
+@dataclass(frozen=True)
 class FeatureStore:
     """Features of a finished `features` run, by split.
 
     >>> values, labels = FeatureStore(folder).load("train", "cls")  # (N, D) fp32 and (N,)
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def layout(self, split: str) -> StoreLayout:
         """Read what a split holds.

@@ -5,6 +5,7 @@ Shapes: N bank rows, Q queries, D width, C classes, K the largest k.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +91,7 @@ def grouped_topk(values: Tensor, k: int, above: Tensor | None = None) -> Neighbo
 
 def merge_neighbors(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
     """Return the k best of two sorted lists per query."""
-    cosine = torch.cat([one[0], other[0]], dim=1)
-    index = torch.cat([one[1], other[1]], dim=1)
+    cosine, index = (torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
     cosine, chosen = cosine.topk(min(k, cosine.shape[1]), dim=1)
     return cosine, index.gather(1, chosen)
 
@@ -164,11 +164,9 @@ def count_hits(
     weight = torch.exp(cosine / temperature)
     scores = torch.zeros(len(cosine), num_classes, device=cosine.device)
     hits = []
-    used = 0
-    for k in ks:
+    for used, k in pairwise((0, *ks)):
         # Neighbors join in the order of k, so that a larger k costs only its additional ones.
         scores.scatter_add_(1, classes[:, used:k], weight[:, used:k])
-        used = k
         hit = scores.topk(min(5, num_classes), dim=1).indices == labels[:, None]
         hits.append(torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()]))
     return torch.stack(hits)

@@ -2,7 +2,7 @@
 
 The classifiers of a sweep are trained together on the same features. They are divided over the
 ranks, and every rank sees the features and labels of the whole global batch, so the number of ranks
-changes no number.
+changes no number. Batches come from stored features, or from a frozen backbone on fresh views.
 """
 
 import csv
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.checkpoint.save_load import StateDicts
+from mugs.data.loading.evaluation import Augmentation, iter_probe_batches
+from mugs.data.loading.order import SampleOrder
+from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
 from mugs.evaluation.classifiers import LinearClassifiers
 from mugs.evaluation.config import LinearProbe, Setting
@@ -93,14 +96,15 @@ class LinearProbeTraining:
     def steps(self, start: int) -> Iterator[None]:
         """Make one optimizer step of all classifiers per item."""
         rates = self._rates(start // self.steps_per_epoch)
-        progress = Progress(
-            "linear",
-            self.total_steps,
-            path=self.run_dir / "progress.json",
-            start=start,
-            quiet=not distributed.is_main(),
-        )
-        with closing(progress):
+        with closing(
+            Progress(
+                "linear",
+                self.total_steps,
+                path=self.run_dir / "progress.json",
+                start=start,
+                quiet=not distributed.is_main(),
+            )
+        ) as progress:
             for step, (features, labels) in enumerate(self.batches(start, self.total_steps), start):
                 epoch, within = divmod(step, self.steps_per_epoch)
                 if within == 0:
@@ -120,10 +124,9 @@ class LinearProbeTraining:
 
     def _finish_epoch(self) -> None:
         """Validate, and note the epoch on all ranks."""
-        means = self.losses / self.steps_per_epoch
-        own = torch.cat([means[:, None], self.classifiers.accuracy(*self.validation)], dim=1)
-        loss, top1, top5 = self._gather(own).T.tolist()
-        self.history.append(EpochResult(loss, top1, top5))
+        loss = (self.losses / self.steps_per_epoch)[:, None]
+        own = torch.cat([loss, self.classifiers.accuracy(*self.validation)], dim=1)
+        self.history.append(EpochResult(*self._gather(own).T.tolist()))
         self.losses.zero_()
 
     def _gather(self, own: Tensor) -> Tensor:
@@ -146,18 +149,19 @@ class LinearProbeTraining:
         finite = torch.isfinite(self._gather(self.losses)).tolist()
         last = self.history[-1].loss if self.history else [0.0] * len(finite)
         if not any(f and math.isfinite(loss) for f, loss in zip(finite, last, strict=True)):
-            lowest = min(setting.base_lr for setting in self.probe.settings)
             raise DivergedError(
-                f"linear probe: no finite loss in epoch {len(self.history)}; "
-                f"lower base_lr ({lowest:g} is the lowest)"
+                f"linear probe: no finite loss in epoch {len(self.history)}; lower base_lr "
+                f"({min(setting.base_lr for setting in self.probe.settings):g} is the lowest)"
             )
 
     def state_dicts(self) -> StateDicts:
         """Return the classifiers of all ranks, so that a resume may use other ranks."""
-        state = {
-            name: self._gather(value).cpu() for name, value in self.classifiers.tensors.items()
+        return {
+            "classifiers": {
+                name: self._gather(value).cpu() for name, value in self.classifiers.tensors.items()
+            },
+            "epoch": {"losses": self._gather(self.losses).cpu()},
         }
-        return {"classifiers": state, "epoch": {"losses": self._gather(self.losses).cpu()}}
 
     def metadata(self) -> dict[str, Any]:
         """Return the results of the finished epochs."""
@@ -197,9 +201,14 @@ class LinearProbeTraining:
         for epoch, result in enumerate(self.history):
             rows = zip(self.probe.settings, result.loss, result.top1, result.top5, strict=True)
             for setting, *values in rows:
-                texts = [f"{value:.6g}" for value in values]
                 writer.writerow(
-                    [epoch, setting.base_lr, setting.weight_decay, setting.optimizer, *texts]
+                    [
+                        epoch,
+                        setting.base_lr,
+                        setting.weight_decay,
+                        setting.optimizer,
+                        *(f"{value:.6g}" for value in values),
+                    ]
                 )
         write_atomic(path, text.getvalue())
 
@@ -210,5 +219,63 @@ def settings_of_rank(settings: Sequence[Setting], rank: int, world: int) -> list
     Dealt out one by one, so that every rank gets about as many of each optimizer: a step of LARS
     costs more than one of SGD.
     """
-    order = sorted(range(len(settings)), key=lambda i: settings[i].optimizer == "lars")
-    return order[rank::world]
+    return sorted(range(len(settings)), key=lambda i: settings[i].optimizer == "lars")[rank::world]
+
+
+def build_order(num_images: int, *, seed: int, batch_size: int) -> SampleOrder:
+    """Return the sample order of this rank.
+
+    The last batch of an epoch is short: the release does not drop incomplete batches here.
+    """
+    return SampleOrder(
+        num_images,
+        seed=seed,
+        world=distributed.world_size(),
+        rank=distributed.rank(),
+        batch_size=batch_size,
+        short_last=True,
+    )
+
+
+def build_feature_batches(features: Tensor, labels: Tensor, order: SampleOrder) -> BatchFactory:
+    """Return batches of features (N, D) that are the same in every epoch."""
+
+    def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(start, stop):
+            ids = torch.from_numpy(order.indices(step)).to(features.device)
+            yield features[ids], labels[ids]
+
+    return batches
+
+
+def build_image_batches(
+    model: Callable[[Tensor], Tensor],
+    source: Source,
+    order: SampleOrder,
+    *,
+    seed: int,
+    augmentation: Augmentation,
+    crop: int,
+    threads: int,
+    device: torch.device,
+) -> BatchFactory:
+    """Return batches of features that `model` computes from a fresh view of each image."""
+
+    def batches(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in iter_probe_batches(
+            source,
+            order,
+            start,
+            stop,
+            seed=seed,
+            augmentation=augmentation,
+            crop=crop,
+            device=device,
+            threads=threads,
+        ):
+            # Not around the `yield`: a generator would leave the caller in no-grad mode.
+            with torch.no_grad():
+                features = model(images)
+            yield features, labels
+
+    return batches

@@ -92,9 +92,8 @@ def fit_logistic_regression(
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features are not finite")
     objective = Objective(features, labels, num_classes, penalty)
-    first = (
-        torch.zeros(objective.shape, dtype=torch.float64) if start is None else start.double().cpu()
-    )
+    if start is None:
+        start = torch.zeros(objective.shape)
 
     # scipy recognizes this kind of callback by the name of its parameter.
     def stop_when_close(intermediate_result: Any) -> None:
@@ -105,21 +104,25 @@ def fit_logistic_regression(
         if objective.gap <= tolerance * objective.value:
             raise StopIteration
 
-    # scipy's own criteria are switched off: only the gap decides.
-    options = {
-        "maxiter": max_iterations,
-        "maxfun": 2 * max_iterations,
-        "maxcor": MEMORY,
-        "ftol": 0.0,
-        "gtol": 0.0,
-    }
-    flat = first.flatten().numpy()
+    flat = start.double().cpu().flatten().numpy()
     objective(flat)
     iterations = 0
     # scipy calls back after an iteration only. A start that is good enough needs none.
     if objective.gap > tolerance * objective.value:
         found = minimize(
-            objective, flat, jac=True, method="L-BFGS-B", callback=stop_when_close, options=options
+            objective,
+            flat,
+            jac=True,
+            method="L-BFGS-B",
+            callback=stop_when_close,
+            # scipy's own criteria are switched off: only the gap decides.
+            options={
+                "maxiter": max_iterations,
+                "maxfun": 2 * max_iterations,
+                "maxcor": MEMORY,
+                "ftol": 0.0,
+                "gtol": 0.0,
+            },
         )
         flat = found.x
         iterations = int(found.nit)
@@ -130,11 +133,15 @@ def fit_logistic_regression(
             f"{objective.value:.6g} may be {objective.gap:.2g} above its minimum, "
             f"{tolerance:g} of it is allowed"
         )
-    weight = torch.from_numpy(flat.copy()).view(objective.shape)
-    return LogisticFit(weight, objective.value, objective.gap, iterations)
+    return LogisticFit(
+        torch.from_numpy(flat.copy()).view(objective.shape),
+        objective.value,
+        objective.gap,
+        iterations,
+    )
 
 
 def top1_accuracy(weight: Tensor, features: Tensor, labels: Tensor) -> float:
     """Return the accuracy in percent of weights (K, D) on features (n, D)."""
-    scores = features.double() @ weight.to(features.device).T
-    return 100 * float((scores.argmax(dim=1) == labels).double().mean())
+    predicted = (features.double() @ weight.to(features.device).T).argmax(dim=1)
+    return 100 * float((predicted == labels).double().mean())

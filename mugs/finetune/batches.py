@@ -68,10 +68,9 @@ class BatchSampler:
         epoch, within = divmod(step, self.steps_per_epoch)
         places = within * self.batch_size + columns
         samples = self.order.permutation(epoch)[places // self.repeats]
-        copies = places % self.repeats
         return [
-            ViewRequest(epoch, int(sample), int(copy))
-            for sample, copy in zip(samples, copies, strict=True)
+            ViewRequest(epoch, int(sample), int(place % self.repeats))
+            for sample, place in zip(samples, places, strict=True)
         ]
 
 
@@ -108,18 +107,17 @@ def seed_global_generators(*key: int) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch (CPU) from `key`, then restore them."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    torch_state = torch.get_rng_state()
     words = [int(word) for word in np.random.SeedSequence(key).generate_state(3)]
     random.seed(words[0])
     np.random.seed(words[1])
-    # `torch.manual_seed` would seed the GPUs too, from a worker process that must not touch them.
-    torch.default_generator.manual_seed(words[2])
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            # `torch.manual_seed` would seed the GPUs too, which a worker process must not touch.
+            torch.default_generator.manual_seed(words[2])
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
 
 
 class AugmentedViews:
@@ -156,5 +154,9 @@ def load_batches(
     They are made by `workers` processes, or by this one if that is 0. What an image raised is
     raised when its batch is due.
     """
-    requests = (batches.view_requests(step, columns) for step in range(start, stop))
-    return iter_batches(views, requests, stack_samples, workers)
+    return iter_batches(
+        views,
+        (batches.view_requests(step, columns) for step in range(start, stop)),
+        stack_samples,
+        workers,
+    )

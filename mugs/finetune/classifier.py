@@ -76,7 +76,9 @@ def build_parameter_groups(model: ImageClassifier, layer_decay: float) -> list[d
     Biases, other tensors of one dimension, class token and position table have no weight decay.
     """
     # The released semi-supervised and transfer runs decay class token and position table (E23).
-    vit = model.backbone
     return build_layer_decay_groups(
-        model, vit, layer_decay, no_weight_decay=(vit.cls_token, vit.pos_embed)
+        model,
+        model.backbone,
+        layer_decay,
+        no_weight_decay=(model.backbone.cls_token, model.backbone.pos_embed),
     )

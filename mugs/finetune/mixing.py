@@ -106,7 +106,6 @@ def mix_batch(
     """
     group_of = torch.from_numpy(groups)
     partners = images.roll(len(images) // 2, 0)
-    partner_targets = targets.roll(len(images) // 2, 0)
     mixed = images.clone()
     shares = torch.ones(len(images), 1, device=images.device)
     # Every rank draws for the groups it has images of. All ranks of a group draw the same.
@@ -120,7 +119,7 @@ def mix_batch(
         else:
             top, bottom, left, right = mix.box
             mixed[rows, :, top:bottom, left:right] = partners[rows, :, top:bottom, left:right]
-    return mixed, targets * shares + partner_targets * (1 - shares)
+    return mixed, targets * shares + targets.roll(len(images) // 2, 0) * (1 - shares)
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

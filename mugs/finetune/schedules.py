@@ -3,44 +3,40 @@
 from dataclasses import dataclass
 
 from mugs.engine.schedules import cosine_schedule, warmup_cosine_schedule
-from mugs.finetune.config import FinetuneConfig, RateOptions
+from mugs.finetune.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
 class FinetuneSchedule:
     """Learning rate and weight decay at every optimizer step, before layer decay."""
 
-    options: RateOptions
-    peak: float
-    weight_decay: float
-    epochs: int
+    config: FinetuneConfig
     steps_per_epoch: int
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        return self.epochs * self.steps_per_epoch
+        return self.config.epochs * self.steps_per_epoch
 
     def lr(self, step: int) -> float:
         """Return the learning rate of a step."""
-        options = self.options
+        options = self.config.rate
         if options.unit == "epoch":
             # The released scripts step timm's scheduler with the epoch just finished, so epochs 0
             # and 1 both run at the first value (E12): `epoch_lag` is 1 then.
             return self._per_epoch(max(step // self.steps_per_epoch - options.epoch_lag, 0))
-        warmup = options.warmup_epochs * self.steps_per_epoch
         return warmup_cosine_schedule(
             step,
-            warmup,
+            options.warmup_epochs * self.steps_per_epoch,
             self.total_steps,
             start=options.warmup_lr,
-            peak=self.peak,
+            peak=self.config.peak_lr,
             end=options.min_lr,
         )
 
     def wd(self, step: int) -> float:
         """Return the weight decay, the same at every step."""
-        return self.weight_decay
+        return self.config.weight_decay
 
     def rates(self, step: int) -> dict[str, float]:
         """Return all of them, by the names of the log."""
@@ -50,14 +46,8 @@ class FinetuneSchedule:
         """Follow timm's `CosineLRScheduler`, which counts the warm-up as part of the cosine."""
         # Linear without the end point. The cosine runs over all epochs, so after the warm-up the
         # rate goes on below the peak.
-        start = self.options.warmup_lr
-        if epoch < self.options.warmup_epochs:
-            return start + (self.peak - start) * epoch / self.options.warmup_epochs
-        return cosine_schedule(self.peak, self.options.min_lr, epoch / self.epochs)
-
-
-def build_finetune_schedule(config: FinetuneConfig, steps_per_epoch: int) -> FinetuneSchedule:
-    """Return the schedule of a run."""
-    return FinetuneSchedule(
-        config.rate, config.peak_lr, config.weight_decay, config.epochs, steps_per_epoch
-    )
+        options = self.config.rate
+        peak = self.config.peak_lr
+        if epoch < options.warmup_epochs:
+            return options.warmup_lr + (peak - options.warmup_lr) * epoch / options.warmup_epochs
+        return cosine_schedule(peak, options.min_lr, epoch / self.config.epochs)

@@ -9,7 +9,7 @@ randomness is a function of (seed, step) or of (seed, epoch, sample, copy).
 import logging
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.checkpoint.save_load import StateDicts
+from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.loading.worker_batches import LabeledBatch
 from mugs.data.sources.base import Source
 from mugs.engine.layer_decay import build_adamw
@@ -34,12 +35,20 @@ from mugs.finetune.mixing import (
     smooth_labels,
     soft_cross_entropy,
 )
-from mugs.finetune.schedules import build_finetune_schedule
-from mugs.finetune.validation import EpochAccuracy, evaluate_accuracy
+from mugs.finetune.schedules import FinetuneSchedule
 from mugs.models.flops import count_image_flops
 from mugs.models.stochastic_depth import draw_depth_uniforms
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochAccuracy:
+    """Validation accuracy after an epoch, in percent."""
+
+    epoch: int
+    top1: float
+    top5: float
 
 
 class Finetuning(ModelTask[LabeledBatch]):
@@ -81,7 +90,7 @@ class Finetuning(ModelTask[LabeledBatch]):
         super().__init__(
             model,
             build_adamw(build_parameter_groups(model, config.layer_decay)),
-            build_finetune_schedule(config, self.order.steps_per_epoch),
+            FinetuneSchedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
             device,
@@ -91,9 +100,13 @@ class Finetuning(ModelTask[LabeledBatch]):
 
     def batches(self, start: int) -> Generator[LabeledBatch]:
         """Yield the views of this rank."""
-        views = AugmentedViews(self.source, self.config.images, self.config.seed)
         return load_batches(
-            views, self.order, self.columns, start, self.total_steps, self.config.workers
+            AugmentedViews(self.source, self.config.images, self.config.seed),
+            self.order,
+            self.columns,
+            start,
+            self.total_steps,
+            self.config.workers,
         )
 
     def sample_ids(self, batch: LabeledBatch) -> Tensor:
@@ -132,8 +145,9 @@ class Finetuning(ModelTask[LabeledBatch]):
         if not options.on:
             return images, targets
         # Group g has the columns g, g + G, g + 2 G, ... (see `assign_columns`).
-        num_groups = config.batch_size // resolve_group_size(config.batch_size, options)
-        groups = self.columns % num_groups
+        groups = self.columns % (
+            config.batch_size // resolve_group_size(config.batch_size, options)
+        )
         return mix_batch(images, targets, groups, options, seed=config.seed, step=step)
 
     def _draw_depth(self, step: int) -> Tensor | None:
@@ -173,3 +187,35 @@ class Finetuning(ModelTask[LabeledBatch]):
         """Continue from a checkpoint."""
         super().load_state(parts, notes)
         self.history = [EpochAccuracy(**result) for result in notes["history"]]
+
+
+@torch.no_grad()
+def evaluate_accuracy(
+    model: ImageClassifier,
+    source: Source,
+    config: FinetuneConfig,
+    device: torch.device,
+    batch_size: int,
+) -> tuple[float, float]:
+    """Return top-1 and top-5 in percent, and leave the model in training mode."""
+    model.eval()
+    model.backbone.set_depth_uniforms(None)  # no stochastic depth
+    hits = torch.zeros(2, dtype=torch.int64, device=device)
+    batches = iter_eval_batches(
+        source,
+        resize=config.images.resize,
+        crop=config.images.size,
+        interpolation=config.images.eval_interpolation,
+        batch_size=batch_size,
+        # Every world-th image: none is repeated to make the ranks equal, so the result is exact.
+        indices=range(distributed.rank(), len(source), distributed.world_size()),
+        threads=max(config.workers, 1),
+    )
+    for images, labels, _ in batches:
+        with autocast(config.precision, device):
+            scores = model(images.to(device))
+        hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.to(device)[:, None]
+        hits += torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()])
+    model.train()
+    top1, top5 = distributed.all_gather_rows(hits[None]).sum(dim=0).tolist()
+    return 100 * top1 / len(source), 100 * top5 / len(source)

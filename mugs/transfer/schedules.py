@@ -64,7 +64,6 @@ class StepSchedule(WarmupSchedule):
 
     def decay(self, step: int) -> float:
         """Return 0.1 to the power of the decay epochs that are over."""
-        share: float = 0.1 ** sum(
-            step // self.steps_per_epoch >= epoch for epoch in self.decay_epochs
+        return float(
+            0.1 ** sum(step // self.steps_per_epoch >= epoch for epoch in self.decay_epochs)
         )
-        return share

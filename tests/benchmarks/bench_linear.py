@@ -31,8 +31,7 @@ from torch import Tensor, nn
 
 from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe
-from mugs.evaluation.linear import LinearProbeTraining
-from mugs.evaluation.linear_data import build_feature_batches, build_order
+from mugs.evaluation.linear import LinearProbeTraining, build_feature_batches, build_order
 from mugs.models.vit import build_vit
 from stages.linear import LinearConfig, linear_probe
 

@@ -13,7 +13,7 @@ from dense_step import Measured, backbone, measured, report, row, rows
 
 from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
 from mugs.transfer.segmentation.config import SegmenterConfig
-from mugs.transfer.segmentation.inference import slide_windows
+from mugs.transfer.segmentation.evaluate import slide_windows
 from mugs.transfer.segmentation.model import build_segmenter
 from mugs.transfer.video.propagation import neighborhood_mask, propagate_to_frame
 

@@ -129,8 +129,9 @@ def load_training_view(
 ) -> tuple[Tensor, Targets]:
     """Return a normalized view (3, h, w) of an image and the objects in it."""
     entry = split.images[index]
-    rng = make_generator(seed, epoch, entry.number, SampleStream.DETECTION_VIEW)
-    plan = draw_detection_plan(rng, entry.size, scales)
+    plan = draw_detection_plan(
+        make_generator(seed, epoch, entry.number, SampleStream.DETECTION_VIEW), entry.size, scales
+    )
     image, targets = apply_detection_plan(
         plan, split.read(index), *split.objects(index), make_image_key(seed, epoch, entry.number)
     )

@@ -101,14 +101,14 @@ class Cascade(nn.Module):
     ) -> Tensor:
         positives = [s.boxes[: len(s.objects)] for s in sampled]
         logits = self.mask_heads[number](pool_regions(maps, self.strides, positives, MASK_INPUT))
-        labels = torch.cat([s.labels[: len(s.objects)] for s in sampled])
         found = zip(targets, sampled, positives, strict=True)
         expected = torch.cat([cut_mask_targets(t.masks, s.objects, boxes) for t, s, boxes in found])
-        own = select_class(logits, labels)
+        own = select_class(logits, torch.cat([s.labels[: len(s.objects)] for s in sampled]))
         # A mean by hand: torch's is NaN without positives, while this is 0 and has gradients, so
         # that all ranks average the same parameters.
-        total = F.binary_cross_entropy_with_logits(own, expected, reduction="sum")
-        return total / max(own.numel(), 1)
+        return F.binary_cross_entropy_with_logits(own, expected, reduction="sum") / max(
+            own.numel(), 1
+        )
 
     def detect(
         self, maps: Sequence[Tensor], proposals: Tensor, size: tuple[int, int]
@@ -155,10 +155,9 @@ def sample_boxes(
     )
     chosen = torch.cat([positive, negative])
     objects = matched[positive]
-    background = torch.full_like(negative, config.num_classes)
     return SampledBoxes(
         boxes[chosen],
-        torch.cat([target.labels[objects], background]),
+        torch.cat([target.labels[objects], torch.full_like(negative, config.num_classes)]),
         objects,
         chosen < len(target.boxes),
     )
@@ -176,8 +175,7 @@ def compute_box_losses(
     Both are sums divided by the number of all R boxes, the background included.
     """
     labels = torch.cat([s.labels for s in sampled])
-    num_classes = deltas.shape[1]
-    positive = (labels < num_classes).nonzero()[:, 0]
+    positive = (labels < deltas.shape[1]).nonzero()[:, 0]
     boxes = torch.cat([s.boxes for s in sampled])[positive]
     objects = torch.cat([t.boxes[s.objects] for t, s in zip(targets, sampled, strict=True)])
     predicted = decode_deltas(boxes, select_class(deltas[positive], labels[positive]), stage.stds)
@@ -208,11 +206,9 @@ def refine_proposals(
     for logit, delta, one, size in parts:
         likeliest = logit[:, :-1].argmax(dim=1)
         labels = torch.where(one.labels < logit.shape[1] - 1, one.labels, likeliest)
-        refined = clip_boxes_to_image(
-            decode_deltas(one.boxes, select_class(delta, labels), stage.stds), size
-        )
+        boxes = decode_deltas(one.boxes, select_class(delta, labels), stage.stds)
         # True boxes that were put among the proposals leave here; the next stage adds them again.
-        result.append(refined[~one.given])
+        result.append(clip_boxes_to_image(boxes, size)[~one.given])
     return result
 
 

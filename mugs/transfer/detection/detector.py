@@ -44,10 +44,11 @@ class Detector(nn.Module):
         self.pyramid.vit.set_depth_uniforms(self._depth_uniforms(targets, images.device))
         maps = self._maps(images)
         logits, deltas, anchors = self.rpn(maps)
-        losses = self.rpn.losses(logits, deltas, anchors, targets)
         proposals = self.rpn.proposals(logits, deltas, anchors, [t.size for t in targets])
         # The heads skip the coarsest map. RoIAlign and losses stay in fp32 under autocast.
-        return losses | self.cascade.losses([m.float() for m in maps[:-1]], proposals, targets)
+        return self.rpn.losses(logits, deltas, anchors, targets) | self.cascade.losses(
+            [m.float() for m in maps[:-1]], proposals, targets
+        )
 
     @torch.no_grad()
     def detect(self, image: Tensor, size: tuple[int, int], original: tuple[int, int]) -> Detections:
@@ -70,8 +71,7 @@ class Detector(nn.Module):
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Return the five maps of the FPN, finest first."""
-        found = {str(index): feature for index, feature in enumerate(self.pyramid(images))}
-        return list(self.fpn(found).values())
+        return list(self.fpn({str(i): x for i, x in enumerate(self.pyramid(images))}).values())
 
     def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
         """Return U(0, 1) draws (2 * depth, N), each column a function of its image's key."""

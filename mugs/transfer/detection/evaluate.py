@@ -102,9 +102,13 @@ def to_coco_results(found: Detections, categories: Sequence[int]) -> list[dict[s
         # pycocotools reads columns, hence the Fortran order.
         code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         outline = {"size": [int(v) for v in code["size"]], "counts": code["counts"].decode("ascii")}
-        box = [x1, y1, x2 - x1, y2 - y1]
         result.append(
-            {"category_id": categories[label], "score": score, "bbox": box, "segmentation": outline}
+            {
+                "category_id": categories[label],
+                "score": score,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "segmentation": outline,
+            }
         )
     return result
 
@@ -137,10 +141,8 @@ def compute_average_precision(annotations: Path, detections: Path) -> dict[str, 
     results = json.loads(detections.read_bytes())
     result: dict[str, float] = {}
     for kind, code in KINDS.items():
-        stats = run_coco_eval(annotations, results, code)
-        result |= {
-            f"{kind} {name}": 100 * value for name, value in zip(METRICS, stats[:3], strict=True)
-        }
+        for name, value in zip(METRICS, run_coco_eval(annotations, results, code), strict=False):
+            result[f"{kind} {name}"] = 100 * value
     return result
 
 

@@ -25,10 +25,11 @@ class BoxHead(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.num_classes = config.num_classes
-        shape = (config.width, BOX_SIZE, BOX_SIZE)
-        convs = [config.width] * config.head_convs
         self.trunk = FastRCNNConvFCHead(
-            shape, convs, [config.fc_width], norm_layer=AllRanksBatchNorm2d
+            (config.width, BOX_SIZE, BOX_SIZE),
+            [config.width] * config.head_convs,
+            [config.fc_width],
+            norm_layer=AllRanksBatchNorm2d,
         )
         self.classes = nn.Linear(config.fc_width, config.num_classes + 1)
         self.boxes = nn.Linear(config.fc_width, 4 * config.num_classes)
@@ -40,8 +41,10 @@ class BoxHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Map regions (R, C, 7, 7) to logits (R, classes + 1) and deltas (R, classes, 4), fp32."""
         hidden = self.trunk(pooled)
-        deltas = self.boxes(hidden).float()
-        return self.classes(hidden).float(), deltas.view(-1, self.num_classes, 4)
+        return (
+            self.classes(hidden).float(),
+            self.boxes(hidden).float().view(-1, self.num_classes, 4),
+        )
 
 
 class MaskHead(nn.Module):

@@ -83,8 +83,12 @@ def draw_objects(pixels: np.ndarray, objects: Sequence[DrawnObject]) -> np.ndarr
         light = tuple((128 + table[label % 255 + 1] // 2).tolist())
         x1, y1, x2, y2 = (value * scale for value in box)
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=light, width=line)
-        place = (x1 + 2 * line, y1 + line)
         pen.text(
-            place, text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0)
+            (x1 + 2 * line, y1 + line),
+            text,
+            fill=(255, 255, 255),
+            font=font,
+            stroke_width=1,
+            stroke_fill=(0, 0, 0),
         )
     return np.asarray(picture)

@@ -14,18 +14,22 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.anchors import ANCHOR_RATIOS, build_level_anchors, inside_image
 from mugs.transfer.detection.boxes import Stds, decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.matching import match_boxes, sample_matches
 from mugs.transfer.detection.targets import Targets
 
-DELTA_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 NMS_IOU = 0.7  # between proposals of one level
 POSITIVE_IOU = 0.7  # from here on an anchor stands for an object
 NEGATIVE_IOU = 0.3  # below, it is background; between the two it takes no part
 POSITIVE_SHARE = 0.5  # at most, of the sampled anchors
 SMOOTH_L1_BETA = 1 / 9
+# Sizes of mmdet's Cascade R-CNN config: an anchor's side is 8 strides of its level.
+ANCHOR_SCALE = 8
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
+
+
+DELTA_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPN(nn.Module):
@@ -60,11 +64,10 @@ class RPN(nn.Module):
     ) -> dict[str, Tensor]:
         """Return binary cross-entropy and smooth L1, divided by the number of sampled anchors."""
         scores = torch.cat(list(logits), 1)
-        shifts = torch.cat(list(deltas), 1)
         boxes = torch.cat(list(anchors))
         objectness = regression = scores.new_zeros(())
         count = 0
-        for score, shift, target in zip(scores, shifts, targets, strict=True):
+        for score, shift, target in zip(scores, torch.cat(list(deltas), 1), targets, strict=True):
             # Anchors that cross the border of the image take no part; torchvision would sample them
             # as background.
             usable = inside_image(boxes, target.size).nonzero()[:, 0]
@@ -90,9 +93,11 @@ class RPN(nn.Module):
             objectness = objectness + F.binary_cross_entropy_with_logits(
                 chosen, truth, reduction="sum"
             )
-            expected = encode_deltas(boxes[positive], objects, DELTA_STDS)
             regression = regression + F.smooth_l1_loss(
-                shift[positive], expected, beta=SMOOTH_L1_BETA, reduction="sum"
+                shift[positive],
+                encode_deltas(boxes[positive], objects, DELTA_STDS),
+                beta=SMOOTH_L1_BETA,
+                reduction="sum",
             )
             count += len(chosen)
         return {"rpn_objectness": objectness / max(count, 1), "rpn_box": regression / max(count, 1)}
@@ -123,3 +128,27 @@ class RPN(nn.Module):
             order = torch.cat(scores).argsort(descending=True, stable=True)[:most]
             result.append(torch.cat(boxes)[order])
         return result
+
+
+def build_level_anchors(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
+    """Return the anchors (rows * columns * 3, 4) of a map, in the order of its cells, ratios last.
+
+    Differs from torchvision's `AnchorGenerator`, which rounds the anchors and takes image size over
+    map size as the stride. The two strides differ where a side is no multiple of the largest one:
+    for an 800 x 1008 image, anchors of the last level would be off by up to 36 pixels.
+    """
+    # All ratios have the same area: width * height = (scale * stride)^2.
+    root = torch.tensor(ANCHOR_RATIOS, device=device).sqrt()
+    half = ANCHOR_SCALE * stride / 2 * torch.stack([1 / root, root], dim=-1)
+    base = torch.cat([-half, half], dim=-1)
+
+    # Centers are the top left corners of the cells, as in mmdet, not the centers of the cells.
+    y, x = (torch.arange(n, device=device) * stride for n in (rows, columns))
+    corner = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 1, 2)
+    return (torch.cat([corner, corner], dim=-1) + base).view(-1, 4)
+
+
+def inside_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tell which anchors (n, 4) lie within an image of height and width `size`, without padding."""
+    height, width = size
+    return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)

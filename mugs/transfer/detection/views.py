@@ -101,7 +101,6 @@ def pad_batch(images: list[Tensor], multiple: int) -> Tensor:
     height, width = (
         -(-max(image.shape[d] for image in images) // multiple) * multiple for d in (1, 2)
     )
-    batch = [
-        F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images
-    ]
-    return torch.stack(batch)
+    return torch.stack(
+        [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    )

@@ -35,18 +35,15 @@ class ChannelDropout(nn.Module):
         if self.rate == 0.0 or self.uniform is None:
             return x
         keep = 1.0 - self.rate
-        mask = (self.uniform < keep).to(x.dtype) / keep
-        return x * mask[:, :, None, None]
+        return x * ((self.uniform < keep).to(x.dtype) / keep)[:, :, None, None]
 
 
-class PixelClassifier(nn.Sequential):
-    """Dropout and a 1x1 convolution with weights N(0, 0.01) and bias 0."""
-
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
-        layer = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(nn.Module.get_parameter(layer, "bias"))
-        super().__init__(ChannelDropout(channels, dropout), layer)
+def build_pixel_classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Return dropout and a 1x1 convolution with weights N(0, 0.01) and bias 0."""
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(nn.Module.get_parameter(layer, "bias"))
+    return nn.Sequential(ChannelDropout(channels, dropout), layer)
 
 
 def conv_norm(inputs: int, outputs: int, size: int) -> nn.Sequential:
@@ -81,7 +78,7 @@ class UPerHead(nn.Module):
         self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for _ in range(3))
         self.outputs = nn.ModuleList(conv_norm(channels, channels, 3) for _ in range(3))
         self.fuse = conv_norm(4 * channels, channels, 3)
-        self.classifier = PixelClassifier(channels, num_classes, dropout)
+        self.classifier = build_pixel_classifier(channels, num_classes, dropout)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Map four maps (N, D, h, w), finest first, to logits (N, K, h, w) of the finest size."""
@@ -101,23 +98,19 @@ class UPerHead(nn.Module):
         return logits
 
 
-class FCNHead(nn.Sequential):
-    """Maps (N, D, h, w) to (N, K, h, w): one 3x3 convolution and a classifier."""
-
-    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__(
-            *conv_norm(width, channels, 3), PixelClassifier(channels, num_classes, dropout)
-        )
+def build_fcn_head(width: int, channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Return a head from (N, D, h, w) to (N, K, h, w): one 3x3 convolution and a classifier."""
+    return nn.Sequential(
+        *conv_norm(width, channels, 3), build_pixel_classifier(channels, num_classes, dropout)
+    )
 
 
-class LinearHead(nn.Sequential):
-    """Maps (N, 4D, h, w) to (N, K, h, w): batch norm and a classifier.
+def build_linear_head(width: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Return a head from (N, 4D, h, w) to (N, K, h, w): batch norm and a classifier.
 
     As in iBOT's linear variant, there is no hidden convolution. Differs: iBOT's head has no batch
     norm either.
     """
-
-    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__(
-            AllRanksBatchNorm2d(4 * width), PixelClassifier(4 * width, num_classes, dropout)
-        )
+    return nn.Sequential(
+        AllRanksBatchNorm2d(4 * width), build_pixel_classifier(4 * width, num_classes, dropout)
+    )

@@ -18,9 +18,9 @@ from mugs.transfer.pyramid import Pyramid, TappedViT
 from mugs.transfer.segmentation.config import SegmenterConfig
 from mugs.transfer.segmentation.heads import (
     ChannelDropout,
-    FCNHead,
-    LinearHead,
     UPerHead,
+    build_fcn_head,
+    build_linear_head,
     resize_bilinear,
 )
 
@@ -93,7 +93,7 @@ class UPerNet(Segmenter):
         classes = config.num_classes
         dropout = config.dropout
         self.head = UPerHead(width, config.channels or width, classes, dropout)
-        self.auxiliary = FCNHead(width, config.auxiliary_channels, classes, dropout)
+        self.auxiliary = build_fcn_head(width, config.auxiliary_channels, classes, dropout)
         self.weights = (1.0, config.auxiliary_weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -108,7 +108,7 @@ class LinearSegmenter(Segmenter):
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
         self.backbone = TappedViT(vit, normed=True).requires_grad_(False)
-        self.head = LinearHead(self.backbone.width, config.num_classes, config.dropout)
+        self.head = build_linear_head(self.backbone.width, config.num_classes, config.dropout)
         self.weights = (1.0,)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -46,19 +46,26 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
     ) -> None:
         prepare_model(model, device)
         self.scenes = scenes
-        self.order = build_scene_order(len(scenes), config)
+        # Fewer scenes than a batch are repeated to fill it.
+        self.order = SampleOrder(
+            len(scenes),
+            seed=config.seed,
+            world=distributed.world_size(),
+            rank=distributed.rank(),
+            batch_size=config.batch_size,
+            steps_per_epoch=max(len(scenes) // config.batch_size, 1),
+        )
         share = config.batch_size // distributed.world_size()
         self.mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
-        schedule = PolySchedule(
-            peak_lr=config.lr,
-            total_steps=config.steps,
-            weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
-        )
         super().__init__(
             model,
             build_adamw(build_layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
-            schedule,
+            PolySchedule(
+                peak_lr=config.lr,
+                total_steps=config.steps,
+                weight_decay=config.weight_decay,
+                warmup_steps=config.warmup_steps,
+            ),
             config,
             run_dir,
             device,
@@ -85,25 +92,11 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
     def backward(self, wrapped: nn.Module, batch: LabeledBatch, step: int) -> Losses:
         """Leave the gradients of the summed losses of the heads."""
         config = self.config
-        device = self.device
-        self.model.set_draws(config.seed, step, config.batch_size, self.mine, device)
-        images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
-        with autocast(config.precision, device):
-            outputs = wrapped(images)
+        self.model.set_draws(config.seed, step, config.batch_size, self.mine, self.device)
+        with autocast(config.precision, self.device):
+            outputs = wrapped(batch.images.to(self.device, non_blocking=True))
         # Outside autocast: the loss resizes and sums logits in fp32.
-        losses = self.model.loss(outputs, labels)
+        losses = self.model.loss(outputs, batch.labels.to(self.device, non_blocking=True))
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
-
-
-def build_scene_order(num_scenes: int, config: SegmentationConfig) -> SampleOrder:
-    """Return the order of scenes; if there are fewer than a batch, they are repeated to fill it."""
-    return SampleOrder(
-        num_scenes,
-        seed=config.seed,
-        world=distributed.world_size(),
-        rank=distributed.rank(),
-        batch_size=config.batch_size,
-        steps_per_epoch=max(num_scenes // config.batch_size, 1),
-    )

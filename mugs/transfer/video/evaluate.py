@@ -94,7 +94,6 @@ def segment_video(
     device: torch.device,
 ) -> np.ndarray:
     """Return object numbers (T, H, W), uint8, of a video whose first label map is given."""
-    frames = videos.frames(video)
     patch = vit.config.patch_size
     height, width = first.shape
     size = frame_size(height, width, recipe)
@@ -103,11 +102,13 @@ def segment_video(
 
     # A generator, so that only the features of the reference frames are in memory.
     def features() -> Iterator[Tensor]:
-        for frame in frames:
+        for frame in videos.frames(video):
             yield frame_features(vit, read_frame(frame, size, recipe.mean, recipe.std).to(device))
 
-    soft = propagate_labels(features(), start, grid, recipe)
-    later = [resize_map(harden_labels(labels, grid, patch), height, width) for labels in soft]
+    later = [
+        resize_map(harden_labels(soft, grid, patch), height, width)
+        for soft in propagate_labels(features(), start, grid, recipe)
+    ]
     return np.stack([first, *later])
 
 

@@ -60,8 +60,7 @@ def score_objects(predicted: np.ndarray, truth: np.ndarray, num_objects: int) ->
         for place, frame in enumerate(inner):
             masks = (predicted[frame] == number + 1, truth[frame] == number + 1)
             table[number, place] = region_similarity(*masks), boundary_accuracy(*masks)
-    mean: np.ndarray = table.mean(axis=1)
-    return mean
+    return np.asarray(table.mean(axis=1))
 
 
 def average_scores(table: np.ndarray) -> VideoScores:

@@ -44,8 +44,7 @@ def neighborhood_mask(height: int, width: int, radius: int, device: torch.device
     """Tell which patches are at most `radius` rows and columns apart, (P, P)."""
     rows = torch.arange(height, device=device).repeat_interleave(width)
     columns = torch.arange(width, device=device).repeat(height)
-    near_rows = (rows[:, None] - rows).abs() <= radius
-    return near_rows & ((columns[:, None] - columns).abs() <= radius)
+    return ((rows[:, None] - rows).abs() <= radius) & ((columns[:, None] - columns).abs() <= radius)
 
 
 def propagate_to_frame(
@@ -84,12 +83,10 @@ def propagate_labels(
     # The first frame is not among them, so it never counts twice.
     past: deque[tuple[Tensor, Tensor]] = deque(maxlen=recipe.previous_frames)
     for target in frames:
-        sources = torch.stack([start, *(f for f, _ in past)])
-        labels = torch.stack([first, *(soft for _, soft in past)])
         soft = propagate_to_frame(
             target,
-            sources,
-            labels,
+            torch.stack([start, *(f for f, _ in past)]),
+            torch.stack([first, *(soft for _, soft in past)]),
             near,
             num_neighbors=recipe.num_neighbours,
             temperature=recipe.temperature,
@@ -101,8 +98,9 @@ def propagate_labels(
 
 def harden_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Turn soft labels (P, O) into object numbers (h * patch, w * patch), uint8."""
-    maps = soft.T.reshape(1, -1, *grid)
-    maps = F.interpolate(maps, scale_factor=patch, mode="bilinear", align_corners=False)[0]
+    maps = F.interpolate(
+        soft.T.reshape(1, -1, *grid), scale_factor=patch, mode="bilinear", align_corners=False
+    )[0]
     # As in DINO's code, each object's map is stretched to 0 ... 1 before the largest one is taken,
     # so a small object with low values can win. A map that is zero everywhere stays zero.
     maps = maps - torch.where(maps.amax(dim=(1, 2)) > 0, maps.amin(dim=(1, 2)), 0.0)[:, None, None]

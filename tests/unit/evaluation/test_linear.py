@@ -18,8 +18,12 @@ from mugs.checkpoint.save_load import load_latest
 from mugs.data.loading.order import SampleOrder
 from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe, Setting
-from mugs.evaluation.linear import DivergedError, LinearProbeTraining
-from mugs.evaluation.linear_data import build_feature_batches, build_order
+from mugs.evaluation.linear import (
+    DivergedError,
+    LinearProbeTraining,
+    build_feature_batches,
+    build_order,
+)
 
 NUM, WIDTH, CLASSES = 52, 16, 5
 PROBE = LinearProbe(settings=(Setting(0.5),), final_lr=1e-3, batch_size=16, epochs=7, seed=3)

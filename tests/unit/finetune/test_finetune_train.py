@@ -30,8 +30,7 @@ from mugs.finetune.batches import AugmentedViews, BatchSampler
 from mugs.finetune.classifier import ImageClassifier, build_head
 from mugs.finetune.config import FinetuneConfig, HeadOptions, ImageOptions, MixOptions, RateOptions
 from mugs.finetune.mixing import assign_columns, mix_batch, smooth_labels
-from mugs.finetune.train import Finetuning
-from mugs.finetune.validation import EpochAccuracy
+from mugs.finetune.train import EpochAccuracy, Finetuning
 from mugs.models.config import ViTConfig
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import build_vit

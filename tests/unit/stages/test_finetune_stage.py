@@ -12,7 +12,7 @@ from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.finetune import config as engine
 from mugs.finetune.batches import BatchSampler
-from mugs.finetune.schedules import build_finetune_schedule
+from mugs.finetune.schedules import FinetuneSchedule
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file, write_backbone_file
@@ -83,7 +83,7 @@ def test_recipes_are_the_released_ones(name: str) -> None:
     assert (made.images.size, made.images.resize, made.images.scale) == (224, 256, (0.08, 1.0))
     assert made.mix == engine.MixOptions(group=GROUPS.get(name, 192))
     assert (made.rate.unit, made.precision) == ("step" if imagenet else "epoch", "bf16")
-    schedule = build_finetune_schedule(made, 100)
+    schedule = FinetuneSchedule(made, 100)
     assert schedule.lr(0) == (0.0 if imagenet else low) and (imagenet or schedule.lr(100) == low)
     assert (cfg.labelled.percent if cfg.labelled else None) == (
         {"semi_1pct": 1.0, "semi_10pct": 10.0}.get(name)

@@ -11,9 +11,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import generalized_box_iou
 
-from mugs.transfer.detection.anchors import build_level_anchors, inside_image
 from mugs.transfer.detection.boxes import decode_deltas, encode_deltas, generalized_iou
 from mugs.transfer.detection.cascade import STAGES
+from mugs.transfer.detection.rpn import build_level_anchors, inside_image
 
 CPU = torch.device("cpu")
 STDS = STAGES[0].stds

@@ -14,12 +14,13 @@ from mugs.data.mini.scenes_and_videos import bounce_position, materialize_scenes
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
 from mugs.transfer.segmentation.config import SceneRecipe
-from mugs.transfer.segmentation.photometric import distort_colors, scale_saturation
 from mugs.transfer.segmentation.views import (
+    distort_colors,
     draw_crop,
     has_mixed_classes,
     render_test_view,
     render_training_crop,
+    scale_saturation,
 )
 
 

@@ -10,9 +10,15 @@ from torch import nn
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.transfer.segmentation.config import SegmenterConfig
+from mugs.transfer.segmentation.evaluate import (
+    SegmentationScores,
+    argmax_at_size,
+    compute_scores,
+    count_confusion,
+    slide_windows,
+    window_starts,
+)
 from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
-from mugs.transfer.segmentation.inference import argmax_at_size, slide_windows, window_starts
-from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores, count_confusion
 from mugs.transfer.segmentation.model import (
     Segmenter,
     UPerNet,

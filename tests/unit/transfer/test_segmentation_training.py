@@ -21,8 +21,7 @@ from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.transfer.schedules import PolySchedule
 from mugs.transfer.segmentation.config import SceneRecipe, SegmentationConfig, SegmenterConfig
-from mugs.transfer.segmentation.evaluate import evaluate_scenes
-from mugs.transfer.segmentation.metrics import SegmentationScores, compute_scores
+from mugs.transfer.segmentation.evaluate import SegmentationScores, compute_scores, evaluate_scenes
 from mugs.transfer.segmentation.model import Segmenter, build_segmenter
 from mugs.transfer.segmentation.train import SegmentationTraining
 
