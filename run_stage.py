@@ -593,12 +593,11 @@ def main() -> None:
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return the errors that a user can cause; imported late, to keep --help fast."""
     from pipeline.spec import ConfigError
-    from results.explain import NoSuchCellError
-    from results.options import OptionError
+    from results.spec import OptionError
     from results.store import RowsError
     from slurm.shared.queue import SlurmError
 
-    return ConfigError, NoSuchCellError, OptionError, RowsError, SlurmError
+    return ConfigError, OptionError, RowsError, SlurmError
 
 
 if __name__ == "__main__":

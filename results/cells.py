@@ -24,17 +24,12 @@ class Cell:
     # Other settings that a footnote reports, with their means.
     also_reported: tuple[tuple[str, float], ...] = ()
 
-    @property
-    def seeds(self) -> int:
-        """Number of seeds."""
-        return len(self.results)
-
     def text(self) -> str:
         """Return `72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
         shown = format_value(self.value)
         if self.spread is None:
             return shown
-        return f"{shown} ± {format_value(self.spread)} (n={self.seeds})"
+        return f"{shown} ± {format_value(self.spread)} (n={len(self.results)})"
 
 
 def format_value(value: float) -> str:
@@ -58,8 +53,8 @@ def setting_matches(setting: str, pattern: str) -> bool:
     return any(fnmatchcase(part, pattern) for part in split_setting(setting))
 
 
-def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell | None:
-    """Return the cell of results that differ in setting and seed only; None if there are none.
+def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell:
+    """Return the cell of one or more results that differ in setting and seed only.
 
     Raises:
         RowsError: two results have the same setting and seed.
@@ -70,8 +65,6 @@ def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ())
     by_setting: dict[str, list[Result]] = defaultdict(list)
     for result in kept:
         by_setting[result.row.setting].append(result)
-    if not by_setting:
-        return None
     # A setting that only some seeds have would win by a lucky seed, so only those with the most
     # seeds can be chosen. Sorting makes the choice between equal means independent of file order.
     most = max(len(found) for found in by_setting.values())
@@ -81,11 +74,10 @@ def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ())
         if len(found) == most
     }
     best = max(means, key=lambda setting: means[setting])
-    used = tuple(sorted(by_setting[best], key=lambda result: result.row.seed))
-    values = [result.row.value for result in used]
+    used = sorted(by_setting[best], key=lambda result: result.row.seed)
     # stdev divides by n - 1: the seeds are a sample of all seeds.
-    spread = stdev(values) if len(values) > 1 else None
-    return Cell(means[best], spread, best, used, _also_reported(means, best, also_report))
+    spread = stdev(result.row.value for result in used) if most > 1 else None
+    return Cell(means[best], spread, best, tuple(used), _also_reported(means, best, also_report))
 
 
 def _also_reported(

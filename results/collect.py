@@ -1,14 +1,13 @@
 """From the files of a run root to results: every row is read, checked and joined with its run."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from results.checks import find_unknown_names
 from results.runs import FinishedRun, iter_with_upstream
 from results.schema import Result, ResultRow
-from results.store import RowsError, read_results
+from results.store import RowsError, find_unknown_names, read_results
 from results.variants import (
     NO_RECORD,
     ReferenceReproduction,
@@ -42,13 +41,12 @@ class CollectedResults:
 
 
 def collect_results(
-    root: Path, runs: Sequence[FinishedRun], references: Iterable[ReferenceReproduction] = ()
+    root: Path, runs: Sequence[FinishedRun], references: Sequence[ReferenceReproduction] = ()
 ) -> CollectedResults:
     """Return every row of the given finished runs, in the order of their files."""
     results: list[Result] = []
     problems: list[str] = []
     known = {run.run_id: run for run in runs}
-    recipes = tuple(references)
     # By file, so that messages and footnotes have the same order on every machine.
     for run in sorted(runs, key=lambda run: run.rows or ""):
         if not run.rows:
@@ -58,12 +56,24 @@ def collect_results(
         for result in found:
             # A row with another id was copied here by hand, and would be counted twice.
             if result.row.run_id == run.run_id:
-                results.append(annotate_result(result, known, recipes))
+                results.append(annotate_result(result, known, references))
             else:
                 foreign = f"row of run {result.row.run_id} in the file of run {run.run_id}"
                 problems.append(f"{result.where}: {foreign}")
+    return make_collection(results, known, problems)
+
+
+def make_collection(
+    results: Sequence[Result], runs: Mapping[str, FinishedRun], problems: Sequence[str]
+) -> CollectedResults:
+    """Return the results without those that conflict, which join the problems."""
     kept, conflicts = separate_conflicts(results)
-    return CollectedResults(kept, known, (*problems, *conflicts), describe_unknown_names(kept))
+    unknown = tuple(
+        f"{result.where}: unknown {' and '.join(names)}"
+        for result in kept
+        if (names := find_unknown_names(result.row))
+    )
+    return CollectedResults(kept, runs, (*problems, *conflicts), unknown)
 
 
 def annotate_result(
@@ -113,9 +123,8 @@ def separate_conflicts(results: Sequence[Result]) -> tuple[tuple[Result, ...], t
     by_key: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
         by_key[result_key(result)].append(result)
-    kept = tuple(result for result in results if len(by_key[result_key(result)]) == 1)
-    conflicts = [_describe_conflict(same) for same in by_key.values() if len(same) > 1]
-    return kept, tuple(conflicts)
+    kept = tuple(same[0] for same in by_key.values() if len(same) == 1)
+    return kept, tuple(_describe_conflict(same) for same in by_key.values() if len(same) > 1)
 
 
 def _describe_conflict(same: Sequence[Result]) -> str:
@@ -130,13 +139,4 @@ def describe_row(row: ResultRow) -> str:
     return (
         f"{row.metric} of {row.method} {row.arch}, {row.epochs} epochs, {row.stage} on"
         f" {row.dataset}, setting {row.setting!r}, seed {row.seed}"
-    )
-
-
-def describe_unknown_names(results: Iterable[Result]) -> tuple[str, ...]:
-    """Return a line for each result with a name that no table knows."""
-    return tuple(
-        f"{result.where}: unknown {' and '.join(names)}"
-        for result in results
-        if (names := find_unknown_names(result.row))
     )

@@ -1,7 +1,7 @@
 """Compare two sets of results, cell by cell of the tables."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from results.cells import Cell, format_difference
 from results.formatted import (
@@ -17,43 +17,31 @@ from results.tables import build_table
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
 
-@dataclass(frozen=True)
-class CellPair:
-    """A cell here and there; one of them may be missing."""
-
-    table: str
-    group: str
-    row: str
-    column: str
-    here: Cell | None
-    there: Cell | None
-
-    @property
-    def equal(self) -> bool:
-        """Whether both exist and have the same numbers."""
-        if self.here is None or self.there is None:
-            return False
-        return _numbers(self.here) == _numbers(self.there)
-
-
-def _numbers(cell: Cell) -> tuple[object, ...]:
-    # Unrounded, and with the chosen setting: equal to one decimal by another k is not equal.
-    return cell.value, cell.spread, cell.seeds, cell.setting
-
-
 def compare_cells(
     here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]
-) -> list[CellPair]:
+) -> FormattedTable:
     """Return every cell that has a result of ours on either side, in the order of the tables."""
-    pairs = []
+    rows = []
+    counts: Counter[str] = Counter()
     for name in tables:
         mine = _cells(name, here)
         theirs = _cells(name, there)
         # A dict keeps the order and drops repeated keys: the cells here first, then those only
         # there.
-        keys = dict.fromkeys([*mine, *theirs])
-        pairs += [CellPair(name, *key, mine.get(key), theirs.get(key)) for key in keys]
-    return pairs
+        for key in dict.fromkeys([*mine, *theirs]):
+            group, *labels = key
+            shown = [cells[key].text() if key in cells else MISSING for cells in (mine, theirs)]
+            state, difference = _compare(mine.get(key), theirs.get(key))
+            counts[state] += 1
+            texts = (name, *labels, *shown, difference)
+            rows.append(FormattedRow(group, "ours", tuple(map(FormattedCell, texts))))
+    summary = (
+        f"{len(rows)} cells: {counts['equal']} equal, {counts['different']} different,"
+        f" {counts['single']} in one only."
+    )
+    title = "Two run roots, cell by cell"
+    part = FormattedPart(title, HEADER, 3, tuple(rows))
+    return FormattedTable("against", title, (part,), (), (summary,))
 
 
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
@@ -63,26 +51,18 @@ def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], C
     }
 
 
-def format_comparison(pairs: Sequence[CellPair]) -> FormattedTable:
-    """Return the comparison as a table, ready for any format."""
-    rows = [
-        FormattedRow(pair.group, "ours", tuple(map(FormattedCell, _texts(pair)))) for pair in pairs
-    ]
-    equal = sum(pair.equal for pair in pairs)
-    single = sum(pair.here is None or pair.there is None for pair in pairs)
-    different = len(pairs) - equal - single
-    summary = f"{len(pairs)} cells: {equal} equal, {different} different, {single} in one only."
-    title = "Two run roots, cell by cell"
-    part = FormattedPart(title, HEADER, 3, tuple(rows))
-    return FormattedTable("against", title, (part,), (), (summary,))
+def _compare(here: Cell | None, there: Cell | None) -> tuple[str, str]:
+    """Return whether two cells are equal, different or a single one, and the text that shows it."""
+    if here is None or there is None:
+        return "single", MISSING
+    # Unrounded, and with the chosen setting: equal to one decimal by another k is not equal.
+    if _numbers(here) == _numbers(there):
+        return "equal", "equal"
+    difference = format_difference(here.value - there.value)
+    if here.setting != there.setting:
+        difference += f" ({here.setting} / {there.setting})"
+    return "different", difference
 
 
-def _texts(pair: CellPair) -> tuple[str, ...]:
-    shown = [cell.text() if cell else MISSING for cell in (pair.here, pair.there)]
-    difference = MISSING
-    if pair.here and pair.there:
-        change = pair.here.value - pair.there.value
-        difference = "equal" if pair.equal else format_difference(change)
-        if pair.here.setting != pair.there.setting:
-            difference += f" ({pair.here.setting} / {pair.there.setting})"
-    return pair.table, pair.row, pair.column, *shown, difference
+def _numbers(cell: Cell) -> tuple[object, ...]:
+    return cell.value, cell.spread, len(cell.results), cell.setting

@@ -1,16 +1,13 @@
 """Where a number of a table comes from: rows, runs, weights, configuration, code and cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
 from results.runs import FinishedRun, flatten_config, iter_with_upstream
+from results.spec import OptionError
 from results.tables import OurCell, build_table
 from results.variants import format_setting
-
-
-class NoSuchCellError(ValueError):
-    """No cell, or more than one, fits a row and a column; the message lists the cells there are."""
 
 
 def explain_cell(collection: CollectedResults, table: str, row: str, column: str) -> str:
@@ -19,7 +16,7 @@ def explain_cell(collection: CollectedResults, table: str, row: str, column: str
     `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key.
 
     Raises:
-        NoSuchCellError: not exactly one cell has all the words.
+        OptionError: not exactly one cell has all the words; the message lists the cells there are.
         ValueError: there is no such table.
     """
     cells = list(build_table(table, collection.results).our_cells())
@@ -28,7 +25,7 @@ def explain_cell(collection: CollectedResults, table: str, row: str, column: str
     ]
     if not in_column:
         known = ", ".join(sorted({cell.column for cell in cells})) or "none has a result of ours"
-        raise NoSuchCellError(
+        raise OptionError(
             f"{table}: no cell of ours in a column {column!r} (columns with one: {known})"
         )
     # All words in any order, since nobody remembers how a row is spelled exactly.
@@ -37,10 +34,11 @@ def explain_cell(collection: CollectedResults, table: str, row: str, column: str
     # "mugs vit-mini 24" also matches the rows "mugs vit-mini 24, w/o ..."; the row that is exactly
     # that is meant then.
     exact = [cell for cell in matching if _plain_row(cell) == " ".join(words)]
-    matching = exact if len(exact) == 1 else matching
+    if len(exact) == 1:
+        matching = exact
     if len(matching) != 1:
         listed = "".join(f"\n  {_place(cell)}" for cell in matching or in_column)
-        raise NoSuchCellError(
+        raise OptionError(
             f"{table}, {column}: {len(matching)} rows have the words {row!r}, of these:{listed}"
         )
     return "\n".join(_explain(table, matching[0], collection)) + "\n"
@@ -75,44 +73,38 @@ def _explain(table: str, ours: OurCell, collection: CollectedResults) -> Iterato
         for run in iter_with_upstream(result.row.run_id, collection.runs):
             if run.run_id not in shown:
                 shown.add(run.run_id)
-                yield from _describe_run(run, collection)
+                yield from _describe_run(run, collection.runs)
 
 
-def _describe_run(run: FinishedRun, collection: CollectedResults) -> Iterator[str]:
-    yield f"\nrun {run.run_id}  {run.stage}  {run.name}"
-    yield f"  folder: {run.folder}"
-    for role, needed in sorted(run.upstream.items()):
-        upstream = collection.runs.get(needed)
-        record = f"{upstream.stage} {upstream.name}" if upstream else "no record of it"
-        yield f"  needs {role}: {needed} ({record})"
-    if path := find_weights_path(run, collection):
-        yield f"  checkpoint: {path}"
-    for label, output in sorted(run.outputs.items()):
-        yield f"  output {label}: {output}"
-    yield f"  code: {describe_code(run)}"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
-    yield f"  versions: {versions}"
-    yield f"  cost: {describe_cost(run)}"
-    yield f"  finished: {run.finished or 'unknown'}"
-    yield "  config:"
-    for key, value in flatten_config(run.config).items():
-        yield f"    {key}: {format_setting(value)}"
+def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str]:
+    versions = [f"{name} {version}" for name, version in sorted(run.versions.items())]
+    # Of an evaluation, the weights file that it read.
+    pretraining = runs.get(run.upstream.get("weights", ""))
+    weights = pretraining and pretraining.outputs.get(str(run.config.get("weights")))
+    return [
+        f"\nrun {run.run_id}  {run.stage}  {run.name}",
+        f"  folder: {run.folder}",
+        *(
+            f"  needs {role}: {needed} ({_describe_need(needed, runs)})"
+            for role, needed in sorted(run.upstream.items())
+        ),
+        *([f"  checkpoint: {weights}"] if weights else []),
+        *(f"  output {label}: {output}" for label, output in sorted(run.outputs.items())),
+        f"  code: {describe_code(run)}",
+        f"  versions: {', '.join(versions)}",
+        f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
+        f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts",
+        f"  finished: {run.finished or 'unknown'}",
+        "  config:",
+        *(f"    {key}: {format_setting(v)}" for key, v in flatten_config(run.config).items()),
+    ]
 
 
-def find_weights_path(run: FinishedRun, collection: CollectedResults) -> str | None:
-    """Return the weights file that an evaluation read, as a path below the run root."""
-    upstream = collection.runs.get(run.upstream.get("weights", ""))
-    return upstream.outputs.get(str(run.config.get("weights"))) if upstream else None
+def _describe_need(run_id: str, runs: Mapping[str, FinishedRun]) -> str:
+    return f"{runs[run_id].stage} {runs[run_id].name}" if run_id in runs else "no record of it"
 
 
 def describe_code(run: FinishedRun) -> str:
     """Return the commit, and whether files differed from it."""
     changes = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}
     return f"{run.git_sha or 'unknown commit'}{changes[run.git_dirty]}"
-
-
-def describe_cost(run: FinishedRun) -> str:
-    """Return GPU-hours, time, ranks and restarts in words."""
-    ranks = f"{run.ranks} rank{'s' if run.ranks != 1 else ''}"
-    time = f"{run.seconds:.0f} s on {run.device}"
-    return f"{run.gpu_hours:g} GPU-hours, {time}, {ranks}, {run.restarts} restarts"

@@ -1,7 +1,7 @@
 """A table as rows of text with footnotes: what every output format prints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from results.cells import Cell, format_difference, format_value
@@ -39,17 +39,8 @@ class FormattedPart:
     rows: tuple[FormattedRow, ...]
 
 
-@dataclass
-class Footnotes:
-    """Numbered notes; equal texts share a number."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def mark(self, text: str) -> int:
-        """Return the number of a note, which is added if it is new."""
-        if text not in self.texts:
-            self.texts.append(text)
-        return self.texts.index(text) + 1
+# Numbers of notes by their texts, counted from 1; equal texts share a number.
+Footnotes = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,15 +57,18 @@ class FormattedTable:
 def format_table(table: Table) -> FormattedTable:
     """Return the rows and footnotes of a table."""
     # All parts share the numbering, so they are formatted in the order in which they are printed.
-    footnotes = Footnotes()
+    footnotes: Footnotes = {}
     parts = [_format_block(table.printed, footnotes)]
     if table.unmatched.entries:
         parts.append(_format_block(table.unmatched, footnotes))
     if table.margins:
         parts.append(_format_margins(table.margins, table.printed.columns, footnotes))
-    return FormattedTable(
-        table.name, table.title, tuple(parts), tuple(footnotes.texts), table.notes
-    )
+    return FormattedTable(table.name, table.title, tuple(parts), tuple(footnotes), table.notes)
+
+
+def _mark(footnotes: Footnotes, text: str) -> tuple[int]:
+    """Return the number of a note, which is added if it is new."""
+    return (footnotes.setdefault(text, len(footnotes) + 1),)
 
 
 def _format_block(block: Block, footnotes: Footnotes) -> FormattedPart:
@@ -105,11 +99,9 @@ def _format_entry(
 
 
 def _paper_row(entry: Entry, columns: Mapping[str, str], footnotes: Footnotes) -> FormattedRow:
-    notes = _mark_notes(entry, columns, footnotes)
-    cells = []
-    for key in columns:
-        text = format_value(entry.paper[key]) if key in entry.paper else MISSING
-        cells.append(FormattedCell(text, (notes[key],) if key in notes else ()))
+    marks = _mark_notes(entry, columns, footnotes)
+    texts = {key: format_value(value) for key, value in entry.paper.items()}
+    cells = [FormattedCell(texts.get(key, MISSING), marks.get(key, ())) for key in columns]
     return FormattedRow(entry.group, "paper", (*_labels(entry, entry.method), *cells))
 
 
@@ -130,23 +122,20 @@ def _difference_row(entry: Entry, ours: OurRow, columns: Mapping[str, str]) -> F
     differences = {
         key: ours.cells[key].value - entry.paper[key] for key in ours.cells if key in entry.paper
     }
-    texts = [
-        "difference",
-        "",
-        "",
-        *(_difference_or_missing(differences.get(key)) for key in columns),
-    ]
-    return FormattedRow(entry.group, "difference", tuple(map(FormattedCell, texts)))
+    texts = [_difference_or_missing(differences.get(key)) for key in columns]
+    labels = ("difference", "", "")
+    return FormattedRow(entry.group, "difference", tuple(map(FormattedCell, [*labels, *texts])))
 
 
-def _mark_notes(entry: Entry, columns: Mapping[str, str], footnotes: Footnotes) -> dict[str, int]:
+def _mark_notes(
+    entry: Entry, columns: Mapping[str, str], footnotes: Footnotes
+) -> dict[str, tuple[int]]:
     """Return the footnote number of each column with a note; the same note has one number."""
-    marks: dict[str, int] = {}
+    marks: dict[str, tuple[int]] = {}
     for note in dict.fromkeys(entry.notes.values()):
         keys = [key for key in columns if entry.notes.get(key) == note]
         titles = ", ".join(columns[key] for key in keys)
-        mark = footnotes.mark(f"{titles}, {entry.words()}: {note}")
-        marks |= dict.fromkeys(keys, mark)
+        marks |= dict.fromkeys(keys, _mark(footnotes, f"{titles}, {entry.words()}: {note}"))
     return marks
 
 
@@ -161,17 +150,14 @@ def _labels(entry: Entry, method: str) -> tuple[FormattedCell, ...]:
 def _our_cell(cell: Cell | None, what: str, footnotes: Footnotes) -> FormattedCell:
     if cell is None:
         return FormattedCell(MISSING)
-    return FormattedCell(cell.text(), (footnotes.mark(f"{what}: {describe_source(cell)}"),))
+    return FormattedCell(cell.text(), _mark(footnotes, f"{what}: {describe_source(cell)}"))
 
 
 def describe_source(cell: Cell) -> str:
     """Return where a cell comes from: runs, setting, other settings, deviations from the recipe."""
-    if len(cell.results) == 1:
-        text = f"run {cell.results[0].row.run_id}"
-    else:
-        rows = [result.row for result in cell.results]
-        seeds = [f"{row.run_id} (seed {row.seed}: {format_value(row.value)})" for row in rows]
-        text = f"runs {', '.join(seeds)}"
+    rows = [result.row for result in cell.results]
+    seeds = [f"{row.run_id} (seed {row.seed}: {format_value(row.value)})" for row in rows]
+    text = f"run {rows[0].run_id}" if len(rows) == 1 else f"runs {', '.join(seeds)}"
     # The setting is empty if an evaluation has only one.
     if cell.setting:
         text += f"; {cell.setting}"
@@ -188,16 +174,13 @@ def _format_margins(
     """Return the leads: as the text prints them, from the paper's table, and with our result."""
     rows = []
     for margin in margins:
-        notes = [] if margin.consistent else ["text and table disagree"]
-        if margin.note:
-            notes.append(margin.note)
-        marks: tuple[int, ...] = ()
-        if notes:
-            what = f"{columns[margin.column]}, {margin.claim}"
-            marks = (footnotes.mark(f"{what}: {'; '.join(notes)}"),)
+        column = columns[margin.column]
+        conflict = "" if margin.consistent else "text and table disagree"
+        note = "; ".join(filter(None, (conflict, margin.note)))
+        marks = _mark(footnotes, f"{column}, {margin.claim}: {note}") if note else ()
         cells = (
             FormattedCell(margin.claim),
-            FormattedCell(columns[margin.column]),
+            FormattedCell(column),
             FormattedCell(_difference_or_missing(margin.printed), marks),
             FormattedCell(_difference_or_missing(margin.computed)),
             FormattedCell(_difference_or_missing(margin.ours)),

@@ -38,7 +38,7 @@ def compute_margins(
             margin = _compute_margin(record, rows, ours)
             # "The least lead over iBOT" has a record for each pair of rows that it is about.
             key = (margin.claim, margin.column)
-            found[key] = _smaller(found[key], margin) if key in found else margin
+            found[key] = _smaller(found.get(key, margin), margin)
     return list(found.values())
 
 
@@ -47,8 +47,8 @@ def _compute_margin(
 ) -> Margin:
     column = record["column"]
     index = _find_row(rows, record, record["group"], record["method"])
-    over_index = _find_row(rows, record, record["over_group"], record["over_method"])
-    over = rows[over_index].values[column]
+    other = _find_row(rows, record, record["over_group"], record["over_method"])
+    over = rows[other].values[column]
     mine = ours.get((index, column))
     return Margin(
         claim=record["claim"],

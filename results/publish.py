@@ -12,9 +12,8 @@ from typing import Any
 
 from pipeline.files import write_atomic
 from results import render, spec
-from results.collect import CollectedResults, describe_unknown_names, separate_conflicts
+from results.collect import CollectedResults, make_collection
 from results.runs import FinishedRun
-from results.schema import Result
 from results.store import RowsError, read_results, write_rows
 from results.tables import build_tables
 
@@ -22,7 +21,7 @@ from results.tables import build_tables
 LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256")
 
 
-def publish_results(collection: CollectedResults, folder: Path) -> list[Path]:
+def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:
     """Write the folder and return its files.
 
     Raises:
@@ -45,19 +44,21 @@ def publish_results(collection: CollectedResults, folder: Path) -> list[Path]:
         }
         for result in collection.results
     }
-    runs = [_public_record(run) for _, run in sorted(collection.runs.items())]
-    content = {"runs": runs, "results": dict(sorted(facts.items()))}
+    # Without the settings that cannot change a result, such as paths.
+    runs = [
+        {**_public_fields(run), "config": run.science()}
+        for _, run in sorted(collection.runs.items())
+    ]
+    content = {"runs": runs, "results": facts}
     write_atomic(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
     # The tables are made of what was just written: a reader who does the same gets the same bytes.
     tables = build_tables(read_published(folder).results, spec.table_names())
-    written = render.write_tables(tables, folder / "tables")
-    return [folder / "rows.csv", folder / "runs.json", *written.values()]
+    written = render.write_tables(tables, folder / "tables").values()
+    return [folder / "rows.csv", folder / "runs.json", *written]
 
 
-def _public_record(run: FinishedRun) -> dict[str, Any]:
-    """Return a run without its files and without the settings that cannot change a result."""
-    record = {key: value for key, value in asdict(run).items() if key not in LEFT_OUT}
-    return {**record, "config": run.science()}
+def _public_fields(run: FinishedRun) -> dict[str, Any]:
+    return {key: value for key, value in asdict(run).items() if key not in LEFT_OUT}
 
 
 def is_published(folder: Path) -> bool:
@@ -79,14 +80,10 @@ def read_published(folder: Path) -> CollectedResults:
         facts = content["results"]
     except (ValueError, KeyError, TypeError) as error:
         raise RowsError(f"{path}: damaged, publish again: {error!r}") from None
+    annotated = []
     for result in results:
         if result.row.run_id not in facts:
             raise RowsError(f"{path}: nothing about the run of {result.where}")
-    annotated = [_annotate(result, facts[result.row.run_id]) for result in results]
-    kept, conflicts = separate_conflicts(annotated)
-    unknown = describe_unknown_names(kept)
-    return CollectedResults(kept, runs, (*problems, *conflicts), unknown).require_valid()
-
-
-def _annotate(result: Result, facts: dict[str, Any]) -> Result:
-    return replace(result, **facts | {"differs": tuple(facts["differs"])})
+        known = facts[result.row.run_id]
+        annotated.append(replace(result, **known | {"differs": tuple(known["differs"])}))
+    return make_collection(annotated, runs, problems).require_valid()

@@ -5,6 +5,8 @@ The same table gives the same bytes in any locale, time zone and hash seed.
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -35,9 +37,7 @@ def write_tables(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
 def render_table(table: Table, fmt: Format) -> str:
     """Return a table as text."""
     # The CSV has unrounded numbers and no footnotes, so it is made from the table itself.
-    if fmt == "csv":
-        return render_csv(table)
-    return render_formatted(format_table(table), fmt)
+    return render_csv(table) if fmt == "csv" else render_formatted(format_table(table), fmt)
 
 
 def render_formatted(table: FormattedTable, fmt: Format) -> str:
@@ -70,12 +70,10 @@ def render_markdown(table: FormattedTable) -> str:
 def _markdown_part(part: FormattedPart) -> str:
     header = list(part.header)
     body: list[list[str]] = []
-    group = ""
-    for row in part.rows:
-        if row.group != group:
-            group = row.group
+    for group, rows in groupby(part.rows, key=attrgetter("group")):
+        if group:
             body.append([f"**{_escape_markdown(group)}**"] + [""] * (len(header) - 1))
-        body.append([_markdown_cell(cell, row) for cell in row.cells])
+        body += [[_markdown_cell(cell, row) for cell in row.cells] for row in rows]
     # Group headings are long and would widen the first column of every row.
     plain = [row for row in body if not row[0].startswith("**")]
     widths = [max(len(row[i]) for row in [header, *plain]) for i in range(len(header))]
@@ -104,7 +102,7 @@ def _pipe(cells: Sequence[str], widths: Sequence[int], labels: int) -> str:
         cell.ljust(width) if i < labels else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
-    return "| " + " | ".join(padded) + " |"
+    return f"| {' | '.join(padded)} |"
 
 
 def render_latex(table: FormattedTable) -> str:
@@ -140,17 +138,16 @@ def _latex_part(part: FormattedPart) -> list[str]:
         _latex_row([escape_latex(title) for title in part.header]),
         r"\midrule",
     ]
-    group = ""
-    for row in part.rows:
-        if row.group != group:
-            # No space above the first group: \midrule has its own.
-            if group:
-                text.append(r"\addlinespace")
-            group = row.group
+    body: list[str] = []
+    for group, rows in groupby(part.rows, key=attrgetter("group")):
+        # No space above the first group: \midrule has its own.
+        if body:
+            body.append(r"\addlinespace")
+        if group:
             title = rf"\textit{{{escape_latex(group)}}}"
-            text.append(rf"\multicolumn{{{len(part.header)}}}{{l}}{{{title}}} \\")
-        text.append(_latex_row([_latex_cell(cell) for cell in row.cells]))
-    return [*text, r"\bottomrule", r"\end{tabular}"]
+            body.append(rf"\multicolumn{{{len(part.header)}}}{{l}}{{{title}}} \\")
+        body += [_latex_row([_latex_cell(cell) for cell in row.cells]) for row in rows]
+    return [*text, *body, r"\bottomrule", r"\end{tabular}"]
 
 
 def _latex_cell(cell: FormattedCell) -> str:
@@ -251,7 +248,7 @@ def _records(entry: Entry, block: Block) -> Iterator[dict[str, object]]:
                 "line": ours.label,
                 "ours": cell.value,
                 "std": "" if cell.spread is None else cell.spread,
-                "n": cell.seeds,
+                "n": len(cell.results),
                 "difference": difference,
                 "setting": cell.setting,
                 "run_ids": " ".join(result.row.run_id for result in cell.results),

@@ -7,17 +7,22 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from results import resources
 from results.cells import setting_matches
 from results.schema import Result
 
-NOT_TABLES = ("vocabulary",)
+
+class OptionError(ValueError):
+    """Options exclude each other, or one names a table, cell or class that does not exist."""
+
 
 # Other methods that we pretrain too, so that their printed rows can be filled.
 OURS_TOO = ("DINO", "iBOT")
 
-# Fields of a column that are lists in the YAML.
-PATTERNS = ("with_settings", "without_settings", "also_report")
+# Columns of the paper's CSV files that tell rows apart, in the order of the fields of `PaperRow`.
+ROW_NAMES = ("group", "method", "arch", "params_m", "epochs", "variant")
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class Column:
     def takes(self, result: Result) -> bool:
         """Return whether a result is of this kind; its data set may be another one."""
         row = result.row
-        if (row.stage, row.metric) != (self.stage, self.metric):
-            return False
-        wanted = (setting_matches(row.setting, pattern) for pattern in self.with_settings)
-        unwanted = (setting_matches(row.setting, pattern) for pattern in self.without_settings)
-        return all(wanted) and not any(unwanted)
+        return (
+            (row.stage, row.metric) == (self.stage, self.metric)
+            and all(setting_matches(row.setting, pattern) for pattern in self.with_settings)
+            and not any(setting_matches(row.setting, pattern) for pattern in self.without_settings)
+        )
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,9 @@ class PaperRow:
     arch: str
     params_m: str  # millions of parameters
     epochs: str  # as the paper prints them
+    variant: str
     # Real epochs of the pretraining that fills the row; None if no run of ours can.
     pretrain_epochs: int | None
-    variant: str
     values: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -99,19 +104,21 @@ class TableSpec:
         )
 
 
+_SPEC_ADAPTER = TypeAdapter(TableSpec)
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def table_names() -> list[str]:
     """Return the names of the tables that have a spec: table1 ... table10, figure2."""
-    found = [name for name in resources.list_names("specs", ".yaml") if name not in NOT_TABLES]
-
+    names = resources.list_names("specs", ".yaml")
+    found = [name for name in names if name.startswith(("table", "figure"))]
     # By number, so that table10 comes last, and figures after the tables.
-    def order(name: str) -> tuple[bool, int, str]:
-        return not name.startswith("table"), int(re.sub(r"\D", "", name)), name
-
-    return sorted(found, key=order)
+    return sorted(
+        found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)))
+    )
 
 
 @cache
@@ -124,17 +131,9 @@ def load_table_spec(name: str) -> TableSpec:
     if name not in table_names():
         raise ValueError(f"unknown table {name!r} (valid: {', '.join(table_names())})")
     content = resources.read_yaml("specs", f"{name}.yaml")
-    columns = tuple(_column(column) for column in content.pop("columns"))
-    paper = _read_paper_rows(content.pop("paper"), content.pop("effective_epochs", 1))
-    title = content.pop("title")
-    lists = {key: tuple(value) for key, value in content.items()}
-    return TableSpec(name, title, columns, paper, **lists)
-
-
-def _column(given: dict[str, Any]) -> Column:
-    # Tuples, since a column is a key of dicts and must be hashable.
-    patterns: Any = {key: tuple(given.get(key, ())) for key in PATTERNS}
-    return Column(**given | patterns)
+    paper = _read_paper_rows(content["paper"], content.pop("effective_epochs", 1))
+    # Also makes tuples of lists: a column is a key of dicts and must be hashable.
+    return _SPEC_ADAPTER.validate_python(content | {"name": name, "paper": paper})
 
 
 def _read_paper_rows(file: str, effective_epochs: int) -> tuple[PaperRow, ...]:
@@ -144,16 +143,13 @@ def _read_paper_rows(file: str, effective_epochs: int) -> tuple[PaperRow, ...]:
     """
     rows: dict[tuple[str, ...], PaperRow] = {}
     for cell in resources.read_csv("paper", file):
-        names = ("group", "method", "arch", "params_m", "epochs", "variant")
-        key = tuple(cell[name] for name in names)
-        if key not in rows:
-            group, method, arch, params_m, epochs, variant = key
-            ours = _pretrain_epochs(cell, effective_epochs)
-            rows[key] = PaperRow(group, method, arch, params_m, epochs, ours, variant)
+        names: Any = {name: cell[name] for name in ROW_NAMES}
+        ours = _pretrain_epochs(cell, effective_epochs)
+        row = rows.setdefault(tuple(names.values()), PaperRow(**names, pretrain_epochs=ours))
         if cell["value"]:
-            rows[key].values[cell["column"]] = float(cell["value"])
+            row.values[cell["column"]] = float(cell["value"])
         if cell["note"]:
-            rows[key].notes[cell["column"]] = cell["note"]
+            row.notes[cell["column"]] = cell["note"]
     groups = list(dict.fromkeys(row.group for row in rows.values()))
     return tuple(sorted(rows.values(), key=lambda row: groups.index(row.group)))
 

@@ -1,18 +1,23 @@
-"""Result rows on disk, one CSV file per run."""
+"""Result rows on disk, one CSV file per run, and what makes a row implausible."""
 
 import csv
+import difflib
 import hashlib
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_atomic
-from results.checks import check_row
 from results.schema import Result, ResultRow
+from results.vocabulary import load_vocabulary
 
 COLUMNS = [field.name for field in fields(ResultRow)]
+
+# Columns that may not be empty. `setting` may: an evaluation can have only one.
+REQUIRED = ("run_id", "method", "arch", "stage", "dataset", "metric")
 
 
 class RowsError(ValueError):
@@ -27,18 +32,6 @@ def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     write_atomic(path, buffer.getvalue())
-
-
-def read_rows(path: Path, sha256: str | None = None) -> list[ResultRow]:
-    """Return the rows of a file.
-
-    Raises:
-        RowsError: a line is refused, or the SHA-256 of the file differs.
-    """
-    results, problems = read_results(path, sha256=sha256)
-    if problems:
-        raise RowsError("\n".join(problems))
-    return [result.row for result in results]
 
 
 def read_results(
@@ -95,3 +88,48 @@ def parse_row(record: dict[str, Any]) -> ResultRow:
     row = ResultRow(**record | numbers)
     check_row(row)
     return row
+
+
+def check_row(row: ResultRow) -> None:
+    """Raise ValueError if a name is missing, or if the value or its unit cannot be right."""
+    known = load_vocabulary()
+    for name in REQUIRED:
+        if not getattr(row, name):
+            raise ValueError(f"{name} is empty")
+    if not math.isfinite(row.value):
+        raise ValueError(f"value {row.value} is not a finite number")
+    if row.unit not in known.units:
+        raise ValueError(f"unknown unit {row.unit!r}{_hint(row.unit, known.units)}")
+    # A metric that no table knows may have any unit; such a row is listed, not refused.
+    expected = known.metrics.get(row.metric)
+    if expected is not None and row.unit != expected:
+        raise ValueError(f"metric {row.metric!r} has the unit {row.unit!r}, expected {expected!r}")
+    low, high = known.units[row.unit]
+    if not low <= row.value <= high:
+        # The usual cause is a fraction that was written as percent, or the reverse.
+        raise ValueError(
+            f"value {row.value:g} of {row.metric} is outside {low:g} to {high:g} {row.unit}"
+        )
+    if row.epochs < 0 or row.seed < 0:
+        raise ValueError(f"epochs {row.epochs} and seed {row.seed} may not be negative")
+
+
+def find_unknown_names(row: ResultRow) -> list[str]:
+    """Return the names in a row that no table knows, with the closest known name of each."""
+    known = load_vocabulary()
+    names = [
+        ("data set", row.dataset, known.datasets, known.knows_dataset(row.dataset)),
+        ("stage", row.stage, known.stages, row.stage in known.stages),
+        ("metric", row.metric, known.metrics, row.metric in known.metrics),
+    ]
+    return [
+        f"{kind} {name!r}{_hint(name, choices)}"
+        for kind, name, choices, is_known in names
+        if not is_known
+    ]
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    guess = difflib.get_close_matches(name, names, n=1)
+    return (f"; did you mean {guess[0]!r}?" if guess else "") + f" (known: {', '.join(names)})"

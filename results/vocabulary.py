@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from pydantic import TypeAdapter
+
 from results.resources import read_yaml
 
 
@@ -48,8 +50,4 @@ class Vocabulary:
 @cache
 def load_vocabulary() -> Vocabulary:
     """Return the vocabulary."""
-    content = read_yaml("specs", "vocabulary.yaml")
-    units = {name: (float(low), float(high)) for name, (low, high) in content["units"].items()}
-    variants = {arch: tuple(names) for arch, names in content["default_variants"].items()}
-    parsed = {"stages": tuple(content["stages"]), "units": units, "default_variants": variants}
-    return Vocabulary(**content | parsed)
+    return TypeAdapter(Vocabulary).validate_python(read_yaml("specs", "vocabulary.yaml"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.figures.style import Drawing, Theme
-from results.options import OptionError
 from results.runs import FinishedRun
+from results.spec import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -89,7 +89,6 @@ def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]
 
 
 def find_paper_recipe(arch: str) -> str:
-    """Return the recipe with the paper's settings; an architecture that is not in it gets those of all."""
-    return (
-        f"pretrain/paper_{arch}" if arch in ("vit_s16", "vit_b16", "vit_l16") else "pretrain/paper"
-    )
+    """Return the recipe with the paper's settings; one for other architectures than the paper's."""
+    in_paper = arch in ("vit_s16", "vit_b16", "vit_l16")
+    return f"pretrain/paper_{arch}" if in_paper else "pretrain/paper"

@@ -4,14 +4,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import compare, publish, render, spec
+from results import publish, render, spec
 from results.collect import CollectedResults
+from results.compare import compare_cells
 from results.explain import explain_cell
-from results.options import check_table_options
 from results.render import Format
+from results.spec import OptionError
 from results.tables import build_tables, describe_unplaced
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection
+
+# Options that do something instead of printing tables.
+ACTIONS = ("out", "explain", "against", "publish")
+
+# The other options, and the actions that heed them.
+COMBINES_WITH = {"table": ("out", "against"), "filled": ("out",), "format": ("against",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,19 @@ class TablesRequest:
 
     def check(self) -> None:
         """Raise OptionError if two options exclude each other or a table does not exist."""
-        check_table_options(**vars(self))
+        actions = [name for name in ACTIONS if getattr(self, name) is not None]
+        if len(actions) > 1:
+            raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
+        # An option without effect is refused: silently ignored, it would seem to have worked.
+        for option, heeding in COMBINES_WITH.items():
+            if getattr(self, option) and actions and actions[0] not in heeding:
+                raise OptionError(f"--{option} cannot be combined with --{actions[0]}")
+        known = spec.table_names()
+        explained = self.explain[:1] if self.explain else ()
+        for option, names in (("--table", self.table), ("--explain", explained)):
+            for name in names:
+                if name not in known:
+                    raise OptionError(f"{option} {name}: expected one of {', '.join(known)}")
 
     @property
     def tables(self) -> Sequence[str]:
@@ -53,13 +72,13 @@ def run(
     """
     collection = collect_finished(selection.root, selection.runs).require_valid()
     if request.publish is not None:
-        return map(str, publish.publish_results(collection, request.publish))
+        return map(str, publish.publish_tables(collection, request.publish))
     if request.explain is not None:
         return [explain_cell(collection, *request.explain).removesuffix("\n")]
     if request.against is not None:
         other = load_comparison(request.against, selection.runs).require_valid()
-        pairs = compare.compare_cells(collection.results, other.results, request.tables)
-        return [render.render_formatted(compare.format_comparison(pairs), request.print_format)]
+        compared = compare_cells(collection.results, other.results, request.tables)
+        return [render.render_formatted(compared, request.print_format)]
     return _print_tables(collection, request, warn)
 
 

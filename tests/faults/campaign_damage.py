@@ -17,7 +17,7 @@ from mugs.checkpoint.record import CheckpointError, list_checkpoints, verify_che
 from mugs.checkpoint.save_load import load_latest
 from pipeline import manifest, runfile
 from pipeline.spec import ConfigError
-from results.store import RowsError, read_rows
+from results.store import read_results
 
 NAME = "4_damage"
 
@@ -161,11 +161,8 @@ class Finished:
         """Damage to the rows: the run is not done, and reading them is refused."""
         with damaged(self.rows_path, rng) as differs, logged() as said:
             done = manifest.find_done(self.root, self.run.run_id) is not None
-            try:
-                read_rows(self.rows_path, self.entry.rows_sha256)
-                error = ""
-            except (RowsError, OSError) as caught:
-                error = str(caught)
+            _, refused = read_results(self.rows_path, sha256=self.entry.rows_sha256)
+            error = "\n".join(refused)
             if not differs:
                 return "" if done and not error else error
             named = str(self.rows_path) in error and any(

@@ -20,7 +20,7 @@ import mugs.weights.backbone_file  # noqa: F401  here, so that not every process
 from mugs.checkpoint.record import CheckpointError
 from mugs.checkpoint.save_load import load_latest
 from pipeline import manifest, runfile
-from results.store import read_rows
+from results.store import read_results
 from slurm.node import job
 
 NAME = "3_disk_errors"
@@ -78,7 +78,8 @@ def finished(root: Path) -> bool:
     entry = manifest.find_done(root, tiny_run().run_id)
     if entry is None or manifest.find_problems(entry, hashes=True) or entry.rows_path is None:
         return False
-    return [row.value for row in read_rows(entry.rows_path)] == [15.0]
+    found, refused = read_results(entry.rows_path)
+    return not refused and [result.row.value for result in found] == [15.0]
 
 
 def disturbed(outcome: Outcome, root: Path, where: str, code: int, action: Action | None) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from results.collect import CollectedResults
-from results.explain import NoSuchCellError, explain_cell
+from results.explain import explain_cell
 from results.schema import Result, ResultRow
+from results.spec import OptionError
 
 ROOT = Path(__file__).resolve().parents[3]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -143,7 +144,7 @@ def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[R
     both = CollectedResults((strong, weak))
     assert "Linear: 75.0 (paper 75.7, -0.7)" in explain_cell(both, "table8", "weak mugs", "linear")
     with pytest.raises(
-        NoSuchCellError, match=r"(?s)2 rows have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
+        OptionError, match=r"(?s)2 rows have .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
     ):
         explain_cell(both, "table8", "mugs", "linear")
 

@@ -19,9 +19,9 @@ from results.figures.figure2 import draw_figure2
 from results.figures.gallery import collect_galleries, is_wide, shrink_picture
 from results.figures.knn import draw_knn_during_pretraining, draw_knn_over_epochs
 from results.figures.style import DARK, LIGHT, render_image
-from results.options import OptionError
 from results.runs import FinishedRun
 from results.schema import Result
+from results.spec import OptionError
 
 Make = Callable[..., list[Result]]
 ROOT = Path(__file__).resolve().parents[3]

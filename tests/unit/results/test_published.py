@@ -7,7 +7,7 @@ import pytest
 
 from results import spec
 from results.collect import CollectedResults, collect_results
-from results.publish import publish_results, read_published
+from results.publish import publish_tables, read_published
 from results.render import write_tables
 from results.runs import FinishedRun
 from results.schema import ResultRow
@@ -53,7 +53,7 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
         ),
     ]
     collection = collect_results(run_root.path, runs)
-    files = publish_results(collection, tmp_path / "kept")
+    files = publish_tables(collection, tmp_path / "kept")
     assert len(files) == 2 + 3 * len(spec.table_names())
     again = read_published(tmp_path / "kept")
     assert [(r.row, r.variant) for r in again.results] == [(row, "w/o instance supervision")]
@@ -61,7 +61,7 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
     assert "somebody" not in text and "threads" not in text and "drop_path" in text
     before = {path: path.read_bytes() for path in files}
     assert {
-        path: path.read_bytes() for path in publish_results(collection, tmp_path / "kept")
+        path: path.read_bytes() for path in publish_tables(collection, tmp_path / "kept")
     } == before
     (tmp_path / "kept/runs.json").write_text(text[:-9])
     with pytest.raises(RowsError, match=r"runs\.json: damaged, publish again"):
@@ -70,6 +70,6 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
 
 def test_what_cannot_be_published_is_told(run_root: Any, row: ResultRow, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no results to publish"):
-        publish_results(CollectedResults(()), tmp_path)
+        publish_tables(CollectedResults(()), tmp_path)
     with pytest.raises(RowsError, match="line 3"):
-        publish_results(CollectedResults((), problems=("rows.csv, line 3: bad",)), tmp_path)
+        publish_tables(CollectedResults((), problems=("rows.csv, line 3: bad",)), tmp_path)
