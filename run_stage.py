@@ -538,7 +538,7 @@ def clean(
     Asks Slurm about submitted runs, and keeps them if it does not answer.
     """
     from slurm import run_root as place
-    from slurm.active_runs import find_active_runs
+    from slurm.status import find_active_runs
     from stages.commands.clean import clean_run_root, planned_run_ids
 
     # Read first: with a YAML file that does not parse, nothing may be removed.

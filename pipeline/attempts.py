@@ -49,8 +49,7 @@ class Failure:
 
 
 def _record_path(run_dir: Path, attempt: int, kind: str = "") -> Path:
-    suffix = f".{kind}.json" if kind else ".json"
-    return run_dir / "attempts" / f"{attempt:04d}{suffix}"
+    return run_dir / "attempts" / f"{attempt:04d}{kind}.json"
 
 
 def list_attempts(run_dir: Path) -> list[int]:
@@ -133,17 +132,16 @@ def record_failure(
     The first rank to say so is kept: the errors of later ones, such as closed connections, mostly
     follow from it.
     """
-    path = _record_path(run_dir, attempt, "failed")
-    if path.exists():
-        return
-    content = {"error": error, "log": str(log), "time": time.time()}
-    write_json_atomic(path, {**content, "step": step, "host": host, "repeatable": repeatable})
+    path = _record_path(run_dir, attempt, ".failed")
+    if not path.exists():
+        content = {"error": error, "log": str(log), "time": time.time()}
+        write_json_atomic(path, {**content, "step": step, "host": host, "repeatable": repeatable})
 
 
 def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     """Return how an attempt (the newest by default) failed, or None if it recorded no failure."""
     number = latest_attempt(run_dir) if attempt is None else attempt
-    note = read_json(_record_path(run_dir, number, "failed"))
+    note = read_json(_record_path(run_dir, number, ".failed"))
     if note is None:
         return None
     return Failure(
@@ -160,32 +158,34 @@ def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
 
 def record_no_retry(run_dir: Path, attempt: int, reason: str) -> None:
     """Add to a failure why the job is not retried."""
-    path = _record_path(run_dir, attempt, "failed")
+    path = _record_path(run_dir, attempt, ".failed")
     write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
 
 
 def record_interruption(run_dir: Path, attempt: int, reason: str) -> None:
     """Record that an attempt was asked to stop and did."""
-    path = _record_path(run_dir, attempt, "interrupted")
+    path = _record_path(run_dir, attempt, ".interrupted")
     write_json_atomic(path, {"reason": reason, "time": time.time()})
 
 
 def read_interruption(run_dir: Path, attempt: int) -> str | None:
     """Return why an attempt stopped when asked to, or None if it did not."""
-    note = read_json(_record_path(run_dir, attempt, "interrupted"))
+    note = read_json(_record_path(run_dir, attempt, ".interrupted"))
     return None if note is None else str(note.get("reason", ""))
 
 
 def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
     """Record the newest checkpoint of an attempt, and the longest time that saving one took."""
-    path = _record_path(run_dir, attempt, "saved")
+    path = _record_path(run_dir, attempt, ".saved")
     longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
 
 
 def list_saves(run_dir: Path) -> list[dict[str, Any]]:
     """Return `step`, `seconds` and `time` of each attempt that saved, oldest first."""
-    notes = (read_json(_record_path(run_dir, number, "saved")) for number in list_attempts(run_dir))
+    notes = (
+        read_json(_record_path(run_dir, number, ".saved")) for number in list_attempts(run_dir)
+    )
     return [note for note in notes if note is not None]
 
 

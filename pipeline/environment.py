@@ -58,11 +58,10 @@ def check_packages(requirements: list[str]) -> list[Finding]:
 
 def _find_unmet(need: Requirement) -> Finding | None:
     found = find_version(need.name)
-    if found is None:
-        return wrong(need.name, "not installed", SETUP)
-    if not need.specifier.contains(found, prereleases=True):
-        return wrong(need.name, f"{found}, expected {need.specifier}", SETUP)
-    return None
+    if found and need.specifier.contains(found, prereleases=True):
+        return None
+    detail = f"{found}, expected {need.specifier}" if found else "not installed"
+    return wrong(need.name, detail, SETUP)
 
 
 def _describe_untested() -> str:

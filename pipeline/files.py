@@ -1,4 +1,4 @@
-"""Files and folders that are either complete or absent, and the SHA-256 of files.
+"""Files and folders that are either complete or absent, and the SHA-256 of files and records.
 
 Everything that matters is written under a temporary name in the same folder, flushed to the disk,
 and renamed. A reader therefore sees the old file or the new one, never a part, and a power cut
@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CHECKSUM_KEY = "sha256"
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -144,6 +145,41 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+class ChecksumError(ValueError):
+    """A record differs from what was written."""
+
+
+def hash_json(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON-able content."""
+    # Sorted and without white space, so that a record that was read and written again keeps its
+    # checksum.
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content and, under the key `sha256`, its checksum."""
+    return {**content, CHECKSUM_KEY: hash_json(content)}
+
+
+def verify_checksum(content: Any) -> dict[str, Any]:
+    """Return the content without its checksum.
+
+    Raises:
+        ChecksumError: the checksum is missing, or belongs to other content.
+    """
+    if not isinstance(content, dict) or CHECKSUM_KEY not in content:
+        raise ChecksumError("it has no checksum")
+    rest = {key: value for key, value in content.items() if key != CHECKSUM_KEY}
+    try:
+        found = hash_json(rest)
+    except TypeError as error:
+        raise ChecksumError(f"it contains a value that is not JSON: {error}") from error
+    if found != content[CHECKSUM_KEY]:
+        raise ChecksumError("its SHA-256 differs from the one recorded in it")
+    return rest
 
 
 def hash_named_files(root: Path, files: Iterable[Path]) -> str:

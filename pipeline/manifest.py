@@ -15,8 +15,13 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from pipeline.attempts import check_newest
-from pipeline.checksum import verify_checksum, with_checksum
-from pipeline.files import hash_file, hash_named_files, write_json_atomic
+from pipeline.files import (
+    hash_file,
+    hash_named_files,
+    verify_checksum,
+    with_checksum,
+    write_json_atomic,
+)
 from pipeline.spec import ConfigError, StageRun
 
 logger = logging.getLogger(__name__)
@@ -129,9 +134,8 @@ def entry_path(run_root: Path, run_id: str) -> Path:
 
 def list_run_ids(run_root: Path) -> list[str]:
     """Return the ids of all runs with an entry, sorted."""
-    paths = (run_root / "manifest").glob("*.json")
     # Temporary files of `write_atomic` begin with a dot.
-    return sorted(path.stem for path in paths if not path.name.startswith("."))
+    return sorted(path.stem for path in run_root.glob("manifest/[!.]*.json"))
 
 
 def measure_size(path: Path) -> int:

@@ -60,9 +60,8 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
             choices = format_choices(filler, reproduction.runs)
             raise ConfigError(f"{where}.{role}: there is no run {filler!r}{choices}")
         stage = reproduction.runs[filler].spec.name
-        fit = run.spec.fillers(role)
-        if stage not in fit:
-            wanted = " or ".join(fit)
+        if stage not in run.spec.fillers(role):
+            wanted = " or ".join(run.spec.fillers(role))
             raise ConfigError(
                 f"{where}.{role}: run {filler!r} is a {stage!r} run, expected {wanted}"
             )

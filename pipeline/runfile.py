@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
-from pipeline.files import write_atomic
+from pipeline.files import ChecksumError, verify_checksum, with_checksum, write_atomic
 from pipeline.identity import RETIRED_SETTINGS, dump_settings
 from pipeline.reading import parse_yaml, read_config_text, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun, StageSpec

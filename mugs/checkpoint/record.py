@@ -19,8 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checksum import ChecksumError, verify_checksum, with_checksum
-from pipeline.files import hash_file, sync_path, write_new_file
+from pipeline.files import (
+    ChecksumError,
+    hash_file,
+    sync_path,
+    verify_checksum,
+    with_checksum,
+    write_new_file,
+)
 
 logger = logging.getLogger(__name__)
 FORMAT = 2

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
@@ -126,16 +127,6 @@ def _default_ranks(run: StageRun) -> int:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """A run that was started."""
-
-    run: StageRun
-    launch: str
-    started_at: float
-    ranks: Ranks
-
-
-@dataclass(frozen=True)
 class _Executor:
     """Starts runs and waits for them."""
 
@@ -146,15 +137,16 @@ class _Executor:
 
     def run(self, run: StageRun, watching: Sequence[StageRun]) -> list[Outcome]:
         """Run one run and, beside it, those that watch it; they are stopped if it fails."""
-        first = self._start(run, beside=False)
-        others = [self._start(other, beside=True) for other in watching]
-        outcome = self._wait(first)
+        wait = self._start(run, beside=False)
+        waits_beside = [self._start(other, beside=True) for other in watching]
+        outcome = wait()
         if outcome.succeeded or self.processes.signaled:
-            return [outcome, *(self._wait(other) for other in others)]
-        stop_processes([process for other in others for process in other.ranks])
+            return [outcome, *(wait_beside() for wait_beside in waits_beside)]
+        stop_processes(self.processes.started)
         return [outcome, *(Outcome(other, "not run", f"needs {run.name}") for other in watching)]
 
-    def _start(self, run: StageRun, *, beside: bool) -> _Start:
+    def _start(self, run: StageRun, *, beside: bool) -> Callable[[], Outcome]:
+        """Start a run and return a function that waits for it and returns its outcome."""
         count = self.ranks or _default_ranks(run)
         if self.announce:
             self.announce(run, count)
@@ -162,14 +154,12 @@ class _Executor:
         started_at = time.monotonic()
         run_dir = runfile.write_run_file(self.run_root, run)
         ranks = self.processes.start(run_dir, launch, count, beside=beside)
-        return _Start(run, launch, started_at, ranks)
+        return partial(self._wait, run, launch, started_at, ranks)
 
-    def _wait(self, start: _Start) -> Outcome:
-        """Wait for a run and return its outcome."""
-        run = start.run
+    def _wait(self, run: StageRun, launch: str, started_at: float, ranks: Ranks) -> Outcome:
         run_dir = run.run_dir(self.run_root)
-        codes = wait_for_ranks(start.ranks)
-        seconds = time.monotonic() - start.started_at
+        codes = wait_for_ranks(ranks)
+        seconds = time.monotonic() - started_at
         # First of all: a run that is done has succeeded, whatever ended its processes after that.
         if manifest.find_done(self.run_root, run.run_id) is not None:
             return Outcome(run, "finished", "", seconds)
@@ -177,7 +167,7 @@ class _Executor:
             number = attempts.latest_attempt(run_dir)
             reason = attempts.read_interruption(run_dir, number) or "stopped at once"
             return Outcome(run, "interrupted", f"{reason}; run again to resume", seconds)
-        failure = _find_failure(run_dir, start.launch, codes)
+        failure = _find_failure(run_dir, launch, codes)
         return Outcome(run, "failed", failure.error, seconds, failure.log)
 
 

@@ -28,7 +28,7 @@ class LocalProcesses:
     """
 
     def __init__(self) -> None:
-        self._all: list[subprocess.Popen[bytes]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
         self._signals = 0
         self._previous: dict[int, Any] = {}
 
@@ -37,13 +37,13 @@ class LocalProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_processes(self._all)
+        stop_processes(self.started)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _forward(self, *_: object) -> None:
         self._signals += 1
-        for process in self._all:
+        for process in self.started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
 
@@ -79,7 +79,7 @@ class LocalProcesses:
                     # Not in our session: Ctrl-C would reach the ranks twice, from the terminal too.
                     start_new_session=True,
                 )
-            self._all.append(process)
+            self.started.append(process)
             ranks.append(process)
         return ranks
 

@@ -30,7 +30,7 @@ from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
 from slurm.node.requeue import RequeueError, requeue_job
 from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
-from slurm.node.watchdog import JobControl, Reactions, Watchdog
+from slurm.node.watchdog import JobControl, Watchdog
 from slurm.shared.logs import FILE_ONLY, log_path, start_logging
 
 logger = logging.getLogger("slurm.node.job")  # `__name__` is "__main__" under `python -m`
@@ -195,24 +195,23 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
     launch = context.launch
     leads = launch.rank == 0  # one rank speaks for the job
     lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
-    reactions = Reactions(
-        # Of the lead time, 30 s are kept for a warning that comes late and 30 s for the requeue
-        # itself.
-        grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
-        hang_s=60 * float(context.run_file.resources.get("hang_minutes", 30)),
-        on_hang=partial(_on_hang, context),
-        on_grace_expired=(
-            partial(_on_grace_expired, launch.job_id) if leads and launch.job_id else None
+    with (
+        context.log.open("a", encoding="utf-8") as log,
+        Watchdog(
+            control=context.control,
+            log=log,
+            # Of the lead time, 30 s are kept for a warning that comes late and 30 s for the requeue
+            # itself.
+            grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
+            hang_s=60 * float(context.run_file.resources.get("hang_minutes", 30)),
+            on_hang=partial(_on_hang, context),
+            on_grace_expired=(
+                partial(_on_grace_expired, launch.job_id) if leads and launch.job_id else None
+            ),
+            on_superseded=partial(_on_superseded, context) if leads else None,
         ),
-        on_superseded=partial(_on_superseded, context) if leads else None,
-    )
-    with context.log.open("a", encoding="utf-8") as log:
-        watchdog = Watchdog(context.control, reactions, log)
-        watchdog.start()
-        try:
-            yield
-        finally:
-            watchdog.stop()
+    ):
+        yield
 
 
 def _on_hang(context: RankContext, seconds: float) -> None:

@@ -94,20 +94,18 @@ def _find_or_start_attempt(run_dir: Path, job_id: str, restart: int) -> int | No
 
 def _record_silent_failure(run_dir: Path, attempt: int, code: int) -> None:
     """Record a failure for an attempt that recorded none; a record of the attempt's own is kept."""
+    how = "hung" if code == EXIT_HUNG else f"ended with exit code {code}"
     if code > 128:
         how = f"was killed by {signal.Signals(code - 128).name}"
-    else:
-        how = "hung" if code == EXIT_HUNG else f"ended with exit code {code}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    # With several nodes nobody knows which one is to blame, so none will be excluded.
-    host = nodes if os.environ.get("SLURM_JOB_NUM_NODES") == "1" else None
     attempts.record_failure(
         run_dir,
         attempt,
         error=f"a rank {how}, on {nodes}",
         log=log_path(run_dir, attempt, 0),
         step=_read_last_step(run_dir, attempt),
-        host=host,
+        # With several nodes nobody knows which one is to blame, so none will be excluded.
+        host=nodes if os.environ.get("SLURM_JOB_NUM_NODES") == "1" else None,
     )
 
 

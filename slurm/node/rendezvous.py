@@ -40,8 +40,7 @@ def join_rendezvous() -> Launch:
     if in_slurm_job():
         return _join_slurm_job()
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for key, value in alone.items():
-        os.environ.setdefault(key, value)
+    os.environ |= {**alone, **os.environ}
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(find_free_port())
     key = (
@@ -57,8 +56,8 @@ def _torchrun_key() -> str | None:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id is None:
         return None
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return f"torchrun-{run_id}-{os.environ['MASTER_PORT']}-{restarts}"
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"torchrun-{run_id}-{os.environ['MASTER_PORT']}-{restart}"
 
 
 def _join_slurm_job() -> Launch:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -65,11 +65,14 @@ class JobControl:
             self.signals.interrupt(f"{self.signals.name} after the last step")
 
 
-@dataclass(frozen=True)
-class Reactions:
-    """What the watchdog does in each case, at most once. None: it does not check for that case.
+@dataclass(kw_only=True)
+class Watchdog:
+    """Thread that watches a rank while the `with` block runs.
+
+    It reacts to each case at most once. Without a reaction it does not check for that case.
 
     Attributes:
+        log: stacks of a rank that does not let threads run go here.
         grace_s: how long after the warning the loop may take to reach a step boundary and stop.
         hang_s: how long a single step may take.
         on_hang: called with the seconds since the last step when a step takes longer than `hang_s`.
@@ -77,32 +80,34 @@ class Reactions:
         on_superseded: called when a newer attempt of the run has started.
     """
 
+    control: JobControl
+    log: IO[str]
     grace_s: float
     hang_s: float
     on_hang: Callable[[float], None]
     on_grace_expired: Callable[[], None] | None = None
     on_superseded: Callable[[], None] | None = None
 
-
-class Watchdog(threading.Thread):
-    """Thread that watches a rank. Stacks of a rank that does not let threads run go to `log`."""
-
-    def __init__(self, control: JobControl, reactions: Reactions, log: IO[str]) -> None:
-        super().__init__(name="watchdog", daemon=True)
-        self.control = control
-        self.signals = control.signals
-        self.reactions = reactions
-        self.log = log
-        self.stopped = threading.Event()
-
+    def __post_init__(self) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._armed_at = self._checked_newest_at = time.monotonic()
 
-    def run(self) -> None:
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.control.signals.wake()
+        self._thread.join(5.0)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
         """Check every second, and whenever a signal comes."""
         self._arm()
-        while not self.stopped.is_set():
-            self.signals.wait(1.0)
-            if self.stopped.is_set():
+        while not self._stopped.is_set():
+            self.control.signals.wait(1.0)
+            if self._stopped.is_set():
                 return
             now = time.monotonic()
             if now - self._armed_at > _REARM_EVERY_S:
@@ -112,35 +117,24 @@ class Watchdog(threading.Thread):
     def _arm(self) -> None:
         """Restart the timer that ends the process when this thread cannot run any more."""
         self._armed_at = time.monotonic()
-        faulthandler.dump_traceback_later(
-            self.reactions.hang_s + _BACKSTOP_S, exit=True, file=self.log
-        )
+        faulthandler.dump_traceback_later(self.hang_s + _BACKSTOP_S, exit=True, file=self.log)
 
     def _check(self, now: float) -> None:
-        react = self.reactions
-        signals = self.signals
-
+        signals = self.control.signals
         # Before the first heartbeat and after the last step there is no loop that could hang.
         idle_s = now - self.control.last_step_at
-        if signals.loop_polls and idle_s > react.hang_s:
+        if signals.loop_polls and idle_s > self.hang_s:
             faulthandler.dump_traceback(file=self.log, all_threads=True)
-            react.on_hang(idle_s)
+            self.on_hang(idle_s)
 
-        grace_s = react.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
+        grace_s = self.grace_s if signals.loop_polls else _NOTHING_TO_SAVE_S
         waited_s = 0.0 if signals.warned_at is None else now - signals.warned_at
-        if react.on_grace_expired and waited_s > grace_s and not signals.exiting:
-            self.reactions = replace(self.reactions, on_grace_expired=None)  # only once
-            react.on_grace_expired()
+        if self.on_grace_expired and waited_s > grace_s and not signals.exiting:
+            self.on_grace_expired()
+            self.on_grace_expired = None  # only once
 
-        if react.on_superseded and now - self._checked_newest_at > _CHECK_NEWEST_EVERY_S:
+        if self.on_superseded and now - self._checked_newest_at > _CHECK_NEWEST_EVERY_S:
             self._checked_newest_at = now
             if not self.control.may_write():
-                self.reactions = replace(self.reactions, on_superseded=None)  # only once
-                react.on_superseded()
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self.stopped.set()
-        self.signals.wake()
-        self.join(5.0)
-        faulthandler.cancel_dump_traceback_later()
+                self.on_superseded()
+                self.on_superseded = None  # only once

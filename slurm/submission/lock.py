@@ -68,13 +68,19 @@ def _take(run_dir: Path, patience_s: float) -> SubmissionLock:
         last = _latest(run_dir)
         if last == 0 or _released(run_dir, last) or _stale(run_dir, last):
             with suppress(FileExistsError):  # another process was faster
-                create_json(_claim_path(run_dir, last + 1), _describe_holder())
+                holder = {
+                    **_here(),
+                    "pid": os.getpid(),
+                    "began": _process_start(os.getpid()),
+                    "time": time.time(),
+                }
+                create_json(_claim_path(run_dir, last + 1), holder)
                 return SubmissionLock(run_dir, last + 1)
         if time.monotonic() > end:
-            holder = read_json(_claim_path(run_dir, last)) or {}
+            other = read_json(_claim_path(run_dir, last)) or {}
             raise SlurmError(
-                f"{run_dir.name} is being submitted by process {holder.get('pid')} "
-                f"on {holder.get('host')}; try again when that has ended"
+                f"{run_dir.name} is being submitted by process {other.get('pid')} "
+                f"on {other.get('host')}; try again when that has ended"
             )
         time.sleep(pause)
         pause = min(1.0, pause * 1.5)
@@ -91,11 +97,6 @@ def _latest(run_dir: Path) -> int:
 
 def _released(run_dir: Path, number: int) -> bool:
     return _claim_path(run_dir, number, ".released").exists()
-
-
-def _describe_holder() -> dict[str, object]:
-    pid = os.getpid()
-    return {**_here(), "pid": pid, "began": _process_start(pid), "time": time.time()}
 
 
 def _here() -> dict[str, object]:

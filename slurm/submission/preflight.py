@@ -64,8 +64,8 @@ def _check_account(profile: ClusterProfile) -> Finding:
     if profile.account is None:
         return ok("account", f"the default one of {choices}")
     if profile.account not in accounts:
-        found = f"{user} has no account {profile.account}"
-        return wrong("account", found, f"set account to one of {choices}")
+        remedy = f"set account to one of {choices}"
+        return wrong("account", f"{user} has no account {profile.account}", remedy)
     return ok("account", profile.account)
 
 
@@ -80,6 +80,5 @@ def _check_job(profile: ClusterProfile, runs: Sequence[StageRun]) -> Finding:
         script = Path(folder) / queue.SCRIPT
         script.write_text(text, encoding="utf-8")
         accepted, answer = queue.dry_run_script(script)
-    if accepted:
-        return ok(subject, answer)
-    return wrong(subject, answer, "change the run's resources, or the profile")
+    remedy = "change the run's resources, or the profile"
+    return ok(subject, answer) if accepted else wrong(subject, answer, remedy)

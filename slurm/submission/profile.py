@@ -183,7 +183,17 @@ def sbatch_parameters(
         "ntasks_per_node": need.ranks_per_node,
         "cpus_per_task": cpus,
         "signal_delay_s": lead_s,
-        "setup": _setup_lines(profile, code, lead_s),
+        "setup": [
+            *profile.setup,
+            *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
+            f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}",
+            f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
+            # The snapshot comes first on the path, before what the profile may add: a requeued job
+            # runs the code that it was submitted with.
+            f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "export PYTHONSAFEPATH=1"
+            "  # else the folder of the submission would come before the snapshot",
+        ],
         "srun_args": [
             *(f"--{option}={value}" for option, value in srun.items() if value),
             *profile.srun,
@@ -205,21 +215,6 @@ def sbatch_parameters(
         "exclude": profile.exclude,
         "exclusive": profile.exclusive or None,
     }
-
-
-def _setup_lines(profile: ClusterProfile, code: Path, lead_s: int) -> list[str]:
-    """Return the shell lines before srun: the profile's own, then the environment."""
-    return [
-        *profile.setup,
-        *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
-        f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}",
-        f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
-        # The snapshot comes first on the path, before what the profile may add: a requeued job runs
-        # the code that it was submitted with.
-        f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export PYTHONSAFEPATH=1"
-        "  # else the folder of the submission would come before the snapshot",
-    ]
 
 
 def _quote(value: str) -> str:

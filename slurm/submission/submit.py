@@ -205,8 +205,8 @@ def sbatch_text(
     becomes of the submission, and a requeued job needs no file of submitit.
     """
     run_dir = run.run_dir(profile.run_root)
-    lead_s = estimate_lead_seconds(profile, run)
     executor = submitit.SlurmExecutor(run_dir / "logs")
+    lead_s = estimate_lead_seconds(profile, run)
     executor.update_parameters(
         **sbatch_parameters(profile, run.resources, code=code, lead_s=lead_s),
         job_name=queue.job_name(run.run_id),

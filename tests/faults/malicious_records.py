@@ -14,8 +14,7 @@ from malice import Case, Place
 
 from mugs.checkpoint.save_load import load_latest
 from pipeline import config, manifest, runfile
-from pipeline.checksum import hash_json, with_checksum
-from pipeline.files import write_atomic
+from pipeline.files import hash_json, with_checksum, write_atomic
 from slurm.submission.profile import load_profile
 from stages import STAGES
 

@@ -14,7 +14,7 @@ from pipeline import attempts
 from pipeline.control import Interrupted
 from pipeline.provenance import code_root
 from slurm.node.signals import StopSignals
-from slurm.node.watchdog import JobControl, Reactions, Watchdog
+from slurm.node.watchdog import JobControl, Watchdog
 
 SCRIPT = """
 import os, signal, sys, time
@@ -93,15 +93,16 @@ class Watched:
         self.control = JobControl(
             folder, attempts.start_attempt(folder), StopSignals(ignore_repeats=True)
         )
-        reactions = Reactions(
+        self.log = (folder / "log").open("a")
+        self.watchdog = Watchdog(
+            control=self.control,
+            log=self.log,
             grace_s=grace_s,
             hang_s=hang_s,
             on_hang=lambda seconds: self._call("hung"),
             on_grace_expired=lambda: self._call("late"),
             on_superseded=lambda: self._call("stale"),
         )
-        self.log = (folder / "log").open("a")
-        self.watchdog = Watchdog(self.control, reactions, self.log)
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -158,7 +159,7 @@ def test_the_watchdog_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
     code = f"""
 import os, signal, subprocess, time, hashlib
 from pathlib import Path
-from slurm.node.watchdog import Watchdog, JobControl, Reactions
+from slurm.node.watchdog import Watchdog, JobControl
 from slurm.node.signals import StopSignals
 with StopSignals(ignore_repeats=True) as signals:
     control = JobControl(Path({str(tmp_path)!r}), 1, signals)
@@ -166,12 +167,12 @@ with StopSignals(ignore_repeats=True) as signals:
     def late():
         print("late", flush=True)
         os._exit(0)
-    reactions = Reactions(grace_s=0.2, hang_s=60, on_hang=print, on_grace_expired=late)
-    watchdog = Watchdog(control, reactions, open("/dev/null", "w"))
-    watchdog.start()
-    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
-    # takes minutes, without the interpreter's lock
-    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)
+    limits = {{"grace_s": 0.2, "hang_s": 60}}
+    log = open("/dev/null", "w")
+    with Watchdog(control=control, log=log, **limits, on_hang=print, on_grace_expired=late):
+        subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -USR2 {{os.getpid()}}"])
+        # takes minutes, without the interpreter's lock
+        hashlib.pbkdf2_hmac("sha256", b"x", b"y", 500_000_000)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=60
