@@ -22,11 +22,14 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
     planned: dict[str, StageRun] = {}
     for name in _order(reproduction):
         run = reproduction.runs[name]
-        if misfit := run.config.misfit(run.resources):
-            raise ConfigError(f"{reproduction.source}: runs.{name}: {misfit}")
         inputs = {role: reproduction.runs[filler].config for role, filler in run.needs.items()}
-        if wrong := run.config.wrong_inputs(inputs):
-            raise ConfigError(f"{reproduction.source}: runs.{name}.needs: {wrong}")
+        where = f"{reproduction.source}: runs.{name}"
+        try:
+            run.config.check_resources(run.resources)
+            where += ".needs"
+            run.config.check_inputs(inputs)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
         # Ids of inputs are part of a run's id, so they are known first: that is why order matters.
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, run.config, needs)

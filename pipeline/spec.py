@@ -22,25 +22,29 @@ class ConfigError(ValueError):
 class StageConfig(Settings):
     """Base of every stage's configuration."""
 
-    def misfit(self, resources: Resources) -> str | None:
-        """Why this configuration cannot run on these resources, or None; asked when a plan is made."""
-        return None
+    # The hooks below are called when a plan is made, before a job is queued.
 
-    def state_gb(self) -> float:
-        """Size of a checkpoint as far as it can be told before one is written; 0 for what saves little or nothing."""
+    def check_resources(self, resources: Resources) -> None:
+        """Raise ValueError if this configuration cannot run on these resources."""
+
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Raise ValueError if the inputs, configurations by role, do not fit together or this run."""
+
+    def estimate_checkpoint_gb(self) -> float:
+        """Return the estimated size of a checkpoint; 0 if the stage saves little or nothing."""
         return 0.0
 
-    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
-        """What a run will leave in its folder as far as it can be told; `inputs`: configurations by role."""
-        return 3 * self.state_gb()
+    def estimate_disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """Return the estimated size of the run's folder; `inputs` are configurations by role."""
+        # Two checkpoints are kept, and a third exists while it is being written.
+        return 3 * self.estimate_checkpoint_gb()
 
-    def alongside(self) -> frozenset[str]:
-        """Roles whose runs need only have begun, not ended, before this one starts; `StageContext.running` has them."""
+    def concurrent_roles(self) -> frozenset[str]:
+        """Return the roles whose runs need only have begun, not ended, before this run starts.
+
+        `StageContext.running` maps those that are not done to their folders.
+        """
         return frozenset()
-
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Why these inputs, configurations by role, do not go together or with this one, or None; asked likewise."""
-        return None
 
 
 class Resources(BaseModel):
@@ -134,8 +138,8 @@ class StageRun:
 
     @property
     def watched(self) -> set[str]:
-        """Ids of the inputs that need only have begun (`StageConfig.alongside`)."""
-        return {self.needs[role] for role in self.config.alongside() if role in self.needs}
+        """Ids of the inputs that need only have begun (`StageConfig.concurrent_roles`)."""
+        return {self.needs[role] for role in self.config.concurrent_roles() if role in self.needs}
 
     def run_dir(self, run_root: Path) -> Path:
         """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""

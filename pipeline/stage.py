@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class StageContext:
     """What a stage is given besides its configuration.
 
-    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.alongside` whose runs are
+    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.concurrent_roles` whose runs are
     not done yet to their folders; a stage that trains step by step hands `control`, None where no job surrounds it,
     to its loop.
     """

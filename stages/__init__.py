@@ -1,4 +1,4 @@
-"""The stages: each turns a configuration and inputs into calls of `mugs`, and its results into files and rows."""
+"""The stages. Each calls `mugs` with its configuration and inputs, and returns files and rows."""
 
 from pipeline.spec import StageSpec
 from stages import (
@@ -20,7 +20,7 @@ from stages import (
     pretrain,
 )
 
-# In the order in which a reproduction usually runs them.
+# In the order in which a reproduction usually runs them; docs and messages list them like this.
 _MODULES = (
     convert,
     pretrain,

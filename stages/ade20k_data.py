@@ -1,72 +1,72 @@
-"""ADE20K where it lies: numbers, sizes and labels of all its files checked, before GPUs are spent on it."""
+"""Check ADE20K in place: number, size and labels of all its files, before GPUs are spent on it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import Resources, StageConfig, StageSpec
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, check_external_data, register_external_data
+from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ade20kDataConfig(StageConfig):
-    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+class Ade20kDataConfig(ExternalDataConfig):
+    """A data set of scenes; its name and counts are in the run id, its location is not.
 
-    `data_dir` holds `images/` and `annotations/` with `training/` and `validation/` each. `reduce_zero`: 0 in an
-    annotation is void and class 0 is written as 1. The built-in scenes have a background and `num_classes` - 1 digits.
+    `data_dir` holds `images/` and `annotations/`, each with `training/` and `validation/`. The
+    built-in scenes have a background and `num_classes` - 1 digits.
     """
 
+    kind: ClassVar[str] = "scenes"
+
     dataset: Annotated[str, Field(min_length=1)] = "ade20k"
+    # Number of classes; annotations are 8-bit and keep a value for void.
     num_classes: Annotated[int, Field(ge=2, le=254)] = 150
     num_train_images: PositiveInt = 20210
     num_val_images: PositiveInt = 2000
     # 0 in an annotation is void, and class 0 is written as 1.
     reduce_zero: bool = True
-    data_dir: RequiredAtRun[str | None] = None
-    threads: Runtime[PositiveInt] = 8
 
+    def check_files(self, root: Path, report: Report) -> dict[str, int]:
+        """Read all scenes and count them."""
+        from mugs.data.dense.ade20k import check_scenes
 
-def preflight(cfg: Ade20kDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Number of images; nothing is written. Raises SourceError as `run` would."""
-    return check_external_data(cfg.data_dir, "scenes", partial(check_scene_files, cfg))
+        counts = {"train": self.num_train_images, "val": self.num_val_images}
+        check_scenes(
+            root,
+            counts,
+            num_classes=self.num_classes,
+            reduce_zero=self.reduce_zero,
+            threads=self.threads,
+            report=report,
+        )
+        return {f"{split} images": count for split, count in counts.items()}
 
+    def write_builtin(self, root: Path) -> None:
+        """Write scenes of digits on a background."""
+        from mugs.data.mini.scenes_and_videos import materialize_scenes
 
-def check_scene_files(cfg: Ade20kDataConfig, root: Path, report: Report) -> dict[str, int]:
-    """Read all scenes and count them. Raises SourceError naming what is wrong."""
-    from mugs.data.dense.ade20k import check_scenes
-
-    counts = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    classes, zero = cfg.num_classes, cfg.reduce_zero
-    check_scenes(
-        root, counts, num_classes=classes, reduce_zero=zero, threads=cfg.threads, report=report
-    )
-    return {f"{split} images": count for split, count in counts.items()}
+        materialize_scenes(
+            root,
+            train=self.num_train_images,
+            val=self.num_val_images,
+            classes=self.num_classes - 1,
+        )
 
 
 def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
-    """Check both splits; output `layout` says where they lie."""
-    from mugs.data.mini.scenes_and_videos import materialize_scenes
-
-    digits = cfg.num_classes - 1
-    materialize = partial(
-        materialize_scenes, train=cfg.num_train_images, val=cfg.num_val_images, classes=digits
-    )
-    outputs, _ = register_external_data(
-        ctx, cfg.data_dir, "scenes", materialize, partial(check_scene_files, cfg)
-    )
+    """Check both splits; output `layout` says where they are."""
+    outputs, _ = register_external_data(ctx, cfg)
     info: dict[str, Any] = {
         "dataset": cfg.dataset,
         "num_classes": cfg.num_classes,
         "reduce_zero": cfg.reduce_zero,
     }
     if "scenes" in outputs:
-        info["class_names"] = ["ground", *(f"digit {digit}" for digit in range(digits))]
+        # Names for the legend of the pictures; ADE20K's own 150 would not fit there.
+        info["class_names"] = ["ground", *(f"digit {n}" for n in range(cfg.num_classes - 1))]
     return StageOutput(outputs=outputs, info=info)
 
 
@@ -74,6 +74,6 @@ SPEC = StageSpec(
     name="ade20k_data",
     config=Ade20kDataConfig,
     entrypoint="stages.ade20k_data:run",
-    preflight="stages.ade20k_data:preflight",
+    preflight="stages.shared.external_data:check_external_data",
     resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
 )

@@ -1,4 +1,4 @@
-"""Semantic segmentation: UPerNet on the pretrained ViT, or a linear layer on the frozen one (iBOT)."""
+"""Semantic segmentation: UPerNet on the pretrained ViT, or a linear layer on the frozen ViT."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +9,9 @@ from mugs.transfer.segmentation.config import SegmentationConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import explain_uneven_batch
+from stages.shared.batch_checks import check_even_batch
 from stages.shared.external_data import read_data_root
-from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vit
 
 if TYPE_CHECKING:
     from mugs.data.dense.ade20k import SceneFolder
@@ -22,7 +22,10 @@ UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
 
 @dataclass(frozen=True, kw_only=True)
 class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
-    """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings."""
+    """ViT-S/16 with UPerNet on ADE20K, as released, by default; ViT-B/16 has the same settings.
+
+    The linear variant on the frozen ViT is iBOT's.
+    """
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation_checkpointing: Runtime[bool] = False
@@ -30,10 +33,11 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _linear_defaults(cls, values: Any) -> Any:
-        """The linear variant trains no ViT and has but one layer: what belongs to either means nothing there."""
+    def _refuse_unused_settings(cls, values: Any) -> Any:
+        """Refuse ViT and UPerNet settings in the linear variant, which freezes the ViT."""
         if not isinstance(values, dict) or values.get("variant") != "linear":
             return values
+        # Layer decay and stochastic depth are turned off, so that records show what happened.
         frozen = {"layer_decay": 1.0, "drop_path": 0.0}
         upernet = {name: getattr(cls, name) for name in UPERNET}
         for name, off in {**frozen, **upernet}.items():
@@ -42,13 +46,16 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
                 raise ValueError(f"{name} {values[name]} with variant linear, {why}: leave it out")
         return {**values, **frozen}
 
-    def misfit(self, resources: Resources) -> str | None:
-        """A batch that does not divide over the ranks."""
-        return explain_uneven_batch(self.batch_size, resources)
+    def check_resources(self, resources: Resources) -> None:
+        """Require that the batch divides over the ranks."""
+        check_even_batch(self.batch_size, resources)
 
 
 def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
-    """Train and test; rows mIoU, mAcc and aAcc, the segmenter's weights and pictures of the first images."""
+    """Train and test; rows mIoU, mAcc and aAcc.
+
+    Outputs `segmenter`, its weights, and `pictures` of the first images.
+    """
     from mugs import distributed
     from mugs.data.dense.pictures import hex_colors
     from mugs.transfer.segmentation.evaluate import CAPTION, evaluate_scenes
@@ -59,10 +66,9 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     device = distributed.init_process_group()
     data = ctx.inputs["data"].info
     config = replace(cfg, num_classes=data["num_classes"])
-    model = build_segmenter(trainable_vit(ctx, cfg), config, seed=cfg.seed)
-    SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device).train(
-        ctx.control
-    )
+    model = build_segmenter(load_trainable_vit(ctx, cfg), config, seed=cfg.seed)
+    training = SegmentationTraining(model, open_scenes(ctx, "train"), config, ctx.run_dir, device)
+    training.train(ctx.control)
     found = evaluate_scenes(
         model,
         open_scenes(ctx, "val"),
@@ -73,41 +79,45 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     )
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
     if distributed.is_main():
-        write_backbone_file(
-            outputs["segmenter"],
-            model.state_dict(),
-            {"variant": cfg.variant, "classes": data["num_classes"]},
-        )
+        meta = {"variant": cfg.variant, "classes": data["num_classes"]}
+        write_backbone_file(outputs["segmenter"], model.state_dict(), meta)
+    # The file has to be complete before any rank returns and the run is recorded.
     distributed.barrier()
     info: dict[str, Any] = {"dataset": data["dataset"]}
     if cfg.num_pictures:
         outputs["pictures"] = ctx.run_dir / "pictures"
-        colours = hex_colors(data.get("class_names", ()), first=1)
-        info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colours}}
+        # Color 0 is not drawn, so label 0 has color 1.
+        colors = hex_colors(data.get("class_names", ()), first=1)
+        # The key is spelled as reports of earlier runs have it.
+        info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colors}}
     setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
-    rows = [
-        result_row(ctx, cfg.weights, setting=setting, metric=metric, value=value)
-        for metric, value in (("mIoU", found.miou), ("mAcc", found.macc), ("aAcc", found.aacc))
-    ]
+    values = [("mIoU", found.miou), ("mAcc", found.macc), ("aAcc", found.aacc)]
+    rows = build_result_rows(ctx, cfg.weights, setting, values)
     return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
-def trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":
-    """The pretrained ViT with the position table of a crop. Raises ValueError for a crop that patches do not fill."""
+def load_trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":
+    """Return the pretrained ViT with the position table of a crop.
+
+    Raises:
+        ValueError: the crop is not a multiple of the patch size, or too small.
+    """
     vit = load_vit(ctx, cfg.weights, drop_path=cfg.drop_path).requires_grad_(True)
-    patch, crop = vit.config.patch_size, cfg.scenes.crop
+    patch = vit.config.patch_size
+    crop = cfg.scenes.crop
     cells, rest = divmod(crop, patch)
     if rest or cells < 2:
         raise ValueError(
             f"scenes.crop {crop}: expected a multiple of the patch size {patch}, twice or more"
         )
+    # The table is resized once, so that training learns the positions of a crop.
     vit.set_position_grid(cells, cells)
     vit.activation_checkpointing = cfg.activation_checkpointing
     return vit
 
 
 def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
-    """A split where the check found it."""
+    """Return a split from where the data stage found it."""
     from mugs.data.dense.ade20k import SceneFolder
 
     info = ctx.inputs["data"].info

@@ -1,4 +1,4 @@
-"""Attention maps of the class token on some validation images, as pictures."""
+"""Draw attention maps of the class token on some validation images."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -7,14 +7,15 @@ from pydantic import Field, PositiveInt
 
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import WEIGHTS, Backbone, backbone_info, load_vit
+from stages.shared.frozen import WEIGHTS, Backbone, describe_backbone, load_vit
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Backbone):
-    """Maps of `num_images` validation images, spread evenly over the data set, or of those that `images` numbers.
+    """Maps of `num_images` validation images, spread evenly, or of those in `images`.
 
-    The combined map shows the patches that hold a share `keep` of a head's attention; it and 480 pixels are DINO's.
+    The combined map shows the patches that hold a share `keep` of a head's attention. The map and
+    the 480 pixels are DINO's.
     """
 
     resize: PositiveInt = 480
@@ -28,15 +29,21 @@ class AttentionConfig(Backbone):
 
 
 def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
-    """Output `pictures`: a PNG file per image. Raises ValueError for images there are not, and for parts of a patch."""
+    """Write output `pictures`: a PNG file per image.
+
+    Raises:
+        ValueError: an image does not exist, or the crop is not a multiple of the patch size.
+    """
     from mugs import distributed
     from mugs.data.sources.open import open_source
     from mugs.evaluation.attention import CAPTION, draw_attention
 
     data = ctx.inputs["data"]
+    # Labels are not needed here, so `read_num_classes` would refuse too much.
     if "val" not in data.outputs:
         raise ValueError(
-            f"data set {data.info['dataset']!r} has no validation images, which stage attention needs"
+            f"data set {data.info['dataset']!r} has no validation images, "
+            "which stage attention needs"
         )
     device = distributed.init_process_group()
     vit = load_vit(ctx, cfg.weights).to(device)
@@ -44,7 +51,8 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
         raise ValueError(
             f"crop {cfg.crop}: expected a multiple of the patch size {vit.config.patch_size}"
         )
-    source, folder = open_source(data.output("val")), ctx.run_dir / "pictures"
+    source = open_source(data.output("val"))
+    folder = ctx.run_dir / "pictures"
     draw_attention(
         vit,
         source,
@@ -56,21 +64,26 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
         device=device,
         progress_path=ctx.run_dir / "progress.json",
     )
+    # Ranks draw different images; rank 0 records the folder once all are there.
     distributed.barrier()
     caption = CAPTION.format(keep=cfg.keep, heads=vit.config.num_heads)
-    info = {**backbone_info(ctx, cfg.weights), "captions": {"pictures": caption}}
+    info = {**describe_backbone(ctx, cfg.weights), "captions": {"pictures": caption}}
     return StageOutput(outputs={"pictures": folder}, info=info)
 
 
 def choose_images(cfg: AttentionConfig, count: int) -> list[int]:
-    """Numbers of the images to show. Raises ValueError where the data set has not so many."""
+    """Return the positions of the images to draw.
+
+    Raises:
+        ValueError: the data set does not have that many images.
+    """
     if wrong := [index for index in cfg.images if not 0 <= index < count]:
         raise ValueError(f"images {wrong[0]}: the data set has validation images 0 to {count - 1}")
     if not cfg.images and cfg.num_images > count:
         raise ValueError(f"num_images {cfg.num_images}: the data set has {count} validation images")
-    return list(cfg.images) or [
-        number * count // cfg.num_images for number in range(cfg.num_images)
-    ]
+    # Images of a folder are sorted by class, so even spacing shows different classes.
+    spread = [number * count // cfg.num_images for number in range(cfg.num_images)]
+    return list(cfg.images) or spread
 
 
 SPEC = StageSpec(

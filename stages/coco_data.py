@@ -1,62 +1,53 @@
-"""COCO where it lies: files, sizes, categories and outlines checked, before GPUs are spent on it."""
+"""Check COCO in place: files, sizes, categories and outlines, before GPUs are spent on it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import Resources, StageConfig, StageSpec
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, check_external_data, register_external_data
+from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoDataConfig(StageConfig):
-    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+class CocoDataConfig(ExternalDataConfig):
+    """A COCO data set; its name and counts are in the run id, its location is not.
 
-    `data_dir` holds `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`. Of coco2017 the counts
-    are known; others are checked where they are given.
+    `data_dir` holds `train2017/`, `val2017/` and `annotations/instances_{train,val}2017.json`.
+    The counts of coco2017 are known; those of others are checked if they are given.
     """
+
+    kind: ClassVar[str] = "scenes"
 
     dataset: Annotated[str, Field(min_length=1)] = "coco2017"
     num_classes: PositiveInt | None = None
     num_train_images: PositiveInt | None = None
     num_val_images: PositiveInt | None = None
-    data_dir: RequiredAtRun[str | None] = None
-    threads: Runtime[PositiveInt] = 8
 
+    def check_files(self, root: Path, report: Report) -> dict[str, int]:
+        """Read both splits; count images and categories."""
+        from mugs.data.dense.coco import check_coco
+        from mugs.data.sources.expected import ExpectedCounts
 
-def preflight(cfg: CocoDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Number of images and categories; nothing is written. Raises SourceError as `run` would."""
-    return check_external_data(cfg.data_dir, "scenes", partial(check_coco_files, cfg))
+        images = {"train": self.num_train_images, "val": self.num_val_images}
+        expected = ExpectedCounts(self.num_classes, images).or_known(self.dataset)
+        splits = check_coco(root, expected, threads=self.threads, report=report)
+        counts = {f"{name} images": len(split) for name, split in splits.items()}
+        return {**counts, "categories": len(splits["train"].categories)}
 
+    def write_builtin(self, root: Path) -> None:
+        """Write scenes of digits with their outlines."""
+        from mugs.data.mini.coco import materialize_coco
 
-def check_coco_files(cfg: CocoDataConfig, root: Path, report: Report) -> dict[str, int]:
-    """How many images and categories there are. Raises SourceError naming what differs from what is said or known."""
-    from mugs.data.dense.coco import check_coco
-    from mugs.data.sources.expected import ExpectedCounts
-
-    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    expected = ExpectedCounts(cfg.num_classes, images).or_known(cfg.dataset)
-    splits = check_coco(root, expected, threads=cfg.threads, report=report)
-    counts = {f"{name} images": len(split) for name, split in splits.items()}
-    return {**counts, "categories": len(splits["train"].categories)}
+        materialize_coco(root, train=self.num_train_images or 200, val=self.num_val_images or 50)
 
 
 def run(ctx: StageContext, cfg: CocoDataConfig) -> StageOutput:
-    """Check both splits; output `layout` says where they lie."""
-    from mugs.data.mini.coco import materialize_coco
-
-    materialize = partial(
-        materialize_coco, train=cfg.num_train_images or 200, val=cfg.num_val_images or 50
-    )
-    outputs, counts = register_external_data(
-        ctx, cfg.data_dir, "scenes", materialize, partial(check_coco_files, cfg)
-    )
+    """Check both splits; output `layout` says where they are."""
+    outputs, counts = register_external_data(ctx, cfg)
+    # The detector takes its number of classes from here: the annotations decide, not a setting.
     return StageOutput(
         outputs=outputs, info={"dataset": cfg.dataset, "num_classes": counts["categories"]}
     )
@@ -66,6 +57,6 @@ SPEC = StageSpec(
     name="coco_data",
     config=CocoDataConfig,
     entrypoint="stages.coco_data:run",
-    preflight="stages.coco_data:preflight",
+    preflight="stages.shared.external_data:check_external_data",
     resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
 )

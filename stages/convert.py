@@ -1,4 +1,4 @@
-"""Images -> FFCV files (`.beton`) of the train and validation split."""
+"""Convert images to FFCV files (`.beton`), one for training and one for validation."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             f"convert {split}", 1, unit="images", path=ctx.run_dir / "progress.json"
         )
 
+        # A default binds this split's progress; a closure would bind the loop variable.
         def report(done: int, total: int, progress: Progress = progress) -> None:
             progress.total = total
             progress.update(done, items=done - progress.done)
@@ -35,30 +36,28 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
         )
         progress.close()
         outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
-    return StageOutput(
-        outputs=outputs, info={"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)}
-    )
+    info = {"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)}
+    return StageOutput(outputs=outputs, info=info)
 
 
-def preflight(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Numbers of images and classes, and the bytes of the images.
+def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Return the numbers of images and classes, and the bytes of the images.
 
-    Raises SourceError, ValueError as `run` would, except for images that are damaged within.
+    Raises:
+        SourceError, ValueError: as in a run, except for images that are damaged inside.
     """
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
     sources = open_data_set(cfg)
-    refuse_cut_short(sources.values(), cfg)
+    check_not_truncated(sources.values(), cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
-    size = sum(sampled_bytes(source) for source in sources.values())
-    words = (
-        f"{', '.join(counts)} of {len(sources['train'].classes)} classes, about {size / 1e9:.1f} GB"
-    )
-    return words, size
+    size = sum(estimate_bytes(source) for source in sources.values())
+    classes = f"{len(sources['train'].classes)} classes"
+    return f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB", size
 
 
-def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
-    """Raise SourceError, in one line, with the images of all splits that were cut short."""
+def check_not_truncated(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
+    """Raise SourceError, in one line, that names the truncated images of all splits."""
     from mugs.data.sources.base import SourceError
     from mugs.data.sources.convert import check_whole_images
 
@@ -72,14 +71,15 @@ def refuse_cut_short(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> N
         raise SourceError("; ".join(problems))
 
 
-def sampled_bytes(source: "FolderSource") -> float:
-    """Bytes of all images, by the mean of about a thousand."""
+def estimate_bytes(source: "FolderSource") -> float:
+    """Return the bytes of all images, estimated from about a thousand of them."""
+    # Asking for all 1.3 million sizes of ImageNet is slow on a network file system.
     sizes = [source.size(index) for index in range(0, len(source), max(1, len(source) // 1000))]
     return len(source) * sum(sizes) / len(sizes)
 
 
 def verify_converted_images(entry: ManifestEntry, every: int) -> list[str]:
-    """What is wrong with every `every`-th image of the converted files, a line each."""
+    """Return what is wrong with every `every`-th converted image, one line each."""
     from mugs.data.sources.convert import verify_beton
 
     splits = [split for split in ("train", "val") if split in entry.outputs]
@@ -90,7 +90,7 @@ SPEC = StageSpec(
     name="convert",
     config=ConvertConfig,
     entrypoint="stages.convert:run",
-    preflight="stages.convert:preflight",
+    preflight="stages.convert:check_images",
     check="stages.convert:verify_converted_images",
     resources=Resources(gpu=False, cpus_per_rank=16, hours=4.0),
 )

@@ -1,60 +1,51 @@
-"""DAVIS-2017 where it lies: videos, frames and masks checked, before GPUs are spent on it."""
+"""Check DAVIS-2017 in place: videos, frames and masks, before GPUs are spent on it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import Resources, StageConfig, StageSpec
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.external_data import Report, check_external_data, register_external_data
+from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class DavisDataConfig(StageConfig):
-    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+class DavisDataConfig(ExternalDataConfig):
+    """A data set of videos; its name and counts are in the run id, its location is not.
 
     `data_dir` holds `ImageSets/2017/val.txt`, `JPEGImages/480p/` and `Annotations/480p/`.
     """
+
+    kind: ClassVar[str] = "videos"
 
     dataset: Annotated[str, Field(min_length=1)] = "davis2017"
     # Expected number of validation videos.
     num_videos: PositiveInt = 30
     # Expected number of their frames.
     num_frames: Annotated[int, Field(ge=3)] = 1999
-    data_dir: RequiredAtRun[str | None] = None
-    threads: Runtime[PositiveInt] = 8
 
+    def check_files(self, root: Path, report: Report) -> dict[str, int]:
+        """Read all videos and count them."""
+        from mugs.data.dense.davis import VideoFolder, check_videos
 
-def preflight(cfg: DavisDataConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """Number of videos and frames; nothing is written. Raises SourceError as `run` would."""
-    return check_external_data(cfg.data_dir, "videos", partial(check_video_files, cfg))
+        check_videos(
+            VideoFolder(root), self.num_videos, self.num_frames, threads=self.threads, report=report
+        )
+        return {"videos": self.num_videos, "frames": self.num_frames}
 
+    def write_builtin(self, root: Path) -> None:
+        """Write videos of moving digits, all of the same length."""
+        from mugs.data.mini.scenes_and_videos import materialize_videos
 
-def check_video_files(cfg: DavisDataConfig, root: Path, report: Report) -> dict[str, int]:
-    """Read all videos and count them. Raises SourceError naming what is wrong."""
-    from mugs.data.dense.davis import VideoFolder, check_videos
-
-    check_videos(
-        VideoFolder(root), cfg.num_videos, cfg.num_frames, threads=cfg.threads, report=report
-    )
-    return {"videos": cfg.num_videos, "frames": cfg.num_frames}
+        materialize_videos(root, videos=self.num_videos, frames=self.num_frames // self.num_videos)
 
 
 def run(ctx: StageContext, cfg: DavisDataConfig) -> StageOutput:
-    """Check the validation videos; output `layout` says where they lie."""
-    from mugs.data.mini.scenes_and_videos import materialize_videos
-
-    materialize = partial(
-        materialize_videos, videos=cfg.num_videos, frames=cfg.num_frames // cfg.num_videos
-    )
-    outputs, _ = register_external_data(
-        ctx, cfg.data_dir, "videos", materialize, partial(check_video_files, cfg)
-    )
+    """Check the validation videos; output `layout` says where they are."""
+    # Label propagation trains nothing, so the training videos are not read (E6).
+    outputs, _ = register_external_data(ctx, cfg)
     return StageOutput(outputs=outputs, info={"dataset": cfg.dataset})
 
 
@@ -62,6 +53,6 @@ SPEC = StageSpec(
     name="davis_data",
     config=DavisDataConfig,
     entrypoint="stages.davis_data:run",
-    preflight="stages.davis_data:preflight",
+    preflight="stages.shared.external_data:check_external_data",
     resources=Resources(gpu=False, cpus_per_rank=16, hours=1.0),
 )

@@ -10,20 +10,20 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import read_data_root
-from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, result_row
+from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vit
 
 
 @dataclass(frozen=True, kw_only=True)
 class DavisSegmentationConfig(Pretrained, PropagationRecipe):
-    """Each number of previous frames gives rows of its own: 7 in DINO and iBOT, 20 in the script of Mugs."""
+    """Label propagation. DINO and iBOT use 7 previous frames, the script of Mugs 20 (E6)."""
 
-    # How many frames before the one at hand count; each number gives rows of its own (E6).
+    # Numbers of previous frames that are compared; each gives rows of its own (E6).
     num_previous: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (7, 20)
     num_pictures: Runtime[NonNegativeInt] = 8
 
 
 def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
-    """Propagate for each number of frames; rows J&F, J and F, masks and pictures."""
+    """Propagate for each number of frames; rows J&F, J and F, outputs masks and pictures."""
     from mugs import distributed
     from mugs.data.dense.davis import VideoFolder
     from mugs.transfer.video.evaluate import CAPTION, evaluate_videos
@@ -31,7 +31,9 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     device = distributed.init_process_group()
     videos = VideoFolder(read_data_root(ctx))
     vit = load_vit(ctx, cfg.weights)
-    outputs, rows, captions = {}, [], {}
+    outputs = {}
+    rows = []
+    captions = {}
     for previous in cfg.num_previous:
         folder = ctx.run_dir / f"previous_{previous}"
         found = evaluate_videos(
@@ -43,15 +45,16 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
             num_pictures=cfg.num_pictures,
             progress_path=ctx.run_dir / "progress.json",
         )
+        # Ranks share the videos; a folder is an output once all of them have written it.
         distributed.barrier()
         outputs[f"masks_{previous}"] = folder / "masks"
         if cfg.num_pictures:
-            outputs[f"pictures_n={previous}"] = folder / "pictures"
-            captions[f"pictures_n={previous}"] = CAPTION.format(previous=previous)
-        rows += [
-            result_row(ctx, cfg.weights, setting=f"n={previous}", metric=metric, value=value)
-            for metric, value in (("J&F", found.jf), ("J", found.j), ("F", found.f))
-        ]
+            # Reports show the label, so it says which setting the pictures belong to.
+            label = f"pictures_n={previous}"
+            outputs[label] = folder / "pictures"
+            captions[label] = CAPTION.format(previous=previous)
+        values = [("J&F", found.jf), ("J", found.j), ("F", found.f)]
+        rows += build_result_rows(ctx, cfg.weights, f"n={previous}", values)
     info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": captions}
     return StageOutput(outputs=outputs, rows=rows, info=info)
 

@@ -1,4 +1,4 @@
-"""Frozen features of a data set, stored once for every evaluation that needs no augmentation."""
+"""Store frozen features of a data set once, for every evaluation that needs no augmentation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import OTHER, SHAPES
-from stages.shared.frozen import WEIGHTS, Backbone, backbone_info, load_vit, num_classes
-from stages.shared.image_data import ConvertConfig, num_images
+from stages.shared.frozen import WEIGHTS, Backbone, describe_backbone, load_vit, read_num_classes
+from stages.shared.image_data import ConvertConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig(Backbone):
-    """Class tokens of the last `blocks` blocks and the patch mean of the last, all after the final LayerNorm.
+    """Class tokens of the last blocks and the patch mean of the last, after the final LayerNorm.
 
     `dtype: fp16` halves the files; reported numbers are meant for fp32.
     """
 
-    # Class tokens of so many last blocks are stored.
+    # Number of last blocks whose class tokens are stored.
     blocks: PositiveInt = 4
     # Precision of the stored features; reported numbers are meant for fp32.
     dtype: Literal["fp32", "fp16"] = "fp32"
@@ -30,26 +30,28 @@ class FeaturesConfig(Backbone):
     shard_images: Runtime[PositiveInt] = 16384
     threads: Runtime[PositiveInt] = 2
 
-    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
-        """Class tokens and the patch mean of all images, where their number is known."""
-        data, arch = inputs["data"], getattr(inputs["weights"], "arch", "")
-        images = num_images(data) if isinstance(data, ConvertConfig) else 0
-        width = SHAPES.get(arch, OTHER)[0]
+    def estimate_disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """Return the size of all features, if the number of images is known."""
+        data = inputs["data"]
+        images = data.count_images() if isinstance(data, ConvertConfig) else 0
+        width, _ = SHAPES.get(getattr(inputs["weights"], "arch", ""), OTHER)
+        # An image has `blocks` class tokens and one patch mean, each of the backbone's width.
         return images * (self.blocks + 1) * width * (4 if self.dtype == "fp32" else 2) / 1e9
 
 
 def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
-    """Output `features`: a folder that `mugs.evaluation.feature_store.FeatureStore` reads."""
+    """Write output `features`: a folder that `mugs.evaluation.feature_store.FeatureStore` reads."""
     from mugs import distributed
     from mugs.data.sources.open import open_source
     from mugs.evaluation.feature_store import StoreLayout, extract_split
 
-    classes = num_classes(ctx)
+    # Called first: a data set without labels is refused before anything is computed.
+    classes = read_num_classes(ctx)
     device = distributed.init_process_group()
-    data, vit = ctx.inputs["data"], load_vit(ctx, cfg.weights).to(device)
+    vit = load_vit(ctx, cfg.weights).to(device)
     folder = ctx.run_dir / "features"
     for split in ("train", "val"):
-        source = open_source(data.output(split))
+        source = open_source(ctx.inputs["data"].output(split))
         layout = StoreLayout(
             images=len(source),
             fingerprint=source.fingerprint,
@@ -69,7 +71,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
             threads=cfg.threads,
             progress_path=ctx.run_dir / "progress.json",
         )
-    info = {**backbone_info(ctx, cfg.weights), "num_classes": classes}
+    info = {**describe_backbone(ctx, cfg.weights), "num_classes": classes}
     return StageOutput(outputs={"features": folder}, info=info)
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: on all labels, on a part of them, on other data sets (best and last epoch are recorded)."""
+"""Supervised fine-tuning: on all labels, on a part of them, or on other data sets."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +12,14 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
-from stages.shared.batch_checks import explain_uneven_batch, uneven_pairs, uneven_passes
-from stages.shared.frozen import WEIGHTS, Pretrained, load_vit, num_classes, result_row
-from stages.shared.image_data import ConvertConfig
+from stages.shared.batch_checks import check_even_batch, check_even_pairs, check_even_passes
+from stages.shared.frozen import (
+    WEIGHTS,
+    Pretrained,
+    build_result_rows,
+    load_vit,
+    read_num_classes,
+)
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -29,10 +34,10 @@ if TYPE_CHECKING:
 class FinetuneStageConfig(StageConfig, FinetuneConfig):
     """A fine-tuning run.
 
-    `weights`: "initial" is where the
-    pretraining started; "scratch" draws a network of its shape from `seed`. `labelled` leaves only a part of the
-    training images, for semi-supervised learning. The exponential moving average that the release keeps of these
-    weights is left out: it never evaluates it.
+    `weights: initial` is where the pretraining started; `scratch` draws a network of the same
+    shape from `seed`. `labelled` leaves only a part of the training images, for semi-supervised
+    learning. The release also keeps an exponential moving average of these weights but never
+    evaluates it, so there is none here.
     """
 
     weights: Literal["teacher", "student", "initial", "scratch"] = "teacher"
@@ -42,44 +47,36 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
 
-    def misfit(self, resources: Resources) -> str | None:
-        """A batch that does not divide over ranks, groups and pairs, or a rank's share over its passes."""
-        pairs = uneven_pairs(self.batch_size, resources, self.mix.group) if self.mix.on else None
-        passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=False)
-        return explain_uneven_batch(self.batch_size, resources) or pairs or passes
+    def check_resources(self, resources: Resources) -> None:
+        """Require that the batch divides over ranks, groups and pairs, and into micro-batches."""
+        check_even_batch(self.batch_size, resources)
+        if self.mix.on:
+            check_even_pairs(self.batch_size, resources, self.mix.group)
+        check_even_passes(self.batch_size, resources, self.micro_batch_size, single_pass=False)
 
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Weights that there are not; any say what shape to start from scratch with."""
-        return (
-            None
-            if self.weights == "scratch"
-            else Pretrained(weights=self.weights).wrong_inputs(inputs)
-        )
-
-
-def preflight(cfg: FinetuneStageConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """What the list of labelled images names, if there is one. Raises SourceError."""
-    data = inputs["data"]
-    assert isinstance(data, ConvertConfig)
-    return cfg.labelled.look(data) if cfg.labelled else "all labels", 0.0
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Refuse weights that do not exist; from scratch, any weights give the shape."""
+        if self.weights != "scratch":
+            Pretrained(weights=self.weights).check_inputs(inputs)
 
 
 def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:
-    """Train and validate; rows `best epoch` (the released selection, on the validation split) and `last epoch`.
+    """Train and validate; rows `best epoch` and `last epoch`, both on the validation split.
 
-    Output `classifier`: backbone and head after the last epoch.
+    The best epoch is what the release reports. Output `classifier` is the backbone and head after
+    the last epoch.
     """
     from mugs import distributed
     from mugs.data.sources.open import open_source
     from mugs.finetune.train import Finetuning
     from mugs.weights.backbone_file import write_backbone_file
 
-    classes = num_classes(ctx)
+    classes = read_num_classes(ctx)
     device = distributed.init_process_group()
-    data, source_info = ctx.inputs["data"], ctx.inputs["weights"].info
+    data = ctx.inputs["data"]
     train: Source = open_source(data.output("train"))
     if cfg.labelled is not None:
-        train = cfg.labelled.choose(train, data.info["dataset"])
+        train = cfg.labelled.select_images(train, data.info["dataset"])
     model = build_model(ctx, cfg, classes)
     sources = (train, open_source(data.output("val")))
     task = Finetuning(model, sources, cfg, ctx.run_dir, device, classes)
@@ -87,40 +84,41 @@ def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:
     path = ctx.run_dir / "weights" / "classifier.safetensors"
     arch = asdict(model.backbone.config)
     if distributed.is_main():
-        write_backbone_file(
-            path,
-            dict(model.state_dict()),
-            {"arch": arch, "weights": "finetuned", "num_classes": classes},
-        )
+        meta = {"arch": arch, "weights": "finetuned", "num_classes": classes}
+        write_backbone_file(path, dict(model.state_dict()), meta)
+    # The file has to be complete before any rank returns and the run is recorded.
     distributed.barrier()
+    source_info = ctx.inputs["weights"].info
     facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
     info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
-    return StageOutput(
-        outputs={"classifier": path}, rows=accuracy_rows(ctx, cfg, task.history), info=info
-    )
+    rows = build_accuracy_rows(ctx, cfg, task.history)
+    return StageOutput(outputs={"classifier": path}, rows=rows, info=info)
 
 
-def accuracy_rows(
+def build_accuracy_rows(
     ctx: StageContext, cfg: FinetuneStageConfig, history: "list[EpochAccuracy]"
 ) -> list[ResultRow]:
-    """Top-1 and top-5 of the best and of the last epoch."""
-    part = f"{cfg.labelled.words()}, " if cfg.labelled is not None else ""
-    best, last = max(history, key=lambda epoch: epoch.top1), history[-1]
-    weights = "teacher" if cfg.weights == "scratch" else cfg.weights
-    made = [
-        result_row(
-            ctx, weights, setting=f"{part}{name} epoch", metric=metric, value=getattr(epoch, metric)
-        )
-        for name, epoch in (("best", best), ("last", last))
-        for metric in ("top1", "top5")
-    ]
-    if cfg.weights == "scratch":
-        return [replace(row, method=f"{row.method} (scratch)", seed=cfg.seed) for row in made]
-    return made
+    """Return top-1 and top-5 of the best and of the last epoch."""
+    part = f"{cfg.labelled.describe()}, " if cfg.labelled is not None else ""
+    # `max` returns the first of equal epochs.
+    best = max(history, key=lambda epoch: epoch.top1)
+    label = "teacher" if cfg.weights == "scratch" else cfg.weights
+    rows = []
+    for name, epoch in (("best", best), ("last", history[-1])):
+        values = [("top1", epoch.top1), ("top5", epoch.top5)]
+        rows += build_result_rows(ctx, label, f"{part}{name} epoch", values)
+    if cfg.weights != "scratch":
+        return rows
+    # Seed and method of the pretraining say nothing about a network that did not use it.
+    return [replace(row, method=f"{row.method} (scratch)", seed=cfg.seed) for row in rows]
 
 
 def build_model(ctx: StageContext, cfg: FinetuneStageConfig, classes: int) -> "ImageClassifier":
-    """The backbone with the weights asked for, and a new head. Raises ValueError where image and patch do not fit."""
+    """Return the backbone with the requested weights, and a new head.
+
+    Raises:
+        ValueError: the image size is not a multiple of the patch size.
+    """
     import torch
 
     from mugs.finetune.classifier import ImageClassifier, build_head
@@ -131,9 +129,11 @@ def build_model(ctx: StageContext, cfg: FinetuneStageConfig, classes: int) -> "I
     shape = vit.config
     if cfg.images.size % shape.patch_size:
         raise ValueError(
-            f"images.size {cfg.images.size}: expected a multiple of the patch size {shape.patch_size}"
+            f"images.size {cfg.images.size}: "
+            f"expected a multiple of the patch size {shape.patch_size}"
         )
     if cfg.weights == "scratch":
+        # The global generator is restored, so that later draws do not depend on this choice.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             vit = build_vit(shape, drop_path=cfg.drop_path)
@@ -148,7 +148,11 @@ def build_model(ctx: StageContext, cfg: FinetuneStageConfig, classes: int) -> "I
 
 
 def load_projection(ctx: StageContext, head: "nn.Module") -> None:
-    """The first layer of the pretraining's group head into that of a two-layer head. Raises ValueError."""
+    """Load the first layer of the pretraining's group head into that of a two-layer head.
+
+    Raises:
+        ValueError: the pretraining has no group head, or the shapes differ.
+    """
     from mugs.finetune.classifier import load_first_layer
     from mugs.weights.backbone_file import read_backbone_file
 
@@ -165,7 +169,7 @@ SPEC = StageSpec(
     name="finetune",
     config=FinetuneStageConfig,
     entrypoint="stages.finetune:run",
-    preflight="stages.finetune:preflight",
+    preflight="stages.shared.labelled:check_labelled_part",
     needs={"data": "convert", "weights": WEIGHTS},
     resources=Resources(ranks_per_node=4, hours=24.0),
 )

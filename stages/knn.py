@@ -1,4 +1,4 @@
-"""Weighted k-NN classification on frozen features (recipe of the paper's appendix; temperatures as released)."""
+"""Weighted k-NN classification on frozen features (the paper's appendix; released temperatures)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,12 +8,21 @@ from pydantic import PositiveInt
 from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import FROZEN, FrozenEvaluation, frozen_features, num_classes, result_row
+from stages.shared.frozen import (
+    FROZEN,
+    FrozenEvaluation,
+    build_result_row,
+    load_features,
+    read_num_classes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig(FrozenEvaluation):
-    """`temperatures`: the released ViT-S script uses 0.05, DINO, iBOT and the code's default 0.07."""
+    """Weighted k-NN.
+
+    `temperatures`: the released ViT-S script uses 0.05; DINO, iBOT and the code's default 0.07.
+    """
 
     feature: Literal["cls", "patch_mean"] = "cls"
     ks: tuple[int, ...] = (10, 15, 20, 30, 40, 50, 100, 200)
@@ -24,13 +33,14 @@ class KnnConfig(FrozenEvaluation):
 
 
 def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
-    """Features of both splits, then every k and temperature in one pass; one row per pair."""
+    """Load the features of both splits and evaluate all settings; one row per k and temperature."""
     from mugs.evaluation.knn import evaluate_knn
 
-    classes = num_classes(ctx)
-    found = frozen_features(
+    classes = read_num_classes(ctx)
+    found = load_features(
         ctx, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
+    # The neighbors of the largest k hold those of every other, so one search serves all settings.
     accuracy = evaluate_knn(
         *found["train"],
         *found["val"],
@@ -39,8 +49,11 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
         temperatures=cfg.temperatures,
         memory_mb=cfg.memory_mb,
     )
+    # Tables find a cell by this text, so its form is part of the file format.
     rows = [
-        result_row(ctx, cfg.weights, setting=f"{cfg.feature}, k={k}, T={t:g}", value=value["top1"])
+        build_result_row(
+            ctx, cfg.weights, setting=f"{cfg.feature}, k={k}, T={t:g}", value=value["top1"]
+        )
         for (k, t), value in accuracy.items()
     ]
     return StageOutput(rows=rows)

@@ -1,4 +1,4 @@
-"""Linear probing on frozen features: the five released settings, and the released sweep of 360 classifiers."""
+"""Linear probing on frozen features: the released settings, and the sweep of 360 classifiers."""
 
 import itertools
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from mugs.evaluation.config import LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import explain_uneven_batch
+from stages.shared.batch_checks import check_even_batch
 from stages.shared.frozen import (
     FROZEN,
     FrozenEvaluation,
-    frozen_features,
+    build_result_row,
+    load_features,
     load_vit,
-    num_classes,
-    result_row,
+    read_num_classes,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Settings):
-    """Classifiers trained together, one for each combination; defaults are those of the released ViT-L probe."""
+    """Classifiers trained together, one per combination; by default the released ViT-L probe's."""
 
     # Learning rates for a batch of 256.
     base_lrs: tuple[float, ...] = tuple(
@@ -45,8 +45,9 @@ class Sweep(Settings):
 class LinearConfig(FrozenEvaluation, LinearProbe):
     """A linear probe; the recipes linear/s100 to linear/l250 are the released ones.
 
-    `augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and flip; "none" trains on
-    features of centre crops, computed once, and is what stored features are for. `sweep` stands for `base_lr`.
+    `augmentation`: the released code trains the probe on strong views, DINO and iBOT on crop and
+    flip; "none" trains on features of center crops, computed once, and is what stored features are
+    for. `sweep` replaces `base_lr`.
     """
 
     feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
@@ -60,45 +61,54 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
     checkpoint_steps: Runtime[PositiveInt] = 1000
 
     def __post_init__(self) -> None:
-        """Refuse two ways of saying which classifiers are trained."""
+        """Refuse two ways of choosing the classifiers, and set the default rate."""
         if self.base_lr is not None and self.sweep is not None:
             raise ValueError("give either base_lr or sweep, not both")
+        # Not the field's default: with that, a sweep would count as given together with it.
         if self.base_lr is None and self.sweep is None:
             object.__setattr__(self, "base_lr", 0.015)
 
-    def misfit(self, resources: Resources) -> str | None:
-        """A batch that does not divide over the ranks."""
-        return explain_uneven_batch(self.batch_size, resources)
+    def check_resources(self, resources: Resources) -> None:
+        """Require that the batch divides over the ranks."""
+        check_even_batch(self.batch_size, resources)
 
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """As of every evaluation; stored features have no augmentation."""
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Refuse augmentation of stored features, and what every frozen evaluation refuses."""
         if "features" in inputs and self.augmentation != "none":
-            return f"augmentation {self.augmentation} needs data and weights; stored features go with none"
-        return super().wrong_inputs(inputs)
+            raise ValueError(
+                f"augmentation {self.augmentation} needs data and weights; "
+                "stored features go with none"
+            )
+        super().check_inputs(inputs)
 
 
 def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
-    """Train the probe; rows `best epoch` (the released selection, on the validation split) and `last epoch`."""
+    """Train the probe; rows `best epoch` and `last epoch`, both on the validation split.
+
+    The best epoch is what the release reports.
+    """
     from mugs import distributed
     from mugs.engine.loop import train
     from mugs.engine.precision import allow_tf32
     from mugs.evaluation.linear import LinearProbeTraining
 
-    classes, device = num_classes(ctx), distributed.init_process_group()
+    classes = read_num_classes(ctx)
+    device = distributed.init_process_group()
     allow_tf32(device)
-    probe = linear_probe(cfg)
-    batches, steps, validation = probe_data(ctx, cfg, device)
+    probe = build_probe(cfg)
+    batches, steps, validation = build_probe_data(ctx, cfg, device)
     task = LinearProbeTraining(probe, batches, steps, validation, classes, ctx.run_dir)
     train(task, ctx.run_dir / "checkpoints", every=cfg.checkpoint_steps, control=ctx.control)
     history = ctx.run_dir / "history.csv"
     if distributed.is_main():
         task.write_history(history)
-    best, last = task.best(range(cfg.epochs)), task.best([cfg.epochs - 1])
-    feature = (
-        cfg.feature if len(probe.settings) == 1 else f"{cfg.feature}, best of {len(probe.settings)}"
-    )
+    best = task.best(range(cfg.epochs))
+    last = task.best([cfg.epochs - 1])
+    # Both are the best of all classifiers of a sweep, which the row has to say.
+    count = len(probe.settings)
+    feature = cfg.feature if count == 1 else f"{cfg.feature}, best of {count}"
     rows = [
-        result_row(
+        build_result_row(
             ctx,
             cfg.weights,
             setting=f"{feature}, {cfg.augmentation}, {which} epoch",
@@ -114,29 +124,31 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     return StageOutput(outputs={"history": history}, rows=rows, info=info)
 
 
-def linear_probe(cfg: LinearConfig) -> LinearProbe:
+def build_probe(cfg: LinearConfig) -> LinearProbe:
     """Return the configuration with the classifiers that `base_lr` or `sweep` stands for."""
     sweep = cfg.sweep or Sweep(
         base_lrs=(cfg.base_lr or 0.0,), weight_decays=(0.0,), optimizers=("sgd",)
     )
+    # Rates vary fastest. Classifiers are initialized and checkpointed in this order.
     every = itertools.product(sweep.optimizers, sweep.weight_decays, sweep.base_lrs)
-    settings = [Setting(rate, decay, optimizer) for optimizer, decay, rate in every]
-    return replace(cfg, settings=tuple(settings))
+    settings = tuple(Setting(rate, decay, optimizer) for optimizer, decay, rate in every)
+    return replace(cfg, settings=settings)
 
 
-def probe_data(
+def build_probe_data(
     ctx: StageContext, cfg: LinearConfig, device: "torch.device"
 ) -> "tuple[BatchFactory, int, tuple[torch.Tensor, torch.Tensor]]":
-    """Training batches, their number in an epoch, and features and labels of the validation images."""
+    """Return training batches, their number per epoch, and validation features and labels."""
     from mugs.data.sources.open import open_source
     from mugs.evaluation.features import build_feature_function
     from mugs.evaluation.linear import build_feature_batches, build_image_batches, build_order
 
     if cfg.augmentation == "none":
-        found = frozen_features(ctx, cfg, cfg.feature, threads=cfg.threads)
+        found = load_features(ctx, cfg, cfg.feature, threads=cfg.threads)
         order = build_order(len(found["train"][0]), seed=cfg.seed, batch_size=cfg.batch_size)
         return build_feature_batches(*found["train"], order), order.steps_per_epoch, found["val"]
-    validation = frozen_features(ctx, cfg, cfg.feature, ["val"], threads=cfg.threads)["val"]
+    # Validation images are not augmented, so their features are computed once for all epochs.
+    validation = load_features(ctx, cfg, cfg.feature, ["val"], threads=cfg.threads)["val"]
     source = open_source(ctx.inputs["data"].output("train"))
     order = build_order(len(source), seed=cfg.seed, batch_size=cfg.batch_size)
     model = build_feature_function(load_vit(ctx, cfg.weights).to(device), cfg.feature)

@@ -1,19 +1,17 @@
-"""Semi-supervised logistic regression: the labelled part's frozen features, and a path of L2 penalties."""
+"""Semi-supervised logistic regression on frozen features, for a path of L2 penalties."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pipeline.manifest import ManifestEntry, find_done
+from pipeline.manifest import find_done
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import result_row
-from stages.shared.image_data import ConvertConfig
+from stages.shared.frozen import build_result_row
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -27,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticConfig(StageConfig):
-    """Penalties of the released sweep; the objective ends within `tolerance` of its minimum, relatively.
+    """Penalties of the released sweep; the objective ends within `tolerance` of its minimum.
 
-    The release uses cyanure, which has no wheels beyond Linux on x86-64; L-BFGS reaches the same minimum. Its text
-    calls this AdamW, which is not what made the printed numbers (row E14).
+    The release uses cyanure, which has no wheels beyond Linux on x86-64; L-BFGS reaches the same
+    minimum. Its text calls the solver AdamW, which did not produce the printed numbers (E14).
 
-    One process does it, on its GPU or all its cores: each step of L-BFGS follows from the one before, and all labelled
-    features fit one device. Ranks beyond the first end at once. Every penalty that is finished is kept in the run's
-    folder and not computed again.
+    One process computes everything, on its GPU or all its cores: each step of L-BFGS follows from
+    the previous one, and all labelled features fit on one device. Other ranks end at once. The
+    result of each finished penalty is kept in the run's folder and is not computed again.
     """
 
     # The images that keep their labels.
@@ -47,28 +45,18 @@ class LogisticConfig(StageConfig):
     # Steps after which a penalty that has not converged is an error.
     max_iterations: Runtime[PositiveInt] = 5000
 
-    def misfit(self, resources: Resources) -> str | None:
-        """More than one process."""
-        return (
-            f"logistic regression runs on one rank, not {resources.ranks}"
-            if resources.ranks > 1
-            else None
-        )
+    def check_resources(self, resources: Resources) -> None:
+        """Require a single process."""
+        if resources.ranks > 1:
+            raise ValueError(f"logistic regression runs on one rank, not {resources.ranks}")
 
-    def kept(self, run_dir: Path, penalty: float) -> Path:
-        """Where the result of a penalty is kept."""
+    def fit_path(self, run_dir: Path, penalty: float) -> Path:
+        """Return the file that keeps the result of a penalty."""
         return run_dir / "penalties" / f"lambda_{penalty!r}.safetensors"
 
 
-def preflight(cfg: LogisticConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
-    """What the list of labelled images names. Raises SourceError."""
-    data = inputs["data"]
-    assert isinstance(data, ConvertConfig)
-    return cfg.labelled.look(data), 0.0
-
-
 def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
-    """One row per penalty; tables take the best on the validation images, as released."""
+    """Return one row per penalty; tables take the best on the validation images, as released."""
     import torch.nn.functional as F
 
     from mugs import distributed
@@ -76,7 +64,8 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     from mugs.evaluation.feature_store import FeatureStore
     from mugs.evaluation.logistic import fit_logistic_regression, top1_accuracy
 
-    device, world = distributed.init_process_group(), distributed.world_size()
+    device = distributed.init_process_group()
+    world = distributed.world_size()
     if not distributed.is_main():
         logger.info(
             "nothing to do on rank %d: logistic regression runs on rank 0 of %d",
@@ -85,15 +74,14 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
         )
         return StageOutput()
     store = FeatureStore(ctx.inputs["features"].output("features"))
-    train, val = (store.load(split, cfg.feature) for split in ("train", "val"))
-    part = labelled_part(ctx, cfg)
-    x, y = (t[part.indices].to(device) for t in train)
-    x, queries, targets = (
-        F.normalize(x, dim=1),
-        F.normalize(val[0].to(device), dim=1),
-        val[1].to(device),
-    )
-    penalties, shape = sorted(cfg.penalties, reverse=True), (len(part.classes), x.shape[1])
+    part = select_labelled_part(ctx, cfg)
+    # N labelled images, Q validation images, D feature dimensions.
+    x, y = (tensor[part.indices].to(device) for tensor in store.load("train", cfg.feature))
+    x = F.normalize(x, dim=1)  # (N, D)
+    queries, targets = (tensor.to(device) for tensor in store.load("val", cfg.feature))
+    queries = F.normalize(queries, dim=1)  # (Q, D)
+    # From strong to weak: the solution of a penalty is a good start for the next, weaker one.
+    penalties = sorted(cfg.penalties, reverse=True)
     logger.info(
         "rank 0 of %d on %s: %d labelled images, %d penalties",
         world,
@@ -104,10 +92,11 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     progress = Progress(
         "logistic", len(penalties), unit="penalties", path=ctx.run_dir / "progress.json"
     )
-    rows, facts = [], []
+    rows = []
+    facts = []
     weight: Tensor | None = None
     for number, penalty in enumerate(penalties, 1):
-        found = read_fit(ctx, cfg, penalty, shape)
+        found = read_fit(ctx, cfg, penalty, (len(part.classes), x.shape[1]))
         if found is None:
             found = fit_logistic_regression(
                 x,
@@ -118,12 +107,14 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
                 tolerance=cfg.tolerance,
                 max_iterations=cfg.max_iterations,
             )
-            keep_fit(ctx, cfg, penalty, found)
+            write_fit(ctx, cfg, penalty, found)
         else:
             logger.info("lambda %g: done before, not computed again", penalty)
-        weight, value = found.weight, top1_accuracy(found.weight, queries, targets)
-        setting = f"{cfg.labelled.words()}, {cfg.feature}, lambda={penalty:g}"
-        rows.append(result_row(ctx, "teacher", setting=setting, value=value))
+        weight = found.weight
+        value = top1_accuracy(weight, queries, targets)
+        setting = f"{cfg.labelled.describe()}, {cfg.feature}, lambda={penalty:g}"
+        # The record of the `features` run names the weights; the argument is not read.
+        rows.append(build_result_row(ctx, "teacher", setting=setting, value=value))
         facts.append(
             {"penalty": penalty, "objective": found.objective, "gap": found.gap, "top1": value}
         )
@@ -132,57 +123,56 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
     return StageOutput(rows=rows, info={"labelled_images": len(part), "path": facts})
 
 
-def keep_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "LogisticFit") -> None:
-    """Write the result of a penalty, and of which features it is."""
+def write_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "LogisticFit") -> None:
+    """Write the result of a penalty, with the checksum of the features it was fitted to."""
     from mugs.weights.backbone_file import write_backbone_file
 
     facts = {"objective": found.objective, "gap": found.gap, "iterations": found.iterations}
     meta = {"features": ctx.inputs["features"].outputs["features"].sha256, "fit": facts}
-    write_backbone_file(cfg.kept(ctx.run_dir, penalty), {"weight": found.weight}, meta)
+    write_backbone_file(cfg.fit_path(ctx.run_dir, penalty), {"weight": found.weight}, meta)
 
 
 def read_fit(
     ctx: StageContext, cfg: LogisticConfig, penalty: float, shape: tuple[int, int]
 ) -> "LogisticFit | None":
-    """The kept result of a penalty; None where there is none, it is damaged, or of other features."""
+    """Return the kept result of a penalty; None if absent, damaged, or of other features."""
     from mugs.evaluation.logistic import LogisticFit
     from mugs.weights.backbone_file import WeightsError, read_backbone_file
 
-    path = cfg.kept(ctx.run_dir, penalty)
+    path = cfg.fit_path(ctx.run_dir, penalty)
     if not path.exists():
         return None
+    sha256 = ctx.inputs["features"].outputs["features"].sha256
     try:
         state, meta = read_backbone_file(path)
-        if (
-            meta["features"] == ctx.inputs["features"].outputs["features"].sha256
-            and state["weight"].shape == shape
-        ):
+        if meta["features"] == sha256 and state["weight"].shape == shape:
             return LogisticFit(state["weight"], **meta["fit"])
+        logger.warning("%s: of other features; lambda %g is computed again", path, penalty)
     except (WeightsError, KeyError, TypeError) as error:
         logger.warning("%s: not a readable result (%s)", path, error)
-        return None
-    logger.warning("%s: of other features; lambda %g is computed again", path, penalty)
     return None
 
 
-def labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":
-    """The labelled images of the data set the features were taken from."""
+def select_labelled_part(ctx: StageContext, cfg: LogisticConfig) -> "Subset":
+    """Return the labelled images of the data set that the features were computed from."""
     from mugs.data.sources.open import open_source
 
     features = ctx.inputs["features"]
-    data: ManifestEntry | None = find_done(features.run_root, features.upstream["data"])
+    # The data set is no direct input of this run, so it may have been removed since.
+    data = find_done(features.run_root, features.upstream["data"])
     if data is None:
         raise ValueError(
-            f"run {features.upstream['data']}, the data set of the stored features, is not done any more"
+            f"run {features.upstream['data']}, the data set of the stored features, "
+            "is not done any more"
         )
-    return cfg.labelled.choose(open_source(data.output("train")), data.info["dataset"])
+    return cfg.labelled.select_images(open_source(data.output("train")), data.info["dataset"])
 
 
 SPEC = StageSpec(
     name="logistic",
     config=LogisticConfig,
     entrypoint="stages.logistic:run",
-    preflight="stages.logistic:preflight",
+    preflight="stages.shared.labelled:check_labelled_part",
     needs={"features": "features"},
     resources=Resources(ranks_per_node=1, hours=4.0),
 )

@@ -11,15 +11,16 @@ from mugs.pretrain.config import TrainConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import explain_uneven_batch, uneven_passes
+from stages.shared.batch_checks import check_even_batch, check_even_passes
 
-SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}  # width, depth
+# Width and depth of each architecture, to estimate sizes without importing torch.
+SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}
 OTHER = (192, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(StageConfig, TrainConfig):
-    """A pretraining run. Defaults are those of the released ViT-S runs where these agree."""
+    """A pretraining run. The defaults are those of the released ViT-S runs where these agree."""
 
     method: Literal["mugs"] = "mugs"
     arch: str = "vit_s16"
@@ -28,36 +29,41 @@ class PretrainConfig(StageConfig, TrainConfig):
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
 
-    def state_gb(self) -> float:
-        """Student, teacher and two moments in 32 bits: backbone of the usual shapes, heads and prototypes; queues."""
+    def estimate_checkpoint_gb(self) -> float:
+        """Return the size of student, teacher and two optimizer moments in fp32, and the queues."""
         width, depth = SHAPES.get(self.arch, OTHER)
-        options = self.mugs
-        heads = 3 * (
-            width * options.head_hidden
-            + options.head_hidden * (options.head_hidden + options.head_out)
-        )
-        parameters = (
-            12 * width**2 * (depth + 1) + heads + options.num_prototypes * options.group_bottleneck
-        )
-        queues = 2 * (options.queue_size * options.head_out + options.memory_size * width)
-        return 4 * (4 * parameters + queues) / 1e9
+        mugs = self.mugs
+        # A block has 12 width^2 weights: 4 in attention, 8 in the MLP. The extra one is the
+        # relation block.
+        backbone = 12 * width**2 * (depth + 1)
+        # Three projection heads (instance, local group, group), then the group's prototypes.
+        layers = width + mugs.head_hidden + mugs.head_out
+        heads = 3 * mugs.head_hidden * layers + mugs.num_prototypes * mugs.group_bottleneck
+        # Queues of the instance and the local-group loss, memories of student and teacher.
+        queues = 2 * (mugs.queue_size * mugs.head_out + mugs.memory_size * width)
+        return 4 * (4 * (backbone + heads) + queues) / 1e9
 
-    def disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
-        """The checkpoints that are kept, and one in the making."""
+    def estimate_disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
+        """Return the size of the checkpoints that are kept, and of one that is being written."""
         milestones = self.epochs // self.keep_every_epochs if self.keep_every_epochs else 0
-        return (self.keep_checkpoints + milestones + 1) * self.state_gb()
+        return (self.keep_checkpoints + milestones + 1) * self.estimate_checkpoint_gb()
 
-    def misfit(self, resources: Resources) -> str | None:
-        """A batch that does not divide over the ranks, or a rank's share over its passes."""
-        whole = self.mugs.head_norm == "batch"
-        passes = uneven_passes(self.batch_size, resources, self.micro_batch_size, whole=whole)
-        return explain_uneven_batch(self.batch_size, resources) or passes
+    def check_resources(self, resources: Resources) -> None:
+        """Require that the batch divides over the ranks, and each share into micro-batches."""
+        check_even_batch(self.batch_size, resources)
+        check_even_passes(
+            self.batch_size,
+            resources,
+            self.micro_batch_size,
+            single_pass=self.mugs.head_norm == "batch",
+        )
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
-    """Train and export: outputs `teacher`, `student`, `initial` (backbones, safetensors), and `projection`.
+    """Train and export: outputs `teacher`, `student`, `initial` (backbones) and `projection`.
 
-    That is the first layer of the teacher's group head, left out where there is none.
+    All are safetensors. `projection` is the first layer of the teacher's group head, left out if
+    the method has no group head.
     """
     from mugs import distributed
     from mugs.data.sources.open import open_source
@@ -70,39 +76,36 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
     arch = asdict(method.student.backbone.config)
+    weights_dir = ctx.run_dir / "weights"
     outputs = {
-        name: ctx.run_dir / "weights" / f"{name}.safetensors"
-        for name in ("initial", "teacher", "student")
+        name: weights_dir / f"{name}.safetensors" for name in ("initial", "teacher", "student")
     }
 
     def export(name: str) -> None:
         net = method.student if name == "student" else method.teacher
+        # Relation blocks serve the local-group loss only; evaluations use the plain ViT.
         state = {
-            k: v
-            for k, v in net.backbone.state_dict().items()
-            if not k.startswith("relation_blocks.")
+            key: value
+            for key, value in net.backbone.state_dict().items()
+            if not key.startswith("relation_blocks.")
         }
         write_backbone_file(outputs[name], state, {"arch": arch, "weights": name})
 
+    # Before training, and not again on a resume, when the networks are no longer the initial ones.
     if distributed.is_main() and not outputs["initial"].exists():
         export("initial")
-    pretrain(
-        method,
-        open_source(data.output("train")),
-        cfg,
-        ctx.run_dir,
-        device,
-        ctx.control,
-    )
+    source = open_source(data.output("train"))
+    pretrain(method, source, cfg, ctx.run_dir, device, ctx.control)
+    head = method.teacher.group_head
+    if head is not None:
+        outputs["projection"] = weights_dir / "projection.safetensors"
     if distributed.is_main():
         export("teacher")
         export("student")
-    if (head := method.teacher.group_head) is not None:
-        outputs["projection"] = ctx.run_dir / "weights" / "projection.safetensors"
-        if distributed.is_main():
-            write_backbone_file(
-                outputs["projection"], head.projector[0].state_dict(), {"weights": "projection"}
-            )
+        if head is not None:
+            # Fine-tuning may start its head from this layer (`head.init: pretrained`).
+            projection = head.projector[0].state_dict()
+            write_backbone_file(outputs["projection"], projection, {"weights": "projection"})
     distributed.barrier()
     info = {
         "method": cfg.method,

@@ -23,7 +23,7 @@ _LEAD_BESIDES_SAVE_S = 30.0 + 30.0 + 30.0 + 30.0
 def estimate_save_seconds(run: StageRun, run_root: Path) -> float:
     """Return the longest that a save of this run took, else what the size of its state suggests."""
     measured = (float(note["seconds"]) for note in attempts.list_saves(run.run_dir(run_root)))
-    return max(measured, default=run.config.state_gb() / _SLOW_DISK_GB_S)
+    return max(measured, default=run.config.estimate_checkpoint_gb() / _SLOW_DISK_GB_S)
 
 
 def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
@@ -41,13 +41,17 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
 
 def advise_checkpoint_interval(runs: Iterable[StageRun], run_root: Path) -> list[str]:
     """Return a line per run that trains on GPUs: how often to save, by `pipeline.availability`."""
-    return [_advise(run, run_root) for run in runs if run.resources.gpus and run.config.state_gb()]
+    return [
+        _advise(run, run_root)
+        for run in runs
+        if run.resources.gpus and run.config.estimate_checkpoint_gb()
+    ]
 
 
 def _advise(run: StageRun, run_root: Path) -> str:
     conditions = Conditions(
         gpus=run.resources.gpus,
-        stall_s=run.config.state_gb() / _COPY_GB_S,
+        stall_s=run.config.estimate_checkpoint_gb() / _COPY_GB_S,
         durable_s=estimate_save_seconds(run, run_root),
         restart_s=_RESTART_S,
         preempt_every_s=_PREEMPTED_EVERY_S,

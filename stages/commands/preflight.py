@@ -88,7 +88,7 @@ def _check_run(
     run: StageRun, inputs: Mapping[str, StageConfig], skip_data_checks: bool
 ) -> tuple[list[Finding], float]:
     """Return the findings of a run, and how many bytes it writes as far as that is known."""
-    size = 1e9 * run.config.disk_gb(inputs)
+    size = 1e9 * run.config.estimate_disk_gb(inputs)
     if lines := list_unset_settings([run]):
         # Each line reads "setting is not set: what to do".
         unset = [line.split(": ", 1) for line in lines]
@@ -100,7 +100,7 @@ def _check_run(
     if skip_data_checks:
         return [skipped(run.name, "its files are not checked")], size
     try:
-        # The stage checks its own files; it alone knows how many bytes it writes beyond `disk_gb`.
+        # The stage checks its own files; it alone knows how many bytes it writes beyond its estimate.
         words, more = import_by_name(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
         return [wrong(run.name, error, _data_remedy(run))], size

@@ -1,64 +1,97 @@
-"""Data sets that stay where they lie: checked by the stage that finds them, read from there by those that use them."""
+"""Data sets that stay in place: one stage checks them, later stages read them from there."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+from pydantic import Field, PositiveInt
+
+from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 
 Report = Callable[[int, int], None]
-Check = Callable[[Path, Report], dict[str, int]]
-"""Raises SourceError naming what is wrong below a folder, else says how many there are of what; tells (done, total)."""
+"""Told (done, total) while files are checked."""
 
 
-def check_external_data(data_dir: str | None, kind: str, check: Check) -> tuple[str, float]:
-    """What is there, in words, and 0 bytes that will be written. Raises what `check` raises."""
-    root = find_data_folder(data_dir, kind)
+@dataclass(frozen=True, kw_only=True)
+class ExternalDataConfig(StageConfig):
+    """Base of the data sets that are read where they are; their location is not in the run id."""
+
+    # What the built-in data set and its output are called: "scenes" or "videos".
+    kind: ClassVar[str]
+
+    # Name in result rows and tables.
+    dataset: Annotated[str, Field(min_length=1)]
+    data_dir: RequiredAtRun[str | None] = None
+    threads: Runtime[PositiveInt] = 8
+
+    def check_files(self, root: Path, report: Report) -> dict[str, int]:
+        """Return how many there are of what; raise SourceError if a file is missing or wrong."""
+        raise NotImplementedError
+
+    def write_builtin(self, root: Path) -> None:
+        """Write the built-in data set, made of the digits of scikit-learn."""
+        raise NotImplementedError
+
+    def find_root(self) -> Path | None:
+        """Return the user's folder; None for "builtin:digit_<kind>", which each run writes."""
+        if self.data_dir is None:
+            raise ValueError("data_dir is not set")
+        if self.data_dir == f"builtin:digit_{self.kind}":
+            return None
+        return Path(self.data_dir).expanduser().absolute()
+
+
+def check_external_data(
+    cfg: ExternalDataConfig, inputs: Mapping[str, StageConfig]
+) -> tuple[str, float]:
+    """Return what is there, in words, and that 0 bytes will be written.
+
+    Raises:
+        SourceError: a file is missing or wrong, as in a run.
+    """
+    root = cfg.find_root()
     if root is None:
-        return f"{kind} of the digits that come with scikit-learn", 0.0
-    counts = check(root, lambda done, total: None)
+        return f"{cfg.kind} of the digits that come with scikit-learn", 0.0
+    counts = cfg.check_files(root, lambda done, total: None)
     return ", ".join(f"{count:,} {what}" for what, count in counts.items()), 0.0
 
 
 def register_external_data(
-    ctx: StageContext,
-    data_dir: str | None,
-    kind: str,
-    materialize: Callable[[Path], None],
-    check: Check,
+    ctx: StageContext, cfg: ExternalDataConfig
 ) -> tuple[dict[str, Path], dict[str, int]]:
-    """Outputs and counts of a data set: `layout` says where it lies; "builtin:digit_<kind>" is written and an output.
+    """Check a data set; return the outputs and counts of its run.
 
-    Raises what `check` raises.
+    Output `layout` says where the data set is. A built-in one is written and is an output too.
+
+    Raises:
+        SourceError: a file is missing or wrong.
     """
     from mugs.engine.progress import Progress
     from pipeline.files import write_atomic
 
     outputs = {"layout": ctx.run_dir / "layout.json"}
-    root = find_data_folder(data_dir, kind)
+    root = cfg.find_root()
     if root is None:
-        root = outputs[kind] = ctx.run_dir / kind
-        materialize(root)
-    progress = Progress("check", 1, unit=kind, path=ctx.run_dir / "progress.json")
+        root = outputs[cfg.kind] = ctx.run_dir / cfg.kind
+        cfg.write_builtin(root)
+    progress = Progress("check", 1, unit=cfg.kind, path=ctx.run_dir / "progress.json")
 
     def report(done: int, total: int) -> None:
+        # The total is known only once the folders have been listed.
         progress.total = total
         progress.update(done)
 
     with closing(progress):
-        counts = check(root, report)
+        counts = cfg.check_files(root, report)
     write_atomic(outputs["layout"], json.dumps({"root": str(root)}, indent=1))
     return outputs, counts
 
 
-def find_data_folder(data_dir: str | None, kind: str) -> Path | None:
-    """The user's folder; None for "builtin:digit_<kind>", which a run writes for itself. Raises ValueError for None."""
-    if data_dir is None:
-        raise ValueError("data_dir is not set")
-    return None if data_dir == f"builtin:digit_{kind}" else Path(data_dir).expanduser().absolute()
-
-
 def read_data_root(ctx: StageContext) -> Path:
-    """The folder of the data set that fills the role data."""
+    """Return the folder of the data set that fills the role `data`."""
     return Path(json.loads(ctx.inputs["data"].output("layout").read_text(encoding="utf-8"))["root"])

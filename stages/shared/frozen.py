@@ -1,6 +1,6 @@
-"""What the evaluations of a frozen backbone share: its features, and the columns of their result rows."""
+"""What evaluations of a pretrained backbone share: its features, and their result rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 WEIGHTS = "pretrain|import"
-"""Stages whose runs may fill the role weights."""
+"""Stages whose runs may fill the role `weights`."""
 FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}
 """Roles of an evaluation of a frozen backbone: either features, or the other two."""
 Weights = Literal["teacher", "student", "initial"]
@@ -29,7 +29,7 @@ Weights = Literal["teacher", "student", "initial"]
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(StageConfig):
-    """What a frozen backbone sees of an image: shorter side to `resize`, centre crop of `crop` pixels."""
+    """What a frozen backbone sees: the image with its shorter side at `resize`, center-cropped."""
 
     resize: PositiveInt = 256
     crop: PositiveInt = 224
@@ -37,15 +37,16 @@ class Crop(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(StageConfig):
-    """Which network of the run that fills the role weights is used."""
+    """Which network of the run that fills the role `weights` is used."""
 
     weights: Weights = "teacher"
 
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Weights that were imported are a single network: they have no student and no start."""
-        if self.weights == "teacher" or not isinstance(inputs["weights"], ImportConfig):
-            return None
-        return f"weights {self.weights}: imported weights are a single network, named teacher"
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Refuse a student or an initial network of imported weights, which have neither."""
+        if self.weights != "teacher" and isinstance(inputs["weights"], ImportConfig):
+            raise ValueError(
+                f"weights {self.weights}: imported weights are a single network, named teacher"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +56,36 @@ class Backbone(Pretrained, Crop):
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenEvaluation(Backbone):
-    """An evaluation that takes stored features, or computes its own: then `data` and `weights` are what it needs."""
+    """An evaluation that takes stored features, or computes them from `data` and `weights`."""
 
-    def wrong_inputs(self, inputs: Mapping[str, StageConfig]) -> str | None:
-        """Roles that are missing or too many, and settings that belong to the stored features."""
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Refuse missing and surplus roles, and settings that belong to the stored features."""
         others = [role for role in ("data", "weights") if role in inputs]
         if "features" not in inputs:
-            return (
-                super().wrong_inputs(inputs)
-                if len(others) == 2
-                else "needs either features, or data and weights"
-            )
+            if len(others) < 2:
+                raise ValueError("needs either features, or data and weights")
+            super().check_inputs(inputs)
+            return
         if others:
-            return f"needs either features, or data and weights; features and {' and '.join(others)} are given"
-        defaults = {field.name: field.default for field in fields(Backbone)}
-        given = [name for name, default in defaults.items() if getattr(self, name) != default]
-        return (
-            f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
-            if given
-            else None
-        )
+            raise ValueError(
+                "needs either features, or data and weights; "
+                f"features and {' and '.join(others)} are given"
+            )
+        # Stored features were computed with the crop and weights of their own run. A different
+        # value here would change the run id, but no number.
+        given = [f.name for f in fields(Backbone) if getattr(self, f.name) != f.default]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
+            )
 
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
-    """The pretrained backbone, frozen and in eval mode. Raises WeightsError and DamagedError naming the file."""
+    """Return the pretrained backbone, frozen and in eval mode.
+
+    Raises:
+        WeightsError, DamagedError: names the file.
+    """
     from mugs.weights.backbone_file import load_backbone
 
     vit = load_backbone(ctx.inputs["weights"].output(weights), drop_path=drop_path)
@@ -86,7 +93,7 @@ def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> 
     return vit.eval().requires_grad_(False)
 
 
-def frozen_features(
+def load_features(
     ctx: StageContext,
     cfg: Backbone,
     name: "Feature",
@@ -95,25 +102,28 @@ def frozen_features(
     eval_batch_size: int = 256,
     threads: int = 2,
 ) -> "Features":
-    """Features (N, D) and labels (N,) by split, whole on every rank's device: stored, or computed by all ranks."""
+    """Return features (N, D) and labels (N,) by split, whole on every rank's device.
+
+    They are read from the run that fills the role `features`, or else computed by all ranks.
+    """
     from mugs import distributed
     from mugs.evaluation.feature_store import FeatureStore
 
+    if "features" not in ctx.inputs:
+        vit = load_vit(ctx, cfg.weights)
+        return compute_features(
+            ctx, vit, cfg, name, splits, eval_batch_size=eval_batch_size, threads=threads
+        )
     device = distributed.init_process_group()
-    if "features" in ctx.inputs:
-        store = FeatureStore(ctx.inputs["features"].output("features"))
-        stored = {split: store.load(split, name) for split in splits}
-        return {
-            split: (values.to(device), labels.to(device))
-            for split, (values, labels) in stored.items()
-        }
-    vit = load_vit(ctx, cfg.weights)
-    return computed_features(
-        ctx, vit, cfg, name, splits, eval_batch_size=eval_batch_size, threads=threads
-    )
+    store = FeatureStore(ctx.inputs["features"].output("features"))
+    found = {}
+    for split in splits:
+        values, labels = store.load(split, name)
+        found[split] = (values.to(device), labels.to(device))
+    return found
 
 
-def computed_features(
+def compute_features(
     ctx: StageContext,
     vit: "ViT",
     size: Crop,
@@ -123,7 +133,11 @@ def computed_features(
     eval_batch_size: int,
     threads: int,
 ) -> "Features":
-    """The same of a frozen network, computed by all ranks. Raises ValueError where there is no image for each."""
+    """Return features (N, D) and labels (N,) by split, computed by all ranks together.
+
+    Raises:
+        ValueError: a split has fewer images than there are ranks.
+    """
     from mugs import distributed
     from mugs.data.loading.evaluation import iter_eval_batches
     from mugs.data.sources.open import open_source
@@ -133,10 +147,12 @@ def computed_features(
     model = build_feature_function(vit.to(device), name)
     sources = {split: open_source(ctx.inputs["data"].output(split)) for split in splits}
     ranks = distributed.world_size()
+    # All splits are checked before the first is computed, which takes long.
     for split, source in sources.items():
         if len(source) < ranks:
             raise ValueError(
-                f"{split}: {len(source)} images for {ranks} ranks, at least one each; use fewer ranks"
+                f"{split}: {len(source)} images for {ranks} ranks, at least one each; "
+                "use fewer ranks"
             )
     found = {}
     for split, source in sources.items():
@@ -145,6 +161,7 @@ def computed_features(
             resize=size.resize,
             crop=size.crop,
             batch_size=eval_batch_size,
+            # Rank r takes images r, r + ranks, ...: every image exactly once, without padding.
             indices=range(distributed.rank(), len(source), ranks),
             threads=threads,
         )
@@ -152,22 +169,27 @@ def computed_features(
     return found
 
 
-def num_classes(ctx: StageContext) -> int:
-    """Classes of the data set. Raises ValueError where it has no labels or no validation images."""
+def read_num_classes(ctx: StageContext) -> int:
+    """Return the number of classes of the data set.
+
+    Raises:
+        ValueError: the data set has no labels or no validation images.
+    """
     if "features" in ctx.inputs:
         return int(ctx.inputs["features"].info["num_classes"])
     data = ctx.inputs["data"]
     count: int = data.info["num_classes"]
-    missing = "labels" if count == 0 else "validation images" if "val" not in data.outputs else None
-    if missing:
-        raise ValueError(
-            f"data set {data.info['dataset']!r} has no {missing}, which stage {ctx.stage!r} needs"
-        )
-    return count
+    if count and "val" in data.outputs:
+        return count
+    missing = "validation images" if count else "labels"
+    raise ValueError(
+        f"data set {data.info['dataset']!r} has no {missing}, which stage {ctx.stage!r} needs"
+    )
 
 
-def backbone_info(ctx: StageContext, weights: Weights) -> dict[str, Any]:
-    """What result rows say of the backbone and the data set: of the stored features, or of the inputs."""
+def describe_backbone(ctx: StageContext, weights: Weights) -> dict[str, Any]:
+    """Return what result rows say of the backbone and the data set."""
+    # Stored features carry these facts of the data and the weights they were computed from.
     if "features" in ctx.inputs:
         return dict(ctx.inputs["features"].info)
     source = ctx.inputs["weights"].info
@@ -175,7 +197,7 @@ def backbone_info(ctx: StageContext, weights: Weights) -> dict[str, Any]:
     return {**facts, "weights": weights, "dataset": ctx.inputs["data"].info["dataset"]}
 
 
-def result_row(
+def build_result_row(
     ctx: StageContext,
     weights: Weights,
     *,
@@ -183,8 +205,8 @@ def result_row(
     value: float,
     metric: str = "top1",
 ) -> ResultRow:
-    """One number of this run, on the data set that fills the role `data`, or that of the stored features."""
-    info = backbone_info(ctx, weights)
+    """Return one number of this run as a row; the data set is that of `data` or of the features."""
+    info = describe_backbone(ctx, weights)
     return ResultRow(
         run_id=ctx.run_id,
         method=info["method"] + (" (initialisation)" if info["weights"] == "initial" else ""),
@@ -198,3 +220,13 @@ def result_row(
         unit="%",
         seed=info["seed"],
     )
+
+
+def build_result_rows(
+    ctx: StageContext, weights: Weights, setting: str, values: Iterable[tuple[str, float]]
+) -> list[ResultRow]:
+    """Return a row for each pair of metric and value."""
+    return [
+        build_result_row(ctx, weights, setting=setting, metric=metric, value=value)
+        for metric, value in values
+    ]

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from mugs.data.sources.expected import ExpectedCounts
 
 
+# Images that come with scikit-learn. Each entry names the function that writes them as an image
+# folder with `train/` and `val/`; as text, so that a plan imports neither it nor scikit-learn.
 BUILTIN = {
     "builtin:sklearn_digits": "mugs.data.mini.digits:materialize_digits",
     "builtin:sklearn_photo_patches": "mugs.data.mini.photographs:materialize_patches",
 }
-"""Images that come with scikit-learn: what writes them as an image folder, `train/` and `val/` in it."""
 
 
 PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
@@ -28,13 +29,15 @@ PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(StageConfig):
-    """What the data set is. Its name and counts are its identity; where it lies does not enter the run id.
+    """An image data set; its name and counts are in the run id, its location is not.
 
-    Images are looked for in `<dir>/<class>/`. `train_list` and `val_list` are text files that name them instead, a path
-    relative to the folder a line, or path, space, class; their number then has to be declared. `num_classes: 0` is for
-    images without labels, `num_val_images: 0` for a data set without validation images. Counts are those of the files
-    found, `allow_bad` included; of imagenet1k and the public data sets they are known. Those of `PUBLIC` are read from
-    `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless folders are given.
+    Images are read from `<dir>/<class>/`. `train_list` and `val_list` are text files that name
+    them instead, one per line: a path relative to the folder, or path, space, class. Their number
+    then has to be declared. `num_classes: 0` is for images without labels, `num_val_images: 0` for
+    a data set without validation images. Counts are those of the files found, including
+    `allow_bad`; for imagenet1k and the public data sets they are known. The data sets in `PUBLIC`
+    are read from `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless
+    folders are given.
     """
 
     # Name in result rows and tables; the counts of known names are checked.
@@ -60,7 +63,7 @@ class ConvertConfig(StageConfig):
     threads: Runtime[PositiveInt] = 4
 
     def __post_init__(self) -> None:
-        """Set the folders that the data set does not need to "", and refuse what does not go together."""
+        """Set the folders that the data set does not need to "", and refuse contradictions."""
         given = (self.train_dir, self.val_dir, self.train_list, self.val_list)
         public = self.dataset in PUBLIC and not any(given)
         if not public and self.root:
@@ -78,6 +81,7 @@ class ConvertConfig(StageConfig):
 
     def _check_lists(self) -> None:
         for split in ("train", "val"):
+            # A list may be cut short unnoticed, so its length has to be known from elsewhere.
             listed = getattr(self, f"{split}_list") is not None
             if listed and getattr(self, f"num_{split}_images") is None:
                 raise ValueError(
@@ -92,43 +96,52 @@ class ConvertConfig(StageConfig):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits there are."""
+        """The splits of the data set."""
         return ("train",) if self.num_val_images == 0 else ("train", "val")
+
+    @property
+    def expected_counts(self) -> "ExpectedCounts":
+        """Classes and images as declared, or else as known for a data set of this name."""
+        from mugs.data.sources.expected import ExpectedCounts
+
+        images = {"train": self.num_train_images, "val": self.num_val_images}
+        return ExpectedCounts(self.num_classes, images).or_known(self.dataset)
+
+    def count_images(self) -> int:
+        """Return the images of all splits as declared or known; 0 if they are neither."""
+        images = self.expected_counts.images or {}
+        return sum(images.get(split) or 0 for split in self.splits)
 
 
 def open_data_set(cfg: ConvertConfig) -> "dict[str, FolderSource]":
-    """The splits of a data set that is not built in, looked through once. Raises SourceError, ValueError as `run`."""
-    found = looked_through(cfg)
+    """Return the splits of a data set that is not built in; its folders are listed once.
+
+    Raises:
+        SourceError, ValueError: as in a run.
+    """
+    found = list_data_set(cfg)
     if isinstance(found, ValueError):
         raise found
     return found
 
 
+# Several runs of a reproduction ask for one data set. `cache` keeps no exception, but listing a
+# wrong data set takes as long as listing a right one: so the error is returned, not raised.
 @cache
-def looked_through(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
-    """Those splits, or what is wrong with them."""
+def list_data_set(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
+    """Return the splits, or what is wrong with them."""
     try:
         return open_splits(Path(), cfg)
     except ValueError as error:
         return error
 
 
-def num_images(cfg: ConvertConfig) -> int:
-    """Images of all splits as declared or known; 0 for what is neither."""
-    images = expected_layout(cfg).images or {}
-    return sum(images.get(split) or 0 for split in cfg.splits)
-
-
-def expected_layout(cfg: ConvertConfig) -> "ExpectedCounts":
-    """Classes and images as declared, or else known."""
-    from mugs.data.sources.expected import ExpectedCounts
-
-    images = {"train": cfg.num_train_images, "val": cfg.num_val_images}
-    return ExpectedCounts(cfg.num_classes, images).or_known(cfg.dataset)
-
-
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
-    """The images of each split, their layout checked: SourceError names all that is wrong with any of them."""
+    """Return the images of each split, with their layout checked.
+
+    Raises:
+        SourceError: names everything that is wrong with any of them.
+    """
     from mugs.data.sources.base import SourceError
     from mugs.data.sources.expected import check_expected_counts
     from mugs.data.sources.listing import open_images
@@ -146,13 +159,16 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
             list_file = None if listed is None else Path(listed).expanduser()
             good[split] = open_images(folder, list_file, labeled=cfg.num_classes != 0)
         except SourceError as error:
+            # Both splits are checked before anything is reported: one look shows all problems.
             bad[split] = error
-    check_expected_counts(cfg.dataset, {**good, **bad}, expected_layout(cfg))
+    check_expected_counts(cfg.dataset, {**good, **bad}, cfg.expected_counts)
     return good
 
 
 def find_image_folder(folder: str | None, split: str, run_dir: Path) -> Path:
-    """The folder to convert; built-in images are first written as JPEG files below the run's folder."""
+    """Return the folder to convert; built-in images are first written below the run's folder."""
+    from mugs.data.sources.base import SourceError
+
     if folder is None:
         raise ValueError(f"{split}_dir is not set")
     if folder in BUILTIN:
@@ -163,7 +179,5 @@ def find_image_folder(folder: str | None, split: str, run_dir: Path) -> Path:
         raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")
     path = Path(folder).expanduser()
     if not path.is_dir():
-        from mugs.data.sources.base import SourceError
-
         raise SourceError(f"{split}_dir: {path} is not a folder")
     return path

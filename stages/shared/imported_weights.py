@@ -1,25 +1,23 @@
 """What a reproduction says of weights that were trained elsewhere."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
 from pipeline.settings import RequiredAtRun
 from pipeline.spec import Resources, StageConfig
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(StageConfig):
-    """What the weights are said to be, and their SHA-256 where given, is their identity; where they lie is not.
+    """Weights from outside. What they are, and their SHA-256 if given, is their identity.
 
-    `source: mugs` reads a released `.pth`, full or backbone only, of an `arch` of ours (vit_s16, vit_b16, vit_l16).
-    `source: timm` reads a `.pth` or `.safetensors` of the plain ViT that timm calls `arch`; `file: download` lets timm
-    fetch its own. `source: ours` reads a `.safetensors` that a pretraining or the command `import` wrote. `method`,
-    `epochs` and `seed` go into result rows; tables find their row by them.
+    `source: mugs` reads a released `.pth`, full or backbone only, of one of our architectures
+    (vit_s16, vit_b16, vit_l16). `source: timm` reads a `.pth` or `.safetensors` of the plain ViT
+    that timm calls `arch`; with `file: download`, timm fetches its own. `source: ours` reads a
+    `.safetensors` that a pretraining or the command `import` wrote. `method`, `epochs` and `seed`
+    go into result rows; tables find their row by them.
     """
 
     # Who wrote the file: the release (`mugs`), timm, or a pretraining of ours.
@@ -39,17 +37,14 @@ class ImportConfig(StageConfig):
     file: RequiredAtRun[str | None] = None
 
     def __post_init__(self) -> None:
-        """Refuse a choice of network where the file has one."""
+        """Refuse a choice of network if the file has only one."""
         if self.network != "teacher" and self.source != "mugs":
             raise ValueError(
                 f"network {self.network}: only released checkpoints (source mugs) hold two "
                 "networks; use network teacher"
             )
 
-    def misfit(self, resources: Resources) -> str | None:
-        """More than one process."""
-        return (
-            f"weights are imported by one rank, not {resources.ranks}"
-            if resources.ranks > 1
-            else None
-        )
+    def check_resources(self, resources: Resources) -> None:
+        """Require a single process."""
+        if resources.ranks > 1:
+            raise ValueError(f"weights are imported by one rank, not {resources.ranks}")

@@ -1,11 +1,14 @@
 """The labelled part of the training images that a semi-supervised evaluation uses."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.settings import RequiredAtRun, Settings
+from pipeline.spec import StageConfig
 from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set
 
 if TYPE_CHECKING:
@@ -15,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPart(Settings):
-    """Which images keep their labels: those a list names, or `percent` of each class drawn from `seed`.
+    """Which images keep their labels: those in a list, or `percent` of each class, by `seed`.
 
-    The lists of ImageNet-1K are SimCLRv2's, to be fetched by hand: 1percent.txt (12,811 lines) and 10percent.txt
-    (128,116 lines) from https://github.com/google-research/simclr/tree/master/imagenet_subsets. Number of lines and,
-    where given, `list_sha256` are checked. `last_line: dropped` leaves out the image the release loses (row E7).
+    The lists of ImageNet-1K are SimCLRv2's, to be downloaded by hand: 1percent.txt (12,811 lines)
+    and 10percent.txt (128,116 lines) from
+    https://github.com/google-research/simclr/tree/master/imagenet_subsets. The number of lines
+    and, if given, `list_sha256` are checked. `last_line: dropped` leaves out the image that the
+    release loses (E7).
     """
 
     # Share of the training images.
@@ -36,52 +41,80 @@ class LabelledPart(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Ask for no list where none is read."""
+        """Need no list if none is read."""
         if self.by == "class_balanced":
+            # None would mean: to be set before the run starts.
             object.__setattr__(self, "list_file", "")
 
-    def choose(self, source: "Source", dataset: str) -> "Subset":
-        """The labelled images. Raises SourceError naming what is wrong with the list."""
-        from pathlib import Path
+    @property
+    def _list_path(self) -> Path:
+        return Path(self.list_file or "").expanduser()
 
+    def select_images(self, source: "Source", dataset: str) -> "Subset":
+        """Return the labelled images.
+
+        Raises:
+            SourceError: names what is wrong with the list.
+        """
+        from mugs.data.sources import subset
         from mugs.data.sources.base import SourceError
-        from mugs.data.sources.subset import (
-            KNOWN_LINES,
-            Subset,
-            draw_class_balanced,
-            indices_from_list,
-        )
         from pipeline.files import hash_file
 
         if self.by == "class_balanced":
-            return Subset(source, draw_class_balanced(source, self.percent, seed=self.seed))
-        list_file = Path(self.list_file or "").expanduser()
-        lines = KNOWN_LINES.get((dataset, self.percent))
-        indices = indices_from_list(
-            source, list_file, lines=lines, drop_last=self.last_line == "dropped"
+            indices = subset.draw_class_balanced(source, self.percent, seed=self.seed)
+            return subset.Subset(source, indices)
+        indices = subset.indices_from_list(
+            source,
+            self._list_path,
+            lines=subset.KNOWN_LINES.get((dataset, self.percent)),
+            drop_last=self.last_line == "dropped",
         )
-        if self.list_sha256 is not None and (found := hash_file(list_file)) != self.list_sha256:
-            raise SourceError(f"{list_file}: SHA-256 {found}, list_sha256 says {self.list_sha256}")
-        return Subset(source, indices)
+        if (
+            self.list_sha256 is not None
+            and (found := hash_file(self._list_path)) != self.list_sha256
+        ):
+            raise SourceError(
+                f"{self._list_path}: SHA-256 {found}, list_sha256 says {self.list_sha256}"
+            )
+        return subset.Subset(source, indices)
 
-    def look(self, data: ConvertConfig) -> str:
-        """What the list names. Raises SourceError as `choose` would, without the images where they are not there."""
+    def check_list(self, data: ConvertConfig) -> str:
+        """Return what the list names, and whether the images exist as far as they can be read.
+
+        Raises:
+            SourceError: names what is wrong with the list.
+        """
         if self.by == "class_balanced":
-            return self.words()
-        from pathlib import Path
-
+            return self.describe()
         from mugs.data.sources.subset import read_names
 
-        names = read_names(Path(self.list_file or "").expanduser())
-        elsewhere = f"{self.list_file} names {len(names):,} images; whether they are there shows with {data.dataset}"
+        names = read_names(self._list_path)
+        unknown = (
+            f"{self.list_file} names {len(names):,} images; "
+            f"whether they are there shows with {data.dataset}"
+        )
+        # Built-in images exist only once a run has written them.
         if data.train_dir in BUILTIN or data.train_dir is None or data.root is None:
-            return elsewhere
+            return unknown
         try:
             images = open_data_set(data)["train"]
         except ValueError:
-            return elsewhere
-        return f"{self.list_file} names {len(self.choose(images, data.dataset)):,} images, of all classes"
+            # The check of the data set itself reports this.
+            return unknown
+        count = len(self.select_images(images, data.dataset))
+        return f"{self.list_file} names {count:,} images, of all classes"
 
-    def words(self) -> str:
-        """`1% of labels`, for the setting of a result row."""
+    def describe(self) -> str:
+        """Return e.g. "1% of labels", for the setting of a result row."""
         return f"{self.percent:g}% of labels"
+
+
+def check_labelled_part(cfg: Any, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
+    """Return what the list of `cfg.labelled` names, if there is one; no bytes will be written.
+
+    Raises:
+        SourceError: names what is wrong with the list.
+    """
+    data = inputs["data"]
+    assert isinstance(data, ConvertConfig)
+    return cfg.labelled.check_list(data) if cfg.labelled else "all labels", 0.0

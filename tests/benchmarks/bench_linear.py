@@ -33,7 +33,7 @@ from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe
 from mugs.evaluation.linear import LinearProbeTraining, build_feature_batches, build_order
 from mugs.models.vit import build_vit
-from stages.linear import LinearConfig, linear_probe
+from stages.linear import LinearConfig, build_probe
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, VALIDATION, WIDTH, CLASSES, EPOCHS, BATCH = 1437, 360, 192, 10, 5, 128
@@ -130,8 +130,8 @@ def run() -> list[dict[str, Any]]:
             )
             train(task, Path(folder) / "checkpoints", every=10**6)
 
-    one = linear_probe(LinearConfig(batch_size=BATCH, epochs=EPOCHS))
-    sweep = linear_probe(LinearConfig(sweep={}, batch_size=BATCH, epochs=EPOCHS))
+    one = build_probe(LinearConfig(batch_size=BATCH, epochs=EPOCHS))
+    sweep = build_probe(LinearConfig(sweep={}, batch_size=BATCH, epochs=EPOCHS))
     works = [
         lambda: ours(sweep),
         lambda: ours(one),

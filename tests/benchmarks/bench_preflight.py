@@ -20,9 +20,11 @@ COPIES, THREADS = 30, 4
 
 def look(root: Path, images: int) -> None:
     """As the commands do: list the images, check their number, look at the ends of their files."""
-    image_data.looked_through.cache_clear()
+    image_data.list_data_set.cache_clear()
     fields = {"num_classes": COPIES, "num_train_images": images, "num_val_images": 0}
-    convert.preflight(image_data.ConvertConfig(dataset="copies", train_dir=str(root), **fields), {})
+    convert.check_images(
+        image_data.ConvertConfig(dataset="copies", train_dir=str(root), **fields), {}
+    )
 
 
 def run() -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ class Config(StageConfig):
     poison: Runtime[str | None] = None
     watch: bool = False
 
-    def alongside(self):
+    def concurrent_roles(self):
         return frozenset({"data"}) if self.watch else frozenset()
 
 def write_rows(path, rows):

@@ -17,7 +17,7 @@ from pipeline import config
 from pipeline.plan import build_plan, list_unset_settings
 from stages import STAGES
 from stages.convert import run
-from stages.shared.frozen import num_classes
+from stages.shared.frozen import read_num_classes
 from stages.shared.image_data import ConvertConfig
 
 
@@ -194,7 +194,7 @@ def test_the_stage_without_labels_and_validation(tmp_path: Path) -> None:
     assert set(out.outputs) == {"train", "train_sidecar"} and out.info["num_classes"] == 0
     ctx: Any = SimpleNamespace(stage="knn", inputs={"data": out})
     with pytest.raises(ValueError, match="data set 'web' has no labels, which stage 'knn' needs"):
-        num_classes(ctx)
+        read_num_classes(ctx)
 
 
 def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path) -> None:

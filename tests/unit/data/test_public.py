@@ -339,7 +339,7 @@ def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(SourceError, match=words):
         stage.run(ctx, cfg)
     with pytest.raises(SourceError, match=words) as caught:
-        stage.preflight(cfg, {})
+        stage.check_images(cfg, {})
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "run").glob("*.beton"))
 

@@ -74,9 +74,9 @@ def test_lists_of_the_imagenet_layout(
     imagenet: Imagenet, tmp_path: Path, percent: float, lines: int, end: str
 ) -> None:
     path = write(tmp_path, "\n".join(file_names(imagenet, lines)) + end)
-    kept = LabelledPart(percent=percent, list_file=str(path)).choose(imagenet, "imagenet1k")
+    kept = LabelledPart(percent=percent, list_file=str(path)).select_images(imagenet, "imagenet1k")
     assert len(kept) == lines and kept.indices == sorted(set(kept.indices))
-    dropped = LabelledPart(percent=percent, list_file=str(path), last_line="dropped").choose(
+    dropped = LabelledPart(percent=percent, list_file=str(path), last_line="dropped").select_images(
         imagenet, "imagenet1k"
     )
     assert [imagenet.name(i) for i in set(kept.indices) - set(dropped.indices)] == [
@@ -90,14 +90,16 @@ def test_a_list_of_another_length_is_refused(imagenet: Imagenet, tmp_path: Path)
         percent=1, list_file=str(write(tmp_path, "\n".join(file_names(imagenet, 12_810))))
     )
     with pytest.raises(SourceError, match=r"list\.txt: names 12810 images, 12811 expected.*simclr"):
-        part.choose(imagenet, "imagenet1k")
-    assert len(part.choose(imagenet, "my_images")) == 12_810
+        part.select_images(imagenet, "imagenet1k")
+    assert len(part.select_images(imagenet, "my_images")) == 12_810
 
 
 def test_another_content_is_refused(imagenet: Imagenet, tmp_path: Path) -> None:
     path = write(tmp_path, "\n".join(file_names(imagenet, 2000)))
     with pytest.raises(SourceError, match=r"SHA-256 [0-9a-f]{64}, list_sha256 says 0000"):
-        LabelledPart(percent=5, list_file=str(path), list_sha256="0" * 64).choose(imagenet, "x")
+        LabelledPart(percent=5, list_file=str(path), list_sha256="0" * 64).select_images(
+            imagenet, "x"
+        )
 
 
 SMALL = Named(["cat/a.jpg", "cat/b.jpg", "dog/a.jpg", "dog/c.jpg"], ["cat", "dog"])

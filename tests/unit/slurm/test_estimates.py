@@ -19,7 +19,7 @@ class Config(StageConfig):
     gb: float = 0.0
     batch_size: int = 1024
 
-    def state_gb(self) -> float:
+    def estimate_checkpoint_gb(self) -> float:
         return self.gb
 
 

@@ -41,7 +41,7 @@ class Config(StageConfig):
     text: str = "x"
     fault: Runtime[str] = ""
 
-    def alongside(self):
+    def concurrent_roles(self):
         return frozenset({"in0"}) if self.fault == "watch" else frozenset()
 
 def run(ctx, cfg):

@@ -185,7 +185,7 @@ def test_jobs_that_can_still_run(
 
 @dataclass(frozen=True, kw_only=True)
 class Watching(StageConfig):
-    def alongside(self) -> frozenset[str]:
+    def concurrent_roles(self) -> frozenset[str]:
         return frozenset({"in0"})
 
 

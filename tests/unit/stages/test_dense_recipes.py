@@ -138,12 +138,14 @@ def test_settings_that_mean_nothing_are_refused() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_said_early() -> None:
-    assert "batch_size 16" in (Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=3)) or "")
-    assert Ade20kSegmentationConfig().misfit(Resources(ranks_per_node=4)) is None
-    cfg = CocoDetectionConfig()
-    assert (
-        cfg.misfit(Resources(ranks_per_node=8)) is None
-        and cfg.misfit(Resources(ranks_per_node=2)) is None
-    )
-    assert "2 images to a rank" in str(cfg.misfit(Resources(ranks_per_node=8, nodes=2)))
-    assert "32 over 5 ranks" in str(cfg.misfit(Resources(ranks_per_node=5)))
+    scenes = Ade20kSegmentationConfig()
+    scenes.check_resources(Resources(ranks_per_node=4))
+    with pytest.raises(ValueError, match="batch_size 16"):
+        scenes.check_resources(Resources(ranks_per_node=3))
+    coco = CocoDetectionConfig()
+    for ranks in (8, 2):
+        coco.check_resources(Resources(ranks_per_node=ranks))
+    with pytest.raises(ValueError, match="2 images to a rank"):
+        coco.check_resources(Resources(ranks_per_node=8, nodes=2))
+    with pytest.raises(ValueError, match="32 over 5 ranks"):
+        coco.check_resources(Resources(ranks_per_node=5))

@@ -33,6 +33,7 @@ from stages.coco_data import CocoDataConfig
 from stages.coco_detection import CocoDetectionConfig
 from stages.davis_data import DavisDataConfig
 from stages.davis_segmentation import DavisSegmentationConfig
+from stages.shared.external_data import check_external_data
 
 TINY = ViTConfig(embed_dim=16, depth=2, num_heads=2, patch_size=8, image_size=32)
 SCENES = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)
@@ -226,14 +227,14 @@ def test_data_is_looked_at_before_a_run(
     context: StageContext, tmp_path: Path, stage: Any, mine: StageConfig, words: str
 ) -> None:
     """The built-in data set is not written for that; the user's is read as by a run."""
-    found, size = stage.preflight(mine, {})
+    found, size = check_external_data(mine, {})
     assert "the digits that come with scikit-learn" in found and size == 0
     assert not list(context.run_dir.iterdir())
     out = stage.run(context, mine)
     root = next(path for name, path in out.outputs.items() if name != "layout")
-    assert stage.preflight(replace(mine, data_dir=str(root)), {}) == (words, 0)
+    assert check_external_data(replace(mine, data_dir=str(root)), {}) == (words, 0)
     with pytest.raises(SourceError):
-        stage.preflight(replace(mine, data_dir=str(tmp_path)), {})
+        check_external_data(replace(mine, data_dir=str(tmp_path)), {})
 
 
 def test_wrong_scenes_are_named(context: StageContext, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The fine-tuning stage: its options, the released recipes, refusals at plan time, and its rows."""
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,8 +154,9 @@ def test_batches_that_do_not_work_out(
     change: dict[str, Any], ranks: int, words: str | None
 ) -> None:
     cfg = validate_model(FinetuneStageConfig, {"epochs": 1, "rate": RATE} | change, "x.yaml")
-    found = cfg.misfit(Resources(ranks_per_node=ranks))
-    assert found is None if words is None else words in (found or "")
+    wrong = pytest.raises(ValueError, match=re.escape(words)) if words else nullcontext()
+    with wrong:
+        cfg.check_resources(Resources(ranks_per_node=ranks))
 
 
 SMALL: dict[str, Any] = {

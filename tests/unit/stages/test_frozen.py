@@ -10,7 +10,7 @@ from pipeline.plan import build_plan
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
-from stages.linear import LinearConfig, linear_probe
+from stages.linear import LinearConfig, build_probe
 from stages.shared.imported_weights import ImportConfig
 
 YAML = """
@@ -99,9 +99,10 @@ def test_imported_weights_have_no_student(stage: str) -> None:
     inputs = {"weights": ImportConfig(arch="vit_s16", epochs=800)}
     options = {"epochs": 1, "batch_size": 8, "rate": {"base_lr": 1}} if stage == "finetune" else {}
     cls = STAGES[stage].config
-    assert validate_model(cls, options, "x.yaml").wrong_inputs(inputs) is None
+    validate_model(cls, options, "x.yaml").check_inputs(inputs)
     student = validate_model(cls, {**options, "weights": "student"}, "x.yaml")
-    assert "weights student: imported weights are a single" in student.wrong_inputs(inputs)
+    with pytest.raises(ValueError, match="weights student: imported weights are a single"):
+        student.check_inputs(inputs)
 
 
 def linear(**values: object) -> LinearConfig:
@@ -115,7 +116,7 @@ def from_recipe(name: str, **changes: object) -> LinearConfig:
 
 
 def test_the_released_sweep_has_360_classifiers() -> None:
-    settings = linear_probe(from_recipe("l250")).settings
+    settings = build_probe(from_recipe("l250")).settings
     assert len(settings) == len(set(settings)) == 360
     rates = sorted({s.base_lr for s in settings})
     assert rates == pytest.approx(

@@ -40,7 +40,7 @@ def plan(*overrides: str) -> None:
         (
             ["pretrain.micro_batch_size=32", "pretrain.mugs.head_norm=batch"],
             "leaves 64 images each, more than micro_batch_size 32, "
-            "and batch normalisation wants them in one pass",
+            "and batch normalization needs them in one pass",
         ),
         (
             ["linear.resources.ranks_per_node=3"],

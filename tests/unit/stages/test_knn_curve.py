@@ -240,5 +240,5 @@ def test_checkpoints_that_are_not_kept_are_refused(
 
 def test_only_a_watch_starts_early(tmp_path: Path) -> None:
     curve = planned(tmp_path / "curve.yaml")["curve"]
-    assert curve.config.alongside() == {"weights"}
-    assert replace(curve.config, watch=False).alongside() == set()
+    assert curve.config.concurrent_roles() == {"weights"}
+    assert replace(curve.config, watch=False).concurrent_roles() == set()

@@ -50,7 +50,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(logistic, "fit_logistic_regression", counted)
     monkeypatch.setattr(feature_store, "FeatureStore", Store)
     part = Part(indices=list(range(20)), classes=["a", "b", "c", "d"])
-    monkeypatch.setattr(stage, "labelled_part", lambda *_: part)
+    monkeypatch.setattr(stage, "select_labelled_part", lambda *_: part)
     return calls
 
 
@@ -73,7 +73,7 @@ def test_a_finished_penalty_is_not_computed_again(fitted: list[float], tmp_path:
     straight = run(tmp_path / "straight")
     assert fitted == [0.3, 0.1, 0.03]
     run(tmp_path / "again")
-    CFG.kept(tmp_path / "again", 0.03).unlink()  # as if it had ended after the second
+    CFG.fit_path(tmp_path / "again", 0.03).unlink()  # as if it had ended after the second
     fitted.clear()
     resumed = run(tmp_path / "again")
     assert fitted == [0.03]
@@ -84,7 +84,7 @@ def test_what_cannot_be_used_is_computed_again(
     fitted: list[float], tmp_path: Path, caplog: Any
 ) -> None:
     run(tmp_path)
-    path = CFG.kept(tmp_path, 0.1)
+    path = CFG.fit_path(tmp_path, 0.1)
     path.write_bytes(path.read_bytes()[:40])
     fitted.clear()
     run(tmp_path)
