@@ -1,8 +1,4 @@
-"""Reproductions: YAML by bundled name or path, with overrides,
-checked against the stages' configurations.
-"""
-
-from __future__ import annotations
+"""Read reproductions from YAML, apply overrides, and check them against the stages' settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,43 +37,49 @@ class Reproduction:
 
 
 def list_bundled() -> list[str]:
-    """Names of the reproductions that come with the package."""
+    """Return the names of the reproductions that come with the package."""
     return reading.list_bundled_yaml("pipeline", "configs")
 
 
 def find_reproduction(name_or_path: str) -> tuple[str, str]:
-    """Source name and text of a reproduction; ConfigError when there is none of that name."""
+    """Return the source and the text of a reproduction.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     return reading.find_yaml(name_or_path, "pipeline", "configs", what="reproduction")
 
 
 def load_reproduction(
     name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()
 ) -> Reproduction:
-    """Read and check a reproduction; each override is `run.key[.key]=value`,
-    its value parsed as YAML.
+    """Read and check a reproduction.
+
+    Each override is `run.key[.key]=value`; the value is parsed as YAML.
+
+    Raises:
+        ConfigError: names file or override, key, and what is expected.
     """
     source, document, runs = read_reproduction(name_or_path)
     written = list(runs)
-    # A recipe given on the command line goes over what the file says, and under the other --set
-    # options.
+    # A recipe given by --set overrides the file; other --set options override the recipe.
     for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
         apply_override(runs, override)
-    default_name = Path(source).stem
     whole = {str(name): _with_likeness(source, name, runs) for name in written}
     checked = {
         name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
     }
     description = " ".join(str(document.get("description", "")).split())
-    return Reproduction(str(document.get("name", default_name)), source, checked, description)
+    return Reproduction(str(document.get("name", Path(source).stem)), source, checked, description)
 
 
 def read_reproduction(
     name_or_path: str, outer: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Source name, document and runs of a reproduction, unchecked; runs it includes come first.
+    """Return source, document and unchecked runs of a reproduction; included runs come first.
 
-    `include` maps another reproduction to the names of the runs that are taken from it,
-    as they are there.
+    `include` maps another reproduction to the names of the runs that are taken from it unchanged.
+    `outer` are the sources that include this one.
     """
     source, text = find_reproduction(name_or_path)
     document = parse_yaml(source, text)
@@ -115,7 +117,7 @@ def _read_included_runs(
     runs: dict[str, Any] = {}
     for other, names in included.items():
         try:
-            there = read_reproduction(str(other), [*outer, source])[2]
+            _, _, there = read_reproduction(str(other), [*outer, source])
         except ConfigError as error:
             raise ConfigError(f"{source}: include: {error}") from None
         for name in names:
@@ -131,7 +133,7 @@ def _read_included_runs(
 
 
 def apply_override(runs: dict[str, Any], override: str) -> None:
-    """Set one dotted key of a run. What YAML anchors let other runs share is copied first."""
+    """Set one dotted key of a run."""
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or len(keys) < 2 or not all(keys):
@@ -148,6 +150,7 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
         below = node.get(key)
         if below is not None and not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {key} is {below!r}, not a mapping")
+        # A copy: with YAML anchors, other runs may share this mapping.
         node[key] = dict(below or {})
         node = node[key]
     node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
@@ -160,13 +163,11 @@ def _is_likeness(override: str) -> bool:
 
 
 def _put_recipe_over(runs: dict[str, Any], name: str, likes: Any) -> None:
-    """Make a run like what it was before and then, with precedence,
-    like what `--set run.like=` names.
-    """
-    before = f"{name} as written"  # no name of a run, which has no blanks
+    """Put the recipe of `--set run.like=` over the settings that the file gives a run."""
+    # The settings of the file become a run of their own. Its name cannot clash: it has blanks.
+    before = f"{name} as written"
     runs[before] = runs[name]
-    more = likes if isinstance(likes, list) else [likes]
-    runs[name] = {"like": [before, *more]}
+    runs[name] = {"like": [before, *(likes if isinstance(likes, list) else [likes])]}
 
 
 @cache
@@ -195,10 +196,10 @@ def load_recipe(name: str) -> dict[str, Any]:
 def _with_likeness(
     source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
 ) -> Any:
-    """Return a run's settings over those of the runs and recipes that it is `like`,
-    later ones over earlier ones.
+    """Return a run's settings, put over those of the runs and recipes that it is `like`.
 
-    Nested mappings are merged key by key.
+    Later ones override earlier ones. Nested mappings are merged key by key. `inner` are the names
+    that led here.
     """
     raw = _find_settings(source, name, runs, inner)
     if not isinstance(raw, dict) or "like" not in raw:
@@ -227,6 +228,7 @@ def _find_settings(source: str, name: Any, runs: Mapping[str, Any], inner: Seque
 
 
 def _merged(base: Any, own: Any) -> Any:
+    # Lists are settings of their own and are replaced, not joined.
     if not isinstance(base, dict) or not isinstance(own, dict):
         return own
     return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}
@@ -240,6 +242,7 @@ def _check_run(
         raise ConfigError(
             f"{where}: expected a mapping with the key 'stage'{format_choices('', stages)}"
         )
+    # The name becomes part of a folder's name and of a Slurm job's name.
     if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         raise ConfigError(f"{where}: a run's name may hold letters, digits, '_', '-' and '.'")
     spec = stages.get(raw["stage"]) if isinstance(raw["stage"], str) else None
@@ -256,9 +259,11 @@ def _check_run(
         raise ConfigError(
             f"{where}.resources: expected a mapping{format_choices('', Resources.model_fields)}"
         )
+    # What is not given is as the stage declares it, not as `Resources` has it by default.
     merged = {**spec.resources.model_dump(), **given}
     found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", overrides)
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
+    # Former reproductions say `preset: name`; without this, the message would be "unknown key".
     if "preset" in fields:
         instead = f"like: {spec.name}/{fields['preset']}"
         raise ConfigError(f"{where}.preset: presets are recipes now; write {instead}")

@@ -1,6 +1,4 @@
-"""Run identity: a hash of what can change a number, and of nothing else."""
-
-from __future__ import annotations
+"""Run identity: a hash of the settings that can change a result, and of nothing else."""
 
 import hashlib
 import json
@@ -11,9 +9,10 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.settings import Settings, setting_fields
 
+# 12 hex digits are 48 bits: by chance, two of 10,000 runs share an id with probability 2e-7.
 ID_LENGTH = 12
 RETIRED_SETTINGS = frozenset({"preset"})
-"""Runtime settings that older records hold and no class has any more."""
+"""Runtime settings that older records hold and that no class has any more."""
 
 
 def science_fields(value: Any) -> Any:
@@ -46,7 +45,7 @@ def _content(value: Any, *, runtime: bool) -> Any:
 
 
 def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
-    """Return the dotted names of the fields that cannot change a number, nested ones too."""
+    """Return the dotted names of the fields that cannot change a result, nested ones too."""
     names: set[str] = set()
     for field in setting_fields(cls).values():
         if field.runtime:
@@ -57,8 +56,9 @@ def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:
 
 
 def run_id(stage: str, config: Settings, upstream: Mapping[str, str]) -> str:
-    """Identity of a run, 12 hex digits: stage, science fields,
-    and the run ids that fill its roles.
+    """Return the identity of a run, 12 hex digits.
+
+    It covers the stage, the science fields, and the ids of the runs that fill its roles.
     """
     payload = json.dumps(
         [stage, science_fields(config), dict(upstream)], sort_keys=True, allow_nan=True

@@ -1,11 +1,8 @@
-"""A stage run as a file in its own folder, from which a job anywhere starts:
-`<run_dir>/config.yaml`.
+"""The file of a stage run, `<run_dir>/config.yaml`, from which its jobs start.
 
-It holds its own checksum: what a job does is what was planned. To change a run,
-change the reproduction.
+It holds its own checksum, so that a job does what was planned. To change a run, change the
+reproduction.
 """
-
-from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
@@ -25,9 +22,7 @@ FILE_NAME = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFile:
-    """Content of the file; classes and functions are text (`module:name`),
-    imported where the run runs.
-    """
+    """Content of the file; classes and functions are text (`module:name`), imported in the job."""
 
     stage: str
     name: str
@@ -40,7 +35,7 @@ class RunFile:
     config: dict[str, Any]
 
     def build(self) -> StageRun:
-        """The stage run, its configuration checked by its class; imports the stage's module."""
+        """Import the stage's module, check the configuration, and return the stage run."""
         cls = self._find_config_class()
         settings = {k: v for k, v in self.config.items() if k not in RETIRED_SETTINGS}
         config = validate_model(cls, settings, f"{self.name}-{self.run_id}/{FILE_NAME}")
@@ -69,11 +64,16 @@ class RunFile:
 
 
 def import_by_name(text: str) -> Callable[..., Any]:
-    """Import what `package.module:name` names; ConfigError when there is no such thing."""
+    """Return what `package.module:name` names.
+
+    Raises:
+        ConfigError: there is no such module, or it has no such name.
+    """
     module, _, name = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
+        # A module that this one imports may be missing too: that is another error, raised as it is.
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
             raise ConfigError(f"{text}: there is no module {error.name!r}") from error
         raise
@@ -103,12 +103,16 @@ def write_run_file(run_root: Path, run: StageRun) -> Path:
 
 
 def find_run_dir(run_root: Path, run_id: str) -> Path | None:
-    """Folder of a run that has begun or is queued, or None."""
+    """Return the folder of a run that has begun or is queued, or None."""
     return next((path.parent for path in run_root.glob(f"*/*-{run_id}/{FILE_NAME}")), None)
 
 
 def read_run_file(run_dir: Path) -> RunFile:
-    """Read a run's file; ConfigError naming it when it is missing, damaged or of another run."""
+    """Return the content of a run's file.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of another run.
+    """
     path = run_dir / FILE_NAME
     try:
         found = RunFile(**verify_checksum(parse_yaml(str(path), read_config_text(path))))
@@ -120,6 +124,7 @@ def read_run_file(run_dir: Path) -> RunFile:
         raise ConfigError(
             f"{path}: expected the keys {', '.join(RunFile.__annotations__)}"
         ) from None
+    # A copied or renamed folder would otherwise record results under a wrong name.
     if run_dir.parts[-2:] != (found.stage, f"{found.name}-{found.run_id}"):
         raise ConfigError(f"{path}: is of the {found.stage} run {found.name}-{found.run_id}")
     return found

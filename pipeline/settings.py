@@ -1,9 +1,9 @@
-"""Settings classes: what their fields may be marked with, and how the marks are read.
+"""Settings classes, the marks of their fields, and how the marks are read.
 
 A settings class is a frozen dataclass derived from `Settings`. Limits stand in the annotation
 (`Annotated[int, Field(ge=1)]`), and so do the marks `Runtime[...]`, `RequiredAtRun[...]` and
-`Internal[...]`. Nothing is checked when Python code builds an instance; `pipeline.reading.validate`
-checks what a YAML file says.
+`Internal[...]`. Nothing is checked when Python code builds an instance; only
+`pipeline.reading.validate_model` does, for what a YAML file says.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Mark(enum.Enum):
-    """What a field is besides a setting that can change a number."""
+    """A kind of field other than a setting that can change a result."""
 
     RUNTIME = enum.auto()
     REQUIRED_AT_RUN = enum.auto()
@@ -31,13 +31,13 @@ class Mark(enum.Enum):
 
 @dataclass(frozen=True)
 class FormerName:
-    """Mark of a renamed field: YAML may still say the old name, and run ids and records keep it."""
+    """Mark of a renamed field: YAML may still use the old name; run ids and records keep it."""
 
     name: str
 
 
 Runtime = Annotated[T, Mark.RUNTIME]
-"""Cannot change a number (workers, paths, log intervals), so it is not part of the run id."""
+"""Cannot change a result (workers, paths, log intervals), so it is not part of the run id."""
 RequiredAtRun = Annotated[T, Mark.RUNTIME, Mark.REQUIRED_AT_RUN]
 """A runtime setting that may be None in a plan; a run with None refuses to start."""
 Internal = Annotated[T, Mark.INTERNAL]
@@ -68,18 +68,20 @@ class SettingField:
 
     @property
     def runtime(self) -> bool:
-        """Whether the field cannot change a number."""
+        """Whether the field cannot change a result."""
         return Mark.RUNTIME in self.marks
 
 
 def setting_fields(cls: type[Settings]) -> dict[str, SettingField]:
     """Return the fields that a YAML file may set, by name."""
-    key: Any = cls  # mypy takes no dataclass type for hashable
+    # mypy does not accept a dataclass type as hashable, which `cache` requires.
+    key: Any = cls
     return _read_fields(key)
 
 
 @cache
 def _read_fields(cls: type[Settings]) -> dict[str, SettingField]:
+    # Annotations may be text; with `include_extras` the marks in `Annotated` are kept.
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
     for field in dataclasses.fields(cls):
@@ -104,8 +106,9 @@ def _nested(hint: Any) -> type[Settings] | None:
 
 
 def use_current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with former names of fields replaced, nested ones too;
-    of two names the later one counts.
+    """Return the values with former names of fields replaced, nested ones too.
+
+    If both names are given, the later one counts.
     """
     return _rename(cls, values, {f.record_name: f.name for f in setting_fields(cls).values()})
 

@@ -1,4 +1,4 @@
-"""Shared vocabulary of the packages: stage specs, stage runs, and what a stage is given and returns."""
+"""Shared vocabulary of the packages: the settings, resources, specs and runs of stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS_WRITER = "results.store:write_rows"
 
 
 class ConfigError(ValueError):
-    """A mistake in a configuration; the message is one line saying where, what, and what is right."""
+    """A mistake in a configuration; the message says in one line where, what, and what is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,9 @@ class StageConfig(Settings):
 class Resources(BaseModel):
     """What a stage run needs; a cluster profile says how that is spelled on a cluster.
 
-    A job that failed is queued again until `max_failures` of its attempts have failed; preemptions do not count. A
-    training whose step has not moved for `hang_minutes` counts as failed: longer than compiling and the first batch.
+    A failed job is queued again until `max_failures` of its attempts have failed; preemptions do
+    not count. A training that makes no step for `hang_minutes` counts as failed, so that has to be
+    longer than compilation and the first batch take.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,11 +94,16 @@ class Resources(BaseModel):
 class StageSpec:
     """One kind of stage.
 
-    `needs` maps a role to the stage that may fill it; alternatives are written `"pretrain|import"` and a
-    trailing `?` (`"pretrain?"`) makes the role optional. `entrypoint` is text ("stages.knn:run"), imported
-    where it runs; so is `check`, `(entry, every) -> problems`, which looks inside the outputs of a finished run, and
-    `preflight`, `(config, inputs) -> (what was found, bytes the run will write)`, which looks at the files that a run
-    will read and raises ValueError or OSError saying what is wrong; inputs are configurations by role, also indirect.
+    `needs` maps a role to the stage that may fill it. Alternatives are written `"pretrain|import"`;
+    a trailing `?` (`"pretrain?"`) makes the role optional.
+
+    Functions are given as text ("stages.knn:run") and imported where they are called:
+
+    - `entrypoint`: `(context, config) -> StageOutput`, the stage itself.
+    - `check`: `(entry, every) -> problems`, checks the outputs of a finished run.
+    - `preflight`: `(config, inputs) -> (what was found, bytes the run will write)`, checks the files
+      that a run will read and raises ValueError or OSError if one is wrong. `inputs` are the
+      configurations of direct and indirect inputs, by role.
     """
 
     name: str

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class StageContext:
     """What a stage is given besides its configuration.
 
-    `inputs` maps each role to the run that fills it, `running` those roles of `StageConfig.concurrent_roles` whose runs are
-    not done yet to their folders; a stage that trains step by step hands `control`, None where no job surrounds it,
-    to its loop.
+    `inputs` maps each role to the run that fills it. `running` maps the roles of
+    `StageConfig.concurrent_roles` whose runs are not done yet to their folders. A stage that trains
+    step by step passes `control` to its loop; it is None outside a job.
     """
 
     stage: str
@@ -36,8 +36,8 @@ class StageContext:
 class StageOutput:
     """What a stage returns.
 
-    `outputs` maps a label to a file or folder (relative to the run's folder, or absolute inside it), `rows`
-    are the result rows, `info` holds JSON-able facts for downstream stages (number of classes,
+    `outputs` maps a label to a file or folder, relative to the run's folder or absolute inside it.
+    `rows` are the result rows. `info` holds JSON-able facts for later stages (number of classes,
     architecture). Only what rank 0 returns is recorded.
     """
 
