@@ -133,7 +133,7 @@ def doctor(
     """
     from pipeline import environment
     from slurm import console
-    from slurm import run_root as place
+    from slurm.submission import profile as place
     from stages.commands.preflight import check_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
@@ -172,7 +172,7 @@ def submit(
     """
     from pipeline.plan import with_trace_steps
     from slurm import console
-    from slurm import run_root as place
+    from slurm.submission import profile as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
 
@@ -508,7 +508,7 @@ def export(
     Prints the lines of Python that load it. Before writing, checks that timm computes the same
     class token for an image as our own network.
     """
-    from slurm import run_root as place
+    from slurm.submission import profile as place
     from stages.commands.weights import export_backbone
 
     root = place.choose_run_root(run_root, cluster)
@@ -537,8 +537,8 @@ def clean(
     runs, files that changed within the last hour, and runs that are or may be queued or running.
     Asks Slurm about submitted runs, and keeps them if it does not answer.
     """
-    from slurm import run_root as place
     from slurm.status import find_active_runs
+    from slurm.submission import profile as place
     from stages.commands.clean import clean_run_root, planned_run_ids
 
     # Read first: with a YAML file that does not parse, nothing may be removed.
@@ -556,7 +556,7 @@ def _select(
     run_root: RunRoot,
 ) -> Selection:
     """Return the runs that a command is about, and the folder of all runs."""
-    from slurm import run_root as place
+    from slurm.submission import profile as place
     from stages.commands.reproduction import load_selection
 
     # Ignored silently, it would look as if the results were those of the changed setting.

@@ -75,9 +75,8 @@ def _describe_untested() -> str:
         # `public` leaves out the build, such as +cu128.
         if found and Version(found).public != Version(tested.strip()).public:
             differences.append(f"{name} {found} (tested with {tested})")
-    if not differences:
-        return ""
-    return f"; other versions than in constraints.txt: {', '.join(differences)}"
+    listed = f"; other versions than in constraints.txt: {', '.join(differences)}"
+    return listed if differences else ""
 
 
 def _check_torch() -> Finding:
@@ -87,9 +86,9 @@ def _check_torch() -> Finding:
 
 def _check_ffcv(*, required: bool) -> Finding:
     version = find_version("ffcv")
+    if version is None and required:
+        return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")
     if version is None:
-        if required:
-            return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")
         return ok("ffcv", "not installed: the thread loader gives the same batches")
     code, out = _run_python("import ffcv")
     if code == 0:
@@ -124,12 +123,12 @@ def check_free_space(run_root: Path, needed: float) -> list[Finding]:
         found = f"{folder}: cannot be written to ({error.strerror})"
         remedy = "choose another with --run-root, or run_root in the cluster profile"
         return [wrong("run root", found, remedy)]
-    written = ok("run root", f"{run_root} can be written to")
     sizes = f"{free / 1e9:.1f} GB free, the pending runs write {needed / 1e9:.1f} GB or more"
-    if needed <= free:
-        return [written, ok("disk", sizes)]
     remedy = "free space (see the command clean), or choose another run root"
-    return [written, wrong("disk", f"{folder}: {sizes}", remedy)]
+    return [
+        ok("run root", f"{run_root} can be written to"),
+        ok("disk", sizes) if needed <= free else wrong("disk", f"{folder}: {sizes}", remedy),
+    ]
 
 
 def skip_cluster_check() -> Finding:

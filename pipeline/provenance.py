@@ -39,10 +39,8 @@ def check_one_root() -> None:
     root = code_root()
     for name in PACKAGES:
         spec = find_spec(name)  # finds the file and imports nothing
-        if spec is None or spec.origin is None:
-            continue
-        origin = Path(spec.origin).resolve()
-        if origin.parent != root / name:
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin and origin.parent != root / name:
             owners = importlib.metadata.packages_distributions().get(name, [])
             whose = f" of the distribution {', '.join(sorted(set(owners)))}" if owners else ""
             raise ForeignPackageError(

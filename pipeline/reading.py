@@ -34,8 +34,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             continue  # `<<: *anchor`; a key may replace one that is merged in
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
-            twice = f"key {key!r} is written twice"
-            raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is written twice", key_node.start_mark
+            )
         if isinstance(key, str):
             seen.add(key)
     loader.flatten_mapping(node)
@@ -167,10 +168,8 @@ def validate_model(
     if found["type"] in _UNKNOWN:
         known = [*_fields_at(model, location[:-1]), *(extra_choices if len(location) == 1 else ())]
         prefix = "" if by_set or len(location) == 1 else f".{'.'.join(location[:-1])}"
-        unknown = location[-1]
-        raise ConfigError(
-            f"{place}{prefix}: unknown key {unknown!r}{format_choices(unknown, known)}"
-        )
+        choices = format_choices(location[-1], known)
+        raise ConfigError(f"{place}{prefix}: unknown key {location[-1]!r}{choices}")
     if found["type"] == "missing":
         raise ConfigError(f"{place}: key {name!r} is missing")
     if found["type"] == "dataclass_type":
@@ -221,6 +220,5 @@ def _fields_at(model: Any, location: Sequence[str]) -> list[str]:
     for part in location:
         field = setting_fields(model).get(part) if _is_settings(model) else None
         model = field.nested if field is not None else None
-    if _is_settings(model):
-        return list(setting_fields(model))
-    return list(getattr(model, "model_fields", ()))
+    fields = setting_fields(model) if _is_settings(model) else getattr(model, "model_fields", ())
+    return list(fields)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline import attempts, manifest
 from pipeline.files import read_json
@@ -94,7 +93,7 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
     """
     number = attempts.latest_attempt(run_dir)
     attempt = attempts.read_attempt(run_dir, number)
-    note: Mapping[str, Any] = read_json(run_dir / queue.JOB_NOTE) or {}
+    note = read_json(run_dir / queue.JOB_NOTE) or {}
     submitted_id = str(note["job_id"]) if "job_id" in note else None
     waits = f"needs {', '.join(missing)}" if missing else "not started"
     if number == 0 and submitted_id is None:
@@ -197,11 +196,11 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
         for folder, run_id in folders.items()
         if (job_id := _last_job_id(folder)) and not _is_over(folder, run_id, job_id)
     }
-    jobs: Mapping[str, queue.QueuedJob] = {}
     silence = ""
     try:
         jobs = queue.find_jobs_by_run_id(folders[folder] for folder in uncertain)
     except queue.SlurmError as error:
+        jobs = {}
         silence = str(error)
 
     active = {}
@@ -231,10 +230,12 @@ def _last_job_id(folder: Path) -> str | None:
 
 def _is_over(folder: Path, run_id: str, job_id: str) -> bool:
     """Return whether the records say that no job is left: the run is done, or is not retried."""
-    if manifest.find_done(folder.parents[1], run_id) is not None:
+    if manifest.find_done(folder.parents[1], run_id):
         return True
     failure = attempts.read_failure(folder)
-    if failure is None or not failure.no_retry_reason:
-        return False
-    # A later job may have been queued since that failure.
-    return attempts.read_attempt(folder, failure.attempt).get("job_id") == job_id
+    return (
+        failure is not None
+        and failure.no_retry_reason != ""
+        # A later job may have been queued since that failure.
+        and attempts.read_attempt(folder, failure.attempt).get("job_id") == job_id
+    )

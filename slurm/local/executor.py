@@ -121,9 +121,8 @@ def _gpus_here() -> int:
 
 def _default_ranks(run: StageRun) -> int:
     """Return what a run asks for, but at most one rank per GPU, and one if there is no GPU."""
-    if not run.resources.gpu:
-        return run.resources.ranks
-    return min(run.resources.ranks, max(1, _gpus_here()))
+    wanted = run.resources.ranks
+    return min(wanted, max(1, _gpus_here())) if run.resources.gpu else wanted
 
 
 @dataclass(frozen=True)

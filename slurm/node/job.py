@@ -121,8 +121,11 @@ def _run_rank(run_dir: Path, signals: StopSignals) -> None:
         where = f"attempt {attempt}, rank {launch.rank}"
         logger.error("%s failed in %s: %s: %s", run_dir.name, where, kind, error)
         logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
-        first_line = f"{kind}: {error}".strip().splitlines()[0]
-        _record_failure(context, first_line, repeatable=isinstance(error, _REPEATABLE))
+        _record_failure(
+            context,
+            f"{kind}: {error}".strip().splitlines()[0],
+            repeatable=isinstance(error, _REPEATABLE),
+        )
         raise
 
 
@@ -192,8 +195,8 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
 
     A rank that hangs or is superseded is ended; a job that does not stop in time is requeued.
     """
-    launch = context.launch
-    leads = launch.rank == 0  # one rank speaks for the job
+    job_id = context.launch.job_id
+    leads = context.launch.rank == 0  # one rank speaks for the job
     lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
     with (
         context.log.open("a", encoding="utf-8") as log,
@@ -205,9 +208,7 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
             grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
             hang_s=60 * float(context.run_file.resources.get("hang_minutes", 30)),
             on_hang=partial(_on_hang, context),
-            on_grace_expired=(
-                partial(_on_grace_expired, launch.job_id) if leads and launch.job_id else None
-            ),
+            on_grace_expired=partial(_on_grace_expired, job_id) if leads and job_id else None,
             on_superseded=partial(_on_superseded, context) if leads else None,
         ),
     ):
@@ -233,9 +234,10 @@ def _on_grace_expired(job_id: str) -> None:
 
 
 def _on_superseded(context: RankContext) -> None:
-    control = context.control
     logger.error(
-        "a newer attempt of %s has started: attempt %d ends", control.run_dir.name, control.attempt
+        "a newer attempt of %s has started: attempt %d ends",
+        context.control.run_dir.name,
+        context.control.attempt,
     )
     _exit(EXIT_INTERRUPTED)
 

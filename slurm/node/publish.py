@@ -33,15 +33,9 @@ def publish_results(
     # a newer one.
     attempts.check_newest(run_dir, attempt)
     run_root = run_dir.parents[1]
-    rows = None
+    path = run_dir / "rows.csv"
     if output.rows:
-        path = run_dir / "rows.csv"
         runfile.import_by_name(run.rows_writer)(path, list(output.rows))
-        rows = path.relative_to(run_root).as_posix()
-    outputs = {
-        label: manifest.describe_output(run_root, run_dir / path)
-        for label, path in output.outputs.items()
-    }
     devices = provenance.list_cuda_devices()
     gpus = run.resources.gpus if devices else 0
     seconds = _sum_seconds(run_dir, attempt)
@@ -51,8 +45,11 @@ def publish_results(
         run_id=run.run_id,
         upstream=dict(run.needs),
         config=dump_settings(run.config),
-        outputs=outputs,
-        rows=rows,
+        outputs={
+            label: manifest.describe_output(run_root, run_dir / path)
+            for label, path in output.outputs.items()
+        },
+        rows=path.relative_to(run_root).as_posix() if output.rows else None,
         info=dict(output.info),
         provenance=facts,
         attempt=attempt,

@@ -99,6 +99,6 @@ class StopSignals:
 
     def wait(self, seconds: float) -> None:
         """Sleep until a signal arrives, at most `seconds`. Called by the watchdog thread only."""
-        ready, _, _ = select.select([self._reader], [], [], seconds)
+        ready = select.select([self._reader], [], [], seconds)[0]
         if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.warned_at is None:
             self.warned_at = time.monotonic()

@@ -138,8 +138,8 @@ def _ask_queue(names: Collection[str], *, required: bool) -> list[QueuedJob]:
 
 def _parent_ids(dependency: str) -> tuple[str, ...]:
     """Return job ids: `afterok:41(unfulfilled),singleton(unfulfilled)` -> ("41",)."""
-    parts = [part for part in dependency.split(",") if part.startswith("after")]
-    return tuple(number for part in parts for number in re.findall(r"(?<=:)\d+", part))
+    # Only the kinds that begin with `after` have ids.
+    return tuple(re.findall(r":(\d+)", dependency))
 
 
 def submit_script(script: Path) -> str:
@@ -164,9 +164,7 @@ def cancel_jobs(job_ids: Iterable[str]) -> None:
         SlurmError: Slurm refuses.
     """
     ids = list(job_ids)
-    if not ids:
-        return
-    code, _, err = call_slurm("scancel", *ids)
+    code, _, err = call_slurm("scancel", *ids) if ids else (0, "", "")
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
     if code != 0 and refusals:
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")

@@ -1,4 +1,4 @@
-"""Cluster profiles: how the resources that a stage needs are spelled on a cluster."""
+"""Cluster profiles: how the resources that a stage needs are spelled, and where runs are kept."""
 
 import math
 import os
@@ -11,10 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import reading
+from pipeline.provenance import code_root
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.node.signals import BLOCKED_SIGNALS, LEAD_SECONDS_VARIABLE
 
+RUN_ROOT_VARIABLE = "MUGS_RUN_ROOT"
+DEFAULT_RUN_ROOT = "~/mugs-runs"
 # fmt: off
 RESERVED_OPTIONS = frozenset((
     "job-name", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus",
@@ -221,3 +224,24 @@ def _quote(value: str) -> str:
     """Return a value in double quotes, so that $VARIABLES in a profile expand on the node."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
     return f'"{escaped}"'
+
+
+def choose_run_root(given: Path | None, cluster: str | None) -> Path:
+    """Return the given run root, else the profile's, else MUGS_RUN_ROOT, else ~/mugs-runs.
+
+    Raises:
+        ConfigError: there is no such profile, or the run root is inside the checkout.
+    """
+    profile = None if cluster is None else load_profile(cluster)  # also checked if not needed
+    if given is not None:
+        return given.expanduser().absolute()
+    chosen = os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT
+    root = profile.run_root if profile else Path(chosen).expanduser().absolute()
+    if root.is_relative_to(code_root()):
+        raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
+    return root
+
+
+def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
+    """Return the cluster's profile with the run root that `choose_run_root` chooses."""
+    return load_profile(cluster).model_copy(update={"run_root": choose_run_root(given, cluster)})
