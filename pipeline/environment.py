@@ -32,11 +32,10 @@ def check_environment(*, ffcv_required: bool) -> list[Finding]:
         return [wrong("packages", f"{DISTRIBUTION} is not installed for {sys.executable}", SETUP)]
     requires = SpecifierSet(known["Requires-Python"] or "")
     version = platform.python_version()
-    # `prereleases`: without it, packaging accepts no version such as 3.13.0rc1.
-    accepted = requires.contains(version, prereleases=True)
     return [
         ok("python", version)
-        if accepted
+        # `prereleases`: without it, packaging accepts no version such as 3.13.0rc1.
+        if requires.contains(version, prereleases=True)
         else wrong("python", f"{version}, expected {requires}", SETUP),
         *check_packages(metadata.requires(DISTRIBUTION) or []),
         _check_torch(),

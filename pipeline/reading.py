@@ -148,7 +148,7 @@ def validate_model(
         built: _Model = _adapter(key).validate_python(dict(values))
         return built
     except _UnknownKey as error:
-        location = error.location
+        location = error.args[0]
         found: dict[str, Any] = {"type": "extra_forbidden"}
     except ValidationError as error:
         errors = [dict(item) for item in error.errors(include_url=False)]
@@ -184,8 +184,7 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class _UnknownKey(Exception):
-    def __init__(self, location: list[str]) -> None:
-        self.location = location
+    """There is no key at the location that is its argument."""
 
 
 @cache

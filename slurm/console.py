@@ -70,9 +70,8 @@ def show_plan(
         for run in runs
     ]
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
-    counts = f"{len(split.done)} done, {len(split.pending)} pending"
-    total = sum(run.resources.gpu_hours for run in split.pending)
-    print_line(f"{counts}, at most {total:g} GPU-hours, in {root}")
+    total = f"at most {sum(run.resources.gpu_hours for run in split.pending):g} GPU-hours"
+    print_line(f"{len(split.done)} done, {len(split.pending)} pending, {total}, in {root}")
     show_lines(advice)
 
 

@@ -30,10 +30,11 @@ class LocalProcesses:
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[bytes]] = []
         self._signals = 0
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        self._previous: dict[int, Any] = {
+            number: signal.signal(number, self._forward) for number in _FORWARDED
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,9 +59,8 @@ class LocalProcesses:
         Rank 0 shows its log on the screen. A run that is started `beside` another one shows
         nothing, and has the lowest priority.
         """
-        command = [sys.executable, "-m", "slurm.node.job", str(run_dir)]
-        if beside:
-            command = [*_LOWEST_PRIORITY, *command]
+        priority = _LOWEST_PRIORITY if beside else ()
+        command = [*priority, sys.executable, "-m", "slurm.node.job", str(run_dir)]
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
         port = find_free_port()
         ranks = []

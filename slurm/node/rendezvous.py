@@ -63,20 +63,19 @@ def _torchrun_key() -> str | None:
 def _join_slurm_job() -> Launch:
     job = submitit.JobEnvironment()
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    # All ranks must agree on a port without talking to each other, so it is a hash of the job id
-    # and restart. The primes spread jobs that share a node, and a restart away from a port that the
-    # attempt before may still hold.
     number = int("".join(digit for digit in str(job.job_id) if digit.isdigit()))
-    port = _PORTS[(number * 7919 + restart * 104729) % len(_PORTS)]
     os.environ |= {
         "RANK": str(job.global_rank),
         "WORLD_SIZE": str(job.num_tasks),
         "LOCAL_RANK": str(job.local_rank),
         "MASTER_ADDR": resolve_master_address(next(iter(job.hostnames))),
-        "MASTER_PORT": str(port),
+        # All ranks must agree on a port without talking to each other, so it is a hash of the job
+        # id and restart. The primes spread jobs that share a node, and a restart away from a port
+        # that the attempt before may still hold.
+        "MASTER_PORT": str(_PORTS[(number * 7919 + restart * 104729) % len(_PORTS)]),
     }
-    key = launch_key(str(job.job_id), restart)
-    return Launch(key, job.global_rank, job.num_tasks, str(job.job_id))
+    job_id = str(job.job_id)
+    return Launch(launch_key(job_id, restart), job.global_rank, job.num_tasks, job_id)
 
 
 def resolve_master_address(

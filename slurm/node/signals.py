@@ -42,10 +42,11 @@ class StopSignals:
         # waits on the pipe.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
+        self._previous: dict[int, Any] = {
+            number: signal.signal(number, self._handle) for number in _HANDLED
+        }
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 

@@ -96,8 +96,9 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     source, text = reading.find_yaml(name_or_path, "slurm", "profiles", what="cluster profile")
     values = parse_yaml(source, text)
     if not isinstance(values, dict):
-        choices = format_choices("", ClusterProfile.model_fields)
-        raise ConfigError(f"{source}: expected a mapping{choices}")
+        raise ConfigError(
+            f"{source}: expected a mapping{format_choices('', ClusterProfile.model_fields)}"
+        )
     profile = validate_model(ClusterProfile, values, source)
     if reserved := sorted(RESERVED_OPTIONS.intersection(profile.sbatch)):
         raise ConfigError(
