@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 from results.runs import FinishedRun, iter_with_upstream
 from results.schema import Result, ResultRow
-from results.store import RowsError, find_unknown_names, read_results
+from results.store import COLUMNS, RowsError, find_unknown_names, read_results
 from results.variants import (
     NO_RECORD,
     ReferenceReproduction,
@@ -96,23 +97,14 @@ def annotate_result(
     )
 
 
-def result_key(result: Result) -> tuple[object, ...]:
-    """Return what only one result may have: everything but value, unit and run."""
-    # `variant` and `differs` are part of it: an ablation does not compete with the main experiment.
-    row = result.row
-    return (
-        row.method,
-        row.arch,
-        row.epochs,
-        row.stage,
-        row.dataset,
-        row.setting,
-        row.metric,
-        row.seed,
-        result.variant,
-        result.differs,
-        result.imported,
-    )
+# What only one result may have: everything but value, unit and run. `variant` and `differs` are
+# part of it: an ablation does not compete with the main experiment.
+_result_key = attrgetter(
+    *(f"row.{name}" for name in COLUMNS if name not in ("value", "unit", "run_id")),
+    "variant",
+    "differs",
+    "imported",
+)
 
 
 def separate_conflicts(results: Sequence[Result]) -> tuple[tuple[Result, ...], tuple[str, ...]]:
@@ -122,7 +114,7 @@ def separate_conflicts(results: Sequence[Result]) -> tuple[tuple[Result, ...], t
     """
     by_key: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
-        by_key[result_key(result)].append(result)
+        by_key[_result_key(result)].append(result)
     kept = tuple(same[0] for same in by_key.values() if len(same) == 1)
     return kept, tuple(_describe_conflict(same) for same in by_key.values() if len(same) > 1)
 

@@ -62,14 +62,13 @@ class FinishedRun:
 
     def science(self) -> dict[str, Any]:
         """Return the settings that can change a result, by dotted name."""
+        # A runtime setting may be a group of settings.
+        groups = tuple(f"{name}." for name in self.runtime)
         return {
             key: value
             for key, value in flatten_config(self.config).items()
-            if not self._is_runtime(key)
+            if not f"{key}.".startswith(groups)
         }
-
-    def _is_runtime(self, key: str) -> bool:
-        return any(key == name or key.startswith(f"{name}.") for name in self.runtime)
 
 
 def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> FinishedRun:
@@ -127,9 +126,8 @@ def sort_by_dependency(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     waiting = {run.run_id for run in runs}
     ordered: list[FinishedRun] = []
     while left:
-        ready = [run for run in left if waiting.isdisjoint(run.upstream.values())]
         # Records that need each other in a circle are damaged; show them rather than loop for ever.
-        ready = ready or left
+        ready = [run for run in left if waiting.isdisjoint(run.upstream.values())] or left
         ordered += ready
         waiting -= {run.run_id for run in ready}
         left = [run for run in left if run.run_id in waiting]

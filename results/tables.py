@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 from results.cells import Cell, choose_best_cell
 from results.collect import CollectedResults, describe_row
@@ -13,6 +14,12 @@ from results.spec import Column, PaperRow, TableSpec, load_table_spec
 from results.vocabulary import load_vocabulary
 
 UNMATCHED_TITLE = "Ours, without a counterpart in the paper"
+
+# Imported or ours, and the settings of the pretraining that differ from the recipe.
+PretrainingKey = tuple[bool, tuple[str, ...]]
+
+_without_variant = attrgetter("row.method", "row.arch", "row.epochs", "row.dataset", "imported")
+_unmatched_key = attrgetter("row.dataset", "row.arch", "row.method", "row.epochs", "variant")
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,14 @@ def build_table(name: str, results: Iterable[Result]) -> Table:
     """
     spec = load_table_spec(name)
     wanted = [result for result in results if any(column.takes(result) for column in spec.columns)]
-    printed, means, used = _fill_printed(spec, wanted)
+    printed, used = _fill_printed(spec, wanted)
+    # Where a row of the paper has several rows of ours, leads are those of the first one.
+    means = {
+        (index, key): cell.value
+        for index, entry in enumerate(printed.entries)
+        for ours in entry.ours[:1]
+        for key, cell in ours.cells.items()
+    }
     # A result stands once in a table: what filled a row of the paper is not repeated below.
     rest = [result for result in wanted if result not in used]
     unmatched, shown = _collect_unmatched(spec, rest)
@@ -135,13 +149,8 @@ def build_table(name: str, results: Iterable[Result]) -> Table:
     )
 
 
-def _fill_printed(
-    spec: TableSpec, results: Sequence[Result]
-) -> tuple[Block, dict[tuple[int, str], float], set[Result]]:
-    """Return the paper's rows with ours, our means by row index and column, and the results shown.
-
-    Where a row of the paper has several rows of ours, the mean is that of the first one.
-    """
+def _fill_printed(spec: TableSpec, results: Sequence[Result]) -> tuple[Block, set[Result]]:
+    """Return the paper's rows with ours, and the results shown."""
     vocabulary = load_vocabulary()
     by_pretraining: dict[tuple[object, ...], list[Result]] = defaultdict(list)
     for result in results:
@@ -151,8 +160,7 @@ def _fill_printed(
 
     entries = []
     used: set[Result] = set()
-    means: dict[tuple[int, str], float] = {}
-    for index, paper in enumerate(spec.paper):
+    for paper in spec.paper:
         key = (base_method(paper.method), paper.arch, paper.pretrain_epochs, paper.variant)
         mine = by_pretraining[key]
         by_column = {
@@ -160,12 +168,9 @@ def _fill_printed(
             for column in spec.columns
         }
         used |= {result for found in by_column.values() for result in found}
-        ours = build_our_rows(by_column)
-        if ours:
-            means |= {(index, name): cell.value for name, cell in ours[0].cells.items()}
-        entries.append(_paper_entry(paper, ours))
+        entries.append(_paper_entry(paper, build_our_rows(by_column)))
     columns = {column.key: column.title for column in spec.columns}
-    return Block(spec.title, columns, tuple(entries)), means, used
+    return Block(spec.title, columns, tuple(entries)), used
 
 
 def base_method(method: str) -> str:
@@ -196,10 +201,10 @@ def build_our_rows(by_column: dict[Column, list[Result]]) -> tuple[OurRow, ...]:
     keys = {_pretraining_key(result) for found in by_column.values() for result in found}
     rows = []
     for key in sorted(keys, key=lambda key: (key[0], len(key[1]), key[1])):
-        cells: dict[str, list[Cell]] = {}
-        for column, found in by_column.items():
-            mine = [result for result in found if _pretraining_key(result) == key]
-            cells[column.key] = _alternative_cells(mine, column)
+        cells = {
+            column.key: _alternative_cells(found, key, column)
+            for column, found in by_column.items()
+        }
         # Row `rank` has the alternative number `rank` of each column, as far as it has so many.
         for rank in range(max(map(len, cells.values()))):
             here = {name: found[rank] for name, found in cells.items() if rank < len(found)}
@@ -207,29 +212,30 @@ def build_our_rows(by_column: dict[Column, list[Result]]) -> tuple[OurRow, ...]:
     return tuple(rows)
 
 
-def _pretraining_key(result: Result) -> tuple[bool, tuple[str, ...]]:
+def _pretraining_key(result: Result) -> PretrainingKey:
     """Return what tells pretrainings apart: imported or ours, and the settings that differ.
 
     Differing settings of the evaluation itself begin with its stage and are left out.
     """
     evaluation = f"{result.row.stage}."
-    upstream = tuple(line for line in result.differs if not line.startswith(evaluation))
-    return result.imported, upstream
+    return result.imported, tuple(x for x in result.differs if not x.startswith(evaluation))
 
 
-def _alternative_cells(results: Sequence[Result], column: Column) -> list[Cell]:
-    """Return one cell per set of differing settings, the smallest set first."""
+def _alternative_cells(
+    results: Sequence[Result], pretraining: PretrainingKey, column: Column
+) -> list[Cell]:
+    """Return one cell per set of differing settings of a pretraining, the smallest set first."""
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        groups[result.differs].append(result)
-    cells = (
+        if _pretraining_key(result) == pretraining:
+            groups[result.differs].append(result)
+    return [
         choose_best_cell(groups[differs], column.also_report)
         for differs in sorted(groups, key=lambda differs: (len(differs), differs))
-    )
-    return [cell for cell in cells if cell is not None]
+    ]
 
 
-def _label(key: tuple[bool, tuple[str, ...]], rank: int) -> str:
+def _label(key: PretrainingKey, rank: int) -> str:
     imported, differs = key
     parts = ["imported weights"] if imported else []
     if len(differs) == 1:
@@ -245,10 +251,11 @@ def _label(key: tuple[bool, tuple[str, ...]], rank: int) -> str:
 def _collect_unmatched(spec: TableSpec, results: Sequence[Result]) -> tuple[Block, set[Result]]:
     """Return our rows without a counterpart in the paper, by data set, and the results shown."""
     # Columns that differ in the data set only are one column here, since a row names its data set.
-    kinds: dict[tuple[object, ...], Column] = {}
-    for column in spec.columns:
-        kinds.setdefault(column.kind, column)
-    columns = list(kinds.values())
+    columns = [
+        column
+        for index, column in enumerate(spec.columns)
+        if column.kind not in [earlier.kind for earlier in spec.columns[:index]]
+    ]
 
     shown = [result for result in results if spec.shows(result)]
     if spec.variants and "*" not in spec.variants:
@@ -263,16 +270,6 @@ def _collect_unmatched(spec: TableSpec, results: Sequence[Result]) -> tuple[Bloc
         entries.append(_unmatched_entry(mine[0], build_our_rows(by_column)))
     titles = {column.key: column.title_unmatched or column.title for column in columns}
     return Block(UNMATCHED_TITLE, titles, tuple(entries)), set(shown)
-
-
-def _without_variant(result: Result) -> tuple[object, ...]:
-    row = result.row
-    return row.method, row.arch, row.epochs, row.dataset, result.imported
-
-
-def _unmatched_key(result: Result) -> tuple[str, str, str, int, str]:
-    row = result.row
-    return row.dataset, row.arch, row.method, row.epochs, result.variant
 
 
 def _unmatched_entry(result: Result, ours: tuple[OurRow, ...]) -> Entry:
@@ -313,9 +310,8 @@ def describe_unplaced(collection: CollectedResults, tables: Iterable[Table]) -> 
     for result in find_unplaced(shown, collection.results):
         # Losses and the like are results that no table has a column for; they are not missed.
         if result.where not in told and any(column.takes(result) for column in columns):
-            kind = f" ({result.variant})" if result.variant else ""
-            words = describe_row(result.row)
-            lines.append(f"in no table of the paper: {result.where}: {words}{kind}")
+            words = describe_row(result.row) + (f" ({result.variant})" if result.variant else "")
+            lines.append(f"in no table of the paper: {result.where}: {words}")
     return lines
 
 

@@ -28,7 +28,6 @@ class ReferenceRun:
 class ReferenceReproduction:
     """A bundled reproduction, with which finished runs are compared."""
 
-    name: str
     recipes: tuple[ReferenceRun, ...]
 
     def fits(self, row: ResultRow) -> bool:
@@ -92,9 +91,8 @@ def find_deviations(
             if _is_alike(recipe, run, row)
         ]
         # Several recipes may evaluate on the same data set; the run is meant to be the closest one.
-        if candidates:
-            closest: list[str] = min(candidates, key=len)
-            deviations += closest
+        closest: list[str] = min(candidates, key=len, default=[])
+        deviations += closest
     return tuple(deviations)
 
 
@@ -124,10 +122,9 @@ def list_differences(
 
     Settings that only one side has belong to another version of the code and are not compared.
     """
-    shared = sorted((mine.keys() & theirs.keys()) - set(skipped))
     return [
         f"{stage}.{key}={format_setting(mine[key])} (recipe: {format_setting(theirs[key])})"
-        for key in shared
+        for key in sorted((mine.keys() & theirs.keys()) - set(skipped))
         if mine[key] != theirs[key]
     ]
 

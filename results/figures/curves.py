@@ -72,7 +72,6 @@ def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:
     curves = read_curves(root / run.folder / "metrics.jsonl")
     if curves is None:
         return None
-    name = f"{run.name} ({run.run_id})"
     caption = f"Means over the logged steps of run {run.run_id}, and over all ranks."
     if curves.epochs:
         caption += (
@@ -80,7 +79,7 @@ def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:
         )
     return Drawing(
         f"curves_{run.run_id}",
-        f"Training curves of {name}",
+        f"Training curves of {run.name} ({run.run_id})",
         caption,
         lambda theme: _draw(curves, theme),
     )
@@ -91,8 +90,7 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
 
     # Other methods and ablations log fewer terms.
     terms = [term for term in TERMS if _key(term) in curves.steps[0]]
-    rest = ("lr", "images_per_second")
-    rows = (len(terms) + len(rest) + 1) // 2
+    rows = (len(terms) + len(TITLES) + 1) // 2
     lines = average_in_bins(curves.steps)
     figure = Figure(figsize=(8.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).ravel()
@@ -103,10 +101,10 @@ def _draw(curves: Curves, theme: Theme) -> Figure:
         axes.plot(xs, [line[_key(term)] for line in lines], color=theme.ours, linewidth=1)
         axes.set_title(f"{term.replace('_', '-').capitalize()} loss", loc="left")
         _band(axes, curves.epochs, term, theme)
-    for axes, key in zip(panels[len(terms) :], rest, strict=False):
+    for axes, (key, title) in zip(panels[len(terms) :], TITLES.items(), strict=False):
         axes.plot(xs, [line.get(key) for line in lines], color=theme.one_of(1), linewidth=1)
-        axes.set_title(TITLES[key], loc="left")
-    for axes in panels[len(terms) + len(rest) :]:
+        axes.set_title(title, loc="left")
+    for axes in panels[len(terms) + len(TITLES) :]:
         axes.set_axis_off()
     for axes in panels[-2:]:
         axes.set_xlabel("Epochs")
@@ -118,18 +116,14 @@ def average_in_bins(
 ) -> list[dict[str, Any]]:
     """Return at most `most` lines: means of equally long stretches, each at its last step."""
     size = -(-len(lines) // most)  # rounded up
-    parts = [lines[start : start + size] for start in range(0, len(lines), size)]
-    return [_mean(part) for part in parts]
+    return [_mean(lines[start : start + size]) for start in range(0, len(lines), size)]
 
 
 def _mean(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the means of the numbers that all lines have, and the last step."""
-    means: dict[str, Any] = {}
-    for key in lines[-1]:
-        values: list[Any] = [line.get(key) for line in lines]
-        if all(isinstance(value, int | float) for value in values):
-            means[key] = fmean(values)
-    return {**means, "step": lines[-1]["step"]}
+    last = lines[-1]
+    keys = [k for k in last if all(isinstance(line.get(k), int | float) for line in lines)]
+    return {key: fmean(line[key] for line in lines) for key in keys} | {"step": last["step"]}
 
 
 def _key(term: str) -> str:
@@ -143,10 +137,14 @@ def _band(axes: Axes, epochs: Sequence[dict[str, Any]], term: str, theme: Theme)
         return
     xs = [line["epoch"] + 0.5 for line in found]
     target = [line["target"][term] for line in found]
-    low = [(1 - BAND) * value for value in target]
-    high = [(1 + BAND) * value for value in target]
     axes.fill_between(
-        xs, low, high, color=theme.color("Mugs"), alpha=0.3, linewidth=0, label="released run"
+        xs,
+        [(1 - BAND) * value for value in target],
+        [(1 + BAND) * value for value in target],
+        color=theme.color("Mugs"),
+        alpha=0.3,
+        linewidth=0,
+        label="released run",
     )
     axes.plot(
         xs,

@@ -50,8 +50,7 @@ def draw_figure2(results: Sequence[Result]) -> Drawing:
         _axes(left, "Parameters (millions)", (21, 85, 307), "By model size")
         _axes(right, "Pretraining epochs", (100, 300, 800), "ViT-S/16, by epochs")
         left.set_ylabel("Linear probing, top-1 (%)")
-        entries = _entries(left, right)
-        figure.legend(list(entries.values()), list(entries), loc="outside right center")
+        figure.legend(*_entries(left, right), loc="outside right center")
         return figure
 
     caption = (
@@ -74,32 +73,34 @@ def _printed(axes: Axes, theme: Theme, panel: str, x: str) -> None:
             position = float(row.params_m if panel == "a" else row.epochs)
             points[row.method][position] = row.values["linear"]
 
-    def order(method: str) -> tuple[int, str]:
-        return (ORDER.index(method) if method in ORDER else len(ORDER)), method
-
-    for method in sorted(points, key=order):
+    others = sorted(points.keys() - set(ORDER))
+    for method in (*ORDER, *others):
         xs, ys = zip(*sorted(points[method].items()), strict=True)
-        style: dict[str, Any] = {
-            "color": theme.color(method),
-            "marker": MARKERS.get(method, "o"),
-            "markersize": 5,
-        }
-        width = 2.0 if method == "Mugs" else 1.2
-        axes.plot(xs, ys, label=f"{method} (paper)", linewidth=width, **style)
+        axes.plot(
+            xs,
+            ys,
+            label=f"{method} (paper)",
+            linewidth=2.0 if method == "Mugs" else 1.2,
+            color=theme.color(method),
+            marker=MARKERS.get(method, "o"),
+            markersize=5,
+        )
 
 
 def _ours(axes: Axes, theme: Theme, points: Sequence[tuple[float, Cell]]) -> None:
     if points:
         xs, cells = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-        errors = [cell.spread or 0.0 for cell in cells]
-        style: dict[str, Any] = {
-            "fmt": "*",
-            "markersize": 11,
-            "capsize": 3,
-            "color": theme.ours,
-            "zorder": 5,
-        }
-        axes.errorbar(xs, [cell.value for cell in cells], yerr=errors, label="Mugs (ours)", **style)
+        axes.errorbar(
+            xs,
+            [cell.value for cell in cells],
+            yerr=[cell.spread or 0.0 for cell in cells],
+            label="Mugs (ours)",
+            fmt="*",
+            markersize=11,
+            capsize=3,
+            color=theme.ours,
+            zorder=5,
+        )
 
 
 def _axes(axes: Axes, label: str, ticks: Sequence[int], title: str) -> None:
@@ -111,10 +112,11 @@ def _axes(axes: Axes, label: str, ticks: Sequence[int], title: str) -> None:
     axes.set_title(title, loc="left")
 
 
-def _entries(*panels: Axes) -> dict[str, Any]:
-    """Return the legend entries of several panels, each label once, ours first."""
+def _entries(*panels: Axes) -> tuple[list[Any], list[str]]:
+    """Return handles and labels of the legend of several panels, each label once, ours first."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    return dict(sorted(found.items(), key=lambda entry: entry[0] != "Mugs (ours)"))
+    labels = sorted(found, key=lambda label: label != "Mugs (ours)")
+    return [found[label] for label in labels], labels

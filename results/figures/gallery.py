@@ -1,7 +1,5 @@
 """Pictures that stages leave: outputs whose label begins with `pictures` or `figure`."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,13 +49,9 @@ class Gallery:
         """Data set and run, what the pictures show, and how many are left out."""
         dataset = self.run.info.get("dataset")
         data = f"Data: {load_vocabulary().dataset_title(dataset)}; run" if dataset else "Run"
-        parts = [
-            f"{data} {self.run.run_id}.",
-            self.run.info.get("captions", {}).get(self.label, ""),
-        ]
-        if self.left_out:
-            parts.append(f"{self.left_out} more in {self.run.outputs[self.label]}.")
-        return " ".join(filter(None, parts))
+        shown = self.run.info.get("captions", {}).get(self.label, "")
+        more = f"{self.left_out} more in {self.run.outputs[self.label]}." if self.left_out else ""
+        return " ".join(filter(None, (f"{data} {self.run.run_id}.", shown, more)))
 
     @property
     def colors(self) -> Mapping[str, str]:
@@ -75,8 +69,7 @@ def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
                 continue
             path = root / output
             files = sorted(path.glob("**/*.png")) if path.is_dir() else [path]
-            files = [file for file in files if file.suffix == ".png" and file.is_file()]
-            if files:
+            if files := [file for file in files if file.suffix == ".png" and file.is_file()]:
                 found.append((run, label, files))
     # Every output shows at least one picture, so with many outputs there may be more than the
     # limit.

@@ -74,26 +74,23 @@ def _draw_lengths(series: dict[str, dict[int, Cell]], theme: Theme) -> Figure:
     figure, axes = _axes("Pretraining epochs")
     for number, (name, found) in enumerate(sorted(series.items())):
         xs = sorted(found)
-        # A single seed has no deviation; a bar of length 0 is not drawn.
-        errors = [found[x].spread or 0.0 for x in xs]
-        color = theme.one_of(number)
         axes.errorbar(
             xs,
             [found[x].value for x in xs],
-            yerr=errors,
+            # A single seed has no deviation; a bar of length 0 is not drawn.
+            yerr=[found[x].spread or 0.0 for x in xs],
             marker="o",
             capsize=3,
-            color=color,
+            color=theme.one_of(number),
             label=name,
         )
     if _has_vit_s16(series):
         # Table 1 counts effective epochs; the axis has real ones.
-        rows = [
-            row
+        points = sorted(
+            (row.pretrain_epochs or 0, row.values["knn"])
             for row in load_table_spec("table1").paper
             if row.method == "Mugs" and row.arch == "vit_s16"
-        ]
-        points = sorted((row.pretrain_epochs or 0, row.values["knn"]) for row in rows)
+        )
         axes.plot(
             *zip(*points, strict=True),
             "--",
@@ -116,20 +113,16 @@ def _axes(label: str) -> tuple[Figure, Axes]:
 
 def draw_knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
     """Return a curve per run of the stage `knn_curve`; None without such a run."""
-    curves = [best_setting_curve(found) for found in _by_run(results).values()]
-    if not curves:
+    by_run: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.row.stage == STAGE and EPOCH.fullmatch(result.row.setting):
+            by_run[result.row.run_id].append(result)
+    if not by_run:
         return None
+    curves = [best_setting_curve(found) for _, found in sorted(by_run.items())]
     return Drawing(
         STAGE, "k-NN during pretraining", DURING_CAPTION, lambda theme: _draw_course(curves, theme)
     )
-
-
-def _by_run(results: Sequence[Result]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        if result.row.stage == STAGE and EPOCH.fullmatch(result.row.setting):
-            found[result.row.run_id].append(result)
-    return dict(sorted(found.items()))
 
 
 def best_setting_curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
@@ -139,24 +132,26 @@ def best_setting_curve(results: Sequence[Result]) -> tuple[str, dict[int, float]
     """
     by_setting: dict[str, dict[int, float]] = defaultdict(dict)
     for result in results:
-        matched = EPOCH.fullmatch(result.row.setting)
-        assert matched is not None  # `_by_run` selected these
-        by_setting[matched[2]][int(matched[1])] = result.row.value
-    setting = max(sorted(by_setting), key=lambda name: by_setting[name][max(by_setting[name])])
+        epoch, setting = EPOCH.findall(result.row.setting)[0]
+        by_setting[setting][int(epoch)] = result.row.value
+    best = max(sorted(by_setting), key=lambda name: by_setting[name][max(by_setting[name])])
     row = results[0].row
     vocabulary = load_vocabulary()
     variant = f" {results[0].variant}" if results[0].variant else ""
-    dataset = vocabulary.dataset_title(row.dataset)
-    where = f"{vocabulary.arch_title(row.arch)}{variant}, {dataset}"
-    return f"{where}, {setting}, seed {row.seed}", dict(sorted(by_setting[setting].items()))
+    where = f"{vocabulary.arch_title(row.arch)}{variant}, {vocabulary.dataset_title(row.dataset)}"
+    return f"{where}, {best}, seed {row.seed}", dict(sorted(by_setting[best].items()))
 
 
 def _draw_course(curves: Sequence[tuple[str, dict[int, float]]], theme: Theme) -> Figure:
     figure, axes = _axes("Epoch of the pretraining")
     for number, (label, points) in enumerate(curves):
-        color = theme.one_of(number)
         axes.plot(
-            list(points), list(points.values()), marker="o", markersize=4, color=color, label=label
+            list(points),
+            list(points.values()),
+            marker="o",
+            markersize=4,
+            color=theme.one_of(number),
+            label=label,
         )
     axes.legend()
     return figure

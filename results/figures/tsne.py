@@ -41,8 +41,8 @@ def draw_tsne(
     Raises:
         OptionError: the data set has no such class.
     """
-    folder = root / run.outputs["features"] / "val" if "features" in run.outputs else None
-    if folder is None or not folder.is_dir():
+    folder = root / run.outputs.get("features", "no features") / "val"
+    if not folder.is_dir():
         return None
     chosen = choose_features(folder, _names(root, data), classes)
     shown = ", ".join(chosen.names.values())
@@ -54,8 +54,12 @@ def draw_tsne(
     )
     # Embedded once, not once for each theme.
     points = embed_features(chosen.features)
-    title = f"t-SNE of {run.name} ({run.run_id})"
-    return Drawing(f"tsne_{run.run_id}", title, caption, lambda theme: _draw(points, chosen, theme))
+    return Drawing(
+        f"tsne_{run.run_id}",
+        f"t-SNE of {run.name} ({run.run_id})",
+        caption,
+        lambda theme: _draw(points, chosen, theme),
+    )
 
 
 def _names(root: Path, data: FinishedRun | None) -> list[str]:
@@ -92,7 +96,7 @@ def choose_features(
     where = where[:: -(-len(where) // MAX_POINTS)]
     found = features[where]
     # L2-normalized, as k-NN compares them; 1e-12 as torch.nn.functional.normalize has it.
-    found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
     shown = {index: names[index] if index < len(names) else str(index) for index in wanted}
     return ChosenFeatures(found, labels[where], shown)
 
@@ -104,13 +108,16 @@ def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
     axes = figure.subplots()
     for position, (index, name) in enumerate(chosen.names.items()):
         mine = points[chosen.labels == index]
-        # With more classes than colors, the next round of colors has another marker.
-        marker = "os^DvP"[position // len(theme.series) % 6]
         axes.scatter(
-            mine[:, 0], mine[:, 1], s=9, color=theme.one_of(position), marker=marker, label=name
+            mine[:, 0],
+            mine[:, 1],
+            s=9,
+            color=theme.one_of(position),
+            # With more classes than colors, the next round of colors has another marker.
+            marker="os^DvP"[position // len(theme.series) % 6],
+            label=name,
         )
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
     figure.legend(loc="outside right center", title="Class", markerscale=1.6)

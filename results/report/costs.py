@@ -28,19 +28,16 @@ def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
         groups.setdefault(run.stage, []).append(run)
     everything = [run for group in groups.values() for run in group]
     return [
-        _cost(stage, group, root) for stage, group in [*groups.items(), ("all stages", everything)]
+        Cost(
+            stage=stage,
+            runs=len(group),
+            gpu_hours=sum(run.gpu_hours for run in group),
+            seconds=sum(run.seconds for run in group),
+            earlier=sum(earlier_seconds(run, root) for run in group),
+            restarts=sum(run.restarts for run in group),
+        )
+        for stage, group in [*groups.items(), ("all stages", everything)]
     ]
-
-
-def _cost(stage: str, runs: list[FinishedRun], root: Path) -> Cost:
-    return Cost(
-        stage=stage,
-        runs=len(runs),
-        gpu_hours=sum(run.gpu_hours for run in runs),
-        seconds=sum(run.seconds for run in runs),
-        earlier=sum(earlier_seconds(run, root) for run in runs),
-        restarts=sum(run.restarts for run in runs),
-    )
 
 
 def earlier_seconds(run: FinishedRun, root: Path) -> float:

@@ -1,6 +1,7 @@
 """The runs and what each needs, as a drawing in columns."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -55,33 +56,29 @@ def lay_out_graph(nodes: Sequence[Node]) -> Graph:
     def depth(run_id: str) -> int:
         return max((1 + depth(need) for need in by_id[run_id].needs if need in by_id), default=0)
 
-    rows: dict[int, int] = {}
-    boxes = []
+    rows: Counter[int] = Counter()
+    places: dict[str, Placed] = {}
     for node in nodes:
         column = depth(node.run_id)
-        row = rows.get(column, 0)
-        rows[column] = row + 1
-        boxes.append(
-            Placed(node, MARGIN + column * (WIDTH + COLUMN_GAP), MARGIN + row * (HEIGHT + ROW_GAP))
-        )
-    places = {box.node.run_id: box for box in boxes}
-    curves = tuple(curve for box in boxes for curve in _curves(box, places))
+        y = MARGIN + rows[column] * (HEIGHT + ROW_GAP)
+        places[node.run_id] = Placed(node, MARGIN + column * (WIDTH + COLUMN_GAP), y)
+        rows[column] += 1
+    boxes = tuple(places.values())
+    curves = tuple(
+        _curve(places[need], box) for box in boxes for need in box.node.needs if need in places
+    )
     # Without any run the drawing is a margin wide.
     width = max((box.x + WIDTH for box in boxes), default=0) + MARGIN
     height = max((box.y + HEIGHT for box in boxes), default=0) + MARGIN
-    return Graph(tuple(boxes), curves, width, height)
+    return Graph(boxes, curves, width, height)
 
 
-def _curves(box: Placed, places: Mapping[str, Placed]) -> list[str]:
-    """Return a curve from the right edge of each needed run to the left edge of the box."""
-    paths = []
-    for need in box.node.needs:
-        if need in places:
-            x1 = places[need].x + WIDTH
-            y1 = places[need].y + HEIGHT // 2
-            x2 = box.x
-            y2 = box.y + HEIGHT // 2
-            # Control points at the height of the two ends: the curve leaves and arrives level.
-            bend = max(COLUMN_GAP // 2, (x2 - x1) // 2)
-            paths.append(f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}")
-    return paths
+def _curve(needed: Placed, box: Placed) -> str:
+    """Return a curve from the right edge of a needed run to the left edge of a box."""
+    x1 = needed.x + WIDTH
+    y1 = needed.y + HEIGHT // 2
+    x2 = box.x
+    y2 = box.y + HEIGHT // 2
+    # Control points at the height of the two ends: the curve leaves and arrives level.
+    bend = max(COLUMN_GAP // 2, (x2 - x1) // 2)
+    return f"M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"

@@ -14,13 +14,13 @@ from results.cells import format_difference, format_value
 from results.collect import CollectedResults
 from results.explain import describe_code
 from results.figures.all_figures import draw_all_figures
-from results.figures.gallery import Gallery, collect_galleries, is_wide, shrink_picture
-from results.figures.style import DARK, LIGHT, Drawing, Theme, data_uri, render_image
+from results.figures.gallery import collect_galleries, is_wide, shrink_picture
+from results.figures.style import DARK, LIGHT, data_uri, render_image
 from results.formatted import format_table
 from results.report.costs import format_run_time, sum_costs_by_stage
 from results.report.graph import HEIGHT, WIDTH, Node, lay_out_graph
 from results.runs import FinishedRun, flatten_config, sort_by_dependency
-from results.tables import Table, build_table, describe_unplaced
+from results.tables import Table, build_tables, describe_unplaced
 from results.variants import format_setting
 from results.vocabulary import load_vocabulary
 
@@ -52,10 +52,9 @@ def render_report(
         "fixed": format_value,
         "signed": format_difference,
     }
-    template = environment.from_string(
-        resources.read_resource("report", "templates", "report.html.j2")
-    )
-    return template.render(build_context(collection, root, nodes, paper_says or {}))
+    template = resources.read_resource("report", "templates", "report.html.j2")
+    context = build_context(collection, root, nodes, paper_says or {})
+    return environment.from_string(template).render(context)
 
 
 def build_context(
@@ -68,7 +67,7 @@ def build_context(
     from markupsafe import Markup
 
     runs = sort_by_dependency(list(collection.runs.values()))
-    tables = [build_table(name, collection.results) for name in spec.table_names()]
+    tables = build_tables(collection.results, spec.table_names())
     # The command gives every run of a reproduction; without one, only finished runs are known.
     drawn = list(nodes) or [_node(run) for run in runs]
     return {
@@ -89,14 +88,12 @@ def build_context(
         # Escapes the text itself, since its result is HTML.
         "linked": lambda text: link_run_ids(text, collection.runs),
         # Each figure in both themes: the page follows the theme of the browser.
-        "figures": [
-            (figure, _source(figure, LIGHT), _source(figure, DARK))
-            for figure in draw_all_figures(collection, root)
-        ],
-        "galleries": [
-            (gallery, _pictures(gallery), is_wide(gallery.paths[0]))
-            for gallery in collect_galleries(runs, root)
-        ],
+        "figures": draw_all_figures(collection, root),
+        "themes": {"light": LIGHT, "dark": DARK},
+        "figure_source": lambda figure, theme: data_uri(render_image(figure, theme, "svg"), "svg"),
+        "galleries": collect_galleries(runs, root),
+        "picture_source": lambda path: data_uri(*shrink_picture(path)),
+        "is_wide": is_wide,
         # Sorted: dicts and sets come in the order in which runs were read.
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
@@ -136,15 +133,6 @@ def link_run_ids(text: str, runs: Mapping[str, FinishedRun]) -> Markup:
     known = "|".join(sorted(map(re.escape, runs), key=len, reverse=True))
     parts = re.split(rf"\b({known})\b", text) if known else [text]
     return Markup("".join(f'<a href="#run-{p}">{p}</a>' if p in runs else escape(p) for p in parts))
-
-
-def _source(drawing: Drawing, theme: Theme) -> str:
-    return data_uri(render_image(drawing, theme, "svg"), "svg")
-
-
-def _pictures(gallery: Gallery) -> list[tuple[str, str]]:
-    """Return the names and `src` of the pictures."""
-    return [(path.stem, data_uri(*shrink_picture(path))) for path in gallery.paths]
 
 
 def _differs(collection: CollectedResults) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config, manifest
@@ -37,14 +37,6 @@ class Leftover:
     changed: float
 
 
-@dataclass
-class Leftovers:
-    """What may be removed, and a line for each unneeded run folder that stays."""
-
-    found: list[Leftover] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-
-
 def planned_run_ids(
     reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
 ) -> set[str]:
@@ -61,10 +53,10 @@ def clean_run_root(
     """Return a line for each leftover, which is removed if `yes`, and a total."""
     from mugs.checkpoint.space import format_bytes
 
-    leftovers = find_leftovers(root, keep, find_active)
+    leftovers, kept = find_leftovers(root, keep, find_active)
     folders = find_run_folders(root)
     removed = 0
-    for leftover in leftovers.found:
+    for leftover in leftovers:
         line = f"{format_bytes(leftover.bytes):>12}  {leftover.path}: {leftover.why}"
         if not yes:
             yield line
@@ -74,9 +66,9 @@ def clean_run_root(
             remove_leftover(leftover.path)
             removed += leftover.bytes
             yield f"{line}; removed"
-    yield from (f"stays: {line}" for line in leftovers.kept)
-    total = format_bytes(sum(leftover.bytes for leftover in leftovers.found))
-    places = f"{total} in {len(leftovers.found)} places; --yes removes them"
+    yield from (f"stays: {line}" for line in kept)
+    total = format_bytes(sum(leftover.bytes for leftover in leftovers))
+    places = f"{total} in {len(leftovers)} places; --yes removes them"
     yield f"{format_bytes(removed)} removed" if yes else places
 
 
@@ -93,8 +85,13 @@ def _is_in_use(
     return active or not is_idle(measure_leftover(leftover.path, leftover.why))
 
 
-def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -> Leftovers:
-    """Return what may be removed from a run root; `planned` are the run ids to keep."""
+def find_leftovers(
+    root: Path, planned: set[str], find_active: FindActiveRuns
+) -> tuple[list[Leftover], list[str]]:
+    """Return what may be removed, and a line for each unneeded run folder that stays.
+
+    `planned` are the run ids to keep.
+    """
     folders = find_run_folders(root)
     # An entry that cannot be read protects its run too: its name is enough for `recorded`.
     recorded = set(manifest.list_run_ids(root))
@@ -104,11 +101,12 @@ def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -
     active = find_active(folders)
     unasked = {folder for folder, run_id in folders.items() if run_id not in planned | recorded}
 
-    result = Leftovers()
+    found: list[Leftover] = []
+    kept: list[str] = []
     candidates: list[tuple[Path, str]] = []
     for folder in sorted(unasked):
         if folder in active:
-            result.kept.append(f"{folder}: {active[folder]}")
+            kept.append(f"{folder}: {active[folder]}")
         else:
             candidates.append((folder, "no reproduction asks for it"))
     # Folders that go as a whole, or stay as a whole, are not searched for temporary files.
@@ -123,11 +121,11 @@ def find_leftovers(root: Path, planned: set[str], find_active: FindActiveRuns) -
     for path, why in candidates:
         leftover = measure_leftover(path, why)
         if is_idle(leftover) and not any(_overlaps(path, output) for output in needed):
-            result.found.append(leftover)
+            found.append(leftover)
         elif path in unasked:
             reason = "changed within the last hour, or another run's output lies in it"
-            result.kept.append(f"{path}: {reason}")
-    return result
+            kept.append(f"{path}: {reason}")
+    return found, kept
 
 
 def _overlaps(path: Path, output: Path) -> bool:

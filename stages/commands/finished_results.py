@@ -58,7 +58,7 @@ def load_references() -> list[ReferenceReproduction]:
             ReferenceRun(run.spec.name, _dataset_of(key, runs), science_fields(run.config))
             for key, run in runs.items()
         ]
-        found.append(ReferenceReproduction(name, tuple(own)))
+        found.append(ReferenceReproduction(tuple(own)))
     return found
 
 

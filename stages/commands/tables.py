@@ -1,11 +1,10 @@
 """The command `tables`: print tables, explain a cell, compare two run roots, or write files."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from results import publish, render, spec
-from results.collect import CollectedResults
 from results.compare import compare_cells
 from results.explain import explain_cell
 from results.render import Format
@@ -49,16 +48,6 @@ class TablesRequest:
                 if name not in known:
                     raise OptionError(f"{option} {name}: expected one of {', '.join(known)}")
 
-    @property
-    def tables(self) -> Sequence[str]:
-        """Names of the selected tables; all of them if none is selected."""
-        return self.table or spec.table_names()
-
-    @property
-    def print_format(self) -> Format:
-        """Format of what is printed."""
-        return self.format or "md"
-
 
 def run(
     selection: Selection, request: TablesRequest, *, warn: Callable[[str], None]
@@ -71,21 +60,17 @@ def run(
         RowsError: a result row is damaged, or two rows claim the same cell.
     """
     collection = collect_finished(selection.root, selection.runs).require_valid()
+    names = request.table or spec.table_names()
+    fmt: Format = request.format or "md"
     if request.publish is not None:
         return map(str, publish.publish_tables(collection, request.publish))
     if request.explain is not None:
         return [explain_cell(collection, *request.explain).removesuffix("\n")]
     if request.against is not None:
         other = load_comparison(request.against, selection.runs).require_valid()
-        compared = compare_cells(collection.results, other.results, request.tables)
-        return [render.render_formatted(compared, request.print_format)]
-    return _print_tables(collection, request, warn)
-
-
-def _print_tables(
-    collection: CollectedResults, request: TablesRequest, warn: Callable[[str], None]
-) -> Iterator[str]:
-    tables = build_tables(collection.results, request.tables)
+        compared = compare_cells(collection.results, other.results, names)
+        return [render.render_formatted(compared, fmt)]
+    tables = build_tables(collection.results, names)
     # With a selection of tables, most results are rightly in none of them: only names that no table
     # knows are reported then.
     for line in describe_unplaced(collection, () if request.table else tables):
@@ -93,8 +78,7 @@ def _print_tables(
     shown = [table for table in tables if table.used or not request.filled]
     if not shown:
         warn("no table has a result of ours")
-    elif request.out is None:
-        yield "\n".join(render.render_table(table, request.print_format) for table in shown)
-    else:
-        for file, path in render.write_tables(shown, request.out).items():
-            yield f"{file}: {path}"
+        return []
+    if request.out is None:
+        return ["\n".join(render.render_table(table, fmt) for table in shown)]
+    return [f"{file}: {path}" for file, path in render.write_tables(shown, request.out).items()]

@@ -22,13 +22,11 @@ class Verification:
 
     def summary(self, runs: int) -> str:
         """Return one line about the check of that many runs."""
-        parts = [
-            f"{self.recorded} of {runs} runs are recorded",
-            f"{self.checkpoints} good checkpoints",
-        ]
-        if self.repaired:
-            parts.append(f"{len(self.repaired)} repaired")
-        return ", ".join([*parts, f"{len(self.problems)} problems"])
+        repaired = f", {len(self.repaired)} repaired" if self.repaired else ""
+        return (
+            f"{self.recorded} of {runs} runs are recorded, {self.checkpoints} good checkpoints"
+            f"{repaired}, {len(self.problems)} problems"
+        )
 
 
 def verify_runs(

@@ -20,8 +20,9 @@ def import_settings(file: str, arch: str, **options: Any) -> ImportConfig:
         ConfigError: an option has no such value.
     """
     # The stage needs the number of epochs for result rows, which a single file does not get.
-    settings = {"file": file, "arch": arch, "epochs": 0, **options}
-    return validate_model(ImportConfig, settings, "import")
+    return validate_model(
+        ImportConfig, {"file": file, "arch": arch, "epochs": 0, **options}, "import"
+    )
 
 
 def import_file(cfg: ImportConfig, out: Path) -> list[str]:
@@ -40,8 +41,10 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
         raise ConfigError(shorten_error(error)) from error
     write_imported_weights(found, out)
     tensors = f"{len(found.vit.state_dict())} tensors of {cfg.arch}"
-    lines = [f"{out}: {tensors}, SHA-256 of the file {found.sha256}"]
-    return [*lines, *(f"  left out: {key}" for key in found.discarded)]
+    return [
+        f"{out}: {tensors}, SHA-256 of the file {found.sha256}",
+        *(f"  left out: {key}" for key in found.discarded),
+    ]
 
 
 def export_backbone(
@@ -112,12 +115,10 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
     if named:
         folders = ", ".join(entry.run_dir.name for entry in named)
         raise ConfigError(f"{run}: several runs have this name: {folders}")
-    with_weights = [
-        entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import")
-    ]
-    known = ", ".join(with_weights) or "none"
+    known = [entry.run_dir.name for entry in entries if entry.stage in ("pretrain", "import")]
     raise ConfigError(
-        f"{run}: neither a file nor a finished run in {run_root} (those with weights: {known})"
+        f"{run}: neither a file nor a finished run in {run_root}"
+        f" (those with weights: {', '.join(known) or 'none'})"
     )
 
 

@@ -161,7 +161,6 @@ def reference(pretraining: dict[str, Any], *evaluations: dict[str, Any]) -> Refe
     """
     knn = tuple(ReferenceRun("knn", "imagenet1k", config) for config in evaluations)
     return ReferenceReproduction(
-        "s100",
         (
             ReferenceRun("pretrain", "imagenet1k", pretraining),
             *knn,
