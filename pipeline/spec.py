@@ -28,7 +28,9 @@ class StageConfig(Settings):
         """Raise ValueError if this configuration cannot run on these resources."""
 
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
-        """Raise ValueError if the inputs, configurations by role, do not fit together or this run."""
+        """Raise ValueError if the inputs, configurations by role,
+        do not fit together or this run.
+        """
 
     def estimate_checkpoint_gb(self) -> float:
         """Return the estimated size of a checkpoint; 0 if the stage saves little or nothing."""
@@ -101,8 +103,8 @@ class StageSpec:
 
     - `entrypoint`: `(context, config) -> StageOutput`, the stage itself.
     - `check`: `(entry, every) -> problems`, checks the outputs of a finished run.
-    - `preflight`: `(config, inputs) -> (what was found, bytes the run will write)`, checks the files
-      that a run will read and raises ValueError or OSError if one is wrong. `inputs` are the
+    - `preflight`: `(config, inputs) -> (what was found, bytes the run will write)`, checks the
+      files that a run will read and raises ValueError or OSError if one is wrong. `inputs` are the
       configurations of direct and indirect inputs, by role.
     """
 
@@ -126,7 +128,9 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage with one configuration and its inputs; `needs` maps each role to the run id that fills it."""
+    """One stage with one configuration and its inputs;
+    `needs` maps each role to the run id that fills it.
+    """
 
     stage: str
     name: str

@@ -100,7 +100,8 @@ def _check_run(
     if skip_data_checks:
         return [skipped(run.name, "its files are not checked")], size
     try:
-        # The stage checks its own files; it alone knows how many bytes it writes beyond its estimate.
+        # The stage checks its own files; it alone knows how many bytes it writes beyond its
+        # estimate.
         words, more = import_by_name(entry)(run.config, inputs)
     except (ValueError, OSError, ImportError) as error:
         return [wrong(run.name, error, _data_remedy(run))], size

@@ -72,11 +72,11 @@ def released(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes, told apart by their colour."""
-    for label, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+    """Two classes, told apart by their color."""
+    for label, color in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
         (tmp_path / "images" / label).mkdir(parents=True)
         for index in range(8):
-            shade = tuple(c + 6 * index for c in colour)
+            shade = tuple(c + 6 * index for c in color)
             Image.new("RGB", (40, 36), shade).save(tmp_path / "images" / label / f"{index}.jpg")
     return tmp_path / "images"
 
