@@ -20,12 +20,12 @@ def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
 
     The backend is NCCL with a GPU and gloo without. A single process joins nothing.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
-    device = (
-        torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    )
+    device = torch.device("cpu")
     if cuda:
+        # Slurm may show each rank its own GPU only, which then is number 0: hence the remainder.
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group(
@@ -129,11 +129,7 @@ def all_gather_uneven_rows(rows: Tensor) -> Tensor:
 
 def all_reduce_mean(value: Tensor) -> Tensor:
     """Return the mean over ranks."""
-    if world_size() == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    return value if world_size() == 1 else mean_with_grad(value.detach())
 
 
 def mean_with_grad(value: Tensor) -> Tensor:
@@ -162,15 +158,14 @@ class SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the sum of the gradients of all ranks."""
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return SumOverRanks.forward(ctx, gradient)
 
 
 def all_reduce_and(flag: Tensor) -> Tensor:
     """Return on the device whether all ranks say yes, without a host sync."""
     if world_size() == 1:
         return flag
+    # NCCL has no logical AND; the minimum of 0 and 1 is one.
     value = flag.to(torch.int32)
     dist.all_reduce(value, op=dist.ReduceOp.MIN)
     return value.bool()

@@ -58,6 +58,7 @@ class BackgroundWriter:
             CheckpointError: the previous write failed.
         """
         began = time.monotonic()
+        # Before the copy: the running write still reads these buffers.
         before = self.wait()
         copied = self.copy.copy_from(parts)
         stall = time.monotonic() - began
@@ -75,6 +76,7 @@ class BackgroundWriter:
         self.stop.set()
         try:
             self.wait()
+        # When training failed, its own error is the one to see.
         except Exception as error:
             logger.error("%s", error)
         finally:
@@ -85,17 +87,21 @@ class BackgroundWriter:
     ) -> SaveReport:
         # The time of publication, not of the return: the read-back and the cleaning follow.
         durable = [began]
-
-        def published() -> None:
-            durable.append(time.monotonic())
-
         save_checkpoint(
-            self.folder, step, parts, meta, policy=self.policy, stop=self.stop, published=published
+            self.folder,
+            step,
+            parts,
+            meta,
+            policy=self.policy,
+            stop=self.stop,
+            published=lambda: durable.append(time.monotonic()),
         )
         saved = SaveReport(step, state_bytes(parts), round(stall, 4), round(durable[-1] - began, 4))
-        size = format_bytes(saved.bytes)
-        took = (
-            f"training stood still for {saved.stall_s:.2f} s, on disk after {saved.durable_s:.2f} s"
+        logger.info(
+            "checkpoint of step %d, %s: training stood still for %.2f s, on disk after %.2f s",
+            step,
+            format_bytes(saved.bytes),
+            saved.stall_s,
+            saved.durable_s,
         )
-        logger.info("checkpoint of step %d, %s: %s", step, size, took)
         return saved

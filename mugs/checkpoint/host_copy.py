@@ -31,6 +31,7 @@ class HostCopy:
         }
 
     def _buffer(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
+        # Page-locked memory is slow to allocate, so a buffer that fits is kept.
         old = self.buffers.get(key)
         if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
             return old

@@ -1,8 +1,10 @@
 """Layout and record of a checkpoint on disk, and whether it is good.
 
-    <folder>/step_00001234/ one safetensors file per state dict, and state.json: step, meta, size
-    and SHA-256 of every file, SHA-256 of itself <folder>/.step_*.tmp left by an interrupted write
-    or removal (.room.*.tmp: by a space check) <folder>/bad_step_* quarantined: it did not verify
+    <folder>/step_00001234/   one safetensors file per state dict, and state.json: step, meta,
+                              size and SHA-256 of every file, SHA-256 of itself
+    <folder>/.step_*.tmp      left by an interrupted write or removal
+    <folder>/.room.*.tmp      left by an interrupted check of the free space
+    <folder>/bad_step_*       quarantined: it did not verify
 
 This module does not import torch, so a login node verifies checkpoints quickly. A record cannot
 lead out of its folder: names are plain, and links are not followed.
@@ -31,9 +33,11 @@ from pipeline.files import (
 logger = logging.getLogger(__name__)
 FORMAT = 2
 RECORD_NAME = "state.json"
-RECORD_LIMIT = 64 << 20  # a damaged or hostile record must not fill the memory
+# A damaged or hostile record must not fill the memory.
+RECORD_LIMIT = 64 << 20
 _FOLDER = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step_\d{8,}|room)\..*tmp")
+# Part of the temporary names that `save_load` writes under.
 _ATTEMPT = re.compile(r"\.attempt(\d+)\.")
 _FILE = re.compile(r"\w+\.safetensors", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -76,6 +80,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Return checkpoint folders, oldest first, not verified, without leftovers."""
     if not folder.is_dir():
         return []
+    # By number: names of more than eight digits do not sort as text.
     return sorted((p for p in folder.iterdir() if _FOLDER.fullmatch(p.name)), key=checkpoint_step)
 
 
@@ -167,6 +172,7 @@ def verify_checkpoint(path: Path, only: str | None = None) -> CheckpointRecord:
     for name, facts in record.files.items():
         if only not in (None, name):
             continue
+        # The size first: a file that was cut short is found without reading it.
         check_plain_file(path / name, size=facts.size)
         try:
             found = hash_file(path / name)

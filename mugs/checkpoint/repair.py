@@ -40,7 +40,8 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
             verify_checkpoint(path)
             found.good += 1
         except CheckpointError as error:
-            if path.exists():  # a running training may have removed it just now
+            # A running training may have removed it just now.
+            if path.exists():
                 bad[path] = str(error)
     # All are verified first: whether one may be renamed depends on whether another one is good.
     for path, problem in bad.items():

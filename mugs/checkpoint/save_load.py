@@ -78,6 +78,7 @@ def check_free_space_for_run(
     """Raise CheckpointError unless all kept checkpoints, and one being written, fit on the disk."""
     milestones = total_steps // policy.milestone_steps if policy.milestone_steps else 0
     size = state_bytes(parts)
+    # One more than are kept, because the new one is written before an old one goes.
     count = policy.keep + milestones + 1
     purpose = f"{count} checkpoints of {format_bytes(size)}, less what they take already"
     try:
@@ -171,6 +172,7 @@ def _read_back(target: Path) -> None:
 
 def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> None:
     """Remove old checkpoints. `newest` has been read back and always stays."""
+    # `keep` is at least 1: [: -0] would be empty, and nothing would ever be removed.
     for old in list_checkpoints(folder)[: -policy.keep]:
         if old != newest and not policy.is_milestone(record.checkpoint_step(old)):
             # A checkpoint that stays too long costs space only, so the run continues.
@@ -183,10 +185,12 @@ def remove_old_checkpoints(folder: Path, newest: Path, policy: SavePolicy) -> No
 def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
     """Return step, state dicts and metadata of the newest good checkpoint; None if there is none.
 
-    Raises: CheckpointError: there are checkpoints, but no good one. Starting over in silence would
-    throw the work away.
+    Raises:
+        CheckpointError: there are checkpoints, but no good one. Starting over in silence would
+            throw the work away.
     """
     reasons = []
+    # Newest first. A bad one costs the steps since the one before it, not the run.
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path)
@@ -194,9 +198,9 @@ def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
             logger.warning("%s; falling back to the checkpoint before it", error)
             reasons.append(str(error))
     if reasons:
-        listed = "; ".join(reasons)
         raise CheckpointError(
-            f"none of the {len(reasons)} checkpoints is good, remove them to start over: {listed}"
+            f"none of the {len(reasons)} checkpoints is good, remove them to start over: "
+            + "; ".join(reasons)
         )
     return None
 

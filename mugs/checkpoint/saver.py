@@ -46,7 +46,9 @@ class CheckpointSaver:
 
     def save(self, step: int) -> None:
         """Copy the state and start to write it, after the previous write is on disk."""
-        parts, notes = self.task.state_dicts(), self.task.metadata()
+        # On all ranks, since these may be collectives; rank 0 alone writes.
+        parts = self.task.state_dicts()
+        notes = self.task.metadata()
         distributed.run_on_main(lambda: self._note(self.writer.save(step, parts, notes)))
 
     def finish(self) -> None:
@@ -64,5 +66,6 @@ class CheckpointSaver:
             try:
                 with self.metrics.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(saved.fields()) + "\n")
+            # The error of a write, unlike that of an open, does not name the file.
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self.metrics)) from error

@@ -35,6 +35,7 @@ def check_free_space(folder: Path, needed: int, purpose: str) -> None:
     if needed <= 0:
         return
     stat = os.statvfs(folder)
+    # f_bavail, not f_bfree: blocks that are kept for root are of no use here.
     free = stat.f_bavail * stat.f_frsize
     lack = f"{format_bytes(free)} free, {format_bytes(needed)} needed for {purpose}"
     if free < needed:
@@ -56,6 +57,7 @@ def reserve_space(descriptor: int, size: int) -> int:
 
     It is EOPNOTSUPP if the file system cannot. os.posix_fallocate would then write to every block.
     """
+    # Linux has it, macOS does not.
     try:
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     except AttributeError:
@@ -72,8 +74,9 @@ def retry_disk_errors(
 
     Retried are ENOSPC, EDQUOT, EIO and ESTALE.
 
-    Raises: CheckpointError: `seconds` are over, `stop` is set, or it is another OSError. The
-    message says what failed and why.
+    Raises:
+        CheckpointError: `seconds` are over, `stop` is set, or it is another OSError. The message
+            says what failed and why.
     """
     end = time.monotonic() + seconds
     pause = first_pause

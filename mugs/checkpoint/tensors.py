@@ -68,6 +68,7 @@ def write_tensors(
     def chunks() -> Iterator[bytes | memoryview]:
         yield head
         for name in order:
+            # Flat first: a tensor without dimensions cannot be viewed as bytes.
             data = (
                 tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
             )

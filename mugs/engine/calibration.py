@@ -40,8 +40,12 @@ class CalibrationComparison:
 
     def as_record(self) -> dict[str, Any]:
         """Return the comparison for a JSON file."""
-        numbers = {"ours": self.ours, "target": self.target, "deviation_percent": self.deviation}
-        return {**numbers, "partial": self.steps < self.of}
+        return {
+            "ours": self.ours,
+            "target": self.target,
+            "deviation_percent": self.deviation,
+            "partial": self.steps < self.of,
+        }
 
 
 class EpochMeans:
@@ -58,6 +62,7 @@ class EpochMeans:
     ):
         self.targets = targets
         self.steps_per_epoch = steps_per_epoch
+        # The checkpoint may come from an epoch that has no target, or no longer has one.
         state = state if state.get("epoch") in targets else {}
         self.epoch = int(state.get("epoch", -1))
         self.steps = int(state.get("steps", 0))
@@ -92,6 +97,7 @@ class EpochMeans:
         means = dict(
             zip(self.names, (all_reduce_mean(self.sums) / self.steps).tolist(), strict=True)
         )
+        # A variant without one of the losses is compared by the others.
         target = {name: value for name, value in self.targets[self.epoch].items() if name in means}
         return CalibrationComparison(
             self.epoch, {n: means[n] for n in target}, target, self.steps, self.steps_per_epoch
@@ -101,5 +107,6 @@ class EpochMeans:
         """Return what a resumed run needs: the sums so far, averaged over ranks."""
         if self.sums is None:
             return {}
+        # Every rank continues from the mean over ranks, so their number may change on resume.
         sums = dict(zip(self.names, all_reduce_mean(self.sums).tolist(), strict=True))
         return {"epoch": self.epoch, "steps": self.steps, "sums": sums}

@@ -4,7 +4,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mugs import distributed
 from pipeline.control import Control
@@ -53,7 +52,7 @@ class StopConsensus:
         self.control = control
         # gloo reduces on the CPU, where the signal handler sets its flag.
         self.group: Any = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
-        self.vote: Tensor | None = None
+        self.vote = torch.zeros(1, dtype=torch.int32)
         self.work: dist.Work | None = None
 
     def agree_to_stop(self) -> bool:
@@ -72,18 +71,16 @@ class StopConsensus:
         return agreed
 
     def _count(self) -> bool:
-        if self.work is None or self.vote is None:
-            return False
-        self.work.wait()
+        if self.work is not None:
+            self.work.wait()
         return bool(self.vote.item())
 
     def close(self) -> None:
         """Leave the group. All ranks must have made the same steps."""
+        # The all-reduce in flight must end on every rank before its group goes.
         self._count()
-        self.vote = self.work = None
         if self.group is not None:
             dist.destroy_process_group(self.group)
-            self.group = None
 
 
 def check_may_write(control: Control) -> None:

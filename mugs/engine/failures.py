@@ -36,6 +36,7 @@ def write_nonfinite_record(
         "loss": number(result.total.item()),
         "losses": {name: number(value.item()) for name, value in result.losses.items()},
     }
+    # A file per rank: each has other samples, and no rank waits for another.
     path = run_dir / "failures" / f"step_{step:08d}_rank_{distributed.rank():04d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(record, indent=1))

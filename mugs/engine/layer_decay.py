@@ -49,4 +49,5 @@ def build_layer_decay_groups(
 
 def build_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """Build a fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step."""
+    # Fused, because only that kernel can skip a step on the device (`update_if_finite`).
     return torch.optim.AdamW(groups, lr=0.0, fused=True)

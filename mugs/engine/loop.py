@@ -17,29 +17,21 @@ from mugs.checkpoint.save_load import (
     load_latest,
     remove_old_checkpoints,
 )
-from mugs.checkpoint.saver import CheckpointSaver
+from mugs.checkpoint.saver import CheckpointSaver, SavedTask
 from mugs.engine.control import NullControl, StopConsensus, check_may_write
 from pipeline.control import Control
 
 logger = logging.getLogger(__name__)
 
 
-class Task(Protocol):
+class Task(SavedTask, Protocol):
     """A training step by step, and the state that a resumed run needs."""
-
-    total_steps: int
 
     def steps(self, start: int) -> Iterator[None]:
         """Make one optimizer step per item, from step `start` to the end."""
 
     def check_before_save(self) -> None:
         """Raise, on all ranks, if the state must not be saved."""
-
-    def state_dicts(self) -> StateDicts:
-        """Return the tensors to save, by file and name. Called on all ranks."""
-
-    def metadata(self) -> dict[str, Any]:
-        """Return facts for JSON that are saved beside the tensors."""
 
     def load_state(self, state_dicts: StateDicts, metadata: Mapping[str, Any]) -> None:
         """Load saved state.
@@ -83,6 +75,8 @@ def train(
         for done, _ in enumerate(steps, start + 1):
             # The watchdog of the job counts the time between heartbeats.
             control.heartbeat(done)
+            # The call comes first: it is a collective, which every rank enters after every step.
+            # After the last step nothing is left to resume, so the run ends as usual.
             stop = consensus.agree_to_stop() and done < task.total_steps
             if stop or saver.is_due(done, every):
                 # Never save a state that a resumed run could not use.
@@ -112,14 +106,15 @@ def resume_training(task: Task, folder: Path, policy: SavePolicy) -> int:
         remove_leftovers(folder, policy.attempt)
         found = load_latest(folder)
         if found is not None and found[0] == task.total_steps:
-            remove_old_checkpoints(
-                folder, folder / checkpoint_name(found[0]), policy
-            )  # done: no later save removes them
+            # The run is done, so no later save removes them.
+            remove_old_checkpoints(folder, folder / checkpoint_name(found[0]), policy)
+        # The answer travels to all ranks as text; -1 stands for no checkpoint.
         return -1 if found is None else found[0]
 
     step = int(distributed.run_on_main(choose))
     if step < 0:
         return 0
+    # Rank 0 has read it already; the others read the one that rank 0 chose.
     _, state_dicts, metadata = found or load_checkpoint(folder / checkpoint_name(step))
     try:
         task.load_state(state_dicts, metadata)

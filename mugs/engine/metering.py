@@ -2,12 +2,11 @@
 
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import profile, schedule
 
 from mugs import distributed
 
@@ -35,14 +34,14 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     lines = PROCESS_STATUS.read_text().splitlines() if PROCESS_STATUS.exists() else []
-    for (
-        line
-    ) in lines:  # not everywhere; a process started by a larger one takes over its `ru_maxrss`
+    # VmHWM is the better figure, but only Linux has it: a process that a larger one started takes
+    # over the `ru_maxrss` of that one.
+    for line in lines:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 1024
-    )
+    # macOS counts bytes, Linux KiB.
+    scale = 2**20 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 class Meter:
@@ -68,25 +67,19 @@ class TraceProfiler:
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
+        self.folder = folder
         self.profiler = None
         if steps > 0:
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
             # The first two steps allocate and tune kernels, which would hide the usual ones.
-            plan = schedule(wait=1, warmup=1, active=steps, repeat=1)
             self.profiler = profile(
-                activities=activities, schedule=plan, on_trace_ready=self._writer(folder)
+                schedule=schedule(wait=1, warmup=1, active=steps, repeat=1),
+                on_trace_ready=self._write,
             )
             self.profiler.start()
 
-    @staticmethod
-    def _writer(folder: Path) -> Callable[[profile], None]:
-        def write(profiler: profile) -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            profiler.export_chrome_trace(str(folder / f"rank_{distributed.rank():04d}.json.gz"))
-
-        return write
+    def _write(self, profiler: profile) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.folder / f"rank_{distributed.rank():04d}.json.gz"))
 
     def step(self) -> None:
         """Tell the profiler that a step is over."""

@@ -118,6 +118,7 @@ class ModelTask(ABC, Generic[Batch]):
         wrapped = distributed.wrap_data_parallel(self.model)
         batches = self.batches(start)
         self.log.open(start)
+        # Closing the generator ends the loader, also when a step raises.
         with closing(self.log), closing(batches):
             for step in range(start, self.total_steps):
                 # Seconds in which the device had nothing to do, because the loader was behind.

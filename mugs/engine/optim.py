@@ -57,6 +57,7 @@ def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch
     )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            # The fused kernel counts its steps on the device, unlike the plain one.
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -67,9 +68,10 @@ def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch
 
 def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the state of an optimizer as `<parameter>.<name>` -> tensor."""
-    state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
+        f"{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
     }
 
 
@@ -79,6 +81,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    # Rates and groups belong to the schedule and the settings, not to a checkpoint.
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -115,5 +118,6 @@ def clip_each_tensor(parameters: list[nn.Parameter], limit: float) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
     if limit > 0:
+        # A tensor per gradient: Python numbers would need the norms on the host.
         torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
     return norms

@@ -44,8 +44,17 @@ class Progress:
         self.log_seconds = log_seconds
         self.items = 0
         self.began = self.last_log = self.last_write = time.monotonic()
-        self.bar = None if quiet or not sys.stderr.isatty() else _bar()
-        if self.bar is not None:
+        self.bar: RichBar | None = None
+        # In a log file of a job a bar would leave only control characters: lines go there.
+        if not quiet and sys.stderr.isatty():
+            self.bar = RichBar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                transient=True,
+            )
             self.bar.start()
             self.task = self.bar.add_task(label, total=total, completed=start, detail="")
 
@@ -76,7 +85,16 @@ class Progress:
         # Once a second at most: the file lies on a shared file system.
         if self.path is not None and (last or now - self.last_write >= 1.0):
             self.last_write = now
-            self._write()
+            record = {
+                "done": self.done,
+                "total": self.total,
+                "unit": self.unit,
+                "rate": self.rate,
+                "rate_unit": self.rate_unit,
+                "eta_s": self.eta_seconds,
+                "time": time.time(),
+            }
+            write_atomic(self.path, json.dumps(record))
 
     def format_line(self, detail: str = "") -> str:
         """Return one line: how far, how fast, how long still."""
@@ -85,31 +103,7 @@ class Progress:
         )
         return f"{text}, {self.eta_seconds:.0f} s left" + (f", {detail}" if detail else "")
 
-    def _write(self) -> None:
-        assert self.path is not None
-        record = {
-            "done": self.done,
-            "total": self.total,
-            "unit": self.unit,
-            "rate": self.rate,
-            "rate_unit": self.rate_unit,
-            "eta_s": self.eta_seconds,
-            "time": time.time(),
-        }
-        write_atomic(self.path, json.dumps(record))
-
     def close(self) -> None:
         """Take the bar off the terminal."""
         if self.bar is not None:
             self.bar.stop()
-
-
-def _bar() -> RichBar:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    return RichBar(*columns, transient=True)

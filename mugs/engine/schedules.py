@@ -11,6 +11,7 @@ def warmup_cosine_schedule(
     The warm-up is linspace(start, peak, warmup), end point included, as released.
     """
     if step < warmup:
+        # linspace over `warmup` points has warmup - 1 intervals; a single point is `start`.
         return start + (peak - start) * step / max(warmup - 1, 1)
     return cosine_schedule(peak, end, (step - warmup) / (total - warmup))
 

@@ -43,6 +43,7 @@ def run_train_step(
     total, losses = backward()
     # A limit of 0: only the norms are needed, which show a NaN or infinity of any gradient.
     norms = clip_each_tensor([p for group in optimizer.param_groups for p in group["params"]], 0.0)
+    # All ranks must decide alike, or their weights drift apart.
     finite = distributed.all_reduce_and(torch.isfinite(norms).all() & torch.isfinite(total))
     update_if_finite(optimizer, finite)
     return StepResult(total, losses, finite)
@@ -69,6 +70,7 @@ def compute_micro_batch_size(batch_size: int, most: int | None) -> int:
         raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
     share = batch_size // world
     micro = min(share, most or share)
+    # Equal parts only: the mean of their means is then the mean over the batch.
     if share % micro:
         raise ValueError(f"{share} images per rank do not divide into micro-batches of {micro}")
     return micro

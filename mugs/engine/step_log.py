@@ -60,12 +60,13 @@ class StepLog:
         """Open the files and start the clocks before step `start`."""
         if self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            # Appended: a resumed run continues the file.
             self.metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        path = self.run_dir / "progress.json"
+
         self.progress = Progress(
             self.settings.label,
             self.settings.total_steps,
-            path=path,
+            path=self.run_dir / "progress.json",
             start=start,
             quiet=not self.main,
         )
@@ -115,6 +116,7 @@ class StepLog:
     def _put(self, line: Mapping[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.write(json.dumps(line) + "\n")
+            # A killed job keeps every line that was due.
             self.metrics.flush()
 
     def _write(self, step: int) -> str:
@@ -137,12 +139,15 @@ class StepLog:
         self.ids = []
         self.waited = 0.0
         self.since = time.monotonic()
-        text = f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%"
-        return f"{text}, {line['tflops']:.2f} TFLOP/s, peak {line['peak_memory_mb']:.0f} MB"
+        return (
+            f"loss {line['loss']:.4f}, data wait {100 * line['data_wait_share']:.0f}%, "
+            f"{line['tflops']:.2f} TFLOP/s, peak {line['peak_memory_mb']:.0f} MB"
+        )
 
     def _mean_losses(self) -> dict[str, float]:
         """Return the means over the pending steps and all ranks."""
         names = ["loss", *(f"loss_{name}" for name in self.pending[0].losses)]
+        # (steps, losses) in one tensor: a single all-reduce and a single wait for the device.
         values = torch.stack(
             [torch.stack([r.total, *r.losses.values()]) for r in self.pending]
         ).mean(dim=0)
@@ -152,16 +157,19 @@ class StepLog:
         """Raise NonFiniteError, on all ranks, if a step since the last check was not finite."""
         if not self.pending:
             return
-        finite = torch.stack(
-            [r.finite for r in self.pending]
-        ).tolist()  # the one wait for the device
+        # The one wait for the device.
+        finite = torch.stack([r.finite for r in self.pending]).tolist()
         if not all(finite):
             bad = finite.index(False)
+            # The pending results are those of the last len(finite) steps up to `self.last`.
             step = self.last - len(finite) + 1 + bad
-            epoch = step // self.settings.steps_per_epoch
-            ids = self.ids[bad].tolist()
             path = write_nonfinite_record(
-                self.run_dir, step, epoch, self.settings.seed, ids, self.pending[bad]
+                self.run_dir,
+                step,
+                step // self.settings.steps_per_epoch,
+                self.settings.seed,
+                self.ids[bad].tolist(),
+                self.pending[bad],
             )
             raise NonFiniteError(
                 f"loss or gradient not finite at step {step}. It changed neither weights nor "

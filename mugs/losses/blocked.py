@@ -31,9 +31,9 @@ def without_autocast(x: Tensor) -> AbstractContextManager[None]:
 
 
 class QueueLogSumExp(torch.autograd.Function):
-    """logsumexp over k of x .
+    """The negatives of InfoNCE: logsumexp over k of <x, q_k> / temperature.
 
-    q_k / temperature: the negatives of InfoNCE. The queue has no gradient.
+    The queue has no gradient.
     """
 
     @staticmethod
@@ -42,6 +42,7 @@ class QueueLogSumExp(torch.autograd.Function):
         results = []
         gradients = []
         for block_BD in torch.split(x_RD, rows_per_block(len(queue_KD))):
+            # fp32 from here on: bf16 has too few digits for a sum of 65,536 exponentials.
             logits_BK = (block_BD @ queue_KD.T).float().div_(temperature)
             result_B = torch.logsumexp(logits_BK, dim=-1)
             results.append(result_B)
@@ -62,9 +63,10 @@ class QueueLogSumExp(torch.autograd.Function):
 
 
 class ClusteringCrossEntropy(torch.autograd.Function):
-    """Mean over images of sum_p [ W_p logsumexp(z_p) - m_p .
+    """Cross-entropy of teacher and student assignments, weighted over pairs of crops.
 
-    z_p ], z = student logits / temperature.
+    It is the mean over images of sum_p [W_p logsumexp(z_p) - <m_p, z_p>], with z the student logits
+    divided by their temperature.
 
     W_p is the sum over t of w_tp, and m_p that of w_tp q_t. Since q_t sums to one, this is the
     weighted mean over pairs of -sum_k q_tk log softmax(z_p)_k. The gradient with respect to the

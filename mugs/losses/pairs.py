@@ -22,6 +22,8 @@ def pair_weights(
     small one the other half. Without small crops the large ones get all of it: the release divides
     by zero there (M4). "uniform": all pairs have the same weight (paper, appendix B.1.2; M8).
     """
+    # Teacher and student crops are independent draws, so equal indices could be compared as well;
+    # the release leaves them out (M31).
     used = ~torch.eye(num_teacher, num_student, dtype=torch.bool)
     large = used & (torch.arange(num_student) < num_large)[None]
     small = used & ~large

@@ -14,9 +14,8 @@ class Method(Protocol):
     """Networks, losses, teacher rule and extra state (queues, memories, centers) of a method."""
 
     loss_weights: dict[str, float]
-    needs_whole_batch_per_rank: (
-        bool  # a micro-batch would change the numbers, as with batch normalization
-    )
+    # A micro-batch would change the numbers, as with batch normalization.
+    needs_whole_batch_per_rank: bool
     # Stochastic-depth branches of the student; 0 if its rate is 0.
     num_depth_branches: int
 

@@ -123,7 +123,12 @@ class Mugs:
                 state.center,
                 weights,
                 student_temperature=config.group_student_temperature,
-                teacher_temperature=self._teacher_temperature(epoch),
+                teacher_temperature=teacher_temperature_at(
+                    epoch,
+                    start=config.group_teacher_temperature[0],
+                    end=config.group_teacher_temperature[1],
+                    warmup_epochs=config.group_teacher_warmup_epochs,
+                ),
             )
 
         features = MicroBatchFeatures(
@@ -135,12 +140,6 @@ class Mugs:
             weak=views.weak,
         )
         return losses, features
-
-    def _teacher_temperature(self, epoch: int) -> float:
-        start, end = self.config.group_teacher_temperature
-        return teacher_temperature_at(
-            epoch, start=start, end=end, warmup_epochs=self.config.group_teacher_warmup_epochs
-        )
 
     @torch.no_grad()
     def update_extra_state(self, features: Sequence[MicroBatchFeatures], valid: Tensor) -> None:

@@ -88,7 +88,7 @@ def gather_features(features: Sequence[MicroBatchFeatures]) -> dict[str, Tensor]
     )
     widths = [value[0].numel() for value in local.values()]
     columns = torch.split(all_gather_rows(packed), widths, dim=1)
-    gathered = {}
-    for (name, value), column in zip(local.items(), columns, strict=True):
-        gathered[name] = column.reshape(-1, *value.shape[1:])
-    return gathered
+    return {
+        name: column.reshape(-1, *value.shape[1:])
+        for (name, value), column in zip(local.items(), columns, strict=True)
+    }

@@ -1,5 +1,7 @@
 """Batch normalization over the rows of all ranks."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,11 +24,12 @@ class AllRanksBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, D), with statistics in the precision of the weights."""
-        if (
-            distributed.world_size() == 1 or x.is_meta
-        ):  # a FLOP count on meta tensors asks no other rank
+        # A FLOP count on meta tensors asks no other rank.
+        if distributed.world_size() == 1 or x.is_meta:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPS)
         wide = x.to(self.weight.dtype)
+        # Centered first: E[x^2] - E[x]^2 would cancel digits. Means of means are right here, since
+        # every rank has as many rows.
         centered = wide - distributed.mean_with_grad(wide.mean(dim=0))
         variance = distributed.mean_with_grad(centered.square().mean(dim=0))
         return (centered * torch.rsqrt(variance + EPS) * self.weight + self.bias).to(x.dtype)
@@ -68,5 +71,5 @@ def convert_to_sync_batch_norm(model: nn.Module, device: torch.device) -> nn.Mod
     """Return the model with torch's SyncBatchNorm where that works: on several ranks with GPUs."""
     if device.type != "cuda" or distributed.world_size() == 1:
         return model
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return converted
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    return convert(model)

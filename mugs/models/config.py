@@ -25,5 +25,6 @@ ARCHITECTURES: dict[str, ViTConfig] = {
     "vit_s16": ViTConfig(embed_dim=384, depth=12, num_heads=6),
     "vit_b16": ViTConfig(embed_dim=768, depth=12, num_heads=12),
     "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    # Not in the paper: small enough for a CPU, with images of 32 pixels.
     "vit_mini": ViTConfig(embed_dim=96, depth=3, num_heads=3, patch_size=8, image_size=32),
 }

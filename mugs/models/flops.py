@@ -30,8 +30,7 @@ def copy_to_meta(original: _Copied, *modules: nn.Module) -> _Copied:
         for parameter in module.parameters():
             twin = torch.empty_like(parameter, device="meta")
             memo[id(parameter)] = nn.Parameter(twin, requires_grad=parameter.requires_grad)
-        for buffer in module.buffers():
-            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
     return copy.deepcopy(original, memo)
 
 
@@ -47,6 +46,7 @@ def count_flops(forward: Callable[[], Tensor]) -> int:
 def count_image_flops(model: nn.Module, size: int) -> int:
     """Return the operations of a training step's part of one image, `size` pixels wide and high."""
     twin = copy_to_meta(model, model)
+    # Blocks that run twice would be counted twice.
     for module in twin.modules():
         if isinstance(module, ViT):
             module.activation_checkpointing = False

@@ -62,10 +62,12 @@ class Prototypes(nn.Module):
     def __init__(self, width: int, num: int, *, train_magnitude: bool) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(num, 1), requires_grad=train_magnitude)
+        # A Linear is made only for torch's default initialization.
         self.weight_v = nn.Parameter(nn.Linear(width, num, bias=False).weight.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, width) -> logits (N, num)."""
+        # torch's parametrization would rename weight_g and weight_v in checkpoints.
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 

@@ -140,6 +140,7 @@ class NeighborMemory(nn.Module):
         if self.pointer_rule == "fifo":
             return once
 
-        # The release adds n twice, except after a write that passed the end (M1).
+        # The release adds n twice, except after a write that passed the end (M1). One that ends
+        # exactly there has not passed it.
         twice = (self.pointer + 2 * num_accepted) % size
         return torch.where(self.pointer + num_accepted > size, once, twice)

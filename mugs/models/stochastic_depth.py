@@ -13,18 +13,18 @@ class StochasticDepth(nn.Module):
     kept.
     """
 
-    uniform: Tensor | None
-
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.uniform = None
+        self.uniform: Tensor | None = None
 
     def forward(self, branch: Tensor) -> Tensor:
         """(N, L, D) -> (N, L, D)."""
         if self.rate == 0.0 or self.uniform is None:
             return branch
         keep = 1.0 - self.rate
+        # 0 or 1 / keep: the expected value is that of the full branch, so a pass without draws
+        # needs no factor.
         mask = (self.uniform < keep).to(branch.dtype) / keep
         return branch * mask[:, None, None]
 

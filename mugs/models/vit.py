@@ -83,6 +83,7 @@ class ViT(VisionTransformer):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return the last block's output (N, L, D) *before* the final LayerNorm."""
+        # No list: only the last output is kept in memory.
         for output in self.block_outputs(images):
             last = output
         return last
@@ -99,7 +100,11 @@ class ViT(VisionTransformer):
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         out: Tensor = (
             checkpoint(
-                run_block_with_uniforms, block, x, read_depth_uniforms(block), use_reentrant=False
+                run_block_with_uniforms,
+                block,
+                x,
+                [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)],
+                use_reentrant=False,
             )
             if recompute
             else block(x)
@@ -148,6 +153,7 @@ class ViT(VisionTransformer):
         # The fused attention of timm does not return its weights, so the last block is spelled out.
         last: Any = self.blocks[-1]
         qkv = last.attn.qkv(last.norm1(x)).unflatten(-1, (3, last.attn.num_heads, -1))
+        # The class token alone asks: (N, heads, 1, d) against the keys (N, heads, L, d) of all.
         query, key = (part.transpose(1, 2).float() for part in (qkv[:, :1, 0], qkv[:, :, 1]))
         weights: Tensor = (query @ key.transpose(-2, -1) * last.attn.scale).softmax(dim=-1)
         height, width = (side // self.config.patch_size for side in images.shape[2:])
@@ -161,11 +167,6 @@ class ViT(VisionTransformer):
         """Hand draws (2 * depth, N) to the branches for the next pass; None keeps every branch."""
         for index, branch in enumerate(self.stochastic_depth_layers()):
             branch.uniform = None if uniforms is None else uniforms[index]
-
-
-def read_depth_uniforms(block: nn.Module) -> list[Tensor | None]:
-    """Return what the stochastic-depth branches of a block hold for the next pass."""
-    return [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)]
 
 
 def run_block_with_uniforms(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:

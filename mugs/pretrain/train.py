@@ -100,7 +100,9 @@ class PretrainTask:
     def steps(self, start: int) -> Iterator[None]:
         """Make one optimizer step per item: batch -> views on the device -> step -> log."""
         check_equal_on_all_ranks(self.method.extra_state)
-        config, trainer = self.config, self._trainer()
+        config = self.config
+        student = distributed.wrap_data_parallel(self.method.student)
+        trainer = Trainer(self.method, self.optimizer, self.schedule, config, student)
         loader = make_loader(
             self.source,
             config.views,
@@ -129,10 +131,6 @@ class PretrainTask:
                 trace.step()
                 yield
 
-    def _trainer(self) -> Trainer:
-        student = distributed.wrap_data_parallel(self.method.student)
-        return Trainer(self.method, self.optimizer, self.schedule, self.config, student)
-
     def check_before_save(self) -> None:
         """Check that every step was finite, and that all ranks hold the same extra state."""
         self.log.check_finite()
@@ -140,14 +138,12 @@ class PretrainTask:
 
     def state_dicts(self) -> StateDicts:
         """Return networks, optimizer moments and the method's extra state."""
-        method = self.method
-        networks = {
-            "student": method.student,
-            "teacher": method.teacher,
-            "extra_state": method.extra_state,
+        return {
+            "student": dict(self.method.student.state_dict()),
+            "teacher": dict(self.method.teacher.state_dict()),
+            "extra_state": dict(self.method.extra_state.state_dict()),
+            "optimizer": flatten_optimizer_state(self.optimizer),
         }
-        state = {name: dict(module.state_dict()) for name, module in networks.items()}
-        return {**state, "optimizer": flatten_optimizer_state(self.optimizer)}
 
     def metadata(self) -> dict[str, Any]:
         """Return the log's sums of the current epoch."""
@@ -213,12 +209,12 @@ def draw_micro_batch_uniforms(
     """
     if method.num_depth_branches == 0:
         return None
-    crops = 2 + config.views.num_small
+
     draws = draw_depth_uniforms(
         config.seed,
         step,
         branches=method.num_depth_branches,
-        crops=crops,
+        crops=2 + config.views.num_small,
         batch_size=config.batch_size,
     )
     share = config.batch_size // distributed.world_size()

@@ -27,7 +27,8 @@ class WeightsError(ValueError):
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     """Load weights; raise WeightsError with `where` and the keys unless keys and shapes fit."""
     wanted = network.state_dict().keys()
-    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    missing = sorted(wanted - state.keys())
+    unexpected = sorted(state.keys() - wanted)
     # Checked here, because torch's own message does not name the file.
     if missing or unexpected:
         raise WeightsError(f"{where}: keys do not fit: missing {missing}, unexpected {unexpected}")
@@ -97,21 +98,20 @@ def extract_backbone_state(
 
     Heads and relation block are left out, as evaluations do not use them (released).
     """
-    full = isinstance(checkpoint.get(which), Mapping)
-    source: Mapping[str, Any] = checkpoint[which] if full else checkpoint
+    # A full checkpoint holds both networks by name; a backbone file is the state dict itself.
+    nested = checkpoint.get(which)
+    source: Mapping[str, Any] = nested if isinstance(nested, Mapping) else checkpoint
     source = source.get("state_dict", source)
     # DistributedDataParallel prefixes every key with "module.".
     names = {key: key.removeprefix("module.") for key in source}
-    if any(name.startswith("backbone.") for name in names.values()):
-        kept = {
-            k: n.removeprefix("backbone.") for k, n in names.items() if n.startswith("backbone.")
-        }
-    else:
-        kept = names
+    # Without such a prefix there are no heads, and every key is one of the backbone.
+    prefix = "backbone." if any(n.startswith("backbone.") for n in names.values()) else ""
     kept = {
-        k: n
-        for k, n in kept.items()
-        if not n.startswith("relation_blocks.") and torch.is_tensor(source[k])
+        key: name.removeprefix(prefix)
+        for key, name in names.items()
+        if name.startswith(prefix)
+        and not name.startswith(f"{prefix}relation_blocks.")
+        and torch.is_tensor(source[key])
     }
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
 

@@ -26,13 +26,10 @@ from mugs.weights.backbone_file import (
 )
 from pipeline.files import hash_file
 
-HEAD_PREFIXES = (
-    "head.",
-    "head_dist.",
-    "fc.",
-    "mask_token",
-)  # of classifiers and reconstruction, which features do not need
-SAME_TOLERANCE = 1e-4  # relative; other kernels differ by rounding only
+# Of classifiers and reconstruction, which features do not need.
+HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "mask_token")
+# Relative. Other kernels differ by rounding only.
+SAME_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,14 @@ def import_timm(arch: str, file: str, *, sha256: str | None = None) -> Imported:
         WeightsError: a key does not fit, or an image gets another class token than through timm.
     """
     reference = build_timm_vit(arch, download=file == "download")
+    # A download leaves no file here that could be hashed.
     digest = ""
     discarded: tuple[str, ...] = ()
     if file != "download":
         digest = verify_sha256(Path(file), sha256)
         discarded = load_timm_file(reference, Path(file))
     vit = build_vit(read_timm_config(reference))
+    # Extras of timm's other ViTs, such as LayerScale, show as keys that ours lacks.
     load_strictly(vit, reference.state_dict(), f"{arch}: is not a plain ViT")
     config = reference.pretrained_cfg
     fold_normalization(vit, config["mean"], config["std"])
@@ -173,6 +172,8 @@ def fold_normalization(vit: ViT, mean: tuple[float, ...], std: tuple[float, ...]
         torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
     )
     convolution: Any = vit.patch_embed.proj
+    # Exact at the border too, since the patch convolution has no padding. The bias comes first: it
+    # needs the weights before they are scaled.
     shift = ((ours_mean - mean_t) / std_t).view(1, 3, 1, 1)
     convolution.bias += (convolution.weight * shift).sum(dim=(1, 2, 3))
     convolution.weight *= (ours_std / std_t).view(1, 3, 1, 1)
@@ -185,6 +186,7 @@ def check_same_as_timm(arch: str, vit: ViT, reference: Any) -> None:
     # One image shows a wrong layout, activation, LayerNorm eps or normalization.
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
+    # Both get the same pixels, each with the normalization of its weights.
     def normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 

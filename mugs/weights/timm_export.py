@@ -37,8 +37,8 @@ def timm_arguments(shape: ViTConfig) -> dict[str, Any]:
 
 def format_timm_call(shape: ViTConfig) -> str:
     """Return the call that makes timm's model, as text."""
-    arguments = [f"{key}={value!r}" for key, value in timm_arguments(shape).items()]
-    return f"timm.create_model({', '.join(arguments)})"
+    arguments = ", ".join(f"{key}={value!r}" for key, value in timm_arguments(shape).items())
+    return f"timm.create_model({arguments})"
 
 
 @torch.no_grad()
@@ -59,6 +59,7 @@ def load_vit_for_timm(path: Path) -> ViT:
         vit.config.image_size,
         generator=torch.Generator().manual_seed(0),
     )
+    # Without a head, timm returns the class token after the final LayerNorm.
     check_same_class_token(vit.cls_feature(image), model(image), f"{path}: timm's")
     return vit
 
