@@ -1,8 +1,6 @@
 """Batches of views: bytes as the loaders make them, floats as the networks get them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -24,16 +22,6 @@ class Batch:
     labels: Tensor
     epoch: int
     step: int
-
-
-class ViewLoader(Protocol):
-    """A loader of views. All loaders give the same batches."""
-
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield this rank's batches of the global steps `start` to `stop` - 1."""
-
-    def close(self) -> None:
-        """Stop all threads."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ class DeviceTransform:
         self.device = device
         self.recipe = recipe
         self.seed = seed
-        cuda = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self.stream = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
         self.mean = torch.tensor(recipe.mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(recipe.std, device=device).view(3, 1, 1)
         if self.stream is not None:
@@ -50,13 +53,14 @@ class DeviceTransform:
         first = 0
         for pixels in (batch.large, batch.small):
             crops = self._copy(pixels).float().div_(255)
-            boxes = batch.erase[first : first + len(pixels)]
             # The release erases before it normalizes, so its noise ends with mean -2 and standard
             # deviation 4.4 instead of 0 and 1 (M11).
             if not self.recipe.erase_before_norm:
-                crops = self._normalize(crops)
-            self._erase(crops, boxes, batch, first)
-            groups.append(self._normalize(crops) if self.recipe.erase_before_norm else crops)
+                self._normalize(crops)
+            self._erase(crops, batch, first)
+            if self.recipe.erase_before_norm:
+                self._normalize(crops)
+            groups.append(crops)
             first += len(pixels)
         return Views(groups[0], groups[1], self._copy(batch.weak))
 
@@ -66,15 +70,15 @@ class DeviceTransform:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _normalize(self, crops: Tensor) -> Tensor:
-        return crops.sub_(self.mean).div_(self.std)
+    def _normalize(self, crops: Tensor) -> None:
+        crops.sub_(self.mean).div_(self.std)
 
-    def _erase(self, crops: Tensor, boxes: Tensor, batch: Batch, first: int) -> None:
+    def _erase(self, crops: Tensor, batch: Batch, first: int) -> None:
         """Fill the boxes of crops first, first + 1, ... with noise."""
+        boxes = batch.erase[first : first + len(crops)]
         # boxes and ids are on the CPU, so reading them does not wait for the device.
         for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
             x, y, w, h = boxes[crop, image].tolist()
             image_key = make_image_key(self.seed, batch.epoch, int(batch.ids[image]))
             key = derive_erase_key(image_key, first + crop)
-            noise = hashed_normal(key, (3, h, w), self.device)
-            crops[crop, image, :, y : y + h, x : x + w] = noise
+            crops[crop, image, :, y : y + h, x : x + w] = hashed_normal(key, (3, h, w), self.device)

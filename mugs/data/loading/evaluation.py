@@ -26,7 +26,6 @@ from mugs.random_streams import SampleStream, make_generator
 
 Augmentation = Literal["strong", "crop_flip"]
 Interpolation = Literal["bicubic", "bilinear"]
-RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def preprocess_eval_image(
@@ -40,7 +39,7 @@ def preprocess_eval_image(
     width, height = image.size
     short = min(width, height)
     size = (int(short_side * width / short), int(short_side * height / short))
-    image = resize_pil(image, *size, resample=RESAMPLE[interpolation])
+    image = resize_pil(image, *size, resample=Image.Resampling[interpolation.upper()])
     left = round((size[0] - crop) / 2)
     top = round((size[1] - crop) / 2)
     return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
@@ -75,10 +74,10 @@ def iter_eval_batches(
 
 def render_probe_view(
     source: Source,
+    epoch: int,
     sample: int,
     *,
     seed: int,
-    epoch: int,
     augmentation: Augmentation,
     recipe: ViewRecipe,
 ) -> tuple[np.ndarray, Box]:
@@ -122,26 +121,31 @@ def iter_probe_batches(
     to_device = DeviceTransform(device, recipe, seed)
     each = order.steps_per_epoch
 
-    def render(item: tuple[int, int]) -> tuple[np.ndarray, Box]:
-        epoch, sample = item
-        return render_probe_view(
-            source, sample, seed=seed, epoch=epoch, augmentation=augmentation, recipe=recipe
-        )
-
     # The threads walk through the steps ahead of the loop below, so the order is asked for twice.
     items = (
         (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
     )
-    views = map_prefetched(render, items, threads)
+    views = map_prefetched(
+        lambda item: render_probe_view(
+            source, *item, seed=seed, augmentation=augmentation, recipe=recipe
+        ),
+        items,
+        threads,
+    )
     for step in range(start, stop):
         ids = order.indices(step)
         drawn = [next(views) for _ in ids]
         labels = torch.tensor([source.label(int(i)) for i in ids])
         large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
-        erase = torch.tensor([box for _, box in drawn], dtype=torch.int16)[None]
-        weak = torch.ones(len(ids), dtype=torch.bool)
         # A batch of pretraining with a single large crop and no small ones (the empty slice).
         batch = Batch(
-            large, large[:0], erase, weak, torch.from_numpy(ids), labels, step // each, step
+            large=large,
+            small=large[:0],
+            erase=torch.tensor([box for _, box in drawn], dtype=torch.int16)[None],
+            weak=torch.ones(len(ids), dtype=torch.bool),
+            ids=torch.from_numpy(ids),
+            labels=labels,
+            epoch=step // each,
+            step=step,
         )
         yield to_device(batch).large[0], labels.to(device)

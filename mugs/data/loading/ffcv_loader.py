@@ -73,8 +73,7 @@ class FFCVLoader(ThreadLoader):
             with closing(ReadAhead(self.reader, ids)) as batches:
                 self.reading.add(batches)
                 for step, chosen in zip(range(start, end), ids, strict=True):
-                    read = partial(read_mapped_image, batches.file, next(batches))
-                    yield BatchRequest(step, chosen, read)
+                    yield step, chosen, partial(read_mapped_image, batches.file, next(batches))
             start = end
 
     def close(self) -> None:
@@ -86,8 +85,7 @@ class FFCVLoader(ThreadLoader):
 
 def read_mapped_image(file: np.ndarray, places: np.ndarray, slot: int) -> bytes:
     """Return the encoded image of a slot, from the mapped file and a row of `LocateImage`."""
-    address = int(places[slot, 0])
-    size = int(places[slot, 1])
+    address, size = (int(value) for value in places[slot, :2])
     return file[address : address + size].tobytes()
 
 
@@ -116,9 +114,11 @@ def check_image_table(source: BetonSource, reader: Reader) -> None:
     # FFCV's compiled code trusts the table: with a damaged one it would read elsewhere, without an
     # error.
     table = reader.alloc_table
-    same = np.array_equal(table["ptr"], source.samples["image"]["data_ptr"])
-    same = same and np.array_equal(table["size"], np.asarray(source.sizes, dtype=np.uint64))
-    if not same or int((table["ptr"] + table["size"]).max()) > source.sidecar.file_size:
+    if (
+        not np.array_equal(table["ptr"], source.samples["image"]["data_ptr"])
+        or not np.array_equal(table["size"], np.asarray(source.sizes, dtype=np.uint64))
+        or int((table["ptr"] + table["size"]).max()) > source.sidecar.file_size
+    ):
         raise SourceError(f"{source.path}: its table of images is damaged; convert again")
 
 

@@ -1,18 +1,12 @@
 """Make the loader of pretraining's views by its name."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from mugs.data.loading.batch import ViewLoader
 from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.thread_loader import ThreadLoader
 from mugs.data.sources.base import Source
 from mugs.data.views.config import ViewRecipe
-
-if TYPE_CHECKING:
-    from mugs.data.loading.ffcv_loader import FFCVLoader
 
 
 def make_loader(
@@ -25,7 +19,7 @@ def make_loader(
     renderer: RendererName = "fast",
     threads: int = 2,
     ahead: int = 3,
-) -> ViewLoader:
+) -> ThreadLoader:
     """Return a loader of views; its batches are the same whatever is chosen.
 
     Args:
@@ -46,8 +40,8 @@ def make_loader(
     """
     torch_threads = torch.get_num_threads()
     try:
-        front_end = _import_ffcv_loader() if loader == "ffcv" else ThreadLoader
-        return front_end(
+        loader_class = _import_ffcv_loader() if loader == "ffcv" else ThreadLoader
+        return loader_class(
             source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
         )
     finally:
@@ -57,7 +51,7 @@ def make_loader(
             torch.set_num_threads(torch_threads)
 
 
-def _import_ffcv_loader() -> "type[FFCVLoader]":
+def _import_ffcv_loader() -> type[ThreadLoader]:
     try:
         from mugs.data.loading.ffcv_loader import FFCVLoader
     except (ImportError, OSError) as error:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,42 +31,10 @@ RENDERERS: dict[RendererName, Render] = {
 }
 
 
-@dataclass(frozen=True)
-class BatchRequest:
-    """A batch to render: global step, sample ids (N,), and a reader of the image of a slot."""
-
-    step: int
-    ids: np.ndarray
-    read: Callable[[int], bytes]
-
-
-class BatchBuffer:
-    """The arrays of one batch, filled image by image; in page-locked memory if there is a GPU.
-
-    torch keeps page-locked memory for reuse, and hands it out again only when the copies to the
-    device that read it are done. So a new buffer for each batch costs no allocation and needs no
-    bookkeeping here.
-    """
-
-    def __init__(self, request: BatchRequest, recipe: ViewRecipe, render: Render) -> None:
-        num = len(request.ids)
-        large = recipe.large_size
-        small = recipe.small_size
-        pinned = torch.cuda.is_available()
-        self.request = request
-        self.render = render
-        self.large = torch.empty(4, num, 3, large, large, dtype=torch.uint8, pin_memory=pinned)
-        self.small = torch.empty(
-            recipe.num_small, num, 3, small, small, dtype=torch.uint8, pin_memory=pinned
-        )
-        self.erase = torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16)
-        self.weak = torch.zeros(num, dtype=torch.bool)
-
-    def render_slot(self, slot: int, image: Image.Image, plan: ViewPlan) -> None:
-        """Render the views of one image into its slot."""
-        self.render(image, plan, self.large[:, slot].numpy(), self.small[:, slot].numpy())
-        self.erase[:, slot] = torch.tensor([crop.erase for crop in plan.crops])
-        self.weak[slot] = plan.weak
+ReadSlot = Callable[[int], bytes]
+"""Returns the encoded image of a slot of a batch."""
+BatchRequest = tuple[int, np.ndarray, ReadSlot]
+"""A batch to render: global step, sample ids (N,) and how to read its images."""
 
 
 class ThreadLoader:
@@ -97,15 +64,17 @@ class ThreadLoader:
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield this rank's batches of the global steps `start` to `stop` - 1."""
-        queue: deque[tuple[BatchBuffer, list[Future[None]]]] = deque()
+        queue: deque[tuple[Batch, list[Future[None]]]] = deque()
         with closing(self.requests(start, stop)) as requests:
+            submitted = itertools.starmap(self._submit, requests)
             try:
-                queue.extend(map(self._submit, itertools.islice(requests, self.ahead)))
+                queue.extend(itertools.islice(submitted, self.ahead))
                 while queue:
-                    yield self._collect(*queue.popleft())
+                    # No local name holds the batch: its memory is free once the consumer drops it.
+                    yield _wait_until_filled(*queue.popleft())
                     # One request for each batch that was taken, so that at most `ahead` are in
                     # memory.
-                    queue.extend(map(self._submit, itertools.islice(requests, 1)))
+                    queue.extend(itertools.islice(submitted, 1))
             finally:
                 # Also when the consumer stops early: what has not begun is not rendered any more.
                 for future in itertools.chain.from_iterable(futures for _, futures in queue):
@@ -115,40 +84,49 @@ class ThreadLoader:
         """Yield what to render, in order; the threads that render an image also read it."""
         for step in range(start, stop):
             ids = self.order.indices(step)
-            yield BatchRequest(step, ids, partial(self._read, ids))
+            yield step, ids, partial(self._read, ids)
 
     def _read(self, ids: np.ndarray, slot: int) -> bytes:
         return self.source.read(int(ids[slot]))
 
-    def _submit(self, request: BatchRequest) -> tuple[BatchBuffer, list[Future[None]]]:
-        buffer = BatchBuffer(request, self.recipe, self.render)
-        slots = range(len(request.ids))
-        return buffer, [self.pool.submit(self._fill, buffer, slot) for slot in slots]
-
-    def _fill(self, buffer: BatchBuffer, slot: int) -> None:
-        sample = int(buffer.request.ids[slot])
-        image = decode_rgb(buffer.request.read(slot), self.source.describe(sample))
-        epoch = buffer.request.step // self.order.steps_per_epoch
-        # Drawn only now, as boxes depend on the size of the image.
-        plan = plan_views(self.seed, epoch, sample, image.width, image.height, self.recipe)
-        buffer.render_slot(slot, image, plan)
-
-    def _collect(self, buffer: BatchBuffer, futures: list[Future[None]]) -> Batch:
-        # Waits for the last image of the batch, and raises what went wrong in a thread.
-        for future in futures:
-            future.result()
-        request = buffer.request
-        return Batch(
-            large=buffer.large,
-            small=buffer.small,
-            erase=buffer.erase,
-            weak=buffer.weak,
-            ids=torch.from_numpy(request.ids.astype(np.int64)),
-            labels=torch.tensor([self.source.label(int(i)) for i in request.ids]),
-            epoch=request.step // self.order.steps_per_epoch,
-            step=request.step,
+    def _submit(
+        self, step: int, ids: np.ndarray, read: ReadSlot
+    ) -> tuple[Batch, list[Future[None]]]:
+        """Return a batch, still empty, and the work in the threads that fills it."""
+        recipe = self.recipe
+        num = len(ids)
+        # torch keeps page-locked memory for reuse, and hands it out again only when the copies to
+        # the device that read it are done. So new arrays for each batch cost no allocation and need
+        # no bookkeeping here.
+        empty = partial(torch.empty, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        batch = Batch(
+            large=empty(4, num, 3, recipe.large_size, recipe.large_size),
+            small=empty(recipe.num_small, num, 3, recipe.small_size, recipe.small_size),
+            erase=torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16),
+            weak=torch.zeros(num, dtype=torch.bool),
+            ids=torch.from_numpy(ids.astype(np.int64)),
+            labels=torch.tensor([self.source.label(int(i)) for i in ids]),
+            epoch=step // self.order.steps_per_epoch,
+            step=step,
         )
+        return batch, [self.pool.submit(self._fill, batch, read, slot) for slot in range(num)]
+
+    def _fill(self, batch: Batch, read: ReadSlot, slot: int) -> None:
+        sample = int(batch.ids[slot])
+        image = decode_rgb(read(slot), self.source.describe(sample))
+        # Drawn only now, as boxes depend on the size of the image.
+        plan = plan_views(self.seed, batch.epoch, sample, image.width, image.height, self.recipe)
+        self.render(image, plan, batch.large[:, slot].numpy(), batch.small[:, slot].numpy())
+        batch.erase[:, slot] = torch.tensor([crop.erase for crop in plan.crops])
+        batch.weak[slot] = plan.weak
 
     def close(self) -> None:
         """Stop all threads, each after the image that it works on."""
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait_until_filled(batch: Batch, futures: list[Future[None]]) -> Batch:
+    # Waits for the last image of the batch, and raises what went wrong in a thread.
+    for future in futures:
+        future.result()
+    return batch
