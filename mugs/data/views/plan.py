@@ -103,21 +103,22 @@ def plan_views(
         index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
     ) -> CropPlan:
         switch_stream(rng, fresh, SampleStream.CROPS + index)
-        draw = draw_strong_crop if is_strong else draw_weak_crop
         box = draw_crop_box(rng, width, height, scale, recipe.ratio)
+        draw = draw_strong_crop if is_strong else draw_weak_crop
         return draw(rng, size, box, kind, recipe)
 
-    crops = []
-    for i in range(4):
-        # The teacher's crops, 0 and 1, are always weak. Of either network one crop is of kind
-        # weak-1 and one of kind weak-2.
-        is_strong = i >= 2 and bool(strong[0])
-        crops.append(draw_crop(i, recipe.large_size, recipe.large_scale, i % 2, is_strong))
+    # The teacher's crops, 0 and 1, are always weak. Of either network one crop is of kind weak-1
+    # and one of kind weak-2.
+    crops = [
+        draw_crop(i, recipe.large_size, recipe.large_scale, i % 2, i >= 2 and bool(strong[0]))
+        for i in range(4)
+    ]
     if recipe.weak_only:
         crops[2:] = crops[:2]
-    for i in range(recipe.num_small):
-        is_strong = bool(strong[1 + i])
-        crops.append(draw_crop(4 + i, recipe.small_size, recipe.small_scale, 2, is_strong))
+    crops += [
+        draw_crop(4 + i, recipe.small_size, recipe.small_scale, 2, bool(is_strong))
+        for i, is_strong in enumerate(strong[1:])
+    ]
     return ViewPlan(tuple(crops), weak=not strong[0])
 
 
@@ -136,12 +137,9 @@ def draw_crop_box(
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
-    w = width
-    h = height
-    if width / height < ratio[0]:
-        h = min(height, max(1, round(width / ratio[0])))
-    elif width / height > ratio[1]:
-        w = min(width, max(1, round(height * ratio[1])))
+    # At most one of the two is cut: the one that makes the image too wide or too high.
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
@@ -192,19 +190,20 @@ def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:
     # Drawn for every operation, used or not, so that the draws after it do not depend on the name.
     sign = -1.0 if rng.random() < 0.5 else 1.0
     bicubic = rng.random() < 0.5
-    if name == "posterize":
-        # At magnitude 10 no bit is kept, which gives a black image.
-        value = 4.0 - int(0.4 * magnitude)
-    elif name == "solarize":
-        value = 256.0 - int(25.6 * magnitude)
-    elif name == "solarize_add":
-        value = float(int(11 * magnitude))
-    elif name in ("color", "contrast", "brightness", "sharpness"):
-        value = 1 + sign * 0.09 * magnitude
-    elif name == "rotate":
-        value = sign * 3 * magnitude
-    else:
-        value = sign * magnitude * (0.03 if name.startswith("shear") else 0.045)
+    match name:
+        case "posterize":
+            # At magnitude 10 no bit is kept, which gives a black image.
+            value = 4.0 - int(0.4 * magnitude)
+        case "solarize":
+            value = 256.0 - int(25.6 * magnitude)
+        case "solarize_add":
+            value = float(int(11 * magnitude))
+        case "color" | "contrast" | "brightness" | "sharpness":
+            value = 1 + sign * 0.09 * magnitude
+        case "rotate":
+            value = sign * 3 * magnitude
+        case _:
+            value = sign * magnitude * (0.03 if name.startswith("shear") else 0.045)
     return Operation(name, value, bicubic)
 
 

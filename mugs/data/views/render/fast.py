@@ -28,10 +28,16 @@ def render_views_compiled(
 
 def render_crop_compiled(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
     """Write one crop into out (3, S, S)."""
-    if crop.strong:
-        render_strong_crop(whole, crop, out)
-    else:
+    if not crop.strong:
         render_weak_crop(whole.planes, crop, out)
+    elif crop.operations:
+        # A strong crop: the image mirrored, RandAugment on all of it, then the crop.
+        part = augment_region(whole, crop.flip, crop.operations, crop.box)
+        resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
+    else:
+        # In one strong crop of four neither of the two operations is applied, and nothing of the
+        # whole image has to be computed.
+        resample_crop(whole.planes, crop.box, crop.flip, False, out)
 
 
 def to_planes(image: Image.Image) -> LeveledImage:
@@ -50,14 +56,3 @@ def hwc_to_cwh(image: np.ndarray) -> np.ndarray:
                 for channel in range(3):
                     out[channel, x, y] = image[y, x, channel]
     return out
-
-
-def render_strong_crop(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -> None:
-    """Write a strong crop: the image mirrored, RandAugment on all of it, then the crop."""
-    if crop.operations:
-        part = augment_region(whole, crop.flip, crop.operations, crop.box)
-        resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
-    else:
-        # In one strong crop of four neither of the two operations is applied, and nothing of the
-        # whole image has to be computed.
-        resample_crop(whole.planes, crop.box, crop.flip, False, out)

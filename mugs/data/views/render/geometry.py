@@ -81,14 +81,8 @@ def transform_region(
     _, _, wide, high = region
     start = np.array(inside[:2])
     out_start = np.array(region[:2])
-    if (a, b, c, e) == (1, 0, 0, 1):
-        # Vertical shear or shift: columns move along themselves, which needs two or four pixels
-        # each instead of four or sixteen.
-        out = np.empty((3, wide, high), np.uint8)
-        shift_columns(planes, start, size[1], d, f, bicubic, out_start, FILL, out)
-        return out
     if (a, d, e, f) == (1, 0, 1, 0):
-        # Horizontal shear or shift: the same for rows, by way of transposed planes.
+        # Horizontal shear or shift: as a vertical one, by way of transposed planes.
         out = np.empty((3, high, wide), np.uint8)
         turned = np.ascontiguousarray(planes.transpose(0, 2, 1))
         start = start[::-1].copy()
@@ -96,7 +90,12 @@ def transform_region(
         shift_columns(turned, start, size[0], b, c, bicubic, out_start, FILL, out)
         return np.ascontiguousarray(out.transpose(0, 2, 1))
     out = np.empty((3, wide, high), np.uint8)
-    warp_affine(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
+    if (a, b, c, e) == (1, 0, 0, 1):
+        # Vertical shear or shift: columns move along themselves, which needs two or four pixels
+        # each instead of four or sixteen.
+        shift_columns(planes, start, size[1], d, f, bicubic, out_start, FILL, out)
+    else:
+        warp_affine(planes, start, np.array(size), np.array(matrix), bicubic, out_start, FILL, out)
     return out
 
 

@@ -17,13 +17,7 @@ def blend_table(degenerate: int, factor: float) -> np.ndarray:
     """
     alpha = np.float32(factor)
     value = np.float32(degenerate) + alpha * (LEVELS - degenerate).astype(np.float32)
-    table: np.ndarray = np.clip(value, 0, 255).astype(np.uint8)
-    return table
-
-
-def solarize_table(threshold: int) -> np.ndarray:
-    """Return the levels (256,), inverted from the threshold on."""
-    return np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS).astype(np.uint8)
+    return np.asarray(np.clip(value, 0, 255), np.uint8)
 
 
 @cached_njit

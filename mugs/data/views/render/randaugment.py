@@ -21,7 +21,6 @@ from mugs.data.views.render.photometric import (
     apply_table,
     blend_table,
     mean_luma,
-    solarize_table,
     truncate_to_byte,
 )
 
@@ -42,21 +41,18 @@ class LeveledImage:
     planes: np.ndarray
     table: np.ndarray
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.planes.shape[1], self.planes.shape[2]
-
     @cached_property
     def histogram(self) -> np.ndarray:
         """Counts of levels (3, 256)."""
         counts = np.zeros((3, 256), np.int64)
         count_levels(self.planes, counts)
         # Push the counts through the table: new level t[l] gets the count of every level l.
-        pushed = [
-            np.bincount(table, count, 256) for table, count in zip(self.table, counts, strict=True)
-        ]
-        return np.stack(pushed).astype(np.int64)
+        return np.stack(
+            [
+                np.bincount(table, count, 256)
+                for table, count in zip(self.table, counts, strict=True)
+            ]
+        ).astype(np.int64)
 
     @cached_property
     def mean_luma(self) -> int:
@@ -82,7 +78,7 @@ def augment_region(
     whole: LeveledImage, mirror: bool, operations: tuple[Operation, ...], box: Region
 ) -> np.ndarray:
     """Return planes (3, w, h) of a box of the image after mirroring and one or two operations."""
-    size = whole.size
+    size = (whole.planes.shape[1], whole.planes.shape[2])
     # regions[i] is what operation i has to see; the last one is the box itself.
     regions = [box]
     for operation in reversed(operations):
@@ -101,12 +97,11 @@ def augment_region(
     pixels = np.array(part[:, ::-1] if mirror else part, order="C")
     for operation, inside, outside in zip(operations, regions[:-1], regions[1:], strict=True):
         if maps_levels(operation):
-            table = level_table(operation, whole)
-            pixels = crop_region(pixels, inside, outside)
-            apply_table(pixels, table)
             # A third operation would need both tables; with two, this image is used at most once
             # more.
-            whole = LeveledImage(whole.planes, table)
+            whole = LeveledImage(whole.planes, level_table(operation, whole))
+            pixels = crop_region(pixels, inside, outside)
+            apply_table(pixels, whole.table)
         else:
             pixels = apply_spatial_operation(operation, pixels, inside, outside, size)
             whole = LeveledImage(pixels, IDENTITY)
@@ -204,26 +199,26 @@ def sharpen_line(
 
 def level_table(operation: Operation, whole: LeveledImage) -> np.ndarray:
     """Return the new levels (3, 256) of an operation that replaces levels."""
-    name = operation.name
     value = operation.value
-    if name == "auto_contrast":
-        return np.stack([autocontrast_table(counts) for counts in whole.histogram])
-    if name == "equalize":
-        return np.stack([equalize_table(counts) for counts in whole.histogram])
-    if name == "contrast":
-        table = blend_table(whole.mean_luma, value)
-    elif name == "brightness":
-        table = blend_table(0, value)
-    elif name == "invert":
-        table = 255 - LEVELS
-    elif name == "posterize":
-        # Keep the upper `value` bits; no bits give a black image.
-        table = LEVELS & (0xFF << (8 - int(value)) & 0xFF)
-    elif name == "solarize":
-        table = solarize_table(int(value))
-    else:
-        # "solarize_add" brightens the dark half.
-        table = np.where(LEVELS < 128, np.minimum(LEVELS + int(value), 255), LEVELS)
+    match operation.name:
+        case "auto_contrast":
+            return np.stack([autocontrast_table(counts) for counts in whole.histogram])
+        case "equalize":
+            return np.stack([equalize_table(counts) for counts in whole.histogram])
+        case "contrast":
+            table = blend_table(whole.mean_luma, value)
+        case "brightness":
+            table = blend_table(0, value)
+        case "invert":
+            table = 255 - LEVELS
+        case "posterize":
+            # Keep the upper `value` bits; no bits give a black image.
+            table = LEVELS & (0xFF << (8 - int(value)) & 0xFF)
+        case "solarize":
+            table = np.where(int(value) <= LEVELS, 255 - LEVELS, LEVELS)
+        case _:
+            # "solarize_add" brightens the dark half.
+            table = np.where(LEVELS < 128, np.minimum(LEVELS + int(value), 255), LEVELS)
     return np.tile(table.astype(np.uint8), (3, 1))
 
 
@@ -245,5 +240,4 @@ def equalize_table(counts: np.ndarray) -> np.ndarray:
     if len(used) <= 1 or step == 0:
         return LEVELS.astype(np.uint8)
     before = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    table: np.ndarray = np.clip((step // 2 + before) // step, 0, 255).astype(np.uint8)
-    return table
+    return np.asarray(np.clip((step // 2 + before) // step, 0, 255), np.uint8)

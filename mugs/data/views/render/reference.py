@@ -9,7 +9,6 @@ from mugs.data.views.plan import CropPlan, Operation, ViewPlan
 
 # ImageNet's mean color, 255 * (0.485, 0.456, 0.406), which timm and the released code fill with.
 FILL = (124, 116, 104)
-Affine = tuple[float, float, float, float, float, float]
 
 
 def render_views_pil(
@@ -93,27 +92,28 @@ ENHANCE = {
 
 def apply_operation_pil(image: Image.Image, operation: Operation) -> Image.Image:
     """Apply one RandAugment operation to a whole image."""
-    name = operation.name
     value = operation.value
-    if name in ENHANCE:
-        return ENHANCE[name](image).enhance(value)
-    if name == "auto_contrast":
-        return ImageOps.autocontrast(image)
-    if name == "equalize":
-        return ImageOps.equalize(image)
-    if name == "invert":
-        return ImageOps.invert(image)
-    if name == "posterize":
-        # Not ImageOps.posterize: from Pillow 13 on it refuses 0 bits, which magnitude 10 asks for
-        # and which give a black image in the released code.
-        mask = (0xFF << (8 - int(value))) & 0xFF
-        return image.point([level & mask for level in range(256)] * 3)
-    if name == "solarize":
-        return ImageOps.solarize(image, int(value))
-    if name == "solarize_add":
-        table = [min(255, level + int(value)) if level < 128 else level for level in range(256)]
-        return image.point(table * 3)
-    return _geometric(image, operation)
+    match operation.name:
+        case "color" | "contrast" | "brightness" | "sharpness":
+            return ENHANCE[operation.name](image).enhance(value)
+        case "auto_contrast":
+            return ImageOps.autocontrast(image)
+        case "equalize":
+            return ImageOps.equalize(image)
+        case "invert":
+            return ImageOps.invert(image)
+        case "posterize":
+            # Not ImageOps.posterize: from Pillow 13 on it refuses 0 bits, which magnitude 10 asks
+            # for and which give a black image in the released code.
+            mask = (0xFF << (8 - int(value))) & 0xFF
+            return image.point([level & mask for level in range(256)] * 3)
+        case "solarize":
+            return ImageOps.solarize(image, int(value))
+        case "solarize_add":
+            table = [min(255, level + int(value)) if level < 128 else level for level in range(256)]
+            return image.point(table * 3)
+        case _:
+            return _geometric(image, operation)
 
 
 def _geometric(image: Image.Image, operation: Operation) -> Image.Image:
@@ -124,7 +124,7 @@ def _geometric(image: Image.Image, operation: Operation) -> Image.Image:
     width, height = image.size
     # Spelled out a second time and not taken from the compiled renderer, which is tested against
     # this.
-    matrices: dict[str, Affine] = {
+    matrices = {
         "shear_x": (1, value, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, value, 1, 0),
         "translate_x": (1, 0, value * width, 0, 1, 0),

@@ -15,12 +15,10 @@ from mugs.data.views.render.photometric import (
 )
 from mugs.data.views.render.resize import resample_crop
 
-NO_JITTER = np.empty((0, 2))
-
 
 def render_weak_crop(planes: np.ndarray, crop: CropPlan, out: np.ndarray) -> None:
     """Write a weak view of planes (3, W, H) into out (3, S, S)."""
-    jitter = np.array(crop.jitter) if crop.jitter else NO_JITTER
+    jitter = np.array(crop.jitter, dtype=np.float64).reshape(-1, 2)
     radius, weight, edge = box_weights(crop.blur) if crop.blur else (-1, 0, 0)
     # A single call from Python to compiled code: each one costs some microseconds with the
     # interpreter lock held, and a batch makes hundreds.
