@@ -22,13 +22,10 @@ def label_colors() -> np.ndarray:
     Bits 0, 1 and 2 of a label are the highest bits of red, green and blue, bits 3, 4 and 5 the next
     ones, and so on. So neighboring labels have clearly different colors.
     """
-    table = np.zeros((256, 3), np.uint8)
-    for label in range(256):
-        rest = label
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                table[label, channel] |= ((rest >> channel) & 1) << shift
-            rest >>= 3
+    # bits[label, k, channel] is bit 3 k + channel of the label (bit 8 is always 0); it becomes bit
+    # 7 - k of the channel.
+    bits = (np.arange(256)[:, None] >> np.arange(9) & 1).reshape(256, 3, 3)
+    table = np.asarray((bits << np.array([[7], [6], [5]])).sum(axis=1), np.uint8)
     # The cached array is shared by all callers.
     table.setflags(write=False)
     return table
@@ -46,12 +43,10 @@ def overlay_labels(image: np.ndarray, labels: np.ndarray, *, first: int) -> np.n
     Label 0 has color number `first`, void has none. Color 0 is black and is not laid over the
     image: with `first` 0, label 0 is a background that is seen as it is.
     """
-    table = np.roll(label_colors(), -first, axis=0)
-    color = table[labels]
+    color = np.roll(label_colors(), -first, axis=0)[labels]
     shown = (labels != VOID) & (color.any(axis=-1))
     mixed = (OPACITY * color + (1 - OPACITY) * image).round().astype(np.uint8)
-    picture: np.ndarray = np.where(shown[..., None], mixed, image)
-    return picture
+    return np.asarray(np.where(shown[..., None], mixed, image))
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,5 +64,5 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 def one_below_the_other(images: Sequence[np.ndarray]) -> np.ndarray:
     """Put images (H, W, 3) of one width below each other, with white gaps."""
-    turned = [image.transpose(1, 0, 2) for image in images]
-    return np.ascontiguousarray(side_by_side(turned).transpose(1, 0, 2))
+    row = side_by_side([image.transpose(1, 0, 2) for image in images])
+    return np.ascontiguousarray(row.transpose(1, 0, 2))

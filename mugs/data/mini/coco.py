@@ -17,43 +17,44 @@ from mugs.data.mini.scenes_and_videos import (
     paste_digit,
     scale_digit,
 )
+from mugs.data.mini.write_once import write_once
 from mugs.random_streams import DemoStream, make_item_generator
-from pipeline.files import replace_atomically
 
 # Height and width of a scene; smallest and largest side of a digit (the latter excluded).
 SIZES = ((96, 96), (80, 112), (112, 80))
 SIDES = (28, 44)
 
 
+@write_once
 def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None:
     """Write scenes of digits below root, if not there; no digit is in both splits."""
-    if root.is_dir():
-        return
-    with replace_atomically(root) as folder:
-        (folder / "annotations").mkdir(parents=True)
-        for split, count, stream in (
-            ("train", train, DemoStream.TRAIN_COCO),
-            ("val", val, DemoStream.VAL_COCO),
-        ):
-            (folder / SPLITS[split]).mkdir()
-            digits = load_digit_split(split)
-            images: list[dict[str, Any]] = []
-            annotations: list[dict[str, Any]] = []
-            for index in range(1, count + 1):
-                light, found = draw_coco_scene(digits, make_item_generator(seed, index, stream))
-                name = f"{index:012d}.jpg"
-                Image.fromarray(light).convert("RGB").save(
-                    folder / SPLITS[split] / name, quality=95
-                )
-                height, width = light.shape
-                images.append({"id": index, "file_name": name, "width": width, "height": height})
-                for entry in found:
-                    number = len(annotations) + 1
-                    annotations.append({"id": number, "image_id": index, **entry})
-            categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-            content = {"images": images, "annotations": annotations, "categories": categories}
-            path = folder / "annotations" / f"instances_{SPLITS[split]}.json"
-            path.write_text(json.dumps(content), encoding="utf-8")
+    (root / "annotations").mkdir(parents=True)
+    for split, count, stream in (
+        ("train", train, DemoStream.TRAIN_COCO),
+        ("val", val, DemoStream.VAL_COCO),
+    ):
+        (root / SPLITS[split]).mkdir()
+        digits = load_digit_split(split)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in range(1, count + 1):
+            light, found = draw_coco_scene(digits, make_item_generator(seed, index, stream))
+            name = f"{index:012d}.jpg"
+            Image.fromarray(light).convert("RGB").save(root / SPLITS[split] / name, quality=95)
+            height, width = light.shape
+            images.append({"id": index, "file_name": name, "width": width, "height": height})
+            annotations += [
+                {"id": number, "image_id": index, **entry}
+                for number, entry in enumerate(found, len(annotations) + 1)
+            ]
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
+        }
+        (root / "annotations" / f"instances_{SPLITS[split]}.json").write_text(
+            json.dumps(content), encoding="utf-8"
+        )
 
 
 def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:

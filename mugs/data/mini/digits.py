@@ -5,29 +5,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.files import replace_atomically
+from mugs.data.mini.write_once import write_once
 
 SIDE = 40
 
 
+@write_once
 def materialize_digits(root: Path) -> None:
     """Write `root/train/<digit>/*.jpg` and `root/val/...` (every fifth image), if not there.
 
     Light digits on a dark ground, 40 x 40 pixels, each turned, moved and scaled a little.
     """
-    if root.is_dir():
-        return
     # Imported here, as scikit-learn takes a second to import and most runs do not need it.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     rng = np.random.Generator(np.random.Philox(0))
-    with replace_atomically(root) as temporary:
-        for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            split = "val" if index % 5 == 0 else "train"
-            folder = temporary / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            _jitter_digit(pixels, rng).save(folder / f"digit_{index:04d}.jpg", quality=95)
+    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        folder = root / ("val" if index % 5 == 0 else "train") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        _jitter_digit(pixels, rng).save(folder / f"digit_{index:04d}.jpg", quality=95)
 
 
 def _jitter_digit(pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:

@@ -12,31 +12,31 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.files import replace_atomically
+from mugs.data.mini.write_once import write_once
 
 SIDE = 24
 ROWS = 2
 COLUMNS = 3
 
 
+@write_once
 def materialize_patches(root: Path) -> None:
     """Write `root/train/<class>/*.jpg` and `root/val/...` (every fifth patch), if not there.
 
     614 and 154 patches of 24 x 24 pixels in 12 classes.
     """
-    if root.is_dir():
-        return
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()  # type: ignore[no-untyped-call]
-    patches: list[tuple[str, np.ndarray]] = []
-    for name, pixels in zip(samples.filenames, samples.images, strict=True):
-        patches += cut_patches(Path(name).stem, pixels)
-    with replace_atomically(root) as temporary:
-        for index, (region, patch) in enumerate(patches):
-            folder = temporary / ("val" if index % 5 == 0 else "train") / region
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(patch).save(folder / f"patch_{index:04d}.jpg", quality=95)
+    patches = [
+        patch
+        for name, pixels in zip(samples.filenames, samples.images, strict=True)
+        for patch in cut_patches(Path(name).stem, pixels)
+    ]
+    for index, (region, patch) in enumerate(patches):
+        folder = root / ("val" if index % 5 == 0 else "train") / region
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(patch).save(folder / f"patch_{index:04d}.jpg", quality=95)
 
 
 def cut_patches(name: str, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

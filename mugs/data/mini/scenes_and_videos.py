@@ -12,8 +12,8 @@ from numpy.random import Generator
 from PIL import Image
 
 from mugs.data.dense.pictures import label_colors
+from mugs.data.mini.write_once import write_once
 from mugs.random_streams import DemoStream, make_item_generator
-from pipeline.files import replace_atomically
 
 # As written in a file, where 0 is void; digit d is d + 2.
 BACKGROUND = 1
@@ -41,27 +41,25 @@ def load_digit_split(split: str) -> Digits:
     return Digits(digits.images[chosen], digits.target[chosen])
 
 
+@write_once
 def materialize_scenes(
     root: Path, *, train: int, val: int, classes: int = 10, seed: int = 0
 ) -> None:
     """Write scenes of the digits 0 to `classes` - 1 below root in ADE20K's layout, if not there."""
-    if root.is_dir():
-        return
-    with replace_atomically(root) as folder:
-        for split, name, count, stream in (
-            ("train", "training", train, DemoStream.TRAIN_SCENES),
-            ("val", "validation", val, DemoStream.VAL_SCENES),
-        ):
-            digits = load_digit_split(split)
-            images = folder / "images" / name
-            annotations = folder / "annotations" / name
-            images.mkdir(parents=True)
-            annotations.mkdir(parents=True)
-            for index in range(count):
-                rng = make_item_generator(seed, index, stream)
-                image, labels = draw_labeled_scene(digits, rng, classes)
-                image.save(images / f"{name}_{index:04d}.jpg", quality=95)
-                Image.fromarray(labels).save(annotations / f"{name}_{index:04d}.png")
+    for split, name, count, stream in (
+        ("train", "training", train, DemoStream.TRAIN_SCENES),
+        ("val", "validation", val, DemoStream.VAL_SCENES),
+    ):
+        digits = load_digit_split(split)
+        images = root / "images" / name
+        annotations = root / "annotations" / name
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        for index in range(count):
+            rng = make_item_generator(seed, index, stream)
+            image, labels = draw_labeled_scene(digits, rng, classes)
+            image.save(images / f"{name}_{index:04d}.jpg", quality=95)
+            Image.fromarray(labels).save(annotations / f"{name}_{index:04d}.png")
 
 
 def draw_labeled_scene(
@@ -85,19 +83,16 @@ def draw_labeled_scene(
     return Image.fromarray(light).convert("RGB"), labels
 
 
+@write_once
 def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -> None:
     """Write videos of two moving validation digits each in DAVIS-2017's layout, if not there."""
-    if root.is_dir():
-        return
-    with replace_atomically(root) as folder:
-        digits = load_digit_split("val")
-        names = [f"digits_{index:02d}" for index in range(videos)]
-        for index, name in enumerate(names):
-            rng = make_item_generator(seed, index, DemoStream.VIDEOS)
-            write_video(folder, name, digits, frames, rng)
-        listing = folder / "ImageSets" / "2017" / "val.txt"
-        listing.parent.mkdir(parents=True)
-        listing.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    digits = load_digit_split("val")
+    names = [f"digits_{index:02d}" for index in range(videos)]
+    for index, name in enumerate(names):
+        write_video(root, name, digits, frames, make_item_generator(seed, index, DemoStream.VIDEOS))
+    listing = root / "ImageSets" / "2017" / "val.txt"
+    listing.parent.mkdir(parents=True)
+    listing.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generator) -> None:
@@ -154,5 +149,4 @@ def bounce_position(position: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Return a position that bounces between 0 and `room`, from the one without walls."""
     # There and back is one period of 2 * room; the second half is mirrored.
     folded = np.mod(position, 2 * room)
-    place: np.ndarray = np.where(folded > room, 2 * room - folded, folded)
-    return place
+    return np.asarray(np.where(folded > room, 2 * room - folded, folded))
