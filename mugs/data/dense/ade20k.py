@@ -13,10 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mugs.data.dense.label_maps import VOID, check_map_size, read_map
-from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
+from mugs.data.dense.label_maps import (
+    VOID,
+    check_items,
+    check_map_size,
+    raise_problems,
+    read_map,
+)
+from mugs.data.prefetch import ProgressCallback
 from mugs.data.sources.base import SourceError, format_names
-from mugs.data.sources.decode import DecodeError, read_rgb_tensor
+from mugs.data.sources.decode import read_rgb_tensor
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -41,12 +47,14 @@ class SceneFolder:
         self.names = sorted(p.stem for p in self.images.glob("*.jpg"))
         annotated = {p.stem for p in self.annotations.glob("*.png")}
         problems = [] if self.names else [f"no *.jpg in {self.images}"]
-        for what, names in (
-            ("images without annotation", set(self.names) - annotated),
-            ("annotations without image", annotated - set(self.names)),
-        ):
-            if names:
-                problems.append(f"{len(names)} {what}: {format_names(sorted(names))}")
+        problems += [
+            f"{len(names)} {what}: {format_names(sorted(names))}"
+            for what, names in (
+                ("images without annotation", set(self.names) - annotated),
+                ("annotations without image", annotated - set(self.names)),
+            )
+            if names
+        ]
         if problems:
             raise SourceError(f"{root}, {split}: {'; '.join(problems)}")
 
@@ -63,14 +71,6 @@ class SceneFolder:
         labels = self._read_labels(path)
         check_map_size(path, labels.shape, (image.shape[2], image.shape[1]))
         return image, labels
-
-    def find_problem(self, index: int) -> str | None:
-        """Return why a scene cannot be used, naming the file, or None."""
-        try:
-            self.read(index)
-        except (SourceError, DecodeError, OSError) as error:
-            return str(error)
-        return None
 
     def _read_labels(self, path: Path) -> Tensor:
         values = read_map(path)
@@ -103,15 +103,13 @@ def check_scenes(
         split: SceneFolder(root, split, num_classes=num_classes, reduce_zero=reduce_zero)
         for split in counts
     }
-    problems = [
-        f"{folder.images}: {len(folder)} images found, {counts[split]} expected"
-        for split, folder in folders.items()
-        if len(folder) != counts[split]
-    ]
+    raise_problems(
+        [
+            f"{folder.images}: {len(folder)} images found, {counts[split]} expected"
+            for split, folder in folders.items()
+            if len(folder) != counts[split]
+        ]
+    )
     # Reading takes minutes, so it waits until the counts are right.
-    if not problems:
-        places = [(folder, index) for folder in folders.values() for index in range(len(folder))]
-        lines = map_prefetched(lambda place: place[0].find_problem(place[1]), places, threads)
-        problems = [line for line in with_progress(lines, len(places), report) if line]
-    if problems:
-        raise SourceError(f"{len(problems)} problems: {format_names(problems)}")
+    places = [(folder, index) for folder in folders.values() for index in range(len(folder))]
+    check_items(lambda place: place[0].read(place[1]), places, threads, report)

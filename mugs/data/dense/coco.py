@@ -95,9 +95,13 @@ class CocoSplit:
                 )
             box = usable_box(entry, *sizes[image])
             if box is not None and entry["category_id"] in labels:
-                label = labels[entry["category_id"]]
                 objects[image].append(
-                    CocoObject(int(entry["id"]), label, box, entry["segmentation"])
+                    CocoObject(
+                        annotation=int(entry["id"]),
+                        label=labels[entry["category_id"]],
+                        box=box,
+                        outline=entry["segmentation"],
+                    )
                 )
         for entry in sorted(content["images"], key=lambda i: int(i["id"])):
             number = int(entry["id"])
@@ -134,8 +138,10 @@ class CocoSplit:
                 mask.copy_(torch.from_numpy(decode_outline(one.outline, *entry.size)))
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
                 # pycocotools raises all of these for an outline that is not well formed.
-                where = f"{self.annotations}: annotation {one.annotation} of {entry.file}"
-                raise SourceError(f"{where} has no usable outline ({error})") from error
+                raise SourceError(
+                    f"{self.annotations}: annotation {one.annotation} of {entry.file} "
+                    f"has no usable outline ({error})"
+                ) from error
         # The view gives an image without objects the shape (0, 4).
         boxes = torch.tensor([one.box for one in entry.objects], dtype=torch.float32).view(-1, 4)
         return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
@@ -231,12 +237,15 @@ def check_coco(
             splits[name] = CocoSplit(root, name)
         except SourceError as error:
             problems.append(f"{name}: {error}")
-    bad = _find_bad_images(splits, threads, report)
+    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+    lines = map_prefetched(lambda place: splits[place[0]].find_problem(place[1]), places, threads)
+    found = list(zip(places, with_progress(lines, len(places), report), strict=True))
     for name, split in splits.items():
-        lines = _count_differences(split, expected, (expected.images or {}).get(name))
-        if bad[name]:
-            lines.append(f"{len(bad[name])} images are not as annotated: {format_names(bad[name])}")
-        problems += [f"{name}: {line}" for line in lines]
+        differences = _count_differences(split, expected, (expected.images or {}).get(name))
+        bad = [line for (part, _), line in found if line and part == name]
+        if bad:
+            differences.append(f"{len(bad)} images are not as annotated: {format_names(bad)}")
+        problems += [f"{name}: {difference}" for difference in differences]
     # Labels are positions among the categories, so both splits must have the same ones.
     if len(splits) == 2 and splits["train"].names != splits["val"].names:
         problems.append("train and val have different categories")
@@ -245,27 +254,13 @@ def check_coco(
     return splits
 
 
-def _find_bad_images(
-    splits: dict[str, CocoSplit], threads: int, report: ProgressCallback
-) -> dict[str, list[str]]:
-    """Return what is wrong with the images of each split."""
-    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
-    lines = map_prefetched(lambda place: splits[place[0]].find_problem(place[1]), places, threads)
-    bad: dict[str, list[str]] = {name: [] for name in splits}
-    for (name, _), line in zip(places, with_progress(lines, len(places), report), strict=True):
-        if line:
-            bad[name].append(line)
-    return bad
-
-
 def _count_differences(split: CocoSplit, expected: ExpectedCounts, images: int | None) -> list[str]:
-    found = {
-        "categories": (len(split.categories), expected.classes),
-        "images": (len(split), images),
-    }
     lines = [
         f"{split.annotations.name} has {have} {what}, {want} expected"
-        for what, (have, want) in found.items()
+        for what, have, want in (
+            ("categories", len(split.categories), expected.classes),
+            ("images", len(split), images),
+        )
         if want not in (None, have)
     ]
     if not any(image.objects for image in split.images):

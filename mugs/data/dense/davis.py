@@ -14,11 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mugs.data.dense.label_maps import VOID, check_map_size, read_map
+from mugs.data.dense.label_maps import (
+    VOID,
+    check_items,
+    check_map_size,
+    raise_problems,
+    read_map,
+)
 from mugs.data.dense.pixels import normalize_pixels
-from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
-from mugs.data.sources.base import SourceError, format_names
-from mugs.data.sources.decode import DecodeError, decode_rgb, read_rgb_tensor
+from mugs.data.prefetch import ProgressCallback
+from mugs.data.sources.base import SourceError
+from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
 
 RESOLUTION = "480p"
 
@@ -36,7 +42,7 @@ class VideoFolder:
         self.names = listing.read_text(encoding="utf-8").split()
         if not self.names:
             raise SourceError(f"{listing}: names no video")
-        _raise_problems([line for line in map(self._find_missing, self.names) if line])
+        raise_problems([line for line in map(self._find_missing, self.names) if line])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,25 +59,19 @@ class VideoFolder:
         """Return the number of frames of all videos."""
         return sum(len(self.frames(video)) for video in self.names)
 
-    def find_problem(self, index: int) -> str | None:
-        """Return why a video cannot be used, naming the file, or None."""
-        video = self.names[index]
-        try:
-            self.masks(video)
-            # `masks` reads only the header of a frame, for its size.
-            for frame in self.frames(video):
-                decode_rgb(frame.read_bytes(), str(frame))
-        except (SourceError, DecodeError, OSError) as error:
-            return str(error)
-        return None
+    def check(self, video: str) -> None:
+        """Read all files of a video. Raises an error naming one that cannot be used."""
+        self.masks(video)
+        # `masks` reads only the header of a frame, for its size.
+        for frame in self.frames(video):
+            decode_rgb(frame.read_bytes(), str(frame))
 
     def _find_missing(self, video: str) -> str | None:
         frames = self.frames(video)
         if len(frames) < 3:
-            folder = self.root / "JPEGImages" / RESOLUTION / video
             return (
-                f"{folder}: {len(frames)} frames (*.jpg), expected 3 or more "
-                "(the first and the last do not count)"
+                f"{self.root / 'JPEGImages' / RESOLUTION / video}: {len(frames)} frames (*.jpg), "
+                "expected 3 or more (the first and the last do not count)"
             )
         missing = [self.annotation(f) for f in frames if not self.annotation(f).is_file()]
         if missing:
@@ -152,20 +152,15 @@ def check_videos(
     Raises SourceError if the split holds another number of videos or frames than the data set
     should have, or names bad files.
     """
-    found = {"videos": len(videos), "frames": videos.num_frames()}
-    wanted = {"videos": num_videos, "frames": num_frames}
     wrong = [
-        f"{found[what]} {what} found, {wanted[what]} expected"
-        for what in found
-        if found[what] != wanted[what]
+        f"{found} {what} found, {wanted} expected"
+        for what, found, wanted in (
+            ("videos", len(videos), num_videos),
+            ("frames", videos.num_frames(), num_frames),
+        )
+        if found != wanted
     ]
     # Reading takes minutes, so it waits until the counts are right.
     if wrong:
         raise SourceError(f"{videos.root}: {', '.join(wrong)}")
-    lines = map_prefetched(videos.find_problem, range(len(videos)), threads)
-    _raise_problems([line for line in with_progress(lines, len(videos), report) if line])
-
-
-def _raise_problems(problems: list[str]) -> None:
-    if problems:
-        raise SourceError(f"{len(problems)} problems: {format_names(problems)}")
+    check_items(videos.check, videos.names, threads, report)
