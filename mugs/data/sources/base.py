@@ -74,8 +74,10 @@ class FolderSource:
         self.root = root
         self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
         if not self.classes:
-            expected = f"expected {root}/<class>/<image>"
-            raise SourceError(f"{root}: no class folders in it ({expected}){suggest_layout(root)}")
+            raise SourceError(
+                f"{root}: no class folders in it (expected {root}/<class>/<image>)"
+                f"{suggest_layout(root)}"
+            )
         self.paths: list[str] = []
         self.labels: list[int] = []
         empty: list[str] = []

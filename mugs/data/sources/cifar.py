@@ -4,7 +4,7 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,8 +56,8 @@ class ArraySource(ListedSource):
     def __init__(
         self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]
     ) -> None:
-        names = [f"{split}/{index:05d}.jpg" for index in range(len(labels))]
-        super().__init__(root, names, labels, classes)
+        paths = [f"{split}/{index:05d}.jpg" for index in range(len(labels))]
+        super().__init__(root, paths, labels, classes)
         self.pixels = pixels
 
     def read(self, index: int) -> bytes:
@@ -94,9 +94,12 @@ def open_cifar10(root: Path, split: str) -> ArraySource:
 def open_cifar100(root: Path, split: str) -> ArraySource:
     """Open `root` or `root/cifar-100-python`: train, test and meta, with the 100 fine labels."""
     root = find_cifar_dir(root, "cifar-100-python", "meta")
-    names = ["train" if split == "train" else "test"]
     return read_batches(
-        root, split, names, labels="fine_labels", classes=("meta", "fine_label_names")
+        root,
+        split,
+        ["train" if split == "train" else "test"],
+        labels="fine_labels",
+        classes=("meta", "fine_label_names"),
     )
 
 
@@ -144,7 +147,8 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
     """Return a pickled dictionary that has the keys. Raises SourceError naming the file."""
     try:
         with path.open("rb") as stream:
-            content = load_arrays(stream)
+            # Text of Python 2 becomes str.
+            content = ArrayUnpickler(stream, encoding="latin1").load()
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (
@@ -162,8 +166,3 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise SourceError(f"{path}: not a CIFAR file (no {', '.join(map(repr, missing))} in it)")
     return dict(content)
-
-
-def load_arrays(stream: BinaryIO) -> Any:
-    """Unpickle plain values and arrays; text of Python 2 becomes str."""
-    return ArrayUnpickler(stream, encoding="latin1").load()

@@ -73,11 +73,9 @@ def convert_to_beton(
     bad = find_bad_images(source, range(len(source)), threads, report)
     check_bad_allowed(source, bad, allow_bad)
     keep = [i for i in range(len(source)) if source.name(i) not in bad]
-
-    def encode(index: int) -> EncodedImage:
-        return encode_image(source.read(index), source.name(index), source.label(index))
-
-    images = map_prefetched(encode, keep, threads)
+    images = map_prefetched(
+        lambda i: encode_image(source.read(i), source.name(i), source.label(i)), keep, threads
+    )
     sizes, crcs = write_beton(path, with_progress(images, len(keep), report), len(keep))
     sidecar = Sidecar(
         classes=source.classes,
@@ -112,20 +110,20 @@ def check_whole_images(
 def check_bad_allowed(
     source: FolderSource, bad: Mapping[str, str], allow_bad: Sequence[str]
 ) -> None:
-    """Raise SourceError for the bad images, name -> reason, that are not allowed."""
-    if refused := {name: why for name, why in bad.items() if name not in allow_bad}:
-        raise SourceError(format_refusal(source.root, refused, len(source)))
+    """Raise SourceError for the bad images, name -> reason, that are not allowed.
 
-
-def format_refusal(folder: Path, refused: Mapping[str, str], total: int) -> str:
-    """Return the message about bad files: a first line that names them, then one line each."""
-    reasons = "\n".join(f"  {name}: {why}" for name, why in list(refused.items())[:MAX_LISTED])
-    more = f"\n  ... and {len(refused) - MAX_LISTED} more" if len(refused) > MAX_LISTED else ""
-    return (
-        f"{folder}: {len(refused)} of {total} files are not usable images: "
-        f"{format_names(list(refused))}; repair or remove them, or name them in allow_bad to leave "
-        f"them out\n{reasons}{more}"
-    )
+    The first line of the message names them, then comes one line each.
+    """
+    refused = {name: why for name, why in bad.items() if name not in allow_bad}
+    lines = [f"  {name}: {why}" for name, why in refused.items()]
+    if len(lines) > MAX_LISTED:
+        lines[MAX_LISTED:] = [f"  ... and {len(refused) - MAX_LISTED} more"]
+    if refused:
+        raise SourceError(
+            f"{source.root}: {len(refused)} of {len(source)} files are not usable images: "
+            f"{format_names(list(refused))}; repair or remove them, or name them in allow_bad to "
+            "leave them out\n" + "\n".join(lines)
+        )
 
 
 def find_bad_images(

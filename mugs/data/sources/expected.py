@@ -42,9 +42,11 @@ def check_expected_counts(
 
     A split whose images cannot be opened is given by its error.
     """
-    problems: list[str] = []
-    for split, source in sources.items():
-        problems += _count_differences(split, source, expected)
+    problems = [
+        difference
+        for split, source in sources.items()
+        for difference in _count_differences(split, source, expected)
+    ]
     train = sources.get("train")
     val = sources.get("val")
     if isinstance(train, FolderSource) and isinstance(val, FolderSource):
@@ -61,22 +63,23 @@ def _count_differences(
 ) -> list[str]:
     if isinstance(source, SourceError):
         return [f"{split}: {source}"]
-    found = {"classes": len(source.classes), "images": len(source)}
-    wanted = {"classes": expected.classes, "images": (expected.images or {}).get(split)}
     lines = [
-        f"{num} {what} found, {wanted[what]} expected"
-        for what, num in found.items()
-        if wanted[what] not in (None, num)
+        f"{found} {what} found, {wanted} expected"
+        for what, found, wanted in (
+            ("classes", len(source.classes), expected.classes),
+            ("images", len(source), (expected.images or {}).get(split)),
+        )
+        if wanted not in (None, found)
     ]
     return [f"{split} ({source.root}): {', '.join(lines)}"] if lines else []
 
 
 def _class_differences(train: list[str], val: list[str]) -> list[str]:
-    lines = []
-    for one, other, names in (
-        ("train", "val", sorted(set(train) - set(val))),
-        ("val", "train", sorted(set(val) - set(train))),
-    ):
-        if names:
-            lines.append(f"{len(names)} classes of {one} are not in {other}: {format_names(names)}")
-    return lines
+    return [
+        f"{len(names)} classes of {one} are not in {other}: {format_names(sorted(names))}"
+        for one, other, names in (
+            ("train", "val", set(train) - set(val)),
+            ("val", "train", set(val) - set(train)),
+        )
+        if names
+    ]

@@ -63,23 +63,14 @@ def from_list(root: Path, list_file: Path, *, labeled: bool = True) -> ListedSou
     their names, by value if all of them are numbers. Raises SourceError naming the lines that are
     wrong.
     """
-    try:
-        text = list_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{list_file}: cannot be read as a list of files: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise SourceError(f"{list_file}: names no file")
+    lines = read_lines(list_file)
     found = [parse_line(root, line) for line in lines]
     lost = [line for line, entry in zip(lines, found, strict=True) if not entry]
     raise_if_any(list_file, f"of its lines name no file below {root}", lost)
     entries = [entry for entry in found if entry]
     paths = [path for path, _ in entries]
-    raise_if_any(
-        list_file,
-        "of its lines name a file again",
-        [path for path, count in Counter(paths).items() if count > 1],
-    )
+    again = [path for path, count in Counter(paths).items() if count > 1]
+    raise_if_any(list_file, "of its lines name a file again", again)
     if not labeled:
         return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
     names = class_names(list_file, entries)
@@ -88,6 +79,23 @@ def from_list(root: Path, list_file: Path, *, labeled: bool = True) -> ListedSou
     classes = sorted(set(names), key=lambda name: (int(name) if numeric else 0, name))
     number = {name: index for index, name in enumerate(classes)}
     return ListedSource(root, paths, [number[name] for name in names], classes)
+
+
+def read_lines(list_file: Path, hint: str = "") -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises SourceError if there are none, or with `hint` if the file cannot be read.
+    """
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{list_file}: cannot be read as a list of files: {error}{hint}"
+        ) from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise SourceError(f"{list_file}: names no file")
+    return lines
 
 
 def parse_line(root: Path, line: str) -> tuple[str, str] | None:

@@ -38,7 +38,9 @@ def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
     try:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
-        species = content.get("categories") or read_categories(root, year)
+        # The split files of 2018 do not list the species.
+        listing = "categories.json" if year == 2018 else f"categories{year}.json"
+        species = content.get("categories") or read_dataset_json(root / listing)
         names = {entry["id"]: str(entry["name"]) for entry in species}
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path}: not an iNaturalist file ({error!r})") from error
@@ -51,18 +53,11 @@ def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
     return make_checked_source(root, path, list(files.values()), labels, classes)
 
 
-def read_categories(root: Path, year: int) -> Any:
-    """Return the species of the data set, if its split files do not list them (2018)."""
-    name = "categories.json" if year == 2018 else f"categories{year}.json"
-    return read_dataset_json(root / name)
-
-
 def open_flowers(root: Path, split: str) -> ListedSource:
     """Open Flowers-102: 2,040 training images (its train and validation sets), 6,149 of test."""
-    labels = np.atleast_1d(read_mat(root / "imagelabels.mat", "labels"))
+    labels = read_mat(root / "imagelabels.mat", "labels")
     parts = ("trnid", "valid") if split == "train" else ("tstid",)
-    lists = [np.atleast_1d(read_mat(root / "setid.mat", part)) for part in parts]
-    chosen = np.concatenate(lists).tolist()
+    chosen = np.concatenate([read_mat(root / "setid.mat", part) for part in parts]).tolist()
     beyond = [str(number) for number in chosen if not 1 <= number <= len(labels)]
     raise_if_any(
         root / "setid.mat", f"numbers are not those of the {len(labels)} labeled images", beyond
@@ -89,10 +84,10 @@ def open_cars(root: Path, split: str) -> ListedSource:
             f"{root}: {name} is neither in devkit nor beside it; "
             "cars_test_annos.mat, which comes with the images, has no labels"
         )
-    entries = np.atleast_1d(read_mat(path, "annotations"))
+    entries = read_mat(path, "annotations")
     if not {"class", "fname"} <= set(entries.dtype.names or ()):
         raise SourceError(f"{path}: its annotations have no field 'class' or 'fname'")
-    classes = np.atleast_1d(read_mat(root / "devkit" / "cars_meta.mat", "class_names"))
+    classes = read_mat(root / "devkit" / "cars_meta.mat", "class_names")
     return make_one_based_source(
         root,
         path,
@@ -121,8 +116,7 @@ def make_checked_source(
     """Return the images as a source. Raises SourceError if a file or a class is missing."""
     missing = [path for path in paths if not (root / path).is_file()]
     raise_if_any(where, f"named images are not below {root}", missing)
-    present = set(labels)
-    empty = [name for number, name in enumerate(classes) if number not in present]
+    empty = [classes[number] for number in sorted(set(range(len(classes))) - set(labels))]
     raise_if_any(where, "classes have no image", empty)
     return ListedSource(root, paths, labels, classes)
 
@@ -138,7 +132,10 @@ def read_dataset_json(path: Path) -> Any:
 
 
 def read_mat(path: Path, name: str) -> np.ndarray:
-    """Return a variable of a MATLAB file. Raises SourceError naming the file."""
+    """Return a variable of a MATLAB file; a single value has the shape (1,).
+
+    Raises SourceError naming the file.
+    """
     from scipy.io import loadmat
 
     if not path.is_file():
@@ -150,8 +147,7 @@ def read_mat(path: Path, name: str) -> np.ndarray:
         raise SourceError(f"{path}: not readable as a MATLAB file: {error}") from error
     if name not in content:
         raise SourceError(f"{path}: no variable {name!r} in it")
-    found: np.ndarray = content[name]
-    return found
+    return np.atleast_1d(content[name])
 
 
 PUBLIC: dict[str, Opener] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from mugs.data.sources.base import Source, SourceError, raise_if_any
+from mugs.data.sources.listing import read_lines
 from mugs.random_streams import ClassStream, make_item_generator
 
 LISTS = "https://github.com/google-research/simclr/tree/master/imagenet_subsets"
@@ -88,24 +89,16 @@ def indices_from_list(
     indices = [where[name][0] for name in names]
     again = [source.name(i) for i, count in Counter(indices).items() if count > 1]
     raise_if_any(list_file, "of its lines name an image again", again)
-    indices = indices[:-1] if drop_last else indices
+    if drop_last:
+        indices.pop()
     _check_every_class(source, indices, list_file)
     return sorted(indices)
 
 
 def read_names(list_file: Path) -> list[str]:
     """Return the lines that are not empty. Raises SourceError if there are none."""
-    try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"{list_file}: cannot be read as a list of files: {error}; "
-            f"those of ImageNet-1K are at {LISTS}"
-        ) from error
-    names = [line.strip().removeprefix("./") for line in lines if line.strip()]
-    if not names:
-        raise SourceError(f"{list_file}: names no file")
-    return names
+    lines = read_lines(list_file, f"; those of ImageNet-1K are at {LISTS}")
+    return [line.removeprefix("./") for line in lines]
 
 
 def locate_names(source: Source, names: set[str]) -> dict[str, list[int]]:
