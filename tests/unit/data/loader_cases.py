@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mugs.data.loading.batch import Batch
@@ -19,6 +20,7 @@ from mugs.data.views.config import ViewRecipe
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4
+FIELDS = ("large", "small", "erase", "weak", "ids", "labels")
 
 
 def write_images(root: Path) -> Path:
@@ -55,6 +57,12 @@ def loader(path: Path, name: str, *, world: int = 1, rank: int = 0, **options: A
 def collect(path: Path, name: str, start: int = 0, stop: int = 12, **options: Any) -> list[Batch]:
     with loader(path, name, **options) as batches:
         return list(batches.iterate(start, stop))
+
+
+def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in FIELDS)
+        assert (a.epoch, a.step) == (b.epoch, b.step)
 
 
 def abandon(path: Path, name: str, repeats: int) -> int:

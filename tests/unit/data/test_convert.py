@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def packed(folder: Path, tmp_path: Path) -> Path:
+    """The folder, converted."""
+    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
+    return tmp_path / "x.beton"
+
+
 def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -> None:
     sidecar = convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
     pack, source = BetonSource(tmp_path / "x.beton"), open_source(folder)
@@ -52,13 +60,12 @@ def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -
     assert verify_beton(tmp_path / "x.beton") == []
 
 
-def test_stock_ffcv_reads_it(folder: Path, tmp_path: Path) -> None:
+def test_stock_ffcv_reads_it(packed: Path) -> None:
     pytest.importorskip("ffcv", reason="ffcv is not installed")
     from ffcv.reader import Reader
 
-    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
-    reader = Reader(str(tmp_path / "x.beton"))
-    pack = BetonSource(tmp_path / "x.beton")
+    reader = Reader(str(packed))
+    pack = BetonSource(packed)
     assert reader.num_samples == len(pack)
     assert reader.field_names == ["image", "label"]
     for i in range(len(pack)):
@@ -124,40 +131,34 @@ def test_empty_class_folder_is_named(folder: Path, tmp_path: Path) -> None:
         convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
 
 
-def test_a_second_conversion_does_nothing(folder: Path, tmp_path: Path) -> None:
-    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
-    before = (tmp_path / "x.beton").stat().st_mtime_ns
-    convert_to_beton(FolderSource(folder), tmp_path / "x.beton")
-    assert (tmp_path / "x.beton").stat().st_mtime_ns == before
+def test_a_second_conversion_does_nothing(folder: Path, packed: Path) -> None:
+    before = packed.stat().st_mtime_ns
+    convert_to_beton(FolderSource(folder), packed)
+    assert packed.stat().st_mtime_ns == before
 
 
-def test_truncated_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.beton"
-    convert_to_beton(FolderSource(folder), path)
-    os.truncate(path, path.stat().st_size - 100)
-    with pytest.raises(SourceError, match=r"x\.beton.*truncated"):
-        open_source(path)
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: os.truncate(path, path.stat().st_size - 100), r"x\.beton.*truncated"),
+        (lambda path: sidecar_path(path).unlink(), "sidecar"),
+    ],
+    ids=["truncated", "no sidecar"],
+)
+def test_incomplete_file_is_refused(
+    packed: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(packed)
+    with pytest.raises(SourceError, match=words):
+        open_source(packed)
 
 
-def test_missing_sidecar_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.beton"
-    convert_to_beton(FolderSource(folder), path)
-    sidecar_path(path).unlink()
-    with pytest.raises(SourceError, match="sidecar"):
-        open_source(path)
-
-
-def test_verify_finds_a_flipped_byte(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.beton"
-    convert_to_beton(FolderSource(folder), path)
-    position = int(BetonSource(path).samples["image"]["data_ptr"][3]) + 50
-    with path.open("r+b") as stream:
-        stream.seek(position)
-        byte = stream.read(1)[0]
-        stream.seek(position)
-        stream.write(bytes([byte ^ 1]))
-    (line,) = verify_beton(path)
-    assert f"{path}: sample 3 (cat/3.jpg)" in line
-    assert len(verify_beton(path, every=3)) == 1 and verify_beton(path, every=2) == []
-    os.truncate(path, 1000)
-    assert "truncated" in verify_beton(path)[0]
+def test_verify_finds_a_flipped_byte(packed: Path) -> None:
+    content = bytearray(packed.read_bytes())
+    content[int(BetonSource(packed).samples["image"]["data_ptr"][3]) + 50] ^= 1
+    packed.write_bytes(content)
+    (line,) = verify_beton(packed)
+    assert f"{packed}: sample 3 (cat/3.jpg)" in line
+    assert len(verify_beton(packed, every=3)) == 1 and verify_beton(packed, every=2) == []
+    os.truncate(packed, 1000)
+    assert "truncated" in verify_beton(packed)[0]

@@ -1,6 +1,5 @@
 """Data sets that are not class folders, and the layout check before anything is converted."""
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +20,10 @@ from stages.shared.frozen import read_num_classes
 from stages.shared.image_data import ConvertConfig
 
 
-def jpeg(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 10), (shade, 0, 0)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
 def fill(root: Path, *names: str) -> Path:
     for shade, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(jpeg(shade))
+        Image.new("RGB", (12, 10), (shade, 0, 0)).save(root / name, "JPEG")
     return root
 
 

@@ -77,12 +77,13 @@ def test_posterize_down_to_no_bits(bits: float) -> None:
     assert_same(strong(np.random.default_rng(0), (Operation("posterize", bits, bicubic=False),)))
 
 
-JITTER = [(op, f) for op in range(3) for f in (0.05, 0.6, 0.99, 1.0, 1.4)] + [
-    (3, s) for s in (-0.1, -0.003, 0.07)
-]
-
-
-@pytest.mark.parametrize(("operation", "value"), JITTER)
+@pytest.mark.parametrize(
+    ("operation", "value"),
+    [
+        *itertools.product(range(3), (0.05, 0.6, 0.99, 1.0, 1.4)),
+        *itertools.product([3], (-0.1, -0.003, 0.07)),
+    ],
+)
 def test_jitter(operation: int, value: float) -> None:
     assert_same(
         CropPlan(60, (20, 10, 120, 100), flip=True, strong=False, jitter=((operation, value),))

@@ -7,8 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from loader_cases import BATCH, NUM, RECIPE, collect, copy_of, loader, working, write_images
+from loader_cases import (
+    BATCH,
+    NUM,
+    RECIPE,
+    assert_same_batches,
+    collect,
+    copy_of,
+    loader,
+    working,
+)
 from PIL import Image
 
 from mugs.data.loading.batch import Batch
@@ -19,33 +27,21 @@ from mugs.data.sources.beton import HEADER, BetonSource
 from mugs.data.sources.convert import convert_to_beton
 
 pytest.importorskip("ffcv", reason="ffcv is not installed")
-FIELDS = ("large", "small", "erase", "weak", "ids", "labels")
-
-
-@pytest.fixture(scope="module")
-def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in FIELDS)
-        assert (a.epoch, a.step) == (b.epoch, b.step)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_same_batches_as_the_thread_loader(beton: Path, threads: int) -> None:
     """Over three epochs of five batches, from the start and from the middle of an epoch."""
     expected = collect(beton, "thread")
-    assert_same(collect(beton, "ffcv", threads=threads), expected)
-    assert_same(collect(beton, "ffcv", start=7, threads=threads), expected[7:])
+    assert_same_batches(collect(beton, "ffcv", threads=threads), expected)
+    assert_same_batches(collect(beton, "ffcv", start=7, threads=threads), expected[7:])
 
 
 def test_resume_at_every_step(beton: Path) -> None:
     expected = collect(beton, "thread")
     with loader(beton, "ffcv") as batches:
         for start in range(12):
-            assert_same(
+            assert_same_batches(
                 list(batches.iterate(start, min(start + 2, 12))), expected[start : start + 2]
             )
 
@@ -53,12 +49,12 @@ def test_resume_at_every_step(beton: Path) -> None:
 @pytest.mark.parametrize("ahead", [1, 8])
 def test_kept_batches_do_not_change(beton: Path, ahead: int) -> None:
     """FFCV hands out a few buffers in turn; ours are no views of them."""
-    assert_same(collect(beton, "ffcv", ahead=ahead), collect(beton, "thread"))
+    assert_same_batches(collect(beton, "ffcv", ahead=ahead), collect(beton, "thread"))
 
 
 def test_ranks_share_the_global_batch(beton: Path) -> None:
     for rank in (0, 1):
-        assert_same(
+        assert_same_batches(
             collect(beton, "ffcv", world=2, rank=rank), collect(beton, "thread", world=2, rank=rank)
         )
 
@@ -73,7 +69,7 @@ def test_repeated_samples(beton: Path) -> None:
         batches.close()
         return found
 
-    assert_same(padded("ffcv"), padded("thread"))
+    assert_same_batches(padded("ffcv"), padded("thread"))
 
 
 @pytest.mark.slow

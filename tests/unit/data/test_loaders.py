@@ -15,7 +15,6 @@ from loader_cases import (
     damage_image,
     loader,
     working,
-    write_images,
 )
 
 from mugs.data.loading import thread_loader
@@ -23,11 +22,6 @@ from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.decode import DecodeError
-
-
-@pytest.fixture(scope="module")
-def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(params=["thread", "ffcv"])

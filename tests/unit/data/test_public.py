@@ -4,6 +4,7 @@ and every mistake in one line.
 
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -96,12 +97,12 @@ def inat(root: Path, year: int) -> Path:
             ],
         }
         kinds = [{"id": i, "name": f"species {i}"} for i in (9, 5, 7)]
-        if split == "val":  # only its own species in it
-            for kind, name in ((7, "e"), (9, "f")):
-                file = f"train_val{year}/x/{kind}/{name}.jpg"
-                picture(root / file)
-                content["images"].append({"id": 10 + kind, "file_name": file})
-                content["annotations"].insert(0, {"image_id": 10 + kind, "category_id": kind})
+        # only its own species in it
+        for kind, name in ((7, "e"), (9, "f")) if split == "val" else ():
+            file = f"train_val{year}/x/{kind}/{name}.jpg"
+            picture(root / file)
+            content["images"].append({"id": 10 + kind, "file_name": file})
+            content["annotations"].insert(0, {"image_id": 10 + kind, "category_id": kind})
         if year != 2018:
             content["categories"] = kinds
         else:
@@ -198,96 +199,124 @@ class Evil:
         return print, ("ran",)
 
 
-def rewrite(path: Path, change: Callable[[Any], None]) -> None:
+def set_first_category(path: Path, category: int) -> None:
     content = json.loads(path.read_text())
-    change(content)
+    content["annotations"][0]["category_id"] = category
     path.write_text(json.dumps(content))
 
 
-def spoil(kind: str, root: Path) -> None:  # noqa: C901, PLR0915 (a list of mistakes, one a branch)
-    """One mistake in a layout."""
-    batches = root / "cifar-10-batches-py"
-    if kind == "evil":
-        (batches / "test_batch").write_bytes(pickle.dumps({"data": Evil()}))
-    elif kind == "cut":
-        (batches / "test_batch").write_bytes((batches / "test_batch").read_bytes()[:-90])
-    elif kind == "no batch":
-        (batches / "test_batch").unlink()
-    elif kind == "high label":
-        (batches / "test_batch").write_bytes(python2("labels", pixels(2, 0), [3, 10]))
-    elif kind == "rows":
-        (batches / "test_batch").write_bytes(python2("labels", pixels(2, 0), [3]))
-    elif kind == "keys":
-        (batches / "test_batch").write_bytes(pickle.dumps({"x": 1}))
-    elif kind == "no json":
-        (root / "val2018.json").unlink()
-    elif kind == "bad json":
-        (root / "val2018.json").write_text("{")
-    elif kind == "other json":
-        (root / "val2018.json").write_text('{"images": [{}]}')
-    elif kind == "unknown species":
-        rewrite(root / "val2018.json", lambda c: c["annotations"][0].update(category_id=77))
-    elif kind == "missing species":
-        rewrite(root / "val2018.json", lambda c: c["annotations"][0].update(category_id=5))
-    elif kind == "missing image":
-        (root / "train_val2018/Plantae/5/d.jpg").unlink()
-    elif kind == "no mat":
-        (root / "setid.mat").unlink()
-    elif kind == "bad mat":
-        (root / "setid.mat").write_bytes(b"no matlab" * 40)
-    elif kind == "variable":
-        savemat(root / "setid.mat", {"x": 1})
-    elif kind == "number":
-        savemat(root / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[999]]})
-    elif kind == "missing picture":
-        (root / "jpg/image_00205.jpg").unlink()
-    elif kind == "no labels":
-        (root / "devkit/cars_test_annos_withlabels.mat").unlink()
-    elif kind == "fields":
-        savemat(root / "devkit/cars_test_annos_withlabels.mat", {"annotations": np.zeros(2)})
-    elif kind == "label 197":
-        annotations(
-            root / "devkit/cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 3)]
-        )
-
-
-MISTAKES = {
-    "evil": (cifar10, "cifar10", r"test_batch: not a CIFAR file \(asks for builtins\.print"),
-    "cut": (cifar10, "cifar10", r"test_batch: not a CIFAR file \("),
-    "no batch": (cifar10, "cifar10", r"test_batch: no such file"),
-    "high label": (cifar10, "cifar10", r"test_batch: labels 10, expected 0 to 9"),
-    "rows": (cifar10, "cifar10", r"test_batch: expected 1 rows of 3072 bytes under 'data'"),
-    "keys": (cifar10, "cifar10", r"test_batch: not a CIFAR file \(no 'data', 'labels' in it\)"),
-    "no json": (inat, "inat18", r"val2018\.json: no such file"),
-    "bad json": (inat, "inat18", r"val2018\.json: not readable as JSON"),
-    "other json": (inat, "inat18", r"val2018\.json: not an iNaturalist file"),
-    "unknown species": (
-        inat,
+CIFAR_BATCH = "cifar-10-batches-py/test_batch"
+CARS_VAL = "devkit/cars_test_annos_withlabels.mat"
+# What the mistake is, the data set in which it is made, how, and the words that the message has.
+MISTAKES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "evil": (
+        "cifar10",
+        lambda root: (root / CIFAR_BATCH).write_bytes(pickle.dumps({"data": Evil()})),
+        r"test_batch: not a CIFAR file \(asks for builtins\.print",
+    ),
+    "cut": (
+        "cifar10",
+        lambda root: os.truncate(root / CIFAR_BATCH, (root / CIFAR_BATCH).stat().st_size - 90),
+        r"test_batch: not a CIFAR file \(",
+    ),
+    "no batch": (
+        "cifar10",
+        lambda root: (root / CIFAR_BATCH).unlink(),
+        r"test_batch: no such file",
+    ),
+    "high label": (
+        "cifar10",
+        lambda root: (root / CIFAR_BATCH).write_bytes(python2("labels", pixels(2, 0), [3, 10])),
+        r"test_batch: labels 10, expected 0 to 9",
+    ),
+    "rows": (
+        "cifar10",
+        lambda root: (root / CIFAR_BATCH).write_bytes(python2("labels", pixels(2, 0), [3])),
+        r"test_batch: expected 1 rows of 3072 bytes under 'data'",
+    ),
+    "keys": (
+        "cifar10",
+        lambda root: (root / CIFAR_BATCH).write_bytes(pickle.dumps({"x": 1})),
+        r"test_batch: not a CIFAR file \(no 'data', 'labels' in it\)",
+    ),
+    "no json": (
         "inat18",
+        lambda root: (root / "val2018.json").unlink(),
+        r"val2018\.json: no such file",
+    ),
+    "bad json": (
+        "inat18",
+        lambda root: (root / "val2018.json").write_text("{"),
+        r"val2018\.json: not readable as JSON",
+    ),
+    "other json": (
+        "inat18",
+        lambda root: (root / "val2018.json").write_text('{"images": [{}]}'),
+        r"val2018\.json: not an iNaturalist file",
+    ),
+    "unknown species": (
+        "inat18",
+        lambda root: set_first_category(root / "val2018.json", 77),
         r"1 images have no category, or one that is not listed: train_val2018/x/9/f",
     ),
-    "missing species": (inat, "inat18", r"1 classes have no image: 9 species 9"),
-    "missing image": (
-        inat,
+    "missing species": (
         "inat18",
+        lambda root: set_first_category(root / "val2018.json", 5),
+        r"1 classes have no image: 9 species 9",
+    ),
+    "missing image": (
+        "inat18",
+        lambda root: (root / "train_val2018/Plantae/5/d.jpg").unlink(),
         r"1 named images are not below .*: train_val2018/Plantae/5/d\.jpg",
     ),
-    "no mat": (flowers, "flowers102", r"setid\.mat: no such file"),
-    "bad mat": (flowers, "flowers102", r"setid\.mat: not readable as a MATLAB file"),
-    "variable": (flowers, "flowers102", r"setid\.mat: no variable 'tstid' in it"),
-    "number": (flowers, "flowers102", r"1 numbers are not those of the 306 labeled images: 999"),
-    "missing picture": (
-        flowers,
+    "no mat": (
         "flowers102",
+        lambda root: (root / "setid.mat").unlink(),
+        r"setid\.mat: no such file",
+    ),
+    "bad mat": (
+        "flowers102",
+        lambda root: (root / "setid.mat").write_bytes(b"no matlab" * 40),
+        r"setid\.mat: not readable as a MATLAB file",
+    ),
+    "variable": (
+        "flowers102",
+        lambda root: savemat(root / "setid.mat", {"x": 1}),
+        r"setid\.mat: no variable 'tstid' in it",
+    ),
+    "number": (
+        "flowers102",
+        lambda root: savemat(
+            root / "setid.mat", {"trnid": [[1]], "valid": [[2]], "tstid": [[999]]}
+        ),
+        r"1 numbers are not those of the 306 labeled images: 999",
+    ),
+    "missing picture": (
+        "flowers102",
+        lambda root: (root / "jpg/image_00205.jpg").unlink(),
         r"1 named images are not below .*: jpg/image_00205\.jpg",
     ),
     "no labels": (
-        cars,
         "cars",
+        lambda root: (root / CARS_VAL).unlink(),
         r"cars_test_annos_withlabels\.mat is neither in devkit nor beside it",
     ),
-    "fields": (cars, "cars", r"its annotations have no field 'class' or 'fname'"),
-    "label 197": (cars, "cars", r"1 labels are not 1 to 2: cars_test/00002\.jpg \(3\)"),
+    "fields": (
+        "cars",
+        lambda root: savemat(root / CARS_VAL, {"annotations": np.zeros(2)}),
+        r"its annotations have no field 'class' or 'fname'",
+    ),
+    "label 197": (
+        "cars",
+        lambda root: annotations(root / CARS_VAL, [("00001.jpg", 1), ("00002.jpg", 3)]),
+        r"1 labels are not 1 to 2: cars_test/00002\.jpg \(3\)",
+    ),
+}
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "cifar10": cifar10,
+    "inat18": lambda root: inat(root, 2018),
+    "flowers102": flowers,
+    "cars": cars,
 }
 
 
@@ -295,9 +324,9 @@ MISTAKES = {
 def test_mistakes_are_told_in_one_line(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make, dataset, words = MISTAKES[kind]
-    root = make(tmp_path, 2018) if make is inat else make(tmp_path)  # type: ignore[call-arg]
-    spoil(kind, root)
+    dataset, spoil, words = MISTAKES[kind]
+    root = MAKERS[dataset](tmp_path)
+    spoil(root)
     with pytest.raises(SourceError, match=words) as caught:
         open_public(dataset, root, "val")
     assert "\n" not in str(caught.value) and capsys.readouterr().out == ""

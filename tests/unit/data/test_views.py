@@ -1,5 +1,6 @@
 """Plans, order, loader and device stage: exact, and a function of (seed, epoch, sample) alone."""
 
+import io
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from loader_cases import assert_same_batches
 from PIL import Image
 
 from mugs.data.loading.device import DeviceTransform
@@ -32,8 +34,6 @@ class MemorySource:
         return self.num
 
     def read(self, index: int) -> bytes:
-        import io
-
         if index == self.broken:
             return b"not an image"
         pixels = np.random.default_rng(index).integers(0, 255, (40, 50, 3), dtype=np.uint8)
@@ -43,9 +43,6 @@ class MemorySource:
 
     def label(self, index: int) -> int:
         return index % 2
-
-    def name(self, index: int) -> str:
-        return f"sample {index}"
 
     def describe(self, index: int) -> str:
         return f"sample {index}"
@@ -63,11 +60,7 @@ def batches(
 
 def test_batches_do_not_depend_on_threads_or_start() -> None:
     one, two, late = batches(1), batches(3), batches(2, start=4)
-    for a, b in zip(one + one[4:], two + late, strict=True):
-        assert torch.equal(a.large, b.large)
-        assert torch.equal(a.small, b.small)
-        assert torch.equal(a.erase, b.erase)
-        assert (a.epoch, a.step) == (b.epoch, b.step)
+    assert_same_batches(one + one[4:], two + late)
 
 
 def test_ranks_share_the_global_batch() -> None:
