@@ -8,9 +8,9 @@ import torch
 from dense_step import Measured, backbone, measured, report, rows
 
 from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
+from mugs.transfer.detection.boxes import Targets
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.detector import build_detector
-from mugs.transfer.detection.targets import Targets
 
 SIZE = (800, 1056)
 OBJECTS = 7

@@ -18,8 +18,8 @@ from mugs.random_streams import (
     make_image_key,
     make_item_generator,
 )
+from mugs.transfer.detection.boxes import Targets
 from mugs.transfer.detection.config import Scales
-from mugs.transfer.detection.targets import Targets
 from mugs.transfer.detection.views import apply_detection_plan, draw_detection_plan, pad_batch
 
 

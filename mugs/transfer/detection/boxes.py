@@ -1,6 +1,10 @@
-"""Boxes as x1, y1, x2, y2 in pixels: coding against a reference box, and generalized IoU."""
+"""Boxes and the objects they belong to: coding against a reference box, and generalized IoU.
+
+Boxes are x1, y1, x2, y2 in pixels.
+"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +13,31 @@ from torchvision.ops import box_area
 # mmdet's limit: no box may become more than 1000 / 16 times as large or as small as its reference.
 MAX_LOG_SIZE = math.log(1000 / 16)
 Stds = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Objects of one image: boxes (n, 4), labels (n,) from 0, masks (n, H, W) of 0 and 1.
+
+    Boxes are x1, y1, x2, y2 in pixels. size: height and width of the image and of the masks,
+    without padding. key: what the random choices on this image are a function of.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    size: tuple[int, int]
+    key: int
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Found objects, best first: boxes (n, 4), scores (n,), labels (n,), masks (n, H, W) bool."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
 
 
 def encode_deltas(boxes: Tensor, targets: Tensor, stds: Stds) -> Tensor:

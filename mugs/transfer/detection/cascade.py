@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.boxes import Stds, decode_deltas, generalized_iou
+from mugs.transfer.detection.boxes import Stds, Targets, decode_deltas, generalized_iou
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, BoxHead, MaskHead, select_class
+from mugs.transfer.detection.heads import (
+    BOX_SIZE,
+    MASK_INPUT,
+    BoxHead,
+    MaskHead,
+    cut_mask_targets,
+    pool_regions,
+    select_class,
+)
 from mugs.transfer.detection.matching import match_boxes, sample_matches
-from mugs.transfer.detection.roi_pooling import cut_mask_targets, pool_regions
-from mugs.transfer.detection.targets import Targets
 
 NMS_IOU = 0.5  # of the final boxes, within a class
 GIOU_WEIGHT = 10.0  # iBOT's config; the base config has smooth L1 on deltas instead

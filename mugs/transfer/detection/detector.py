@@ -11,12 +11,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from mugs.models.flops import copy_to_meta
 from mugs.models.vit import ViT
 from mugs.random_streams import DetectionStream, derive_detection_key, hashed_bits
+from mugs.transfer.detection.boxes import Detections, Targets
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, Cascade
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT
-from mugs.transfer.detection.roi_pooling import paste_masks
+from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, paste_masks
 from mugs.transfer.detection.rpn import RPN
-from mugs.transfer.detection.targets import Detections, Targets
 from mugs.transfer.pyramid import Pyramid
 
 

@@ -23,9 +23,9 @@ from mugs.data.prefetch import map_prefetched
 from mugs.data.sources.base import format_names
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
+from mugs.transfer.detection.boxes import Detections
 from mugs.transfer.detection.config import DetectionConfig, Scales
 from mugs.transfer.detection.detector import Detector
-from mugs.transfer.detection.targets import Detections
 from mugs.transfer.detection.views import pad_batch
 from pipeline.files import write_atomic
 

@@ -14,10 +14,9 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.boxes import Stds, decode_deltas, encode_deltas
+from mugs.transfer.detection.boxes import Stds, Targets, decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.matching import match_boxes, sample_matches
-from mugs.transfer.detection.targets import Targets
 
 NMS_IOU = 0.7  # between proposals of one level
 POSITIVE_IOU = 0.7  # from here on an anchor stands for an object

@@ -17,9 +17,9 @@ from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, sync_gradients
 from mugs.transfer.detection.batches import AspectGroupedOrder, MicroBatch, iter_micro_batches
+from mugs.transfer.detection.boxes import Targets
 from mugs.transfer.detection.config import DetectionConfig
 from mugs.transfer.detection.detector import Detector, count_detector_flops
-from mugs.transfer.detection.targets import Targets
 from mugs.transfer.detection.views import typical_view_size
 from mugs.transfer.schedules import StepSchedule
 

@@ -10,8 +10,8 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import crop_image, crop_mask, resize_mask
 
 from mugs.data.dense.pixels import fit_size, resize_image
+from mugs.transfer.detection.boxes import Targets
 from mugs.transfer.detection.config import Scales
-from mugs.transfer.detection.targets import Targets
 
 
 def typical_view_size(scales: Scales, multiple: int) -> tuple[int, int]:

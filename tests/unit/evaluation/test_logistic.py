@@ -1,5 +1,7 @@
 """Logistic regression reaches scikit-learn's optimum for every penalty of the released sweep."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -82,13 +84,17 @@ def test_a_started_search_ends_where_a_new_one_does(digits: FolderSource) -> Non
     assert again.iterations == 0 and torch.equal(again.weight, one.weight)
 
 
-def test_what_does_not_work_is_said(digits: FolderSource) -> None:
+@pytest.mark.parametrize(
+    ("scale", "penalty", "error", "words"),
+    [
+        (1.0, 0.01, NotConvergedError, r"0.01: after 2 iterations the objective .* 0.0001 of it"),
+        (1.0, 0, ValueError, "penalty 0: expected a positive number"),
+        (math.nan, 1, ValueError, "features are not finite"),
+    ],
+)
+def test_what_does_not_work_is_said(
+    digits: FolderSource, scale: float, penalty: float, error: type[Exception], words: str
+) -> None:
     x, y = mini_features(digits, 1)
-    with pytest.raises(
-        NotConvergedError, match=r"lambda 0.01: after 2 iterations the objective .* 0.0001 of it"
-    ):
-        fit_logistic_regression(x, y, num_classes=10, penalty=0.01, max_iterations=2)
-    with pytest.raises(ValueError, match="penalty 0: expected a positive number"):
-        fit_logistic_regression(x, y, num_classes=10, penalty=0)
-    with pytest.raises(ValueError, match="features are not finite"):
-        fit_logistic_regression(x * float("nan"), y, num_classes=10, penalty=1)
+    with pytest.raises(error, match=words):
+        fit_logistic_regression(x * scale, y, num_classes=10, penalty=penalty, max_iterations=2)

@@ -6,10 +6,10 @@ from torchvision.ops import box_iou
 
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
+from mugs.transfer.detection.boxes import Targets
 from mugs.transfer.detection.config import DetectionConfig, DetectorConfig, Scales
 from mugs.transfer.detection.detector import Detector, build_detector
 from mugs.transfer.detection.matching import BACKGROUND, IGNORED
-from mugs.transfer.detection.targets import Targets
 
 SMALL = DetectorConfig(
     num_classes=10,

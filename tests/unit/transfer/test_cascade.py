@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou, nms
 
-from mugs.transfer.detection.boxes import decode_deltas
+from mugs.transfer.detection.boxes import Targets, decode_deltas
 from mugs.transfer.detection.cascade import (
     STAGES,
     Cascade,
@@ -21,8 +21,7 @@ from mugs.transfer.detection.cascade import (
     select_best_boxes,
 )
 from mugs.transfer.detection.config import DetectorConfig
-from mugs.transfer.detection.roi_pooling import cut_mask_targets
-from mugs.transfer.detection.targets import Targets
+from mugs.transfer.detection.heads import cut_mask_targets
 
 CONFIG = DetectorConfig(
     num_classes=3, width=8, fc_width=16, head_convs=1, roi_samples=16, score_threshold=0.05

@@ -48,18 +48,26 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_schedule_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 2e-7),
+        (250, 2e-4 * (0.001 + 0.999 / 2)),
+        (500, 2e-4),
+        (8 * 3665 - 1, 2e-4),
+        (8 * 3665, 2e-5),
+        (11 * 3665 - 1, 2e-5),
+        (11 * 3665, 2e-6),
+        (43_979, 2e-6),
+    ],
+)
+def test_schedule_by_hand(step: int, rate: float) -> None:
     """Peak 2e-4: from a thousandth of it over 500 steps, a tenth after 8 epochs, a hundredth after
     11.
     """
     schedule = build_detection_schedule(DetectionConfig(), 3665)
-    assert schedule.total_steps == 43_980
-    assert schedule.lr(0) == pytest.approx(2e-7)
-    assert schedule.lr(250) == pytest.approx(2e-4 * (0.001 + 0.999 / 2))
-    assert [schedule.lr(s) for s in (500, 8 * 3665 - 1)] == pytest.approx([2e-4] * 2)
-    assert [schedule.lr(s) for s in (8 * 3665, 11 * 3665 - 1)] == pytest.approx([2e-5] * 2)
-    assert [schedule.lr(s) for s in (11 * 3665, 43_979)] == pytest.approx([2e-6] * 2)
-    assert schedule.wd(7) == 0.05
+    assert (schedule.total_steps, schedule.wd(step)) == (43_980, 0.05)
+    assert schedule.lr(step) == pytest.approx(rate)
 
 
 def test_rates_by_layer() -> None:

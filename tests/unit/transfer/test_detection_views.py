@@ -10,7 +10,7 @@ from numpy.random import default_rng
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from mugs.data.dense.coco import CocoSplit
-from mugs.data.dense.pixels import fit_size, normalize_pixels
+from mugs.data.dense.pixels import normalize_pixels
 from mugs.transfer.detection.batches import (
     AspectGroupedOrder,
     iter_micro_batches,
@@ -25,16 +25,6 @@ from mugs.transfer.detection.views import (
 )
 
 SCALES = Scales()
-
-
-def test_sizes_by_hand() -> None:
-    """480 x 640 to 800: 800 x 1067 (1066.67); a panorama is held by the longer side, a portrait
-    likewise.
-    """
-    assert fit_size((480, 640), 800, 1333) == (800, 1067)
-    assert fit_size((100, 1000), 800, 1333) == (133, 1333)
-    assert fit_size((1000, 100), 800, 1333) == (1333, 133)
-    assert fit_size((1, 5000), 800, 1333) == (1, 1333)
 
 
 def test_draws_follow_the_protocol() -> None:
@@ -165,13 +155,16 @@ def test_passes_are_of_one_kind_and_the_same_for_any_number_of_ranks(world: int)
     assert not np.array_equal(alone.permutation(0), alone.permutation(1))
 
 
-def test_batches_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="batch_size 12 does not divide over 2 ranks into passes of 4"
-    ):
-        AspectGroupedOrder(WIDE, seed=3, world=2, rank=0, batch_size=12, micro_batch_size=4)
-    with pytest.raises(ValueError, match="no image to train on"):
-        AspectGroupedOrder([], seed=3, world=1, rank=0, batch_size=4, micro_batch_size=4)
+@pytest.mark.parametrize(
+    ("wide", "batch_size", "words"),
+    [
+        (WIDE, 12, "batch_size 12 does not divide over 2 ranks into passes of 4"),
+        ([], 8, "no image to train on"),
+    ],
+)
+def test_batches_that_cannot_be_made(wide: list[bool], batch_size: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        AspectGroupedOrder(wide, seed=3, world=2, rank=0, batch_size=batch_size, micro_batch_size=4)
 
 
 def test_coco_epoch_has_the_steps_of_the_reference() -> None:

@@ -18,28 +18,29 @@ def strip(width: float) -> list[float]:
     return [0.0, 0.0, width, 10.0]
 
 
-def test_thresholds_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("positive", "negative", "expected"),
+    [
+        (0.7, 0.3, [0, IGNORED, IGNORED, BACKGROUND]),
+        (0.5, 0.5, [0, 0, BACKGROUND, BACKGROUND]),
+    ],
+)
+def test_thresholds_by_hand(positive: float, negative: float, expected: list[int]) -> None:
     boxes = torch.tensor([strip(7), strip(6.9), strip(3), strip(2.9)])
-    matched = match_boxes(boxes, OBJECT, positive=0.7, negative=0.3)
-    assert matched.tolist() == [0, IGNORED, IGNORED, BACKGROUND]
-    assert match_boxes(boxes, OBJECT, positive=0.5, negative=0.5).tolist() == [
-        0,
-        0,
-        BACKGROUND,
-        BACKGROUND,
-    ]
+    matched = match_boxes(boxes, OBJECT, positive=positive, negative=negative)
+    assert matched.tolist() == expected
 
 
-def test_promotion_has_a_floor() -> None:
+@pytest.mark.parametrize(("width", "expected"), [(3.0, 0), (2.9, BACKGROUND)])
+def test_promotion_has_a_floor(width: float, expected: int) -> None:
     """Trap: torchvision gives every object its best anchor, however bad; here an IoU of .3 is asked
     for.
     """
-    for width, expected in ((3.0, 0), (2.9, BACKGROUND)):
-        boxes = torch.tensor([strip(width), strip(1)])
-        matched = match_boxes(boxes, OBJECT, positive=0.7, negative=0.3, promote=0.3)
-        assert matched.tolist() == [expected, BACKGROUND]
-        stock = Matcher(0.7, 0.3, allow_low_quality_matches=True)(box_iou(OBJECT, boxes))
-        assert stock.tolist()[0] == 0
+    boxes = torch.tensor([strip(width), strip(1)])
+    matched = match_boxes(boxes, OBJECT, positive=0.7, negative=0.3, promote=0.3)
+    assert matched.tolist() == [expected, BACKGROUND]
+    stock = Matcher(0.7, 0.3, allow_low_quality_matches=True)(box_iou(OBJECT, boxes))
+    assert stock.tolist()[0] == 0
 
 
 def test_ties_are_all_promoted_and_the_last_object_wins() -> None:

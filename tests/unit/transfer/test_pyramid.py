@@ -19,10 +19,11 @@ from mugs.transfer.pyramid import Pyramid, tapped_blocks
 TINY = ViTConfig(embed_dim=24, depth=6, num_heads=2, patch_size=8, image_size=32)
 
 
-def test_blocks() -> None:
-    assert tapped_blocks(12) == (3, 5, 7, 11)
-    assert tapped_blocks(24) == (7, 11, 15, 23)
-    assert tapped_blocks(3) == (0, 1, 1, 2)
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(12, (3, 5, 7, 11)), (24, (7, 11, 15, 23)), (3, (0, 1, 1, 2))]
+)
+def test_blocks(depth: int, expected: tuple[int, ...]) -> None:
+    assert tapped_blocks(depth) == expected
 
 
 @pytest.mark.parametrize("normed", [False, True])
@@ -50,13 +51,11 @@ def test_forward_is_its_pieces(normed: bool) -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_every_trained_parameter_gets_a_gradient() -> None:
-    for normed in (False, True):
-        pyramid = Pyramid(build_vit(TINY), normed=normed)
-        sum(m.square().sum() for m in pyramid(torch.randn(1, 3, 32, 32))).backward()
-        assert [
-            n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None
-        ] == []
+@pytest.mark.parametrize("normed", [False, True])
+def test_every_trained_parameter_gets_a_gradient(normed: bool) -> None:
+    pyramid = Pyramid(build_vit(TINY), normed=normed)
+    sum(m.square().sum() for m in pyramid(torch.randn(1, 3, 32, 32))).backward()
+    assert [n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_positions_of_a_dense_task() -> None:

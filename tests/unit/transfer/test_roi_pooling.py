@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
-from mugs.transfer.detection.roi_pooling import (
+from mugs.transfer.detection.heads import (
     assign_levels,
     cut_mask_targets,
     paste_masks,

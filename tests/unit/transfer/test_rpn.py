@@ -10,11 +10,10 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.boxes import decode_deltas, encode_deltas
+from mugs.transfer.detection.boxes import Targets, decode_deltas, encode_deltas
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.matching import sample_matches
 from mugs.transfer.detection.rpn import DELTA_STDS, RPN
-from mugs.transfer.detection.targets import Targets
 
 CONFIG = DetectorConfig(width=8, rpn_samples=32, proposals_train=20, proposals_test=10)
 STRIDES = (4, 8)

@@ -122,11 +122,24 @@ def test_counts_and_files_are_checked(mini: Path) -> None:
         check_scenes(mini, {"train": 6, "val": 2}, **options | {"num_classes": 2})
 
 
-def test_sizes() -> None:
-    assert fit_size((480, 640), 512, 2048) == (512, 683)
-    assert fit_size((640, 480), 512, 2048) == (683, 512)
-    assert fit_size((100, 4000), 512, 2048) == (51, 2048)
-    assert fit_size((1, 9000), 512, 2048) == (1, 2048)
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (512, 2048), (512, 683)),
+        ((640, 480), (512, 2048), (683, 512)),
+        ((100, 4000), (512, 2048), (51, 2048)),
+        ((1, 9000), (512, 2048), (1, 2048)),
+        ((480, 640), (800, 1333), (800, 1067)),  # 1066.67
+        ((100, 1000), (800, 1333), (133, 1333)),
+        ((1000, 100), (800, 1333), (1333, 133)),
+        ((1, 5000), (800, 1333), (1, 1333)),
+    ],
+)
+def test_sizes_of_scenes_and_of_detection(
+    size: tuple[int, int], limits: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """A panorama is held by the longer side, a portrait likewise."""
+    assert fit_size(size, *limits) == expected
 
 
 RECIPE = SceneRecipe(long_side=128, short_side=32, crop=32, window=32, stride=21)

@@ -212,11 +212,11 @@ def test_images_of_any_size_are_padded_with_zeros_and_cropped() -> None:
     torch.testing.assert_close(net.logits(image), want)
 
 
-def test_windows() -> None:
-    assert window_starts(512, 512, 341) == [0]
-    assert window_starts(683, 512, 341) == [0, 171]
-    assert window_starts(1024, 512, 341) == [0, 341, 512]
-    assert window_starts(300, 512, 341) == [0]
+@pytest.mark.parametrize(
+    ("length", "expected"), [(512, [0]), (683, [0, 171]), (1024, [0, 341, 512]), (300, [0])]
+)
+def test_windows(length: int, expected: list[int]) -> None:
+    assert window_starts(length, 512, 341) == expected
 
 
 @pytest.mark.parametrize("size", [(20, 31), (8, 8), (5, 40), (3, 4)])
@@ -283,8 +283,13 @@ def test_scores_against_sets_of_pixels() -> None:
     assert torch.equal(total, count_confusion(predicted, labels, 5))
 
 
-def test_confusion_names_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="label 7 in a label map of 5 classes"):
-        count_confusion(torch.zeros(1, 2), torch.tensor([[7, 255]]), 5)
-    with pytest.raises(ValueError, match=r"\(2, 2\) and label map \(2, 3\)"):
-        count_confusion(torch.zeros(2, 2), torch.zeros(2, 3), 5)
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.tensor([[7, 255]]), "label 7 in a label map of 5 classes"),
+        (torch.zeros(2, 3), r"\(1, 2\) and label map \(2, 3\)"),
+    ],
+)
+def test_confusion_names_what_does_not_fit(labels: torch.Tensor, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        count_confusion(torch.zeros(1, 2), labels, 5)

@@ -102,15 +102,15 @@ def test_workers_make_the_same_batches(mini: Path, tmp_path: Path) -> None:
     assert alone["files"] == helped["files"]
 
 
-def test_a_bad_file_is_named(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_named(mini: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(mini, tmp_path / "data")
     for path in (tmp_path / "data" / "annotations" / "training").iterdir():
         path.write_bytes(b"")
-    for workers in (0, 1):
-        with pytest.raises(
-            SourceError, match=r"annotations/training/training_000.\.png: not a readable PNG"
-        ):
-            trained(tmp_path / "data", tmp_path / f"run{workers}", replace(CONFIG, workers=workers))
+    with pytest.raises(
+        SourceError, match=r"annotations/training/training_000.\.png: not a readable PNG"
+    ):
+        trained(tmp_path / "data", tmp_path / "run", replace(CONFIG, workers=workers))
 
 
 def test_bf16_is_close(mini: Path, tmp_path: Path) -> None:
@@ -214,14 +214,20 @@ def test_layer_decay_groups() -> None:
             assert group["decay"] == (parameter.ndim > 1), name
 
 
-def test_schedule() -> None:
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 3e-11),
+        (750, 3e-5 * (1 - 750 / 160_000) * 0.5000005),
+        (1500, 3e-5 * 0.990625),
+        (80_000, 1.5e-5),
+        (159_999, 3e-5 / 160_000),
+    ],
+)
+def test_schedule(step: int, rate: float) -> None:
     """Values of mmcv's poly policy with linear warm-up, worked out by hand."""
     schedule = PolySchedule(peak_lr=3e-5, total_steps=160_000, weight_decay=0.05, warmup_steps=1500)
-    assert schedule.lr(0) == pytest.approx(3e-11)
-    assert schedule.lr(750) == pytest.approx(3e-5 * (1 - 750 / 160_000) * 0.5000005)
-    assert schedule.lr(1500) == pytest.approx(3e-5 * 0.990625)
-    assert schedule.lr(80_000) == pytest.approx(1.5e-5)
-    assert schedule.lr(159_999) == pytest.approx(3e-5 / 160_000)
+    assert schedule.lr(step) == pytest.approx(rate)
 
 
 def overfit(root: Path, folder: Path) -> SegmentationScores:
