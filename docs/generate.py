@@ -106,8 +106,8 @@ PROFILES = """# Cluster profiles
 
 A cluster profile says once how your cluster wants its jobs. Copy `slurm/profiles/a100_8x80g.yaml`,
 change it, and give its path with `--cluster`. A profile changes where and how jobs run, never their
-results: no key is part of a run id. Every key reaches the batch script; an unknown one is refused.
-See `slurm/README.md` for what a job survives.
+results: no key is part of a run id. Every key except `gpus_per_node`, which is a limit, reaches
+the batch script; an unknown key is refused. See `slurm/README.md` for what a job survives.
 
 """
 
