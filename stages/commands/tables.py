@@ -60,6 +60,9 @@ def run(
         RowsError: a result row is damaged, or two rows claim the same cell.
     """
     collection = collect_finished(selection.root, selection.runs).require_valid()
+    # A mistyped path would otherwise look like a run root without results.
+    if not selection.root.is_dir():
+        warn(f"run root {selection.root}: there is no such folder, so there are no results of ours")
     names = request.table or spec.table_names()
     fmt: Format = request.format or "md"
     if request.publish is not None:

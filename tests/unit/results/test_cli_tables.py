@@ -237,6 +237,12 @@ def test_report_and_figures_are_written(
     ]
 
 
+def test_a_run_root_that_does_not_exist_is_told(cli: Cli, tmp_path: Path) -> None:
+    done = cli("--run-root", str(tmp_path / "typo"))
+    assert done.returncode == 0 and "### Table 1" in done.stdout
+    assert f"run root {tmp_path / 'typo'}: there is no such folder" in done.stderr
+
+
 def test_nothing_heavy_is_imported(filled: Any) -> None:
     code = (
         f"import sys\nsys.argv = ['run_stage.py', 'tables', '--run-root', {str(filled.path)!r}]\n"
