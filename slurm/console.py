@@ -55,12 +55,12 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def show_plan(
     runs: Sequence[StageRun], split: SplitRuns, root: Path, advice: Sequence[str]
 ) -> None:
-    """Print the runs in order with what each needs, the total of the pending ones, and advice."""
+    """Print the runs in order with what each needs, the total of those not done, and advice."""
     rows = [
         (
             run.name,
             run.stage,
-            "done" if run.run_id in split.done else "pending",
+            "done" if run.run_id in split.done else "not done",
             run.resources.nodes,
             run.resources.gpus,
             f"{run.resources.hours:g}",
@@ -71,7 +71,7 @@ def show_plan(
     ]
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
     total = f"at most {sum(run.resources.gpu_hours for run in split.pending):g} GPU-hours"
-    print_line(f"{len(split.done)} done, {len(split.pending)} pending, {total}, in {root}")
+    print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
     show_lines(advice)
 
 

@@ -61,10 +61,11 @@ def _advise(run: StageRun, run_root: Path) -> str:
     steps = f" (checkpoint_steps={round(interval_s / step_s)} at its last speed)" if step_s else ""
     return (
         f"{run.name}: save a checkpoint every {interval_s / 60:.0f} minutes{steps}. "
-        f"Expected on {conditions.gpus} GPUs: a failure every "
-        f"{conditions.failure_every_s / 86400:.0f} days (rate of Llama 3), "
-        f"{conditions.stall_s:.1f} s lost per save; if preempted every 2 h with a warning, "
-        f"{100 * effective_time_ratio(conditions, interval_s):.1f}% of the time is training"
+        f"Estimate for {conditions.gpus} GPUs: one failure every "
+        f"{conditions.failure_every_s / 86400:.0f} days (failure rate of Llama 3's training); "
+        f"each save stops the training for {conditions.stall_s:.1f} s. If the job is preempted "
+        f"every 2 hours, with a warning, {100 * effective_time_ratio(conditions, interval_s):.1f}% "
+        "of the time is training"
     )
 
 

@@ -89,10 +89,10 @@ def test_plan_is_plain_when_piped(cli: Cli, tmp_path: Path) -> None:
         "id",
     ]
     assert re.search(
-        r"^pretrain +pretrain +pending +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
+        r"^pretrain +pretrain +not done +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
     )
     count = len(lines) - 1
-    assert f"0 done, {count} pending, at most 0 GPU-hours, in {tmp_path / 'runs'}" == lines[-1]
+    assert f"0 done, {count} not done, at most 0 GPU-hours, in {tmp_path / 'runs'}" == lines[-1]
 
 
 def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,14 +103,14 @@ def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[s
     runs.append(run("d", ranks_per_node=4, hours=0.25))
     split = SplitRuns(done={"b" * 12}, pending=[runs[0], *runs[2:]])
     console.show_plan(runs, split, Path("/r"), ["advice"])
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
     assert [row[2:7] for row in rows[1:5]] == [
-        ["pending", "2", "6", "1.5", "9"],
+        ["not done", "2", "6", "1.5", "9"],
         ["done", "1", "1", "8", "8"],
-        ["pending", "1", "0", f"{Resources().hours:g}", "0"],
-        ["pending", "1", "4", "0.25", "1"],
+        ["not done", "1", "0", f"{Resources().hours:g}", "0"],
+        ["not done", "1", "4", "0.25", "1"],
     ]
-    assert " ".join(rows[5]) == "1 done, 3 pending, at most 10 GPU-hours, in /r"
+    assert " ".join(rows[5]) == "1 done, 3 not done, at most 10 GPU-hours, in /r"
     assert rows[6] == ["advice"]
 
 

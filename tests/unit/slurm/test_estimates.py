@@ -57,7 +57,7 @@ def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:
     wanted = run(gb=6.0)
     (line,) = advise_checkpoint_interval([wanted, run(), run(6.0, gpu=False)], tmp_path)
     assert line.startswith("main: save a checkpoint every ")
-    assert "on 40 GPUs: a failure every 53 days" in line and "checkpoint_steps" not in line
+    assert "for 40 GPUs: one failure every 53 days" in line and "checkpoint_steps" not in line
     minutes = int(line.split("a checkpoint every ")[1].split()[0])
     write_json_atomic(
         wanted.run_dir(tmp_path) / "progress.json", {"rate": 1024, "rate_unit": "img/s"}
