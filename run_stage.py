@@ -55,7 +55,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="RUN.KEY=VALUE",
-        help="Change a setting, e.g. pretrain.epochs=3. Repeat it on every command. Repeatable.",
+        help="Change a setting, e.g. pretrain.epochs=3. Repeat it on every command; paths may be "
+        "omitted, except for submit, run and doctor. Repeatable.",
     ),
 ]
 Only = Annotated[
@@ -200,9 +201,10 @@ def run_command(
 ) -> None:
     """Run what is not done, on this machine.
 
-    Needs no Slurm. Runs start one after another; a run that watches another one starts together
-    with it. If a run fails, the runs that need it are left out. Press Ctrl-C to save and stop, and
-    repeat the command to continue. Press Ctrl-C twice to stop at once.
+    Needs no Slurm. Runs start one after another, except a `knn_curve` run with `watch: true`:
+    without GPUs, it starts together with the pretraining that it measures. If a run fails, the runs
+    that need it are left out. Press Ctrl-C to save and stop, and repeat the command to continue.
+    Press Ctrl-C twice to stop at once.
     """
     from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
@@ -268,7 +270,8 @@ def tables(
         tuple[str, str, str] | None,
         typer.Option(
             metavar="TABLE ROW COLUMN",
-            help="Show where one cell comes from, e.g. table1 'mugs vit-s/16' k-nn.",
+            help="Show where one cell comes from, e.g. table1 'mugs vit-s/16' k-nn. ROW: words of "
+            "the row and of the heading above it, in any order.",
         ),
     ] = None,
     against: Annotated[
@@ -286,8 +289,8 @@ def tables(
     """Print the paper's tables with the results of finished runs.
 
     Each of our results stands below the number that the paper prints. Results without a counterpart
-    in the paper form a part of their own. Stops if a result row is damaged or if two rows claim the
-    same cell, and names the file and the line.
+    in the paper are in a separate section. Stops if a result row is damaged or if two rows claim
+    the same cell, and names the file and the line.
     """
     from stages.commands import tables as command
 
@@ -320,7 +323,8 @@ def figures(
     """Draw the figures of finished runs, as PNG and SVG.
 
     Figure 2 of the paper with our results, k-NN accuracy over epochs, training curves, and t-SNE of
-    stored features: every figure for which there are results. The same results give the same bytes.
+    stored features: every figure for which there are results. Repeating the command writes
+    identical files.
     """
     from results.figures.all_figures import draw_all_figures
     from results.figures.style import write_figures
@@ -454,7 +458,7 @@ def import_command(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="A .pth or .safetensors file; with timm also the word download."
+            metavar="FILE", help="A .pth or .safetensors file, or `download` with `--source timm`."
         ),
     ],
     arch: Annotated[
@@ -534,8 +538,8 @@ def clean(
     Lists, with their sizes: folders of unfinished runs that neither this reproduction, nor those of
     --also, nor the bundled ones ask for; leftovers of interrupted writes; all checkpoints of
     finished runs but the last. Removes nothing without --yes. Never removes outputs of finished
-    runs, files that changed within the last hour, and runs that are or may be queued or running.
-    Asks Slurm about submitted runs, and keeps them if it does not answer.
+    runs, files that changed within the last hour, or runs that are or may be queued or running.
+    Asks Slurm about submitted runs. If Slurm does not answer, these runs are kept.
     """
     from slurm.status import find_active_runs
     from slurm.submission import profile as place
