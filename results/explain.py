@@ -1,4 +1,7 @@
-"""Where a number of a table comes from: rows, runs, weights, configuration, code and cost."""
+"""Print the origin of a cell, for `--explain`; `tables.py` and `cells.py` compute the cell.
+
+The origin is its rows, runs, weights, configuration, code and cost.
+"""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,7 @@
-"""Finished runs as tables, report and `--explain` see them: their manifest entries."""
+"""Manifest entries of finished runs. `tables.py` and `cells.py` make the cells, not this module.
+
+Tables, report and `--explain` see finished runs in this form.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

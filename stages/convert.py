@@ -1,4 +1,8 @@
-"""Convert images to FFCV files (`.beton`), one for training and one for validation."""
+"""Convert images to FFCV files (`.beton`), one for training and one for validation.
+
+The layouts of data sets are read in `mugs/data/sources/`; their settings are in
+`stages/shared/image_data.py`.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Group loss: clustering on prototypes, the teacher centered and sharpened (paper, section 3.3).
 
 The loss of a pair is -sum_k q_tk log p_pk, with q_t = softmax((z_t - c) / teacher temperature) and
-p_p = softmax(z_p / student temperature). The center c is updated in `mugs.methods.mugs`.
+p_p = softmax(z_p / student temperature). The center c is subtracted in
+`mugs.losses.blocked` and updated in `mugs.methods.mugs`.
 
 Shapes: T teacher crops, P student crops, N images, K prototypes.
 """

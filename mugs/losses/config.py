@@ -1,4 +1,4 @@
-"""Settings of the losses."""
+"""Values of `MugsConfig.pair_average`; here, because planning must not import torch."""
 
 from typing import Literal
 

@@ -2,8 +2,10 @@
 
 The teacher is the exponential moving average (EMA) of the student. Where to look:
 
-    InfoNCE loss and its temperature      `Mugs.compute_losses`, mugs/losses/info_nce.py
-    centering of the teacher's logits     `Mugs._update_center`, mugs/losses/clustering.py
+    InfoNCE loss and its temperature      `Mugs.compute_losses`, mugs/losses/info_nce.py; its
+                                          negatives: `QueueLogSumExp`, mugs/losses/blocked.py
+    centering of the teacher's logits     subtraction: `ClusteringCrossEntropy`, in
+                                          mugs/losses/blocked.py; the center: `Mugs._update_center`
     queues and memories of past features  `Mugs.update_extra_state`, mugs/models/memory.py
     EMA of the teacher                    `Mugs.update_teacher`
 

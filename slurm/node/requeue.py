@@ -1,5 +1,7 @@
 """Put our own job back into the queue, from inside the job, whatever Slurm does meanwhile.
 
+What the job runs when it starts again is in `slurm/node/job.py`, not here.
+
 There are four traps. After a preemption signal, SIGTERM follows and would kill a plain `scontrol
 requeue`. The controller may not answer for minutes. Slurm may have requeued the job already. Or
 Slurm is ending the job for good (`scancel`), and then it must stay ended. So `requeue_job` asks for

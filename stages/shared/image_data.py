@@ -24,6 +24,7 @@ BUILTIN = {
 }
 
 
+# Read by `mugs.data.sources.public`; CONTRIBUTING.md lists what else a new one needs.
 PUBLIC = ("cifar10", "cifar100", "inat18", "inat19", "flowers102", "cars")
 
 

@@ -1,5 +1,6 @@
-"""What `results/paper` holds is what the paper prints: `reported.csv`,
-a copy of the figures as they were collected.
+"""`results/paper` holds what the paper prints.
+
+The printed numbers are in `reported.csv`; this file has names of columns and the count.
 """
 
 import csv

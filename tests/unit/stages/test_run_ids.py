@@ -12,7 +12,7 @@ FILE = Path(__file__).with_name("run_ids.txt")
 
 def test_run_ids_are_those_of_the_list() -> None:
     """A line is `reproduction run stage id`.
-    Change the list only with a change that is meant to change results.
+    Change the list only with a change that is meant to change results, or for a new run.
     """
     lines = [
         f"{name} {run.name} {run.stage} {run.run_id}"

@@ -1,6 +1,4 @@
-"""Stage configurations agree with what they configure,
-and the S-100 recipe with the released run.
-"""
+"""The reproduction `mugs_vit_s16_ep100` has the settings of the released run."""
 
 import pytest
 
