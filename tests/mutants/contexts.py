@@ -6,7 +6,7 @@ it would seem to reach the lines that it runs.
 
 import json
 import os
-import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from typing import Any
 import coverage
 import pytest
 
-TESTS: dict[str, dict[str, Any]] = {}
+SECONDS: dict[str, float] = defaultdict(float)
+SHARED: dict[str, list[str]] = {}  # passed test -> contexts of its module and session fixtures
 
 
 def switch(context: str) -> str:
     """Change the context here and for processes started from now on; return the one before."""
     before = os.environ.get("MUTANTS_CONTEXT", "")
     os.environ["MUTANTS_CONTEXT"] = context
-    running = coverage.Coverage.current()
-    if running is not None:
+    if (running := coverage.Coverage.current()) is not None:
         running.switch_context(context)
     return before
 
@@ -33,21 +33,8 @@ def fixture_context(fixture: pytest.FixtureDef[Any]) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 (private in pytest)
-    shared = [
-        fixture_context(definition)
-        for definitions in fixtures.values()
-        for definition in definitions
-        if definition.scope != "function"
-    ]
     switch(item.nodeid)
-    start = time.perf_counter()
     result = yield
-    TESTS[item.nodeid] = {
-        "seconds": round(time.perf_counter() - start, 3),
-        "fixtures": shared,
-        "passed": getattr(item, "mutants_passed", False),
-    }
     switch("")
     return result
 
@@ -55,8 +42,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
     report = yield
-    if report.when == "call":
-        item.mutants_passed = report.passed  # type: ignore[attr-defined]
+    # The set-up counts too: a test that is started alone makes its fixtures itself.
+    SECONDS[item.nodeid] += call.duration
+    if report.when == "call" and report.passed:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 (private in pytest)
+        SHARED[item.nodeid] = [
+            fixture_context(definition)
+            for definitions in fixtures.values()
+            for definition in definitions
+            if definition.scope != "function"
+        ]
     return report
 
 
@@ -72,5 +67,8 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[Any]:
 
 
 def pytest_sessionfinish() -> None:
-    folder = Path(os.environ["MUTANTS_FOLDER"])
-    (folder / f"tests.{os.getpid()}.json").write_text(json.dumps(TESTS))
+    tests = {
+        name: {"seconds": round(SECONDS[name], 3), "fixtures": shared}
+        for name, shared in SHARED.items()
+    }
+    (Path(os.environ["MUTANTS_FOLDER"]) / f"tests.{os.getpid()}.json").write_text(json.dumps(tests))

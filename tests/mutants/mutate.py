@@ -26,6 +26,7 @@ NO_EFFECT = {
     "metavar", "pad_inches", "rich_help_panel", "desc", "name", "daemon", "maxsize",
 }  # fmt: skip
 MODULES = {"np", "torch", "os", "nn", "pd", "ast", "sys", "re", "json", "time", "math", "signal"}
+NOT_IN_HEAD = {"body", "orelse", "finalbody", "handlers", "returns", "decorator_list"}
 UNORDERED = {"isinstance", "issubclass", "max", "min", "print", "getattr", "Literal", "gcd"}
 
 
@@ -44,35 +45,29 @@ class Mutant:
     def apply(self, source: str) -> str:
         rows = source.encode().splitlines(keepends=True)
         first, last = self.lines[0] - 1, self.lines[1] - 1
-        before, after = rows[first][: self.columns[0]], rows[last][self.columns[1] :]
-        return b"".join(
-            [*rows[:first], before + self.text.encode() + after, *rows[last + 1 :]]
-        ).decode()
+        changed = (
+            rows[first][: self.columns[0]] + self.text.encode() + rows[last][self.columns[1] :]
+        )
+        return b"".join([*rows[:first], changed, *rows[last + 1 :]]).decode()
 
     def diff(self, source: str) -> tuple[str, str]:
         """The changed lines before and after, each as one line."""
         old, new = source.splitlines(), self.apply(source).splitlines()
-        end = len(new) - (len(old) - self.lines[1])
-        start = self.lines[0] - 1
-        return tuple(
-            " ".join(" ".join(part).split())
-            for part in (old[start : self.lines[1]], new[start:end])
-        )
+        start, end = self.lines[0] - 1, self.lines[1]
+        changed = new[start : end + len(new) - len(old)]
+        return tuple(" ".join(" ".join(part).split()) for part in (old[start:end], changed))
 
 
 class Finder:
     """Walk a file and remember the statement and the scopes around a place."""
 
     def __init__(self, file: str, source: str) -> None:
-        self.file, self.source, self.tree = file, source, ast.parse(source)
+        self.file, self.tree = file, ast.parse(source)
         self.called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
         self.siblings: dict[str, set[str]] = defaultdict(set)
         for node in ast.walk(self.tree):
             if (place := self.attribute_or_key(node)) is not None:
                 self.siblings[place[0]].add(place[1])
-
-    def find(self) -> list[Mutant]:
-        return [one for statement in self.tree.body for one in self.statement(statement, (), False)]
 
     def statement(self, node: ast.stmt, words: tuple[str, ...], inside: bool) -> Iterator[Mutant]:
         """Find the mutants of a statement and of those inside it.
@@ -90,41 +85,29 @@ class Finder:
             if node.name in ("__repr__", "__str__"):
                 return
             words = words if inside else (*words, node.name)
-        self.words = () if inside else (*words, *(target_names(node)))
+        self.words = () if inside else (*words, *target_names(node))
         yield from self.whole(node)
         for part, value in ast.iter_fields(node):
-            if part not in (
-                "body",
-                "orelse",
-                "finalbody",
-                "handlers",
-                "annotation",
-                "returns",
-                "decorator_list",
-            ):
+            # Of an annotation only the bounds in it, which are arguments of calls, have an effect.
+            if part == "annotation":
+                value = [one for one in ast.walk(value) if isinstance(one, ast.Call)]
+            if part not in NOT_IN_HEAD:
                 yield from self.expression(value, node)
-            elif part == "annotation":
-                for call in [one for one in ast.walk(value) if isinstance(one, ast.Call)]:
-                    yield from self.expression(call, node)
-        inner = inside or isinstance(node, ast.FunctionDef)
         for one in body:
-            yield from self.statement(one, words, inner)
+            yield from self.statement(one, words, inside or isinstance(node, ast.FunctionDef))
 
     def whole(self, node: ast.stmt) -> Iterator[Mutant]:
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Call)
-            and not talks(node.value)
-        ):
-            yield self.mutant(node, "pass", "removed call")
-        if isinstance(node, (ast.Raise, ast.AugAssign)):
-            yield self.mutant(node, "pass", "removed statement")
-        if isinstance(node, (ast.If, ast.While)):
-            yield from self.here(node, node)
+        match node:
+            case ast.Expr(ast.Call() as call) if not talks(call):
+                yield self.mutant(node, "pass", "removed call")
+            case ast.Raise() | ast.AugAssign():
+                yield self.mutant(node, "pass", "removed statement")
+            case ast.If() | ast.While():
+                yield from self.here(node, node)
+            case ast.Return(ast.expr()):
+                yield self.mutant(node, "return None", "returns None")
         if isinstance(node, ast.AugAssign) and type(node.op) in SWAPPED:
             yield self.replaced(node, "operator", op=SWAPPED[type(node.op)]())
-        if isinstance(node, ast.Return) and node.value is not None:
-            yield self.mutant(node, "return None", "returns None")
 
     def expression(self, value: object, around: ast.AST) -> Iterator[Mutant]:
         if isinstance(value, list):
@@ -213,10 +196,9 @@ class Finder:
 
 
 def target_names(node: ast.stmt) -> list[str]:
-    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
     return [
         one.id
-        for target in targets
+        for target in getattr(node, "targets", None) or [getattr(node, "target", None)]
         if target
         for one in ast.walk(target)
         if isinstance(one, ast.Name)
@@ -243,4 +225,5 @@ def is_type(node: ast.AST) -> bool:
 
 
 def find_mutants(root: Path, path: Path) -> list[Mutant]:
-    return Finder(str(path.relative_to(root)), path.read_text(encoding="utf-8")).find()
+    finder = Finder(str(path.relative_to(root)), path.read_text(encoding="utf-8"))
+    return [one for statement in finder.tree.body for one in finder.statement(statement, (), False)]

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import coverage
@@ -19,6 +20,10 @@ import coverage
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutants"
 PACKAGES = ("mugs", "pipeline", "results", "slurm", "stages")
+SOURCES = [
+    ROOT / "run_stage.py",
+    *(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))),
+]
 Lines = dict[str, dict[int, list[int]]]  # file -> line -> numbers of tests
 
 CONFIG = """
@@ -32,28 +37,25 @@ disable_warnings = no-data-collected, module-not-measured, module-not-imported
 """
 
 
-def sources(root: Path) -> list[Path]:
-    found = [path for name in PACKAGES for path in sorted((root / name).rglob("*.py"))]
-    return [root / "run_stage.py", *found]
-
-
-def copy_tree() -> Path:
-    """Copy all files that git does not ignore into a temporary repository; return its folder.
+@contextmanager
+def copied_tree() -> Iterator[Path]:
+    """Copy all files that git does not ignore into a temporary repository; yield its folder.
 
     It is a repository because runs record the commit, and tests check that.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(Path(sys.prefix))
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Copy of the tree"]):
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        for name in filter(None, names.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / ".venv").symlink_to(Path(sys.prefix))
         user = ["-c", "user.name=mutants", "-c", "user.email=mutants@localhost"]
-        subprocess.run(["git", *user, *command], cwd=folder, check=True)
-    return folder
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Copy of the tree"]):
+            subprocess.run(["git", *user, *command], cwd=folder, check=True)
+        yield folder
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -62,9 +64,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    files = [*sources(ROOT), *sorted((ROOT / "tests").rglob("*.py"))]
-    content = b"".join(str(path).encode() + path.read_bytes() for path in files)
-    return hashlib.sha256(content).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for path in [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]:
+        digest.update(str(path).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Reach:
@@ -82,23 +85,17 @@ class Reach:
         known = self.lines.get(name, {})
         return {test for line in lines for test in known.get(line, ())}
 
-    def of_folder(self, folder: str) -> set[int]:
-        """Return the tests that run a line inside a function of a file in this folder."""
-        inner = {
-            name: [n for n, _ in inner_lines(name)]
-            for name in self.lines
-            if Path(name).parent == Path(folder)
-        }
-        return {test for name, lines in inner.items() for test in self.of_lines(name, lines)}
+    def of_inner_lines(self, pattern: str = "", folder: str = ".") -> set[int]:
+        """Return the tests that run a line inside a function; it fits the pattern.
 
-    def of_words(self, words: Iterable[str]) -> set[int]:
-        """Return the tests that run a line inside a function which has one of these names."""
-        pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+        Of files in this folder or below.
+        """
         return {
             test
             for name in self.lines
+            if Path(folder) in Path(name).parents
             for line, text in inner_lines(name)
-            if pattern.search(text)
+            if re.search(pattern, text)
             for test in self.lines[name].get(line, ())
         }
 
@@ -125,21 +122,21 @@ def inner_lines(name: str) -> list[tuple[int, str]]:
 def collect(arguments: list[str]) -> Path:
     """Run the tests once under coverage and write what they reach to build/mutants/."""
     path = BUILD / f"reach-{fingerprint()}.json"  # before the tree changes under the long run
-    copy = copy_tree()
-    folder = copy / "build" / "reach"
-    folder.mkdir(parents=True)
-    include = ", ".join([str(copy / "run_stage.py"), *(f"{copy / name}/*" for name in PACKAGES)])
-    config = folder / "coveragerc"
-    config.write_text(CONFIG.format(folder=folder, include=include))
-    plugin = os.pathsep.join([str(copy), str(copy / "tests" / "mutants")])
-    env = environment(
-        COVERAGE_PROCESS_START=str(config), MUTANTS_FOLDER=str(folder), PYTHONPATH=plugin
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "contexts", "--dist", "loadfile"]
-    subprocess.run([*command, "-n", "2", *arguments], cwd=copy, env=env)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(read_coverage(copy, folder)))
-    shutil.rmtree(copy, ignore_errors=True)
+    with copied_tree() as copy:
+        folder = copy / "build" / "reach"
+        folder.mkdir(parents=True)
+        include = [str(copy / "run_stage.py"), *(f"{copy / name}/*" for name in PACKAGES)]
+        config = folder / "coveragerc"
+        config.write_text(CONFIG.format(folder=folder, include=", ".join(include)))
+        env = environment(
+            COVERAGE_PROCESS_START=str(config),
+            MUTANTS_FOLDER=str(folder),
+            PYTHONPATH=os.pathsep.join([str(copy), str(copy / "tests" / "mutants")]),
+        )
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "contexts", "--dist", "loadfile"]
+        subprocess.run([*command, "-n", "2", *arguments], cwd=copy, env=env)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(read_coverage(copy, folder)))
     return path
 
 
@@ -148,10 +145,9 @@ def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
     tests: dict[str, dict[str, object]] = {}
     for part in folder.glob("tests.*.json"):
         tests |= json.loads(part.read_text())
-    names = [name for name, test in tests.items() if test["passed"]]
     users: dict[str, list[int]] = defaultdict(list)
-    for number, name in enumerate(names):
-        for context in [name, *tests[name]["fixtures"]]:
+    for number, (name, test) in enumerate(tests.items()):
+        for context in [name, *test["fixtures"]]:
             users[context].append(number)
     lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for part in folder.glob("data.*"):
@@ -162,8 +158,8 @@ def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
                 known = lines[str(Path(file).relative_to(copy))][line]
                 known.update(test for context in contexts for test in users.get(context, ()))
     return {
-        "tests": names,
-        "seconds": [tests[name]["seconds"] for name in names],
+        "tests": list(tests),
+        "seconds": [test["seconds"] for test in tests.values()],
         "lines": {
             file: {line: sorted(found) for line, found in by_line.items() if found}
             for file, by_line in lines.items()
