@@ -22,24 +22,15 @@ from results.store import read_results
 NAME = "4_damage"
 
 
-class Messages(logging.Handler):
-    """What was logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
 @contextmanager
 def logged() -> Iterator[list[str]]:
     """The messages of all loggers, which go nowhere else."""
-    handler, root = Messages(), logging.getLogger()
+    texts: list[str] = []
+    handler, root = logging.Handler(), logging.getLogger()
+    handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]
     before, root.handlers = root.handlers, [handler]
     try:
-        yield handler.texts
+        yield texts
     finally:
         root.handlers = before
 
@@ -93,6 +84,15 @@ def parsed(path: Path, parse: Callable[[bytes], object]) -> object:
         return error
 
 
+def error_of(call: Callable[[], object], *refusals: type[Exception]) -> str:
+    """What a call refuses with; nothing where it does not."""
+    try:
+        call()
+    except refusals as error:
+        return str(error)
+    return ""
+
+
 class Finished:
     """A finished run, whose checkpoints are those of steps 4 and 6."""
 
@@ -102,9 +102,8 @@ class Finished:
         self.folder = self.run.run_dir(root)
         self.older, self.newer = list_checkpoints(self.folder / "checkpoints")
         self.entry_path = manifest.entry_path(root, self.run.run_id)
-        entry = manifest.find_done(root, self.run.run_id)
-        assert entry is not None and entry.rows_path is not None
-        self.entry, self.rows_path = entry, entry.rows_path
+        self.entry = manifest.find_done(root, self.run.run_id)
+        self.rows_path = self.entry.rows_path
         self.config_path = self.folder / runfile.FILE_NAME
 
     def checkpoint(self, rng: random.Random) -> str:
@@ -113,9 +112,8 @@ class Finished:
         before = parsed(path, json.loads)
         with damaged(path, rng) as differs, logged() as said:
             found = load_latest(self.folder / "checkpoints")
-            same = not differs or (path.suffix == ".json" and parsed(path, json.loads) == before)
             step = found[0] if found else None
-            if same:
+            if not differs or (path.suffix == ".json" and parsed(path, json.loads) == before):
                 return "" if step == 6 else f"{path}: step {step} from the same content"
             return "" if step == 4 and str(path) in said[0] else f"{path}: step {step}, said {said}"
 
@@ -123,15 +121,10 @@ class Finished:
         """Damage to both: refused, both named."""
         paths = [folder / "state.safetensors" for folder in (self.older, self.newer)]
         with damaged(paths[0], rng) as one, damaged(paths[1], rng) as other, logged():
-            try:
-                load_latest(self.folder / "checkpoints")
-            except CheckpointError as error:
-                return (
-                    ""
-                    if all(str(path) in str(error) for path in paths)
-                    else f"names not both: {error}"
-                )
+            error = error_of(lambda: load_latest(self.folder / "checkpoints"), CheckpointError)
+        if not error:
             return "loads" if one and other else ""
+        return "" if all(str(path) in error for path in paths) else f"names not both: {error}"
 
     def older_checkpoint(self, rng: random.Random) -> str:
         """Damage to the older one: a check names the file, the newer one still loads."""
@@ -139,11 +132,10 @@ class Finished:
         with damaged(path, rng) as differs, logged():
             if (found := load_latest(self.folder / "checkpoints")) is None or found[0] != 6:
                 return "the newer one does not load"
-            try:
-                verify_checkpoint(self.older)
-            except CheckpointError as error:
-                return "" if str(path) in str(error) else f"{path}: {error}"
+            error = error_of(lambda: verify_checkpoint(self.older), CheckpointError)
+        if not error:
             return f"{path}: not noticed" if differs else ""
+        return "" if str(path) in error else f"{path}: {error}"
 
     def manifest_entry(self, rng: random.Random) -> str:
         """Damage to the entry: the run is not done."""
@@ -162,23 +154,18 @@ class Finished:
         with damaged(self.rows_path, rng) as differs, logged() as said:
             done = manifest.find_done(self.root, self.run.run_id) is not None
             _, refused = read_results(self.rows_path, sha256=self.entry.rows_sha256)
-            error = "\n".join(refused)
-            if not differs:
-                return "" if done and not error else error
-            named = str(self.rows_path) in error and any(
-                str(self.rows_path) in text for text in said
-            )
-            return "" if not done and named else f"done: {done}, {error}, {said}"
+            error = "
+".join(refused)
+        if not differs:
+            return "" if done and not error else error
+        named = all(str(self.rows_path) in text for text in (error, " ".join(said)))
+        return "" if not done and named else f"done: {done}, {error}, {said}"
 
     def config(self, rng: random.Random) -> str:
         """Damage to the run file: a job does not start."""
         before = parsed(self.config_path, yaml.safe_load)
         with damaged(self.config_path, rng):
-            try:
-                runfile.read_run_file(self.folder)
-                error = ""
-            except ConfigError as caught:
-                error = str(caught)
+            error = error_of(lambda: runfile.read_run_file(self.folder), ConfigError)
             if self.config_path.exists() and parsed(self.config_path, yaml.safe_load) == before:
                 return ""
             return "" if str(self.config_path) in error else f"not noticed or not named: {error}"
@@ -190,22 +177,22 @@ class Finished:
             done = manifest.find_done(self.root, self.run.run_id) is not None
             error = " ".join(said)
             if done:
-                try:
-                    manifest.check_intact(self.entry, "sum")
-                except manifest.DamagedError as caught:
-                    error = str(caught)
+                error += error_of(
+                    lambda: manifest.check_intact(self.entry, "sum"), manifest.DamagedError
+                )
             return "" if str(path) in error or not differs else f"not noticed: {error}"
 
     def kinds(self) -> list[Callable[[random.Random], str]]:
         """All of these, checkpoints more often."""
-        others = [
+        return [
+            *[self.checkpoint] * 3,
             self.all_checkpoints,
             self.older_checkpoint,
             self.manifest_entry,
             self.rows,
             self.config,
+            self.output,
         ]
-        return [self.checkpoint, self.checkpoint, self.checkpoint, *others, self.output]
 
 
 def damage(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:

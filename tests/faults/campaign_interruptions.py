@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from forked import answer, in_own_process
 from outcome import Outcome
+from processes import free_port
 
 from pipeline import config, manifest, runfile
 from pipeline.files import read_json
@@ -43,7 +43,19 @@ SETS = (
     "mugs.head_out=16", "mugs.group_bottleneck=16",
     "mugs.num_prototypes=32", "mugs.queue_size=48", "mugs.memory_size=40", "mugs.drop_path=0.1",
 )  # fmt: skip
-KINDS = ("usr2", "term", "kill_rank", "kill_job")
+KINDS = {
+    "usr2": signal.SIGUSR2,
+    "term": signal.SIGTERM,
+    "kill_rank": signal.SIGKILL,
+    "kill_job": signal.SIGKILL,
+}
+IMPORTED = (
+    "mugs.pretrain.train",
+    "mugs.methods",
+    "mugs.weights.backbone_file",
+    "slurm.node.job",
+    "stages.pretrain",
+)
 PATIENCE_S = 120.0
 
 
@@ -62,11 +74,10 @@ class Start:
                 self.codes[pid] = os.waitstatus_to_exitcode(status)
         return len(self.codes) == len(self.pids)
 
-    def signal(self, number: int, pids: Iterable[int] | None = None) -> None:
+    def signal(self, number: int, pids: Iterable[int]) -> None:
         """Send a signal to those that are still there."""
-        for pid in pids or self.pids:
-            if pid not in self.codes:
-                os.kill(pid, number)
+        for pid in set(pids) - set(self.codes):
+            os.kill(pid, number)
 
 
 class Campaign:
@@ -77,21 +88,11 @@ class Campaign:
         self.ends: Counter[str] = Counter()
         overrides = [f"pretrain.{item}" for item in SETS]
         digits, self.pretrain, *_ = build_plan(config.load_reproduction("mini", STAGES, overrides))
-        self._imports()
-        digits_dir = runfile.write_run_file(folder, digits)
-        self._finish(self._start(digits_dir, 1))
+        for module in IMPORTED:
+            importlib.import_module(module)
+        self._finish(self._start(runfile.write_run_file(folder, digits), 1))
         assert manifest.find_done(folder, digits.run_id) is not None
         self.expected = {count: self._undisturbed(count) for count in ranks}
-
-    def _imports(self) -> None:
-        for module in (
-            "mugs.pretrain.train",
-            "mugs.methods",
-            "mugs.weights.backbone_file",
-            "slurm.node.job",
-            "stages.pretrain",
-        ):
-            importlib.import_module(module)
 
     def _run(self, name: str) -> StageRun:
         return replace(self.pretrain, name=name, run_id=f"{zlib.crc32(name.encode()):012x}")
@@ -104,9 +105,7 @@ class Campaign:
 
     def _start(self, run_dir: Path, count: int) -> Start:
         """Fork the ranks of one start."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        launch = f"trial-{time.monotonic_ns()}"
+        port, launch = free_port(), f"trial-{time.monotonic_ns()}"
         pids = []
         for rank in range(count):
             pid = os.fork()
@@ -124,7 +123,7 @@ class Campaign:
             if start.codes and any(start.codes.values()):
                 end = min(end, time.monotonic() + 5)
             if time.monotonic() > end:
-                start.signal(signal.SIGKILL)
+                start.signal(signal.SIGKILL, start.pids)
             time.sleep(0.005)
         return list(start.codes.values())
 
@@ -146,20 +145,15 @@ class Campaign:
 
     def _interrupt(self, run_dir: Path, count: int) -> str:
         """Start, wait for a random step and a random part of the next, and strike."""
-        kind, after = self.random.choice(KINDS), self.random.randint(0, STEPS - 2)
+        kind, after = self.random.choice(list(KINDS)), self.random.randint(0, STEPS - 2)
         delay = self.random.uniform(0, 0.05)
         before = lines(run_dir)
         start, end = self._start(run_dir, count), time.monotonic() + PATIENCE_S
         while not start.poll() and lines(run_dir) - before < after and time.monotonic() < end:
             time.sleep(0.002)
         time.sleep(delay)
-        if kind == "kill_rank":
-            start.signal(signal.SIGKILL, [self.random.choice(start.pids)])
-        else:
-            number = {"usr2": signal.SIGUSR2, "term": signal.SIGTERM, "kill_job": signal.SIGKILL}[
-                kind
-            ]
-            start.signal(number)
+        struck = [self.random.choice(start.pids)] if kind == "kill_rank" else start.pids
+        start.signal(KINDS[kind], struck)
         codes = self._finish(start)
         how = "came too late"
         if any(codes):
@@ -191,14 +185,14 @@ def _become_rank(run_dir: Path, rank: int, count: int, port: int, launch: str) -
         from mugs.engine.step_log import StepLog
         from slurm.node import job
 
-        plain = StepLog.record
+        plain = StepLog.record_step
 
         def record(self: StepLog, step: int, result: Any, ids: Any, waited: float) -> None:
             with (run_dir / f"stream{rank}").open("a") as file:
                 file.write(f"{step} {zlib.crc32(ids.numpy().tobytes())}\n")
             plain(self, step, result, ids, waited)
 
-        StepLog.record = record  # type: ignore[method-assign]
+        StepLog.record_step = record  # type: ignore[method-assign]
         code = job.main([str(run_dir)])
     finally:
         os._exit(code)

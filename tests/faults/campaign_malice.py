@@ -6,27 +6,23 @@ import logging
 import tempfile
 from pathlib import Path
 
-from malice import Case, harm
-from malicious_records import entries, inputs, records, yamls
-from malicious_weights import bombs, headers
+from malice import harm
+from malicious_records import ENTRIES, RECORDS, YAMLS
+from malicious_weights import BOMBS, LIES
 from outcome import Outcome
 
 NAME = "5_malicious_files"
 LIMIT_S = 1.0
 
 
-def cases() -> dict[str, Case]:
-    """All of them by name."""
-    return dict(
-        [*bombs(), *headers(), *records(), *entries(), *yamls(), ("run file, input ../", inputs)]
-    )
+CASES = {**BOMBS, **LIES, **RECORDS, **ENTRIES, **YAMLS}
 
 
 def run() -> Outcome:
     """Every case, in a folder of its own."""
     outcome, slowest = Outcome(NAME), 0.0
     logging.getLogger().addHandler(logging.NullHandler())
-    for name, case in cases().items():
+    for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             found, seconds = harm(case, Path(folder))
         outcome.trials += 1

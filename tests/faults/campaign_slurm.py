@@ -17,16 +17,12 @@ def run() -> Outcome:
     """The tests, in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "tests/slurm/test_faults.py",
-            f"--junitxml={report}",
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", "tests/slurm/test_faults.py"]
         subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "MUGS_ALL_FAULTS": "1"}, stdout=sys.stderr
+            [*command, f"--junitxml={report}"],
+            cwd=ROOT,
+            env={**os.environ, "MUGS_ALL_FAULTS": "1"},
+            stdout=sys.stderr,
         )
         cases = list(ET.parse(report).getroot().iter("testcase"))
     skipped = [case for case in cases if case.find("skipped") is not None]

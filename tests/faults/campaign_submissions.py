@@ -7,6 +7,7 @@ jobs start and finish while the submissions are under way.
 
 # ruff: noqa: E402
 
+import fcntl
 import os
 import random
 import shutil
@@ -19,8 +20,9 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from commands import write_commands
 from forked import answer, in_own_process
 from outcome import Outcome
 
@@ -32,8 +34,7 @@ from slurm.submission.submit import submit
 from stages import STAGES
 
 NAME = "7_submissions"
-SBATCH = """#!/bin/sh
-exec 9>"$FAKE/lock"; flock 9
+SBATCH = """exec 9>"$FAKE/lock"; flock 9
 id=$(cat "$FAKE/next"); echo $((id + 1)) > "$FAKE/next"
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$2")
 wait=$(sed -n 's/^#SBATCH --dependency=//p' "$2" | tr -d "'")
@@ -43,33 +44,17 @@ flock -u 9
 sleep 0.0$(($$ % 10))
 echo $id
 """
-SQUEUE = """#!/bin/sh
-exec 9>"$FAKE/lock"; flock -s 9; cat "$FAKE/queue"
-"""
-SCANCEL = """#!/bin/sh
-echo "$@" >> "$FAKE/cancelled"
-"""
+SQUEUE = 'exec 9>"$FAKE/lock"; flock -s 9; cat "$FAKE/queue"'
+SCANCEL = 'echo "$@" >> "$FAKE/cancelled"'
 
 
 class FakeSlurm:
     """The scripts, and the jobs that they hold: `step` lets a random one that may run finish."""
 
     def __init__(self, folder: Path, runs: list[StageRun], run_root: Path, seed: int) -> None:
-        self.folder, self.runs, self.run_root, self.random = (
-            folder,
-            runs,
-            run_root,
-            random.Random(seed),
-        )
-        (folder / "bin").mkdir(parents=True)
-        for name, text in (
-            ("sbatch", SBATCH),
-            ("squeue", SQUEUE),
-            ("scancel", SCANCEL),
-            ("srun", ""),
-        ):
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
+        self.folder, self.runs, self.run_root = folder, runs, run_root
+        self.random = random.Random(seed)
+        write_commands(folder / "bin", sbatch=SBATCH, squeue=SQUEUE, scancel=SCANCEL, srun="")
         (folder / "next").write_text("100\n")
         for name in ("queue", "submitted", "cancelled"):
             (folder / name).touch()
@@ -82,8 +67,6 @@ class FakeSlurm:
         """Finish one job whose inputs are done: the manifest entry first,
         then it leaves the queue.
         """
-        import fcntl
-
         with (self.folder / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             lines = (self.folder / "queue").read_text().splitlines()
@@ -91,16 +74,14 @@ class FakeSlurm:
         for line in self.random.sample(lines, len(lines)):
             run = names[line.split("|")[1]]
             if all(manifest.find_done(self.run_root, need) for need in run.needs.values()):
-                attempt = attempts.start_attempt(run.run_dir(self.run_root))
-                facts = {
-                    "stage": run.stage,
-                    "name": run.name,
-                    "run_id": run.run_id,
-                    "attempt": attempt,
-                }
-                manifest.record_entry(
-                    self.run_root, manifest.ManifestEntry(**facts, info={"text": "x" * 20000})
+                entry = manifest.ManifestEntry(
+                    stage=run.stage,
+                    name=run.name,
+                    run_id=run.run_id,
+                    attempt=attempts.start_attempt(run.run_dir(self.run_root)),
+                    info={"text": "x" * 20000},
                 )
+                manifest.record_entry(self.run_root, entry)
                 with (self.folder / "lock").open("a") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                     kept = [

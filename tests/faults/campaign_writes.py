@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,11 +41,8 @@ def calls_of_a_save(folder: Path) -> list[tuple[str, str]]:
 
 def raised(folder: Path, action: Action) -> None:
     """A save in this process that ends where the action says."""
-    try:
-        with intercepted(action):
-            save(folder, NEW)
-    except Crash:
-        pass
+    with suppress(Crash), intercepted(action):
+        save(folder, NEW)
 
 
 def exited(folder: Path, action: Action) -> None:
@@ -110,10 +108,9 @@ def kills(outcome: Outcome, root: Path, trials: int, seed: int = 0) -> None:
             lambda first=newest + 1, pipe=writing: write_for_ever(folder, first, pipe)
         )
         os.close(writing)
-        first = os.read(reading, 1 << 16)  # it is about to save
+        told = os.read(reading, 1 << 16)  # it is about to save
         time.sleep(rng.uniform(0, 0.06))
         os.kill(process, signal.SIGKILL)
-        told = first
         while more := os.read(reading, 1 << 16):
             told += more
         os.close(reading)

@@ -12,8 +12,7 @@ POLICY = SavePolicy(retry_seconds=0)
 
 def parts_of(step: int, rows: int = 50) -> StateDicts:
     """A network, moments and a queue of a step."""
-    generator = torch.Generator().manual_seed(step)
-    weight = torch.randn(rows, 20, generator=generator)
+    weight = torch.randn(rows, 20, generator=torch.Generator().manual_seed(step))
     return {
         "student": {"weight": weight, "bias": weight[:, 0].clone()},
         "optimizer": {"0.step": torch.tensor(float(step)), "0.exp_avg": weight.half()},

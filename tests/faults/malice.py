@@ -17,6 +17,9 @@ from pipeline.spec import ConfigError
 REFUSALS = (CheckpointError, WeightsError, ConfigError, ValueError)
 
 
+STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "shutil.rmtree")
+
+
 class Watch:
     """Opened files and started programs while it is on;
     an audit hook cannot be taken away again.
@@ -27,17 +30,9 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
-            return
-        if event == "open":
+        if self.on and event == "open":
             self.opened.append(str(arguments[0]))
-        elif event in (
-            "os.system",
-            "os.exec",
-            "os.posix_spawn",
-            "subprocess.Popen",
-            "shutil.rmtree",
-        ):
+        elif self.on and event in STARTS:
             self.started.append(event)
 
 

@@ -4,7 +4,7 @@ of runs to do; and YAML.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,64 +29,30 @@ def with_record(place: Place, change: Callable[[dict[str, Any]], None]) -> Calla
     return lambda: load_latest(folder.parent)
 
 
-def records() -> Iterator[tuple[str, Case]]:
-    """Checkpoint records that point elsewhere, or are not what they should be."""
-    inside = "student.safetensors"
+def in_place_of(name: str, make: Callable[[Place, Path], object]) -> Case:
+    """A checkpoint one of whose files is replaced."""
 
-    def renamed(name: Callable[[Place], str]) -> Case:
-        def case(place: Place) -> Callable[[], object]:
-            return with_record(
-                place, lambda c: c["files"].update({name(place): c["files"].pop(inside)})
-            )
+    def case(place: Place) -> Callable[[], object]:
+        folder = save(place.folder / "checkpoints", 3)
+        (folder / name).unlink()
+        make(place, folder / name)
+        return lambda: load_latest(folder.parent)
 
-        return case
+    return case
 
-    yield (
-        "record, ../ in a name",
-        renamed(lambda place: f"../../../../outside/step_00000007/{inside}"),
-    )
-    yield "record, absolute name", renamed(lambda place: str(place.secret / inside))
-    yield "record, name with a zero byte", renamed(lambda place: f"x\0.safetensors/{inside}")
-    changes: dict[str, Callable[[dict[str, Any]], None]] = {
-        "files is a list": lambda c: c.update(files=[inside]),
-        "size is a text": lambda c: c["files"][inside].update(size="1"),
-        "more facts": lambda c: c["files"][inside].update(path="/etc/passwd"),
-        "step is a path": lambda c: c.update(step="../../outside/step_00000007"),
-        "format of the future": lambda c: c.update(format=99),
-    }
-    for name, change in changes.items():
-        yield f"record, {name}", lambda place, change=change: with_record(place, change)
 
-    def in_place_of(make: Callable[[Place, Path], object], name: str) -> Case:
-        def case(place: Place) -> Callable[[], object]:
-            folder = save(place.folder / "checkpoints", 3)
-            (folder / name).unlink()
-            make(place, folder / name)
-            return lambda: load_latest(folder.parent)
-
-        return case
-
-    yield (
-        "tensors are a link outside",
-        in_place_of(lambda place, path: path.symlink_to(place.secret / inside), inside),
-    )
-    yield (
-        "record is a link outside",
-        in_place_of(lambda place, path: path.symlink_to(place.secret / "state.json"), "state.json"),
-    )
-    yield "record is a pipe", in_place_of(lambda place, path: os.mkfifo(path), "state.json")
-    yield "record of a terabyte", in_place_of(lambda place, path: sparse(path), "state.json")
-    yield (
-        "record nested deeply",
-        in_place_of(lambda place, path: path.write_text("[" * 1_000_000), "state.json"),
+def renamed(name: Callable[[Place], str]) -> Case:
+    """A record that calls its file of tensors by another name."""
+    return lambda place: with_record(
+        place, lambda c: c["files"].update({name(place): c["files"].pop(INSIDE)})
     )
 
-    def linked_folder(place: Place) -> Callable[[], object]:
-        (place.folder / "checkpoints").mkdir()
-        (place.folder / "checkpoints" / place.secret.name).symlink_to(place.secret)
-        return lambda: load_latest(place.folder / "checkpoints")
 
-    yield "checkpoint is a link outside", linked_folder
+def linked_folder(place: Place) -> Callable[[], object]:
+    """A checkpoint that is a link outside."""
+    (place.folder / "checkpoints").mkdir()
+    (place.folder / "checkpoints" / place.secret.name).symlink_to(place.secret)
+    return lambda: load_latest(place.folder / "checkpoints")
 
 
 def sparse(path: Path) -> None:
@@ -95,66 +61,109 @@ def sparse(path: Path) -> None:
     os.truncate(path, 1 << 40)
 
 
-def entries() -> Iterator[tuple[str, Case]]:
-    """Manifest entries that lead outside, with a checksum that fits."""
-
-    def entry(**changes: Any) -> Case:
-        def case(place: Place) -> Callable[[], object]:
-            (place.folder / "link").symlink_to(place.outside)
-            inside = place.folder.relative_to(place.root).as_posix()
-            known = {"stage": "tiny", "name": "tiny", "run_id": place.run.run_id, "rows": None}
-            text = (
-                json.dumps(known | changes)
-                .replace("INSIDE", inside)
-                .replace("OUTSIDE", str(place.outside))
-            )
-            write_atomic(
-                manifest.entry_path(place.root, place.run.run_id),
-                json.dumps(with_checksum(json.loads(text))),
-            )
-            return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
-
-        return case
-
-    def output(path: str) -> dict[str, Any]:
-        return {"outputs": {"x": {"path": path, "size": 6, "sha256": "0" * 64}}}
-
-    paths = {
-        "../": "../outside/secret.txt",
-        "../ inside": "INSIDE/../../../outside/secret.txt",
-        "absolute": "OUTSIDE/secret.txt",
-        "link": "INSIDE/link/secret.txt",
-        "folder with a link": "INSIDE",
-    }
-    for name, path in paths.items():
-        yield f"entry, output {name}", entry(**output(path))
-        yield f"entry, rows {name}", entry(rows=path)
-    for key in ("stage", "name", "run_id"):
-        yield f"entry, {key} ../", entry(**{key: "../../outside"})
-        yield f"entry, {key} absolute", entry(**{key: "OUTSIDE"})
-
-    def huge(place: Place) -> Callable[[], object]:
-        path = manifest.entry_path(place.root, place.run.run_id)
-        path.parent.mkdir()
-        sparse(path)
-        return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
-
-    def deep(place: Place) -> Callable[[], object]:
-        write_atomic(manifest.entry_path(place.root, place.run.run_id), '{"x":' * 100_000)
-        return lambda: refuse_none(manifest.find_done(place.root, place.run.run_id))
-
-    yield "entry of a terabyte", huge
-    yield "entry nested deeply", deep
-    yield (
-        "run id ../",
-        lambda place: lambda: manifest.read_entry(place.root, "../../outside/secret"),
-    )
+INSIDE = "student.safetensors"
+CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "files is a list": lambda c: c.update(files=[INSIDE]),
+    "size is a text": lambda c: c["files"][INSIDE].update(size="1"),
+    "more facts": lambda c: c["files"][INSIDE].update(path="/etc/passwd"),
+    "step is a path": lambda c: c.update(step="../../outside/step_00000007"),
+    "format of the future": lambda c: c.update(format=99),
+}
+# Checkpoint records that point elsewhere, or are not what they should be.
+RECORDS: dict[str, Case] = {
+    "record, ../ in a name": renamed(lambda place: f"../../../../outside/step_00000007/{INSIDE}"),
+    "record, absolute name": renamed(lambda place: str(place.secret / INSIDE)),
+    "record, name with a zero byte": renamed(lambda place: f"x\0.safetensors/{INSIDE}"),
+    **{
+        f"record, {name}": lambda place, change=change: with_record(place, change)
+        for name, change in CHANGES.items()
+    },
+    "tensors are a link outside": in_place_of(
+        INSIDE, lambda place, path: path.symlink_to(place.secret / INSIDE)
+    ),
+    "record is a link outside": in_place_of(
+        "state.json", lambda place, path: path.symlink_to(place.secret / "state.json")
+    ),
+    "record is a pipe": in_place_of("state.json", lambda place, path: os.mkfifo(path)),
+    "record of a terabyte": in_place_of("state.json", lambda place, path: sparse(path)),
+    "record nested deeply": in_place_of(
+        "state.json", lambda place, path: path.write_text("[" * 1_000_000)
+    ),
+    "checkpoint is a link outside": linked_folder,
+}
 
 
-def refuse_none(found: object) -> None:
-    """None is how the manifest refuses: the run counts as not done."""
-    if found is None:
-        raise ValueError("not done")
+def refused_entry(place: Place) -> Callable[[], object]:
+    """Ask for the run's entry; None is how the manifest refuses: the run counts as not done."""
+
+    def find() -> None:
+        if manifest.find_done(place.root, place.run.run_id) is None:
+            raise ValueError("not done")
+
+    return find
+
+
+def entry(**changes: Any) -> Case:
+    """A manifest entry with these fields and a checksum that fits."""
+
+    def case(place: Place) -> Callable[[], object]:
+        (place.folder / "link").symlink_to(place.outside)
+        known = {"stage": "tiny", "name": "tiny", "run_id": place.run.run_id, "rows": None}
+        text = (
+            json.dumps(known | changes)
+            .replace("INSIDE", place.folder.relative_to(place.root).as_posix())
+            .replace("OUTSIDE", str(place.outside))
+        )
+        write_atomic(
+            manifest.entry_path(place.root, place.run.run_id),
+            json.dumps(with_checksum(json.loads(text))),
+        )
+        return refused_entry(place)
+
+    return case
+
+
+def huge(place: Place) -> Callable[[], object]:
+    """An entry of a terabyte."""
+    path = manifest.entry_path(place.root, place.run.run_id)
+    path.parent.mkdir()
+    sparse(path)
+    return refused_entry(place)
+
+
+def deep(place: Place) -> Callable[[], object]:
+    """An entry nested deeply."""
+    write_atomic(manifest.entry_path(place.root, place.run.run_id), '{"x":' * 100_000)
+    return refused_entry(place)
+
+
+PATHS = {
+    "../": "../outside/secret.txt",
+    "../ inside": "INSIDE/../../../outside/secret.txt",
+    "absolute": "OUTSIDE/secret.txt",
+    "link": "INSIDE/link/secret.txt",
+    "folder with a link": "INSIDE",
+}
+KEYS = ("stage", "name", "run_id")
+# Manifest entries that lead outside.
+ENTRIES: dict[str, Case] = {
+    **{
+        f"entry, output {name}": entry(outputs={"x": {"path": path, "size": 6, "sha256": "0" * 64}})
+        for name, path in PATHS.items()
+    },
+    **{f"entry, rows {name}": entry(rows=path) for name, path in PATHS.items()},
+    **{f"entry, {key} ../": entry(**{key: "../../outside"}) for key in KEYS},
+    **{f"entry, {key} absolute": entry(**{key: "OUTSIDE"}) for key in KEYS},
+    "entry of a terabyte": huge,
+    "entry nested deeply": deep,
+    "run id ../": lambda place: lambda: manifest.read_entry(place.root, "../../outside/secret"),
+}
+
+
+def written(path: Path, text: str, read: Callable[[], object]) -> Callable[[], object]:
+    """Write a file; what then reads it."""
+    path.write_text(text)
+    return read
 
 
 TAGS = {
@@ -167,61 +176,64 @@ TAGS = {
     "exec": "!!python/object/apply:builtins.exec [\"open('FUSE', 'w')\"]",
     "nested deeply": "[" * 20_000,
 }
+READERS: dict[str, Callable[[Place, str], Callable[[], object]]] = {
+    "run file": lambda place, tag: written(
+        place.folder / runfile.FILE_NAME,
+        f"stage: tiny\nconfig: {tag}\n",
+        lambda: runfile.read_run_file(place.folder),
+    ),
+    "reproduction": lambda place, tag: written(
+        place.root / "mine.yaml",
+        f"runs:\n  x: {{stage: knn, ks: {tag}}}\n",
+        lambda: config.load_reproduction(str(place.root / "mine.yaml"), STAGES),
+    ),
+    "profile": lambda place, tag: written(
+        place.root / "cluster.yaml",
+        f"run_root: {tag}\n",
+        lambda: load_profile(str(place.root / "cluster.yaml")),
+    ),
+    "--set": lambda place, tag: (
+        lambda: config.load_reproduction("mini", STAGES, [f"pretrain.epochs={tag}"])
+    ),
+}
 
 
-def yamls() -> Iterator[tuple[str, Case]]:
-    """YAML tags wherever YAML is read, and run files that lead outside."""
-    for name, tag in TAGS.items():
+def change_run_file(place: Place, **changes: Any) -> None:
+    """Write the run file with some fields changed, and a checksum that fits."""
+    path = runfile.write_run_file(place.root, place.run) / runfile.FILE_NAME
+    content = yaml.safe_load(path.read_text())
+    content.pop("sha256")
+    path.write_text(yaml.safe_dump(with_checksum(content | changes)))
 
-        def run_file(place: Place, tag: str = tag) -> Callable[[], object]:
-            text = f"stage: tiny\nconfig: {tag.replace('FUSE', str(place.fuse))}\n"
-            (place.folder / runfile.FILE_NAME).write_text(text)
-            return lambda: runfile.read_run_file(place.folder)
 
-        def reproduction(place: Place, tag: str = tag) -> Callable[[], object]:
-            path = place.root / "mine.yaml"
-            path.write_text(
-                f"runs:\n  x: {{stage: knn, ks: {tag.replace('FUSE', str(place.fuse))}}}\n"
-            )
-            return lambda: config.load_reproduction(str(path), STAGES)
+def run_file(**changes: Any) -> Case:
+    """A run file with some fields changed, which is read."""
 
-        def profile(place: Place, tag: str = tag) -> Callable[[], object]:
-            path = place.root / "cluster.yaml"
-            path.write_text(f"run_root: {tag.replace('FUSE', str(place.fuse))}\n")
-            return lambda: load_profile(str(path))
+    def case(place: Place) -> Callable[[], object]:
+        change_run_file(place, **changes)
+        return lambda: runfile.read_run_file(place.folder)
 
-        def option(place: Place, tag: str = tag) -> Callable[[], object]:
-            text = tag.replace("FUSE", str(place.fuse))
-            return lambda: config.load_reproduction("mini", STAGES, [f"pretrain.epochs={text}"])
-
-        yield f"YAML, {name}, run file", run_file
-        yield f"YAML, {name}, reproduction", reproduction
-        yield f"YAML, {name}, profile", profile
-        yield f"YAML, {name}, --set", option
-
-    def changed(**changes: Any) -> Case:
-        def case(place: Place) -> Callable[[], object]:
-            path = runfile.write_run_file(place.root, place.run) / runfile.FILE_NAME
-            content = yaml.safe_load(path.read_text())
-            content.pop("sha256")
-            path.write_text(yaml.safe_dump(with_checksum(content | changes)))
-            return lambda: runfile.read_run_file(place.folder)
-
-        return case
-
-    for key in ("stage", "name", "run_id"):
-        yield f"run file, {key} ../", changed(**{key: "../../outside"})
+    return case
 
 
 def inputs(place: Place) -> Callable[[], object]:
     """A run whose input is said to lie outside; asked whether that is done, as a job does."""
-    path = runfile.write_run_file(place.root, place.run) / runfile.FILE_NAME
-    content = yaml.safe_load(path.read_text())
-    content.pop("sha256")
-    path.write_text(
-        yaml.safe_dump(with_checksum(content | {"needs": {"data": "../../outside/secret"}}))
-    )
+    change_run_file(place, needs={"data": "../../outside/secret"})
     return lambda: [
         manifest.find_done(place.root, need)
         for need in runfile.read_run_file(place.folder).needs.values()
     ]
+
+
+# YAML tags wherever YAML is read, and run files that lead outside.
+YAMLS: dict[str, Case] = {
+    **{
+        f"YAML, {name}, {where}": lambda place, tag=tag, read=read: read(
+            place, tag.replace("FUSE", str(place.fuse))
+        )
+        for name, tag in TAGS.items()
+        for where, read in READERS.items()
+    },
+    **{f"run file, {key} ../": run_file(**{key: "../../outside"}) for key in KEYS},
+    "run file, input ../": inputs,
+}

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +29,6 @@ class Bomb:
         return self.call
 
 
-def bombs() -> Iterator[tuple[str, Case]]:
-    """Pickles that call something when loaded carelessly."""
-    calls: dict[str, Callable[[str], Bomb]] = {
-        "os.system": lambda fuse: Bomb(os.system, f"touch {fuse}"),
-        "eval": lambda fuse: Bomb(eval, f"open({fuse!r}, 'w')"),
-        "exec": lambda fuse: Bomb(exec, f"open({fuse!r}, 'w')"),
-        "open": lambda fuse: Bomb(open, fuse, "w"),
-        "nested": lambda fuse: Bomb(dict, [("x", Bomb(os.mkdir, fuse))]),
-        "getattr": lambda fuse: Bomb(getattr, Bomb(__import__, "os"), "system"),
-    }
-    for name, make in calls.items():
-        for form, write in {"zip": torch.save, "legacy": legacy, "raw": raw, "late": late}.items():
-
-            def case(place: Place, make: Any = make, write: Any = write) -> Callable[[], object]:
-                path = place.root / "weights.pth"
-                write({"teacher": {"x": torch.ones(2)}, "epoch": make(str(place.fuse))}, path)
-                return lambda: read_released_checkpoint(path)
-
-            yield f"pickle, {name}, {form}", case
-
-            def as_safetensors(
-                place: Place, make: Any = make, write: Any = write
-            ) -> Callable[[], object]:
-                path = place.root / "weights.safetensors"
-                write({"x": make(str(place.fuse))}, path)
-                return lambda: read_backbone_file(path)
-
-            yield f"pickle as safetensors, {name}, {form}", as_safetensors
-
-
 def legacy(content: object, path: Path) -> None:
     """Write the format that torch had before zip files."""
     torch.save(content, path, _use_new_zipfile_serialization=False)
@@ -75,6 +45,51 @@ def late(content: object, path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         first = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{first}/data.pkl", pickle.dumps(content, protocol=2))
+
+
+def loaded(
+    content: Callable[[Any], object], name: str, write: Callable[[object, Path], None], read: Any
+) -> Case:
+    """Content that holds a bomb, written to a file of this name and then read."""
+
+    def case(place: Place) -> Callable[[], object]:
+        write(content(str(place.fuse)), place.root / name)
+        return lambda: read(place.root / name)
+
+    return case
+
+
+CALLS: dict[str, Callable[[str], Bomb]] = {
+    "os.system": lambda fuse: Bomb(os.system, f"touch {fuse}"),
+    "eval": lambda fuse: Bomb(eval, f"open({fuse!r}, 'w')"),
+    "exec": lambda fuse: Bomb(exec, f"open({fuse!r}, 'w')"),
+    "open": lambda fuse: Bomb(open, fuse, "w"),
+    "nested": lambda fuse: Bomb(dict, [("x", Bomb(os.mkdir, fuse))]),
+    "getattr": lambda fuse: Bomb(getattr, Bomb(__import__, "os"), "system"),
+}
+FORMS = {"zip": torch.save, "legacy": legacy, "raw": raw, "late": late}
+# Pickles that call something when loaded carelessly.
+BOMBS: dict[str, Case] = {
+    f"{kind}, {name}, {form}": loaded(
+        lambda fuse, make=make, around=around: around(make(fuse)), file, write, read
+    )
+    for name, make in CALLS.items()
+    for form, write in FORMS.items()
+    for kind, around, file, read in (
+        (
+            "pickle",
+            lambda bomb: {"teacher": {"x": torch.ones(2)}, "epoch": bomb},
+            "weights.pth",
+            read_released_checkpoint,
+        ),
+        (
+            "pickle as safetensors",
+            lambda bomb: {"x": bomb},
+            "weights.safetensors",
+            read_backbone_file,
+        ),
+    )
+}
 
 
 def tensor_file(header: bytes, length: int | None = None, data: bytes = b"\0" * 8) -> bytes:
@@ -110,24 +125,32 @@ HEADERS = {
 }
 
 
-def headers() -> Iterator[tuple[str, Case]]:
-    """Weights and checkpoints whose safetensors header lies;
-    the checkpoint's record agrees with it.
-    """
-    for name, content in HEADERS.items():
+def weights(content: bytes) -> Case:
+    """A file of weights with this content."""
+    return loaded(
+        lambda fuse: content,
+        "weights.safetensors",
+        lambda data, path: path.write_bytes(data),
+        read_backbone_file,
+    )
 
-        def weights(place: Place, content: bytes = content) -> Callable[[], object]:
-            path = place.root / "weights.safetensors"
-            path.write_bytes(content)
-            return lambda: read_backbone_file(path)
 
-        def checkpoint(place: Place, content: bytes = content) -> Callable[[], object]:
-            folder = place.folder / "checkpoints" / "step_00000003"
-            folder.mkdir(parents=True)
-            (folder / "x.safetensors").write_bytes(content)
-            stored = record.StoredFile(len(content), hash_file(folder / "x.safetensors"))
-            record.write_record(folder, record.CheckpointRecord(3, {}, {"x.safetensors": stored}))
-            return lambda: load_latest(folder.parent)
+def checkpoint(content: bytes) -> Case:
+    """A checkpoint with this content, and a record that agrees with it."""
 
-        yield f"weights, {name}", weights
-        yield f"checkpoint, {name}", checkpoint
+    def case(place: Place) -> Callable[[], object]:
+        folder = place.folder / "checkpoints" / "step_00000003"
+        folder.mkdir(parents=True)
+        (folder / "x.safetensors").write_bytes(content)
+        stored = record.StoredFile(len(content), hash_file(folder / "x.safetensors"))
+        record.write_record(folder, record.CheckpointRecord(3, {}, {"x.safetensors": stored}))
+        return lambda: load_latest(folder.parent)
+
+    return case
+
+
+# Weights and checkpoints whose safetensors header lies.
+LIES: dict[str, Case] = {
+    **{f"weights, {name}": weights(content) for name, content in HEADERS.items()},
+    **{f"checkpoint, {name}": checkpoint(content) for name, content in HEADERS.items()},
+}

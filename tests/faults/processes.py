@@ -3,6 +3,7 @@ and it starts at once.
 """
 
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,12 @@ def start(work: Callable[[], int | None]) -> int:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def end(process: int) -> int:

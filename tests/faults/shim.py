@@ -14,8 +14,10 @@ from typing import Any
 from unittest.mock import patch
 
 NAMES = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
-Action = Callable[[str, str], None]
-"""Called before each intercepted call with its name and path; what it raises, the call raises."""
+Action = Callable[[int, str, str], None]
+"""Called before each intercepted call with its number from 1, name and path; what it raises, the
+call raises.
+"""
 
 
 class Crash(BaseException):
@@ -36,7 +38,7 @@ class Calls:
         """One call is about to be made."""
         self.log.append((name, str(path)))
         try:
-            self.action(name, str(path))
+            self.action(len(self.log), name, str(path))
         except TornWrite:
             if name == "write" and isinstance(path, int):
                 raise
@@ -44,7 +46,7 @@ class Calls:
 
 
 @contextmanager
-def intercepted(action: Action = lambda name, path: None) -> Iterator[Calls]:
+def intercepted(action: Action = lambda number, name, path: None) -> Iterator[Calls]:
     """Within the block `action` is asked before each call."""
     calls = Calls(action)
     real_open, real_io_open = os.open, io.open
@@ -85,9 +87,8 @@ def intercepted(action: Action = lambda name, path: None) -> Iterator[Calls]:
             else io.TextIOWrapper(buffered, "utf-8", newline=options.get("newline"))
         )
 
-    wrapped = {name: wrap(name) for name in NAMES} | {"open": open_descriptor}
     with (
-        patch.multiple(os, **wrapped),
+        patch.multiple(os, **{name: wrap(name) for name in NAMES} | {"open": open_descriptor}),
         patch.object(io, "open", open_file),
         patch.object(builtins, "open", open_file),
     ):
@@ -98,25 +99,19 @@ def dead_after(count: int, *, torn: bool = False) -> Action:
     """`count` calls are made, every later one raises Crash. `torn`:
     when the first of these writes, half arrives.
     """
-    made = 0
 
-    def action(name: str, path: str) -> None:
-        nonlocal made
-        made += 1
-        if made > count:
-            raise TornWrite if torn and made == count + 1 else Crash
+    def action(number: int, name: str, path: str) -> None:
+        if number > count:
+            raise TornWrite if torn and number == count + 1 else Crash
 
     return action
 
 
 def exit_after(count: int) -> Action:
     """`count` calls are made, at the next the process is gone."""
-    made = 0
 
-    def action(name: str, path: str) -> None:
-        nonlocal made
-        made += 1
-        if made > count:
+    def action(number: int, name: str, path: str) -> None:
+        if number > count:
             os._exit(9)
 
     return action
@@ -126,11 +121,8 @@ def failing(number: int, code: int, *, lasting: bool = False) -> Action:
     """The call of this number, from 1, raises OSError; `lasting`:
     the later ones that need room do too.
     """
-    made = 0
 
-    def action(name: str, path: str) -> None:
-        nonlocal made
-        made += 1
+    def action(made: int, name: str, path: str) -> None:
         needs_room = name in ("open", "write", "fsync", "mkdir")
         if made == number or (lasting and made > number and needs_room):
             raise OSError(code, os.strerror(code), path)

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from campaign_malice import cases
+from campaign_malice import CASES
 from malice import harm
-
-CASES = cases()
 
 
 @pytest.mark.parametrize("name", CASES)

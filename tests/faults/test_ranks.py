@@ -1,7 +1,6 @@
 """What happens to rank 0's checkpoints happens to all ranks."""
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from mugs import distributed
 from mugs.checkpoint.record import CheckpointError
 from mugs.checkpoint.save_load import load_latest
 from mugs.checkpoint.saver import CheckpointSaver
-from mugs.distributed import MainRankError, broadcast_from_main, run_on_main
 from mugs.engine.control import NullControl
 
-ERROR = (CheckpointError, MainRankError)
+ERROR = (CheckpointError, distributed.MainRankError)
 
 
 class Counted:
@@ -34,8 +32,7 @@ class Counted:
 
 def on_two_ranks(work: Callable[[], None]) -> None:
     """Do some work on two ranks; both must end well."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = processes.free_port()
 
     def rank(number: int) -> None:
         os.environ.update(
@@ -53,11 +50,11 @@ def test_texts_and_errors_of_rank_0_reach_rank_1() -> None:
     def work() -> None:
         main = distributed.is_main()
         for text in ("", "step 3", "größer" * 1000):
-            assert broadcast_from_main(text if main else "?") == text
-        assert run_on_main(lambda: 7) == "7"
-        with pytest.raises(KeyError if main else MainRankError, match=r"no such thing"):
-            run_on_main(lambda: {}["no such thing"])
-        assert run_on_main(lambda: "go on") == "go on"
+            assert distributed.broadcast_from_main(text if main else "?") == text
+        assert distributed.run_on_main(lambda: 7) == "7"
+        with pytest.raises(KeyError if main else distributed.MainRankError, match=r"no such thing"):
+            distributed.run_on_main(lambda: {}["no such thing"])
+        assert distributed.run_on_main(lambda: "go on") == "go on"
 
     on_two_ranks(work)
 

@@ -32,7 +32,7 @@ class Counter:
             yield
 
     def check_before_save(self) -> None:
-        pass
+        """There is nothing to check."""
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         return {"state": {"sum": self.state}, "more": {"half": self.state.half()}}
@@ -73,8 +73,15 @@ def run(ctx: StageContext, cfg: TinyConfig) -> StageOutput:
 def tiny_run() -> StageRun:
     """The run of this stage."""
     config = TinyConfig()
-    identity = run_id("tiny", config, {})
-    return StageRun("tiny", "tiny", identity, config, {}, Resources(gpu=False), "tiny_stage:run")
+    return StageRun(
+        "tiny",
+        "tiny",
+        run_id("tiny", config, {}),
+        config,
+        {},
+        Resources(gpu=False),
+        "tiny_stage:run",
+    )
 
 
 def finish(root: Path) -> Path:
