@@ -22,8 +22,9 @@ def spawn(function: Callable[..., None], world: int, *args: object) -> None:
     multiprocessing.set_forkserver_preload(["mugs.pretrain.train", "mugs.finetune.train"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    arguments = (world, port, function, args)
-    mp.start_processes(on_rank, args=arguments, nprocs=world, start_method="forkserver")
+    mp.start_processes(
+        on_rank, args=(world, port, function, args), nprocs=world, start_method="forkserver"
+    )
 
 
 def on_rank(

@@ -45,8 +45,3 @@ def run() -> list[dict[str, Any]]:
         }
         for name, value in ours.items()
     ]
-
-
-if __name__ == "__main__":
-    for row in run():
-        sys.stdout.write(f"{row}\n")

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "parity")]
 
 from naive_mugs import NaiveMugs  # noqa: E402
-from step_cases import SCHEDULE  # noqa: E402
+from step_cases import SCHEDULE, write_out_attention  # noqa: E402
 
 from mugs.data.loading.batch import Views  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
@@ -103,9 +103,7 @@ def ours(setup: Setup, mode: str) -> Figures:
 
 def naive(setup: Setup, mode: str) -> Figures:
     reference = NaiveMugs(Mugs(setup.config).to(setup.device), clip=3.0)
-    for module in [*reference.student.modules(), *reference.teacher.modules()]:
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+    write_out_attention(reference.student, reference.teacher)
 
     def step(views: Views) -> None:
         with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=mode == "bf16"):

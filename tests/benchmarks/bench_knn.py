@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_step import seconds
-from torch import Tensor
 
 from mugs.evaluation.knn import evaluate_knn
 
@@ -21,7 +20,12 @@ BANK, QUERIES, WIDTH, CLASSES = 131072, 5000, 384, 1000
 
 
 def plain_pass(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int, temperature: float
+    bank: torch.Tensor,
+    bank_labels: torch.Tensor,
+    queries: torch.Tensor,
+    labels: torch.Tensor,
+    k: int,
+    temperature: float,
 ) -> float:
     """Top-1 in percent for one k."""
     correct = 0

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_step import seconds
-from torch import Tensor, nn
 
 from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe
@@ -39,9 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES, VALIDATION, WIDTH, CLASSES, EPOCHS, BATCH = 1437, 360, 192, 10, 5, 128
 
 
-def plain(x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> None:
+def plain(x: torch.Tensor, y: torch.Tensor, validation: tuple[torch.Tensor, torch.Tensor]) -> None:
     """One classifier of SGD, validated after every epoch."""
-    model = nn.Linear(WIDTH, CLASSES)
+    model = torch.nn.Linear(WIDTH, CLASSES)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(EPOCHS):
         for ids in torch.randperm(IMAGES).split(BATCH):
@@ -52,7 +51,7 @@ def plain(x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor]) -> None:
             (model(validation[0]).topk(5).indices == validation[1][:, None]).float().mean()
 
 
-def products(x: Tensor) -> None:
+def products(x: torch.Tensor) -> None:
     """The two products of every step of the sweep, and of every validation."""
     weight, gradient = torch.randn(360 * CLASSES, WIDTH), torch.empty(360 * CLASSES, WIDTH)
     for _ in range(EPOCHS):
@@ -147,13 +146,12 @@ def run() -> list[dict[str, Any]]:
         f"{together / loop:.1f} times a plain loop; their matrix products alone "
         f"{floor / alone:.1f} times one of ours, {100 * floor / together:.0f}%"
     )
-    ratio = 360 * loop / together
     return [
         {
             "name": "linear_sweep",
             "ours": together,
             "baseline": 360 * loop,
-            "ratio": ratio,
+            "ratio": 360 * loop / together,
             "unit": "s",
             "note": note,
         },

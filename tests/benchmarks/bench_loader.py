@@ -48,9 +48,17 @@ def photographs(root: Path) -> None:
 
 def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Iterable[Any]]:
     """PASSES over the images by one of our front ends."""
-    order = SampleOrder(NUM, seed=0, world=1, rank=0, batch_size=BATCH)
     loader = stack.enter_context(
-        closing(make_loader(source, ViewRecipe(), order, seed=0, threads=WORKERS, loader=name))
+        closing(
+            make_loader(
+                source,
+                ViewRecipe(),
+                SampleOrder(NUM, seed=0, world=1, rank=0, batch_size=BATCH),
+                seed=0,
+                threads=WORKERS,
+                loader=name,
+            )
+        )
     )
     return lambda: loader.iterate(0, PASSES * NUM // BATCH)
 

@@ -34,13 +34,12 @@ def compare(
 ) -> dict[str, Any]:
     ours(), naive()
     pairs = [(seconds(ours), seconds(naive)) for _ in range(3)]
-    mine, theirs = median(p[0] for p in pairs), median(p[1] for p in pairs)
-    ratio = median(b / a for a, b in pairs)
+    mine, theirs = (median(column) for column in zip(*pairs, strict=True))
     return {
         "name": name,
         "ours": mine,
         "baseline": theirs,
-        "ratio": ratio,
+        "ratio": median(b / a for a, b in pairs),
         "unit": "s",
         "note": note,
     }
@@ -64,14 +63,13 @@ def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
         median(seconds(work) for _ in range(9))
         for work in (check, lambda: trainer.step([views], 2))
     )
-    note = f"of a step of a tiny network; {1e6 * spent:.0f} us whatever the network"
     return {
         "name": "watchdog_share",
         "ours": spent,
         "baseline": step,
         "ratio": spent / step,
         "unit": "s",
-        "note": note,
+        "note": f"of a step of a tiny network; {1e6 * spent:.0f} us whatever the network",
     }
 
 

@@ -9,18 +9,17 @@ count as added.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from dense_step import call_script, row
 from naive_mugs import NaiveMugs
-from step_cases import SCHEDULE
+from step_cases import SCHEDULE, write_out_attention
 
 from mugs.data.loading.batch import Views
 from mugs.engine.metering import peak_memory_mb
@@ -30,7 +29,6 @@ from mugs.methods.mugs import Mugs
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.step import Trainer
 
-PARITY = Path(__file__).resolve().parent.parent / "parity"
 BATCH = 8
 CPU = torch.device("cpu")
 STEPS = {"ours fp32": 4, "ours bf16": 2, "naive fp32": 1}
@@ -44,31 +42,24 @@ def views() -> Views:
     return Views(large, small, torch.arange(BATCH) % 2 == 0)
 
 
-class Ours:
-    """The product's step."""
+def build_ours(precision: str) -> Callable[[Views], float]:
+    """The product's step; it returns the loss."""
+    method = Mugs(MugsConfig(drop_path=0.0))
+    trainer = Trainer(
+        method,
+        build_pretrain_adamw(method.student),
+        SCHEDULE,
+        StepConfig(precision=precision),
+        method.student,
+    )
+    return lambda batch: trainer.step([batch], 2).total.item()
 
-    def __init__(self, precision: str) -> None:
-        method = Mugs(MugsConfig(drop_path=0.0))
-        config = StepConfig(precision=precision)
-        self.trainer = Trainer(
-            method, build_pretrain_adamw(method.student), SCHEDULE, config, method.student
-        )
 
-    def step(self, batch: Views) -> float:
-        return self.trainer.step([batch], 2).total.item()
-
-
-class Naive:
+def build_naive() -> Callable[[Views], float]:
     """The reference's step, with attention that writes out its matrix."""
-
-    def __init__(self) -> None:
-        self.naive = NaiveMugs(Mugs(MugsConfig(drop_path=0.0)), clip=3.0)
-        for module in [*self.naive.student.modules(), *self.naive.teacher.modules()]:
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
-
-    def step(self, batch: Views) -> float:
-        return self.naive.step(batch, **RATES)["total"]
+    naive = NaiveMugs(Mugs(MugsConfig(drop_path=0.0)), clip=3.0)
+    write_out_attention(naive.student, naive.teacher)
+    return lambda batch: naive.step(batch, **RATES)["total"]
 
 
 @dataclass
@@ -83,50 +74,29 @@ class Measured:
 
 def measure(side: str, precision: str) -> Measured:
     torch.set_num_threads(2)
-    batch, run = views(), Ours(precision) if side == "ours" else Naive()
+    batch, step = views(), build_ours(precision) if side == "ours" else build_naive()
     before, times, losses = peak_memory_mb(CPU), [], []
     for _ in range(STEPS[f"{side} {precision}"]):
         start = time.perf_counter()
-        losses.append(run.step(batch))
+        losses.append(step(batch))
         times.append(time.perf_counter() - start)
     return Measured(times, losses, peak_memory_mb(CPU) - before, peak_memory_mb(CPU))
 
 
 def in_process(side: str, precision: str) -> Measured:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(PARITY.parent.parent), str(PARITY)]),
-    }
-    command = [sys.executable, __file__, side, precision]
-    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return Measured(**json.loads(out.stdout))
+    return Measured(**call_script(__file__, side, precision))
 
 
 def time_row(precision: str, ours: Measured, naive: Measured) -> dict[str, Any]:
-    mine, theirs = median(ours.seconds[1:]), naive.seconds[0]
     note = f"ViT-S/16, batch {BATCH}, loss differs by {abs(ours.losses[0] - naive.losses[0]):.1e}"
     name = f"train_step_vits_{precision}"
-    return {
-        "name": name,
-        "ours": mine,
-        "baseline": theirs,
-        "ratio": theirs / mine,
-        "unit": "s",
-        "note": note,
-    }
+    return row(name, median(ours.seconds[1:]), naive.seconds[0], "s", note)
 
 
 def memory_row(ours: Measured, naive: Measured) -> dict[str, Any]:
     note = f"peak above the built model, {ours.added / naive.added:.0%} of it; "
     note += f"in total {ours.total:.0f} of {naive.total:.0f} MB"
-    return {
-        "name": "train_step_vits_memory",
-        "ours": ours.added,
-        "baseline": naive.added,
-        "ratio": naive.added / ours.added,
-        "unit": "MB",
-        "note": note,
-    }
+    return row("train_step_vits_memory", ours.added, naive.added, "MB", note)
 
 
 def run() -> list[dict[str, Any]]:

@@ -39,7 +39,6 @@ def rows(
     """The rows of one run."""
     stage, dataset, metric, setting = kind
     for i in range(ROWS):
-        value = 50 + (i * 7 + seed) % 40
         yield ResultRow(
             run_id,
             "mugs",
@@ -49,7 +48,7 @@ def rows(
             dataset,
             setting.format(i),
             metric,
-            value,
+            50 + (i * 7 + seed) % 40,
             "%",
             seed,
         )
@@ -78,7 +77,6 @@ def run() -> list[dict[str, Any]]:
         count = fill(Path(folder))
         ours = cpu_seconds([sys.executable, "run_stage.py", "tables"], env, repeats=3)
     torch = cpu_seconds([sys.executable, "-c", "import torch"], dict(os.environ), repeats=3)
-    note = f"all tables from {count} rows; baseline: python -c 'import torch'"
     return [
         {
             "name": "tables_cpu_s",
@@ -86,11 +84,6 @@ def run() -> list[dict[str, Any]]:
             "baseline": torch,
             "ratio": torch / ours,
             "unit": "s",
-            "note": note,
+            "note": f"all tables from {count} rows; baseline: python -c 'import torch'",
         }
     ]
-
-
-if __name__ == "__main__":
-    for line in run():
-        sys.stdout.write(f"{line}\n")

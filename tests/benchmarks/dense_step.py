@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step_cases import write_out_attention
 
 from mugs.engine.metering import peak_memory_mb
 from mugs.models.vit import ViT, build_vit
@@ -39,9 +40,8 @@ class Measured:
 def backbone(attention: str, memory: str) -> ViT:
     vit = build_vit("vit_s16", drop_path=0.1)
     vit.activation_checkpointing = memory == "recomputed"
-    for module in vit.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = attention == "fused"
+    if attention == "written":
+        write_out_attention(vit)
     return vit
 
 
@@ -66,7 +66,7 @@ def row(name: str, ours: float, baseline: float, unit: str, note: str) -> dict[s
 
 def rows(script: str, name: str, *, train: str, test: str) -> list[dict[str, Any]]:
     """Rows of what `script` measures, with notes on its step and on its test."""
-    ours, written, recomputed = (in_process(script, *way) for way in WAYS)
+    ours, written, recomputed = (Measured(**call_script(script, *way)) for way in WAYS)
     memory = (
         f"peak above the built model of a training step; {ours.added:.0f} MB without recomputation"
     )
@@ -83,15 +83,16 @@ def rows(script: str, name: str, *, train: str, test: str) -> list[dict[str, Any
     ]
 
 
-def in_process(script: str, attention: str, memory: str) -> Measured:
+def call_script(script: str, *arguments: str) -> Any:
+    """What a script prints as JSON, run in a process of its own."""
     path = os.pathsep.join(map(str, (HERE.parent.parent, HERE, HERE.parent / "parity")))
-    command = [sys.executable, script, attention, memory]
     environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, script, *arguments]
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return Measured(**json.loads(out.stdout))
+    return json.loads(out.stdout)
 
 
 def report(measure: Callable[[str, str], Measured]) -> None:
-    """The other end of `in_process`."""
+    """Print what a script measures in one of the ways."""
     torch.set_num_threads(2)
     sys.stdout.write(json.dumps(asdict(measure(*sys.argv[1:]))))

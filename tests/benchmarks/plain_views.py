@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
@@ -33,7 +32,7 @@ class Blur:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-def resized_crop(size: int, scale: tuple[float, float]) -> nn.Module:
+def resized_crop(size: int, scale: tuple[float, float]) -> torch.nn.Module:
     return T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC)
 
 
@@ -88,7 +87,7 @@ class MultiCrop:
             strong(96, SMALL),
         )
 
-    def __call__(self, image: Image.Image) -> list[Tensor]:
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
         student = (self.strong, self.strong) if random.random() > 0.5 else self.weak
         small = [self.strong_small if random.random() > 0.5 else self.weak_small for _ in range(10)]
         return [transform(image) for transform in (*self.weak, *student, *small)]
@@ -96,7 +95,7 @@ class MultiCrop:
 
 def plain_loader(
     folder: Path, batch_size: int, workers: int, passes: int
-) -> "DataLoader[list[Tensor]]":
+) -> "DataLoader[list[torch.Tensor]]":
     """The images of a folder, shuffled, several times; its worker processes stay."""
     images = ImageFolder(folder, MultiCrop())
     return DataLoader(

@@ -154,8 +154,7 @@ class Finished:
         with damaged(self.rows_path, rng) as differs, logged() as said:
             done = manifest.find_done(self.root, self.run.run_id) is not None
             _, refused = read_results(self.rows_path, sha256=self.entry.rows_sha256)
-            error = "
-".join(refused)
+            error = "\n".join(refused)
         if not differs:
             return "" if done and not error else error
         named = all(str(self.rows_path) in text for text in (error, " ".join(said)))

@@ -28,11 +28,8 @@ class NaiveMemory:
         self.rule = rule
 
     def find_neighbors(self, query: Tensor, num: int) -> Tensor:
-        chosen = []
-        for q in query:
-            cosine = F.cosine_similarity(q[None], self.keys, dim=1)
-            chosen.append(self.values[cosine.argsort(descending=True)[:num]])
-        return torch.stack(chosen)
+        cosines = [F.cosine_similarity(q[None], self.keys, dim=1) for q in query]
+        return torch.stack([self.values[c.argsort(descending=True)[:num]] for c in cosines])
 
     def write(self, rows: list[Tensor]) -> None:
         size, inside = len(self.keys), self.pointer + len(rows) <= len(self.keys)
@@ -60,16 +57,12 @@ class NaiveMugs:
         }
         self.queue_pointer = dict.fromkeys(self.queues, 0)
         self.memories: dict[str, NaiveMemory] = {}
-        if state.teacher_memory is not None:
-            for name, memory in (
-                ("student", state.student_memory),
-                ("teacher", state.teacher_memory),
-            ):
-                if memory is not None:
-                    values = memory.keys if memory.values is None else memory.values
-                    self.memories[name] = NaiveMemory(
-                        memory.keys, values, int(memory.pointer), memory.pointer_rule
-                    )
+        for name, memory in (("student", state.student_memory), ("teacher", state.teacher_memory)):
+            if memory is not None:
+                values = memory.keys if memory.values is None else memory.values
+                self.memories[name] = NaiveMemory(
+                    memory.keys, values, int(memory.pointer), memory.pointer_rule
+                )
         self.center = state.center.clone()
         self.clip, self.patch_lr_scale = clip, patch_lr_scale
         self.optimizer = torch.optim.AdamW(
@@ -211,8 +204,7 @@ class NaiveMugs:
     def update(self, lr: float, wd: float, frozen: bool) -> None:
         for group in self.optimizer.param_groups:
             (parameter,), name = group["params"], group["name"]
-            norm = parameter.grad.norm().item()
-            factor = self.clip / (norm + 1e-6)
+            factor = self.clip / (parameter.grad.norm().item() + 1e-6)
             if self.clip and factor < 1:
                 parameter.grad.mul_(factor)
             if frozen and "last_layer" in name:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from naive_mugs import NaiveMugs
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
@@ -99,8 +99,13 @@ def run_product(case: Case) -> Trace:
     method = build(case)
     world, rank = distributed.world_size(), distributed.rank()
     student = method.student if world == 1 else DistributedDataParallel(method.student)
-    config = StepConfig(clip=((0, case.clip),), freeze_prototypes_epochs=0)
-    trainer = Trainer(method, build_pretrain_adamw(method.student), SCHEDULE, config, student)
+    trainer = Trainer(
+        method,
+        build_pretrain_adamw(method.student),
+        SCHEDULE,
+        StepConfig(clip=((0, case.clip),), freeze_prototypes_epochs=0),
+        student,
+    )
     share, losses = case.batch // world, []
     for step in range(case.steps):
         views, mine = case.views(step), slice(rank * share, (rank + 1) * share)
@@ -123,27 +128,31 @@ def run_product(case: Case) -> Trace:
 def run_naive(case: Case) -> Trace:
     """The whole case through the naive reference."""
     naive = NaiveMugs(copy.deepcopy(build(case)), clip=case.clip)
-    losses = []
-    for step in range(case.steps):
-        losses.append(
-            naive.step(
-                case.views(step),
-                epoch=step // SCHEDULE.steps_per_epoch,
-                lr=SCHEDULE.lr(step),
-                wd=SCHEDULE.wd(step),
-                momentum=SCHEDULE.teacher_momentum(step),
-            )
+    losses = [
+        naive.step(
+            case.views(step),
+            epoch=step // SCHEDULE.steps_per_epoch,
+            lr=SCHEDULE.lr(step),
+            wd=SCHEDULE.wd(step),
+            momentum=SCHEDULE.teacher_momentum(step),
         )
-    gradients = {n: p.grad for n, p in naive.student.named_parameters() if p.grad is not None}
-    pointers = [m.pointer for m in naive.memories.values()]
+        for step in range(case.steps)
+    ]
     return Trace(
         losses,
-        gradients,
+        {n: p.grad for n, p in naive.student.named_parameters() if p.grad is not None},
         naive.student.state_dict(),
         naive.teacher.state_dict(),
         naive.center,
-        pointers,
+        [m.pointer for m in naive.memories.values()],
     )
+
+
+def write_out_attention(*networks: nn.Module) -> None:
+    """Make attention write out its matrix, as counters of operations and plain baselines need."""
+    for module in (module for network in networks for module in network.modules()):
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
 
 
 @contextlib.contextmanager

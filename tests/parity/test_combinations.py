@@ -27,8 +27,13 @@ COMBINATIONS = [
 
 
 def case_of(index: int) -> Case:
-    config = replace(SMALLEST, **COMBINATIONS[index], queue_size=48)
-    return Case(config, batch=16, steps=10, clip=0.05, seed=index)
+    return Case(
+        replace(SMALLEST, **COMBINATIONS[index], queue_size=48),
+        batch=16,
+        steps=10,
+        clip=0.05,
+        seed=index,
+    )
 
 
 def test_all_are_there() -> None:

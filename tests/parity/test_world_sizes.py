@@ -20,7 +20,6 @@ import pytest
 import torch
 from ranks import spawn
 from step_cases import float64
-from torch import Tensor
 
 from mugs import distributed
 from mugs.data.mini.digits import materialize_digits
@@ -64,12 +63,12 @@ class Choices:
 
     def __init__(self, file: Path) -> None:
         self.file, self.calls = file, 0
-        self.noted: list[Tensor] = []
+        self.noted: list[torch.Tensor] = []
 
     def note(self) -> None:
         nearest = NeighborMemory.find_slots
 
-        def noting(memory: NeighborMemory, query: Tensor, num: int) -> Tensor:
+        def noting(memory: NeighborMemory, query: torch.Tensor, num: int) -> torch.Tensor:
             self.noted.append(nearest(memory, query, num))
             return self.noted[-1]
 
@@ -77,14 +76,11 @@ class Choices:
 
     def repeat(self) -> None:
         """Queries are crops by images, and each rank has a slice of the images."""
-        noted, share, rank = (
-            torch.load(self.file),
-            BATCH // distributed.world_size(),
-            distributed.rank(),
-        )
+        noted, share = torch.load(self.file), BATCH // distributed.world_size()
+        mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
 
-        def noted_before(memory: NeighborMemory, query: Tensor, num: int) -> Tensor:
-            slots = noted[self.calls].view(-1, BATCH, num)[:, rank * share : (rank + 1) * share]
+        def noted_before(memory: NeighborMemory, query: torch.Tensor, num: int) -> torch.Tensor:
+            slots = noted[self.calls].view(-1, BATCH, num)[:, mine]
             self.calls += 1
             return slots.flatten(0, 1)
 

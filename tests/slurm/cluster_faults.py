@@ -15,10 +15,8 @@ from pipeline import attempts, manifest
 
 def preempted(case: Case) -> None:
     """By a job of the high partition that needs the whole node."""
-    case.at_step(33)
-    case.preempt()
-    case.finish()
-    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+    case.survives(33, case.preempt)
+    assert case.facts()["Restarts"] == "1"
 
 
 def preempted_with_time(case: Case) -> None:
@@ -29,11 +27,8 @@ def preempted_with_time(case: Case) -> None:
 
 def controller_restarted(case: Case) -> None:
     case.at_step(20)
-    case.cluster.stop_controller()
-    try:
+    with no_controller(case):
         case.at_step(30)
-    finally:
-        case.cluster.start_controller()
     case.finish()
     assert case.attempts() == 1
 
@@ -42,15 +37,12 @@ def controller_away(case: Case) -> None:
     """The warning comes while the controller is away: rank 0 saves and asks until it is back."""
     case.at_step(33)
     ranks = case.processes("-m slurm.node.job")
-    case.cluster.stop_controller()
-    try:
+    with no_controller(case):
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR2)
         case.until(lambda: attempts.read_interruption(case.run_dir, 1), "saved")
         time.sleep(5)
-    finally:
-        case.cluster.start_controller()
     case.finish()
     assert case.attempts() == 2 and case.steps() <= 61
 
@@ -101,8 +93,17 @@ def node_seems_dead(case: Case) -> None:
         case.finish()
     log = (case.run_dir / "logs" / "attempt_0001_rank0.log").read_text()
     assert "not the newest" in log, log
-    entry = manifest.find_done(case.root, case.train.run_id)
-    assert entry is not None and entry.attempt == 2
+    assert manifest.find_done(case.root, case.train.run_id).attempt == 2
+
+
+@contextlib.contextmanager
+def no_controller(case: Case) -> Iterator[None]:
+    """The controller is away within the block."""
+    case.cluster.stop_controller()
+    try:
+        yield
+    finally:
+        case.cluster.start_controller()
 
 
 def daemon_of(cmdline: Path, node: str, case: Case) -> bool:

@@ -2,6 +2,7 @@
 a controller and virtual nodes in one temporary folder.
 """
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -112,29 +113,22 @@ class Cluster:
             NODE.format(name=name, port=port)
             for name, port in zip(self.nodes, ports[1:], strict=True)
         )
-        text = CONF.format(
-            root=root,
-            name=root.name,
-            port=ports[0],
-            first=1000 + ports[0],
-            nodes=nodes,
-            user=self.user,
+        (root / "slurm.conf").write_text(
+            CONF.format(
+                root=root,
+                name=root.name,
+                port=ports[0],
+                first=1000 + ports[0],
+                nodes=nodes,
+                user=self.user,
+            )
         )
-        (root / "slurm.conf").write_text(text)
 
     def start(self, timeout_s: float = 30) -> None:
         """Start everything and wait until every node is idle."""
         munge, end = self.root / "munge", time.monotonic() + timeout_s
-        files = {
-            "socket": "socket",
-            "key-file": "key",
-            "log-file": "log",
-            "pid-file": "pid",
-            "seed-file": "seed",
-        }
-        self._spawn(
-            "munged", "--foreground", *(f"--{key}={munge}/{name}" for key, name in files.items())
-        )
+        files = (f"--{name}-file={munge}/{name}" for name in ("key", "log", "pid", "seed"))
+        self._spawn("munged", "--foreground", f"--socket={munge}/socket", *files)
         self._until(lambda: (munge / "socket").exists(), end)
         self.start_controller()
         for name in self.nodes:
@@ -148,11 +142,13 @@ class Cluster:
 
     def describe(self) -> str:
         """Queue and nodes with Slurm's reasons, for messages."""
-        commands = (
-            ["squeue", "-o", "%i %P %j %T %r %N"],
-            ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"],
+        return "\n".join(
+            self.run(*command, check=False).stdout
+            for command in (
+                ["squeue", "-o", "%i %P %j %T %r %N"],
+                ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"],
+            )
         )
-        return "\n".join(self.run(*command, check=False).stdout for command in commands)
 
     def recover(self, timeout_s: float = 60) -> None:
         """All nodes idle again after whatever a test did: jobs cancelled, nodes resumed,
@@ -178,8 +174,14 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node; also again, after `kill`."""
-        wrap = [*NAMESPACES, *ENTER, str(self.root), name] if self.namespaces else []
-        self._spawn("slurmd", "-D", "-N", name, wrap=wrap, label=name)
+        self._spawn(
+            "slurmd",
+            "-D",
+            "-N",
+            name,
+            wrap=[*NAMESPACES, *ENTER, str(self.root), name] if self.namespaces else [],
+            label=name,
+        )
 
     def kill(self, name: str) -> None:
         """Kill -9 a daemon; a node in namespaces takes all its processes along."""
@@ -196,9 +198,8 @@ class Cluster:
     def configure(self, old: str, new: str) -> None:
         """Replace a line of slurm.conf and have the daemons read it."""
         path = self.root / "slurm.conf"
-        text = path.read_text()
-        assert old in text, old
-        path.write_text(text.replace(old, new))
+        assert old in path.read_text(), old
+        path.write_text(path.read_text().replace(old, new))
         self.run("scontrol", "reconfigure")
 
     def _until(self, true: Callable[[], bool], end: float) -> None:
@@ -211,10 +212,8 @@ class Cluster:
     def _spawn(
         self, daemon: str, *arguments: str, wrap: list[str] | None = None, label: str = ""
     ) -> None:
-        path = find_daemon(daemon)
-        assert path is not None, daemon
         name = label or daemon
-        command = [*DIE_WITH_US, *(wrap or []), path, *arguments]
+        command = [*DIE_WITH_US, *(wrap or []), find_daemon(daemon), *arguments]
         with open(self.root / "log" / f"{name}.out", "ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -255,13 +254,10 @@ class Cluster:
     def _kill_orphans(self) -> None:
         mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if int(folder.name) != os.getpid() and mark in (
-                    folder / "environ"
-                ).read_bytes().split(b"\0"):
+            with contextlib.suppress(OSError):
+                marked = mark in (folder / "environ").read_bytes().split(b"\0")
+                if marked and int(folder.name) != os.getpid():
                     os.kill(int(folder.name), signal.SIGKILL)
-            except OSError:
-                continue
 
 
 @pytest.fixture(scope="session")

@@ -29,17 +29,27 @@ class Case:
         fields = {
             key: options.pop(key) for key in ("fault", "seconds", "later_seconds") if key in options
         }
-        need = {"gpu": False, "cpus_per_rank": 1, "hours": 0.5, "memory_gb": 1}
-        need |= {key: options.pop(key) for key in Resources.model_fields if key in options}
-        resources = Resources(**need)
-        cfg = toy_training.Train(case=name, **fields)
-        identity = run_id("train", cfg, {})
-        self.train = StageRun("train", name, identity, cfg, {}, resources, "toy_training:train")
-        below = {"weights": identity}
-        identity = run_id("digest", toy_training.Digest(), below)
         small = Resources(gpu=False, cpus_per_rank=1, hours=0.5, memory_gb=1)
+        need = {key: options.pop(key) for key in Resources.model_fields if key in options}
+        cfg = toy_training.Train(case=name, **fields)
+        self.train = StageRun(
+            "train",
+            name,
+            run_id("train", cfg, {}),
+            cfg,
+            {},
+            small.model_copy(update=need),
+            "toy_training:train",
+        )
+        below = {"weights": self.train.run_id}
         self.digest = StageRun(
-            "digest", name, identity, toy_training.Digest(), below, small, "toy_training:digest"
+            "digest",
+            name,
+            run_id("digest", toy_training.Digest(), below),
+            toy_training.Digest(),
+            below,
+            small,
+            "toy_training:digest",
         )
         self.runs = [self.train, self.digest]
         self.run_dir = self.train.run_dir(self.root)
@@ -82,10 +92,6 @@ class Case:
         """Wait until so many steps were begun."""
         self.until(lambda: self.steps() >= step, f"step {step}")
 
-    def running(self) -> None:
-        """Wait until Slurm has started the job."""
-        self.until(lambda: self.facts().get("JobState") == "RUNNING", "running")
-
     def scontrol(self, *arguments: str) -> None:
         """A command to the controller that must succeed."""
         self.cluster.run("scontrol", *arguments)
@@ -98,9 +104,9 @@ class Case:
 
     def processes(self, mark: str) -> list[int]:
         """Processes of the training's job whose command line holds `mark`."""
-        found: list[int] = []
         if not (self.run_dir / queue.JOB_NOTE).exists():
-            return found
+            return []
+        found: list[int] = []
         job = f"SLURM_JOB_ID={self.job_id}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -124,6 +130,13 @@ class Case:
         """Wait until both are done."""
         self.until(lambda: {s.state for s in self.states()} == {"done"}, "done")
 
+    def survives(self, step: int, act: Callable[[], object]) -> None:
+        """Act once so many steps were begun: the training starts a second time and ends well."""
+        self.at_step(step)
+        act()
+        self.finish()
+        assert self.attempts() == 2
+
     def attempts(self) -> int:
         """How often the training was started."""
         return attempts.latest_attempt(self.run_dir)
@@ -132,13 +145,8 @@ class Case:
         """The digest, and the checksums of the last checkpoint."""
         entry = manifest.find_done(self.root, self.digest.run_id)
         assert entry is not None, self.name
-        state = (
-            read_json(
-                self.run_dir / "checkpoints" / f"step_{self.train.config.steps:08d}" / "state.json"
-            )
-            or {}
-        )  # type: ignore[attr-defined]
-        return entry.output("digest").read_text(), state["files"]
+        last = self.run_dir / "checkpoints" / f"step_{self.train.config.steps:08d}"
+        return entry.output("digest").read_text(), read_json(last / "state.json")["files"]
 
     def story(self) -> str:
         """The logs' last lines, for a message."""

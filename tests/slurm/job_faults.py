@@ -1,5 +1,6 @@
 """Faults that concern one job: what is done to a training, and what must be seen of it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,18 @@ def undisturbed(case: Case) -> None:
 
 
 def requeued(case: Case) -> None:
-    case.at_step(30)
-    case.scontrol("requeue", case.job_id)
-    case.finish()
-    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+    case.survives(30, lambda: case.scontrol("requeue", case.job_id))
+    assert case.facts()["Restarts"] == "1"
 
 
-def warned(case: Case) -> None:
+def warned(case: Case, signal: str = "USR2") -> None:
     """USR2 alone, as before a time limit or at a preemption with `preempt_send_user_signal`:
     no step is lost.
+
+    TERM alone, as in the grace time of a preemption: saved as well.
     """
-    case.at_step(33)
-    case.cluster.run("scancel", "--signal=USR2", case.job_id)
-    case.finish()
-    assert case.attempts() == 2 and case.steps() <= 61, case.steps()
-
-
-def terminated(case: Case) -> None:
-    """SIGTERM alone, as in the grace time of a preemption: saved as well."""
-    case.at_step(33)
-    case.cluster.run("scancel", "--signal=TERM", case.job_id)
-    case.finish()
-    assert case.attempts() == 2 and case.steps() <= 61, case.steps()
+    case.survives(33, lambda: case.cluster.run("scancel", f"--signal={signal}", case.job_id))
+    assert case.steps() <= 61, case.steps()
 
 
 def warned_while_importing(case: Case) -> None:
@@ -57,18 +48,15 @@ def cancelled(case: Case) -> None:
 
 
 def rank_killed(case: Case) -> None:
-    case.at_step(30)
-    case.kill("-m slurm.node.job")
-    case.finish()
-    failure = attempts.read_failure(case.run_dir, 1)
-    assert failure is not None and "killed by SIGKILL" in failure.error and case.attempts() == 2
+    case.survives(30, lambda: case.kill("-m slurm.node.job"))
+    assert "killed by SIGKILL" in attempts.read_failure(case.run_dir, 1).error
 
 
 def crashed(case: Case) -> None:
     """An error that another attempt may not meet: again, on the other node."""
     case.finish()
     failure = attempts.read_failure(case.run_dir, 1)
-    assert failure is not None and failure.step == 30 and "CUDA error" in failure.error
+    assert failure.step == 30 and "CUDA error" in failure.error
     hosts = [str(attempts.read_attempt(case.run_dir, number)["host"]) for number in (1, 2)]
     assert hosts[0] != hosts[1] or not case.cluster.namespaces, hosts
 
@@ -89,7 +77,7 @@ def aborted_at_exit(case: Case) -> None:
 def hung(case: Case) -> None:
     case.finish()
     failure = attempts.read_failure(case.run_dir, 1)
-    assert failure is not None and "hung: no step for" in failure.error and failure.step == 30
+    assert "hung: no step for" in failure.error and failure.step == 30
     assert "toy_training.py" in Path(failure.log).read_text(), "no stacks"
 
 
@@ -109,10 +97,8 @@ def batch_step_killed(case: Case) -> None:
 
 def batch_shell_killed(case: Case) -> None:
     """The batch script itself: nobody is left to queue the job again but rank 0."""
-    case.at_step(30)
-    case.kill("slurm_script")
-    case.finish()
-    assert case.attempts() == 2 and case.facts()["Restarts"] == "1"
+    case.survives(30, lambda: case.kill("slurm_script"))
+    assert case.facts()["Restarts"] == "1"
 
 
 def time_limit(case: Case) -> None:
@@ -129,7 +115,7 @@ JOB_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "undisturbed": (undisturbed, {}),
     "requeued": (requeued, {}),
     "warned": (warned, {}),
-    "terminated": (terminated, {}),
+    "terminated": (partial(warned, signal="TERM"), {}),
     "warned_while_importing": (warned_while_importing, {}),
     "cancelled": (cancelled, {}),
     "rank_killed": (rank_killed, {}),

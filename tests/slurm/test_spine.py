@@ -2,9 +2,7 @@
 with tiny stages.
 """
 
-import importlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import write_module
 
 from pipeline import config, manifest
 from pipeline.plan import build_plan
@@ -92,13 +91,12 @@ class Spine:
         self, cluster: Any, folder: Path, module: Any, reproduction: str = REPRODUCTION
     ) -> None:
         self.cluster = cluster
-        small = Resources(cpus_per_rank=1, hours=0.5, memory_gb=1)
         common: dict[str, Any] = {
             "config": module.Config,
             "entrypoint": "tiny_stages:run",
-            "resources": small,
+            "resources": Resources(cpus_per_rank=1, hours=0.5, memory_gb=1),
+            "rows_writer": "tiny_stages:write_rows",
         }
-        common["rows_writer"] = "tiny_stages:write_rows"
         self.gate, self.poison = folder / "gate", folder / "poison"
         stages = {
             "make": StageSpec(name="make", **common),
@@ -135,13 +133,7 @@ class Spine:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tiny stages in a package of their own, which jobs find through PYTHONPATH."""
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "tiny_stages.py").write_text(STAGE)
-    monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setenv("PYTHONPATH", str(package))
-    sys.modules.pop("tiny_stages", None)
-    return importlib.import_module("tiny_stages")
+    return write_module(monkeypatch, tmp_path / "package", "tiny_stages", STAGE)
 
 
 @pytest.fixture
@@ -172,7 +164,7 @@ def _check_results(spine: Spine) -> None:
         run.name: manifest.read_entry(spine.profile.run_root, run.run_id) for run in spine.runs
     }
     first = entries["first"]
-    assert first is not None and first.info["world"] == 4 and first.attempt == 1
+    assert first.info["world"] == 4 and first.attempt == 1
     ranks = [(first.run_dir / f"rank{rank}.txt").read_text().split() for rank in range(4)]
     assert [rank[0] for rank in ranks] == [f"{rank}/4" for rank in range(4)]
     assert len({rank[1] for rank in ranks}) == 1, "ranks disagree about the meeting point"
@@ -207,7 +199,7 @@ def test_failed_stage_is_explained_and_repaired(spine: Spine) -> None:
     }
     spine.until(lambda s: set(s.values()) == {"done"})
     entry = manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id)
-    assert entry is not None and entry.attempt == 2 and entry.restarts == 1
+    assert (entry.attempt, entry.restarts) == (2, 1)
 
 
 def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Path) -> None:
@@ -254,10 +246,8 @@ def test_a_run_that_watches_starts_with_the_one_it_watches(
 ) -> None:
     spine = Spine(slurm_cluster, tmp_path, tiny, WATCHING)
     assert set(spine.submit().values()) == {"submitted"}
-    states = spine.until(lambda s: s["watcher"] == "done")
-    assert states["first"] == "running"
-    entry = manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id)
-    assert entry is not None and entry.info["seen"] == [True]
+    assert spine.until(lambda s: s["watcher"] == "done")["first"] == "running"
+    assert manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id).info["seen"] == [True]
     spine.gate.touch()
     spine.until(lambda s: set(s.values()) == {"done"})
 
@@ -283,18 +273,14 @@ def test_preempted_run_is_requeued_and_finishes(
     spine.submit()
     spine.until(lambda s: s["first"] == "running")
     first = spine.runs[0].run_dir(spine.profile.run_root)
-    end = time.monotonic() + 30
-    while not list((first / "logs").glob("attempt_0001_rank3.log")):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    spine.until(lambda _: (first / "logs" / "attempt_0001_rank3.log").exists(), timeout_s=30)
     job = json.loads((first / "job.json").read_text())["job_id"]
     slurm_cluster.run("scancel", f"--signal={name}", job)
     spine.until(lambda s: s["first"] == "queued")
     assert spine.states()["last"] == "queued"
     spine.gate.touch()
     spine.until(lambda s: set(s.values()) == {"done"}, timeout_s=90)
-    entry = manifest.read_entry(spine.profile.run_root, spine.runs[0].run_id)
-    assert entry is not None and entry.attempt == 2
+    assert manifest.read_entry(spine.profile.run_root, spine.runs[0].run_id).attempt == 2
     assert slurm_cluster.job(job)["Restarts"] == "1"
 
 
@@ -329,11 +315,15 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     options = ["--cluster", str(profile), *(part for item in sets for part in ("--set", item))]
 
     def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        script = str(code_root() / "run_stage.py")
-        line = [sys.executable, script, command, str(reproduction), *options, *more]
-        return subprocess.run(
-            line, env=dict(os.environ), capture_output=True, text=True, timeout=120
-        )
+        line = [
+            sys.executable,
+            str(code_root() / "run_stage.py"),
+            command,
+            str(reproduction),
+            *options,
+            *more,
+        ]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
     submitted = call("submit")
     assert submitted.returncode == 0, submitted.stderr

@@ -2,6 +2,7 @@
 each run is in the queue exactly once.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -63,10 +64,8 @@ def test_each_run_is_queued_once(slurm_cluster: Any, tmp_path: Path) -> None:
         if rng.random() < 0.4:
             time.sleep(rng.random() * 0.3)
             for kill in (os.killpg, os.kill) if rng.random() < 0.5 else (os.kill,):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     kill(int(line), signal.SIGKILL)
-                except ProcessLookupError:
-                    break
     time.sleep(1)
     subprocess.run([*command, "1"], check=True, capture_output=True, cwd=code_root(), timeout=120)
     end, jobs = time.monotonic() + 60, Counter[str]()

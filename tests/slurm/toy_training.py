@@ -63,7 +63,7 @@ class Sum:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def check_before_save(self) -> None:
-        pass
+        """There is nothing to check."""
 
     def state_dicts(self) -> Any:
         return {"sum": {"value": self.value}}

@@ -7,17 +7,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call_command_line
 from PIL import Image
 
 from mugs.data.sources.beton import BetonSource
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 YAML = """
 name: tiny
 runs:
@@ -57,12 +56,7 @@ class Place:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command line, as a user calls it."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS"))}
-        env |= {"MUGS_RUN_ROOT": str(self.runs), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, str(ROOT / "run_stage.py"), *arguments]
-        return subprocess.run(
-            line, env=env, cwd=self.folder, capture_output=True, text=True, timeout=300
-        )
+        return call_command_line(*arguments, folder=self.folder)
 
     def fails(self, *arguments: str, error: str) -> str:
         """Run, and expect one failed run, told in one line here and in `status`;

@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import call_command_line, write_commands
 from typer.testing import CliRunner
 
 import run_stage
@@ -29,18 +31,7 @@ runs:
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """Run the command line with a run root of its own."""
-
-    def call(
-        *arguments: str, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MUGS"))}
-        clean |= {"MUGS_RUN_ROOT": str(tmp_path / "runs"), "COLUMNS": "200"} | (env or {})
-        line = [sys.executable, str(ROOT / "run_stage.py"), *arguments]
-        return subprocess.run(
-            line, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-
-    return call
+    return partial(call_command_line, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +48,12 @@ def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None
         "heavy = {'torch', 'pandas', 'numpy', 'submitit'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    env = {**os.environ, "MUGS_RUN_ROOT": str(tmp_path), "PATH": "/nowhere"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "MUGS_RUN_ROOT": str(tmp_path), "PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -77,22 +71,12 @@ def test_plan_is_plain_when_piped(cli: Cli, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout and not re.search("[─│┃]", shown.stdout)
     header, *lines = shown.stdout.splitlines()
-    assert header.split() == [
-        "run",
-        "stage",
-        "state",
-        "nodes",
-        "GPUs",
-        "hours",
-        "GPU-hours",
-        "run",
-        "id",
-    ]
+    assert " ".join(header.split()) == "run stage state nodes GPUs hours GPU-hours run id"
     assert re.search(
         r"^pretrain +pretrain +not done +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
     )
-    count = len(lines) - 1
-    assert f"0 done, {count} not done, at most 0 GPU-hours, in {tmp_path / 'runs'}" == lines[-1]
+    left = f"{len(lines) - 1} not done, at most 0 GPU-hours"
+    assert lines[-1] == f"0 done, {left}, in {tmp_path / 'runs'}"
 
 
 def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,15 +146,6 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
     """Slurm's commands as scripts: `squeue` prints the file `queue`,
     `scancel` notes what it was given.
     """
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, body in (
-        ("squeue", f"cat {tmp_path}/queue"),
-        ("sbatch", "exit 1"),
-        ("scancel", f'echo "$@" >> {tmp_path}/cancelled'),
-    ):
-        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
-        (folder / name).chmod(0o755)
     ids = {run["run"]: run["run_id"] for run in json.loads(cli("status", "mini", "--json").stdout)}
     jobs = {"11": ids["pretrain"], "12": ids["knn"], "13": "somebodyelses"}
     lines = [f"{job}|mugs-{run}|RUNNING|None|(null)|(null)\n" for job, run in jobs.items()]
@@ -178,7 +153,12 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
         f"14|mugs-{ids['knn']}|RUNNING|None|(null)|/other/runs/knn/knn-{ids['knn']}/submission.sh\n"
     )
     (tmp_path / "queue").write_text("".join([*lines, elsewhere]))
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+    commands = {
+        "squeue": f"cat {tmp_path}/queue",
+        "sbatch": "exit 1",
+        "scancel": f'echo "$@" >> {tmp_path}/cancelled',
+    }
+    return {"PATH": write_commands(tmp_path / "bin", **commands)}
 
 
 def test_cancel_ends_the_jobs_of_the_reproduction_only(
@@ -200,9 +180,7 @@ def test_cancel_without_slurm_or_with_one_that_refuses(
 ) -> None:
     done = cli("cancel", "mini", env={"PATH": "/nowhere"})
     assert done.returncode == 2 and "squeue: not found" in done.stderr
-    (tmp_path / "bin/scancel").write_text(
-        "#!/bin/sh\necho 'scancel: error: Access denied' >&2; exit 1\n"
-    )
+    write_commands(tmp_path / "bin", scancel="echo 'scancel: error: Access denied' >&2; exit 1")
     done = cli("cancel", "mini", env=fake_slurm)
     assert (
         done.returncode == 2 and "Access denied" in done.stderr and "cancelled" not in done.stdout
@@ -211,18 +189,17 @@ def test_cancel_without_slurm_or_with_one_that_refuses(
 
 def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:
     assert cli("logs", "mini", "digits").stdout == "==> digits: no log yet\n"
-    (run_id,) = {
-        run["run_id"]
-        for run in json.loads(cli("status", "mini", "--only", "digits", "--json").stdout)
-    }
-    folder = tmp_path / "runs/convert" / f"digits-{run_id}" / "logs"
+    (run,) = json.loads(cli("status", "mini", "--only", "digits", "--json").stdout)
+    folder = tmp_path / "runs/convert" / f"digits-{run['run_id']}" / "logs"
     folder.mkdir(parents=True)
     for attempt in (1, 2):
         path = folder / f"attempt_{attempt:04d}_rank0.log"
         path.write_text("".join(f"attempt {attempt}, line {i}\n" for i in range(100)))
         os.utime(path, (1e9 + attempt, 1e9 + attempt))
-    shown = cli("logs", "mini", "digits", "--lines", "2").stdout
-    assert shown == f"==> {path}\nattempt 2, line 98\nattempt 2, line 99\n"
+    assert (
+        cli("logs", "mini", "digits", "--lines", "2").stdout
+        == f"==> {path}\nattempt 2, line 98\nattempt 2, line 99\n"
+    )
     done = cli("logs", "mini", "digit")
     assert done.returncode == 2 and "did you mean 'digits'" in done.stderr
 
@@ -270,8 +247,10 @@ def test_old_option_names_work_and_are_not_listed(cli: Cli) -> None:
     assert (
         cli("plan", "mini", "--unseen").stdout == cli("plan", "mini", "--skip-data-checks").stdout
     )
-    refused = cli("run", "mini", "--only", "digits", "--profile", "3")
-    assert "--trace-steps: none of the selected runs can be traced" in refused.stderr
+    assert (
+        "--trace-steps: none of the selected runs can be traced"
+        in cli("run", "mini", "--only", "digits", "--profile", "3").stderr
+    )
     for command in ("plan", "doctor", "submit", "run"):
         shown = cli(command, "--help").stdout
         assert "--unseen" not in shown and "--profile" not in shown

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from commands import write_commands
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -228,9 +229,8 @@ def test_only_what_is_not_there_may_be_elsewhere(doctor: Doctor) -> None:
 
 
 def test_all_folders_that_are_wrong_are_told_at_once(doctor: Doctor) -> None:
-    result = doctor("--set", "photos.train_dir=/nowhere", "--set", "photos.val_dir=/elsewhere")
     told(
-        result,
+        doctor("--set", "photos.train_dir=/nowhere", "--set", "photos.val_dir=/elsewhere"),
         "/nowhere is not a folder; val: val_dir: /elsewhere is not a folder",
         "photos.val_dir",
     )
@@ -290,11 +290,8 @@ def test_packages_that_are_missing_old_or_broken(
 
 def fake(folder: Path, **scripts: str) -> str:
     """A PATH whose Slurm commands are these shell lines."""
-    folder.mkdir(exist_ok=True)
-    for name in ("sbatch", "squeue", "scancel", "scontrol", "sacctmgr"):
-        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 0')}\n")
-        (folder / name).chmod(0o755)
-    return f"{folder}:/usr/bin:/bin"
+    names = ("sbatch", "squeue", "scancel", "scontrol", "sacctmgr")
+    return write_commands(folder, **dict.fromkeys(names, "exit 0") | scripts)
 
 
 PARTITIONS = "echo 'PartitionName=gpu State=UP'; echo 'PartitionName=cpu State=DOWN'"

@@ -22,7 +22,6 @@ from mugs.evaluation.feature_store import FeatureStore
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file
 from pipeline import manifest
-from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
@@ -67,16 +66,16 @@ def images(tmp_path: Path) -> Path:
 
 
 def finish(
-    root: Path, module: ModuleType, inputs: Mapping[str, ManifestEntry], **values: Any
-) -> ManifestEntry:
+    root: Path, module: ModuleType, inputs: Mapping[str, manifest.ManifestEntry], **values: Any
+) -> manifest.ManifestEntry:
     """Run a stage in this process, and record it."""
     stage = {convert: "convert", import_weights: "import", features: "features"}[module]
     folder = root / stage / f"{stage}-{stage}0"
     folder.mkdir(parents=True)
     config = validate_model(STAGES[stage].config, values, "x.yaml")
     made = module.run(StageContext(stage, stage, f"{stage}0", folder, inputs, 1), config)
-    outputs = {label: describe_output(root, path) for label, path in made.outputs.items()}
-    entry = ManifestEntry(
+    outputs = {label: manifest.describe_output(root, path) for label, path in made.outputs.items()}
+    entry = manifest.ManifestEntry(
         stage=stage, name=stage, run_id=f"{stage}0", outputs=outputs, info=dict(made.info)
     )
     manifest.record_entry(root, entry)
@@ -108,33 +107,27 @@ def test_import_features_export_timm(
     model = eval(call.removeprefix("model = "), {"timm": timm}).eval()
     state = torch.load(plain, weights_only=True) if format == "timm" else load_file(plain)
     model.load_state_dict(state, strict=True)
-    source = open_source(data.output("val"))
-    batches = iter_eval_batches(source, resize=crop + 16, crop=crop)
+    batches = iter_eval_batches(open_source(data.output("val")), resize=crop + 16, crop=crop)
     with torch.no_grad():
         theirs = torch.cat([model(batch[0]) for batch in batches])
     wanted, _ = FeatureStore(stored.output("features")).load("val", "cls")
-    assert (theirs - wanted).abs().max() < 1e-5
-    assert theirs.std() > 0.01
+    assert (theirs - wanted).abs().max() < 1e-5 and theirs.std() > 0.01
 
 
 def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path) -> None:
     path, out = released(tmp_path / "r.pth", "vit_mini"), tmp_path / "o.safetensors"
-    assert "missing ['blocks.10" in refused("import", path, "--arch", "vit_s16", "--out", out)
-    wider = refused(
-        "import", released(tmp_path / "s.pth", "vit_s16"), "--arch", "vit_b16", "--out", out
-    )
+    small, none = released(tmp_path / "s.pth", "vit_s16"), tmp_path / "none.pth"
+    wider = refused("import", small, "--arch", "vit_b16", "--out", out)
     assert "size mismatch for cls_token" in wider and " more)" in wider and "\n" not in wider
-    assert "No such file" in refused(
-        "import", tmp_path / "none.pth", "--arch", "vit_s16", "--out", out
-    )
-    assert "expected 00" in refused(
-        "import", path, "--arch", "vit_mini", "--out", out, "--sha256", "0" * 64
-    )
-    assert "ends in .safetensors" in refused(
-        "import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth"
-    )
-    assert "not a backbone file of ours" in refused("export", path, "--out", out)
-    assert "has only one network" in refused("export", path, "--out", out, "--weights", "student")
+    for words, *arguments in (
+        ("missing ['blocks.10", "import", path, "--arch", "vit_s16"),
+        ("No such file", "import", none, "--arch", "vit_s16"),
+        ("expected 00", "import", path, "--arch", "vit_mini", "--sha256", "0" * 64),
+        ("ends in .safetensors", "import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth"),
+        ("not a backbone file of ours", "export", path),
+        ("has only one network", "export", path, "--weights", "student"),
+    ):
+        assert words in refused(arguments[0], "--out", out, *arguments[1:]), words
     assert not out.exists()
 
 
@@ -145,15 +138,8 @@ def test_a_timm_file_and_the_student(tmp_path: Path) -> None:
     assert cli("import", plain, "--arch", name, "--source", "timm", "--out", out).exit_code == 0
     path = released(tmp_path / "r.pth", "vit_mini")
     for network in ("teacher", "student"):
-        given = (
-            "--arch",
-            "vit_mini",
-            "--network",
-            network,
-            "--out",
-            tmp_path / f"{network}.safetensors",
-        )
-        assert cli("import", path, *given).exit_code == 0
+        to = ("--out", tmp_path / f"{network}.safetensors")
+        assert cli("import", path, "--arch", "vit_mini", "--network", network, *to).exit_code == 0
     teacher, student = (
         read_backbone_file(tmp_path / f"{n}.safetensors")[0] for n in ("teacher", "student")
     )
@@ -177,13 +163,8 @@ def test_a_run_to_export_is_found_or_named(tmp_path: Path, images: Path) -> None
 
 
 def test_another_architecture_than_the_file_of_ours_says(tmp_path: Path) -> None:
-    ours = tmp_path / "ours.safetensors"
-    assert (
-        cli(
-            "import", released(tmp_path / "r.pth", "vit_mini"), "--arch", "vit_mini", "--out", ours
-        ).exit_code
-        == 0
-    )
+    ours, path = tmp_path / "ours.safetensors", released(tmp_path / "r.pth", "vit_mini")
+    assert cli("import", path, "--arch", "vit_mini", "--out", ours).exit_code == 0
     given = ("--source", "ours", "--out", tmp_path / "again.safetensors")
     assert cli("import", ours, "--arch", "vit_mini", *given).exit_code == 0
     assert "vit_s16 is ViTConfig(" in refused("import", ours, "--arch", "vit_s16", *given)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from mugs.losses import blocked
@@ -17,7 +16,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", request.param)
 
 
-def compare(ours: Tensor, plain: Tensor, inputs: Tensor) -> None:
+def compare(ours: torch.Tensor, plain: torch.Tensor, inputs: torch.Tensor) -> None:
     mine, theirs = (
         torch.autograd.grad(3 * ours, inputs)[0],
         torch.autograd.grad(3 * plain, inputs)[0],

@@ -1,7 +1,6 @@
 """Stopping on request at a common step, resuming from there, and fencing of older attempts."""
 
-import os
-import socket
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn
 
 from mugs.checkpoint.record import CheckpointError, list_checkpoints, remove_leftovers
 from mugs.checkpoint.save_load import SavePolicy, StateDicts, load_latest, save_checkpoint
@@ -35,7 +33,7 @@ class Sum:
             yield
 
     def check_before_save(self) -> None:
-        pass
+        """There is nothing to check."""
 
     def state_dicts(self) -> StateDicts:
         return {"sum": {"value": self.value}}
@@ -75,13 +73,6 @@ class Asked:
         self.step = -1
 
 
-def straight(steps: int) -> float:
-    value = 0.0
-    for step in range(steps):
-        value = value * 1.5 + step
-    return value
-
-
 def test_stops_where_it_is_asked_and_goes_on_from_there(tmp_path: Path) -> None:
     control = Asked(at=7)
     with pytest.raises(Stopped, match="7"):
@@ -91,7 +82,7 @@ def test_stops_where_it_is_asked_and_goes_on_from_there(tmp_path: Path) -> None:
     task = Sum(20)
     train(task, tmp_path, every=5, control=again)
     assert (again.saves, again.step) == ([10, 15, 20], -1)
-    assert task.value.item() == straight(20)
+    assert task.value.item() == functools.reduce(lambda value, step: value * 1.5 + step, range(20))
 
 
 def test_asked_after_the_last_step_is_done(tmp_path: Path) -> None:
@@ -99,24 +90,18 @@ def test_asked_after_the_last_step_is_done(tmp_path: Path) -> None:
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step_00000004"]
 
 
-def _rank(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def on_rank(rank: int, folder: Path) -> None:
     control = Asked(at=7) if rank == 1 else Asked()
     try:
         train(Sum(20), folder, every=50, control=control)
     except Stopped as stopped:
         (folder / f"stopped_{rank}").write_text(str(stopped))
-    dist.destroy_process_group()
 
 
 def test_all_ranks_stop_after_the_same_step(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    mp.start_processes(_rank, (port, tmp_path), nprocs=2, start_method="fork")
+    spawn(on_rank, 2, tmp_path)
     assert [(tmp_path / f"stopped_{rank}").read_text() for rank in (0, 1)] == ["8", "8"]
-    found = load_latest(tmp_path)
-    assert found is not None and found[0] == 8
+    assert load_latest(tmp_path)[0] == 8
 
 
 def test_an_older_attempt_writes_no_checkpoint(tmp_path: Path) -> None:

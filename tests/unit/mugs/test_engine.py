@@ -12,7 +12,6 @@ from step_cases import SMALLEST
 
 from mugs.checkpoint.record import CheckpointError
 from mugs.checkpoint.save_load import load_latest, save_checkpoint
-from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
@@ -38,8 +37,9 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, 1, PARTS, {})
-    path = save_checkpoint(tmp_path, 2, PARTS, {})
-    file = path / ("state.json" if damage == "json" else "a.safetensors")
+    file = save_checkpoint(tmp_path, 2, PARTS, {}) / (
+        "state.json" if damage == "json" else "a.safetensors"
+    )
     if damage == "remove":
         file.unlink()
     elif damage == "flip":
@@ -63,8 +63,7 @@ def test_teacher_temperature_rises_linearly(epoch: int, temperature: float) -> N
 
 
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 2, PARTS, {})
-    (path / "a.safetensors").unlink()
+    (save_checkpoint(tmp_path, 2, PARTS, {}) / "a.safetensors").unlink()
     with pytest.raises(CheckpointError, match="none of the 1"):
         load_latest(tmp_path)
 
@@ -72,8 +71,7 @@ def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> Non
 def test_clipping_is_per_tensor() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(2)]
     parameters[0].grad, parameters[1].grad = torch.full((4,), 5.0), torch.full((4,), 0.1)
-    norms = clip_each_tensor(parameters, 3.0)
-    assert norms.tolist() == pytest.approx([10.0, 0.2])
+    assert clip_each_tensor(parameters, 3.0).tolist() == pytest.approx([10.0, 0.2])
     assert parameters[0].grad.norm().item() == pytest.approx(3.0, rel=1e-5)
     assert parameters[1].grad.norm().item() == pytest.approx(0.2)
 
@@ -95,23 +93,16 @@ def test_clip_schedule() -> None:
     assert [config.clip_at(e) for e in (0, 100, 101, 200)] == [3.0, 3.0, 0.3, 0.3]
 
 
-@pytest.fixture
-def digits(tmp_path: Path) -> FolderSource:
-    materialize_digits(tmp_path / "digits")
-    return FolderSource(tmp_path / "digits" / "val")
-
-
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
 def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path: float) -> None:
     torch.set_num_threads(1)
-    views = ViewRecipe(large_size=32, small_size=16, num_small=2)
     config = TrainConfig(
         epochs=2,
         batch_size=8,
         base_lr=1e-2,
         warmup_epochs=1,
         steps_per_epoch=3,
-        views=views,
+        views=ViewRecipe(large_size=32, small_size=16, num_small=2),
         checkpoint_steps=2,
     )
     method_config = replace(SMALLEST, drop_path=drop_path, queue_size=32)

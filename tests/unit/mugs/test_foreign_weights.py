@@ -5,13 +5,13 @@ or the keys that differ are named.
 import argparse
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES
@@ -32,10 +32,9 @@ def released(path: Path, arch: str, *, full: bool = True) -> Path:
     teacher = {f"backbone.{key}": value for key, value in state.items()} | {
         "group_head.0.weight": torch.zeros(2, 2)
     }
-    student = {f"module.{key}": -value for key, value in teacher.items()}
     content = {
         "teacher": teacher,
-        "student": student,
+        "student": {f"module.{key}": -value for key, value in teacher.items()},
         "epoch": 3,
         "args": argparse.Namespace(arch=arch),
     }
@@ -43,7 +42,9 @@ def released(path: Path, arch: str, *, full: bool = True) -> Path:
     return path
 
 
-def image(mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> Tensor:
+def image(
+    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> torch.Tensor:
     pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
@@ -88,18 +89,19 @@ def test_wrong_weights_stop_with_the_keys(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(ARCHITECTURES, "vit_narrow", replace(small, embed_dim=96))
     monkeypatch.setitem(ARCHITECTURES, "vit_deep", replace(small, depth=13))
     path = released(tmp_path / "r.pth", "vit_s16", full=False)
-    with pytest.raises(WeightsError, match=r"(?s)r\.pth.*size mismatch"):
-        import_released("vit_narrow", str(path))
-    with pytest.raises(WeightsError, match=r"r\.pth.*missing \['blocks.12"):
-        import_released("vit_deep", str(path))
-    with pytest.raises(WeightsError, match=r"none\.pth: No such file"):
-        import_released("vit_s16", str(tmp_path / "none.pth"))
+    for arch, file, words in (
+        ("vit_narrow", path, r"(?s)r\.pth.*size mismatch"),
+        ("vit_deep", path, r"r\.pth.*missing \['blocks.12"),
+        ("vit_s16", tmp_path / "none.pth", r"none\.pth: No such file"),
+    ):
+        with pytest.raises(WeightsError, match=words):
+            import_released(arch, str(file))
     with pytest.raises(WeightsError, match="SHA-256 [0-9a-f]+, expected 00"):  # noqa: RUF043
         import_released("vit_s16", str(path), sha256="0" * 64)
 
 
 @pytest.fixture
-def tiny() -> nn.Module:
+def tiny() -> torch.nn.Module:
     """A ViT whose weights want pixels between -1 and 1."""
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=False).eval()
@@ -107,11 +109,11 @@ def tiny() -> nn.Module:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_vit_of_timm_that_is_normalised_another_way(
-    tmp_path: Path, tiny: nn.Module, suffix: str
+    tmp_path: Path, tiny: torch.nn.Module, suffix: str
 ) -> None:
     path = tmp_path / f"tiny{suffix}"
     for parameter in tiny.parameters():
-        nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.1)
     if suffix == ".pth":
         torch.save({"model": {**tiny.state_dict(), "epoch": 3}}, path)
     else:
@@ -120,8 +122,7 @@ def test_a_vit_of_timm_that_is_normalised_another_way(
     assert found.discarded == (*(["epoch"] if suffix == ".pth" else []), "head.bias", "head.weight")
     with torch.no_grad():
         wanted = tiny.forward_features(image((0.5,) * 3, (0.5,) * 3))[:, 0]
-        ours = found.vit.cls_feature(image())
-        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.vit.cls_feature(image()), wanted, atol=1e-5, rtol=1e-5)
         assert (found.vit.cls_feature(image((0.5,) * 3, (0.5,) * 3)) - wanted).abs().max() > 1e-3
 
 
@@ -145,17 +146,12 @@ def test_what_is_no_plain_vit_is_refused(tmp_path: Path, arch: str, words: str) 
 
 
 def test_an_activation_that_no_key_tells(
-    tmp_path: Path, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for parameter in tiny.parameters():
-        nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path / "tiny.safetensors"
     save_file(tiny.state_dict(), path)
-    create = timm.create_model
-
-    def quick(*args: object, **kwargs: object) -> nn.Module:
-        return create(*args, **kwargs, act_layer="quick_gelu")  # type: ignore[arg-type]
-
-    monkeypatch.setattr(timm, "create_model", quick)
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, act_layer="quick_gelu"))
     with pytest.raises(WeightsError, match="its class token differs from ours by"):
         import_timm("vit_tiny_patch16_224.augreg_in21k", str(path))

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from step_cases import SMALLEST, Case, build
+from step_cases import SMALLEST, Case, build, write_out_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
-from mugs.engine.metering import Meter, device_peak_tflops
 from mugs.finetune.classifier import ImageClassifier
 from mugs.methods.mugs import Mugs
 from mugs.models.flops import count_image_flops
@@ -65,9 +63,7 @@ def test_the_count_of_a_step_equals_one_by_hand() -> None:
 
 def test_the_count_is_that_of_what_runs() -> None:
     method = build(Case(replace(SMALLEST, drop_path=0.1, head_norm="batch")))
-    for module in [*method.student.modules(), *method.teacher.modules()]:
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # the counter does not know the CPU's fused attention
+    write_out_attention(method.student, method.teacher)  # the counter knows no fused one
     with FlopCounterMode(display=False) as counter:
         losses, _ = method.compute_losses(method.student, Case(SMALLEST).views(0), 0)
         sum(losses.values()).backward()
@@ -75,18 +71,17 @@ def test_the_count_is_that_of_what_runs() -> None:
 
 
 def test_the_count_of_a_classifier_equals_one_by_hand() -> None:
-    vit = build_vit(SMALLEST.arch)
-    model = ImageClassifier(vit, torch.nn.Linear(24, 10))
+    model = ImageClassifier(build_vit(SMALLEST.arch), torch.nn.Linear(24, 10))
     macs = 2 * 16 * 24 * 3 * 8**2 + 3 * (2 * block_macs(17, 24) + 24 * 10)
     assert count_image_flops(model, 32) == 2 * macs
 
 
 def test_peaks() -> None:
-    assert device_peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
-    assert device_peak_tflops("NVIDIA H100 PCIe", "fp32") == 378.0
-    assert device_peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
-    assert device_peak_tflops("some other device", "bf16") is None
-    fields = Meter(torch.device("cpu"), "fp32", 5e11).fields(4, 2.0)
+    assert metering.device_peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
+    assert metering.device_peak_tflops("NVIDIA H100 PCIe", "fp32") == 378.0
+    assert metering.device_peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
+    assert metering.device_peak_tflops("some other device", "bf16") is None
+    fields = metering.Meter(torch.device("cpu"), "fp32", 5e11).fields(4, 2.0)
     assert (fields["tflops"], fields["peak_share"]) == (1.0, None)
     assert fields["peak_memory_mb"] > 10
 
@@ -101,8 +96,7 @@ def test_peak_memory_where_the_kernel_does_not_tell_it(
     assert metering.peak_memory_mb(torch.device("cpu")) > 10
 
 
-def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
-    materialize_digits(tmp_path / "digits")
+def test_metrics_and_trace_of_a_run(tmp_path: Path, digits: FolderSource) -> None:
     config = TrainConfig(
         epochs=1,
         batch_size=4,
@@ -113,12 +107,9 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
         log_steps=2,
         trace_steps=2,
     )
-    source = FolderSource(tmp_path / "digits" / "val")
     method = Mugs(SMALLEST)
-    pretrain(method, source, config, tmp_path / "run", torch.device("cpu"))
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    pretrain(method, digits, config, tmp_path, torch.device("cpu"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     metrics = [line for line in lines if "tflops" in line]
     assert [(m["step"], m["epoch"]) for m in metrics] == [(1, 0), (3, 0), (4, 0)]
     for m in metrics:
@@ -126,7 +117,7 @@ def test_metrics_and_trace_of_a_run(tmp_path: Path) -> None:
         assert m["tflops"] * m["step_ms"] == pytest.approx(method.count_step_flops(VIEWS, 4) / 1e9)
         assert 0 <= m["data_wait_share"] < 1
         assert m["peak_memory_mb"] > 0 and m["peak_share"] is None
-    with gzip.open(tmp_path / "run" / "trace" / "rank_0000.json.gz", "rt") as stream:
+    with gzip.open(tmp_path / "trace" / "rank_0000.json.gz", "rt") as stream:
         names = {event.get("name", "") for event in json.load(stream)["traceEvents"]}
     assert any("aten::" in name for name in names)
     assert sum(name.startswith("ProfilerStep#") for name in names) == config.trace_steps

@@ -10,8 +10,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +31,6 @@ from mugs.checkpoint.save_load import (
     check_free_space_for_run,
     save_checkpoint,
 )
-from mugs.checkpoint.space import check_free_space, reserve_space, retry_disk_errors
 from mugs.checkpoint.tensors import DTYPE_NAMES, read_tensors, write_tensors
 from mugs.engine.loop import train
 
@@ -52,7 +53,7 @@ class Counting:
             yield
 
     def check_before_save(self) -> None:
-        pass
+        """There is nothing to check."""
 
     def state_dicts(self) -> StateDicts:
         return {"state": {"count": self.state}}
@@ -89,12 +90,11 @@ def test_files_are_what_the_library_writes_and_reads(tmp_path: Path) -> None:
 
 def test_the_copy_is_reused_and_independent() -> None:
     copy, parts = HostCopy(), parts_of(1)
-    first = copy.copy_from(parts)
-    place = first["student"]["weight"].data_ptr()
+    first = copy.copy_from(parts)["student"]["weight"]
     expected = parts["student"]["weight"].clone()
     parts["student"]["weight"].zero_()
-    assert torch.equal(first["student"]["weight"], expected)
-    assert copy.copy_from(parts)["student"]["weight"].data_ptr() == place
+    assert torch.equal(first, expected)
+    assert copy.copy_from(parts)["student"]["weight"].data_ptr() == first.data_ptr()
     grown = copy.copy_from({"student": {"weight": torch.ones(3)}})
     assert grown["student"]["weight"].tolist() == [1, 1, 1] and len(copy.buffers) == 1
 
@@ -117,17 +117,12 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(
     assert log == []
     gate.set()
     saved = writer.save(2, state, {})
-    assert (
-        saved is not None
-        and saved.step == 1
-        and 0 <= saved.stall_s <= saved.durable_s
-        and saved.bytes == 40
-    )
+    assert 0 <= saved.stall_s <= saved.durable_s and (saved.step, saved.bytes) == (1, 40)
     assert writer.wait() is not None and log == [1, 2]
     writer.close()
     for step in (1, 2):
-        path = tmp_path / f"step_{step:08d}"
-        assert read_tensors(path / "state.safetensors")["x"].tolist() == [step] * 10
+        path = tmp_path / f"step_{step:08d}" / "state.safetensors"
+        assert read_tensors(path)["x"].tolist() == [step] * 10
 
 
 @pytest.mark.gpu
@@ -195,8 +190,12 @@ def test_the_interpreter_waits_for_the_write(tmp_path: Path) -> None:
 
 
 def test_milestones_stay(tmp_path: Path) -> None:
-    policy = replace(POLICY, keep=1, milestone_steps=4)
-    train(Counting(10), tmp_path / "checkpoints", every=3, policy=policy)
+    train(
+        Counting(10),
+        tmp_path / "checkpoints",
+        every=3,
+        policy=replace(POLICY, keep=1, milestone_steps=4),
+    )
     assert names(tmp_path / "checkpoints") == only(4, 8, 10)
 
 
@@ -208,20 +207,16 @@ def test_keep_counts(tmp_path: Path) -> None:
         SavePolicy(keep=0)
 
 
-def damage(path: Path) -> None:
-    os.truncate(path / "student.safetensors", 100)
-
-
 def test_a_bad_one_in_the_way_is_set_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     for bad in only(2, 3):
-        damage(tmp_path / bad)
+        os.truncate(tmp_path / bad / "student.safetensors", 100)
     save(tmp_path, 2, replace(POLICY, keep=1))
     assert loaded_step(tmp_path) == 2
     assert names(tmp_path) == ["bad_step_00000002", "bad_step_00000003", "step_00000002"]
     save(tmp_path, 3)
-    damage(tmp_path / "step_00000003")
+    os.truncate(tmp_path / "step_00000003" / "student.safetensors", 100)
     save(tmp_path, 3)
     assert len(names(tmp_path)) == 5 and loaded_step(tmp_path) == 3, (
         "a second bad one of the same step"
@@ -260,28 +255,20 @@ def test_leftovers_go_at_the_start(tmp_path: Path) -> None:
 
 def test_a_fenced_process_publishes_and_removes_nothing(tmp_path: Path) -> None:
     class Fenced(RuntimeError):
-        pass
+        """What the fence raises."""
 
     for step in (1, 2):
         save(tmp_path, step)
     for allowed in (0, 1):  # the fence falls before the write, and during it
-        asked = []
-
-        def fence(asked: list[int] = asked, allowed: int = allowed) -> None:
-            asked.append(1)
-            if len(asked) > allowed:
-                raise Fenced
-
+        fence = Mock(side_effect=[None] * allowed + [Fenced])
         with pytest.raises(Fenced):
             save(tmp_path, 3, replace(POLICY, keep=1, check_may_write=fence))
         assert names(tmp_path) == only(1, 2)
 
 
 def test_room_for_the_run(tmp_path: Path) -> None:
-    parts = parts_of(1)
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    huge = {"state": {"x": torch.empty(free // 4 // 3, device="meta")}}
-    check_free_space_for_run(tmp_path / "a", parts, 10, POLICY)
+    huge = {"state": {"x": torch.empty(shutil.disk_usage(tmp_path).free // 4 // 3, device="meta")}}
+    check_free_space_for_run(tmp_path / "a", parts_of(1), 10, POLICY)
     with pytest.raises(
         CheckpointError, match=r"/a: .*not enough room: .* free, .* needed for 4 checkpoints of"
     ):
@@ -291,15 +278,11 @@ def test_room_for_the_run(tmp_path: Path) -> None:
 def test_room_counts_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-    asked = []
-    monkeypatch.setattr(
-        "mugs.checkpoint.save_load.check_free_space",
-        lambda folder, needed, purpose: asked.append(needed),
-    )
-    parts = parts_of(3)
-    check_free_space_for_run(tmp_path, parts, 10, POLICY)
-    size = sum(t.nbytes for tensors in parts.values() for t in tensors.values())
-    assert 0 < asked[0] <= size, "two of three are there"
+    check = Mock()
+    monkeypatch.setattr("mugs.checkpoint.save_load.check_free_space", check)
+    check_free_space_for_run(tmp_path, parts_of(3), 10, POLICY)
+    size = sum(t.nbytes for tensors in parts_of(3).values() for t in tensors.values())
+    assert 0 < check.call_args.args[1] <= size, "two of three are there"
 
 
 def test_a_quota_is_noticed_before_the_write(
@@ -307,7 +290,7 @@ def test_a_quota_is_noticed_before_the_write(
 ) -> None:
     monkeypatch.setattr(space, "reserve_space", lambda descriptor, size: errno.EDQUOT)
     with pytest.raises(OSError, match=r"quota.*free, .* needed for the thing") as caught:
-        check_free_space(tmp_path, 1000, "the thing")
+        space.check_free_space(tmp_path, 1000, "the thing")
     assert caught.value.errno == errno.EDQUOT and caught.value.filename == str(tmp_path)
     assert names(tmp_path) == []
 
@@ -316,46 +299,40 @@ def test_reserving_takes_room_without_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (tmp_path / "x").open("wb") as stream:
-        code = reserve_space(stream.fileno(), 1 << 16)
+        code = space.reserve_space(stream.fileno(), 1 << 16)
         assert code in (0, errno.EOPNOTSUPP, errno.ENOSYS)
         assert os.fstat(stream.fileno()).st_size == (0 if code else 1 << 16)
         monkeypatch.setattr(space.ctypes, "CDLL", lambda *_, **__: object())
-        assert reserve_space(stream.fileno(), 1 << 16) == errno.EOPNOTSUPP, "libc has no fallocate"
+        assert space.reserve_space(stream.fileno(), 1 << 16) == errno.EOPNOTSUPP, (
+            "libc has no fallocate"
+        )
 
 
 def test_patience_with_a_bad_disk(caplog: pytest.LogCaptureFixture) -> None:
-    stop, calls = threading.Event(), []
+    def failing_with(*codes: int) -> Mock:
+        errors = [OSError(code, os.strerror(code), "/some/file") for code in codes]
+        return Mock(side_effect=[*errors, "done"])
 
-    def work(*codes: int) -> str:
-        calls.append(1)
-        if len(calls) <= len(codes):
-            raise OSError(codes[len(calls) - 1], os.strerror(codes[len(calls) - 1]), "/some/file")
-        return "done"
-
-    transient = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE)
-    options: dict[str, Any] = {"seconds": 30, "stop": stop, "first_pause": 0.001}
-    assert retry_disk_errors(lambda: work(*transient), "saving", **options) == "done"
-    assert (
-        len(calls) == 5
-        and "saving failed: /some/file: No space left on device; again in" in caplog.text
-    )
-    calls.clear()
+    stop = threading.Event()
+    retry = partial(space.retry_disk_errors, what="saving", stop=stop, first_pause=0.001)
+    work = failing_with(errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE)
+    assert retry(work, seconds=30) == "done" and work.call_count == 5
+    assert "saving failed: /some/file: No space left on device; again in" in caplog.text
+    work = failing_with(errno.EROFS)
     with pytest.raises(
         CheckpointError, match=r"^saving failed: /some/file: Read-only file system$"
     ):
-        retry_disk_errors(lambda: work(errno.EROFS), "saving", **options)
-    assert len(calls) == 1, "nothing to wait for"
-    calls.clear()
+        retry(work, seconds=30)
+    assert work.call_count == 1, "nothing to wait for"
+    work = failing_with(*[errno.EIO] * 9999)
     with pytest.raises(CheckpointError, match="Input/output error"):
-        retry_disk_errors(
-            lambda: work(*[errno.EIO] * 9999), "saving", seconds=0.05, stop=stop, first_pause=0.001
-        )
-    assert len(calls) > 2
+        retry(work, seconds=0.05)
+    assert work.call_count > 2
     stop.set()
-    calls.clear()
+    work = failing_with(*[errno.EIO] * 9999)
     with pytest.raises(CheckpointError):
-        retry_disk_errors(lambda: work(*[errno.EIO] * 9999), "saving", **options)
-    assert len(calls) == 1, "told to stop"
+        retry(work, seconds=30)
+    assert work.call_count == 1, "told to stop"
 
 
 def test_a_stumble_of_the_disk_is_survived(tmp_path: Path) -> None:
@@ -374,10 +351,8 @@ def test_optimizer_state_is_there_from_the_start() -> None:
         return torch.nn.Linear(3, 2)
 
     one, other = model(), model()
-    ours, lazy = (
-        build_pretrain_adamw(one),
-        torch.optim.AdamW(other.parameters(), lr=0.0, fused=True),
-    )
+    ours = build_pretrain_adamw(one)
+    lazy = torch.optim.AdamW(other.parameters(), lr=0.0, fused=True)
     before = {name: value.shape for name, value in flatten_optimizer_state(ours).items()}
     for net, optimizer in ((one, ours), (other, lazy)):
         for _ in range(3):

@@ -15,14 +15,12 @@ import pytest
 import torch
 from ranks import spawn
 from step_cases import SMALLEST
-from torch import Tensor
 
 from mugs import distributed
 from mugs.data.loading.batch import Views
 from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
@@ -46,25 +44,26 @@ CONFIG = TrainConfig(
 )
 
 
-def snapshot(method: Mugs) -> dict[str, Tensor]:
+def snapshot(method: Mugs) -> dict[str, torch.Tensor]:
     parts = {"student": method.student, "teacher": method.teacher, "state": method.extra_state}
     return {
         f"{p}.{n}": v.clone() for p, module in parts.items() for n, v in module.state_dict().items()
     }
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
 
 
-def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
-    """Make pixels NaN at the given call of `compute_losses`;
-    the returned list gets what the method held just before.
+def poison(method: Mugs, at: int, here: bool) -> list[dict[str, torch.Tensor]]:
+    """Make pixels NaN at the given call of `compute_losses`.
+
+    The returned list gets what the method held just before.
     """
     calls = [0]
-    before: list[dict[str, Tensor]] = []
+    before: list[dict[str, torch.Tensor]] = []
 
     def poisoned(self: Mugs, student: Callable[..., Any], views: Views, epoch: int) -> Any:
         if not views.large.is_meta:  # the FLOP count is no step
@@ -81,11 +80,11 @@ def poison(method: Mugs, at: int, here: bool) -> list[dict[str, Tensor]]:
     return before
 
 
-def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0) -> Mugs:
+def run(folder: Path, data: FolderSource, bad_step: int | None = None, bad_rank: int = 0) -> Mugs:
     method = Mugs(replace(SMALLEST, queue_size=32, drop_path=0.2), seed=0)
     before = [] if bad_step is None else poison(method, bad_step, distributed.rank() == bad_rank)
     try:
-        pretrain(method, FolderSource(data), CONFIG, folder, torch.device("cpu"))
+        pretrain(method, data, CONFIG, folder, torch.device("cpu"))
         assert bad_step is None
     except NonFiniteError as error:
         assert f"step {bad_step}. " in str(error)  # noqa: PT017 (good runs come here too)
@@ -93,11 +92,11 @@ def run(folder: Path, data: Path, bad_step: int | None = None, bad_rank: int = 0
     return method
 
 
-def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
+def replay(method: Mugs, source: FolderSource, step: int) -> dict[str, float]:
     """Losses of this rank's part of a step,
     made again from nothing but its number and the state before it.
     """
-    source, world = FolderSource(data), distributed.world_size()
+    world = distributed.world_size()
     order, micro = plan_batches(len(source), CONFIG)
     with closing(
         make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
@@ -114,7 +113,7 @@ def replay(method: Mugs, data: Path, step: int) -> dict[str, float]:
     return {name: value.item() for name, value in losses.items()}
 
 
-def check(tmp_path: Path, data: Path, seed: int) -> None:
+def check(tmp_path: Path, data: FolderSource, seed: int) -> None:
     """One random bad step on a random rank: stop, dump, continue,
     and end as if nothing had happened.
     """
@@ -127,9 +126,7 @@ def check(tmp_path: Path, data: Path, seed: int) -> None:
     dump = json.loads(
         (folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text()
     )
-    order = SampleOrder(
-        len(FolderSource(data)), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4
-    )
+    order = SampleOrder(len(data), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4)
     assert dump["sample_ids"] == order.indices(bad_step).tolist()
     assert (dump["step"], dump["epoch"]) == (bad_step, bad_step // 4)
     assert (dump["loss"] == "nan") == (rank == bad_rank)
@@ -138,29 +135,23 @@ def check(tmp_path: Path, data: Path, seed: int) -> None:
     same(snapshot(run(folder, data)), snapshot(straight))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    materialize_digits(tmp_path / "digits")
-    return tmp_path / "digits" / "val"
-
-
-def test_one_rank(tmp_path: Path, data: Path) -> None:
+def test_one_rank(tmp_path: Path, digits: FolderSource) -> None:
     torch.set_num_threads(1)
-    check(tmp_path, data, seed=1)
+    check(tmp_path, digits, seed=1)
 
 
-def on_rank(rank: int, folder: Path, data: Path) -> None:
+def on_rank(rank: int, folder: Path, data: FolderSource) -> None:
     check(folder, data, seed=2)
     method = Mugs(SMALLEST)
     if rank == 1:
         method.extra_state.instance_queue.rows[3, 2] += 1e-3
     with pytest.raises(StateMismatchError, match=r"^instance_queue.rows: "):
-        pretrain(method, FolderSource(data), CONFIG, folder / "unequal", torch.device("cpu"))
+        pretrain(method, data, CONFIG, folder / "unequal", torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_two_ranks(tmp_path: Path, data: Path) -> None:
-    spawn(on_rank, 2, tmp_path, data)
+def test_two_ranks(tmp_path: Path, digits: FolderSource) -> None:
+    spawn(on_rank, 2, tmp_path, digits)
 
 
 def test_fingerprint_sees_a_bit_and_an_exchange() -> None:

@@ -32,8 +32,7 @@ def test_preemptions_alone_by_hand() -> None:
     """Two hours of training, then 20 s to save and 120 s to be back;
     a checkpoint each hour but at the warning.
     """
-    calm = replace(RUN, gpus=0 + 1, stall_s=0)
-    account = simulate(calm, need_s=DAY, interval_s=3600, seed=3)
+    account = simulate(replace(RUN, gpus=0 + 1, stall_s=0), need_s=DAY, interval_s=3600, seed=3)
     assert account.failures == 0 and account.lost_s == 0
     assert account.preemptions == 11 and account.total_s == pytest.approx(DAY + 11 * 140)
 
@@ -48,7 +47,6 @@ def test_without_a_warning_the_time_since_the_checkpoint_is_lost() -> None:
 
 def test_simulation_agrees_with_the_expectation() -> None:
     busy = replace(RUN, gpus=16384)
-    found = [
-        simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)
-    ]
-    assert sum(found) / 5 == pytest.approx(effective_time_ratio(busy, 600), abs=0.005)
+    assert sum(
+        [simulate(busy, need_s=20 * DAY, interval_s=600, seed=seed).effective for seed in range(5)]
+    ) / 5 == pytest.approx(effective_time_ratio(busy, 600), abs=0.005)

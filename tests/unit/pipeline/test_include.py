@@ -30,8 +30,11 @@ def base(tmp_path: Path) -> str:
 
 
 def test_runs_are_taken_as_they_are(tmp_path: Path, base: str) -> None:
-    path = written(tmp_path, "top", f"{{{base}: [two]}}", three=RUN % "three")
-    found = config.load_reproduction(path, STAGES, ["two.threads=7"])
+    found = config.load_reproduction(
+        written(tmp_path, "top", f"{{{base}: [two]}}", three=RUN % "three"),
+        STAGES,
+        ["two.threads=7"],
+    )
     assert list(found.runs) == ["two", "three"] and found.name == "top"
     assert vars(found.runs["two"].config)["threads"] == 7
     same = {run.name: run.run_id for run in build_plan(config.load_reproduction(base, STAGES))}

@@ -36,9 +36,10 @@ def test_what_is_not_said_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_those_that_are_like_it(tmp_path: Path) -> None:
-    file = written(tmp_path, BASE, "one: {like: base, ks: [5]}")
     runs = config.load_reproduction(
-        file, STAGES, ["base.crop=48", "base.ks=[9]", "one.resources.hours=7"]
+        written(tmp_path, BASE, "one: {like: base, ks: [5]}"),
+        STAGES,
+        ["base.crop=48", "base.ks=[9]", "one.resources.hours=7"],
     ).runs
     assert [vars(runs[name].config)["crop"] for name in ("base", "one")] == [48, 48]
     assert [vars(runs[name].config)["ks"] for name in ("base", "one")] == [(9,), (5,)]

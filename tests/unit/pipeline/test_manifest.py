@@ -1,20 +1,18 @@
 """The manifest: what counts as done, what does not, and who may publish."""
 
 import logging
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline import attempts, manifest
-from pipeline.attempts import StaleAttemptError
-from pipeline.manifest import ManifestEntry
 from pipeline.spec import Resources, StageConfig, StageRun
 
 RUN = StageRun("knn", "mine", "0123456789ab", StageConfig(), {}, Resources(), "x:run")
 
 
-def publish(root: Path) -> ManifestEntry:
+def publish(root: Path) -> manifest.ManifestEntry:
     run_dir = RUN.run_dir(root)
     attempt = attempts.start_attempt(run_dir)
     (run_dir / "weights").mkdir(exist_ok=True)
@@ -22,7 +20,7 @@ def publish(root: Path) -> ManifestEntry:
     (run_dir / "note.txt").write_text("hello")
     (run_dir / "rows.csv").write_text("x\n")
     labels = {"weights": run_dir / "weights", "note": run_dir / "note.txt"}
-    entry = ManifestEntry(
+    entry = manifest.ManifestEntry(
         stage=RUN.stage,
         name=RUN.name,
         run_id=RUN.run_id,
@@ -49,8 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_run_root_may_move(tmp_path: Path) -> None:
     publish(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
-    entry = manifest.find_done(tmp_path / "b", RUN.run_id)
-    assert entry is not None and entry.output("note").read_text() == "hello"
+    assert manifest.find_done(tmp_path / "b", RUN.run_id).output("note").read_text() == "hello"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +99,7 @@ def test_older_attempt_may_not_publish(tmp_path: Path) -> None:
     path = manifest.entry_path(tmp_path, RUN.run_id)
     before = path.read_bytes()
     attempts.start_attempt(RUN.run_dir(tmp_path))
-    with pytest.raises(StaleAttemptError, match="attempt 1 is not the newest"):
+    with pytest.raises(attempts.StaleAttemptError, match="attempt 1 is not the newest"):
         manifest.record_entry(tmp_path, entry)
     assert path.read_bytes() == before
 
@@ -114,30 +111,15 @@ def test_output_outside_the_run_root_is_refused(tmp_path: Path) -> None:
 
 
 def test_attempt_numbers_are_never_shared(tmp_path: Path) -> None:
-    taken: list[int] = []
-    threads = [
-        threading.Thread(
-            target=lambda: taken.extend(attempts.start_attempt(tmp_path) for _ in range(10))
-        )
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        taken = pool.map(lambda _: attempts.start_attempt(tmp_path), range(80))
     assert sorted(taken) == list(range(1, 81))
 
 
 def test_ranks_find_the_attempt_of_their_launch(tmp_path: Path) -> None:
-    first = attempts.start_attempt(tmp_path, launch="a")
-    second = attempts.start_attempt(tmp_path, launch="b")
-    assert (attempts.find_attempt(tmp_path, "a"), attempts.find_attempt(tmp_path, "b")) == (
-        first,
-        second,
-    )
-    assert not attempts.is_newest_attempt(tmp_path, first) and attempts.is_newest_attempt(
-        tmp_path, second
-    )
+    numbers = [attempts.start_attempt(tmp_path, launch=launch) for launch in "ab"]
+    assert [attempts.find_attempt(tmp_path, launch) for launch in "ab"] == numbers
+    assert [attempts.is_newest_attempt(tmp_path, number) for number in numbers] == [False, True]
     with pytest.raises(TimeoutError):
         attempts.find_attempt(tmp_path, "c", timeout_s=0)
 
@@ -148,5 +130,5 @@ def test_first_failure_is_kept(tmp_path: Path) -> None:
     attempts.record_failure(tmp_path, number, error="cause", log=tmp_path / "log")
     attempts.record_failure(tmp_path, number, error="consequence", log=tmp_path / "log")
     found = attempts.read_failure(tmp_path)
-    assert found is not None and (found.error, found.attempt) == ("cause", 1)
+    assert (found.error, found.attempt) == ("cause", 1)
     assert attempts.latest_attempt(tmp_path) == 1

@@ -12,7 +12,6 @@ from pipeline.reading import list_bundled_yaml
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from slurm.submission import profile as cluster
 from slurm.submission import submit
-from slurm.submission.profile import ClusterProfile
 
 NEED = Resources(nodes=2, ranks_per_node=8, cpus_per_rank=8, hours=30, memory_gb=None)
 GOLDEN = Path(__file__).parent / "golden_a100_8x80g.sbatch"
@@ -47,10 +46,14 @@ def stage_run(need: Resources) -> StageRun:
 
 
 def sbatch_text(
-    profile: ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()
+    profile: cluster.ClusterProfile, need: Resources = NEED, parents: tuple[str, ...] = ()
 ) -> str:
-    waits_for = submit.Dependencies(after_end=list(parents))
-    return submit.sbatch_text(stage_run(need), profile, waits_for, Path("/runs/code/c0de"))
+    return submit.sbatch_text(
+        stage_run(need),
+        profile,
+        submit.Dependencies(after_end=list(parents)),
+        Path("/runs/code/c0de"),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +71,7 @@ def test_golden_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_key_has_a_case() -> None:
-    assert set(KEYS) == set(ClusterProfile.model_fields) - {"gpus_per_node"}
+    assert set(KEYS) == set(cluster.ClusterProfile.model_fields) - {"gpus_per_node"}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -76,12 +79,14 @@ def test_every_key_reaches_the_sbatch_text(key: str) -> None:
     value, expected = KEYS[key]
     pattern = expected if ".*" in expected else re.escape(expected)
     plain = {"run_root": "/runs", "container_image": None}
-    assert not re.search(pattern, sbatch_text(ClusterProfile.model_validate(plain)))
-    assert re.search(pattern, sbatch_text(ClusterProfile.model_validate({**plain, key: value})))
+    assert not re.search(pattern, sbatch_text(cluster.ClusterProfile.model_validate(plain)))
+    assert re.search(
+        pattern, sbatch_text(cluster.ClusterProfile.model_validate({**plain, key: value}))
+    )
 
 
 def test_gpus_per_node_is_a_limit() -> None:
-    profile = ClusterProfile(run_root=Path("/runs"), gpus_per_node=4)
+    profile = cluster.ClusterProfile(run_root=Path("/runs"), gpus_per_node=4)
     fitting = (Resources(ranks_per_node=4), Resources(ranks_per_node=9, gpu=False))
     runs = [stage_run(need) for need in (*fitting, Resources(ranks_per_node=8))]
     assert cluster.find_gpu_shortages(profile, runs[:2]) == []
@@ -90,7 +95,7 @@ def test_gpus_per_node_is_a_limit() -> None:
 
 
 def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
-    profile = ClusterProfile(run_root=Path("/runs"), gpu_type="a100")
+    profile = cluster.ClusterProfile(run_root=Path("/runs"), gpu_type="a100")
     assert "gpu" not in sbatch_text(profile, Resources(gpu=False)).replace("MUGS", "")
 
 

@@ -24,8 +24,15 @@ class Config(StageConfig):
 
 
 def run(gb: float = 0.0, hours: float = 24.0, gpu: bool = True) -> StageRun:
-    need = Resources(nodes=5, ranks_per_node=8, hours=hours, gpu=gpu)
-    return StageRun("train", "main", "0123456789ab", Config(gb=gb), {}, need, "x:run")
+    return StageRun(
+        "train",
+        "main",
+        "0123456789ab",
+        Config(gb=gb),
+        {},
+        Resources(nodes=5, ranks_per_node=8, hours=hours, gpu=gpu),
+        "x:run",
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 with tiny stages in a package of their own.
 """
 
-import importlib
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import write_module
 
 from pipeline import attempts, manifest
 from pipeline.identity import run_id
@@ -81,20 +81,22 @@ def run(ctx, cfg):
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module with the tiny stages, found here and in the processes."""
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "tiny_local.py").write_text(STAGE)
-    monkeypatch.syspath_prepend(str(tmp_path / "package"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
     monkeypatch.setattr(queue, "call_slurm", lambda *_: (127, "", "not found"))
-    sys.modules.pop("tiny_local", None)
-    return importlib.import_module("tiny_local")
+    return write_module(monkeypatch, tmp_path / "package", "tiny_local", STAGE)
 
 
 def make(tiny: Any, name: str, *needs: StageRun, fault: str = "") -> StageRun:
     config = tiny.Config(text=name, fault=fault)
     inputs = {f"in{i}": need.run_id for i, need in enumerate(needs)}
-    identity = run_id("tiny", config, inputs)
-    return StageRun("tiny", name, identity, config, inputs, Resources(gpu=False), "tiny_local:run")
+    return StageRun(
+        "tiny",
+        name,
+        run_id("tiny", config, inputs),
+        config,
+        inputs,
+        Resources(gpu=False),
+        "tiny_local:run",
+    )
 
 
 def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None:
@@ -146,8 +148,11 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: int, thre
 def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> None:
     bad = make(tiny, "bad", fault="raise")
     below, beside = make(tiny, "below", bad), make(tiny, "beside")
-    outcomes = run_locally([bad, below, beside], tmp_path)
-    assert [o.state for o in outcomes] == ["failed", "not run", "finished"]
+    assert [o.state for o in run_locally([bad, below, beside], tmp_path)] == [
+        "failed",
+        "not run",
+        "finished",
+    ]
     states = collect_status([bad, below, beside], tmp_path)
     assert [s.state for s in states] == ["failed", "waiting", "done"]
     assert states[0].detail == "ValueError: no such luck"
@@ -174,8 +179,9 @@ def test_a_run_that_watches_another_runs_beside_it(
     assert (
         told == ["a", "watch", "between"] and (a.run_dir(tmp_path) / "watched").read_text() == "19"
     )
-    after = make(tiny, "after", a, fault="watch")
-    assert [o.state for o in run_locally([a, after], tmp_path, ranks=1)] == ["done", "finished"]
+    assert [
+        o.state for o in run_locally([a, make(tiny, "after", a, fault="watch")], tmp_path, ranks=1)
+    ] == ["done", "finished"]
 
 
 def test_it_ends_with_a_run_that_fails(
@@ -184,8 +190,9 @@ def test_it_ends_with_a_run_that_fails(
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     bad = make(tiny, "bad", fault="until watched, raise")
     watch = make(tiny, "watch", bad, fault="watch")
-    outcomes = run_locally([bad, watch], tmp_path, ranks=1)
-    assert [(o.state, o.detail.split(":")[0]) for o in outcomes] == [
+    assert [
+        (o.state, o.detail.split(":")[0]) for o in run_locally([bad, watch], tmp_path, ranks=1)
+    ] == [
         ("failed", "AssertionError"),
         ("not run", "needs bad"),
     ]
@@ -204,8 +211,9 @@ def test_it_ends_with_a_run_that_is_interrupted(
     monkeypatch.setattr(local, "_gpus_here", lambda: 0)
     stopped = make(tiny, "stopped", fault="until watched, interrupted")
     watch = make(tiny, "watch", stopped, fault="watch")
-    outcomes = run_locally([stopped, watch], tmp_path, ranks=1)
-    assert [(o.state, o.detail.split(" ")[0]) for o in outcomes] == [
+    assert [
+        (o.state, o.detail.split(" ")[0]) for o in run_locally([stopped, watch], tmp_path, ranks=1)
+    ] == [
         ("interrupted", "SIGTERM"),
         ("not run", "needs"),
     ]
@@ -227,8 +235,7 @@ def test_killed_rank_is_reported(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_GRACE_S", 0.2)
-    run = make(tiny, "victim", fault="kill")
-    outcome = run_locally([run], tmp_path, ranks=2)[0]
+    (outcome,) = run_locally([make(tiny, "victim", fault="kill")], tmp_path, ranks=2)
     assert (
         outcome.state == "failed"
         and f"rank 1 was killed by signal {signal.SIGKILL:d}" in outcome.detail
@@ -289,10 +296,14 @@ print(run_locally([run] * 2, Path({str(tmp_path)!r})))
     out = command.communicate(timeout=20)[0]
     assert command.returncode == 0 and out.count("Outcome(") == 1 and "'interrupted'" in out
     assert not attempts.is_running_here(run_dir) and attempts.read_failure(run_dir) is None
-    waiting = StageRun(
-        "tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run"
-    )
-    found = collect_status([waiting], tmp_path)[0]
+    found = collect_status(
+        [
+            StageRun(
+                "tiny", "w", "i" * 12, tiny.Config(), {}, Resources(gpu=False), "tiny_local:run"
+            )
+        ],
+        tmp_path,
+    )[0]
     assert found.state == "waiting" and "interrupted (SIGTERM" in found.detail
 
 
@@ -305,15 +316,10 @@ def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
-    a = make(tiny, "a")
     with pytest.raises(ConfigError, match="b: its input 'in0'"):
-        run_locally([make(tiny, "b", a)], tmp_path)
+        run_locally([make(tiny, "b", make(tiny, "a"))], tmp_path)
 
 
 def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
-    run = make(tiny, "a")
-    lost = StageRun(
-        run.stage, run.name, run.run_id, run.config, {}, run.resources, "no_such_module:run"
-    )
-    outcome = run_locally([lost], tmp_path)[0]
+    (outcome,) = run_locally([replace(make(tiny, "a"), entrypoint="no_such_module:run")], tmp_path)
     assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail

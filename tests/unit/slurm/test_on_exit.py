@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pipeline import attempts, manifest, runfile
-from pipeline.attempts import Failure
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.node import requeue
@@ -18,8 +17,8 @@ from slurm.node.on_exit import handle_srun_exit, why_not_retry
 RUN = StageRun("tiny", "x", "0123456789ab", StageConfig(), {}, Resources(max_failures=3), "x:run")
 
 
-def failed(step: int | None, **facts: Any) -> Failure:
-    return Failure(1, "RuntimeError: x", "log", 0.0, step=step, **facts)
+def failed(step: int | None, **facts: Any) -> attempts.Failure:
+    return attempts.Failure(1, "RuntimeError: x", "log", 0.0, step=step, **facts)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +32,7 @@ def failed(step: int | None, **facts: Any) -> Failure:
         ([failed(1), failed(2), failed(3)], "3 attempts failed"),
     ],
 )
-def test_why_not_retry(failures: list[Failure], words: str | None) -> None:
+def test_why_not_retry(failures: list[attempts.Failure], words: str | None) -> None:
     found = why_not_retry(failures, 3)
     assert found is None if words is None else found is not None and words in found
 
@@ -77,9 +76,7 @@ def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
     attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
     handle_srun_exit(run_dir, 128 + signal.SIGKILL)
     failure = attempts.read_failure(run_dir)
-    assert (
-        failure is not None and "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
-    )
+    assert "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
     assert slurm.calls == [("requeue", "7"), ("update", "JobId=7", "ExcNodeList=n9,n1")]
 
 
@@ -89,29 +86,34 @@ def test_a_start_that_came_to_nothing_is_an_attempt(run_dir: Path, slurm: Slurm)
     assert attempts.latest_attempt(run_dir) == 2 and attempts.read_failure(run_dir) is not None
     assert slurm.calls[0] == ("requeue", "7")
     handle_srun_exit(run_dir, 1)
-    failure = attempts.read_failure(run_dir)
-    assert failure is not None and failure.no_retry_reason == "", (
+    assert attempts.read_failure(run_dir).no_retry_reason == "", (
         "the same attempt once more, not a second failure"
     )
 
 
 def test_the_same_step_twice_ends_it_with_the_reason(run_dir: Path, slurm: Slurm) -> None:
     for restart in (0, 1):
-        number = attempts.start_attempt(run_dir, launch=f"slurm-7-{restart}", job_id="7")
         attempts.record_failure(
-            run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40, host="n1"
+            run_dir,
+            attempts.start_attempt(run_dir, launch=f"slurm-7-{restart}", job_id="7"),
+            error="RuntimeError: x",
+            log=run_dir / "log",
+            step=40,
+            host="n1",
         )
     handle_srun_exit(run_dir, 1)
-    failure = attempts.read_failure(run_dir)
-    assert failure is not None and failure.no_retry_reason == "failed twice after step 40"
+    assert attempts.read_failure(run_dir).no_retry_reason == "failed twice after step 40"
     assert slurm.calls == []
 
 
 def test_failures_before_this_submission_do_not_count(run_dir: Path, slurm: Slurm) -> None:
     for job_id in ("5", "6", "7"):
-        number = attempts.start_attempt(run_dir, launch=f"slurm-{job_id}-1", job_id=job_id)
         attempts.record_failure(
-            run_dir, number, error="RuntimeError: x", log=run_dir / "log", step=40
+            run_dir,
+            attempts.start_attempt(run_dir, launch=f"slurm-{job_id}-1", job_id=job_id),
+            error="RuntimeError: x",
+            log=run_dir / "log",
+            step=40,
         )
     handle_srun_exit(run_dir, 1)
     assert slurm.calls == [("requeue", "7")]
@@ -121,8 +123,7 @@ def test_the_step_of_a_killed_rank_is_what_its_progress_said(run_dir: Path, slur
     attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
     write_json_atomic(run_dir / "progress.json", {"done": 31, "unit": "steps", "time": 1e12})
     handle_srun_exit(run_dir, 137)
-    failure = attempts.read_failure(run_dir)
-    assert failure is not None and failure.step == 31
+    assert attempts.read_failure(run_dir).step == 31
 
 
 def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slurm: Slurm) -> None:

@@ -42,8 +42,12 @@ def test_a_failed_attempt_whose_job_slurm_starts_again(
 ) -> None:
     """Where squeue does not answer for a moment, scontrol may."""
     run_dir = runfile.write_run_file(tmp_path, RUN)
-    number = attempts.start_attempt(run_dir, job_id="7")
-    attempts.record_failure(run_dir, number, error="RuntimeError: it broke", log=run_dir / "log")
+    attempts.record_failure(
+        run_dir,
+        attempts.start_attempt(run_dir, job_id="7"),
+        error="RuntimeError: it broke",
+        log=run_dir / "log",
+    )
     monkeypatch.setattr("slurm.shared.queue.find_jobs", lambda runs, root: {})
     monkeypatch.setattr("slurm.shared.queue.query_job_state", {"7": slurm}.get)
     (found,) = collect_status([RUN], tmp_path)

@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import pytest
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.shared import queue
 from slurm.submission import lock
-from slurm.submission.lock import submission_lock
 from slurm.submission.submit import Dependencies, QueueState
 
 
@@ -41,23 +40,18 @@ def leave_a_dead_claim(run_dir: Path) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     inside, most = 0, 0
 
-    def enter() -> None:
+    def enter(_: int) -> None:
         nonlocal inside, most
-        for _ in range(5):
-            with submission_lock(tmp_path):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.001)
-                inside -= 1
+        with lock.submission_lock(tmp_path):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.001)
+            inside -= 1
 
-    threads = [threading.Thread(target=enter) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(enter, range(30)))
     assert most == 1
-    left = {path.name for path in (tmp_path / "claims").iterdir()}
-    assert left == {
+    assert {path.name for path in (tmp_path / "claims").iterdir()} == {
         f"{number:04d}.{end}" for number in range(1, 31) for end in ("json", "released.json")
     }
 
@@ -80,7 +74,7 @@ def test_who_learns_late_of_a_release_is_not_given_a_number_again(
 
 def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
     with (
-        submission_lock(tmp_path),
+        lock.submission_lock(tmp_path),
         pytest.raises(queue.SlurmError, match=f"being submitted by process {os.getpid()} on"),
     ):
         lock._take(tmp_path, 0)

@@ -34,15 +34,20 @@ with StopSignals(ignore_repeats={ignore_repeats}) as signals:
 def play(body: str, *, ignore_repeats: bool = False) -> subprocess.CompletedProcess[str]:
     """Run lines under an signals, in a process of its own."""
     lines = body.strip().replace("\n", "\n        ")
-    code = SCRIPT.format(ignore_repeats=ignore_repeats, body=lines)
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=code_root(), capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", SCRIPT.format(ignore_repeats=ignore_repeats, body=lines)],
+        cwd=code_root(),
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
 
 
 def test_without_a_loop_a_signal_is_acted_on_at_once() -> None:
-    done = play("os.kill(os.getpid(), signal.SIGUSR2)\ntime.sleep(20)")
-    assert done.stdout == "left: SIGUSR2 while no step was running\n"
+    assert (
+        play("os.kill(os.getpid(), signal.SIGUSR2)\ntime.sleep(20)").stdout
+        == "left: SIGUSR2 while no step was running\n"
+    )
 
 
 def test_a_loop_is_asked_to_stop_and_leaves_when_it_has_saved() -> None:
@@ -52,8 +57,7 @@ os.kill(os.getpid(), signal.SIGTERM)
 print(control.stop_requested(), signals.got_sigterm, signals.warned)
 control.interrupted(4)
 """
-    done = play(body)
-    assert done.stdout == "True True False\nleft: SIGTERM, saved after step 4\n"
+    assert play(body).stdout == "True True False\nleft: SIGTERM, saved after step 4\n"
 
 
 def test_a_signal_during_the_last_step_is_acted_on_after_it() -> None:
