@@ -11,8 +11,7 @@ from outcome import Outcome
 def test_random_damage_is_noticed_and_named(tmp_path: Path) -> None:
     outcome = Outcome("damage")
     damage(outcome, tmp_path, 200)
-    assert outcome.trials == 200
-    assert outcome.complaints == []
+    assert outcome.trials == 200 and outcome.complaints == []
 
 
 def test_damage_that_goes_unnoticed_would_be(

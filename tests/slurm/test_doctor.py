@@ -33,8 +33,7 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
 def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     found = findings(tmp_path, "partition: low")
     assert {f.state for f in found.values()} <= {"ok", "skipped"}, found
-    assert found["partition"].detail == "low is UP"
-    assert "to start at" in found["jobs train"].detail
+    assert found["partition"].detail == "low is UP" and "to start at" in found["jobs train"].detail
     assert not slurm_cluster.run("squeue", "-h").stdout.strip()
     found = findings(tmp_path, "partition: lo")
     assert found["partition"].remedy == "set partition to one of high, low, low_at_once"

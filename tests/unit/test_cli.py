@@ -116,8 +116,7 @@ def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> N
 
 
 def test_usage_errors_exit_with_2(cli: Cli) -> None:
-    assert cli("plan").returncode == 2
-    assert cli("no-such-command").returncode == 2
+    assert cli("plan").returncode == 2 and cli("no-such-command").returncode == 2
     assert cli("tables", "--format", "pdf").returncode == 2
     assert "give --deep as well" in cli("verify", "mini", "--every", "2").stderr
     assert "name the REPRODUCTION" in cli("tables", "--set", "pretrain.epochs=3").stderr

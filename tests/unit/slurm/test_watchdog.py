@@ -122,8 +122,7 @@ def test_a_loop_that_does_not_move_is_noticed_with_stacks(tmp_path: Path) -> Non
     watched = Watched(tmp_path, hang_s=60)
     assert watched.look(1000) == [], "nothing beats yet: another kind of stage"
     watched.control.heartbeat(1)
-    assert watched.look(50) == []
-    assert watched.look(61) == ["hung"]
+    assert watched.look(50) == [] and watched.look(61) == ["hung"]
     watched.log.flush()
     assert "most recent call first" in (tmp_path / "log").read_text()
 
@@ -139,8 +138,7 @@ def test_too_late_for_a_boundary(tmp_path: Path) -> None:
     watched = Watched(tmp_path, grace_s=60)
     watched.control.heartbeat(1)
     watched.control.signals.warned_at = time.monotonic()
-    assert watched.look(50) == []
-    assert watched.look(61) == ["late"]
+    assert watched.look(50) == [] and watched.look(61) == ["late"]
     assert watched.look(70) == ["late"], "once"
 
 
@@ -154,8 +152,7 @@ def test_an_older_attempt_is_told_to_end(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     assert watched.look(20) == []
     attempts.start_attempt(tmp_path)
-    assert watched.look(40) == ["stale"]
-    assert not watched.control.may_write()
+    assert watched.look(40) == ["stale"] and not watched.control.may_write()
 
 
 def test_the_watchdog_sees_a_signal_while_python_cannot(tmp_path: Path) -> None:
