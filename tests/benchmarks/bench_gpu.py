@@ -131,11 +131,9 @@ def table(setups: dict[str, Setup]) -> None:
             shown(
                 f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} "
                 f"{mine.rate / reference.rate:9.1f}"
-            )
-            shown(
                 f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}"
+                f" {mine.share:9.0%}\n"
             )
-            shown(f" {mine.share:9.0%}\n")
             sys.stdout.flush()
 
 

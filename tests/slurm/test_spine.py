@@ -119,6 +119,11 @@ class Spine:
         """State by run name."""
         return {name: s.state for name, s in self.status().items()}
 
+    def finish(self, timeout_s: float = 60) -> None:
+        """Open the gate and wait until all are done."""
+        self.gate.touch()
+        self.until(lambda states: set(states.values()) == {"done"}, timeout_s)
+
     def until(
         self, true: Callable[[dict[str, str]], bool], timeout_s: float = 60
     ) -> dict[str, str]:
@@ -153,8 +158,7 @@ def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
     assert set(spine.submit().values()) == {"queued"}
     jobs = slurm_cluster.run("squeue", "-h", "-o", "%j").stdout.split()
     assert sorted(jobs) == sorted(f"mugs-{run.run_id}" for run in spine.runs)
-    spine.gate.touch()
-    spine.until(lambda s: set(s.values()) == {"done"})
+    spine.finish()
     assert set(spine.submit().values()) == {"done"}
     _check_results(spine)
 
@@ -214,9 +218,8 @@ def test_job_that_dies_before_it_starts_is_explained(spine: Spine, tmp_path: Pat
         "no such module" in failed.detail and "FAILED" in failed.detail and failed.log is not None
     )
     spine.profile = good
-    spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
-    spine.until(lambda s: set(s.values()) == {"done"})
+    spine.finish()
 
 
 def test_a_parent_that_slurm_has_forgotten_is_judged_by_the_manifest(
@@ -248,8 +251,7 @@ def test_a_run_that_watches_starts_with_the_one_it_watches(
     assert set(spine.submit().values()) == {"submitted"}
     assert spine.until(lambda s: s["watcher"] == "done")["first"] == "running"
     assert manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id).info["seen"] == [True]
-    spine.gate.touch()
-    spine.until(lambda s: set(s.values()) == {"done"})
+    spine.finish()
 
 
 def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
@@ -261,9 +263,8 @@ def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
     spine.until(lambda s: s["first"] == "failed" and "queued" not in s.values())
     assert "CANCELLED" in spine.status()["first"].detail
     queue.cancel_jobs(ids)
-    spine.gate.touch()
     assert set(spine.submit().values()) == {"submitted"}
-    spine.until(lambda s: set(s.values()) == {"done"})
+    spine.finish()
 
 
 @pytest.mark.parametrize("name", ["USR2", "TERM"])
@@ -278,8 +279,7 @@ def test_preempted_run_is_requeued_and_finishes(
     slurm_cluster.run("scancel", f"--signal={name}", job)
     spine.until(lambda s: s["first"] == "queued")
     assert spine.states()["last"] == "queued"
-    spine.gate.touch()
-    spine.until(lambda s: set(s.values()) == {"done"}, timeout_s=90)
+    spine.finish(timeout_s=90)
     assert manifest.read_entry(spine.profile.run_root, spine.runs[0].run_id).attempt == 2
     assert slurm_cluster.job(job)["Restarts"] == "1"
 

@@ -32,6 +32,13 @@ def publish(root: Path) -> manifest.ManifestEntry:
     return entry
 
 
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """The entry of a run that is done."""
+    publish(tmp_path)
+    return manifest.entry_path(tmp_path, RUN.run_id)
+
+
 def test_round_trip(tmp_path: Path) -> None:
     assert manifest.split_runs(tmp_path, [RUN]).pending == [RUN]
     publish(tmp_path)
@@ -54,29 +61,25 @@ def test_run_root_may_move(tmp_path: Path) -> None:
     "content", ["", "{", "[]", "null", '{"stage": "knn"}', "\x00\x01", '{"run_id": 3}']
 )
 def test_broken_entry_is_not_done(
-    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, published: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publish(tmp_path)
-    path = manifest.entry_path(tmp_path, RUN.run_id)
-    path.write_text(content)
+    published.write_text(content)
     with caplog.at_level(logging.WARNING):
         assert manifest.find_done(tmp_path, RUN.run_id) is None
-    assert str(path) in caplog.text
+    assert str(published) in caplog.text
 
 
-def test_entry_cut_at_any_byte_is_not_done(tmp_path: Path) -> None:
-    publish(tmp_path)
-    path = manifest.entry_path(tmp_path, RUN.run_id)
-    whole = path.read_bytes()
+def test_entry_cut_at_any_byte_is_not_done(tmp_path: Path, published: Path) -> None:
+    whole = published.read_bytes()
     for end in range(0, len(whole.rstrip()), 7):
-        path.write_bytes(whole[:end])
+        published.write_bytes(whole[:end])
         assert manifest.find_done(tmp_path, RUN.run_id) is None, end
 
 
-def test_foreign_entry_is_not_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    publish(tmp_path)
-    path = manifest.entry_path(tmp_path, RUN.run_id)
-    path.rename(path.with_name("ffffffffffff.json"))
+def test_foreign_entry_is_not_done(
+    tmp_path: Path, published: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published.rename(published.with_name("ffffffffffff.json"))
     assert manifest.find_done(tmp_path, "ffffffffffff") is None
     assert "entry is of run 0123456789ab" in caplog.text
 

@@ -70,12 +70,18 @@ def run_dir(tmp_path: Path) -> Path:
     return runfile.write_run_file(tmp_path, RUN)
 
 
-def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
-    run_dir: Path, slurm: Slurm
-) -> None:
+@pytest.fixture
+def started(run_dir: Path) -> Path:
+    """The folder of a run that this job has started."""
     attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    handle_srun_exit(run_dir, 128 + signal.SIGKILL)
-    failure = attempts.read_failure(run_dir)
+    return run_dir
+
+
+def test_a_killed_rank_is_noted_and_the_job_starts_again_elsewhere(
+    started: Path, slurm: Slurm
+) -> None:
+    handle_srun_exit(started, 128 + signal.SIGKILL)
+    failure = attempts.read_failure(started)
     assert "killed by SIGKILL, on n1" in failure.error and failure.host == "n1"
     assert slurm.calls == [("requeue", "7"), ("update", "JobId=7", "ExcNodeList=n9,n1")]
 
@@ -119,51 +125,46 @@ def test_failures_before_this_submission_do_not_count(run_dir: Path, slurm: Slur
     assert slurm.calls == [("requeue", "7")]
 
 
-def test_the_step_of_a_killed_rank_is_what_its_progress_said(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    write_json_atomic(run_dir / "progress.json", {"done": 31, "unit": "steps", "time": 1e12})
-    handle_srun_exit(run_dir, 137)
-    assert attempts.read_failure(run_dir).step == 31
+def test_the_step_of_a_killed_rank_is_what_its_progress_said(started: Path, slurm: Slurm) -> None:
+    write_json_atomic(started / "progress.json", {"done": 31, "unit": "steps", "time": 1e12})
+    handle_srun_exit(started, 137)
+    assert attempts.read_failure(started).step == 31
 
 
-def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    handle_srun_exit(run_dir, 75)
-    assert slurm.calls == [("requeue", "7")] and attempts.read_failure(run_dir) is None
+def test_an_interrupted_job_goes_on_unless_rank_0_saw_to_that(started: Path, slurm: Slurm) -> None:
+    handle_srun_exit(started, 75)
+    assert slurm.calls == [("requeue", "7")] and attempts.read_failure(started) is None
     slurm.job = "JobState=PENDING"
-    handle_srun_exit(run_dir, 75)
+    handle_srun_exit(started, 75)
     assert slurm.calls == [("requeue", "7")]
 
 
 @pytest.mark.parametrize("code", [128 + signal.SIGUSR2, 128 + signal.SIGABRT, 1])
-def test_a_run_that_is_done_has_ended_well(run_dir: Path, slurm: Slurm, code: int) -> None:
+def test_a_run_that_is_done_has_ended_well(started: Path, slurm: Slurm, code: int) -> None:
     """A late warning or a crash at exit is no failure of the run:
     its dependent jobs wait for exit code 0.
     """
-    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    assert handle_srun_exit(run_dir, code) == code
-    asked, failure = list(slurm.calls), attempts.read_failure(run_dir)
+    assert handle_srun_exit(started, code) == code
+    asked, failure = list(slurm.calls), attempts.read_failure(started)
     manifest.record_entry(
-        run_dir.parents[1],
+        started.parents[1],
         manifest.ManifestEntry(stage=RUN.stage, name=RUN.name, run_id=RUN.run_id),
     )
-    assert handle_srun_exit(run_dir, code) == 0
-    assert (slurm.calls, attempts.read_failure(run_dir)) == (asked, failure)
+    assert handle_srun_exit(started, code) == 0
+    assert (slurm.calls, attempts.read_failure(started)) == (asked, failure)
 
 
-def test_a_job_that_was_overtaken_does_nothing(run_dir: Path, slurm: Slurm) -> None:
-    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    attempts.start_attempt(run_dir, launch="slurm-7-2", job_id="7")
-    handle_srun_exit(run_dir, 137)
-    attempts.start_attempt(run_dir, launch="slurm-8-0", job_id="8")
-    handle_srun_exit(run_dir, 137)
-    assert slurm.calls == [] and attempts.read_failure(run_dir) is None
+def test_a_job_that_was_overtaken_does_nothing(started: Path, slurm: Slurm) -> None:
+    attempts.start_attempt(started, launch="slurm-7-2", job_id="7")
+    handle_srun_exit(started, 137)
+    attempts.start_attempt(started, launch="slurm-8-0", job_id="8")
+    handle_srun_exit(started, 137)
+    assert slurm.calls == [] and attempts.read_failure(started) is None
 
 
-def test_a_cancelled_job_is_not_requeued(run_dir: Path, slurm: Slurm) -> None:
+def test_a_cancelled_job_is_not_requeued(started: Path, slurm: Slurm) -> None:
     slurm.job = "JobState=COMPLETING"
-    attempts.start_attempt(run_dir, launch="slurm-7-1", job_id="7")
-    handle_srun_exit(run_dir, 137)
+    handle_srun_exit(started, 137)
     assert slurm.calls == []
 
 
