@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_step import seconds
+from dense_step import row
 
 from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe
@@ -99,15 +100,7 @@ def as_runs(rounds: int = 3) -> dict[str, Any]:
     together, alone = (taken[f"{name}{pairs[rounds // 2][1]}"] for name in ("sweep", "one"))
     ratios = ", ".join(f"{ratio:.1f}" for ratio, _ in pairs)
     note = f"a run of the 360 costs {ratios} times a run of one ({alone:.1f} s)"
-    ratio = 360 * alone / together
-    return {
-        "name": "linear_sweep_run",
-        "ours": together,
-        "baseline": 360 * alone,
-        "ratio": ratio,
-        "unit": "s",
-        "note": note,
-    }
+    return row("linear_sweep_run", together, 360 * alone, "s", note)
 
 
 def run() -> list[dict[str, Any]]:
@@ -146,14 +139,4 @@ def run() -> list[dict[str, Any]]:
         f"{together / loop:.1f} times a plain loop; their matrix products alone "
         f"{floor / alone:.1f} times one of ours, {100 * floor / together:.0f}%"
     )
-    return [
-        {
-            "name": "linear_sweep",
-            "ours": together,
-            "baseline": 360 * loop,
-            "ratio": 360 * loop / together,
-            "unit": "s",
-            "note": note,
-        },
-        as_runs(),
-    ]
+    return [row("linear_sweep", together, 360 * loop, "s", note), as_runs()]

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench_loader import photographs
 from bench_step import seconds
+from dense_step import row
 
 from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import find_bad_images
@@ -41,11 +42,4 @@ def run() -> list[dict[str, Any]]:
         )[1]
     each_us = 1e6 * ours / len(source)
     note = f"{len(source):,} images of about 100 kB, {each_us:.0f} us an image, files in memory"
-    row = {
-        "name": "preflight_images",
-        "ours": ours,
-        "baseline": decoding,
-        "ratio": decoding / ours,
-        "unit": "s",
-    }
-    return [{**row, "note": note}]
+    return [row("preflight_images", ours, decoding, "s", note)]
