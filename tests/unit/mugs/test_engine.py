@@ -23,15 +23,6 @@ from mugs.pretrain.train import pretrain
 PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}
 
 
-def test_checkpoint_round_trip_and_retention(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, PARTS, {"note": step})
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002", "step_00000003"]
-    step, parts, meta = load_latest(tmp_path)
-    assert (step, meta) == (3, {"note": 3})
-    assert torch.equal(parts["a"]["x"], PARTS["a"]["x"])
-
-
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "json", "link"])
 def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
