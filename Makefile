@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-lowest test-newest lint docs bench bench-gpu chaos mutants
+.PHONY: help setup setup-tests demo test test-fast test-lowest test-newest lint docs bench bench-gpu chaos mutants
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -10,13 +10,16 @@ help:  ## print this list
 setup:  ## install what is missing: system packages (as root, with apt) and .venv
 	@bash .ci/setup.sh
 
+setup-tests:
+	@bash .ci/setup.sh tests
+
 demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on this machine
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --filled
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
 	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 
-test: setup lint  ## run lint, types and all tests, with a Slurm cluster of its own
+test: setup-tests lint  ## run lint, types and all tests, with a Slurm cluster of its own
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 test-fast: setup  ## run the tests that are neither slow nor need Slurm

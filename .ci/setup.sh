@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# System packages (as root, with apt), then the Python environment in .venv. MUGS_PYTHON names the Python to use, 3.11
-# or newer. FFCV is optional: without its system libraries everything else is installed, and the plain loader does the
-# same work; once they are there, the next `make setup` adds FFCV.
+# System packages (as root, with apt), then the Python environment in .venv. `setup.sh tests` also installs the browser
+# and the LaTeX that tests open reports and tables with. MUGS_PYTHON names the Python to use, 3.11 or newer. FFCV is
+# optional: without its system libraries everything else is installed, and the plain loader does the same work; once
+# they are there, the next `make setup` adds FFCV.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${MUGS_PYTHON:-python3}"
@@ -19,6 +20,25 @@ state() {
     ffcv_can_be_built && echo "with FFCV" || echo "without FFCV"
 }
 
+install() {
+    echo "setup: installing $*"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+can_install() { [ "$(id -u)" = 0 ] && has apt-get; }
+
+if [ "${1:-}" = tests ]; then
+    tests=()
+    has chromium || has google-chrome || has chromium-browser || tests+=(chromium)
+    has pdflatex || tests+=(texlive-latex-base texlive-latex-recommended)
+    if [ ${#tests[@]} -gt 0 ] && can_install; then
+        install "${tests[@]}"
+    elif [ ${#tests[@]} -gt 0 ]; then
+        echo "setup: the tests of reports and LaTeX tables will be skipped: they need ${tests[*]}"
+        echo "       Debian, Ubuntu: sudo apt-get install ${tests[*]}"
+    fi
+fi
+
 stamp=.venv/.complete
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(state)" ] && exit 0
 
@@ -33,10 +53,8 @@ has slurmctld && has slurmd || slurm+=(slurm-wlm)
 has munged || slurm+=(munge)
 missing=("${base[@]}" "${ffcv[@]}" "${slurm[@]}")
 
-if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && has apt-get; then
-    echo "setup: installing ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+if [ ${#missing[@]} -gt 0 ] && can_install; then
+    install "${missing[@]}"
 else
     if [ ${#ffcv[@]} -gt 0 ]; then
         echo "setup: FFCV needs system packages that are not here: ${ffcv[*]}"

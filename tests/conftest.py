@@ -1,6 +1,4 @@
-"""One thread per process: the tensors are tiny,
-and threads that wait for a busy core cost minutes.
-"""
+"""How the suite runs: threads, the order and workers of tests, and which skips are accepted."""
 
 import os
 from typing import Any
@@ -8,6 +6,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+# One thread per process: the tensors are tiny, and threads that wait for a busy core cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -33,3 +32,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduli
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put Slurm's tests first: they mostly wait, while the other worker computes."""
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+
+
+# Reasons to skip that say nothing about the machine's set-up.
+EXPECTED_SKIPS = ("needs a GPU", "MUGS_ALL_FAULTS=1 runs it")
+SKIPPED: list[tuple[str, str]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect why tests were skipped; with xdist this runs on the controller as well."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED.append((report.nodeid, report.longrepr[2]))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Collect why whole files were skipped."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED.append((report.nodeid, report.longrepr[2]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail on a skip that was not expected, where MUGS_NO_UNEXPECTED_SKIPS is set."""
+    if not os.environ.get("MUGS_NO_UNEXPECTED_SKIPS") or hasattr(session.config, "workerinput"):
+        return
+    unexpected = [
+        f"{test}: {reason}"
+        for test, reason in SKIPPED
+        if not any(expected in reason for expected in EXPECTED_SKIPS)
+    ]
+    if unexpected:
+        print("\nSkipped though nobody expected it:", *unexpected, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
