@@ -137,7 +137,8 @@ def read_fit(
 ) -> "LogisticFit | None":
     """Return the kept result of a penalty; None if absent, damaged, or of other features."""
     from mugs.evaluation.logistic import LogisticFit
-    from mugs.weights.backbone_file import WeightsError, read_backbone_file
+    from mugs.weights.backbone_file import read_backbone_file
+    from mugs.weights.pickle_file import WeightsError
 
     path = cfg.fit_path(ctx.run_dir, penalty)
     if not path.exists():

@@ -1,9 +1,6 @@
 """Backbone files: our safetensors, and released Mugs checkpoints (.pth)."""
 
-import argparse
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,27 +12,52 @@ from torch import Tensor, nn
 from mugs.checkpoint.tensors import write_tensors
 from mugs.models.config import ViTConfig
 from mugs.models.vit import ViT, build_vit
+from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 from pipeline.files import replace_atomically
 
 State = dict[str, Tensor]
 
 
-class WeightsError(ValueError):
-    """Weights cannot be used; the message names the file or the keys."""
+# Whose weights a file holds, by a piece of a key that only they have.
+KEY_SIGNS = {
+    "encoder.layer.": "Hugging Face transformers",
+    "encoder_layer_": "torchvision",
+    "resblocks.": "CLIP",
+    "backbone.layers.": "OpenMMLab",
+    "decoder_blocks.": "MAE",
+    "ls1.gamma": "DINOv2 (with LayerScale)",
+    "base_encoder.": "MoCo-v3",
+    "layer1.0.conv1.": "a ResNet",
+}
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
-    """Load weights; raise WeightsError with `where` and the keys unless keys and shapes fit."""
-    wanted = network.state_dict().keys()
-    missing = sorted(wanted - state.keys())
-    unexpected = sorted(state.keys() - wanted)
-    # Checked here, because torch's own message does not name the file.
-    if missing or unexpected:
-        raise WeightsError(f"{where}: keys do not fit: missing {missing}, unexpected {unexpected}")
-    try:
+    """Load weights; raise WeightsError with `where` and keys unless all keys and shapes fit."""
+    own = network.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key} is {list(state[key].shape)} and not {list(tensor.shape)}"
+        for key, tensor in own.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if not (missing or unexpected or shapes):
         network.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{where}: {error}") from error
+        return
+    # Checked here, because torch's own message names no file and all keys in one line.
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    found = [f"{len(keys)} {kind} ({shorten(keys)})" for kind, keys in kinds.items() if keys]
+    signs = (name for sign, name in KEY_SIGNS.items() if any(sign in key for key in unexpected))
+    whose = next((f"; they look like weights of {name}" for name in signs), "")
+    details = [f"{kind}: {key}" for kind, keys in kinds.items() for key in keys]
+    message = f"{where}: keys do not fit: {', '.join(found)}{whose}"
+    raise WeightsError(message, "\n".join(details))
+
+
+def shorten(keys: list[str]) -> str:
+    """Return the first three keys, and how many more there are."""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
 
 
 def write_backbone_file(path: Path, state: State, meta: dict[str, Any]) -> None:
@@ -65,45 +87,27 @@ def load_backbone(path: Path, *, drop_path: float = 0.0) -> ViT:
     return vit
 
 
-def read_released_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a released `.pth`, full or backbone only.
-
-    It may hold tensors, plain values and the old argument namespace, and nothing else: a pickle can
-    run code.
-
-    Raises:
-        WeightsError: the file is missing, damaged or unsafe.
-    """
-    try:
-        # weights_only refuses code; the released files hold their arguments as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: refused, it holds more than tensors and plain values: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: damaged or not a PyTorch file: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
-    return content
-
-
 def extract_backbone_state(
     checkpoint: Mapping[str, Any], which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[State, tuple[str, ...]]:
     """Return backbone weights under our names, and the keys that were left out.
 
     Heads and relation block are left out, as evaluations do not use them (released).
+
+    Raises:
+        WeightsError: the file has the other network only.
     """
     # A full checkpoint holds both networks by name; a backbone file is the state dict itself.
-    nested = checkpoint.get(which)
-    source: Mapping[str, Any] = nested if isinstance(nested, Mapping) else checkpoint
-    source = source.get("state_dict", source)
-    # DistributedDataParallel prefixes every key with "module.".
-    names = {key: key.removeprefix("module.") for key in source}
+    networks = [
+        name for name in ("teacher", "student") if isinstance(checkpoint.get(name), Mapping)
+    ]
+    if networks and which not in networks:
+        raise WeightsError(f"has no {which}, only a {networks[0]}; ask for network {networks[0]}")
+    source: Mapping[str, Any] = checkpoint[which] if networks else checkpoint
+    for wrapper in ("state_dict", "model"):
+        if isinstance(source.get(wrapper), Mapping):
+            source = source[wrapper]
+    names = {key: remove_wrappers(key) for key in source}
     # Without such a prefix there are no heads, and every key is one of the backbone.
     prefix = "backbone." if any(n.startswith("backbone.") for n in names.values()) else ""
     kept = {
@@ -116,6 +120,14 @@ def extract_backbone_state(
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
 
 
+def remove_wrappers(key: str) -> str:
+    """Return a key without what DistributedDataParallel and torch.compile put before it."""
+    parts = key.split(".")
+    while parts[0] in ("module", "_orig_mod"):
+        del parts[0]
+    return ".".join(parts)
+
+
 def load_released_backbone(
     vit: ViT, path: Path, which: Literal["teacher", "student"] = "teacher"
 ) -> tuple[str, ...]:
@@ -123,6 +135,10 @@ def load_released_backbone(
 
     Raise WeightsError if the rest differs.
     """
-    state, discarded = extract_backbone_state(read_released_checkpoint(path), which)
+    checkpoint = read_released_checkpoint(path)
+    try:
+        state, discarded = extract_backbone_state(checkpoint, which)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     load_strictly(vit, state, path)
     return discarded

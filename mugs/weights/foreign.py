@@ -1,6 +1,5 @@
 """Backbones trained elsewhere (released Mugs checkpoints, plain ViTs of timm) as our ViT."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,12 @@ from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import (
     State,
-    WeightsError,
     extract_backbone_state,
     load_backbone,
     load_released_backbone,
     load_strictly,
-    read_released_checkpoint,
 )
+from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 from pipeline.files import hash_file
 
 # Of classifiers and reconstruction, which features do not need.
@@ -128,7 +126,7 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
     if path.suffix == ".safetensors":
         state = read_safetensors(path)
     else:
-        state, others = unwrap_backbone_state(read_released_checkpoint(path))
+        state, others = extract_backbone_state(read_released_checkpoint(path))
     left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD_PREFIXES)))))
     load_strictly(model, {key: value for key, value in state.items() if key not in left_out}, path)
     return left_out
@@ -140,14 +138,6 @@ def read_safetensors(path: Path) -> State:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
-
-
-def unwrap_backbone_state(checkpoint: Mapping[str, Any]) -> tuple[State, tuple[str, ...]]:
-    """Return the weights in a `.pth`, also if nested in another dict, and the keys left out."""
-    for name in ("state_dict", "model"):
-        if isinstance(checkpoint.get(name), Mapping):
-            checkpoint = checkpoint[name]
-    return extract_backbone_state(checkpoint)
 
 
 def verify_sha256(path: Path, expected: str | None) -> str:

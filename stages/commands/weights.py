@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest
+from pipeline.files import write_atomic
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
@@ -31,14 +32,18 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
     Raises:
         ConfigError: `out` has another suffix, or the file does not fit; the message names the keys.
     """
-    from mugs.weights.backbone_file import WeightsError
+    from mugs.weights.pickle_file import WeightsError
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: expected a name that ends in .safetensors")
     try:
         found = load_foreign_weights(cfg)
     except WeightsError as error:
-        raise ConfigError(shorten_error(error)) from error
+        if not error.details:
+            raise ConfigError(shorten_error(error)) from error
+        listed = out.with_suffix(".keys.txt")
+        write_atomic(listed, error.details + "\n")
+        raise ConfigError(f"{shorten_error(error)}; all of them are in {listed}") from error
     write_imported_weights(found, out)
     tensors = f"{len(found.vit.state_dict())} tensors of {cfg.arch}"
     return [
@@ -55,7 +60,7 @@ def export_backbone(
     Raises:
         ConfigError: there is no such run or network, or the file is damaged.
     """
-    from mugs.weights.backbone_file import WeightsError
+    from mugs.weights.pickle_file import WeightsError
     from mugs.weights.timm_export import format_timm_call, load_vit_for_timm, write_bare_weights
 
     try:

@@ -11,7 +11,7 @@ from checkpoint_cases import save
 from tiny_stage import tiny_run
 
 from mugs.checkpoint.record import CheckpointError
-from mugs.weights.backbone_file import WeightsError
+from mugs.weights.pickle_file import WeightsError
 from pipeline.spec import ConfigError
 
 REFUSALS = (CheckpointError, WeightsError, ConfigError, ValueError)

@@ -15,7 +15,8 @@ from malice import Case, Place
 
 from mugs.checkpoint import record
 from mugs.checkpoint.save_load import load_latest
-from mugs.weights.backbone_file import read_backbone_file, read_released_checkpoint
+from mugs.weights.backbone_file import read_backbone_file
+from mugs.weights.pickle_file import read_released_checkpoint
 from pipeline.files import hash_file
 
 

@@ -16,7 +16,7 @@ from mugs.models.config import ViTConfig
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.schedule import PretrainSchedule
 from mugs.pretrain.step import Trainer
-from mugs.weights.backbone_file import read_released_checkpoint
+from mugs.weights.pickle_file import read_released_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = {"instance": "instance-sup.", "local_group": "local-group-sup.", "group": "group-sup."}

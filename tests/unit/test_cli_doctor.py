@@ -93,7 +93,7 @@ BROKEN = [
     ("photos.num_train_images=5", "4 images found, 5 expected", "photos.train_dir"),
     ("photos.num_classes=3", "2 classes found, 3 expected", "photos.train_dir"),
     ("weights.file=/nowhere.pth", "/nowhere.pth: No such file", "weights.file"),
-    ("weights.arch=vit_s16", "missing ['blocks.10", "weights.file"),
+    ("weights.arch=vit_s16", "missing (blocks.10", "weights.file"),
     (
         "logistic.labelled.list_file=/nowhere",
         "/nowhere: cannot be read",

@@ -118,9 +118,11 @@ def test_wrong_weights_stop_with_the_keys_and_nothing_is_written(tmp_path: Path)
     path, out = released(tmp_path / "r.pth", "vit_mini"), tmp_path / "o.safetensors"
     small, none = released(tmp_path / "s.pth", "vit_s16"), tmp_path / "none.pth"
     wider = refused("import", small, "--arch", "vit_b16", "--out", out)
-    assert "size mismatch for cls_token" in wider and " more)" in wider and "\n" not in wider
+    keys = tmp_path / "o.keys.txt"
+    assert "cls_token is [1, 1, 384] and not [1, 1, 768]" in wider and "\n" not in wider
+    assert "more)" in wider and str(keys) in wider and "blocks.9.norm2.weight" in keys.read_text()
     for words, *arguments in (
-        ("missing ['blocks.10", "import", path, "--arch", "vit_s16"),
+        ("missing (blocks.10", "import", path, "--arch", "vit_s16"),
         ("No such file", "import", none, "--arch", "vit_s16"),
         ("expected 00", "import", path, "--arch", "vit_mini", "--sha256", "0" * 64),
         ("ends in .safetensors", "import", path, "--arch", "vit_mini", "--out", tmp_path / "o.pth"),

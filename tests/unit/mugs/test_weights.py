@@ -1,21 +1,25 @@
 """Released and exported weights: strict, safe, and named when they do not fit."""
 
 import os
+import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import (
-    WeightsError,
     extract_backbone_state,
     load_released_backbone,
+    load_strictly,
     read_backbone_file,
-    read_released_checkpoint,
     write_backbone_file,
 )
+from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 
 INIT = Path(__file__).parents[2] / "parity" / "golden" / "init.pth"
 TINY = ViTConfig(embed_dim=48, depth=3, num_heads=3)
@@ -46,6 +50,126 @@ def test_missing_keys_are_an_error(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(WeightsError, match=r"b\.pth.*norm\.weight"):
         load_released_backbone(build_vit(TINY), tmp_path / "b.pth")
+
+
+def after_a_step() -> dict[str, Any]:
+    """A full checkpoint as the release saves it: rates are NumPy scalars once a step was made."""
+    checkpoint = read_released_checkpoint(INIT)
+    group = {"lr": np.float64(1.5e-4), "weight_decay": np.float64(0.04), "betas": (0.9, 0.999)}
+    numbers = [np.int64(-3), np.float32(0.5), np.bool_(True)]
+    return {**checkpoint, "optimizer": {"param_groups": [group], "state": {0: numbers}}}
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_a_checkpoint_with_numpy_scalars(tmp_path: Path, numpy_1: bool) -> None:
+    path = tmp_path / "step.pth"
+    torch.save(after_a_step(), path)
+    if numpy_1:
+        rename_in_zip(path, b"numpy._core.multiarray", b"numpy.core.multiarray")
+    content = read_released_checkpoint(path)
+    group = content["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (1.5e-4, 0.04)
+    assert content["optimizer"]["state"][0] == [-3, 0.5, True]
+    vit, expected = build_vit(TINY), build_vit(TINY)
+    load_released_backbone(vit, path)
+    load_released_backbone(expected, INIT)
+    image = torch.rand(1, 3, 224, 224)
+    assert torch.equal(vit.cls_feature(image), expected.cls_feature(image))
+
+
+def rename_in_zip(path: Path, old: bytes, new: bytes) -> None:
+    """Write a checkpoint again with another name in its pickle, where names end with a line."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [("O", b"x" * 8), ("V8", b"x" * 8), ([("a", "O")], b"x" * 8), ("f8", b"x")],
+)
+def test_numpy_scalars_of_other_kinds_are_refused(tmp_path: Path, dtype: Any, data: bytes) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return scalar, (np.dtype(dtype), data)
+
+    scalar = getattr(np._core.multiarray, "scalar")  # noqa: B009 (no stub has it)
+    torch.save({"teacher": {}, "x": Hostile()}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth: (refused|damaged)"):
+        read_released_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Virus scan warning</html>", "is a web page"),
+        (b"\n <HTML>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "is a Git LFS pointer"),
+        (b"PAR1abc", "is not a PyTorch file, it begins with b'PAR1abc'"),
+        (b"", "is not a PyTorch file"),
+    ],
+)
+def test_what_a_failed_download_left_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"x\.pth: {re.escape(message)}"):
+        read_released_checkpoint(tmp_path / "x.pth")
+
+
+def test_the_class_of_a_refused_object_is_named(tmp_path: Path) -> None:
+    torch.save({"teacher": {}, "path": tmp_path}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"it holds `pathlib\.\S*PosixPath`") as caught:
+        read_released_checkpoint(tmp_path / "x.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("inner", ["", "backbone."])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "teacher"])
+def test_prefixes_of_wrappers_are_removed(
+    tmp_path: Path, prefix: str, inner: str, wrapper: str | None
+) -> None:
+    state, _ = extract_backbone_state(read_released_checkpoint(INIT))
+    content = {f"{prefix}{inner}{key}": value for key, value in state.items()}
+    torch.save({wrapper: content} if wrapper else content, tmp_path / "x.pth")
+    vit = build_vit(TINY)
+    assert load_released_backbone(vit, tmp_path / "x.pth") == ()
+    assert torch.equal(vit.norm.weight, state["norm.weight"])
+
+
+@pytest.mark.parametrize(("asked", "there"), [("teacher", "student"), ("student", "teacher")])
+def test_the_other_network_is_not_taken_instead(tmp_path: Path, asked: Any, there: str) -> None:
+    state, _ = extract_backbone_state(read_released_checkpoint(INIT))
+    torch.save({there: state}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=rf"x\.pth: has no {asked}, only a {there}"):
+        load_released_backbone(build_vit(TINY), tmp_path / "x.pth", asked)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ("encoder.layer.{}.attention.attention.query.weight", "Hugging Face transformers"),
+        ("encoder.layers.encoder_layer_{}.ln_1.weight", "torchvision"),
+        ("visual.transformer.resblocks.{}.ln_1.weight", "CLIP"),
+        ("module.base_encoder.blocks.{}.norm1.weight", "MoCo-v3"),
+    ],
+)
+def test_weights_of_other_libraries_are_told_in_a_short_line(
+    tmp_path: Path, keys: str, name: str
+) -> None:
+    torch.save({keys.format(index): torch.zeros(3) for index in range(400)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=f"and 397 more.*they look like weights of {name}") as e:
+        load_released_backbone(build_vit(TINY), tmp_path / "x.pth")
+    assert len(str(e.value)) < 600 + len(str(tmp_path))
+    assert e.value.details.count("unexpected: ") == 400
+
+
+def test_a_wrong_shape_is_named_with_both_shapes() -> None:
+    state = dict(build_vit(TINY).state_dict())
+    state["pos_embed"] = torch.zeros(1, 577, 48)
+    with pytest.raises(WeightsError, match=r"pos_embed is \[1, 577, 48\] and not \[1, 197, 48\]"):
+        load_strictly(build_vit(TINY), state, "x")
 
 
 def test_export_round_trip(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mugs.models.vit import build_vit
-from mugs.weights.backbone_file import WeightsError
+from mugs.weights.pickle_file import WeightsError
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.reading import validate_model
@@ -151,7 +151,7 @@ def test_more_ranks_than_images_are_refused(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"arch": "vit_s16"}, r"(?s)released\.pth: .*missing \['blocks\.10"),
+        ({"arch": "vit_s16"}, r"(?s)released\.pth: .*missing \(blocks\.10"),
         ({"sha256": "0" * 64}, "SHA-256"),
         ({"sha256": "0" * 64, "source": "ours"}, "SHA-256"),
         ({"sha256": "0" * 64, "source": "timm", "arch": "vit_tiny_patch16_224"}, "SHA-256"),
