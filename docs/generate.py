@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from mugs.methods.config import MethodSettings  # noqa: E402
 from pipeline.settings import Mark, Settings, setting_fields  # noqa: E402
 from pipeline.spec import Resources, StageSpec  # noqa: E402
 from slurm.submission.profile import ClusterProfile  # noqa: E402
@@ -116,7 +117,9 @@ def comments_of(cls: type) -> dict[str, str]:
     """Return the comment above each field, of the class and of those it inherits from."""
     found = dict(SHARED)
     for one in reversed(cls.__mro__):
-        if not issubclass(one, Settings | BaseModel) or one in (Settings, BaseModel):
+        # The class with a field for each method is made by a call and has no source.
+        made = one is MethodSettings
+        if not issubclass(one, Settings | BaseModel) or one in (Settings, BaseModel) or made:
             continue
         comment: list[str] = []
         for line in inspect.getsource(one).splitlines():
@@ -206,6 +209,8 @@ def settings_table(cls: type[Settings], path: str) -> Iterator[str]:
     yield SETTINGS_HEAD
     for name, setting in shown.items():
         in_id = "no" if setting.runtime else "yes"
+        if Mark.ADDED in setting.marks:
+            in_id = "unless default"
         default = default_of(fields[name], setting.marks)
         cells = (f"`{name}`", values(hints[name]), default, in_id, meaning(comments.get(name, "")))
         yield f"| {' | '.join(cells)} |\n"

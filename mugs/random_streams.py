@@ -41,6 +41,8 @@ class SampleStream(IntEnum):
     """Scale, crop and flip of a detection training view; the sample is the COCO image id."""
     SCENE_VIEW = 210
     """Scale, crop, flip and color distortion of a segmentation training view."""
+    ANNOTATIONS = 254
+    """What a method draws of an image besides its views."""
     VIEW_STRENGTH = 255
     """Whether the student's crops are weak or strong."""
 

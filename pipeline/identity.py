@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from pipeline.settings import Settings, setting_fields
+from pipeline.settings import Mark, Settings, setting_fields
 
 # 12 hex digits are 48 bits: by chance, two of 10,000 runs share an id with probability 2e-7.
 ID_LENGTH = 12
@@ -19,6 +19,7 @@ def science_fields(value: Any) -> Any:
     """Return the JSON-able content of a configuration without its runtime fields, at every depth.
 
     A field at its default is included like any other, None too: a changed default is a changed id.
+    Only those that were added later (`Added`) are left out at their default.
     """
     return _content(value, runtime=False)
 
@@ -31,8 +32,7 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
 
 def _content(value: Any, *, runtime: bool) -> Any:
     if isinstance(value, Settings):
-        kept = [f for f in setting_fields(type(value)).values() if runtime or not f.runtime]
-        return {f.record_name: _content(getattr(value, f.name), runtime=runtime) for f in kept}
+        return _content_of_settings(value, runtime=runtime)
     if isinstance(value, Mapping):
         return {str(key): _content(item, runtime=runtime) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -42,6 +42,20 @@ def _content(value: Any, *, runtime: bool) -> Any:
         # Sets have no order; JSON text gives one that is the same in every process.
         return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
     return to_jsonable_python(value)
+
+
+def _content_of_settings(settings: Settings, *, runtime: bool) -> dict[str, Any]:
+    content = {}
+    unused = settings.unused_settings()
+    for field in setting_fields(type(settings)).values():
+        value = getattr(settings, field.name)
+        if field.name in unused or (field.runtime and not runtime):
+            continue
+        if Mark.ADDED in field.marks and value == field.default and not runtime:
+            continue
+        recorded = value if field.former is None else field.former.to_record(value)
+        content[field.record_name] = _content(recorded, runtime=runtime)
+    return content
 
 
 def runtime_names(cls: type[Settings], prefix: str = "") -> set[str]:

@@ -27,13 +27,26 @@ class Mark(enum.Enum):
     RUNTIME = enum.auto()
     REQUIRED_AT_RUN = enum.auto()
     INTERNAL = enum.auto()
+    ADDED = enum.auto()
 
 
 @dataclass(frozen=True)
 class FormerName:
-    """Mark of a renamed field: YAML may still use the old name; run ids and records keep it."""
+    """Mark of a renamed field: YAML may still use the old name; run ids and records keep it.
+
+    `values` are pairs of a value and what it was called under the old name, if that differs.
+    """
 
     name: str
+    values: tuple[tuple[Any, Any], ...] = ()
+
+    def to_record(self, value: Any) -> Any:
+        """Return the value as it was called under the old name."""
+        return next((old for new, old in self.values if new == value), value)
+
+    def from_record(self, value: Any) -> Any:
+        """Return the value that one under the old name stands for."""
+        return next((new for new, old in self.values if old == value), value)
 
 
 Runtime = Annotated[T, Mark.RUNTIME]
@@ -44,6 +57,10 @@ Internal = Annotated[T, Mark.INTERNAL]
 """Given by code only (the number of classes of the data): refused in YAML,
 and not part of the run id.
 """
+Added = Annotated[T, Mark.ADDED]
+"""Added after runs were made without it: at its default, which is what these did, it is not part of
+the run id.
+"""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,18 +70,31 @@ class Settings:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "validate_default": True}
 
+    def unused_settings(self) -> frozenset[str]:
+        """Return fields without effect at the values of the others; they are no part of the run id.
+
+        They have to be at their defaults: the class refuses other values.
+        """
+        return frozenset()
+
 
 @dataclass(frozen=True)
 class SettingField:
     """A field of a settings class; `nested` is the settings class that it holds, or may hold.
 
-    `record_name` is its name in run ids and in records on disk.
+    `former` is its name in run ids and in records on disk, if that is another one.
     """
 
     name: str
-    record_name: str
+    former: FormerName | None
     marks: frozenset[Mark]
     nested: type[Settings] | None
+    default: Any
+
+    @property
+    def record_name(self) -> str:
+        """Return its name in run ids and in records on disk."""
+        return self.name if self.former is None else self.former.name
 
     @property
     def runtime(self) -> bool:
@@ -88,11 +118,16 @@ def _read_fields(cls: type[Settings]) -> dict[str, SettingField]:
         metadata = getattr(hints[field.name], "__metadata__", ())
         marks = frozenset(mark for mark in metadata if isinstance(mark, Mark))
         if Mark.INTERNAL not in marks:
-            former = (mark.name for mark in metadata if isinstance(mark, FormerName))
-            record_name = next(former, field.name)
+            former = next((mark for mark in metadata if isinstance(mark, FormerName)), None)
             nested = _nested(hints[field.name])
-            found[field.name] = SettingField(field.name, record_name, marks, nested)
+            found[field.name] = SettingField(field.name, former, marks, nested, _default(field))
     return found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _nested(hint: Any) -> type[Settings] | None:
@@ -135,5 +170,10 @@ def _rename(
         nested = fields[key].nested if key in fields else None
         if nested is not None and isinstance(value, Mapping):
             value = inner(nested, value)
+        former = fields[key].former if key in fields else None
+        if former is not None and key == former.name and inner is use_current_names:
+            value = former.from_record(value)
+        elif former is not None and key != former.name and inner is use_record_names:
+            value = former.to_record(value)
         renamed[names.get(key, key)] = value
     return renamed

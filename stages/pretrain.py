@@ -1,12 +1,11 @@
 """Pretraining: converted images -> teacher weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
 
 from pydantic import PositiveFloat
 
-from mugs.methods.config import MugsConfig
+from mugs.methods.config import METHODS, MethodSettings
 from mugs.pretrain.config import TrainConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
@@ -19,29 +18,20 @@ OTHER = (192, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(StageConfig, TrainConfig):
+class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
     """A pretraining run. The defaults are those of the released ViT-S runs where these agree."""
 
-    method: Literal["mugs"] = "mugs"
     arch: str = "vit_s16"
     base_lr: PositiveFloat = 8e-4
-    mugs: MugsConfig = field(default_factory=MugsConfig)
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
 
     def estimate_checkpoint_gb(self) -> float:
         """Return the size of student, teacher and two optimizer moments in fp32, and the queues."""
         width, depth = SHAPES.get(self.arch, OTHER)
-        mugs = self.mugs
-        # A block has 12 width^2 weights: 4 in attention, 8 in the MLP. The extra one is the
-        # relation block.
-        backbone = 12 * width**2 * (depth + 1)
-        # Three projection heads (instance, local group, group), then the group's prototypes.
-        layers = width + mugs.head_hidden + mugs.head_out
-        heads = 3 * mugs.head_hidden * layers + mugs.num_prototypes * mugs.group_bottleneck
-        # Queues of the instance and the local-group loss, memories of student and teacher.
-        queues = 2 * (mugs.queue_size * mugs.head_out + mugs.memory_size * width)
-        return 4 * (4 * (backbone + heads) + queues) / 1e9
+        parameters = self.options.count_parameters(width, depth)
+        extra = self.options.count_extra_values(width)
+        return 4 * (4 * parameters + extra) / 1e9
 
     def estimate_disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
         """Return the size of the checkpoints that are kept, and of one that is being written."""
@@ -55,24 +45,23 @@ class PretrainConfig(StageConfig, TrainConfig):
             self.batch_size,
             resources,
             self.micro_batch_size,
-            single_pass=self.mugs.head_norm == "batch",
+            single_pass=self.options.needs_whole_batch_per_rank,
         )
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
     """Train and export: outputs `teacher`, `student`, `initial` (backbones) and `projection`.
 
-    All are safetensors. `projection` is the first layer of the teacher's group head, left out if
-    the method has no group head.
+    All are safetensors. `projection` is the first layer of the teacher's head, left out if the
+    method has none that fine-tuning could start from.
     """
     from mugs import distributed
     from mugs.data.sources.open import open_source
-    from mugs.methods.registry import METHODS
     from mugs.pretrain.train import pretrain
     from mugs.weights.backbone_file import write_backbone_file
 
     device = distributed.init_process_group()
-    method = METHODS[cfg.method](replace(cfg.mugs, arch=cfg.arch), seed=cfg.seed)
+    method = METHODS[cfg.method].build(replace(cfg.options, arch=cfg.arch), seed=cfg.seed)
     method.accelerate(activation_checkpointing=cfg.activation_checkpointing, compile=cfg.compile)
     data = ctx.inputs["data"]
     arch = asdict(method.student.backbone.config)
@@ -96,21 +85,22 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
         export("initial")
     source = open_source(data.output("train"))
     pretrain(method, source, cfg, ctx.run_dir, device, ctx.control)
-    head = method.teacher.group_head
-    if head is not None:
+    projection = method.projection()
+    if projection is not None:
         outputs["projection"] = weights_dir / "projection.safetensors"
     if distributed.is_main():
         export("teacher")
         export("student")
-        if head is not None:
+        if projection is not None:
             # Fine-tuning may start its head from this layer (`head.init: pretrained`).
-            projection = head.projector[0].state_dict()
-            write_backbone_file(outputs["projection"], projection, {"weights": "projection"})
+            state = dict(projection.state_dict())
+            write_backbone_file(outputs["projection"], state, {"weights": "projection"})
     distributed.barrier()
     info = {
         "method": cfg.method,
         "arch": cfg.arch,
         "shape": arch,
+        "feature": method.feature,
         "epochs": cfg.epochs,
         "seed": cfg.seed,
         "dataset": data.info["dataset"],

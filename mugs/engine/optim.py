@@ -1,9 +1,12 @@
 """AdamW with the released parameter groups, and clipping of each tensor on its own."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Decay = Literal["matrices", "all"]
+"""Which parameters have weight decay: those with more than one dimension, or all."""
 
 
 class RateSchedule(Protocol):
@@ -24,17 +27,19 @@ class RateSchedule(Protocol):
 
 
 def build_pretrain_parameter_groups(
-    model: nn.Module, patch_lr_scale: float
+    model: nn.Module, patch_lr_scale: float, decay: Decay = "matrices"
 ) -> list[dict[str, object]]:
-    """Build four groups: main, patch convolution with a scaled rate, and both without weight decay.
+    """Build up to four groups: main, patch convolution with a scaled rate, and both without decay.
 
-    Names that end in `bias` and tensors of one dimension have no weight decay. Class token,
-    position table and prototype magnitudes have it (released).
+    With `decay="matrices"`, names that end in `bias` and tensors of one dimension have no weight
+    decay; class token, position table and prototype magnitudes have it (released). With "all",
+    every parameter has it.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = name.endswith("bias") or parameter.ndim == 1
+            vector = name.endswith("bias") or parameter.ndim == 1
+            plain = vector and decay == "matrices"
             groups.setdefault(("patch_embed" in name, plain), []).append(parameter)
     return [
         {
@@ -47,13 +52,15 @@ def build_pretrain_parameter_groups(
     ]
 
 
-def build_pretrain_adamw(model: nn.Module, patch_lr_scale: float = 0.2) -> torch.optim.AdamW:
+def build_pretrain_adamw(
+    model: nn.Module, patch_lr_scale: float = 0.2, decay: Decay = "matrices"
+) -> torch.optim.AdamW:
     """Build a fused AdamW, betas 0.9 / 0.999, eps 1e-8; rates are set at every step.
 
     The moments exist from the start, as zeros, so a checkpoint has the same size at every step.
     """
     optimizer = torch.optim.AdamW(
-        build_pretrain_parameter_groups(model, patch_lr_scale), lr=0.0, fused=True
+        build_pretrain_parameter_groups(model, patch_lr_scale, decay), lr=0.0, fused=True
     )
     for group in optimizer.param_groups:
         for parameter in group["params"]:

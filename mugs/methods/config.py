@@ -1,7 +1,12 @@
-"""Settings of Mugs."""
+"""The methods by name, and their settings.
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+Planning reads this file, so it does not import torch. What a method does is in the file that its
+line in `METHODS` names.
+"""
+
+import importlib
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -9,18 +14,42 @@ from mugs.losses.config import PairAverage
 from mugs.models.config import HeadNorm, PointerRule, PredictorInit, ViTConfig
 from pipeline.settings import Internal, Settings
 
+if TYPE_CHECKING:
+    from mugs.methods.base import Method
+
 LocalGroupToken = Literal["released", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MugsConfig(Settings):
-    """Everything of the method that shapes numbers. Defaults: the released ViT-S runs,
-    except `memory_start`.
-    """
+class MethodOptions(Settings):
+    """What all methods have; the settings of a method are a class derived from this one."""
 
+    # Set from the setting of the pretraining.
     arch: Internal[str | ViTConfig] = "vit_s16"
     # Stochastic depth of the student's last block; it grows linearly from 0. The teacher has none.
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @property
+    def needs_whole_batch_per_rank(self) -> bool:
+        """Whether a micro-batch would change the numbers, as with batch normalization."""
+        return False
+
+    def count_parameters(self, width: int, depth: int) -> int:
+        """Return about how many parameters the student has; `width` and `depth` are the ViT's."""
+        # A block has 12 width^2 weights: 4 in attention, 8 in the MLP.
+        return 12 * width**2 * depth
+
+    def count_extra_values(self, width: int) -> int:
+        """Return about how many values are kept between steps besides the networks."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MugsConfig(MethodOptions):
+    """Everything of Mugs that shapes numbers. Defaults: the released ViT-S runs, except
+    `memory_start`.
+    """
+
     # Width of the hidden layers of all projectors.
     head_hidden: int = 2048
     # Width of the hidden layer of the two predictors.
@@ -71,3 +100,84 @@ class MugsConfig(Settings):
     predictor_init: PredictorInit = "released"
     # Batch normalization in the hidden layers of the projectors, over all ranks.
     head_norm: HeadNorm = "none"
+
+    @property
+    def needs_whole_batch_per_rank(self) -> bool:
+        """Whether a micro-batch would change the numbers."""
+        return self.head_norm == "batch"
+
+    def count_parameters(self, width: int, depth: int) -> int:
+        """Return about how many parameters the student has."""
+        # The extra block is the relation block.
+        backbone = super().count_parameters(width, depth + 1)
+        # Three projection heads (instance, local group, group), then the group's prototypes.
+        layers = width + self.head_hidden + self.head_out
+        heads = 3 * self.head_hidden * layers + self.num_prototypes * self.group_bottleneck
+        return backbone + heads
+
+    def count_extra_values(self, width: int) -> int:
+        """Return about how many values queues and memories hold."""
+        # Queues of the instance and the local-group loss, memories of student and teacher.
+        return 2 * (self.queue_size * self.head_out + self.memory_size * width)
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method: the class of its settings, and the class that does it, as "module:name"."""
+
+    options: type[MethodOptions]
+    entrypoint: str
+
+    def build(self, options: MethodOptions, *, seed: int) -> "Method":
+        """Build the method; its module, and with it torch, is imported here."""
+        module, name = self.entrypoint.split(":")
+        method: Method = getattr(importlib.import_module(module), name)(options, seed=seed)
+        return method
+
+
+METHODS: dict[str, MethodEntry] = {
+    "mugs": MethodEntry(MugsConfig, "mugs.methods.mugs:Mugs"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice(Settings):
+    """Base of `MethodSettings`, which adds a field with the settings of each method."""
+
+    # Which method; its settings are the field of its name.
+    method: Literal[*METHODS] = "mugs"  # type: ignore[valid-type]
+
+    def __post_init__(self) -> None:
+        """Refuse settings of a method that is not chosen."""
+        for name in self.unused_settings():
+            if getattr(self, name) != METHODS[name].options():
+                raise ValueError(
+                    f"{name}: settings of a method that is not chosen; method is {self.method}"
+                )
+
+    @property
+    def options(self) -> MethodOptions:
+        """Return the settings of the chosen method."""
+        options: MethodOptions = getattr(self, self.method)
+        return options
+
+    def unused_settings(self) -> frozenset[str]:
+        """Return the methods that are not chosen."""
+        return frozenset(METHODS) - {self.method}
+
+
+if TYPE_CHECKING:
+    MethodSettings = MethodChoice
+else:
+    # One field for each method, so that a new one needs no line here.
+    MethodSettings = make_dataclass(
+        "MethodSettings",
+        [
+            (name, entry.options, field(default_factory=entry.options))
+            for name, entry in METHODS.items()
+        ],
+        bases=(MethodChoice,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__module__": __name__},
+    )

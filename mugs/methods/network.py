@@ -6,8 +6,9 @@ Shapes: N images, P crops of one network, D width, C channels of a head.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mugs.methods.base import Network
 from mugs.methods.config import LocalGroupToken, MugsConfig
 from mugs.models.heads import GroupHead, InfoNCEHead
 from mugs.models.memory import NeighborMemory
@@ -27,7 +28,7 @@ class NetworkOutputs:
     memory: Tensor | None
 
 
-class MugsNetwork(nn.Module):
+class MugsNetwork(Network):
     """Backbone and heads. A head that is None is left out together with its output.
 
     `local_group_token` chooses query and stored row of the memory (M3). "released": the query is
@@ -45,14 +46,12 @@ class MugsNetwork(nn.Module):
         num_neighbors: int,
         local_group_token: LocalGroupToken,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.instance_head = instance_head
         self.local_group_head = local_group_head
         self.group_head = group_head
         self.num_neighbors = num_neighbors
         self.local_group_token = local_group_token
-        self.depth_uniforms: Tensor | None = None
 
     def forward(self, crops: list[Tensor], memory: NeighborMemory | None) -> NetworkOutputs:
         """Run all crops: one tensor (P_i, N, 3, s_i, s_i) per size, the large ones first."""
@@ -87,11 +86,7 @@ class MugsNetwork(nn.Module):
         self, crops: Tensor, first: int, memory: NeighborMemory | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return class tokens, local-group features and rows for the memory, each (P_i * N, D)."""
-        count = len(crops)
-        if self.depth_uniforms is not None:
-            self.backbone.set_depth_uniforms(
-                self.depth_uniforms[:, first : first + count].flatten(1)
-            )
+        self.set_crop_uniforms(first, len(crops))
         tokens = self.backbone.tokens(crops.flatten(0, 1))
         normed = self.backbone.norm(tokens)
         if self.local_group_head is None or memory is None:

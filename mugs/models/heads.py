@@ -92,6 +92,13 @@ class GroupHead(nn.Module):
         self.projector.apply(init_weights)
         self.last_layer = Prototypes(bottleneck, out, train_magnitude=train_magnitude)
 
+    @property
+    def input_layer(self) -> nn.Linear:
+        """Return the first layer."""
+        layer = self.projector[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, out)."""
         logits: Tensor = self.last_layer(F.normalize(self.projector(x), dim=-1))

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.views.config import ViewRecipe
-from pipeline.settings import FormerName, Probability, Runtime, Settings
+from pipeline.settings import Added, FormerName, Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class TrainConfig(StepConfig):
     warmup_epochs: NonNegativeInt = 10
     # First and last value of a cosine.
     weight_decay: tuple[float, float] = (0.04, 0.2)
+    # Parameters with weight decay: "matrices" leaves out biases and all others of one dimension.
+    decay: Added[Literal["matrices", "all"]] = "matrices"
     # Momentum of the teacher's EMA at the start; it rises to 1 on a cosine.
     teacher_momentum: Probability = 0.996
     # Factor of the learning rate of the patch embedding.

@@ -1,7 +1,7 @@
 """One optimizer step of pretraining.
 
     for each micro-batch:  losses -> backward
-    clip -> agree that all is finite -> queues, memories, center -> AdamW -> EMA of the teacher
+    clip -> agree that all is finite -> the method's extra state -> AdamW -> EMA of the teacher
 
 Fine-tuning and the dense tasks have no teacher and no state; `mugs.engine.step` has their step.
 """
@@ -48,12 +48,16 @@ class Trainer:
     ) -> StepResult:
         """Run optimizer step `step` on this rank's micro-batches.
 
-        A step that is not finite on any rank changes neither weights nor state. The decision is
-        made on the device, so the host never waits for it.
+        A step that is not finite on any rank changes neither the student nor the extra state. The
+        decision is made on the device, so the host never waits for it. A teacher that moves before
+        its pass (`Method.before_forward`) has moved already; the run stops at such a step and
+        resumes from a checkpoint before it.
         """
         epoch = step // self.schedule.steps_per_epoch
         apply_rate_schedule(self.optimizer, self.schedule, step)
         self.optimizer.zero_grad(set_to_none=True)
+        momentum = self.schedule.teacher_momentum(step)
+        self.method.before_forward(momentum)
         total, losses, features = self._backward(micro_batches, epoch, uniforms)
 
         # A NaN or infinity in any gradient shows in the norm of its tensor.
@@ -68,7 +72,7 @@ class Trainer:
                 parameter.grad = None
 
         update_if_finite(self.optimizer, finite)
-        self.method.update_teacher(self.schedule.teacher_momentum(step), finite)
+        self.method.after_step(momentum, finite)
         return StepResult(total, losses, finite)
 
     def _backward(
@@ -86,26 +90,26 @@ class Trainer:
                 autocast(self.config.precision, views.large.device),
             ):
                 losses, carried = self.method.compute_losses(self.student, views, epoch)
-                total = weighted_mean_loss(losses, weights)
+                total = sum_weighted_losses(losses, weights)
                 torch.autograd.backward(total * share)
             features.append(carried)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * share
-        return weighted_mean_loss(sums, weights), sums, features
+        return sum_weighted_losses(sums, weights), sums, features
 
 
-def weighted_mean_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Return sum(w * loss) / sum(w).
+def sum_weighted_losses(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Return sum(w * loss).
 
-    The release divides by the weights without multiplying (M5); both are equal at 1/1/1.
+    A method that wants a mean publishes weights that sum to one. Dividing here would halve the sum
+    of two losses, and with it every gradient that is clipped.
     """
-    return torch.stack([weights[n] * v for n, v in losses.items()]).sum() / sum(
-        weights[n] for n in losses
-    )
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
 def split_micro_batches(views: Views, micro: int) -> Iterator[Views]:
     """Yield micro-batches of `micro` images, in order."""
     for first in range(0, views.large.shape[1], micro):
         part = slice(first, first + micro)
-        yield Views(views.large[:, part], views.small[:, part], views.weak[part])
+        extras = {name: value[part] for name, value in views.extras.items()}
+        yield Views(views.large[:, part], views.small[:, part], extras)

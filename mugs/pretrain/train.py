@@ -78,8 +78,8 @@ class PretrainTask:
             and self.micro * distributed.world_size() < config.batch_size
         ):
             raise ValueError(
-                f"micro_batch_size {config.micro_batch_size}: batch normalization needs each "
-                f"rank's {config.batch_size // distributed.world_size()} images at once; "
+                f"micro_batch_size {config.micro_batch_size}: this method needs each rank's "
+                f"{config.batch_size // distributed.world_size()} images at once; "
                 "unset it or use more ranks"
             )
         allow_tf32(device)
@@ -92,7 +92,9 @@ class PretrainTask:
         self.total_steps = self.schedule.total_steps
         # The optimizer keeps references to the parameters, so they move to the device first.
         method.to(device)
-        self.optimizer = build_pretrain_adamw(method.student, config.patch_lr_scale)
+        self.optimizer = build_pretrain_adamw(
+            method.student, config.patch_lr_scale, decay=config.decay
+        )
         flops = method.count_step_flops(config.views, config.batch_size // distributed.world_size())
         meter = Meter(device, config.precision, flops)
         self.log = StepLog(run_dir, build_log_settings(config, self.schedule), meter)
@@ -111,6 +113,7 @@ class PretrainTask:
             loader=config.loader,
             renderer=config.renderer,
             threads=config.threads,
+            annotate=self.method.annotate,
         )
         stage = DeviceTransform(self.device, config.views, config.seed)
         trace = TraceProfiler(self.run_dir / "trace", config.trace_steps)
@@ -214,7 +217,7 @@ def draw_micro_batch_uniforms(
         config.seed,
         step,
         branches=method.num_depth_branches,
-        crops=2 + config.views.num_small,
+        crops=method.count_student_crops(config.views),
         batch_size=config.batch_size,
     )
     share = config.batch_size // distributed.world_size()

@@ -53,7 +53,7 @@ class Setup:
             torch.randn(n, images, 3, s, s, device=self.device)
             for n, s in zip((4, 10), self.sizes, strict=True)
         )
-        return Views(large, small, torch.arange(images, device=self.device) % 2 == 0)
+        return Views(large, small, {"weak": torch.arange(images, device=self.device) % 2 == 0})
 
 
 @dataclass

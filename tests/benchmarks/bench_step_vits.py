@@ -39,7 +39,7 @@ def views() -> Views:
     generator = torch.Generator().manual_seed(0)
     large = torch.randn(4, BATCH, 3, 224, 224, generator=generator)
     small = torch.randn(10, BATCH, 3, 96, 96, generator=generator)
-    return Views(large, small, torch.arange(BATCH) % 2 == 0)
+    return Views(large, small, {"weak": torch.arange(BATCH) % 2 == 0})
 
 
 def build_ours(precision: str) -> Callable[[Views], float]:

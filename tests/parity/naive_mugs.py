@@ -225,7 +225,9 @@ class NaiveMugs:
         if "memory" in teacher[0]:
             if "student" in self.memories:
                 rows = [
-                    row for row, weak in zip(student[0]["memory"], views.weak, strict=True) if weak
+                    row
+                    for row, weak in zip(student[0]["memory"], views.extras["weak"], strict=True)
+                    if weak
                 ]
                 self.memories["student"].write(rows)
             self.memories["teacher"].write(list(teacher[0]["memory"]))

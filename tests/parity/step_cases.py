@@ -56,7 +56,7 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed * 1000 + step)
         large = torch.randn(4, self.batch, 3, 32, 32, generator=generator)
         small = torch.randn(self.num_small, self.batch, 3, 16, 16, generator=generator)
-        return Views(large, small, torch.rand(self.batch, generator=generator) < 0.5)
+        return Views(large, small, {"weak": torch.rand(self.batch, generator=generator) < 0.5})
 
 
 SCHEDULE = PretrainSchedule(
@@ -109,7 +109,9 @@ def run_product(case: Case) -> Trace:
     share, losses = case.batch // world, []
     for step in range(case.steps):
         views, mine = case.views(step), slice(rank * share, (rank + 1) * share)
-        local = Views(views.large[:, mine], views.small[:, mine], views.weak[mine])
+        local = Views(
+            views.large[:, mine], views.small[:, mine], {"weak": views.extras["weak"][mine]}
+        )
         result = trainer.step(list(split_micro_batches(local, share // case.micro_batches)), step)
         values = {"total": result.total, **result.losses}
         losses.append({n: distributed.all_reduce_mean(v).item() for n, v in values.items()})

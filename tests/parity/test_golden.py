@@ -82,7 +82,9 @@ def inputs(config: dict[str, Any], step: int) -> Views:
     large = rng.standard_normal((4, num, 3, 224, 224), dtype=np.float32)
     small = rng.standard_normal((config["n_local"], num, 3, 96, 96), dtype=np.float32)
     return Views(
-        torch.from_numpy(large), torch.from_numpy(small), torch.from_numpy(rng.random(num) < 0.6)
+        torch.from_numpy(large),
+        torch.from_numpy(small),
+        {"weak": torch.from_numpy(rng.random(num) < 0.6)},
     )
 
 

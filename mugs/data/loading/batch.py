@@ -1,5 +1,6 @@
 """Batches of views: bytes as the loaders make them, floats as the networks get them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,15 +10,16 @@ from torch import Tensor
 class Batch:
     """Views of N images of one rank, crop by crop, as uint8.
 
-    large (4, N, 3, S, S) holds teacher 0, teacher 1, student 0 and student 1; small is (P, N, 3, s,
-    s). erase (4 + P, N, 4) holds boxes x, y, width, height, with width 0 for none. weak (N,) tells
-    whether the large student crops are weak. ids and labels are (N,).
+    large (L, N, 3, S, S) holds the large crops: those of the teacher come first and those of the
+    student last, so 2 are seen by both networks, and 4 are two for each. small is (P, N, 3, s, s).
+    erase (L + P, N, 4) holds boxes x, y, width, height, with width 0 for none. extras are what the
+    method's `annotate` made of each image, (N, ...) by name. ids and labels are (N,).
     """
 
     large: Tensor
     small: Tensor
     erase: Tensor
-    weak: Tensor
+    extras: Mapping[str, Tensor]
     ids: Tensor
     labels: Tensor
     epoch: int
@@ -28,10 +30,11 @@ class Batch:
 class Views:
     """Normalized crops of N images on the device, crop by crop.
 
-    large (4, N, 3, S, S) holds teacher 0, teacher 1, student 0 and student 1; small is (P, N, 3, s,
-    s). weak (N,) tells whether the large student crops are weak.
+    large (L, N, 3, S, S) holds the large crops: the teacher's are large[:2], the student's
+    large[-2:]. small is (P, N, 3, s, s). extras are what the method's `annotate` made of each
+    image, (N, ...) by name.
     """
 
     large: Tensor
     small: Tensor
-    weak: Tensor
+    extras: Mapping[str, Tensor]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mugs.data.loading.batch import Batch, Views
 from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import FIRST_SMALL_CROP
 from mugs.random_streams import derive_erase_key, hashed_normal, make_image_key
 
 
@@ -42,7 +43,7 @@ class DeviceTransform:
             views = self._transform(batch)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.stream)
-        for tensor in (views.large, views.small, views.weak):
+        for tensor in (views.large, views.small, *views.extras.values()):
             # The memory belongs to the copy stream. Without this, the allocator could hand it out
             # again while the training step, on the current stream, still reads it.
             tensor.record_stream(current)
@@ -51,18 +52,19 @@ class DeviceTransform:
     def _transform(self, batch: Batch) -> Views:
         groups = []
         first = 0
-        for pixels in (batch.large, batch.small):
+        for pixels, number in ((batch.large, 0), (batch.small, FIRST_SMALL_CROP)):
             crops = self._copy(pixels).float().div_(255)
             # The release erases before it normalizes, so its noise ends with mean -2 and standard
             # deviation 4.4 instead of 0 and 1 (M11).
             if not self.recipe.erase_before_norm:
                 self._normalize(crops)
-            self._erase(crops, batch, first)
+            self._erase(crops, batch, first, number)
             if self.recipe.erase_before_norm:
                 self._normalize(crops)
             groups.append(crops)
             first += len(pixels)
-        return Views(groups[0], groups[1], self._copy(batch.weak))
+        extras = {name: self._copy(value) for name, value in batch.extras.items()}
+        return Views(groups[0], groups[1], extras)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Copy to the device; to a GPU from page-locked memory, so that the host does not wait."""
@@ -73,12 +75,15 @@ class DeviceTransform:
     def _normalize(self, crops: Tensor) -> None:
         crops.sub_(self.mean).div_(self.std)
 
-    def _erase(self, crops: Tensor, batch: Batch, first: int) -> None:
-        """Fill the boxes of crops first, first + 1, ... with noise."""
+    def _erase(self, crops: Tensor, batch: Batch, first: int, number: int) -> None:
+        """Fill the boxes of crops first, first + 1, ... with noise.
+
+        The crops are number, number + 1, ... in random streams.
+        """
         boxes = batch.erase[first : first + len(crops)]
         # boxes and ids are on the CPU, so reading them does not wait for the device.
         for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
             x, y, w, h = boxes[crop, image].tolist()
             image_key = make_image_key(self.seed, batch.epoch, int(batch.ids[image]))
-            key = derive_erase_key(image_key, first + crop)
+            key = derive_erase_key(image_key, number + crop)
             crops[crop, image, :, y : y + h, x : x + w] = hashed_normal(key, (3, h, w), self.device)

@@ -142,7 +142,7 @@ def iter_probe_batches(
             large=large,
             small=large[:0],
             erase=torch.tensor([box for _, box in drawn], dtype=torch.int16)[None],
-            weak=torch.ones(len(ids), dtype=torch.bool),
+            extras={},
             ids=torch.from_numpy(ids),
             labels=labels,
             epoch=step // each,

@@ -34,6 +34,7 @@ from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.thread_loader import BatchRequest, ThreadLoader
 from mugs.data.sources.base import Source, SourceError
 from mugs.data.sources.beton import BetonSource
+from mugs.data.views.annotate import Annotate
 from mugs.data.views.config import ViewRecipe
 
 OS_PAGE = 4096
@@ -52,13 +53,21 @@ class FFCVLoader(ThreadLoader):
         renderer: RendererName,
         threads: int,
         ahead: int,
+        annotate: Annotate,
     ) -> None:
         if not isinstance(source, BetonSource):
             raise SourceError(
                 "loader 'ffcv' reads .beton files; convert the folder, or use loader: thread"
             )
         super().__init__(
-            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
+            source,
+            recipe,
+            order,
+            seed=seed,
+            renderer=renderer,
+            threads=threads,
+            ahead=ahead,
+            annotate=annotate,
         )
         self.reader = make_reader(source, order.batch_size // order.world)
         check_image_table(source, self.reader.reader)

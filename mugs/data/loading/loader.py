@@ -6,6 +6,7 @@ from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.thread_loader import ThreadLoader
 from mugs.data.sources.base import Source
+from mugs.data.views.annotate import Annotate, annotate_nothing
 from mugs.data.views.config import ViewRecipe
 
 
@@ -19,6 +20,7 @@ def make_loader(
     renderer: RendererName = "fast",
     threads: int = 2,
     ahead: int = 3,
+    annotate: Annotate = annotate_nothing,
 ) -> ThreadLoader:
     """Return a loader of views; its batches are the same whatever is chosen.
 
@@ -33,6 +35,7 @@ def make_loader(
         renderer: "fast" is compiled, "reference" is PIL's.
         threads: threads that decode and render.
         ahead: batches that are prefetched at most.
+        annotate: what is drawn of each image besides its views.
 
     Raises:
         ValueError: FFCV is not installed.
@@ -42,7 +45,14 @@ def make_loader(
     try:
         loader_class = _import_ffcv_loader() if loader == "ffcv" else ThreadLoader
         return loader_class(
-            source, recipe, order, seed=seed, renderer=renderer, threads=threads, ahead=ahead
+            source,
+            recipe,
+            order,
+            seed=seed,
+            renderer=renderer,
+            threads=threads,
+            ahead=ahead,
+            annotate=annotate,
         )
     finally:
         # FFCV sets the threads of the whole process to 1, when it is imported and when its loader

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,9 +21,11 @@ from mugs.data.loading.config import RendererName
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
+from mugs.data.views.annotate import Annotate
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import ViewPlan, plan_views
 from mugs.data.views.render import fast, reference
+from mugs.random_streams import SampleStream, make_generator
 
 Render = Callable[[Image.Image, ViewPlan, np.ndarray, np.ndarray], None]
 RENDERERS: dict[RendererName, Render] = {
@@ -31,6 +34,8 @@ RENDERERS: dict[RendererName, Render] = {
 }
 
 
+Annotations = dict[str, np.ndarray]
+"""What a method's `annotate` made of an image, by name."""
 ReadSlot = Callable[[int], bytes]
 """Returns the encoded image of a slot of a batch."""
 BatchRequest = tuple[int, np.ndarray, ReadSlot]
@@ -53,6 +58,7 @@ class ThreadLoader:
         renderer: RendererName,
         threads: int,
         ahead: int,
+        annotate: Annotate,
     ) -> None:
         self.source = source
         self.recipe = recipe
@@ -60,11 +66,12 @@ class ThreadLoader:
         self.seed = seed
         self.render = RENDERERS[renderer]
         self.ahead = ahead
+        self.annotate = annotate
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="views")
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield this rank's batches of the global steps `start` to `stop` - 1."""
-        queue: deque[tuple[Batch, list[Future[None]]]] = deque()
+        queue: deque[tuple[Batch, list[Future[Annotations]]]] = deque()
         with closing(self.requests(start, stop)) as requests:
             submitted = itertools.starmap(self._submit, requests)
             try:
@@ -91,7 +98,7 @@ class ThreadLoader:
 
     def _submit(
         self, step: int, ids: np.ndarray, read: ReadSlot
-    ) -> tuple[Batch, list[Future[None]]]:
+    ) -> tuple[Batch, list[Future[Annotations]]]:
         """Return a batch, still empty, and the work in the threads that fills it."""
         recipe = self.recipe
         num = len(ids)
@@ -100,10 +107,11 @@ class ThreadLoader:
         # no bookkeeping here.
         empty = partial(torch.empty, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         batch = Batch(
-            large=empty(4, num, 3, recipe.large_size, recipe.large_size),
+            large=empty(recipe.num_large, num, 3, recipe.large_size, recipe.large_size),
             small=empty(recipe.num_small, num, 3, recipe.small_size, recipe.small_size),
             erase=torch.zeros(recipe.num_crops, num, 4, dtype=torch.int16),
-            weak=torch.zeros(num, dtype=torch.bool),
+            # Their shapes are known when the first image has been annotated.
+            extras={},
             ids=torch.from_numpy(ids.astype(np.int64)),
             labels=torch.tensor([self.source.label(int(i)) for i in ids]),
             epoch=step // self.order.steps_per_epoch,
@@ -111,22 +119,24 @@ class ThreadLoader:
         )
         return batch, [self.pool.submit(self._fill, batch, read, slot) for slot in range(num)]
 
-    def _fill(self, batch: Batch, read: ReadSlot, slot: int) -> None:
+    def _fill(self, batch: Batch, read: ReadSlot, slot: int) -> Annotations:
+        """Render the image of a slot into the batch; return its annotations."""
         sample = int(batch.ids[slot])
         image = decode_rgb(read(slot), self.source.describe(sample))
         # Drawn only now, as boxes depend on the size of the image.
         plan = plan_views(self.seed, batch.epoch, sample, image.width, image.height, self.recipe)
         self.render(image, plan, batch.large[:, slot].numpy(), batch.small[:, slot].numpy())
         batch.erase[:, slot] = torch.tensor([crop.erase for crop in plan.crops])
-        batch.weak[slot] = plan.weak
+        rng = make_generator(self.seed, batch.epoch, sample, SampleStream.ANNOTATIONS)
+        return self.annotate(rng, plan, batch.epoch)
 
     def close(self) -> None:
         """Stop all threads, each after the image that it works on."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait_until_filled(batch: Batch, futures: list[Future[None]]) -> Batch:
+def _wait_until_filled(batch: Batch, futures: list[Future[Annotations]]) -> Batch:
     # Waits for the last image of the batch, and raises what went wrong in a thread.
-    for future in futures:
-        future.result()
-    return batch
+    made = [future.result() for future in futures]
+    stacked = {name: np.stack([of_image[name] for of_image in made]) for name in made[0]}
+    return replace(batch, extras={name: torch.from_numpy(x) for name, x in stacked.items()})

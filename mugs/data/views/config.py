@@ -1,4 +1,4 @@
-"""What the 14 crops of an image are drawn from (paper, appendix; values of the released code)."""
+"""What the crops of an image are drawn from (paper, appendix; values of the released code)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ViewRecipe(Settings):
     """Crop sizes in pixels, scales as shares of the image area, probabilities."""
 
-    # Side of the two large crops of each network.
+    # Side of the large crops.
     large_size: int = 224
     # Side of the student's small crops.
     small_size: int = 96
@@ -34,10 +34,13 @@ class ViewRecipe(Settings):
     student_strength_draw: Annotated[
         Literal["released", "per_image"], FormerName("student_coin")
     ] = "released"
-    # The student's large crops are copies of the teacher's, as with the release's weak-only option.
-    weak_only: bool = False
-    # With weak_only, small crops are weak too, unless this is "released": then they are drawn as
-    # ever (M13).
+    # "own": two large crops for each network. "shared": both see the same two, which are weak, as
+    # with the release's weak-only option.
+    large_crops: Annotated[
+        Literal["own", "shared"], FormerName("weak_only", (("own", False), ("shared", True)))
+    ] = "own"
+    # With shared large crops, small crops are weak too, unless this is "released": then they are
+    # drawn as ever (M13).
     weak_only_small: Literal["weak", "released"] = "weak"
     # Of a horizontal flip.
     flip_prob: Probability = 0.5
@@ -65,6 +68,11 @@ class ViewRecipe(Settings):
     std: Internal[tuple[float, float, float]] = IMAGENET_STD
 
     @property
+    def num_large(self) -> int:
+        """Return the number of large crops: two for each network, or two for both."""
+        return 4 if self.large_crops == "own" else 2
+
+    @property
     def num_crops(self) -> int:
-        """Two teacher crops, two large and `num_small` small student crops."""
-        return 4 + self.num_small
+        """Return the number of all crops."""
+        return self.num_large + self.num_small

@@ -14,6 +14,8 @@ from mugs.data.views.config import ViewRecipe
 from mugs.random_streams import SampleStream, draw_uniform, make_generator, switch_stream
 
 Box = tuple[int, int, int, int]
+# Number of the first small crop in random streams, however many large crops there are.
+FIRST_SMALL_CROP = 4
 
 # The increasing operation set of the released RandAugment. The order is part of every result: a
 # plan draws indices into it.
@@ -73,7 +75,7 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """All crops of an image, in the order teacher 0, teacher 1, student 0, student 1, small ...
+    """All crops of an image: the large ones (the teacher's first), then the small ones.
 
     weak: the large student crops are weak.
     """
@@ -93,7 +95,7 @@ def plan_views(
     strong = rng.random(1 + recipe.num_small) > recipe.weak_prob
     if recipe.student_strength_draw == "per_image":
         strong[:] = strong[0]
-    if recipe.weak_only:
+    if recipe.large_crops == "shared":
         strong[0] = False
         # The release's weak-only option leaves small crops strong as often as without it (M13).
         if recipe.weak_only_small == "weak":
@@ -111,12 +113,10 @@ def plan_views(
     # and one of kind weak-2.
     crops = [
         draw_crop(i, recipe.large_size, recipe.large_scale, i % 2, i >= 2 and bool(strong[0]))
-        for i in range(4)
+        for i in range(recipe.num_large)
     ]
-    if recipe.weak_only:
-        crops[2:] = crops[:2]
     crops += [
-        draw_crop(4 + i, recipe.small_size, recipe.small_scale, 2, bool(is_strong))
+        draw_crop(FIRST_SMALL_CROP + i, recipe.small_size, recipe.small_scale, 2, bool(is_strong))
         for i, is_strong in enumerate(strong[1:])
     ]
     return ViewPlan(tuple(crops), weak=not strong[0])

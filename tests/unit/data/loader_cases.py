@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from PIL import Image
 
 from mugs.data.loading.batch import Batch
@@ -17,10 +18,20 @@ from mugs.data.sources.base import FolderSource
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import ViewPlan
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4
-FIELDS = ("large", "small", "erase", "weak", "ids", "labels")
+FIELDS = ("large", "small", "erase", "ids", "labels")
+
+
+def annotate_image(rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
+    """Two annotations of different shapes and types."""
+    return {
+        "noise": rng.random((2, 3)),
+        "boxes": np.array([crop.box for crop in plan.crops[:2]]),
+        "epoch": np.array(epoch),
+    }
 
 
 def write_images(root: Path) -> Path:
@@ -51,6 +62,7 @@ def damage_image(path: Path, sample: int) -> None:
 def loader(path: Path, name: str, *, world: int = 1, rank: int = 0, **options: Any):
     source = BetonSource(path)
     order = SampleOrder(len(source), seed=3, world=world, rank=rank, batch_size=BATCH)
+    options = {"annotate": annotate_image, **options}
     return closing(make_loader(source, RECIPE, order, seed=5, loader=name, **options))
 
 
@@ -62,6 +74,8 @@ def collect(path: Path, name: str, start: int = 0, stop: int = 12, **options: An
 def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in FIELDS)
+        assert a.extras.keys() == b.extras.keys()
+        assert all(torch.equal(a.extras[n], b.extras[n]) for n in a.extras)
         assert (a.epoch, a.step) == (b.epoch, b.step)
 
 

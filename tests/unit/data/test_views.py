@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_cases import assert_same_batches
+from loader_cases import annotate_image, assert_same_batches
 from PIL import Image
 
 from mugs.data.loading.device import DeviceTransform
@@ -53,7 +53,7 @@ def batches(
 ):
     source = MemorySource(20)
     order = SampleOrder(20, seed=3, world=world, rank=rank, batch_size=4)
-    loader = make_loader(source, recipe, order, seed=5, threads=threads)
+    loader = make_loader(source, recipe, order, seed=5, threads=threads, annotate=annotate_image)
     with closing(loader):
         return list(loader.iterate(start, 7))
 
@@ -112,15 +112,37 @@ def test_weak_prob_is_the_share_of_weak_views(prob: float) -> None:
         assert plan.crops[2].strong == plan.crops[3].strong == (not plan.weak)
 
 
-def test_weak_only_copies_the_teacher_crops() -> None:
-    plan = plan_views(0, 0, 1, 50, 40, replace(SMALL, weak_only=True))
-    assert plan.crops[2:4] == plan.crops[:2]
+def test_shared_large_crops_are_those_of_the_teacher() -> None:
+    shared = replace(SMALL, large_crops="shared")
+    plan = plan_views(0, 0, 1, 50, 40, shared)
+    own = plan_views(0, 0, 1, 50, 40, replace(SMALL, weak_prob=1.0))
+    assert plan.crops == own.crops[:2] + own.crops[4:]
+    assert plan.weak
     assert not any(c.strong for c in plan.crops)
-    released = [
-        plan_views(0, 0, i, 50, 40, replace(SMALL, weak_only=True, weak_only_small="released"))
-        for i in range(9)
-    ]
-    assert any(c.strong for p in released for c in p.crops[4:])
+    released = replace(shared, weak_only_small="released", weak_prob=0.3)
+    for i in range(9):
+        usual = plan_views(0, 0, i, 50, 40, replace(SMALL, weak_prob=0.3))
+        assert plan_views(0, 0, i, 50, 40, released).crops[2:] == usual.crops[4:]
+
+
+def test_shared_large_crops_leave_every_pixel_as_it_is() -> None:
+    """The small crops too, whose erased boxes have noise that depends on the number of the crop."""
+    recipe = replace(SMALL, weak_prob=0.0, erase_prob=1.0, weak_only_small="released")
+    shared = replace(recipe, large_crops="shared")
+    for usual, ours in zip(batches(recipe=recipe), batches(recipe=shared), strict=True):
+        before = DeviceTransform(torch.device("cpu"), recipe, 1)(usual)
+        after = DeviceTransform(torch.device("cpu"), shared, 1)(ours)
+        assert torch.equal(before.large[:2], after.large)
+        assert torch.equal(before.small, after.small)
+        assert (ours.erase[2:, :, 2] > 0).any()
+
+
+def test_annotations_are_functions_of_the_sample_and_epoch() -> None:
+    for step, batch in enumerate(batches()):
+        assert batch.extras["noise"].shape == (4, 2, 3)
+        assert batch.extras["epoch"].tolist() == [step // 5] * 4
+    noise = torch.cat([batch.extras["noise"] for batch in batches()[:5]])
+    assert len(set(noise[:, 0, 0].tolist())) == 20
 
 
 def test_one_coin_per_image() -> None:

@@ -57,7 +57,7 @@ def trainer_of(method: Mugs) -> Trainer:
 
 def test_memories_fill_at_other_crop_sizes() -> None:
     method, fresh, case = Mugs(SMALLEST), Mugs(SMALLEST), Case(SMALLEST)
-    views = replace(case.views(0), weak=torch.ones(case.batch, dtype=torch.bool))
+    views = replace(case.views(0), extras={"weak": torch.ones(case.batch, dtype=torch.bool)})
     assert views.large.shape[-1] == 32
     trainer_of(method).step([views], 0)
     for name in ("student_memory", "teacher_memory"):

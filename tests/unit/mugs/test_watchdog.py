@@ -70,7 +70,7 @@ def poison(method: Mugs, at: int, here: bool) -> list[dict[str, torch.Tensor]]:
             if calls[0] == at:
                 before.append(snapshot(self))
                 if here:
-                    views = Views(views.large * torch.nan, views.small, views.weak)
+                    views = replace(views, large=views.large * torch.nan)
             calls[0] += 1
         return Mugs.compute_losses(self, student, views, epoch)
 

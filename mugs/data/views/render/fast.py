@@ -20,7 +20,7 @@ TILE = 32
 def render_views_compiled(
     image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray
 ) -> None:
-    """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
+    """Write the crops of an RGB image as uint8 into large (L, 3, S, S) and small (P, 3, s, s)."""
     whole = to_planes(image)
     for crop, out in zip(plan.crops, (*large, *small), strict=True):
         render_crop_compiled(whole, crop, out)

@@ -14,7 +14,7 @@ FILL = (124, 116, 104)
 def render_views_pil(
     image: Image.Image, plan: ViewPlan, large: np.ndarray, small: np.ndarray
 ) -> None:
-    """Write the crops of an RGB image as uint8 into large (4, 3, S, S) and small (P, 3, s, s)."""
+    """Write the crops of an RGB image as uint8 into large (L, 3, S, S) and small (P, 3, s, s)."""
     for crop, out in zip(plan.crops, (*large, *small), strict=True):
         out[:] = np.asarray(render_crop_pil(image, crop)).transpose(2, 0, 1)
 

@@ -1,5 +1,0 @@
-"""Self-supervised methods by name."""
-
-from mugs.methods.mugs import Mugs
-
-METHODS = {"mugs": Mugs}

@@ -1,0 +1,37 @@
+"""Rules by which the teacher's side follows the student: the EMA and the center."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mugs.distributed import all_reduce_mean
+
+
+@torch.no_grad()
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float, valid: Tensor) -> None:
+    """Update the teacher as the EMA of the student: t <- m t + (1 - m) s, unless not valid.
+
+    All parameters of the teacher are averaged. Those of the student that have no counterpart
+    (predictors) have no effect.
+    """
+    of_student = dict(student.named_parameters())
+    names, averaged = zip(*teacher.named_parameters(), strict=True)
+    # A step that is not valid has the factors 1 and 0, chosen on the device without a host sync.
+    keep = torch.where(valid, momentum, 1.0)
+    share = torch.where(valid, 1 - momentum, 0.0)
+    torch._foreach_mul_(averaged, keep)
+    torch._foreach_add_(
+        averaged, torch._foreach_mul([of_student[name].detach() for name in names], share)
+    )
+
+
+@torch.no_grad()
+def update_center(center: Tensor, means: Sequence[Tensor], momentum: float, valid: Tensor) -> None:
+    """Move the center towards the mean teacher logits of all ranks: c <- m c + (1 - m) mean.
+
+    `means` are those of the micro-batches, which are equally large. The center stays if not valid.
+    """
+    mean = all_reduce_mean(torch.stack(list(means)).mean(dim=0))
+    moved = momentum * center + (1 - momentum) * mean
+    center.copy_(torch.where(valid, moved, center))
