@@ -1,8 +1,7 @@
-"""Find out which tests reach which line: run the suite once under coverage."""
+"""Find out which tests reach which line: run the suite once under coverage, then what changes."""
 
 import ast
 import functools
-import hashlib
 import json
 import os
 import re
@@ -13,12 +12,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import coverage
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "mutants"
+MAP = ROOT / "build" / "mutants" / "reach.json"
 PACKAGES = ("mugs", "pipeline", "results", "slurm", "stages")
 SOURCES = [
     ROOT / "run_stage.py",
@@ -32,7 +33,7 @@ parallel = true
 data_file = {folder}/data
 context = ${{MUTANTS_CONTEXT-}}
 include = {include}
-patch = _exit, subprocess
+patch = _exit
 disable_warnings = no-data-collected, module-not-measured, module-not-imported
 """
 
@@ -63,17 +64,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def fingerprint() -> str:
-    digest = hashlib.sha256()
-    for path in [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]:
-        digest.update(str(path).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 class Reach:
     """The tests that reach each line, and their seconds."""
 
-    def __init__(self, found: dict[str, dict[str, object]]) -> None:
+    def __init__(self, found: dict[str, Any]) -> None:
         self.tests: list[str] = found["tests"]
         self.seconds: list[float] = found["seconds"]
         self.lines: Lines = {
@@ -119,9 +113,8 @@ def inner_lines(name: str) -> list[tuple[int, str]]:
     return [(n, line) for n, line in enumerate(text.splitlines(), 1) if n in inside]
 
 
-def collect(arguments: list[str]) -> Path:
-    """Run the tests once under coverage and write what they reach to build/mutants/."""
-    path = BUILD / f"reach-{fingerprint()}.json"  # before the tree changes under the long run
+def collect(arguments: list[str]) -> dict[str, Any]:
+    """Run tests under coverage and return what they reach."""
     with copied_tree() as copy:
         folder = copy / "build" / "reach"
         folder.mkdir(parents=True)
@@ -135,14 +128,12 @@ def collect(arguments: list[str]) -> Path:
         )
         command = [sys.executable, "-m", "pytest", "-q", "-p", "contexts", "--dist", "loadfile"]
         subprocess.run([*command, "-n", "2", *arguments], cwd=copy, env=env)
-        BUILD.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(read_coverage(copy, folder)))
-    return path
+        return read_coverage(copy, folder)
 
 
-def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
+def read_coverage(copy: Path, folder: Path) -> dict[str, Any]:
     """Merge the data of all processes; lines of a fixture count for each test that uses it."""
-    tests: dict[str, dict[str, object]] = {}
+    tests: dict[str, dict[str, Any]] = {}
     for part in folder.glob("tests.*.json"):
         tests |= json.loads(part.read_text())
     users: dict[str, list[int]] = defaultdict(list)
@@ -167,11 +158,47 @@ def read_coverage(copy: Path, folder: Path) -> dict[str, object]:
     }
 
 
-def load(stale: bool) -> Reach:
-    """Read the coverage of this tree, or the newest if it may be stale; collect it if absent."""
-    path = BUILD / f"reach-{fingerprint()}.json"
-    if stale and not path.exists():
-        path = max(BUILD.glob("reach-*.json"), key=lambda one: one.stat().st_mtime, default=path)
-    if not path.exists():
-        path = collect(["-m", "not slurm"])
-    return Reach(json.loads(path.read_text()))
+def load(select: str) -> Reach:
+    """Read what the last call found, and run the test files that changed since under coverage.
+
+    Lines of sources are followed to where they stand now. A change of what test files share is not
+    noticed: remove the map then.
+    """
+    known = json.loads(MAP.read_text()) if MAP.exists() else defaultdict(dict, tests=[], seconds=[])
+    paths = [*SOURCES, *sorted((ROOT / "tests").rglob("test_*.py"))]
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    changed = {name for name, text in texts.items() if text != known["texts"].get(name)}
+    gone = {*changed, *(known["texts"].keys() - texts)}
+    kept = {n for n, test in enumerate(known["tests"]) if test.partition("::")[0] not in gone}
+    lines = {
+        name: follow(known["lines"].get(name, {}), known["texts"].get(name, ""), text, kept)
+        for name, text in texts.items()
+    }
+    known |= {"lines": lines, "texts": texts}
+    if files := sorted(name for name in changed if name.startswith("tests")):
+        add(known, collect(["-m", select, *files]))
+    MAP.parent.mkdir(parents=True, exist_ok=True)
+    MAP.write_text(json.dumps(known))
+    return Reach(known)
+
+
+def follow(known: dict[str, list[int]], old: str, new: str, kept: set[int]) -> dict[int, list[int]]:
+    """Return the kept tests by line of the new text; a new line has those of what stood there."""
+    found = {}
+    matcher = SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False)
+    for tag, first, end, now, now_end in matcher.get_opcodes():
+        for line in range(now, now_end):
+            before = [first + line - now] if tag == "equal" else range(first - 1, end)
+            tests = {test for one in before for test in known.get(str(one + 1), ())}
+            found[line + 1] = sorted(tests & kept)
+    return found
+
+
+def add(known: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add what further tests reach."""
+    first = len(known["tests"])
+    for part in ("tests", "seconds"):
+        known[part] += more[part]
+    for name, lines in more["lines"].items():
+        for line, tests in lines.items():
+            known["lines"][name].setdefault(line, []).extend(first + test for test in tests)
