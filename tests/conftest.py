@@ -1,6 +1,7 @@
 """How the suite runs: threads, the order and workers of tests, and which skips are accepted."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +65,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if unexpected:
         print("\nSkipped though nobody expected it:", *unexpected, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def meetings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[set[Path]]:
+    """What there is below `tmp_path` each time that the ranks wait for each other."""
+    found: list[set[Path]] = []
+    monkeypatch.setattr("mugs.distributed.barrier", lambda: found.append(set(tmp_path.rglob("*"))))
+    return found

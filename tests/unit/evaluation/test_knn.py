@@ -71,10 +71,11 @@ def naive(data: Data, k: int, temperature: float) -> float:
 @pytest.mark.parametrize("memory_mb", [1, 2048])
 def test_equals_scikit_learn(data: Data, memory_mb: int) -> None:
     bank, bank_labels, queries, labels = data
+    ks = (*KS, len(bank))
     ours = evaluate_knn(
-        *data, num_classes=10, ks=KS, temperatures=TEMPERATURES, memory_mb=memory_mb
+        *data, num_classes=10, ks=ks, temperatures=TEMPERATURES, memory_mb=memory_mb
     )
-    assert set(ours) == {(k, t) for k in KS for t in TEMPERATURES}
+    assert set(ours) == {(k, t) for k in ks for t in TEMPERATURES}
     for (k, t), accuracy in ours.items():
         weights = lambda distance, t=t: torch.exp((1 - torch.tensor(distance)) / t).numpy()  # noqa: E731
         model = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)

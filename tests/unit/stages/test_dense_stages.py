@@ -161,7 +161,7 @@ def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> 
         assert path.exists() and path.is_relative_to(run_dir)
 
 
-def test_detection(context: StageContext) -> None:
+def test_detection(context: StageContext, meetings: list[set[Path]]) -> None:
     """Rows, files and pictures; and again from the last checkpoint,
     as after a preemption during the test.
     """
@@ -178,14 +178,18 @@ def test_detection(context: StageContext) -> None:
     assert {row.setting for row in out.rows} == {"1 epochs, lr=0.0002, layer decay=0.8"}
     assert out.rows == again.rows
     assert set(out.outputs) == {"detector", "detections", "pictures"}
+    before, after = meetings[:2]
+    assert context.run_dir / "detections" / "part_0000_of_0001.json" in before
+    assert out.outputs["detections"] not in before and set(out.outputs.values()) <= after
     assert len(list(out.outputs["pictures"].iterdir())) == 2
     assert "score of at least 0.3" in out.info["captions"]["pictures"]
 
 
 @pytest.mark.parametrize("variant", ["upernet", "linear"])
-def test_segmentation(scenes: StageContext, variant: str) -> None:
+def test_segmentation(scenes: StageContext, variant: str, meetings: list[set[Path]]) -> None:
     out = ade20k_segmentation.run(scenes, segmentation(variant=variant))
     check(out, scenes.run_dir, ["mIoU", "mAcc", "aAcc"], "sklearn_digits_scenes")
+    assert set(out.outputs.values()) <= meetings[-1]
     assert out.rows[0].setting.startswith(f"{variant}, lr=3e-05")
     pictures = sorted(p.name for p in out.outputs["pictures"].iterdir())
     assert pictures == ["validation_0000.png", "validation_0001.png"]
@@ -281,7 +285,7 @@ def test_a_crop_that_patches_do_not_fill(scenes: StageContext) -> None:
         ade20k_segmentation.run(scenes, segmentation(scenes=replace(SCENES, crop=36)))
 
 
-def test_video(context: StageContext) -> None:
+def test_video(context: StageContext, meetings: list[set[Path]]) -> None:
     cfg = DavisSegmentationConfig(
         num_previous=(1, 2),
         radius=2,
@@ -292,6 +296,8 @@ def test_video(context: StageContext) -> None:
     out = davis_segmentation.run(with_data(context, davis_data, VIDEO_DATA), cfg)
     check(out, context.run_dir, ["J&F", "J", "F"] * 2, "sklearn_digits_videos")
     assert [row.setting for row in out.rows] == ["n=1"] * 3 + ["n=2"] * 3
+    for previous, met in zip((1, 2), meetings, strict=True):
+        assert set(out.outputs[f"masks_{previous}"].rglob("*.png")) <= met
     assert len(list(out.outputs["masks_2"].rglob("*.png"))) == 8
     assert [p.name for p in out.outputs["pictures_n=1"].iterdir()] == ["digits_00.png"]
     captions = out.info["captions"]

@@ -204,7 +204,7 @@ def run(tmp_path: Path, inputs: dict[str, Any], **change: Any) -> Any:
     return stage.run(ctx, validate_model(FinetuneStageConfig, SMALL | change, "x.yaml"))
 
 
-def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any]) -> None:
+def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any], meetings: list[set[Path]]) -> None:
     out = run(tmp_path, inputs)
     found = [
         (r.method, r.arch, r.epochs, r.dataset, r.stage, r.setting, r.metric) for r in out.rows
@@ -218,6 +218,7 @@ def test_rows_and_output(tmp_path: Path, inputs: dict[str, Any]) -> None:
     assert found == expected and all(0 <= r.value <= 100 and r.unit == "%" for r in out.rows)
     assert out.rows[0].value >= out.rows[2].value and out.rows[0].value <= out.rows[1].value
     state, meta = read_backbone_file(out.outputs["classifier"])
+    assert out.outputs["classifier"] in meetings[-1]
     assert state["head.weight"].shape == (10, 16) and meta["weights"] == "finetuned"
     assert out.info["method"] == "mugs" and out.info["num_classes"] == 10
 

@@ -57,7 +57,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     finish(root, data, ["train.beton", "val.beton"], {"dataset": "digits", "num_classes": 10})
     runfile.write_run_file(root, pre)
-    out = pretrain.run(context(root, pre), pre.config)  # type: ignore[arg-type]
+    met: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mugs.distributed.barrier", lambda: met.extend(root.rglob("*")))
+        out = pretrain.run(context(root, pre), pre.config)  # type: ignore[arg-type]
+    assert set(out.outputs.values()) <= set(met), "no rank goes on before they are there"
     outputs = [str(path.relative_to(pre.run_dir(root))) for path in out.outputs.values()]
     finish(root, pre, outputs, dict(out.info))
     runfile.write_run_file(root, runs["curve"])
@@ -140,12 +144,13 @@ def case(trained: Path, tmp_path: Path) -> Case:
     return Case(tmp_path / "runs")
 
 
-def test_checkpoints_are_evaluated_as_they_appear(case: Case) -> None:
+def test_checkpoints_are_evaluated_as_they_appear(case: Case, meetings: list[set[Path]]) -> None:
     assert list(case.found().steps.items()) == [(0, 0), (2, 2), (3, 3)]
     assert case.next() == "wait"
     case.appear("initial")
     assert case.next() == "0"
     case.evaluate(0)
+    assert knn_curve.epoch_record_path(context(case.root, case.curve), 0) in meetings[-1]
     assert case.next() == "wait"
     case.appear("2")
     assert case.next() == "2"
