@@ -2,16 +2,16 @@
 on the pretrainings of the bundled runs.
 """
 
-from dataclasses import fields
+from contextlib import nullcontext
 
 import pytest
 
-from mugs.transfer.segmentation.config import SceneRecipe
-from mugs.transfer.video.config import PropagationRecipe
 from pipeline import config
+from pipeline.identity import dump_settings
 from pipeline.plan import build_plan, list_unset_settings
 from pipeline.reading import validate_model
-from pipeline.spec import ConfigError, Resources, StageRun
+from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
+from results.runs import flatten_config
 from stages import STAGES
 from stages.ade20k_segmentation import Ade20kSegmentationConfig
 from stages.coco_detection import CocoDetectionConfig
@@ -19,8 +19,9 @@ from stages.coco_detection import CocoDetectionConfig
 SHORT = ("vit_s16_ep800", "vit_b16_ep400")
 
 
-def planned(name: str) -> dict[str, StageRun]:
-    return {run.name: run for run in build_plan(config.load_reproduction(name, STAGES))}
+def planned(name: str, *overrides: str) -> dict[str, StageRun]:
+    runs = build_plan(config.load_reproduction(name, STAGES, overrides))
+    return {run.name: run for run in runs}
 
 
 @pytest.mark.parametrize("task", ["coco", "ade20k", "davis"])
@@ -30,122 +31,95 @@ def test_the_pretraining_is_that_of_the_main_reproduction(task: str, short: str)
     assert mine["pretrain"] == theirs["pretrain"] and mine["imagenet"] == theirs["imagenet"]
 
 
-@pytest.mark.parametrize("short", SHORT)
-def test_ade20k(short: str) -> None:
-    runs = planned(f"ade20k_{short}")
-    upernet, linear = (runs[name].config for name in ("upernet", "linear"))
-    for cfg in (upernet, linear):
-        assert (cfg.steps, cfg.batch_size, cfg.warmup_steps, cfg.weight_decay) == (
-            160_000,
-            16,
-            1500,
-            0.05,
-        )
-        assert cfg.scenes == SceneRecipe()
-        assert cfg.num_classes == 150 and cfg.dropout == 0.1
-    assert (upernet.lr, upernet.layer_decay, runs["upernet"].config.drop_path) == (3e-5, 0.9, 0.1)
-    assert (
-        upernet.channels,
-        upernet.auxiliary_channels,
-        upernet.auxiliary_weight,
-    ) == (
-        None,
-        256,
-        0.4,
-    )
-    assert (linear.lr, linear.layer_decay) == (
-        {"vit_s16_ep800": 3e-5, "vit_b16_ep400": 7e-4}[short],
-        1.0,
-    )
-    assert runs["linear"].config.drop_path == 0.0
-    assert runs["upernet"].resources.gpus == 4
-    lines = list_unset_settings(list(runs.values()))
-    assert [line.split(" ")[0] for line in lines if "data_dir" in line] == ["ade20k.data_dir"]
+# fmt: off
+ADE20K = {
+    "steps": 160_000, "batch_size": 16, "warmup_steps": 1500, "weight_decay": 0.05,
+    "dropout": 0.1, "channels": None, "scenes.long_side": 2048,
+    "scenes.short_side": 512, "scenes.ratio": [0.5, 2.0], "scenes.crop": 512,
+    "scenes.max_class_share": 0.75, "scenes.flip_prob": 0.5, "scenes.window": 512,
+    "scenes.stride": 341,
+}
+UPERNET = {
+    "lr": 3e-5, "layer_decay": 0.9, "drop_path": 0.1, "auxiliary_channels": 256,
+    "auxiliary_weight": 0.4,
+}
+COCO = {
+    "epochs": 12, "batch_size": 32, "images_per_pass": 4, "decay_epochs": [8, 11], "lr": 2e-4,
+    "weight_decay": 0.05, "layer_decay": 0.8, "warmup_steps": 500, "warmup_start": 1e-3,
+    "detector.image_size": [800, 1008], "detector.drop_path": 0.1,
+    "detector.width": 256, "detector.fc_width": 1024, "detector.head_convs": 4,
+    "detector.rpn_samples": 256, "detector.roi_samples": 512, "detector.proposals_train": 2000,
+    "detector.proposals_test": 1000, "scales.max_side": 1333, "scales.test_short_side": 800,
+    "scales.short_sides": [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+    "scales.crop_short_sides": [400, 500, 600], "scales.crop_sides": [384, 600],
+}
+DAVIS = {
+    "short_side": 480, "multiple": 64, "num_neighbours": 5, "temperature": 0.1, "radius": 12,
+    "num_previous": [7, 20],
+}
+# fmt: on
+EXPECTED = {
+    "coco_vit_s16_ep800": {"detection": COCO},
+    "coco_vit_b16_ep400": {"detection": COCO},
+    "ade20k_vit_s16_ep800": {
+        "upernet": ADE20K | UPERNET,
+        "linear": ADE20K | {"lr": 3e-5, "layer_decay": 1.0, "drop_path": 0.0},
+    },
+    "ade20k_vit_b16_ep400": {
+        "upernet": ADE20K | UPERNET,
+        "linear": ADE20K | {"lr": 7e-4, "layer_decay": 1.0, "drop_path": 0.0},
+    },
+    "davis_vit_s16_ep800": {"davis": {"num_videos": 30, "num_frames": 1999}, "video": DAVIS},
+    "davis_vit_b16_ep400": {"davis": {"num_videos": 30, "num_frames": 1999}, "video": DAVIS},
+}
+GPUS = {"detection": 8, "coco": 0, "upernet": 4}
 
 
-def test_scene_recipe() -> None:
-    recipe = SceneRecipe()
-    assert (recipe.long_side, recipe.short_side, recipe.ratio) == (2048, 512, (0.5, 2.0))
-    assert (recipe.crop, recipe.max_class_share, recipe.flip_prob) == (512, 0.75, 0.5)
-    assert (recipe.window, recipe.stride) == (512, 341)
-
-
-@pytest.mark.parametrize("short", SHORT)
-def test_coco(short: str) -> None:
-    runs = planned(f"coco_{short}")
-    run = runs["detection"].config
-    assert (run.epochs, run.batch_size, run.micro_batch_size, run.decay_epochs) == (
-        12,
-        32,
-        4,
-        (8, 11),
-    )
-    assert (run.lr, run.weight_decay, run.layer_decay) == (2e-4, 0.05, 0.8)
-    assert (run.warmup_steps, run.warmup_start) == (500, 1e-3)
-    assert (run.detector.num_classes, run.detector.image_size, run.detector.drop_path) == (
-        80,
-        (800, 1008),
-        0.1,
-    )
-    assert (run.detector.width, run.detector.fc_width, run.detector.head_convs) == (256, 1024, 4)
-    assert (run.detector.rpn_samples, run.detector.roi_samples) == (256, 512)
-    assert (run.detector.proposals_train, run.detector.proposals_test) == (2000, 1000)
-    assert (run.scales.max_side, run.scales.test_short_side) == (1333, 800)
-    assert run.scales.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert (run.scales.crop_short_sides, run.scales.crop_sides) == ((400, 500, 600), (384, 600))
-    assert runs["detection"].resources.gpus == 8 and runs["coco"].resources.gpus == 0
+@pytest.mark.parametrize("name", EXPECTED)
+def test_settings_by_hand(name: str) -> None:
+    runs = planned(name)
+    for run, expected in EXPECTED[name].items():
+        found = flatten_config(dump_settings(runs[run].config))
+        assert {key: found[key] for key in expected} == expected, run
+    assert all(runs[run].resources.gpus == gpus for run, gpus in GPUS.items() if run in runs)
+    unset = {line.split(" ")[0] for line in list_unset_settings(list(runs.values()))}
+    assert f"{name.split('_')[0]}.data_dir" in unset
 
 
 def test_layer_decay_is_an_option_and_makes_a_run_of_its_own() -> None:
-    name = "coco_vit_s16_ep800"
-    plans = [
-        build_plan(config.load_reproduction(name, STAGES, [f"detection.layer_decay={d}"]))
-        for d in (0.65, 0.8)
-    ]
-    ids = [next(run.run_id for run in plan if run.name == "detection") for plan in plans]
-    plain = next(
-        run.run_id
-        for run in build_plan(config.load_reproduction(name, STAGES))
-        if run.name == "detection"
+    plain, same, other = (
+        planned("coco_vit_s16_ep800", *overrides)["detection"].run_id
+        for overrides in ((), ["detection.layer_decay=0.8"], ["detection.layer_decay=0.65"])
     )
-    assert ids[0] != plain == ids[1]
+    assert plain == same != other
 
 
-@pytest.mark.parametrize("short", SHORT)
-def test_davis(short: str) -> None:
-    cfg = planned(f"davis_{short}")["video"].config
-    data = planned(f"davis_{short}")["davis"].config
-    assert (data.num_videos, data.num_frames) == (30, 1999)
-    assert cfg.num_previous == (7, 20)
-    for setting in fields(PropagationRecipe):
-        assert getattr(cfg, setting.name) == setting.default
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer_decay": 0.9}, r"layer_decay 0\.9 with variant linear, whose ViT is frozen"),
+        ({"drop_path": 0.1}, r"drop_path 0\.1 with variant linear"),
+        ({"channels": 32}, r"channels 32 with variant linear, which is one layer"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate_model(Ade20kSegmentationConfig, {"variant": "linear", **change}, "x.yaml")
 
 
-def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"layer_decay 0\.9 with variant linear, whose ViT is frozen"
-    ):
-        validate_model(
-            Ade20kSegmentationConfig, {"variant": "linear", "layer_decay": 0.9}, "x.yaml"
-        )
-    with pytest.raises(ConfigError, match=r"drop_path 0\.1 with variant linear"):
-        validate_model(Ade20kSegmentationConfig, {"variant": "linear", "drop_path": 0.1}, "x.yaml")
-    with pytest.raises(ConfigError, match=r"channels 32 with variant linear, which is one layer"):
-        validate_model(Ade20kSegmentationConfig, {"variant": "linear", "channels": 32}, "x.yaml")
-    assert (
-        validate_model(Ade20kSegmentationConfig, {"variant": "linear"}, "x.yaml").layer_decay == 1.0
-    )
-
-
-def test_a_batch_that_does_not_divide_is_said_early() -> None:
-    scenes = Ade20kSegmentationConfig()
-    scenes.check_resources(Resources(ranks_per_node=4))
-    with pytest.raises(ValueError, match="batch_size 16"):
-        scenes.check_resources(Resources(ranks_per_node=3))
-    coco = CocoDetectionConfig()
-    for ranks in (8, 2):
-        coco.check_resources(Resources(ranks_per_node=ranks))
-    with pytest.raises(ValueError, match="2 images to a rank"):
-        coco.check_resources(Resources(ranks_per_node=8, nodes=2))
-    with pytest.raises(ValueError, match="32 over 5 ranks"):
-        coco.check_resources(Resources(ranks_per_node=5))
+@pytest.mark.parametrize(
+    ("config_class", "ranks", "words"),
+    [
+        (Ade20kSegmentationConfig, 4, None),
+        (Ade20kSegmentationConfig, 3, "batch_size 16"),
+        (CocoDetectionConfig, 8, None),
+        (CocoDetectionConfig, 2, None),
+        (CocoDetectionConfig, 16, "2 images to a rank"),
+        (CocoDetectionConfig, 5, "32 over 5 ranks"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_said_early(
+    config_class: type[StageConfig], ranks: int, words: str | None
+) -> None:
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        config_class().check_resources(Resources(ranks_per_node=ranks))

@@ -104,6 +104,7 @@ def test_recipe(name: str) -> None:
     )
     method = cfg.mugs
     assert method.drop_path == want.drop_path
+    assert method.queue_size == method.memory_size == method.num_prototypes == 65536
     assert (
         *method.group_teacher_temperature,
         method.group_teacher_warmup_epochs,
