@@ -4,20 +4,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
 from mugs.data.sources.base import FolderSource, SourceError
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.expected import ExpectedCounts, check_expected_counts
 from mugs.data.sources.listing import from_list, open_images
+from mugs.data.sources.open import open_source
 from pipeline import config
 from pipeline.plan import build_plan, list_unset_settings
 from stages import STAGES
 from stages.convert import run
 from stages.shared.frozen import read_num_classes
-from stages.shared.image_data import ConvertConfig
+from stages.shared.image_data import ConvertConfig, find_image_folder
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -206,3 +209,47 @@ def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:
     sets = ["imagenet.num_classes=0", "imagenet.num_val_images=0"]
     runs = build_plan(config.load_reproduction("mugs_vit_s16_ep100", STAGES, sets))
     assert [line.split()[0] for line in list_unset_settings(runs)] == ["imagenet.train_dir"]
+
+
+BUILTIN = "builtin:sklearn_photo_patches"
+
+
+def test_no_pixel_is_in_two_patches_and_each_is_of_its_region() -> None:
+    height, width = 100, 190
+    pixels = np.arange(height * width * 3).reshape(height, width, 3)
+    patches = list(cut_patches("photo", pixels))
+    assert {patch.shape for _, patch in patches} == {(SIDE, SIDE, 3)}
+    first = np.concatenate([patch[..., 0].ravel() for _, patch in patches])
+    assert len(np.unique(first)) == len(first) == ROWS * COLUMNS * 2 * 2 * SIDE * SIDE
+    for name, patch in patches:
+        rows, columns = (patch[..., 0] // 3) // width, (patch[..., 0] // 3) % width
+        regions = {
+            f"photo_row{r}_column{c}"
+            for r, c in zip(rows.ravel() // 50, columns.ravel() // 63, strict=True)
+        }
+        assert regions == {name}
+
+
+def test_the_stage_writes_and_converts_them(tmp_path: Path) -> None:
+    cfg = ConvertConfig(
+        dataset="sklearn_photo_patches",
+        num_classes=ROWS * COLUMNS * 2,
+        num_train_images=614,
+        num_val_images=154,
+        train_dir=BUILTIN,
+        val_dir=BUILTIN,
+    )
+    out = run(SimpleNamespace(run_dir=tmp_path), cfg)  # type: ignore[arg-type]
+    assert out.info == {"dataset": "sklearn_photo_patches", "num_classes": 12}
+    for split, least in (("train", 51), ("val", 12)):
+        source = open_source(out.outputs[split])
+        counts = np.bincount([source.label(i) for i in range(len(source))])
+        assert len(counts) == 12 and counts.min() == least and counts.max() == least + 1
+
+
+def test_other_built_in_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"train_dir: there is no builtin:sklearn_digit \(valid: builtin:sklearn_dig",
+    ):
+        find_image_folder("builtin:sklearn_digit", "train", tmp_path)

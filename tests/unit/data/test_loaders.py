@@ -1,27 +1,177 @@
-"""What both front ends promise: errors surface where they are due, threads end, memory stays."""
+"""What both front ends promise. FFCV: the same batches, and none of its side effects."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from loader_cases import (
     BATCH,
     NUM,
     RECIPE,
     abandon,
+    assert_same_batches,
     collect,
     copy_of,
     damage_image,
     loader,
     working,
 )
+from PIL import Image
 
 from mugs.data.loading import thread_loader
+from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.sources.beton import BetonSource
+from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.beton import HEADER, BetonSource
+from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import DecodeError
+
+pytest.importorskip("ffcv", reason="ffcv is not installed")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_same_batches_as_the_thread_loader(beton: Path, threads: int) -> None:
+    """Over three epochs of five batches, from the start and from the middle of an epoch."""
+    expected = collect(beton, "thread")
+    assert_same_batches(collect(beton, "ffcv", threads=threads), expected)
+    assert_same_batches(collect(beton, "ffcv", start=7, threads=threads), expected[7:])
+
+
+def test_resume_at_every_step(beton: Path) -> None:
+    expected = collect(beton, "thread")
+    with loader(beton, "ffcv") as batches:
+        for start in range(12):
+            assert_same_batches(
+                list(batches.iterate(start, min(start + 2, 12))), expected[start : start + 2]
+            )
+
+
+@pytest.mark.parametrize("ahead", [1, 8])
+def test_kept_batches_do_not_change(beton: Path, ahead: int) -> None:
+    """FFCV hands out a few buffers in turn; ours are no views of them."""
+    assert_same_batches(collect(beton, "ffcv", ahead=ahead), collect(beton, "thread"))
+
+
+def test_ranks_share_the_global_batch(beton: Path) -> None:
+    for rank in (0, 1):
+        assert_same_batches(
+            collect(beton, "ffcv", world=2, rank=rank), collect(beton, "thread", world=2, rank=rank)
+        )
+
+
+def test_repeated_samples(beton: Path) -> None:
+    """More steps than the data fill: a batch holds a sample twice."""
+
+    def padded(name: str) -> list[Batch]:
+        order = SampleOrder(NUM, seed=3, world=1, rank=0, batch_size=32, steps_per_epoch=2)
+        batches = make_loader(BetonSource(beton), RECIPE, order, seed=5, loader=name)
+        found = list(batches.iterate(0, 3))
+        batches.close()
+        return found
+
+    assert_same_batches(padded("ffcv"), padded("thread"))
+
+
+@pytest.mark.slow
+def test_threads_of_the_process_are_left_alone(beton: Path) -> None:
+    """In a fresh process, because importing ffcv is what sets them."""
+    code = """
+import sys; sys.path[:0] = [".", "tests/unit/data"]
+import torch; torch.set_num_threads(2)
+from pathlib import Path; from loader_cases import collect
+assert "ffcv" not in sys.modules
+collect(Path(sys.argv[1]), "ffcv", stop=2)
+assert "ffcv" in sys.modules
+sys.exit(torch.get_num_threads() != 2)
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(beton)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_folders_are_refused(beton: Path) -> None:
+    source = FolderSource(beton.parent / "folder")
+    order = SampleOrder(len(source), seed=0, world=1, rank=0, batch_size=BATCH)
+    with pytest.raises(SourceError, match="convert the folder, or use loader: thread"):
+        make_loader(source, RECIPE, order, seed=0, loader="ffcv")
+
+
+def test_a_damaged_table_is_refused(beton: Path, tmp_path: Path) -> None:
+    path = copy_of(beton, tmp_path)
+    with path.open("r+b") as stream:
+        stream.seek(
+            int(np.fromfile(path, dtype=HEADER, count=1)["alloc_table_ptr"][0]) + 5 * 24 + 8
+        )
+        stream.write(b"\xff" * 7)
+    with pytest.raises(SourceError, match="table of images is damaged"):
+        collect(path, "ffcv")
+
+
+def test_an_error_of_the_reader_surfaces_at_once(
+    beton: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mugs.data.loading.ffcv_loader import ReadAhead
+
+    stock = ReadAhead.run_pipeline
+
+    def fail(self: Any, number: int, *_: Any) -> Any:
+        if number == 2:
+            raise OSError("stale file handle")
+        return stock(self, number, *_)
+
+    monkeypatch.setattr(ReadAhead, "run_pipeline", fail)
+    with pytest.raises(OSError, match="stale"):
+        collect(beton, "ffcv")
+    assert not working()
+
+
+def test_buffers_do_not_grow_with_the_largest_image(tmp_path: Path) -> None:
+    from mugs.data.loading.ffcv_loader import ReadAhead, make_reader
+
+    (tmp_path / "folder/a").mkdir(parents=True)
+    for i, size in enumerate([(40, 30), (2000, 1500)]):
+        Image.effect_noise(size, 50).convert("RGB").save(tmp_path / f"folder/a/{i}.jpg")
+    convert_to_beton(FolderSource(tmp_path / "folder"), tmp_path / "x.beton")
+    reading = ReadAhead(make_reader(BetonSource(tmp_path / "x.beton"), 2), [np.array([1, 0])])
+    assert (
+        sum(m.nbytes for m in reading.memory_allocations["operation"].values() if m is not None)
+        < 1000
+    )
+    assert [int(size) for size in next(reading)[:, 1]] == BetonSource(tmp_path / "x.beton").sizes[
+        ::-1
+    ]
+    reading.close()
+
+
+def test_stock_ffcv_and_other_compiled_code_still_work(beton: Path) -> None:
+    """FFCV's own memory manager changes types that the whole process shares;
+    ours is used by our loader alone.
+    """
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.memory_managers import OSCacheManager
+    from numba import njit, uint8
+
+    for _ in range(2):
+        key = hash(uint8[::1])
+        collect(beton, "ffcv", stop=1)
+        assert hash(uint8[::1]) == key
+        assert njit(lambda a: a.sum())(np.ones(5, dtype=np.uint8)) == 5
+    pipelines = {"image": None, "label": [IntDecoder()]}
+    stock = Loader(
+        str(beton), batch_size=2, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines
+    )
+    assert type(stock.memory_manager) is OSCacheManager
+    assert [int(x) for (labels,) in stock for x in labels.flatten()] == [
+        BetonSource(beton).label(i) for i in range(NUM)
+    ]
 
 
 @pytest.fixture(params=["thread", "ffcv"])

@@ -1,24 +1,38 @@
-"""Checkpoints, schedules, exact resume."""
+"""Checkpoints, schedules, exact resume; a bad step stops all ranks, harms nothing and is dumped."""
 
 import json
 import os
+import random
 import shutil
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import pytest
 import torch
+from ranks import spawn
 from step_cases import SMALLEST
 
+from mugs import distributed
 from mugs.checkpoint.record import CheckpointError
 from mugs.checkpoint.save_load import load_latest, save_checkpoint
+from mugs.data.loading.batch import Views
+from mugs.data.loading.device import DeviceTransform
+from mugs.data.loading.loader import make_loader
+from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import FolderSource
 from mugs.data.views.config import ViewRecipe
+from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
 from mugs.methods.mugs import Mugs
+from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import StepConfig, TrainConfig
-from mugs.pretrain.train import pretrain
+from mugs.pretrain.step import split_micro_batches
+from mugs.pretrain.train import draw_micro_batch_uniforms, plan_batches, pretrain
 
 PARTS = {"a": {"x": torch.arange(5.0)}, "b": {"y": torch.ones(2, 2)}}
 
@@ -110,3 +124,140 @@ def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path
     }
     assert resumed["files"] == straight["files"]  # SHA-256 of each
     assert resumed["meta"] == straight["meta"]
+
+
+VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
+CONFIG = TrainConfig(
+    epochs=2,
+    batch_size=8,
+    base_lr=1e-2,
+    warmup_epochs=1,
+    steps_per_epoch=4,
+    views=VIEWS,
+    checkpoint_steps=2,
+    log_steps=1,
+    threads=1,
+)
+
+
+def snapshot(method: Mugs) -> dict[str, torch.Tensor]:
+    parts = {"student": method.student, "teacher": method.teacher, "state": method.extra_state}
+    return {
+        f"{p}.{n}": v.clone() for p, module in parts.items() for n, v in module.state_dict().items()
+    }
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def poison(method: Mugs, at: int, here: bool) -> list[dict[str, torch.Tensor]]:
+    """Make pixels NaN at the given call of `compute_losses`.
+
+    The returned list gets what the method held just before.
+    """
+    calls = [0]
+    before: list[dict[str, torch.Tensor]] = []
+
+    def poisoned(self: Mugs, student: Callable[..., Any], views: Views, epoch: int) -> Any:
+        if not views.large.is_meta:  # the FLOP count is no step
+            if calls[0] == at:
+                before.append(snapshot(self))
+                if here:
+                    views = replace(views, large=views.large * torch.nan)
+            calls[0] += 1
+        return Mugs.compute_losses(self, student, views, epoch)
+
+    # A bound method: a copy of the method, as the FLOP count makes one, then calls its own
+    # networks.
+    method.compute_losses = MethodType(poisoned, method)  # type: ignore[method-assign]
+    return before
+
+
+def run(folder: Path, data: FolderSource, bad_step: int | None = None, bad_rank: int = 0) -> Mugs:
+    method = Mugs(replace(SMALLEST, queue_size=32, drop_path=0.2), seed=0)
+    before = [] if bad_step is None else poison(method, bad_step, distributed.rank() == bad_rank)
+    try:
+        pretrain(method, data, CONFIG, folder, torch.device("cpu"))
+        assert bad_step is None
+    except NonFiniteError as error:
+        assert f"step {bad_step}. " in str(error)  # noqa: PT017 (good runs come here too)
+        same(snapshot(method), before[0])
+    return method
+
+
+def replay(method: Mugs, source: FolderSource, step: int) -> dict[str, float]:
+    """Losses of this rank's part of a step,
+    made again from nothing but its number and the state before it.
+    """
+    world = distributed.world_size()
+    order, micro = plan_batches(len(source), CONFIG)
+    with closing(
+        make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
+    ) as loader:
+        batch = next(iter(loader.iterate(step, step + 1)))
+    (views,) = split_micro_batches(
+        DeviceTransform(torch.device("cpu"), VIEWS, seed=0)(batch), micro
+    )
+    (masks,) = draw_micro_batch_uniforms(
+        method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu")
+    )
+    method.set_depth_uniforms(masks)
+    losses, _ = method.compute_losses(method.student, views, step // CONFIG.steps_per_epoch)
+    return {name: value.item() for name, value in losses.items()}
+
+
+def check(tmp_path: Path, data: FolderSource, seed: int) -> None:
+    """One random bad step on a random rank: stop, dump, continue,
+    and end as if nothing had happened.
+    """
+    world, generator = distributed.world_size(), random.Random(seed)
+    bad_step, bad_rank = generator.randrange(1, 8), generator.randrange(world)
+    straight = run(tmp_path / "straight", data)
+    folder = tmp_path / "failed"
+    stopped = run(folder, data, bad_step, bad_rank)
+    rank = distributed.rank()
+    dump = json.loads(
+        (folder / "failures" / f"step_{bad_step:08d}_rank_{rank:04d}.json").read_text()
+    )
+    order = SampleOrder(len(data), seed=0, world=world, rank=rank, batch_size=8, steps_per_epoch=4)
+    assert dump["sample_ids"] == order.indices(bad_step).tolist()
+    assert (dump["step"], dump["epoch"]) == (bad_step, bad_step // 4)
+    assert (dump["loss"] == "nan") == (rank == bad_rank)
+    if rank != bad_rank:
+        assert replay(stopped, data, dump["step"]) == dump["losses"]
+    same(snapshot(run(folder, data)), snapshot(straight))
+
+
+def test_one_rank(tmp_path: Path, digits: FolderSource) -> None:
+    torch.set_num_threads(1)
+    check(tmp_path, digits, seed=1)
+
+
+def on_rank(rank: int, folder: Path, data: FolderSource) -> None:
+    check(folder, data, seed=2)
+    method = Mugs(SMALLEST)
+    if rank == 1:
+        method.extra_state.instance_queue.rows[3, 2] += 1e-3
+    with pytest.raises(StateMismatchError, match=r"^instance_queue.rows: "):
+        pretrain(method, data, CONFIG, folder / "unequal", torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path, digits: FolderSource) -> None:
+    spawn(on_rank, 2, tmp_path, digits)
+
+
+def test_fingerprint_sees_a_bit_and_an_exchange() -> None:
+    rows = torch.randn(40, 3)
+    swapped, flipped = (
+        rows[torch.randperm(40, generator=torch.Generator().manual_seed(0))],
+        rows.clone(),
+    )
+    flipped.view(torch.int32)[7, 1] ^= 1
+    assert torch.equal(fingerprint_tensor(rows), fingerprint_tensor(rows.clone()))
+    assert not torch.equal(fingerprint_tensor(rows), fingerprint_tensor(swapped))
+    assert not torch.equal(fingerprint_tensor(rows), fingerprint_tensor(flipped))
+    assert fingerprint_tensor(torch.zeros((), dtype=torch.int64)).tolist() == [0, 0]
