@@ -13,7 +13,12 @@ from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch, check_even_passes
 
 # Width and depth of each architecture, to estimate sizes without importing torch.
-SHAPES = {"vit_s16": (384, 12), "vit_b16": (768, 12), "vit_l16": (1024, 24)}
+SHAPES = {
+    "vit_s16": (384, 12),
+    "vit_s16_h8": (384, 12),
+    "vit_b16": (768, 12),
+    "vit_l16": (1024, 24),
+}
 OTHER = (192, 12)
 
 

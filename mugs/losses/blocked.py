@@ -71,6 +71,9 @@ class ClusteringCrossEntropy(torch.autograd.Function):
     W_p is the sum over t of w_tp, and m_p that of w_tp q_t. Since q_t sums to one, this is the
     weighted mean over pairs of -sum_k q_tk log softmax(z_p)_k. The gradient with respect to the
     student logits is (W_p softmax(z_p) - m_p) / (N temperature).
+
+    With a weight u_n for each image, the mean is a sum of u_n times the terms of image n, and u_n
+    takes the place of 1 / N in the gradient.
     """
 
     @staticmethod
@@ -82,6 +85,7 @@ class ClusteringCrossEntropy(torch.autograd.Function):
         weights_TP: Tensor,
         student_temperature: float,
         teacher_temperature: float,
+        image_weights_N: Tensor | None,
     ) -> Tensor:
         """Return the loss; keep its gradient with respect to the student logits."""
         num_crops, num_images, columns = student_PNK.shape
@@ -101,20 +105,24 @@ class ClusteringCrossEntropy(torch.autograd.Function):
             for crop, scaled_BK in enumerate(scaled_PBK):
                 mixed_BK = torch.einsum("t,tbk->bk", weights_TP[:, crop], assigned_TBK)
                 weight = weights_TP[:, crop].sum()
-                total += (weight * log_sum_PB[crop] - (mixed_BK * scaled_BK).sum(dim=-1)).sum()
+                terms_B = weight * log_sum_PB[crop] - (mixed_BK * scaled_BK).sum(dim=-1)
+                if image_weights_N is not None:
+                    terms_B *= image_weights_N[part]
+                total += terms_B.sum()
                 if gradient_PNK is not None:
                     softmax_BK = scaled_BK.sub_(log_sum_PB[crop][:, None]).exp_()
-                    gradient_PNK[crop, part] = (
-                        softmax_BK.mul_(weight)
-                        .sub_(mixed_BK)
-                        .div_(num_images * student_temperature)
-                    )
+                    gradient_BK = softmax_BK.mul_(weight).sub_(mixed_BK)
+                    if image_weights_N is None:
+                        gradient_BK.div_(num_images * student_temperature)
+                    else:
+                        gradient_BK.mul_(image_weights_N[part, None] / student_temperature)
+                    gradient_PNK[crop, part] = gradient_BK
         if gradient_PNK is not None:
             ctx.save_for_backward(gradient_PNK)
-        return total / num_images
+        return total / num_images if image_weights_N is None else total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the kept gradient."""
         (gradient_PNK,) = ctx.saved_tensors
-        return outer[0].to(gradient_PNK.dtype) * gradient_PNK, None, None, None, None, None
+        return outer[0].to(gradient_PNK.dtype) * gradient_PNK, *[None] * 6

@@ -2,7 +2,7 @@
 
 The loss of a pair is -sum_k q_tk log p_pk, with q_t = softmax((z_t - c) / teacher temperature) and
 p_p = softmax(z_p / student temperature). The center c is subtracted in
-`mugs.losses.blocked` and updated in `mugs.methods.mugs`.
+`mugs.losses.blocked` and updated by `mugs.methods.teacher.update_center`.
 
 Shapes: T teacher crops, P student crops, N images, K prototypes.
 """
@@ -20,11 +20,15 @@ def clustering_loss(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    image_weights_N: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted mean over pairs of the cross-entropy of teacher and student assignments.
 
     The assignments q sum to one, so -sum q log p = logsumexp(z) - q . z, with z the scaled student
     logits. All pairs of a student crop share the first term, and the second one is linear in q.
+
+    `image_weights_N` replaces the mean over images by a sum with these weights. An image may then
+    be a row of another kind, such as a patch, which is compared with itself: T = P = 1.
     """
     # Stop-gradient: the student alone is trained on this loss.
     with without_autocast(student_PNK):
@@ -35,6 +39,7 @@ def clustering_loss(
             weights_TP,
             student_temperature,
             teacher_temperature,
+            image_weights_N,
         )
     return loss
 

@@ -15,24 +15,28 @@ class AllRanksBatchNorm(nn.Module):
     """Batch normalization with the statistics of the batch over all ranks, of as many rows each.
 
     It has no running statistics: heads exist in pretraining only, where no network is in eval mode.
+    Without `affine`, it has no weight and bias either.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, affine: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (N, D), with statistics in the precision of the weights."""
+        """Normalize (N, D), with statistics in fp32."""
         # A FLOP count on meta tensors asks no other rank.
         if distributed.world_size() == 1 or x.is_meta:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPS)
-        wide = x.to(self.weight.dtype)
+        wide = x.float()
         # Centered first: E[x^2] - E[x]^2 would cancel digits. Means of means are right here, since
         # every rank has as many rows.
         centered = wide - distributed.mean_with_grad(wide.mean(dim=0))
         variance = distributed.mean_with_grad(centered.square().mean(dim=0))
-        return (centered * torch.rsqrt(variance + EPS) * self.weight + self.bias).to(x.dtype)
+        normalized = centered * torch.rsqrt(variance + EPS)
+        if self.weight is not None and self.bias is not None:
+            normalized = normalized * self.weight + self.bias
+        return normalized.to(x.dtype)
 
 
 class AllRanksBatchNorm2d(nn.BatchNorm2d):

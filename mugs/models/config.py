@@ -7,6 +7,7 @@ from pipeline.settings import Settings
 
 HeadNorm = Literal["none", "batch"]
 PredictorInit = Literal["released", "0.02"]
+Activation = Literal["gelu", "relu"]
 PointerRule = Literal["released", "fifo"]
 
 
@@ -19,10 +20,14 @@ class ViTConfig(Settings):
     num_heads: int
     patch_size: int = 16
     image_size: int = 224
+    # "sincos": fixed, two-dimensional sines and cosines, which are not trained.
+    positions: Literal["learned", "sincos"] = "learned"
 
 
 ARCHITECTURES: dict[str, ViTConfig] = {
     "vit_s16": ViTConfig(embed_dim=384, depth=12, num_heads=6),
+    # As vit_s16 with 8 heads. The weights of one load into the other without an error.
+    "vit_s16_h8": ViTConfig(embed_dim=384, depth=12, num_heads=8, positions="sincos"),
     "vit_b16": ViTConfig(embed_dim=768, depth=12, num_heads=12),
     "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
     # Not in the paper: small enough for a CPU, with images of 32 pixels.

@@ -7,20 +7,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mugs.models.batch_norm import AllRanksBatchNorm
-from mugs.models.config import HeadNorm, PredictorInit
+from mugs.models.config import Activation, HeadNorm, PredictorInit
 from mugs.models.vit import init_weights
 
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
-def build_mlp(widths: list[int], *, bias: bool, norm: HeadNorm = "none") -> nn.Sequential:
-    """Build Linear layers, between them GELU and optional batch normalization."""
+
+def build_mlp(
+    widths: list[int],
+    *,
+    bias: bool,
+    norm: HeadNorm = "none",
+    activation: Activation = "gelu",
+    norm_output: bool = False,
+) -> nn.Sequential:
+    """Build Linear layers, between them optional batch normalization and an activation.
+
+    `norm_output` adds a batch normalization without weight and bias at the end.
+    """
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = []
     for inputs, outputs in hidden:
         layers.append(nn.Linear(inputs, outputs, bias=bias))
         if norm == "batch":
             layers.append(AllRanksBatchNorm(outputs))
-        layers.append(nn.GELU())
-    return nn.Sequential(*layers, nn.Linear(*last, bias=bias))
+        layers.append(ACTIVATIONS[activation]())
+    layers.append(nn.Linear(*last, bias=bias))
+    if norm_output:
+        layers.append(AllRanksBatchNorm(widths[-1], affine=False))
+    return nn.Sequential(*layers)
 
 
 class InfoNCEHead(nn.Module):
@@ -74,7 +89,8 @@ class Prototypes(nn.Module):
 class GroupHead(nn.Module):
     """Group head: projector with biases, L2 norm, prototypes. Returns raw logits.
 
-    `train_magnitude` is the opposite of the released option `norm_last_layer`.
+    `train_magnitude` is the opposite of the released option `norm_last_layer`. With `second_out`
+    there are further prototypes, `last_layer2`, for other tokens than those of `last_layer`.
     """
 
     def __init__(
@@ -86,11 +102,15 @@ class GroupHead(nn.Module):
         out: int = 65536,
         train_magnitude: bool = True,
         norm: HeadNorm = "none",
+        second_out: int | None = None,
     ) -> None:
         super().__init__()
         self.projector = build_mlp([width, hidden, hidden, bottleneck], bias=True, norm=norm)
         self.projector.apply(init_weights)
         self.last_layer = Prototypes(bottleneck, out, train_magnitude=train_magnitude)
+        self.last_layer2: Prototypes | None = None
+        if second_out is not None:
+            self.last_layer2 = Prototypes(bottleneck, second_out, train_magnitude=train_magnitude)
 
     @property
     def input_layer(self) -> nn.Linear:
@@ -99,7 +119,11 @@ class GroupHead(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def project(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, bottleneck) of unit length, which the prototypes are applied to."""
+        return F.normalize(self.projector(x), dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, out)."""
-        logits: Tensor = self.last_layer(F.normalize(self.projector(x), dim=-1))
+        logits: Tensor = self.last_layer(self.project(x))
         return logits

@@ -57,7 +57,11 @@ class ViT(VisionTransformer):
             layer.drop_path2 = StochasticDepth(rate)
         # timm leaves torch's defaults (weight_init="skip"); the release draws its own.
         self.apply(init_weights)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if config.positions == "sincos":
+            table = build_sincos_positions(side, config.embed_dim)
+            self.pos_embed = nn.Parameter(table, requires_grad=False)
+        else:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -78,19 +82,35 @@ class ViT(VisionTransformer):
         grid = table[:, 1:].reshape(1, *self.position_grid, dim).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
         patches = grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)
-        self.pos_embed = nn.Parameter(torch.cat([table[:, :1], patches], dim=1))
+        self.pos_embed = nn.Parameter(
+            torch.cat([table[:, :1], patches], dim=1), requires_grad=table.requires_grad
+        )
         self.position_grid = (height, width)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Return the last block's output (N, L, D) *before* the final LayerNorm."""
+    def tokens(self, images: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the last block's output (N, L, D) *before* the final LayerNorm.
+
+        Args:
+            images: (N, 3, H, W).
+            masked: booleans (N, patches), and the vector (D,) that replaces the embedding of a
+                patch where they are true. The position of the patch is added to it as to any other.
+        """
         # No list: only the last output is kept in memory.
-        for output in self.block_outputs(images):
+        for output in self.block_outputs(images, masked):
             last = output
         return last
 
-    def block_outputs(self, images: Tensor) -> Iterator[Tensor]:
+    def block_outputs(
+        self, images: Tensor, masked: tuple[Tensor, Tensor] | None = None
+    ) -> Iterator[Tensor]:
         """Yield the output (N, L, D) of every block in turn, before the final LayerNorm."""
-        x = self._pos_embed(self.patch_embed(images))
+        patches = self.patch_embed(images)
+        if masked is not None:
+            where, vector = masked
+            # Patches are (N, rows, columns, D); a mask counts them row by row.
+            where = where.view(*patches.shape[:3], 1)
+            patches = torch.where(where, vector.to(patches.dtype), patches)
+        x = self._pos_embed(patches)
         for block in self.blocks:
             x = self._block(block, x)
             yield x
@@ -190,6 +210,22 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def build_sincos_positions(side: int, width: int) -> Tensor:
+    """Return fixed positions (1, 1 + side^2, width): zeros for the class token, then the patches.
+
+    Of a patch, sines and cosines of its row times width / 4 frequencies 10000^(-4 i / width), then
+    those of its column (as in MoCo-v3 and MGC).
+    """
+    # In fp64, and rounded once: the table is part of the released weights.
+    frequencies = 10000.0 ** (-4 * torch.arange(width // 4, dtype=torch.float64) / width)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    row = line[:, None].expand(side, side, -1)
+    column = line[None].expand(side, side, -1)
+    patches = torch.cat([row, column], dim=-1).reshape(1, side * side, width)
+    return torch.cat([torch.zeros(1, 1, width), patches.to(torch.get_default_dtype())], dim=1)
 
 
 def resize_position_table(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings import FormerName, Internal, Probability, Settings
+from pipeline.settings import Added, FormerName, Internal, Probability, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,6 +26,11 @@ class ViewRecipe(Settings):
     # The same for a small crop.
     small_scale: tuple[float, float] = (0.05, 0.25)
     ratio: Internal[tuple[float, float]] = (3 / 4, 4 / 3)
+    # Least overlap (IoU) of the two large crops of a network: the second one is drawn again until
+    # it has more, and is the whole image after 1,000 tries. 0 draws it once.
+    min_overlap: Added[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    # Filter of the resize of a crop, with antialiasing; RandAugment draws its own.
+    interpolation: Added[Literal["bicubic", "bilinear"]] = "bicubic"
     # Probability of a weak view; 1 turns strong views off. This is the released option `prob`,
     # whose help text says the opposite.
     weak_prob: Probability = 0.5

@@ -58,7 +58,8 @@ class CropPlan:
 
     box is left, top, width and height in source pixels; erase is x, y, width and height in crop
     pixels, with width 0 for no box. jitter holds (operation, value) in order; operations are 0
-    brightness, 1 contrast, 2 saturation and 3 hue. blur is a radius in pixels, 0 for none.
+    brightness, 1 contrast, 2 saturation and 3 hue. blur is a radius in pixels, 0 for none. The box
+    is resized with a bilinear or else a bicubic filter.
     """
 
     size: int
@@ -71,6 +72,7 @@ class CropPlan:
     solarize: bool = False
     operations: tuple[Operation, ...] = ()
     erase: Box = (0, 0, 0, 0)
+    bilinear: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,24 +103,23 @@ def plan_views(
         if recipe.weak_only_small == "weak":
             strong[:] = False
 
-    def draw_crop(
-        index: int, size: int, scale: tuple[float, float], kind: int, is_strong: bool
-    ) -> CropPlan:
-        switch_stream(rng, fresh, SampleStream.CROPS + index)
-        box = draw_crop_box(rng, width, height, scale, recipe.ratio)
-        draw = draw_strong_crop if is_strong else draw_weak_crop
-        return draw(rng, size, box, kind, recipe)
-
+    crops: list[CropPlan] = []
     # The teacher's crops, 0 and 1, are always weak. Of either network one crop is of kind weak-1
     # and one of kind weak-2.
-    crops = [
-        draw_crop(i, recipe.large_size, recipe.large_scale, i % 2, i >= 2 and bool(strong[0]))
-        for i in range(recipe.num_large)
-    ]
-    crops += [
-        draw_crop(FIRST_SMALL_CROP + i, recipe.small_size, recipe.small_scale, 2, bool(is_strong))
-        for i, is_strong in enumerate(strong[1:])
-    ]
+    for index in range(recipe.num_large):
+        switch_stream(rng, fresh, SampleStream.CROPS + index)
+        kind = index % 2
+        if kind == 1 and recipe.min_overlap > 0:
+            box = draw_overlapping_box(rng, width, height, crops[-1].box, recipe)
+        else:
+            box = draw_crop_box(rng, width, height, recipe.large_scale, recipe.ratio)
+        draw = draw_strong_crop if index >= 2 and strong[0] else draw_weak_crop
+        crops.append(draw(rng, recipe.large_size, box, kind, recipe))
+    for index, is_strong in enumerate(strong[1:]):
+        switch_stream(rng, fresh, SampleStream.CROPS + FIRST_SMALL_CROP + index)
+        box = draw_crop_box(rng, width, height, recipe.small_scale, recipe.ratio)
+        draw = draw_strong_crop if is_strong else draw_weak_crop
+        crops.append(draw(rng, recipe.small_size, box, 2, recipe))
     return ViewPlan(tuple(crops), weak=not strong[0])
 
 
@@ -129,18 +130,50 @@ def draw_crop_box(
 
     `scale` are shares of the image's area and `ratio` are limits of width / height.
     """
-    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
     for _ in range(10):
-        area = width * height * draw_uniform(rng, *scale)
-        aspect = math.exp(draw_uniform(rng, *log_ratio))
-        w = round(math.sqrt(area * aspect))
-        h = round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+        box = propose_crop_box(rng, width, height, scale, ratio)
+        if box is not None:
+            return box
     # At most one of the two is cut: the one that makes the image too wide or too high.
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+def propose_crop_box(
+    rng: Generator, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box | None:
+    """Draw area, log-uniform aspect and place of a box; return None if it exceeds the image."""
+    area = width * height * draw_uniform(rng, *scale)
+    aspect = math.exp(draw_uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
+    w = round(math.sqrt(area * aspect))
+    h = round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+        return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+    return None
+
+
+def draw_overlapping_box(
+    rng: Generator, width: int, height: int, other: Box, recipe: ViewRecipe
+) -> Box:
+    """Draw a large crop's box until its IoU with `other` exceeds `min_overlap`.
+
+    After 1,000 tries it is the whole image: of an image ten times as wide as high, no box of the
+    usual aspect and scale may fit.
+    """
+    for _ in range(1000):
+        box = propose_crop_box(rng, width, height, recipe.large_scale, recipe.ratio)
+        if box is not None and intersect_over_union(box, other) > recipe.min_overlap:
+            return box
+    return 0, 0, width, height
+
+
+def intersect_over_union(one: Box, other: Box) -> float:
+    """Return the intersection of two boxes as a share of their union."""
+    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    shared = max(wide, 0) * max(high, 0)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
 
 
 def draw_weak_crop(rng: Generator, size: int, box: Box, kind: int, recipe: ViewRecipe) -> CropPlan:
@@ -158,7 +191,8 @@ def draw_weak_crop(rng: Generator, size: int, box: Box, kind: int, recipe: ViewR
     radius = draw_uniform(rng, *recipe.blur_radius)
     blur = radius if rng.random() < recipe.blur_prob[kind] else 0.0
     solarize = kind == 1 and rng.random() < recipe.solarize_prob
-    return CropPlan(size, box, flip, False, jitter, gray, blur, solarize)
+    bilinear = recipe.interpolation == "bilinear"
+    return CropPlan(size, box, flip, False, jitter, gray, blur, solarize, bilinear=bilinear)
 
 
 def draw_strong_crop(
@@ -176,7 +210,8 @@ def draw_strong_crop(
         draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
     )
     erase = draw_erase_box(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
-    return CropPlan(size, box, flip, True, operations=operations, erase=erase)
+    bilinear = recipe.interpolation == "bilinear"
+    return CropPlan(size, box, flip, True, operations=operations, erase=erase, bilinear=bilinear)
 
 
 def draw_operation(rng: Generator, name: str, recipe: ViewRecipe) -> Operation:

@@ -128,8 +128,8 @@ def test_blur(radius: float) -> None:
 )
 def test_resize_up_and_down(box: tuple[int, int, int, int]) -> None:
     """Also where Pillow 13 would take the columns first."""
-    for size, flip in itertools.product((1, 17, 64, 96), (False, True)):
-        assert_same(CropPlan(size, box, flip, strong=False))
+    for size, flip, bilinear in itertools.product((1, 17, 64, 96), (False, True), (False, True)):
+        assert_same(CropPlan(size, box, flip, strong=False, bilinear=bilinear))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (3, 2), (300, 5)])
@@ -156,13 +156,15 @@ def test_images_of_one_colour() -> None:
         )
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("weak_prob", [0.0, 0.5, 1.0])
-def test_views_of_the_recipe(weak_prob: float) -> None:
+def test_views_of_the_recipe(weak_prob: float, interpolation: str) -> None:
     """All crops of drawn plans, from several threads at once."""
+    recipe = replace(RECIPE, weak_prob=weak_prob, interpolation=interpolation)
 
     def compare(sample: int) -> None:
         image = photograph(90 + 13 * sample, 200 - 11 * sample, sample)
-        plan = plan_views(1, 2, sample, *image.size, replace(RECIPE, weak_prob=weak_prob))
+        plan = plan_views(1, 2, sample, *image.size, recipe)
         views = [
             (np.empty((4, 3, 64, 64), np.uint8), np.empty((6, 3, 24, 24), np.uint8))
             for _ in range(2)

@@ -16,7 +16,14 @@ from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import OPERATIONS, Operation, draw_crop_box, plan_views
+from mugs.data.views.plan import (
+    OPERATIONS,
+    Operation,
+    ViewPlan,
+    draw_crop_box,
+    intersect_over_union,
+    plan_views,
+)
 from mugs.data.views.render.reference import apply_operation_pil
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
@@ -143,6 +150,34 @@ def test_annotations_are_functions_of_the_sample_and_epoch() -> None:
         assert batch.extras["epoch"].tolist() == [step // 5] * 4
     noise = torch.cat([batch.extras["noise"] for batch in batches()[:5]])
     assert len(set(noise[:, 0, 0].tolist())) == 20
+
+
+@pytest.mark.parametrize("large_crops", ["own", "shared"])
+def test_the_second_large_crop_overlaps_the_first(large_crops: str) -> None:
+    recipe = replace(SMALL, large_crops=large_crops, large_scale=(0.2, 1.0))
+    usual = [plan_views(0, 0, i, 64, 48, recipe) for i in range(200)]
+    plans = [plan_views(0, 0, i, 64, 48, replace(recipe, min_overlap=0.2)) for i in range(200)]
+
+    def overlaps(plans: list[ViewPlan]) -> list[float]:
+        pairs = [
+            (p.crops[i].box, p.crops[i + 1].box)
+            for p in plans
+            for i in range(0, len(p.crops) - 3, 2)
+        ]
+        return [intersect_over_union(one, other) for one, other in pairs]
+
+    assert min(overlaps(usual)) < 0.1
+    assert min(overlaps(plans)) > 0.2
+    # Only the second box of a pair that overlaps too little is another one.
+    for one, other in zip(usual, plans, strict=True):
+        assert one.crops[0].box == other.crops[0].box
+        if intersect_over_union(one.crops[0].box, one.crops[1].box) > 0.2:
+            assert one.crops[1] == other.crops[1]
+
+
+def test_a_box_that_cannot_overlap_is_the_whole_image() -> None:
+    recipe = replace(SMALL, large_crops="shared", large_scale=(0.2, 1.0), min_overlap=0.2)
+    assert plan_views(0, 0, 0, 300, 10, recipe).crops[1].box == (0, 0, 300, 10)
 
 
 def test_one_coin_per_image() -> None:

@@ -2,15 +2,45 @@
 
 import pytest
 import torch
+from ranks import spawn
 
+from mugs import distributed
 from mugs.models.batch_norm import AllRanksBatchNorm
-from mugs.models.heads import GroupHead, InfoNCEHead
+from mugs.models.heads import GroupHead, InfoNCEHead, build_mlp
 
 
 def test_equals_torch() -> None:
     x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
     theirs = torch.nn.BatchNorm1d(6).train()
     torch.testing.assert_close(AllRanksBatchNorm(6)(x), theirs(x))
+    bare = AllRanksBatchNorm(6, affine=False)
+    torch.testing.assert_close(bare(x), theirs(x))
+    assert not list(bare.parameters())
+
+
+def on_rank(_rank: int) -> None:
+    """Statistics are those of all ranks, with and without weight and bias."""
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    mine = x[8 * distributed.rank() :][:8]
+    for affine in (True, False):
+        expected = torch.nn.BatchNorm1d(6, affine=affine).train()(x)[8 * distributed.rank() :][:8]
+        torch.testing.assert_close(AllRanksBatchNorm(6, affine=affine)(mine), expected)
+
+
+def test_two_ranks() -> None:
+    spawn(on_rank, 2)
+
+
+def test_an_mlp_may_end_with_it() -> None:
+    mlp = build_mlp([8, 4, 3], bias=False, norm="batch", activation="relu", norm_output=True)
+    kinds = [type(m).__name__ for m in mlp]
+    assert kinds == ["Linear", "AllRanksBatchNorm", "ReLU", "Linear", "AllRanksBatchNorm"]
+    assert [name for name, _ in mlp.named_parameters()] == [
+        "0.weight",
+        "1.weight",
+        "1.bias",
+        "3.weight",
+    ]
 
 
 @pytest.mark.parametrize("head", [InfoNCEHead, GroupHead])

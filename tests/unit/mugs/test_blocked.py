@@ -39,6 +39,40 @@ def test_clustering() -> None:
 
 
 @pytest.mark.usefixtures("block")
+def test_clustering_with_a_weight_per_row() -> None:
+    student, teacher = torch.randn(11, 33, requires_grad=True), torch.randn(11, 33)
+    center, weights = torch.randn(33), torch.rand(11)
+    assigned = torch.softmax((teacher - center) / 0.04, -1)
+    plain = -(weights * (assigned * torch.log_softmax(student / 0.1, -1)).sum(-1)).sum()
+    ours = clustering_loss(
+        student[None],
+        teacher[None],
+        center,
+        torch.ones(1, 1),
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+        image_weights_N=weights,
+    )
+    compare(ours, plain, student)
+
+
+def test_no_rows_are_no_loss() -> None:
+    student = torch.zeros(1, 0, 9, requires_grad=True)
+    options = {"student_temperature": 0.1, "teacher_temperature": 0.04}
+    loss = clustering_loss(
+        student,
+        torch.zeros(1, 0, 9),
+        torch.zeros(9),
+        torch.ones(1, 1),
+        **options,
+        image_weights_N=torch.zeros(0),
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.shape == (1, 0, 9)
+
+
+@pytest.mark.usefixtures("block")
 def test_info_nce() -> None:
     student, teacher, queue = (
         normalize(torch.randn(*shape, 6), dim=-1) for shape in ((5, 7), (2, 7), (33,))

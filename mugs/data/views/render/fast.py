@@ -33,11 +33,11 @@ def render_crop_compiled(whole: LeveledImage, crop: CropPlan, out: np.ndarray) -
     elif crop.operations:
         # A strong crop: the image mirrored, RandAugment on all of it, then the crop.
         part = augment_region(whole, crop.flip, crop.operations, crop.box)
-        resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, out)
+        resample_crop(part, (0, 0, crop.box[2], crop.box[3]), False, False, crop.bilinear, out)
     else:
         # In one strong crop of four neither of the two operations is applied, and nothing of the
         # whole image has to be computed.
-        resample_crop(whole.planes, crop.box, crop.flip, False, out)
+        resample_crop(whole.planes, crop.box, crop.flip, False, crop.bilinear, out)
 
 
 def to_planes(image: Image.Image) -> LeveledImage:

@@ -28,9 +28,11 @@ def render_crop_pil(image: Image.Image, crop: CropPlan) -> Image.Image:
 
 
 def crop_and_resize(image: Image.Image, crop: CropPlan) -> Image.Image:
-    """Cut out the box and resize it, bicubic with antialiasing, as torchvision does."""
+    """Cut out the box and resize it with antialiasing, as torchvision does."""
     left, top, width, height = crop.box
-    return resize_pil(image.crop((left, top, left + width, top + height)), crop.size, crop.size)
+    cut = image.crop((left, top, left + width, top + height))
+    resample = Image.Resampling.BILINEAR if crop.bilinear else Image.Resampling.BICUBIC
+    return resize_pil(cut, crop.size, crop.size, resample=resample)
 
 
 def resize_pil(

@@ -1,4 +1,4 @@
-"""Crop and bicubic resize, equal to Pillow's.
+"""Crop and bicubic or bilinear resize, equal to Pillow's.
 
 Antialiased: when an image shrinks, the kernel is stretched by the scale. Weights are fixed-point
 numbers of 22 bits, the horizontal pass comes first, and its results are rounded to bytes.
@@ -17,7 +17,12 @@ HALF = 1 << (BITS - 1)
 
 @cached_njit
 def resample_crop(
-    planes: np.ndarray, box: tuple[int, int, int, int], mirror: bool, flip: bool, out: np.ndarray
+    planes: np.ndarray,
+    box: tuple[int, int, int, int],
+    mirror: bool,
+    flip: bool,
+    bilinear: bool,
+    out: np.ndarray,
 ) -> None:
     """Resize a box of planes (3, W, H) to out (3, S, S).
 
@@ -28,13 +33,14 @@ def resample_crop(
         box: left, top, width and height.
         mirror: take the box from the mirrored image.
         flip: mirror the result.
+        bilinear: weigh pixels with a triangle, else with Keys' cubic.
         out: planes of the crop, not transposed.
     """
     left, top, width, height = box
     size = out.shape[1]
     last = planes.shape[1] - 1
-    first_x, count_x, weight_x = resample_weights(width, size)
-    first_y, count_y, weight_y = resample_weights(height, size)
+    first_x, count_x, weight_x = resample_weights(width, size, bilinear)
+    first_y, count_y, weight_y = resample_weights(height, size, bilinear)
     columns = np.empty((size, height), np.uint8)
     rows = np.empty((height, size), np.uint8)
     sums = np.empty(max(height, size), np.int32)
@@ -72,15 +78,18 @@ def round_sums_to_bytes(sums: np.ndarray, line: np.ndarray) -> None:
 
 
 @cached_njit
-def resample_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def resample_weights(
+    length: int, size: int, bilinear: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return first source pixel, number of taps and weights (size, taps) of each output pixel.
 
     `precompute_coeffs` of Pillow's Resample.c: output pixel i is centered at (i + 0.5) * length /
-    size and reaches 2 source pixels to each side, or 2 output pixels when the image shrinks.
+    size and reaches 2 source pixels (bilinear: 1) to each side, or as many output pixels when the
+    image shrinks.
     """
     scale = length / size
     stretch = max(scale, 1.0)
-    support = 2.0 * stretch
+    support = (1.0 if bilinear else 2.0) * stretch
     taps = math.ceil(support) * 2 + 1
     first = np.empty(size, np.int64)
     count = np.empty(size, np.int64)
@@ -92,7 +101,8 @@ def resample_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np
         high = min(int(center + support + 0.5), length)
         total = 0.0
         for tap in range(high - low):
-            exact[tap] = keys_cubic_half((tap + low - center + 0.5) / stretch)
+            distance = (tap + low - center + 0.5) / stretch
+            exact[tap] = max(1.0 - abs(distance), 0.0) if bilinear else keys_cubic_half(distance)
             total += exact[tap]
         # Normalized, as the kernel is cut off at the edges of the image; then rounded, halves away
         # from zero.

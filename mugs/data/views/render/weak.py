@@ -23,7 +23,17 @@ def render_weak_crop(planes: np.ndarray, crop: CropPlan, out: np.ndarray) -> Non
     # A single call from Python to compiled code: each one costs some microseconds with the
     # interpreter lock held, and a batch makes hundreds.
     render_weak_kernel(
-        planes, crop.box, crop.flip, jitter, crop.gray, radius, weight, edge, crop.solarize, out
+        planes,
+        crop.box,
+        crop.flip,
+        crop.bilinear,
+        jitter,
+        crop.gray,
+        radius,
+        weight,
+        edge,
+        crop.solarize,
+        out,
     )
 
 
@@ -32,6 +42,7 @@ def render_weak_kernel(
     planes: np.ndarray,
     box: tuple[int, int, int, int],
     flip: bool,
+    bilinear: bool,
     jitter: np.ndarray,
     gray: bool,
     radius: int,
@@ -45,7 +56,7 @@ def render_weak_kernel(
     Jitter (k, 2) holds operations (0 brightness, 1 contrast, 2 saturation, 3 hue) and their values,
     in order. radius, weight and edge are those of `box_weights`; there is no blur if radius < 0.
     """
-    resample_crop(planes, box, False, flip, out)
+    resample_crop(planes, box, False, flip, bilinear, out)
     for index in range(len(jitter)):
         operation = jitter[index, 0]
         value = jitter[index, 1]
