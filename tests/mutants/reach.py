@@ -173,6 +173,7 @@ def load(select: str) -> Reach:
     lines = {
         name: follow(known["lines"].get(name, {}), known["texts"].get(name, ""), text, kept)
         for name, text in texts.items()
+        if not name.startswith("tests/")
     }
     known |= {"lines": lines, "texts": texts}
     if files := sorted(name for name in changed if name.startswith("tests")):
