@@ -1,5 +1,6 @@
 """Scenes on disk, training crops and test inputs; the mini data set."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,49 +57,47 @@ def test_zero_becomes_void_and_the_others_shift(folder: Path) -> None:
     ]
 
 
+def write_map(path: Path, *rows: object) -> None:
+    Image.fromarray(np.array(rows, dtype=np.uint8)).save(path)
+
+
 def test_void_of_the_file_stays_void(folder: Path) -> None:
-    Image.fromarray(np.array([[255, 0, 1, 3, 2, 255]] * 4, dtype=np.uint8)).save(
-        folder / "annotations/validation/a.png"
-    )
-    assert SceneFolder(folder, "val", num_classes=3).read(0)[1][0].tolist() == [
-        255,
-        255,
-        0,
-        2,
-        1,
-        255,
-    ]
+    write_map(folder / "annotations/validation/a.png", *[[255, 0, 1, 3, 2, 255]] * 4)
+    labels = SceneFolder(folder, "val", num_classes=3).read(0)[1]
+    assert labels[0].tolist() == [255, 255, 0, 2, 1, 255]
 
 
-def test_bad_files_are_named(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"a\.png: label 2 among 2 classes"):
-        SceneFolder(folder, "val", num_classes=2).read(0)
-    scenes = SceneFolder(folder, "val", num_classes=3)
-    annotation = folder / "annotations" / "validation" / "b.png"
-    Image.fromarray(np.ones((5, 6), np.uint8)).save(annotation)
-    with pytest.raises(SourceError, match=r"b\.png: 6 x 5 pixels, its image has 6 x 4"):
-        scenes.read(1)
-    Image.fromarray(np.ones((4, 6, 3), np.uint8)).save(annotation)
-    with pytest.raises(SourceError, match=r"b\.png: a map of mode RGB"):
-        scenes.read(1)
-    annotation.write_bytes(b"no image")
-    with pytest.raises(SourceError, match=r"b\.png: not a readable PNG"):
-        scenes.read(1)
-    (folder / "images" / "validation" / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(DecodeError, match=r"a\.jpg"):
-        scenes.read(0)
+# What is done to the folder, and what is said when image 1 is read.
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "label": (lambda root: write_map(root / MAP, *[[4] * 6] * 4), r"b\.png: label 3 among 3"),
+    "size": (
+        lambda root: write_map(root / MAP, *[[1] * 6] * 5),
+        r"b\.png: 6 x 5 pixels, its image has 6 x 4",
+    ),
+    "mode": (
+        lambda root: write_map(root / MAP, *[[[1] * 3] * 6] * 4),
+        r"b\.png: a map of mode RGB",
+    ),
+    "map": (lambda root: (root / MAP).write_bytes(b"no"), r"b\.png: not a readable PNG"),
+    "image": (lambda root: (root / "images/validation/b.jpg").write_bytes(b"no"), r"b\.jpg"),
+    "folder": (
+        lambda root: (root / "images/validation").rename(root / "images/training"),
+        r"images/validation: not a folder",
+    ),
+    "pair": (
+        lambda root: (root / MAP).rename(root / "annotations/validation/c.png"),
+        r"1 images without annotation: b; 1 annotations without image: c",
+    ),
+}
+MAP = "annotations/validation/b.png"
 
 
-def test_layout_is_checked(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"images/training: not a folder"):
-        SceneFolder(folder, "train", num_classes=3)
-    (folder / "annotations" / "validation" / "b.png").rename(
-        folder / "annotations" / "validation" / "c.png"
-    )
-    with pytest.raises(
-        SourceError, match=r"1 images without annotation: b; 1 annotations without image: c"
-    ):
-        SceneFolder(folder, "val", num_classes=3)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_bad_files_and_folders_are_named(folder: Path, damage: str) -> None:
+    make, words = DAMAGE[damage]
+    make(folder)
+    with pytest.raises((SourceError, DecodeError), match=words):
+        SceneFolder(folder, "val", num_classes=3).read(1)
 
 
 def test_counts_and_files_are_checked(mini: Path) -> None:

@@ -4,6 +4,8 @@ the mini videos.
 
 import math
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +101,6 @@ def test_references_are_the_first_frame_and_the_last_few() -> None:
 
 def test_defaults_of_the_protocol() -> None:
     recipe = PropagationRecipe()
-    assert (recipe.num_neighbours, recipe.temperature, recipe.radius, recipe.previous_frames) == (
-        5,
-        0.1,
-        12,
-        7,
-    )
-    assert recipe.std == (0.228, 0.224, 0.225)
     assert frame_size(480, 854, recipe) == (480, 832)
     assert frame_size(854, 480, recipe) == (832, 480)
     assert frame_size(1080, 1920, recipe) == (480, 832)
@@ -264,32 +259,64 @@ def test_labels_of_patches_are_those_of_their_middle() -> None:
     ]
 
 
-def test_layout_is_checked(mini: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"ImageSets/2017/val\.txt: no such file"):
-        VideoFolder(tmp_path)
-    root = tmp_path / "videos"
-    shutil.copytree(mini, root)
-    with pytest.raises(
-        SourceError, match=r"3 videos found, 30 expected, 18 frames found, 1999 expected"
-    ):
-        check_videos(VideoFolder(root), 30, 1999, threads=1, report=print)
-    annotations = root / "Annotations" / "480p" / "digits_01"
-    good = (annotations / "00003.png").read_bytes()
-    (annotations / "00003.png").unlink()
-    with pytest.raises(SourceError, match=r"digits_01/00003\.png: missing, and 0 more"):
-        VideoFolder(root)
-    (annotations / "00003.png").write_bytes(good)
-    videos = VideoFolder(root)
-    Image.fromarray(np.full((64, 96), 3, np.uint8)).save(annotations / "00003.png")
-    with pytest.raises(SourceError, match=r"00003\.png: object 3, the first map ends with 2"):
-        videos.masks("digits_01")
-    Image.fromarray(np.zeros((64, 95), np.uint8)).save(annotations / "00003.png")
-    with pytest.raises(SourceError, match=r"00003\.png: 95 x 64 pixels, its image has 96 x 64"):
-        videos.masks("digits_01")
-    for name in ("00004.jpg", "00005.jpg", "00003.jpg", "00002.jpg"):
-        (root / "JPEGImages" / "480p" / "digits_02" / name).unlink()
-    with pytest.raises(SourceError, match=r"digits_02: 2 frames"):
-        VideoFolder(root)
+MAP = "Annotations/480p/digits_01/00003.png"
+
+
+def write_map(root: Path, height: int, width: int, number: int) -> None:
+    Image.fromarray(np.full((height, width), number, np.uint8)).save(root / MAP)
+
+
+def remove_frames(root: Path, video: str, keep: int) -> None:
+    for path in sorted((root / "JPEGImages" / "480p" / video).iterdir())[keep:]:
+        path.unlink()
+
+
+def other_size(root: Path) -> None:
+    """Image and map fit each other, but not the first frame."""
+    write_map(root, 64, 95, 0)
+    Image.new("RGB", (95, 64)).save(root / "JPEGImages/480p/digits_01/00003.jpg")
+
+
+# How the videos are changed, and what is said of it; 3 videos with 18 frames are expected.
+CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "nothing": (lambda root: None, None),
+    "list": (
+        lambda root: (root / "ImageSets/2017/val.txt").unlink(),
+        r"ImageSets/2017/val\.txt: no such file",
+    ),
+    "names": (
+        lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"),
+        r"val\.txt: names no video",
+    ),
+    "map": (lambda root: (root / MAP).unlink(), r"digits_01/00003\.png: missing, and 0 more"),
+    "object": (
+        lambda root: write_map(root, 64, 96, 3),
+        r"00003\.png: object 3, the first map ends with 2",
+    ),
+    "size": (
+        lambda root: write_map(root, 64, 95, 0),
+        r"00003\.png: 95 x 64 pixels, its image has 96 x 64",
+    ),
+    "other size": (other_size, r"00003\.png: not of the size of the first map of digits_01"),
+    "two frames": (lambda root: remove_frames(root, "digits_02", 2), r"digits_02: 2 frames"),
+    "three frames": (
+        lambda root: remove_frames(root, "digits_02", 3),
+        r"15 frames found, 18 expected",
+    ),
+    "video": (
+        lambda root: (root / "ImageSets/2017/val.txt").write_text("digits_00\ndigits_02\n"),
+        r"2 videos found, 3 expected, 12 frames found, 18 expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_layout_is_checked(mini: Path, tmp_path: Path, change: str) -> None:
+    make, words = CHANGES[change]
+    shutil.copytree(mini, tmp_path / "videos")
+    make(tmp_path / "videos")
+    with pytest.raises(SourceError, match=words) if words else nullcontext():
+        check_videos(VideoFolder(tmp_path / "videos"), 3, 18, threads=1, report=print)
 
 
 def test_ranks_share_the_videos(
