@@ -43,3 +43,4 @@ def on_rank(
     distributed.init_process_group(timeout_minutes=2)
     function(rank, *args)
     distributed.destroy_process_group()
+    assert distributed.world_size() == 1, "the group is left"

@@ -105,22 +105,22 @@ def test_peak_memory_where_the_kernel_does_not_tell_it(
 def test_metrics_and_trace_of_a_run(tmp_path: Path, digits: FolderSource) -> None:
     config = TrainConfig(
         epochs=1,
-        batch_size=4,
+        batch_size=len(digits) // 5,
         base_lr=1e-2,
         warmup_epochs=0,
-        steps_per_epoch=5,
         views=VIEWS,
         log_steps=2,
         trace_steps=2,
     )
-    method = Mugs(SMALLEST)
+    method = Mugs(replace(SMALLEST, queue_size=80, memory_size=80))
     pretrain(method, digits, config, tmp_path, torch.device("cpu"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     metrics = [line for line in lines if "tflops" in line]
     assert [(m["step"], m["epoch"]) for m in metrics] == [(1, 0), (3, 0), (4, 0)]
     for m in metrics:
-        assert m["images_per_second"] * m["step_ms"] == pytest.approx(4 * 1000)
-        assert m["tflops"] * m["step_ms"] == pytest.approx(method.count_step_flops(VIEWS, 4) / 1e9)
+        assert m["images_per_second"] * m["step_ms"] == pytest.approx(1000 * config.batch_size)
+        flops = method.count_step_flops(VIEWS, config.batch_size)
+        assert m["tflops"] * m["step_ms"] == pytest.approx(flops / 1e9)
         assert 0 <= m["data_wait_share"] < 1
         assert m["peak_memory_mb"] > 0 and m["peak_share"] is None
     with gzip.open(tmp_path / "trace" / "rank_0000.json.gz", "rt") as stream:

@@ -33,6 +33,7 @@ from mugs.checkpoint.save_load import (
 )
 from mugs.checkpoint.tensors import DTYPE_NAMES, read_tensors, write_tensors
 from mugs.engine.loop import train
+from pipeline.files import replace_atomically
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -84,8 +85,18 @@ def test_files_are_what_the_library_writes_and_reads(tmp_path: Path) -> None:
         assert all(
             found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in tensors.items()
         )
+    (tmp_path / "any").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
     with pytest.raises(TypeError, match=r"c is torch\.complex64"):
         write_tensors(tmp_path / "c", {"c": torch.zeros(1, dtype=torch.complex64)})
+
+
+def test_a_folder_is_flushed_before_it_gets_its_name(tmp_path: Path) -> None:
+    with intercepted() as calls, replace_atomically(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "inner").touch()
+    made = [name for name, _ in calls.log]
+    assert made[-6:] == ["open", "fsync", "fsync", "replace", "fsync", "unlink"], "file and folders"
 
 
 def test_the_copy_is_reused_and_independent() -> None:

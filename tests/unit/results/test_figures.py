@@ -67,9 +67,14 @@ def test_figure_2_holds_our_points(results: Make) -> None:
         ("ViT-S/16, by epochs", "Pretraining epochs", "log", [100, 300, 800]),
     ]
     assert left.get_ylabel() == "Linear probing, top-1 (%)"
-    for axes in (left, right):  # the paper's best point of the method that is reproduced
-        (paper,) = [line for line in axes.get_lines() if line.get_label() == "Mugs (paper)"]
-        assert [82.1, 78.9][axes is right] == max(paper.get_ydata())
+    a, b = (
+        {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        for axes in (left, right)
+    )
+    assert a["Mugs (paper)"] == [[21.0, 78.9], [85.0, 80.6], [307.0, 82.1]]
+    assert a["MoCo-v3 (paper)"] == [[21.0, 73.4], [85.0, 76.7], [307.0, 77.7]]
+    assert b["Mugs (paper)"] == [[100.0, 76.4], [300.0, 78.2], [800.0, 78.9]]
+    assert b["MST (paper)"] == [[100.0, 75.0], [300.0, 76.8]]
     assert not any(
         line.get_marker() == "*"
         for axes in draw_figure2([]).draw(LIGHT).axes

@@ -141,6 +141,11 @@ def test_leads_follow_from_the_tables_but_for_the_one_that_is_known_not_to() -> 
     assert found[wrong[0]].computed == pytest.approx(0.3) and "82.5" in found[wrong[0]].note
 
 
+def test_a_lead_of_rows_that_are_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 rows are Mugs in .*, expected one"):
+        compute_margins("table1", 2 * load_table_spec("table1").paper, {})
+
+
 def test_the_lead_of_ours_is_over_the_printed_baseline() -> None:
     lines = load_table_spec("table1").paper
     mine = next(
