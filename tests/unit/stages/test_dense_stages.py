@@ -1,4 +1,4 @@
-"""The stages of detection, segmentation and video end to end, on a tiny network and mini data."""
+"""The stages of detection, segmentation, video and attention maps end to end, on a tiny network."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.stage import StageContext, StageOutput
 from stages import (
     ade20k_data,
     ade20k_segmentation,
+    attention,
     coco_data,
     coco_detection,
     davis_data,
@@ -29,6 +30,7 @@ from stages import (
 )
 from stages.ade20k_data import Ade20kDataConfig
 from stages.ade20k_segmentation import Ade20kSegmentationConfig
+from stages.attention import AttentionConfig
 from stages.coco_data import CocoDataConfig
 from stages.coco_detection import CocoDetectionConfig
 from stages.davis_data import DavisDataConfig
@@ -114,7 +116,7 @@ def context(tmp_path: Path) -> StageContext:
         "name",
         "bbb",
         run_dir,
-        {"weights": entry(tmp_path, "pretrain", {"teacher": path}, info)},
+        {"weights": entry(tmp_path, "pretrain", {"teacher": path, "initial": path}, info)},
         1,
     )
 
@@ -146,12 +148,14 @@ def segmentation(**changes: object) -> Ade20kSegmentationConfig:
     return Ade20kSegmentationConfig(**options | changes)
 
 
-def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> None:
+def check(
+    out: StageOutput, run_dir: Path, metrics: list[str], dataset: str, method: str = "mugs"
+) -> None:
     assert [row.metric for row in out.rows] == metrics
     for row in out.rows:
         assert (row.run_id, row.method, row.arch, row.epochs, row.seed) == (
             "bbb",
-            "mugs",
+            method,
             "vit_tiny",
             3,
             5,
@@ -162,21 +166,25 @@ def check(out: StageOutput, run_dir: Path, metrics: list[str], dataset: str) -> 
 
 
 def test_detection(context: StageContext, meetings: list[set[Path]]) -> None:
-    """Rows, files and pictures; and again from the last checkpoint,
-    as after a preemption during the test.
+    """Rows, files and pictures; and again from the last checkpoint, as after a preemption during
+    the test.
     """
     context = with_data(context, coco_data, COCO_DATA)
     assert context.inputs["data"].info == {"dataset": "sklearn_digits", "num_classes": 10}
     out, again = (
-        coco_detection.run(context, validate_model(CocoDetectionConfig, DETECTION, "x.yaml"))
-        for _ in range(2)
+        coco_detection.run(
+            context,
+            validate_model(CocoDetectionConfig, {**DETECTION, "weights": weights}, "x.yaml"),
+        )
+        for weights in ("teacher", "initial")
     )
     metrics = [
         f"{kind} AP{threshold}" for kind in ("box", "mask") for threshold in ("", "50", "75")
     ]
     check(out, context.run_dir, metrics, "sklearn_digits")
     assert {row.setting for row in out.rows} == {"1 epochs, lr=0.0002, layer decay=0.8"}
-    assert out.rows == again.rows
+    assert out.rows == [replace(row, method="mugs") for row in again.rows]
+    check(again, context.run_dir, metrics, "sklearn_digits", "mugs (initialisation)")
     assert set(out.outputs) == {"detector", "detections", "pictures"}
     before, after = meetings[:2]
     assert context.run_dir / "detections" / "part_0000_of_0001.json" in before
@@ -205,8 +213,12 @@ def test_a_finished_training_is_not_repeated(scenes: StageContext) -> None:
     """As after a preemption during the test: the last checkpoint is taken,
     and the same rows come out.
     """
-    rows = [ade20k_segmentation.run(scenes, segmentation()).rows for _ in range(2)]
-    assert rows[0] == rows[1]
+    rows, again = (
+        ade20k_segmentation.run(scenes, segmentation(weights=weights)).rows
+        for weights in ("teacher", "initial")
+    )
+    assert [row.method for row in again] == ["mugs (initialisation)"] * 3
+    assert rows == [replace(row, method="mugs") for row in again]
 
 
 def test_wrong_coco_is_named(context: StageContext, tmp_path: Path) -> None:
@@ -292,9 +304,11 @@ def test_video(context: StageContext, meetings: list[set[Path]]) -> None:
         short_side=64,
         multiple=8,
         num_pictures=1,
+        weights="initial",
     )
     out = davis_segmentation.run(with_data(context, davis_data, VIDEO_DATA), cfg)
-    check(out, context.run_dir, ["J&F", "J", "F"] * 2, "sklearn_digits_videos")
+    metrics = ["J&F", "J", "F"] * 2
+    check(out, context.run_dir, metrics, "sklearn_digits_videos", "mugs (initialisation)")
     assert [row.setting for row in out.rows] == ["n=1"] * 3 + ["n=2"] * 3
     for previous, met in zip((1, 2), meetings, strict=True):
         assert set(out.outputs[f"masks_{previous}"].rglob("*.png")) <= met
@@ -305,3 +319,51 @@ def test_video(context: StageContext, meetings: list[set[Path]]) -> None:
         set(captions) == {"pictures_n=1", "pictures_n=2"}
         and "2 frames before it" in captions["pictures_n=2"]
     )
+
+
+@pytest.fixture
+def pictures(context: StageContext, tmp_path: Path) -> StageContext:
+    """The run with five validation images."""
+    (tmp_path / "val/a").mkdir(parents=True)
+    for index in range(5):
+        Image.new("RGB", (30, 24), (50 * index, 0, 0)).save(tmp_path / f"val/a/{index}.png")
+    data = entry(tmp_path, "data", {"val": tmp_path / "val"}, {"dataset": "reds", "num_classes": 1})
+    return replace(context, inputs={**context.inputs, "data": data})
+
+
+def test_pictures_of_images_spread_over_the_data_set(
+    pictures: StageContext, meetings: list[set[Path]]
+) -> None:
+    out = attention.run(pictures, AttentionConfig(resize=16, crop=16, num_images=2))
+    names = sorted(path.name for path in out.outputs["pictures"].iterdir())
+    assert names == ["image_000000.png", "image_000002.png"] and not out.rows
+    assert out.info["dataset"] == "reds" and out.info["weights"] == "teacher"
+    assert set(out.outputs["pictures"].iterdir()) <= meetings[-1]
+    caption = out.info["captions"]["pictures"]
+    assert "60% of a head's attention" in caption and "2 heads" in caption
+    attention.run(pictures, AttentionConfig(resize=16, crop=16, images=(4,)))
+    assert (pictures.run_dir / "pictures/image_000004.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_images": 6}, "num_images 6: the data set has 5 validation images"),
+        ({"images": (0, 5)}, "images 5: the data set has validation images 0 to 4"),
+        ({"crop": 20}, "crop 20: expected a multiple of the patch size 8"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused(
+    pictures: StageContext, fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        attention.run(
+            pictures,
+            validate_model(AttentionConfig, {"resize": 16, "crop": 16, **fields}, "x.yaml"),
+        )
+
+
+def test_a_data_set_without_validation_images(pictures: StageContext) -> None:
+    del pictures.inputs["data"].outputs["val"]
+    with pytest.raises(ValueError, match="'reds' has no validation images"):
+        attention.run(pictures, AttentionConfig())

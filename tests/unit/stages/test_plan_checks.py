@@ -1,4 +1,4 @@
-"""Inputs and settings of the evaluations of a frozen backbone, as a plan checks them."""
+"""What a plan checks: inputs and settings of evaluations of a frozen backbone, the global batch."""
 
 import re
 
@@ -136,3 +136,52 @@ def test_recipes_of_the_released_probes() -> None:
     for name in (*expected, "l250"):
         cfg = from_recipe(name)
         assert validate_model(LinearConfig, dump_settings(cfg), "x.yaml") == cfg
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["pretrain.resources.nodes=3"],
+            "runs.pretrain: batch_size 512 over 3 x 8 = 24 ranks leaves 21.33 images each; "
+            "expected a multiple of 24 (nearest: 504 or 528)",
+        ),
+        (
+            ["pretrain.batch_size=7"],
+            "batch_size 7 over 8 ranks leaves 0.88 images each; "
+            "expected a multiple of 8 (nearest: 8)",
+        ),
+        (
+            ["pretrain.micro_batch_size=48"],
+            "batch_size 512 over 8 ranks leaves 64 images each, which micro_batch_size 48 cuts "
+            "into 1.33 passes; expected a divisor of 64 (nearest below: 32)",
+        ),
+        (
+            ["pretrain.micro_batch_size=32", "pretrain.mugs.head_norm=batch"],
+            "leaves 64 images each, more than micro_batch_size 32, "
+            "and batch normalization needs them in one pass",
+        ),
+        (
+            ["linear.resources.ranks_per_node=3"],
+            "runs.linear: batch_size 1024 over 3 ranks leaves 341.33 images each",
+        ),
+        (["pretrain.micro_batch_size=0"], "greater than 0"),
+    ],
+)
+def test_a_global_batch_that_does_not_work_out_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_plan(load_reproduction("mugs_vit_s16_ep100", STAGES, overrides))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pretrain.resources.nodes=2"],
+        ["pretrain.micro_batch_size=32"],
+        ["pretrain.micro_batch_size=100"],
+        ["pretrain.micro_batch_size=64", "pretrain.mugs.head_norm=batch"],
+    ],
+)
+def test_a_global_batch_that_works_out(overrides: list[str]) -> None:
+    build_plan(load_reproduction("mugs_vit_s16_ep100", STAGES, overrides))
