@@ -181,6 +181,7 @@ def submit(
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
+    console.show_remarks(runs)
     # What takes a moment comes before the data checks, which may take minutes.
     submission.check_submission(runs, profile)
     console.announce_data_checks(skip_data_checks)
@@ -214,6 +215,7 @@ def run_command(
     # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
+    console.show_remarks(runs)
     outcomes = run_locally(runs, selection.root, ranks=ranks, on_start=console.announce_run)
     raise typer.Exit(console.show_outcomes(outcomes))
 

@@ -1,7 +1,7 @@
 """Read reproductions from YAML, apply overrides, and check them against the stages' settings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class RunConfig:
     config: StageConfig
     needs: Mapping[str, str]
     resources: Resources
+    # The same run without --set; None if no --set changes it.
+    as_written: "RunConfig | None" = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ def load_reproduction(
         ConfigError: names file or override, key, and what is expected.
     """
     source, document, runs = read_reproduction(name_or_path)
-    written = list(runs)
+    written = {str(name): _with_likeness(source, name, runs) for name in runs}
     # A recipe given by --set overrides the file; other --set options override the recipe.
     for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
         apply_override(runs, override)
-    whole = {str(name): _with_likeness(source, name, runs) for name in written}
+    whole = {name: _with_likeness(source, name, runs) for name in written}
     checked = {
         name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
     }
+    for name, raw in written.items():
+        if raw != whole[name]:
+            checked[name] = _compare_with_file(source, checked[name], raw, stages)
     description = " ".join(str(document.get("description", "")).split())
     return Reproduction(str(document.get("name", Path(source).stem)), source, checked, description)
 
@@ -234,6 +239,29 @@ def _merged(base: Any, own: Any) -> Any:
     return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}
 
 
+def _compare_with_file(
+    source: str, run: RunConfig, written: Any, stages: Mapping[str, StageSpec]
+) -> RunConfig:
+    """Return a run that --set changed, with what the file says beside it."""
+    try:
+        as_written = _check_run(source, run.name, written, stages, ())
+    except ConfigError:
+        # The file alone may be incomplete; then there is nothing to compare with.
+        return run
+    return replace(run, as_written=as_written)
+
+
+def _resources_from_command_line(name: str, overrides: Sequence[str]) -> list[str]:
+    """Return which resources of a run are set by --set, one by one or as a mapping."""
+    found: list[str] = []
+    for override in overrides:
+        dotted, _, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if keys[:2] == [name, "resources"]:
+            found += keys[2:] or parse_yaml(f"--set {dotted}", text)
+    return found
+
+
 def _check_run(
     source: str, name: str, raw: Any, stages: Mapping[str, StageSpec], overrides: Sequence[str]
 ) -> RunConfig:
@@ -262,6 +290,7 @@ def _check_run(
     # What is not given is as the stage declares it, not as `Resources` has it by default.
     merged = {**spec.resources.model_dump(), **given}
     found = validate_model(Resources, merged, f"{where}.resources", f"{name}.resources", overrides)
+    found = found.mark_from_command_line(_resources_from_command_line(name, overrides))
     fields = {key: value for key, value in raw.items() if key not in RESERVED}
     # Former reproductions say `preset: name`; without this, the message would be "unknown key".
     if "preset" in fields:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pipeline.config import Reproduction, RunConfig
 from pipeline.identity import run_id
 from pipeline.reading import format_choices
+from pipeline.remarks import remark_on_overrides
 from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageRun
 
@@ -22,17 +23,18 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
     planned: dict[str, StageRun] = {}
     for name in _order(reproduction):
         run = reproduction.runs[name]
-        inputs = {role: reproduction.runs[filler].config for role, filler in run.needs.items()}
+        inputs = {role: planned[filler].config for role, filler in run.needs.items()}
         where = f"{reproduction.source}: runs.{name}"
         try:
             run.config.check_resources(run.resources)
             where += ".needs"
             run.config.check_inputs(inputs)
+            config = run.config.complete_from(inputs)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
         # Ids of inputs are part of a run's id, so they are known first: that is why order matters.
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
-        identity = run_id(run.spec.name, run.config, needs)
+        identity = run_id(run.spec.name, config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)
         if same is not None:
             # They would share a folder's id and a manifest entry.
@@ -44,11 +46,13 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
             stage=run.spec.name,
             name=name,
             run_id=identity,
-            config=run.config,
+            config=config,
             needs=needs,
             resources=run.resources,
             entrypoint=run.spec.entrypoint,
             rows_writer=run.spec.rows_writer,
+            facts=tuple(config.list_facts(inputs)),
+            remarks=(*config.list_remarks(inputs), *remark_on_overrides(run)),
         )
     return list(planned.values())
 

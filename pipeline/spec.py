@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from pipeline.settings import Settings
 
@@ -22,7 +22,27 @@ class ConfigError(ValueError):
 class StageConfig(Settings):
     """Base of every stage's configuration."""
 
-    # The hooks below are called when a plan is made, before a job is queued.
+    # The hooks below are called when a plan is made, before a job is queued. `inputs` are the
+    # configurations of the inputs, by role.
+
+    def complete_from(self, inputs: Mapping[str, StageConfig]) -> StageConfig:
+        """Return this configuration with settings filled in that follow from the inputs.
+
+        What is filled in is part of the run id like any other setting.
+        """
+        return self
+
+    def list_facts(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Return what `plan` says of this configuration, a line each."""
+        return []
+
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Return a line for each setting that is valid but that the user may not have meant."""
+        return []
+
+    def rate_follows_batch(self) -> bool:
+        """Return whether the learning rate is scaled when another batch size is set."""
+        return True
 
     def check_resources(self, resources: Resources) -> None:
         """Raise ValueError if this configuration cannot run on these resources."""
@@ -75,6 +95,17 @@ class Resources(BaseModel):
     max_failures: int = Field(default=3, ge=1)
     # A training without a step for so long counts as failed.
     hang_minutes: float = Field(default=30.0, gt=0)
+    _from_command_line: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def mark_from_command_line(self, names: Iterable[str]) -> Resources:
+        """Return the same resources; those of `names` now count more than a cluster profile."""
+        marked = self.model_copy()
+        marked._from_command_line = frozenset(names)
+        return marked
+
+    def overrides_profile(self, name: str) -> bool:
+        """Return whether the user set this resource with --set."""
+        return name in self._from_command_line
 
     @property
     def ranks(self) -> int:
@@ -140,6 +171,9 @@ class StageRun:
     resources: Resources
     entrypoint: str
     rows_writer: str = ROWS_WRITER
+    # Lines for the user of `plan` and `submit`; not in the run file.
+    facts: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

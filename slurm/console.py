@@ -72,7 +72,14 @@ def show_plan(
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
     total = f"at most {sum(run.resources.gpu_hours for run in split.pending):g} GPU-hours"
     print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
+    show_lines(f"{run.name}: {fact}" for run in runs for fact in run.facts)
+    show_remarks(runs)
     show_lines(advice)
+
+
+def show_remarks(runs: Iterable[StageRun]) -> None:
+    """Print a line for each setting that is valid but that the user may not have meant."""
+    show_lines(f"note: {run.name}: {remark}" for run in runs for remark in run.remarks)
 
 
 def show_lines(lines: Iterable[str]) -> None:

@@ -31,6 +31,10 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
     activation_checkpointing: Runtime[bool] = False
     num_pictures: Runtime[NonNegativeInt] = 16
 
+    def rate_follows_batch(self) -> bool:
+        """Return that it does not: `lr` is for the released batch size."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unused_settings(cls, values: Any) -> Any:

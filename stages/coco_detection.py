@@ -24,6 +24,10 @@ class CocoDetectionConfig(Pretrained, DetectionConfig):
     activation_checkpointing: Runtime[bool] = True
     num_pictures: Runtime[NonNegativeInt] = 16
 
+    def rate_follows_batch(self) -> bool:
+        """Return that it does not: `lr` is for the released batch size."""
+        return False
+
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over the ranks, and each share into micro-batches."""
         check_even_batch(self.batch_size, resources)

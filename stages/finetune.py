@@ -47,6 +47,19 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
 
+    def rate_follows_batch(self) -> bool:
+        """Return whether the rate is meant for a batch of `lr_batch` images."""
+        return self.rate.lr_batch is not None
+
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Remark on a warm-up that does not end."""
+        if self.rate.warmup_epochs <= self.epochs:
+            return []
+        return [
+            f"the warm-up of {self.rate.warmup_epochs} epochs is longer than the run of "
+            f"{self.epochs}: the learning rate never reaches its peak"
+        ]
+
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over ranks, groups and pairs, and into micro-batches."""
         check_even_batch(self.batch_size, resources)

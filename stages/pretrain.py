@@ -11,6 +11,7 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch, check_even_passes
+from stages.shared.image_data import ConvertConfig
 
 # Width and depth of each architecture, to estimate sizes without importing torch.
 SHAPES = {
@@ -30,6 +31,44 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
     base_lr: PositiveFloat = 8e-4
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
+
+    def complete_from(self, inputs: Mapping[str, StageConfig]) -> "PretrainConfig":
+        """Fill in `steps_per_epoch`, one pass over the images, if their number is known."""
+        images = count_train_images(inputs)
+        if self.steps_per_epoch is not None or images is None:
+            return self
+        if images < self.batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is more than all {images:,} images")
+        return replace(self, steps_per_epoch=images // self.batch_size)
+
+    def list_facts(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Return epochs, steps, and passes over the images."""
+        images = count_train_images(inputs)
+        if self.steps_per_epoch is None or images is None:
+            return []  # how many there are is known when they are there
+        passes = self.steps_per_epoch * self.batch_size / images
+        steps = f"{self.steps_per_epoch:,} steps of {self.batch_size} images"
+        return [f"{self.epochs} epochs of {steps}: {passes:.2f} passes over {images:,} images each"]
+
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Remark on epochs that are not one pass, and on a warm-up that does not end."""
+        remarks = []
+        images = count_train_images(inputs)
+        # A step more or less than whole batches give is rounding: the released B-400 has 1,271.
+        if self.steps_per_epoch is not None and images is not None:
+            one_pass = images // self.batch_size
+            if abs(self.steps_per_epoch - one_pass) > 1:
+                remarks.append(
+                    f"an epoch is {self.steps_per_epoch / one_pass:.2f} passes over the images, "
+                    f"because steps_per_epoch is {self.steps_per_epoch}; "
+                    f"leave it out for one pass ({one_pass})"
+                )
+        if self.warmup_epochs > self.epochs:
+            remarks.append(
+                f"the warm-up of {self.warmup_epochs} epochs is longer than the run of "
+                f"{self.epochs}: the learning rate never reaches its peak"
+            )
+        return remarks
 
     def estimate_checkpoint_gb(self) -> float:
         """Return the size of student, teacher and two optimizer moments in fp32, and the queues."""
@@ -52,6 +91,14 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
             self.micro_batch_size,
             single_pass=self.options.needs_whole_batch_per_rank,
         )
+
+
+def count_train_images(inputs: Mapping[str, StageConfig]) -> int | None:
+    """Return the number of training images as declared or known for the data set, else None."""
+    data = inputs.get("data")
+    if not isinstance(data, ConvertConfig):
+        return None
+    return (data.expected_counts.images or {}).get("train")
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:

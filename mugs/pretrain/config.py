@@ -46,7 +46,7 @@ class TrainConfig(StepConfig):
     teacher_momentum: Probability = 0.996
     # Factor of the learning rate of the patch embedding.
     patch_lr_scale: float = 0.2
-    # Steps of an epoch; without it, as many whole batches as the images give.
+    # Steps of an epoch; without it, as many whole batches as the images give: one pass.
     steps_per_epoch: int | None = None
     seed: int = 0
     views: ViewRecipe = field(default_factory=ViewRecipe)

@@ -63,7 +63,7 @@ class ClusterProfile(BaseModel):
     gpu_type: str | None = None
     # GPUs of a node. A run that asks for more is refused.
     gpus_per_node: int = Field(default=8, ge=0)
-    # CPUs of each rank; without it, what the run asks for.
+    # CPUs of each rank; without it, what the run asks for. A --set of a run counts more.
     cpus_per_rank: int | None = Field(default=None, ge=1)
     # Memory of each node for runs that do not say how much they need; 0 for all of it.
     memory_gb: int | None = Field(default=None, ge=0)
@@ -162,7 +162,9 @@ def sbatch_parameters(
 
     Slurm warns the job `lead_s` seconds before its end. `code` is the snapshot that it runs.
     """
-    cpus = profile.cpus_per_rank or need.cpus_per_rank
+    cpus = need.cpus_per_rank
+    if profile.cpus_per_rank is not None and not need.overrides_profile("cpus_per_rank"):
+        cpus = profile.cpus_per_rank
     gpu_type = f"{profile.gpu_type}:" if profile.gpu_type else ""
     additional = {
         "requeue": True,

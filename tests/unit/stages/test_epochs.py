@@ -1,0 +1,117 @@
+"""An epoch is one pass over the images, whatever batch size and data set; else `plan` says so."""
+
+import pytest
+
+from pipeline.spec import ConfigError, StageRun
+from slurm.submission.profile import load_profile, sbatch_parameters
+from stages.commands.reproduction import all_runs
+
+
+def plan_run(reproduction: str, name: str, *overrides: str) -> StageRun:
+    """Return one run of a bundled reproduction."""
+    return next(run for run in all_runs(reproduction, overrides) if run.name == name)
+
+
+@pytest.mark.parametrize(
+    ("reproduction", "overrides", "steps"),
+    [
+        ("mugs_vit_s16_ep100", (), 2502),
+        ("mugs_vit_s16_ep100", ("pretrain.batch_size=1024",), 1251),
+        ("mugs_vit_s16_ep100", ("pretrain.batch_size=256",), 5004),
+        (
+            "mugs_vit_s16_ep100",
+            ("imagenet.dataset=own", "imagenet.num_train_images=100000"),
+            195,
+        ),
+        ("mugs_vit_l16_ep250", (), 2001),
+        # The release's count, one step more than whole batches give.
+        ("mugs_vit_b16_ep400", (), 1271),
+        # The number of the digits is known when they are there.
+        ("mini", (), None),
+    ],
+)
+def test_an_epoch_is_one_pass(
+    reproduction: str, overrides: tuple[str, ...], steps: int | None
+) -> None:
+    run = plan_run(reproduction, "pretrain", *overrides)
+    assert getattr(run.config, "steps_per_epoch") == steps  # noqa: B009 (of the stage's class)
+    assert not any("passes" in remark for remark in run.remarks)
+
+
+def test_plan_says_how_many_passes_an_epoch_is() -> None:
+    (fact,) = plan_run("mugs_vit_s16_ep100", "pretrain").facts
+    assert fact == (
+        "100 epochs of 2,502 steps of 512 images: 1.00 passes over 1,281,167 images each"
+    )
+    twice = plan_run(
+        "mugs_vit_s16_ep100",
+        "pretrain",
+        "pretrain.batch_size=1024",
+        "pretrain.steps_per_epoch=2502",
+    )
+    assert "2.00 passes" in twice.facts[0]
+    assert any("an epoch is 2.00 passes" in remark for remark in twice.remarks)
+    assert twice.run_id != plan_run("mugs_vit_s16_ep100", "pretrain").run_id
+
+
+def test_a_batch_of_more_than_all_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"runs\.pretrain.*batch_size 512 is more than all 300"):
+        plan_run("mugs_vit_s16_ep100", "pretrain", "imagenet.num_train_images=300")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("pretrain", ("pretrain.epochs=100",), ()),
+        ("pretrain", ("pretrain.warmup_epochs=101",), ("never reaches its peak",)),
+        (
+            "pretrain",
+            ("pretrain.epochs=800",),
+            ("epochs is 800 instead of 100, but resources.hours is still 36",),
+        ),
+        ("pretrain", ("pretrain.epochs=800", "pretrain.resources.hours=288"), ()),
+        (
+            "pretrain",
+            ("pretrain.resources.nodes=2",),
+            ("16 GPUs instead of 8, but resources.hours is still 36",),
+        ),
+        # The rates of these follow the batch, or are meant for it.
+        ("pretrain", ("pretrain.batch_size=1024",), ()),
+        ("linear", ("linear.batch_size=512",), ()),
+    ],
+)
+def test_what_an_override_leaves_as_it_was_is_remarked_on(
+    name: str, overrides: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    remarks = plan_run("mugs_vit_s16_ep100", name, *overrides).remarks
+    assert len(remarks) == len(words), remarks
+    assert all(word in remark for word, remark in zip(words, remarks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("reproduction", "name"),
+    [("coco_vit_s16_ep800", "detection"), ("ade20k_vit_s16_ep800", "upernet")],
+)
+def test_a_rate_that_does_not_follow_the_batch_is_remarked_on(reproduction: str, name: str) -> None:
+    assert plan_run(reproduction, name).remarks == ()
+    (remark,) = plan_run(reproduction, name, f"{name}.batch_size=64").remarks
+    assert "batch_size is 64 instead of" in remark and "does not follow it" in remark
+
+
+@pytest.mark.parametrize(
+    ("override", "cpus"),
+    [
+        ("pretrain.epochs=100", 12),
+        ("pretrain.resources.cpus_per_rank=5", 5),
+        ("pretrain.resources={cpus_per_rank: 5}", 5),
+        # As the file says; the profile would have 12.
+        ("pretrain.resources.cpus_per_rank=16", 16),
+    ],
+)
+def test_cpus_of_the_command_line_count_more_than_the_profile(
+    override: str, cpus: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = plan_run("mugs_vit_s16_ep100", "pretrain", override)
+    code = tmp_path_factory.mktemp("code")
+    profile = load_profile("a100_8x80g")
+    assert sbatch_parameters(profile, run.resources, code=code, lead_s=60)["cpus_per_task"] == cpus
