@@ -291,8 +291,10 @@ def tables(
     """Print the paper's tables with the results of finished runs.
 
     Each of our results stands below the number that the paper prints. Results without a counterpart
-    in the paper are in a separate section. Stops if a result row is damaged or if two rows claim
-    the same cell, and names the file and the line.
+    in the paper are in a separate section. Seeds are averaged only if all else is equal; otherwise
+    there is a row for each, named by what differs. A damaged row, and rows that claim the same
+    cell, are left out and named with file and line; the exit code is then 1, and nothing is
+    published.
     """
     from stages.commands import tables as command
 
@@ -308,7 +310,9 @@ def tables(
     # Before anything is read: collecting the results of a large run root takes seconds.
     request.check()
     selection = _select(reproduction, overrides, None, cluster, run_root)
-    _print(command.run(selection, request, warn=lambda line: typer.echo(line, err=True)))
+    warnings: list[str] = []
+    _print(command.run(selection, request, warn=warnings.append))
+    _warn(warnings)
 
 
 @app.command()
@@ -331,10 +335,14 @@ def figures(
     from results.figures.all_figures import draw_all_figures
     from results.figures.style import write_figures
     from stages.commands.finished_results import collect_finished
+    from stages.commands.tables import warn_of_problems
 
     selection = _select(reproduction, overrides, None, cluster, run_root)
-    collection = collect_finished(selection.root, selection.runs).require_valid()
+    collection = collect_finished(selection.root, selection.runs)
+    warnings: list[str] = []
+    warn_of_problems(collection, warnings.append)
     _print(write_figures(draw_all_figures(collection, selection.root, classes or ()), out))
+    _warn(warnings)
 
 
 @app.command()
@@ -570,6 +578,18 @@ def _select(
         raise typer.BadParameter("name the REPRODUCTION to change", param_hint="--set")
     root = place.choose_run_root(run_root, cluster)
     return load_selection(reproduction, overrides, only, root)
+
+
+def _warn(lines: Iterable[str]) -> None:
+    """Print warnings; end with exit code 1 if results were left out."""
+    from stages.commands.tables import LEFT_OUT
+
+    left_out = False
+    for line in lines:
+        typer.echo(line, err=True)
+        left_out = left_out or line.startswith(LEFT_OUT)
+    if left_out:
+        raise typer.Exit(1)
 
 
 def _print(lines: Iterable[object], *, err: bool = False) -> None:

@@ -13,6 +13,7 @@ from results.variants import (
     NO_RECORD,
     ReferenceReproduction,
     describe_variant,
+    distinguish_unlike,
     find_deviations,
 )
 
@@ -68,7 +69,7 @@ def make_collection(
     results: Sequence[Result], runs: Mapping[str, FinishedRun], problems: Sequence[str]
 ) -> CollectedResults:
     """Return the results without those that conflict, which join the problems."""
-    kept, conflicts = separate_conflicts(results)
+    kept, conflicts = separate_conflicts(distinguish_unlike(results, runs))
     unknown = tuple(
         f"{result.where}: unknown {' and '.join(names)}"
         for result in kept

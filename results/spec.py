@@ -100,7 +100,8 @@ class TableSpec:
             and not _matches(row.dataset, self.except_datasets)
             and _matches(row.arch, self.archs)
             and not _matches(row.arch, self.except_archs)
-            and all(_matches(name, self.variants) for name in variants)
+            # Experiments of the user's own are in parentheses and stand beside the main one.
+            and all(name.startswith("(") or _matches(name, self.variants) for name in variants)
         )
 
 

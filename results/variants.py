@@ -1,11 +1,12 @@
 """What a row does not say about its pretraining: variant, and deviations from the recipe."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from results.runs import FinishedRun, flatten_config, iter_with_upstream
-from results.schema import ResultRow
+from results.schema import Result, ResultRow
 from results.vocabulary import load_vocabulary
 
 # The three supervisions of Mugs, in the order of `mugs.loss_weights`.
@@ -58,12 +59,16 @@ def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def describe_variant(pretraining: Mapping[str, Any], arch: str) -> str:
     """Return in words what sets a pretraining apart from the main one of its architecture, or "".
 
+    An experiment of the user's own has the name that its reproduction gives it, in parentheses.
+
     The mini network is always pretrained with weak augmentation: there, strong augmentation is the
     variant.
     """
     default = load_vocabulary().default_variants.get(arch, ())
     tags = variant_tags(flatten_config(pretraining))
     names = [name for group in tags.values() for name in group]
+    if own := pretraining.get("variant"):
+        names.append(f"({own})")
     # An architecture that is always pretrained with a variant is special without it.
     missing = [OPPOSITE[name] for name in default if name not in names]
     return ", ".join([name for name in names if name not in default] + missing)
@@ -94,6 +99,82 @@ def find_deviations(
         closest: list[str] = min(candidates, key=len, default=[])
         deviations += closest
     return tuple(deviations)
+
+
+def distinguish_unlike(results: Sequence[Result], runs: Mapping[str, FinishedRun]) -> list[Result]:
+    """Return the results; those that only look alike now say in which settings they differ.
+
+    Seeds are averaged, so results of the same experiment must be equal in every setting of their
+    run and of the runs it needs, but for the seed that the row tells. Where no recipe shows the
+    difference (it has other epochs, or is the user's own), it is found by comparison.
+    """
+    # Runs before the evaluation: all its rows get the same name, whatever their setting.
+    named = _name_varying(results, runs, _experiment, own=False)
+    # The evaluation itself: a row chooses the best of several settings that it states, so only
+    # rows with the same statement are compared.
+    return _name_varying(named, runs, _experiment_and_setting, own=True)
+
+
+def _experiment(result: Result) -> tuple[object, ...]:
+    row = result.row
+    about = (row.method, row.arch, row.epochs, row.stage, row.dataset)
+    return *about, result.variant, result.differs, result.imported
+
+
+def _experiment_and_setting(result: Result) -> tuple[object, ...]:
+    return *_experiment(result), result.row.metric, result.row.setting
+
+
+def _name_varying(
+    results: Sequence[Result],
+    runs: Mapping[str, FinishedRun],
+    group_by: Callable[[Result], tuple[object, ...]],
+    *,
+    own: bool,
+) -> list[Result]:
+    """Return the results, each with the settings in which its group varies."""
+    groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[group_by(result)].append(result)
+    varying: dict[tuple[tuple[object, ...], str], tuple[str, ...]] = {}
+    for group, same in groups.items():
+        ids = sorted({result.row.run_id for result in same if result.row.run_id in runs})
+        chains = {run_id: _chain_settings(run_id, same[0].row, runs, own=own) for run_id in ids}
+        # Settings that only some have belong to another version of the code.
+        common = set.intersection(*(set(chain) for chain in chains.values())) if chains else set()
+        changing = [k for k in sorted(common) if len({repr(c[k]) for c in chains.values()}) > 1]
+        for run_id, chain in chains.items():
+            varying[group, run_id] = tuple(
+                f"{key[0]}={format_setting(chain[key])}" for key in changing
+            )
+    return [
+        replace(
+            result,
+            differs=(*result.differs, *varying.get((group_by(result), result.row.run_id), ())),
+        )
+        for result in results
+    ]
+
+
+def _chain_settings(
+    run_id: str, row: ResultRow, runs: Mapping[str, FinishedRun], *, own: bool
+) -> dict[tuple[str, int], Any]:
+    """Return the settings of a run (`own`), or of those it needs.
+
+    The key is the name of the setting, and which run of its stage has it: the nearest is 0.
+    """
+    found = {}
+    places: Counter[str] = Counter()
+    for run in iter_with_upstream(run_id, runs):
+        place = places[run.stage]
+        places[run.stage] += 1
+        if own != (run.run_id == run_id):
+            continue
+        skipped = _told_elsewhere(run, row)
+        for key, value in run.science().items():
+            if key not in skipped:
+                found[f"{run.stage}.{key}", place] = value
+    return found
 
 
 def _is_alike(recipe: ReferenceRun, run: FinishedRun, row: ResultRow) -> bool:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from mugs.methods.config import METHODS, MethodSettings
 from mugs.pretrain.config import TrainConfig
@@ -28,6 +29,8 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
     """A pretraining run. The defaults are those of the released ViT-S runs where these agree."""
 
     arch: str = "vit_s16"
+    # Name of an experiment of your own; tables show its results in rows of that name.
+    variant: Annotated[Runtime[str], Field(pattern=r"^[\w .+/=-]{0,40}$")] = ""
     base_lr: PositiveFloat = 8e-4
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False

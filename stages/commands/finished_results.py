@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline import config, manifest
 from pipeline.config import RunConfig
 from pipeline.identity import RETIRED_SETTINGS, runtime_names, science_fields
+from pipeline.plan import build_plan
 from pipeline.settings import use_record_names
 from pipeline.spec import ConfigError, StageRun
 from results import publish
@@ -53,10 +54,13 @@ def load_references() -> list[ReferenceReproduction]:
     """Return the bundled reproductions, with which the settings of finished runs are compared."""
     found = []
     for name in config.list_bundled():
-        runs = config.load_reproduction(name, STAGES).runs
+        reproduction = config.load_reproduction(name, STAGES)
+        # As planned: what follows from the inputs, such as the steps of an epoch, is filled in.
         own = [
-            ReferenceRun(run.spec.name, _dataset_of(key, runs), science_fields(run.config))
-            for key, run in runs.items()
+            ReferenceRun(
+                run.stage, _dataset_of(run.name, reproduction.runs), science_fields(run.config)
+            )
+            for run in build_plan(reproduction)
         ]
         found.append(ReferenceReproduction(tuple(own)))
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import publish, render, spec
+from results.collect import CollectedResults
 from results.compare import compare_cells
 from results.explain import explain_cell
 from results.render import Format
@@ -15,6 +16,9 @@ from stages.commands.reproduction import Selection
 
 # Options that do something instead of printing tables.
 ACTIONS = ("out", "explain", "against", "publish")
+
+# How a warning of a row that is in no table begins; the command then ends with exit code 1.
+LEFT_OUT = "left out: "
 
 # The other options, and the actions that heed them.
 COMBINES_WITH = {"table": ("out", "against"), "filled": ("out",), "format": ("against",)}
@@ -49,17 +53,25 @@ class TablesRequest:
                     raise OptionError(f"{option} {name}: expected one of {', '.join(known)}")
 
 
+def warn_of_problems(collection: CollectedResults, warn: Callable[[str], None]) -> None:
+    """Name each row that is left out."""
+    for problem in collection.problems:
+        warn(f"{LEFT_OUT}{problem}")
+
+
 def run(
     selection: Selection, request: TablesRequest, *, warn: Callable[[str], None]
 ) -> Iterable[str]:
     """Return the texts to print.
 
-    `warn` gets a line for each result that no table shows.
+    `warn` gets a line for each result that no table shows, and for each row that is left out
+    because it is damaged or because another one claims the same cell.
 
     Raises:
-        RowsError: a result row is damaged, or two rows claim the same cell.
+        RowsError: there is such a row, and the results are to be published.
     """
-    collection = collect_finished(selection.root, selection.runs).require_valid()
+    collection = collect_finished(selection.root, selection.runs)
+    warn_of_problems(collection, warn)
     # A mistyped path would otherwise look like a run root without results.
     if not selection.root.is_dir():
         warn(f"run root {selection.root}: there is no such folder, so there are no results of ours")
@@ -70,7 +82,8 @@ def run(
     if request.explain is not None:
         return [explain_cell(collection, *request.explain).removesuffix("\n")]
     if request.against is not None:
-        other = load_comparison(request.against, selection.runs).require_valid()
+        other = load_comparison(request.against, selection.runs)
+        warn_of_problems(other, warn)
         compared = compare_cells(collection.results, other.results, names)
         return [render.render_formatted(compared, fmt)]
     tables = build_tables(collection.results, names)

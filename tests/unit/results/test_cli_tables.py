@@ -149,14 +149,68 @@ def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[R
         explain_cell(both, "table8", "mugs", "linear")
 
 
-def test_conflicts_stop_it_and_name_both_lines(cli: Cli, filled: Any, row: ResultRow) -> None:
+@pytest.mark.parametrize("command", ["tables", "figures"])
+def test_conflicts_are_left_out_and_name_both_lines(
+    cli: Cli, filled: Any, row: ResultRow, tmp_path: Path, command: str
+) -> None:
     filled.add("def", "knn", [replace(row, run_id="def", value=70.0)], upstream={"weights": "pre"})
-    done = cli()
-    assert done.returncode == 2 and done.stdout == ""
+    done = cli(*(["--out", str(tmp_path / "f")] if command == "figures" else []), command=command)
+    assert done.returncode == 1
     assert (
-        "knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70 of run def"
+        "left out: knn/knn-abc/rows.csv, line 2: 75.1 of run abc; knn/knn-def/rows.csv, line 2: 70"
         in done.stderr
     )
+    # The other setting of the same run is still there.
+    assert command == "figures" or "run abc; cls, k=10, T=0.07" in done.stdout
+
+
+def test_a_conflict_is_not_published(cli: Cli, filled: Any, row: ResultRow, tmp_path: Path) -> None:
+    filled.add("def", "knn", [replace(row, run_id="def", value=70.0)], upstream={"weights": "pre"})
+    done = cli("--publish", str(tmp_path / "published"))
+    assert done.returncode == 2 and not (tmp_path / "published").exists()
+
+
+BATCHES = {"a": (0, 64, 15.0), "b": (1, 256, 22.0), "c": (2, 256, 23.0)}
+
+
+@pytest.mark.parametrize("epochs", [800, 17])
+def test_only_runs_that_are_equal_but_for_the_seed_are_averaged(
+    cli: Cli, run_root: Any, row: ResultRow, pretraining: dict[str, Any], epochs: int
+) -> None:
+    for name, (seed, batch, value) in BATCHES.items():
+        config = {**pretraining, "epochs": epochs, "batch_size": batch, "seed": seed}
+        run_root.add(f"p{name}", "pretrain", config=config)
+        mine = replace(row, run_id=name, seed=seed, value=value, epochs=epochs)
+        run_root.add(name, "knn", [mine], upstream={"weights": f"p{name}"})
+    done = cli("--table", "table1")
+    assert done.returncode == 0
+    assert "15.0" in done.stdout and "22.5 ± 0.7 (n=2)" in done.stdout
+    assert r"pretrain.batch\_size=64" in done.stdout and r"pretrain.batch\_size=256" in done.stdout
+
+
+def test_evaluations_with_the_same_setting_in_words_are_not_averaged(
+    cli: Cli, run_root: Any, row: ResultRow, pretraining: dict[str, Any]
+) -> None:
+    for seed, (name, threshold) in enumerate({"a": 0.1, "b": 0.2}.items()):
+        config = {**pretraining, "epochs": 17, "seed": seed}
+        run_root.add(f"p{name}", "pretrain", config=config)
+        mine = replace(row, run_id=name, seed=seed, value=60.0 + seed, epochs=17)
+        run_root.add(
+            name, "knn", [mine], upstream={"weights": f"p{name}"}, config={"threshold": threshold}
+        )
+    shown = cli("--table", "table1").stdout
+    assert "60.0" in shown and "61.0" in shown and "n=2" not in shown
+
+
+def test_a_variant_of_ones_own_has_rows_of_its_name(
+    cli: Cli, filled: Any, row: ResultRow, pretraining: dict[str, Any]
+) -> None:
+    config = {**pretraining, "epochs": 800, "weight_decay": [0.0, 0.0], "variant": "my idea"}
+    filled.add("own", "pretrain", config=config)
+    filled.add("k", "knn", [replace(row, run_id="k", value=55.5)], upstream={"weights": "own"})
+    done = cli("--table", "table1")
+    assert done.returncode == 0, done.stderr
+    assert "(my idea)" in done.stdout and "55.5" in done.stdout and "75.1" in done.stdout
 
 
 def test_filled_says_when_there_is_nothing(cli: Cli) -> None:
