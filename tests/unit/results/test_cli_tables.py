@@ -282,7 +282,7 @@ def test_report_and_figures_are_written(
     assert "refused: knn/knn-bad/rows.csv, line 2: value 500" in done.stderr
     assert "75.1" in (filled.path / "report.html").read_text(encoding="utf-8")
     failed = cli("--out", str(tmp_path / "figures"), command="figures")
-    assert failed.returncode == 2 and "rows.csv, line 2" in failed.stderr
+    assert failed.returncode == 1 and "rows.csv, line 2" in failed.stderr
     (filled.path / "manifest/bad.json").unlink()
     assert cli("--out", str(tmp_path / "figures"), command="figures").returncode == 0
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
