@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoDetectionConfig(Pretrained, DetectionConfig):
-    """ViT-S/16 as released by default; ViT-B/16 has the same settings (no release has others)."""
+    """ViT-S/16 as released by default; the bundled reproduction of ViT-B/16 has iBOT's settings."""
 
     activation_checkpointing: Runtime[bool] = True
     num_pictures: Runtime[NonNegativeInt] = 16

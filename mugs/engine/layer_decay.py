@@ -10,7 +10,12 @@ from mugs.models.vit import ViT
 
 
 def build_layer_decay_groups(
-    model: nn.Module, vit: ViT, decay: float, *, no_weight_decay: Sequence[nn.Parameter] = ()
+    model: nn.Module,
+    vit: ViT,
+    decay: float,
+    *,
+    no_weight_decay: Sequence[nn.Parameter] = (),
+    decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
     """Build groups of the trained parameters of `model`, which contains `vit`.
 
@@ -19,7 +24,8 @@ def build_layer_decay_groups(
     L + 1. The rest includes the final LayerNorm, which timm's `param_groups_layer_decay` counts to
     the last block.
 
-    Tensors of one dimension have no weight decay, nor have those in `no_weight_decay`: class token
+    Tensors of one dimension have no weight decay unless `decay_vectors`, as iBOT's linear
+    segmentation has it. Nor have those in `no_weight_decay`: class token
     and positions in fine-tuning, none in the dense tasks (released: there the exemption misses
     their prefixed names).
     """
@@ -34,7 +40,7 @@ def build_layer_decay_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and id(parameter) not in spared
+            decays = (parameter.ndim > 1 or decay_vectors) and id(parameter) not in spared
             groups.setdefault((layers[id(parameter)], decays), []).append(parameter)
     return [
         {

@@ -15,6 +15,7 @@ from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
 from mugs.transfer.segmentation.config import SegmenterConfig
 from mugs.transfer.segmentation.evaluate import slide_windows
 from mugs.transfer.segmentation.model import build_segmenter
+from mugs.transfer.video.config import PropagationRecipe
 from mugs.transfer.video.propagation import neighborhood_mask, propagate_to_frame
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def video_frame() -> dict[str, Any]:
         )
 
     start = time.perf_counter()
-    got = propagate_to_frame(target, references, labels, near, num_neighbours=5, temperature=0.1)
+    got = propagate_to_frame(target, references, labels, near, PropagationRecipe())
     middle = time.perf_counter()
     want = sorted_out()
     ours, theirs = middle - start, time.perf_counter() - middle

@@ -22,7 +22,7 @@ PACKAGES = ("mugs", "pipeline", "results", "slurm", "stages")
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "slurm/README.md") for path in ROOT.glob(pattern)
 )
-ROWS = [f"M{number}" for number in range(1, 34)] + [f"E{number}" for number in range(1, 24)]
+ROWS = [f"M{number}" for number in range(1, 34)] + [f"E{number}" for number in range(1, 27)]
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,17 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image: its id, file, size in pixels and the objects in it."""
+    """One image: its id, file, size in pixels and the objects in it.
+
+    annotated: whether it has annotations, of crowds for example, that need not count.
+    """
 
     number: int
     file: str
     width: int
     height: int
     objects: tuple[CocoObject, ...]
+    annotated: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,6 +89,7 @@ class CocoSplit:
         labels = {category: label for label, category in enumerate(self.categories)}
         sizes = {int(i["id"]): (int(i["width"]), int(i["height"])) for i in content["images"]}
         objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
+        annotated = set()
         for entry in content["annotations"]:
             image = int(entry["image_id"])
             # Unlike an annotation of an unknown category, which is left out, this is an error.
@@ -94,18 +99,21 @@ class CocoSplit:
                     "which is not there"
                 )
             box = usable_box(entry, *sizes[image])
-            if box is not None and entry["category_id"] in labels:
-                objects[image].append(
-                    CocoObject(
-                        annotation=int(entry["id"]),
-                        label=labels[entry["category_id"]],
-                        box=box,
-                        outline=entry["segmentation"],
-                    )
-                )
+            if entry["category_id"] in labels:
+                annotated.add(image)
+                if box is not None:
+                    label = labels[entry["category_id"]]
+                    outline = entry["segmentation"]
+                    objects[image].append(CocoObject(int(entry["id"]), label, box, outline))
         for entry in sorted(content["images"], key=lambda i: int(i["id"])):
             number = int(entry["id"])
-            yield CocoImage(number, str(entry["file_name"]), *sizes[number], tuple(objects[number]))
+            yield CocoImage(
+                number,
+                str(entry["file_name"]),
+                *sizes[number],
+                tuple(objects[number]),
+                number in annotated,
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -213,9 +221,12 @@ def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
 
 
 def trainable_indices(split: CocoSplit, min_side: int) -> list[int]:
-    """Return the images with an object that counts and no side below `min_side` pixels."""
+    """Return the annotated images with no side below `min_side` pixels.
+
+    Those whose annotations do not count, of crowds for example, stay as background (released).
+    """
     images = enumerate(split.images)
-    return [index for index, image in images if image.objects and min(image.size) >= min_side]
+    return [index for index, image in images if image.annotated and min(image.size) >= min_side]
 
 
 def check_coco(

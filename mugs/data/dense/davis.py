@@ -7,6 +7,7 @@
 A map holds 0 for background, 1 and up for objects, and 255 for void, which is read as 0.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from mugs.data.prefetch import ProgressCallback
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
 
+logger = logging.getLogger(__name__)
 RESOLUTION = "480p"
 
 
@@ -81,7 +83,7 @@ class VideoFolder:
     def masks(self, video: str) -> np.ndarray:
         """Return the object numbers (T, H, W), uint8.
 
-        Raises SourceError naming a map of another size or with a new object.
+        Raises SourceError naming a map of another size.
         """
         maps: list[np.ndarray] = []
         for frame in self.frames(video):
@@ -91,16 +93,21 @@ class VideoFolder:
             check_map_size(path, values.shape, image_size(frame))
             if maps and values.shape != maps[0].shape:
                 raise SourceError(f"{path}: not of the size of the first map of {video}")
-            # Objects are propagated from the first map, so one that appears later cannot be
-            # followed.
-            if maps and values.max() > maps[0].max():
-                raise SourceError(
-                    f"{path}: object {values.max()}, the first map ends with {maps[0].max()}"
-                )
             maps.append(values)
         if not maps[0].any():
             raise SourceError(f"{self.annotation(self.frames(video)[0])}: no object to follow")
-        return np.stack(maps)
+        stacked = np.stack(maps)
+        # Objects are propagated from the first map. One that appears later cannot be followed, and
+        # DAVIS' evaluator does not score it.
+        if stacked.max() > maps[0].max():
+            logger.warning(
+                "%s: objects up to %d appear later; those above %d, the last of the first map, are "
+                "not scored",
+                video,
+                stacked.max(),
+                maps[0].max(),
+            )
+        return stacked
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -152,7 +152,10 @@ def sample_boxes(
     # The true boxes are put among the proposals, at every stage: early in training the proposals
     # alone may contain no positive one.
     boxes = torch.cat([target.boxes, proposals])
-    matched = match_boxes(boxes, target.boxes, positive=stage.iou, negative=stage.iou)
+    matched = match_boxes(proposals, target.boxes, positive=stage.iou, negative=stage.iou)
+    # Each object's own box stands for that object, also where another one has an equal box.
+    own = torch.arange(len(target.boxes), device=matched.device)
+    matched = torch.cat([own, matched])
     positive, negative = sample_matches(
         matched,
         config.roi_samples,

@@ -90,6 +90,8 @@ class DetectionConfig(Settings):
     # Images with a shorter side below this are not trained on, in pixels.
     min_side: PositiveInt = 32
     precision: Literal["fp32", "bf16"] = "bf16"
+    # Precision of the test, whatever the training had.
+    test_precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     threads: Runtime[PositiveInt] = 4
     checkpoint_steps: Runtime[PositiveInt] = 500

@@ -61,7 +61,7 @@ def detect_split(
         # One image per pass, as in the reference: attention would see the padding of a batch.
         entry = split.images[index]
         batch = pad_batch([image], model.pyramid.strides[-1]).to(device)
-        with autocast(config.precision, device):
+        with autocast(config.test_precision, device):
             detections = model.detect(batch, (image.shape[1], image.shape[2]), entry.size)
         found.append(
             {"image_id": entry.number, "objects": to_coco_results(detections, split.categories)}

@@ -24,6 +24,7 @@ MASK_INPUT = 14
 # (mmdet's `finest_scale`).
 FINEST_CELLS = 14
 MASK_SIZE = 28  # cells per side of a mask target, twice the input of the mask head
+PADDED_TO = 32  # sides of padded masks are multiples of this (mmdet's config)
 
 
 class BoxHead(nn.Module):
@@ -43,7 +44,11 @@ class BoxHead(nn.Module):
         )
         self.classes = nn.Linear(config.fc_width, config.num_classes + 1)
         self.boxes = nn.Linear(config.fc_width, 4 * config.num_classes)
-        # mmdet's initial weights: deltas start close to zero, so boxes start as the proposals.
+        # mmdet's initial weights: torchvision leaves the hidden layer at torch's, with 0.42 of the
+        # spread. Deltas start close to zero, so boxes start as the proposals.
+        hidden = next(layer for layer in self.trunk if isinstance(layer, nn.Linear))
+        nn.init.xavier_uniform_(hidden.weight)
+        nn.init.zeros_(hidden.bias)
         for layer, std in ((self.classes, 0.01), (self.boxes, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -66,6 +71,9 @@ class MaskHead(nn.Module):
         self.predictor = MaskRCNNPredictor(  # type: ignore[no-untyped-call]
             config.width, config.width, config.num_classes
         )
+        # As in mmdet; torchvision leaves them at torch's random start.
+        for name in ("conv5_mask", "mask_fcn_logits"):
+            nn.init.zeros_(self.predictor.get_parameter(f"{name}.bias"))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map regions (R, C, 14, 14) to logits (R, classes, 28, 28), in fp32."""
@@ -117,6 +125,10 @@ def add_image_index(boxes: Sequence[Tensor]) -> Tensor:
 
 def cut_mask_targets(masks: Tensor, index: Tensor, boxes: Tensor) -> Tensor:
     """Cut mask `index[i]` of masks (m, H, W) out at box i of (n, 4): (n, 28, 28) of 0 and 1."""
+    # As mmdet pads them with the image: RoIAlign repeats the last row beyond the edge, so without
+    # zeros there, objects at the right and lower edge come out larger.
+    height, width = masks.shape[1:]
+    masks = F.pad(masks, (0, -width % PADDED_TO, 0, -height % PADDED_TO))
     rois = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1)
     soft = roi_align(
         masks[:, None].to(boxes.dtype), rois, MASK_SIZE, 1.0, sampling_ratio=0, aligned=True

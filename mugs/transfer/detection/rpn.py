@@ -98,8 +98,9 @@ class RPN(nn.Module):
                 beta=SMOOTH_L1_BETA,
                 reduction="sum",
             )
-            count += len(chosen)
-        return {"rpn_objectness": objectness / max(count, 1), "rpn_box": regression / max(count, 1)}
+            # mmdet counts one positive and one background anchor at least.
+            count += max(len(positive), 1) + max(len(negative), 1)
+        return {"rpn_objectness": objectness / count, "rpn_box": regression / count}
 
     @torch.no_grad()
     def proposals(

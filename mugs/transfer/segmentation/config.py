@@ -15,7 +15,7 @@ class SegmenterConfig(Settings):
     """Shape of the network around the ViT.
 
     upernet: UPerNet with an auxiliary head. linear: the four maps of the frozen ViT, concatenated,
-    and one classifier.
+    and one classifier, without norm and dropout.
     """
 
     # Which of the two networks.
@@ -27,7 +27,7 @@ class SegmenterConfig(Settings):
     auxiliary_channels: PositiveInt = 256
     # Weight of the loss of the auxiliary head.
     auxiliary_weight: NonNegativeFloat = 0.4
-    # Dropout rate of whole channels before the classifiers.
+    # Dropout rate of whole channels before the classifiers of UPerNet.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -61,7 +61,7 @@ class SceneRecipe(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(SegmenterConfig):
-    """ViT-S/16 with UPerNet on ADE20K, as released; ViT-B/16 has the same settings.
+    """ViT-S/16 with UPerNet on ADE20K, as released.
 
     `batch_size` is global.
     """
@@ -79,6 +79,8 @@ class SegmentationConfig(SegmenterConfig):
     # Number of steps of the linear warm-up.
     warmup_steps: NonNegativeInt = 1500
     precision: Literal["fp32", "bf16"] = "bf16"
+    # Precision of the test, whatever the training had.
+    test_precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     workers: Runtime[NonNegativeInt] = 8
     checkpoint_steps: Runtime[PositiveInt] = 1000

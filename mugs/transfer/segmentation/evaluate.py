@@ -86,7 +86,7 @@ def predict_scene(
 ) -> Tensor:
     """Return the predicted label map (H, W) of a scene, at the size of its annotation."""
     recipe = config.scenes
-    with autocast(config.precision, device):
+    with autocast(config.test_precision, device):
         logits = slide_windows(
             model.logits,
             scene.view.to(device),

@@ -1,4 +1,4 @@
-"""UPerNet's decode head, the auxiliary FCN head and the linear head.
+"""UPerNet's decode head and the auxiliary FCN head.
 
 As in mmsegmentation, convolutions in front of a batch norm have no bias, and all resizing is
 bilinear with align_corners off.
@@ -102,15 +102,4 @@ def build_fcn_head(width: int, channels: int, num_classes: int, dropout: float) 
     """Return a head from (N, D, h, w) to (N, K, h, w): one 3x3 convolution and a classifier."""
     return nn.Sequential(
         *conv_norm(width, channels, 3), build_pixel_classifier(channels, num_classes, dropout)
-    )
-
-
-def build_linear_head(width: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Return a head from (N, 4D, h, w) to (N, K, h, w): batch norm and a classifier.
-
-    As in iBOT's linear variant, there is no hidden convolution. Differs: iBOT's head has no batch
-    norm either.
-    """
-    return nn.Sequential(
-        AllRanksBatchNorm2d(4 * width), build_pixel_classifier(4 * width, num_classes, dropout)
     )

@@ -20,7 +20,7 @@ from mugs.transfer.segmentation.heads import (
     ChannelDropout,
     UPerHead,
     build_fcn_head,
-    build_linear_head,
+    build_pixel_classifier,
     resize_bilinear,
 )
 
@@ -38,13 +38,12 @@ class Segmenter(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) of any size to logits (N, K, H, W)."""
         height, width = images.shape[2:]
-        # Padded with zeros, right and below, to whole cells of the coarsest map. Test images have
-        # such sides where their short side is below the window.
-        cell = 2 * self.backbone.vit.config.patch_size
-        padded = F.pad(images, (0, -width % cell, 0, -height % cell))
-        return resize_bilinear(self.forward(padded)[0].float(), padded.shape[2:])[
-            ..., :height, :width
-        ]
+        # As in the release: the ViT does not see the pixels beyond its last whole patch, and the
+        # logits are stretched over all. Test images have such sides where their short side is below
+        # the window.
+        patch = self.backbone.vit.config.patch_size
+        seen = images[..., : height - height % patch, : width - width % patch]
+        return resize_bilinear(self.forward(seen)[0].float(), images.shape[2:])
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the weighted loss of each head on labels (N, H, W), by name."""
@@ -103,12 +102,13 @@ class UPerNet(Segmenter):
 
 
 class LinearSegmenter(Segmenter):
-    """Trains only the head (iBOT's linear variant)."""
+    """Trains only one classifier on the four maps side by side (iBOT's linear variant)."""
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
         self.backbone = TappedViT(vit, normed=True).requires_grad_(False)
-        self.head = build_linear_head(self.backbone.width, config.num_classes, config.dropout)
+        # No norm and no dropout: the config of iBOT names a norm, but none is built.
+        self.head = build_pixel_classifier(4 * self.backbone.width, config.num_classes, 0.0)
         self.weights = (1.0,)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -120,9 +120,8 @@ class LinearSegmenter(Segmenter):
     def set_draws(
         self, seed: int, step: int, batch_size: int, mine: slice, device: torch.device
     ) -> None:
-        """Set dropout only: a frozen ViT keeps every branch."""
-        super().set_draws(seed, step, batch_size, mine, device)
-        self.backbone.vit.set_depth_uniforms(None)
+        """Drop nothing: a frozen ViT keeps every branch, and the head has no dropout."""
+        self.clear_draws()
 
 
 def build_segmenter(vit: ViT, config: SegmenterConfig, *, seed: int) -> Segmenter:

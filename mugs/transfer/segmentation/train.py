@@ -6,6 +6,7 @@ randomness is a function of (seed, step) or of (seed, epoch, image).
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         self.mine = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
         super().__init__(
             model,
-            build_adamw(build_layer_decay_groups(model, model.backbone.vit, config.layer_decay)),
+            build_adamw(build_segmenter_groups(model, config)),
             PolySchedule(
                 peak_lr=config.lr,
                 total_steps=config.steps,
@@ -100,3 +101,13 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}
+
+
+def build_segmenter_groups(model: Segmenter, config: SegmentationConfig) -> list[dict[str, Any]]:
+    """Build the parameter groups of a variant; iBOT's linear one decays its bias too."""
+    return build_layer_decay_groups(
+        model,
+        model.backbone.vit,
+        config.layer_decay,
+        decay_vectors=config.variant == "linear",
+    )

@@ -1,6 +1,7 @@
 """Settings of video object segmentation."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -19,6 +20,8 @@ class PropagationRecipe(Settings):
     previous_frames: Internal[int] = 7
     # Number of patches in these frames that decide about one patch.
     num_neighbours: PositiveInt = 5
+    # "kept", as released: patches as similar as the last of these count too. "cut": they do not.
+    ties: Literal["kept", "cut"] = "kept"
     # Temperature of the softmax over their similarities.
     temperature: PositiveFloat = 0.1
     # Radius of the neighborhood in patches, up and down as well as left and right.

@@ -52,21 +52,25 @@ def propagate_to_frame(
     sources: Tensor,
     labels: Tensor,
     near: Tensor,
-    *,
-    num_neighbors: int,
-    temperature: float,
+    recipe: PropagationRecipe,
 ) -> Tensor:
     """Return the labels (P, O) of a frame: the weighted mean over its most similar patches.
 
     target (P, D), sources (R, P, D), labels (R, P, O), near (P, P). Weights are exp(cosine /
-    temperature) of the `num_neighbors` best patches of all R frames together, within the
-    neighborhood, divided by their sum.
+    temperature) of the best patches of all R frames together, within the neighborhood, divided by
+    their sum.
     """
     # Patches outside of the neighborhood get weight 0, not a low cosine, as in DINO's code.
-    affinity = torch.exp(torch.einsum("pd,rqd->prq", target, sources) / temperature) * near[:, None]
-    weights, index = affinity.flatten(1).topk(num_neighbors, dim=1)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return torch.einsum("pk,pko->po", weights, labels.flatten(0, 1)[index])
+    affinity = (
+        torch.exp(torch.einsum("pd,rqd->prq", target, sources) / recipe.temperature) * near[:, None]
+    )
+    affinity = affinity.flatten(1)
+    best = affinity.topk(recipe.num_neighbours, dim=1)
+    if recipe.ties == "kept":
+        weights = torch.where(affinity >= best.values[:, -1:], affinity, 0.0)
+    else:
+        weights = torch.zeros_like(affinity).scatter(1, best.indices, best.values)
+    return weights / weights.sum(dim=1, keepdim=True) @ labels.flatten(0, 1)
 
 
 def propagate_labels(
@@ -88,8 +92,7 @@ def propagate_labels(
             torch.stack([start, *(f for f, _ in past)]),
             torch.stack([first, *(soft for _, soft in past)]),
             near,
-            num_neighbors=recipe.num_neighbours,
-            temperature=recipe.temperature,
+            recipe,
         )
         # Soft labels go on to the next frames, not hard ones, as in DINO's code.
         past.append((target, soft))
@@ -102,7 +105,10 @@ def harden_labels(soft: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
         soft.T.reshape(1, -1, *grid), scale_factor=patch, mode="bilinear", align_corners=False
     )[0]
     # As in DINO's code, each object's map is stretched to 0 ... 1 before the largest one is taken,
-    # so a small object with low values can win. A map that is zero everywhere stays zero.
-    maps = maps - torch.where(maps.amax(dim=(1, 2)) > 0, maps.amin(dim=(1, 2)), 0.0)[:, None, None]
-    highest = maps.amax(dim=(1, 2), keepdim=True)
-    return (maps / torch.where(highest > 0, highest, 1.0)).argmax(dim=0).to(torch.uint8)
+    # so a small object with low values can win. A map that is zero everywhere stays zero. One that
+    # is constant becomes NaN, which `argmax` takes first: an object that covers the frame wins.
+    low, high = maps.aminmax(dim=2)
+    low = low.amin(dim=1)[:, None, None]
+    high = high.amax(dim=1)[:, None, None]
+    stretched = (maps - low) / (high - low)
+    return torch.where(high > 0, stretched, maps).argmax(dim=0).to(torch.uint8)

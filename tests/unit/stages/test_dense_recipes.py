@@ -34,18 +34,19 @@ def test_the_pretraining_is_that_of_the_main_reproduction(task: str, short: str)
 # fmt: off
 ADE20K = {
     "steps": 160_000, "batch_size": 16, "warmup_steps": 1500, "weight_decay": 0.05,
-    "dropout": 0.1, "channels": None, "scenes.long_side": 2048,
+    "channels": None, "test_precision": "fp32", "scenes.long_side": 2048,
     "scenes.short_side": 512, "scenes.ratio": [0.5, 2.0], "scenes.crop": 512,
     "scenes.max_class_share": 0.75, "scenes.flip_prob": 0.5, "scenes.window": 512,
     "scenes.stride": 341,
 }
 UPERNET = {
     "lr": 3e-5, "layer_decay": 0.9, "drop_path": 0.1, "auxiliary_channels": 256,
-    "auxiliary_weight": 0.4,
+    "auxiliary_weight": 0.4, "dropout": 0.1,
 }
 COCO = {
     "epochs": 12, "batch_size": 32, "images_per_pass": 4, "decay_epochs": [8, 11], "lr": 2e-4,
     "weight_decay": 0.05, "layer_decay": 0.8, "warmup_steps": 500, "warmup_start": 1e-3,
+    "test_precision": "fp32",
     "detector.image_size": [800, 1008], "detector.drop_path": 0.1,
     "detector.width": 256, "detector.fc_width": 1024, "detector.head_convs": 4,
     "detector.rpn_samples": 256, "detector.roi_samples": 512, "detector.proposals_train": 2000,
@@ -55,24 +56,29 @@ COCO = {
 }
 DAVIS = {
     "short_side": 480, "multiple": 64, "num_neighbours": 5, "temperature": 0.1, "radius": 12,
-    "num_previous": [7, 20],
+    "num_previous": [7, 20], "ties": "kept",
+}
+IBOT_COCO = {
+    "lr": 1e-4, "layer_decay": 0.65, "detector.drop_path": 0.2, "batch_size": 16,
+    "images_per_pass": 2,
 }
 # fmt: on
+LINEAR = {"layer_decay": 1.0, "drop_path": 0.0, "dropout": 0.0}
 EXPECTED = {
     "coco_vit_s16_ep800": {"detection": COCO},
-    "coco_vit_b16_ep400": {"detection": COCO},
+    "coco_vit_b16_ep400": {"detection": COCO | IBOT_COCO},
     "ade20k_vit_s16_ep800": {
         "upernet": ADE20K | UPERNET,
-        "linear": ADE20K | {"lr": 3e-5, "layer_decay": 1.0, "drop_path": 0.0},
+        "linear": ADE20K | LINEAR | {"lr": 3e-5},
     },
     "ade20k_vit_b16_ep400": {
-        "upernet": ADE20K | UPERNET,
-        "linear": ADE20K | {"lr": 7e-4, "layer_decay": 1.0, "drop_path": 0.0},
+        "upernet": ADE20K | UPERNET | {"lr": 7e-4, "layer_decay": 0.65},
+        "linear": ADE20K | LINEAR | {"lr": 7e-4},
     },
     "davis_vit_s16_ep800": {"davis": {"num_videos": 30, "num_frames": 1999}, "video": DAVIS},
     "davis_vit_b16_ep400": {"davis": {"num_videos": 30, "num_frames": 1999}, "video": DAVIS},
 }
-GPUS = {"detection": 8, "coco": 0, "upernet": 4}
+GPUS = {"detection": 8, "coco": 0}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -99,6 +105,7 @@ def test_layer_decay_is_an_option_and_makes_a_run_of_its_own() -> None:
     [
         ({"layer_decay": 0.9}, r"layer_decay 0\.9 with variant linear, whose ViT is frozen"),
         ({"drop_path": 0.1}, r"drop_path 0\.1 with variant linear"),
+        ({"dropout": 0.1}, r"dropout 0\.1 with variant linear, which is one layer"),
         ({"channels": 32}, r"channels 32 with variant linear, which is one layer"),
     ],
 )

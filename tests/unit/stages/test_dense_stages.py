@@ -284,9 +284,7 @@ def test_wrong_videos_are_named(context: StageContext, tmp_path: Path) -> None:
     ):
         davis_data.run(context, DavisDataConfig(data_dir=str(root)))
     Image.new("L", (96, 64)).save(root / "Annotations" / "480p" / "digits_01" / "00000.png")
-    with pytest.raises(
-        SourceError, match=r"digits_01/00001\.png: object 2, the first map ends with 0"
-    ):
+    with pytest.raises(SourceError, match=r"digits_01/00000\.png: no object to follow"):
         davis_data.run(context, mine)
 
 

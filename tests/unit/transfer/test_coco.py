@@ -46,12 +46,12 @@ def test_classes_boxes_and_masks(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_count(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """An image of which nothing is left is not trained on, but it is tested on."""
+    """An image of which nothing is left is trained on as background, if its category is known."""
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1, **fields), entry(2, 2)]), "train")
     assert [len(image.objects) for image in split.images] == [0, 1]
     boxes, labels, masks = split.objects(0)
     assert (boxes.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0, 40, 60))
-    assert trainable_indices(split, 32) == [1]
+    assert trainable_indices(split, 32) == ([1] if "category_id" in fields else [0, 1])
 
 
 def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
@@ -63,10 +63,14 @@ def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
     assert boxes.tolist() == [[5, 6, 6, 7]] and masks[0].nonzero().tolist() == [[6, 5]]
 
 
-def test_small_images_are_not_trained_on(tmp_path: Path) -> None:
+def test_small_images_and_those_without_annotations_are_not_trained_on(tmp_path: Path) -> None:
     sizes = {1: (31, 200), 2: (32, 200), 3: (200, 31)}
     split = CocoSplit(
-        write_coco(tmp_path, [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes], sizes=sizes),
+        write_coco(
+            tmp_path,
+            [entry(n, n, bbox=[1.0, 1, 20, 20]) for n in sizes],
+            sizes=sizes | {4: (50, 50)},
+        ),
         "train",
     )
     assert trainable_indices(split, 32) == [1]

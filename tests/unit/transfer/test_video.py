@@ -76,7 +76,7 @@ def test_one_frame_against_loops(radius: int, k: int) -> None:
     target, sources = unit(20, 8), unit(3, 20, 8, seed=1)
     labels = torch.rand(3, 20, 4, generator=torch.Generator().manual_seed(2))
     near = neighborhood_mask(*grid, radius, CPU)
-    got = propagate_to_frame(target, sources, labels, near, num_neighbors=k, temperature=0.1)
+    got = propagate_to_frame(target, sources, labels, near, PropagationRecipe(num_neighbours=k))
     torch.testing.assert_close(
         got, naive(target, sources, labels, grid, radius, k, 0.1), rtol=1e-4, atol=1e-5
     )
@@ -289,10 +289,6 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
         r"val\.txt: names no video",
     ),
     "map": (lambda root: (root / MAP).unlink(), r"digits_01/00003\.png: missing, and 0 more"),
-    "object": (
-        lambda root: write_map(root, 64, 96, 3),
-        r"00003\.png: object 3, the first map ends with 2",
-    ),
     "size": (
         lambda root: write_map(root, 64, 95, 0),
         r"00003\.png: 95 x 64 pixels, its image has 96 x 64",
@@ -389,3 +385,13 @@ def test_colors() -> None:
         [[117, 40, 40], [40, 117, 40], [100] * 3]
     ]
     assert side_by_side([image, image]).shape == (1, 10, 3)
+
+
+def test_a_later_object_is_not_scored(
+    mini: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(mini, tmp_path / "videos")
+    write_map(tmp_path / "videos", 64, 96, 3)
+    assert VideoFolder(tmp_path / "videos").masks("digits_01").max() == 3
+    (line,) = caplog.messages
+    assert line.startswith("digits_01: objects up to 3 appear later; those above 2")
