@@ -4,6 +4,7 @@
     <run_dir>/attempts/NNNN.failed.json        how the attempt failed, why the job is not retried
     <run_dir>/attempts/NNNN.interrupted.json   that it was asked to stop and did
     <run_dir>/attempts/NNNN.saved.json         its newest checkpoint, and how long saving took
+    <run_dir>/attempts/NNNN.provenance.json    code, packages and machine that it ran with
 
 A process can outlive its job in Slurm's eyes, for example on a node whose slurmd died. It then
 finds a newer number here and must stop.
@@ -12,12 +13,16 @@ finds a newer number here and must stop.
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import create_json, read_json, write_json_atomic
+
+# What of an attempt's provenance tells with which code and packages numbers were made.
+CODE_FACTS = ("git_sha", "git_dirty", "snapshot", "versions")
 
 
 class StaleAttemptError(RuntimeError):
@@ -179,6 +184,28 @@ def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> No
     path = _record_path(run_dir, attempt, ".saved")
     longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
+
+
+def record_provenance(run_dir: Path, attempt: int, facts: Mapping[str, Any]) -> None:
+    """Record the code, packages and machine of an attempt."""
+    write_json_atomic(_record_path(run_dir, attempt, ".provenance"), dict(facts))
+
+
+def list_code_versions(run_dir: Path, *, before: int | None = None) -> list[dict[str, Any]]:
+    """Return what the attempts so far, or those `before` a number, ran with; the oldest first.
+
+    Each has `attempt` and the provenance that describes code and packages. An attempt with the code
+    and packages of the one before it is left out.
+    """
+    found: list[dict[str, Any]] = []
+    for number in list_attempts(run_dir):
+        note = read_json(_record_path(run_dir, number, ".provenance"))
+        if note is None or (before is not None and number >= before):
+            continue
+        code = {key: note.get(key) for key in CODE_FACTS}
+        if not found or code != {key: found[-1][key] for key in CODE_FACTS}:
+            found.append({"attempt": number, **code})
+    return found
 
 
 def list_saves(run_dir: Path) -> list[dict[str, Any]]:

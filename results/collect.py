@@ -95,6 +95,7 @@ def annotate_result(
         variant="" if pretraining is None else describe_variant(pretraining.config, row.arch),
         differs=find_deviations(row, runs, references),
         imported=imported,
+        mixed_code=any(run.earlier for run in upstream),
     )
 
 

@@ -4,6 +4,7 @@ The origin is its rows, runs, weights, configuration, code and cost.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
@@ -94,6 +95,11 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
         *([f"  checkpoint: {weights}"] if weights else []),
         *(f"  output {label}: {output}" for label, output in sorted(run.outputs.items())),
         f"  code: {describe_code(run)}",
+        *(
+            f"  code of attempt {each['attempt']}: {describe_commit(each)}, packages"
+            f" {', '.join(f'{k} {v}' for k, v in sorted((each.get('versions') or {}).items()))}"
+            for each in run.earlier
+        ),
         f"  versions: {', '.join(versions)}",
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
         f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts",
@@ -109,5 +115,11 @@ def _describe_need(run_id: str, runs: Mapping[str, FinishedRun]) -> str:
 
 def describe_code(run: FinishedRun) -> str:
     """Return the commit, and whether files differed from it."""
+    return describe_commit({"git_sha": run.git_sha, "git_dirty": run.git_dirty})
+
+
+def describe_commit(facts: Mapping[str, Any]) -> str:
+    """Return the commit in provenance, whether files differed from it, and the snapshot's hash."""
     changes = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}
-    return f"{run.git_sha or 'unknown commit'}{changes[run.git_dirty]}"
+    snapshot = f", snapshot {facts['snapshot']}" if facts.get("snapshot") else ""
+    return f"{facts.get('git_sha') or 'unknown commit'}{changes[facts.get('git_dirty')]}{snapshot}"

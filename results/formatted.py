@@ -163,6 +163,8 @@ def describe_source(cell: Cell) -> str:
         text += f"; {cell.setting}"
     for setting, value in cell.also_reported:
         text += f"; {setting}: {format_value(value)}"
+    if other_code := [result.row.run_id for result in cell.results if result.mixed_code]:
+        text += f"; more than one version of the code: {', '.join(other_code)}"
     if differs := cell.results[0].differs:
         text += f"; differs: {', '.join(differs)}"
     return text

@@ -49,6 +49,8 @@ class FinishedRun:
     git_sha: str | None = None
     git_dirty: bool | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    # Provenance of earlier attempts that ran with other code or packages.
+    earlier: Sequence[Mapping[str, Any]] = ()
     device: str = "cpu"
     ranks: int = 1
     gpus: int = 0
@@ -85,7 +87,18 @@ def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> F
         git_sha=provenance.get("git_sha"),
         git_dirty=provenance.get("git_dirty"),
         versions=provenance.get("versions") or {},
+        earlier=_list_other_code(provenance),
     )
+
+
+def _list_other_code(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the earlier attempts with other code or packages than the last one."""
+    keys = ("git_sha", "git_dirty", "snapshot", "versions")
+    return [
+        each
+        for each in provenance.get("earlier") or ()
+        if any(each.get(key) != provenance.get(key) for key in keys)
+    ]
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

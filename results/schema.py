@@ -37,3 +37,5 @@ class Result:
     differs: tuple[str, ...] = ()
     # The weights were imported instead of pretrained here.
     imported: bool = False
+    # Its run, or one that it needs, went on with other code or packages after an interruption.
+    mixed_code: bool = False

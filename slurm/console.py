@@ -92,6 +92,12 @@ def show_submissions(submissions: Sequence[Submission]) -> None:
     """Print what was submitted now, what was queued before, and what is done."""
     rows = [(s.run.name, s.run.stage, s.action, s.job_id or "-", s.run.run_id) for s in submissions]
     show_table(("run", "stage", "action", "job", "run id"), rows)
+    show_lines(
+        f"note: {s.run.name}: goes on with other code than before (snapshot {s.other_code}); "
+        "tables --explain will show both"
+        for s in submissions
+        if s.other_code
+    )
 
 
 def show_status(found: Sequence[RunStatus]) -> None:

@@ -22,7 +22,6 @@ from typing import NoReturn
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.control import Interrupted
-from pipeline.files import write_json_atomic
 from pipeline.runfile import RunFile
 from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
@@ -138,7 +137,8 @@ def _run_stage(context: RankContext) -> None:
     inputs, running = _find_inputs(run, run_dir.parents[1])
     facts = provenance.collect_provenance()
     if launch.rank == 0:
-        write_json_atomic(run_dir / "provenance.json", facts)
+        attempts.record_provenance(run_dir, control.attempt, facts)
+        warn_of_other_code(run_dir)
     logger.info("%s: attempt %d, %d ranks", run.key, control.attempt, launch.world_size)
 
     stage_context = StageContext(
@@ -152,6 +152,22 @@ def _run_stage(context: RankContext) -> None:
             run, run_dir, output, attempt=control.attempt, ranks=launch.world_size, facts=facts
         )
         logger.info("%s is done", run.key)
+
+
+def warn_of_other_code(run_dir: Path) -> None:
+    """Log a warning if this attempt runs with other code or packages than the one before."""
+    versions = attempts.list_code_versions(run_dir)
+    if len(versions) < 2:
+        return
+    before, now = versions[-2:]
+    changed = [
+        f"{key} {before[key]} -> {now[key]}"
+        for key in attempts.CODE_FACTS
+        if before[key] != now[key]
+    ]
+    logger.warning(
+        "other code or packages than in attempt %d: %s", before["attempt"], "; ".join(changed)
+    )
 
 
 def _find_inputs(

@@ -24,7 +24,7 @@ def publish_results(
     ranks: int,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the result rows and record the run with its provenance, `facts`.
+    """Write the result rows and record the run with its provenance: `facts`, and earlier code.
 
     Raises:
         StaleAttemptError: a newer attempt of the run has started.
@@ -51,7 +51,11 @@ def publish_results(
         },
         rows=path.relative_to(run_root).as_posix() if output.rows else None,
         info=dict(output.info),
-        provenance=facts,
+        provenance={
+            **facts,
+            # Of attempts before this one, whose work this one went on with.
+            "earlier": attempts.list_code_versions(run_dir, before=attempt),
+        },
         attempt=attempt,
         restarts=len(attempts.list_attempts(run_dir)) - 1,
         device=devices[0] if devices else "cpu",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import submitit
 
-from pipeline import manifest, runfile
+from pipeline import attempts, manifest, runfile
 from pipeline.files import write_atomic, write_json_atomic
 from pipeline.spec import ConfigError, StageRun
 from slurm.shared import queue
@@ -33,6 +33,8 @@ class Submission:
     run: StageRun
     action: str
     job_id: str | None = None
+    # The code of an earlier attempt, if this job goes on with other code.
+    other_code: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,14 @@ def _submit_locked(
         state.jobs[run.run_id] = [
             queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", parents)
         ]
-        return Submission(run, "submitted", job_id), state
+        return Submission(run, "submitted", job_id, find_other_code(run, profile, code)), state
+
+
+def find_other_code(run: StageRun, profile: ClusterProfile, code: Path) -> str:
+    """Return the snapshot of the last attempt if it is not `code`; "" if there is none."""
+    versions = attempts.list_code_versions(run.run_dir(profile.run_root))
+    last = versions[-1].get("snapshot") if versions else None
+    return str(last) if last not in (None, code.name) else ""
 
 
 def _call_sbatch(

@@ -202,6 +202,21 @@ def test_evaluations_with_the_same_setting_in_words_are_not_averaged(
     assert "60.0" in shown and "61.0" in shown and "n=2" not in shown
 
 
+def test_a_number_that_went_through_two_versions_of_the_code_says_so(
+    cli: Cli, filled: Any, row: ResultRow, pretraining: dict[str, Any]
+) -> None:
+    earlier = [{"attempt": 1, **PROVENANCE, "git_sha": "0ld", "snapshot": None}]
+    facts = {**PROVENANCE, "snapshot": "5a7", "earlier": earlier}
+    filled.add("p2", "pretrain", config={**pretraining, "epochs": 300}, provenance=facts)
+    mine = replace(row, run_id="k", value=70.0, epochs=300)
+    filled.add("k", "knn", [mine], upstream={"weights": "p2"})
+    shown = cli("--table", "table1").stdout
+    assert shown.count("more than one version of the code: k") == 1
+    explained = cli("--explain", "table1", "mugs vit-s/16 1200", "k-nn").stdout
+    assert "code: c0ffee, with uncommitted changes\n" in explained
+    assert "code of attempt 1: 0ld, with uncommitted changes, packages torch 2.0" in explained
+
+
 def test_a_variant_of_ones_own_has_rows_of_its_name(
     cli: Cli, filled: Any, row: ResultRow, pretraining: dict[str, Any]
 ) -> None:

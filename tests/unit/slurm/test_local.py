@@ -21,10 +21,12 @@ from pipeline.identity import run_id
 from pipeline.provenance import code_root, read_git_state
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from pipeline.stage import StageOutput
+from results.runs import run_from_entry
 from slurm.local import executor as local
 from slurm.local import processes
 from slurm.local.executor import run_locally
 from slurm.node import publish
+from slurm.node.job import warn_of_other_code
 from slurm.shared import queue
 from slurm.shared.logs import log_path
 from slurm.status import collect_status, format_duration
@@ -112,7 +114,34 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     assert (entry.ranks, entry.attempt, entry.gpus) == (2, 1, 0)
     assert entry.provenance["versions"]["python"]
     assert entry.provenance.items() >= read_git_state(code_root()).items()
-    assert (b.run_dir(tmp_path) / "provenance.json").is_file()
+    assert entry.provenance["earlier"] == []
+    (code,) = attempts.list_code_versions(b.run_dir(tmp_path))
+    assert code.items() >= {"attempt": 1, **read_git_state(code_root())}.items()
+
+
+def test_every_version_of_the_code_is_kept(
+    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make(tiny, "a")
+    run_dir = run.run_dir(tmp_path)
+    same = {"git_sha": "b", "git_dirty": False, "snapshot": "s", "versions": {"torch": "2.1"}}
+    other_torch = {**same, "versions": {"torch": "2.0"}}
+    for facts in ({**other_torch, "git_sha": "a"}, other_torch, {**other_torch, "host": "n1"}):
+        attempts.record_provenance(run_dir, attempts.start_attempt(run_dir), facts)
+    warn_of_other_code(run_dir)
+    assert "git_sha a -> b" in caplog.text and "torch" not in caplog.text
+    attempt = attempts.start_attempt(run_dir)
+    attempts.record_provenance(run_dir, attempt, same)
+    publish.publish_results(run, run_dir, StageOutput(), attempt=attempt, ranks=1, facts=same)
+    entry = manifest.find_done(tmp_path, run.run_id)
+    assert entry is not None
+    # The third attempt differs in its host only.
+    assert [(e["attempt"], e["git_sha"]) for e in entry.provenance["earlier"]] == [
+        (1, "a"),
+        (2, "b"),
+    ]
+    finished = run_from_entry(entry.model_dump(mode="json"))
+    assert [each["attempt"] for each in finished.earlier] == [1, 2]
 
 
 def test_costs_are_summed_over_attempts(
@@ -131,7 +160,7 @@ def test_costs_are_summed_over_attempts(
     facts = {"git_sha": "c0ffee", "git_dirty": True}
     publish.publish_results(run, run_dir, StageOutput(), attempt=3, ranks=6, facts=facts)
     entry = manifest.find_done(tmp_path, run.run_id)
-    assert entry is not None and entry.provenance == facts
+    assert entry is not None and entry.provenance == {**facts, "earlier": []}
     assert entry.seconds == pytest.approx(600 + 20 + 100, abs=10)
     assert entry.gpu_hours == pytest.approx(6 * entry.seconds / 3600, abs=1e-3)
     assert (entry.device, entry.gpus, entry.ranks, entry.restarts) == ("H200", 6, 6, 2)

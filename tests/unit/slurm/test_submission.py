@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from pipeline import attempts
 from pipeline.provenance import read_git_state
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.node.rendezvous import resolve_master_address
 from slurm.shared import queue
 from slurm.submission import lock, snapshot
-from slurm.submission.submit import Dependencies, QueueState
+from slurm.submission.profile import ClusterProfile
+from slurm.submission.submit import Dependencies, QueueState, find_other_code
 
 
 def edit(run_dir: Path, number: int, **facts: Any) -> None:
@@ -237,6 +239,15 @@ def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
     second = snapshot.take_snapshot(tmp_path / "runs", source)
     assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
     assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
+
+
+def test_a_job_that_goes_on_with_other_code_is_told(tmp_path: Path) -> None:
+    run_dir = WATCH.run_dir(tmp_path)
+    profile = ClusterProfile(run_root=tmp_path)
+    assert find_other_code(WATCH, profile, tmp_path / "code" / "abc") == ""
+    attempts.record_provenance(run_dir, attempts.start_attempt(run_dir), {"snapshot": "abc"})
+    assert find_other_code(WATCH, profile, tmp_path / "code" / "abc") == ""
+    assert find_other_code(WATCH, profile, tmp_path / "code" / "def") == "abc"
 
 
 def test_commit_and_changes_are_noted(tmp_path: Path) -> None:
