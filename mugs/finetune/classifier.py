@@ -70,15 +70,14 @@ def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
     first.load_state_dict(state)
 
 
-def build_parameter_groups(model: ImageClassifier, layer_decay: float) -> list[dict[str, Any]]:
+def build_parameter_groups(
+    model: ImageClassifier, layer_decay: float, *, decay_tokens: bool = False
+) -> list[dict[str, Any]]:
     """Return one group per layer and decay.
 
-    Biases, other tensors of one dimension, class token and position table have no weight decay.
+    Biases and other tensors of one dimension have no weight decay; class token and position table
+    only with `decay_tokens` (E23).
     """
-    # The released semi-supervised and transfer runs decay class token and position table (E23).
-    return build_layer_decay_groups(
-        model,
-        model.backbone,
-        layer_decay,
-        no_weight_decay=(model.backbone.cls_token, model.backbone.pos_embed),
-    )
+    tokens = (model.backbone.cls_token, model.backbone.pos_embed)
+    spared = () if decay_tokens else tokens
+    return build_layer_decay_groups(model, model.backbone, layer_decay, no_weight_decay=spared)

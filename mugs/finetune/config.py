@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import FormerName, Probability, Runtime, Settings
+from pipeline.settings import Added, FormerName, Probability, Runtime, Settings
 
 _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
 
@@ -119,6 +119,9 @@ class FinetuneConfig(Settings):
     mix: MixOptions = field(default_factory=MixOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     weight_decay: NonNegativeFloat = 0.05
+    # Class token and position table have weight decay too: as released with few labels and in
+    # transfer, but not on ImageNet with all labels (E23).
+    decay_tokens: Added[bool] = False
     # The learning rate of a layer is this factor times that of the layer after it.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Repeated augmentation: 3 draws three views of each image per epoch and uses a third of the

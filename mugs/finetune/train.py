@@ -89,7 +89,9 @@ class Finetuning(ModelTask[LabeledBatch]):
             )  # as in the released 1% and CIFAR-10 runs (E11)
         super().__init__(
             model,
-            build_adamw(build_parameter_groups(model, config.layer_decay)),
+            build_adamw(
+                build_parameter_groups(model, config.layer_decay, decay_tokens=config.decay_tokens)
+            ),
             FinetuneSchedule(config, self.order.steps_per_epoch),
             config,
             run_dir,

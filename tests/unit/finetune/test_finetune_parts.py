@@ -149,8 +149,9 @@ def test_every_group_is_listed() -> None:
     }
 
 
+@pytest.mark.parametrize("decay_tokens", [False, True])
 @pytest.mark.parametrize(("depth", "decay"), [(12, 0.55), (24, 0.65), (24, 0.75)])
-def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
+def test_groups_equal_those_of_timm(depth: int, decay: float, decay_tokens: bool) -> None:
     """Scale and decay of every parameter; timm counts the final norm to the last block, the recipe
     to the head.
     """
@@ -159,7 +160,7 @@ def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
     )
     model = small(depth)
     names = {id(p): n for n, p in theirs.named_parameters()}
-    skip = theirs.no_weight_decay()
+    skip = () if decay_tokens else theirs.no_weight_decay()
     groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=skip, layer_decay=decay)
     expected = {
         names[id(p)]: (g["lr_scale"], g["weight_decay"] > 0) for g in groups for p in g["params"]
@@ -170,7 +171,7 @@ def test_groups_equal_those_of_timm(depth: int, decay: float) -> None:
     names = {id(p): n.removeprefix("backbone.") for n, p in model.named_parameters()}
     ours = {
         names[id(p)]: (g["lr_scale"], g["decay"])
-        for g in build_parameter_groups(model, decay)
+        for g in build_parameter_groups(model, decay, decay_tokens=decay_tokens)
         for p in g["params"]
     }
     assert ours == expected

@@ -81,6 +81,7 @@ def test_recipes_are_the_released_ones(name: str) -> None:
         "mlp" if semi else "linear",
     )
     assert (made.head.scale, made.head.hidden) == (0.001 if imagenet else 1.0, 2048)
+    assert made.decay_tokens is not imagenet
     assert made.images.eval_interpolation == ("bilinear" if imagenet else "bicubic")
     assert (made.images.size, made.images.resize, made.images.scale) == (224, 256, (0.08, 1.0))
     assert made.mix == engine.MixOptions(group=GROUPS.get(name, 192))
