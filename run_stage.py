@@ -102,11 +102,13 @@ def plan(
     from slurm import console
     from slurm.submission import estimates
     from stages.commands.preflight import list_problems
+    from stages.commands.reproduction import list_changed_inputs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
     split = manifest.split_runs(selection.root, selection.runs)
     advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
     console.show_plan(selection.runs, split, selection.root, advice)
+    console.show_lines(list_changed_inputs(selection))
     if cluster is not None:
         from slurm.submission.profile import find_gpu_shortages, load_profile
 
@@ -136,6 +138,7 @@ def doctor(
     from slurm import console
     from slurm.submission import profile as place
     from stages.commands.preflight import check_runs
+    from stages.commands.reproduction import list_changed_inputs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
     console.announce_data_checks(skip_data_checks)
@@ -152,7 +155,9 @@ def doctor(
         findings += check_cluster(place.load_profile_at(cluster, run_root), checks.pending)
     else:
         findings.append(environment.skip_cluster_check())
-    raise typer.Exit(console.show_findings([*findings, *checks.findings]))
+    code = console.show_findings([*findings, *checks.findings])
+    console.show_lines(list_changed_inputs(selection))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -176,12 +181,14 @@ def submit(
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
+    from stages.commands.reproduction import list_changed_inputs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
     console.show_remarks(runs)
+    console.show_lines(list_changed_inputs(selection))
     # What takes a moment comes before the data checks, which may take minutes.
     submission.check_submission(runs, profile)
     console.announce_data_checks(skip_data_checks)
@@ -210,12 +217,14 @@ def run_command(
     from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
     from slurm.local.executor import run_locally
+    from stages.commands.reproduction import list_changed_inputs
 
     selection = _select(reproduction, overrides, only, None, run_root)
     # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
     console.show_remarks(runs)
+    console.show_lines(list_changed_inputs(selection))
     outcomes = run_locally(runs, selection.root, ranks=ranks, on_start=console.announce_run)
     raise typer.Exit(console.show_outcomes(outcomes))
 
@@ -297,6 +306,7 @@ def tables(
     published.
     """
     from stages.commands import tables as command
+    from stages.commands.reproduction import list_changed_inputs
 
     request = command.TablesRequest(
         table=table or (),
@@ -310,7 +320,7 @@ def tables(
     # Before anything is read: collecting the results of a large run root takes seconds.
     request.check()
     selection = _select(reproduction, overrides, None, cluster, run_root)
-    warnings: list[str] = []
+    warnings = list_changed_inputs(selection)
     _print(command.run(selection, request, warn=warnings.append))
     _warn(warnings)
 

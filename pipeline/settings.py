@@ -28,6 +28,7 @@ class Mark(enum.Enum):
     REQUIRED_AT_RUN = enum.auto()
     INTERNAL = enum.auto()
     ADDED = enum.auto()
+    INPUT = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class FormerName:
 
 Runtime = Annotated[T, Mark.RUNTIME]
 """Cannot change a result (workers, paths, log intervals), so it is not part of the run id."""
-RequiredAtRun = Annotated[T, Mark.RUNTIME, Mark.REQUIRED_AT_RUN]
-"""A runtime setting that may be None in a plan; a run with None refuses to start."""
+InputPath = Annotated[T, Mark.RUNTIME, Mark.INPUT]
+"""A file or folder from outside that the run reads (`pipeline/inputs.py`)."""
+RequiredAtRun = Annotated[T, Mark.RUNTIME, Mark.INPUT, Mark.REQUIRED_AT_RUN]
+"""An input path that may be None in a plan; a run with None refuses to start."""
 Internal = Annotated[T, Mark.INTERNAL]
 """Given by code only (the number of classes of the data): refused in YAML,
 and not part of the run id.

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.identity import dump_settings
+from pipeline.inputs import record_inputs
 from pipeline.spec import StageRun
 from pipeline.stage import StageOutput
 from slurm.shared.logs import log_path
@@ -53,6 +54,7 @@ def publish_results(
         info=dict(output.info),
         provenance={
             **facts,
+            "inputs": record_inputs(run.config),
             # Of attempts before this one, whose work this one went on with.
             "earlier": attempts.list_code_versions(run_dir, before=attempt),
         },

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import config
+from pipeline import config, manifest
+from pipeline.inputs import find_changed_inputs
 from pipeline.plan import build_plan, select_runs
 from pipeline.spec import StageRun
 from stages import STAGES
+
+# What tells runs with other inputs apart, by stage; for the others it is the name of the data set.
+IDENTITY_HINT = {"import": "sha256"}
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,21 @@ class Selection:
     runs: Sequence[StageRun]
     every: Sequence[StageRun]
     root: Path
+
+
+def list_changed_inputs(selection: Selection) -> list[str]:
+    """Return a line for each finished run whose settings lead to other inputs than it read."""
+    lines = []
+    for run in selection.runs:
+        entry = manifest.read_entry(selection.root, run.run_id)
+        changed = find_changed_inputs(run.config, entry) if entry else []
+        lines += [
+            f"note: {run.name} is done, but {line}; its result stays that of the former input. For"
+            f" another run, give it another identity ({IDENTITY_HINT.get(run.stage, 'dataset')})"
+            " or use another run root"
+            for line in changed
+        ]
+    return lines
 
 
 def load_selection(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline import runfile
-from pipeline.settings import RequiredAtRun, Runtime
+from pipeline.settings import InputPath, RequiredAtRun, Runtime
 from pipeline.spec import StageConfig
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class ConvertConfig(StageConfig):
     # Folder of a public data set as it was downloaded, instead of the two folders.
     root: RequiredAtRun[str | None] = None
     # Text file that names the images below `train_dir`: a path per line, or path, space, class.
-    train_list: Runtime[str | None] = None
+    train_list: InputPath[str | None] = None
     # The same for validation.
-    val_list: Runtime[str | None] = None
+    val_list: InputPath[str | None] = None
     threads: Runtime[PositiveInt] = 4
 
     def __post_init__(self) -> None:

@@ -160,7 +160,7 @@ def test_costs_are_summed_over_attempts(
     facts = {"git_sha": "c0ffee", "git_dirty": True}
     publish.publish_results(run, run_dir, StageOutput(), attempt=3, ranks=6, facts=facts)
     entry = manifest.find_done(tmp_path, run.run_id)
-    assert entry is not None and entry.provenance == {**facts, "earlier": []}
+    assert entry is not None and entry.provenance == {**facts, "earlier": [], "inputs": {}}
     assert entry.seconds == pytest.approx(600 + 20 + 100, abs=10)
     assert entry.gpu_hours == pytest.approx(6 * entry.seconds / 3600, abs=1e-3)
     assert (entry.device, entry.gpus, entry.ranks, entry.restarts) == ("H200", 6, 6, 2)

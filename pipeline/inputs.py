@@ -1,0 +1,86 @@
+"""Files and folders from outside that a run reads: what they were, and whether they are others now.
+
+Their paths are not part of a run id, so that data may be moved. So a finished run remembers what it
+read, and a command that finds it done tells if its settings lead to something else today.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import hash_file
+from pipeline.manifest import ManifestEntry
+from pipeline.settings import Mark, Settings, setting_fields
+
+
+def list_input_paths(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield name and value of each setting that is a path from outside and that is set."""
+    for field in setting_fields(type(settings)).values():
+        value = getattr(settings, field.name)
+        if isinstance(value, Settings):
+            yield from list_input_paths(value, f"{prefix}{field.name}.")
+        elif value and Mark.INPUT in field.marks:
+            yield f"{prefix}{field.name}", str(value)
+
+
+def record_inputs(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return, for each input path, where it leads to; of a file also its size, time and SHA-256."""
+    return {name: _describe(value) for name, value in list_input_paths(settings)}
+
+
+def _describe(value: str) -> dict[str, Any]:
+    path = _absolute(value)
+    if not path.is_file():
+        # A folder of a million images is not read again; `builtin:` and `download` are no paths.
+        return {"path": str(path) if path.is_dir() else value}
+    found = path.stat()
+    facts = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": hash_file(path)}
+    return {"path": str(path), **facts}
+
+
+def _absolute(value: str) -> Path:
+    # Not resolved: a link that leads elsewhere today is noticed by what it leads to.
+    return Path(os.path.normpath(Path(value).expanduser().absolute()))
+
+
+def find_changed_inputs(settings: Settings, entry: ManifestEntry) -> list[str]:
+    """Return a line for each input of a finished run that is another one now.
+
+    Nothing is said of a path that is not set now, or of a run that recorded none.
+    """
+    recorded = entry.provenance.get("inputs")
+    if not isinstance(recorded, Mapping):
+        return []
+    return [
+        f"{name}: {difference}"
+        for name, value in list_input_paths(settings)
+        if isinstance(before := recorded.get(name), Mapping)
+        and (difference := _compare(value, before))
+    ]
+
+
+def _compare(value: str, before: Mapping[str, Any]) -> str:
+    """Return how a path differs from what was recorded; "" if it is the same, or was only moved."""
+    path = _absolute(value)
+    if "sha256" not in before:
+        if before.get("path") in (value, str(path)):
+            return ""
+        return f"is {value} now, the finished run read {before.get('path')}"
+    try:
+        found = path.stat()
+        unchanged = [found.st_size, found.st_mtime_ns] == [
+            before.get("size"),
+            before.get("mtime_ns"),
+        ]
+        if (unchanged and before.get("path") == str(path)) or hash_file(path) == before["sha256"]:
+            return ""
+    except OSError:
+        # The file may be gone, or on compute nodes only: the result is still that of the run.
+        if before.get("path") == str(path):
+            return ""
+        return f"is {value} now, which cannot be read here; the finished run read {before['path']}"
+    return (
+        f"{value} has another content than the file that the finished run read ({before['path']}, "
+        f"SHA-256 {str(before['sha256'])[:12]})"
+    )
