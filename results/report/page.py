@@ -129,8 +129,8 @@ def link_run_ids(text: str, runs: Mapping[str, FinishedRun]) -> Markup:
     """Return HTML in which the ids of known runs are links to them."""
     from markupsafe import Markup
 
-    # Longest first: with alternatives a regular expression takes the first one that fits.
-    known = "|".join(sorted(map(re.escape, runs), key=len, reverse=True))
+    # An id before its own beginnings: a regular expression takes the first alternative that fits.
+    known = "|".join(sorted(map(re.escape, runs), reverse=True))
     parts = re.split(rf"\b({known})\b", text) if known else [text]
     return Markup("".join(f'<a href="#run-{p}">{p}</a>' if p in runs else escape(p) for p in parts))
 

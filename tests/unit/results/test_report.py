@@ -21,7 +21,7 @@ from results.publish import publish_tables, read_published
 from results.render import write_tables
 from results.report.costs import format_run_time, sum_costs_by_stage
 from results.report.graph import Node, lay_out_graph
-from results.report.page import count_filled_cells, render_report
+from results.report.page import count_filled_cells, link_run_ids, render_report
 from results.runs import FinishedRun
 from results.schema import Result, ResultRow
 from results.store import RowsError
@@ -333,3 +333,9 @@ def test_what_cannot_be_published_is_told(run_root: Any, row: ResultRow, tmp_pat
         publish_tables(CollectedResults(()), tmp_path)
     with pytest.raises(RowsError, match="line 3"):
         publish_tables(CollectedResults((), problems=("rows.csv, line 3: bad",)), tmp_path)
+
+
+def test_the_id_of_a_run_is_linked_as_a_whole() -> None:
+    runs = {run_id: FinishedRun(run_id, "knn", "n") for run_id in ("a", "a-b")}
+    linked = 'of &lt;<a href="#run-a-b">a-b</a>&gt; and <a href="#run-a">a</a>'
+    assert str(link_run_ids("of <a-b> and a", runs)) == linked
