@@ -1,6 +1,9 @@
 """Streams draw the same numbers for ever, and no two of one key share a number."""
 
 import enum
+import hashlib
+import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +11,12 @@ import torch
 from numpy.random import Generator, Philox
 
 from mugs import random_streams
+from mugs.data.loading.order import SampleOrder
+from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import draw_erase_box, plan_views
+from mugs.finetune.batches import BatchSampler
+from mugs.finetune.config import MixOptions
+from mugs.finetune.mixing import draw_mix
 from mugs.random_streams import (
     EpochStream,
     SampleStream,
@@ -25,6 +34,10 @@ from mugs.random_streams import (
     step_seed,
     switch_stream,
 )
+from mugs.transfer.detection.config import Scales
+from mugs.transfer.detection.views import draw_detection_plan
+from mugs.transfer.segmentation.config import SceneRecipe
+from mugs.transfer.segmentation.views import draw_crop
 
 CPU = torch.device("cpu")
 NUMBERS = {
@@ -53,6 +66,41 @@ NUMBERS = {
         "TEACHER_MEMORY": 20,
     },
 }
+
+
+WEAK = ViewRecipe(large_crops="shared", weak_only_small="released")
+OVERLAP = ViewRecipe(min_overlap=0.4, student_strength_draw="per_image", weak_prob=0.2)
+TWICE = ViewRecipe(randaugment_replacement=True, erase_prob=0.5, interpolation="bilinear")
+SHORT = SampleOrder(22, seed=3, world=2, rank=1, batch_size=4, short_last=True)
+REPEATED = BatchSampler(300, seed=1, batch_size=16, repeats=3)
+LABELS = torch.arange(64).expand(40, 64) // 24
+# Of each number, what is drawn for it; and the first figures of the SHA-256 of the text of all.
+DRAWS: dict[str, tuple[Callable[[int], object], str]] = {
+    "views": (lambda i: plan_views(3, 1, i, 60, 40, ViewRecipe()), "44c0ef7c7034"),
+    "shared crops": (lambda i: plan_views(3, 1, i, 60, 40, WEAK), "c91a732b02cb"),
+    "overlapping crops": (lambda i: plan_views(3, 1, i, 60, 40, OVERLAP), "48a91e579a0b"),
+    "operations": (lambda i: plan_views(3, 1, i, 40, 60, TWICE), "687dd37e565e"),
+    "boxes": (lambda i: draw_erase_box(seeded(i), 6), "49bb1ae461a6"),
+    "detection": (lambda i: draw_detection_plan(seeded(i), (60, 90), Scales()), "9f4ec85b7df4"),
+    "scenes": (lambda i: draw_crop(LABELS, seeded(i), SceneRecipe(crop=32)), "81f6d90b217b"),
+    "mixing": (lambda i: draw_mix(MixOptions(), 1, i, 2, 20, 14), "2b60c9943f78"),
+    "order": (lambda i: SHORT.indices(i).tolist(), "bc13ccc15e04"),
+    "repeats": (lambda i: REPEATED.view_requests(i, np.arange(16)), "59e41df50c39"),
+}
+
+
+def seeded(number: int) -> Generator:
+    return Generator(Philox(number))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_is_drawn_stays(name: str) -> None:
+    """Change a hash only with a change that is meant to change results."""
+    draw, expected = DRAWS[name]
+    text = repr([draw(number) for number in range(300)])
+    # The last figures depend on the processor's functions.
+    text = re.sub(r"\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.6g}", text)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == expected
 
 
 def test_no_stream_number_changes() -> None:

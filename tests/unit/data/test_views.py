@@ -77,6 +77,19 @@ def test_ranks_share_the_global_batch() -> None:
         assert torch.equal(batch.ids, torch.cat([p[step].ids for p in parts]))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num": 0}, "contains no images"),
+        ({"world": 3}, "batch_size 4 does not divide over 3 ranks"),
+        ({"batch_size": 22}, "batch_size 22 exceeds the 20 images"),
+    ],
+)
+def test_orders_that_do_not_work_out(change: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SampleOrder(**{"num": 20, "seed": 0, "world": 2, "rank": 0, "batch_size": 4, **change})
+
+
 def test_epochs_differ_and_cover_the_data() -> None:
     order = SampleOrder(20, seed=0, world=1, rank=0, batch_size=5)
     first = np.concatenate([order.indices(s) for s in range(4)])

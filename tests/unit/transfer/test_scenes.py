@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -264,6 +265,16 @@ def test_distortion() -> None:
     changed = [distort_colors(image, Generator(Philox(i)), 0.5) for i in range(20)]
     assert all(x.dtype == torch.uint8 for x in changed)
     assert len({int(x.sum()) for x in changed}) >= 15  # none of the four in one of 16
+
+
+def test_distortion_is_that_of_the_reference() -> None:
+    """Red becomes green by a third of a full turn; all four changes happen."""
+    draws = Mock(**{"random.return_value": 0.0, "uniform.return_value": 1.0})
+    draws.integers.return_value = 60  # of 180
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8).view(3, 1, 1)
+    assert distort_colors(red, draws, 0.5).flatten().tolist() == [1, 201, 1]
+    assert draws.uniform.call_args_list == [call(-32, 32), call(0.5, 1.5), call(0.5, 1.5)]
+    assert draws.integers.call_args == call(-18, 18)
 
 
 def test_mini_data_set(mini: Path, tmp_path: Path) -> None:
