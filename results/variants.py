@@ -32,9 +32,14 @@ class ReferenceReproduction:
     recipes: tuple[ReferenceRun, ...]
 
     def fits(self, row: ResultRow) -> bool:
-        """Return whether it pretrains the architecture of a row for as many epochs."""
+        """Return whether it pretrains the row's architecture by its method for as many epochs."""
         configs = [recipe.config for recipe in self.recipes if recipe.stage == "pretrain"]
-        return any((c.get("arch"), c.get("epochs")) == (row.arch, row.epochs) for c in configs)
+        method = row.method.partition(" ")[0]
+        return any(
+            (c.get("method", method), c.get("arch"), c.get("epochs"))
+            == (method, row.arch, row.epochs)
+            for c in configs
+        )
 
 
 def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -51,6 +56,10 @@ def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         found["mugs.loss_weights"] = tuple(without)
     if config.get("views.weak_prob") == 1.0:
         found["views.weak_prob"] = ("weak augmentation",)
+    # Runs record `large_crops: own` under its former name.
+    weak_only = config.get("views.weak_only", True)
+    if config.get("method") in load_vocabulary().weak_methods and not weak_only:
+        found["views.weak_only"] = ("strong augmentation",)
     if config.get("views.num_small") == 0:
         found["views.num_small"] = ("two crops",)
     return found
@@ -70,7 +79,9 @@ def describe_variant(pretraining: Mapping[str, Any], arch: str) -> str:
     if own := pretraining.get("variant"):
         names.append(f"({own})")
     # An architecture that is always pretrained with a variant is special without it.
-    missing = [OPPOSITE[name] for name in default if name not in names]
+    missing = [
+        OPPOSITE[name] for name in default if name not in names and OPPOSITE[name] not in names
+    ]
     return ", ".join([name for name in names if name not in default] + missing)
 
 

@@ -24,6 +24,8 @@ class Vocabulary:
     metrics: Mapping[str, str | None]
     # Variants in which an architecture is always pretrained, so that they are not worth naming.
     default_variants: Mapping[str, tuple[str, ...]]
+    # Methods whose student usually sees the teacher's large crops and weak crops only.
+    weak_methods: tuple[str, ...]
 
     def arch_title(self, name: str) -> str:
         """Return `ViT-S/16` for vit_s16; an unknown name is returned as it is."""
