@@ -8,11 +8,11 @@ import importlib
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mugs.losses.config import PairAverage
 from mugs.models.config import HeadNorm, PointerRule, PredictorInit, ViTConfig
-from pipeline.settings import Internal, Settings
+from pipeline.settings import Internal, Probability, Settings
 
 if TYPE_CHECKING:
     from mugs.methods.base import Method
@@ -121,6 +121,44 @@ class MugsConfig(MethodOptions):
         return 2 * (self.queue_size * self.head_out + self.memory_size * width)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DinoConfig(MethodOptions):
+    """Everything of DINO that shapes numbers. Defaults: the released ViT-S run of 100 epochs."""
+
+    # Width of the hidden layers of the projector.
+    head_hidden: PositiveInt = 2048
+    # Width of the features that are compared with the prototypes.
+    bottleneck: PositiveInt = 256
+    # Prototypes.
+    num_prototypes: PositiveInt = 65536
+    # Whether the lengths of the prototypes are trained or stay 1.
+    train_prototype_magnitude: bool = False
+    # Temperature of the student's softmax over prototypes.
+    student_temperature: PositiveFloat = 0.1
+    # First and last value of a linear warm-up over `teacher_warmup_epochs`.
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.04)
+    # Epochs over which the teacher's temperature changes (D5).
+    teacher_warmup_epochs: NonNegativeInt = 0
+    # Momentum of the center that is taken from the teacher's logits.
+    center_momentum: Probability = 0.9
+    # Batch normalization in the hidden layers of the projector, over all crops and ranks.
+    head_norm: HeadNorm = "none"
+
+    @property
+    def needs_whole_batch_per_rank(self) -> bool:
+        """Whether a micro-batch would change the numbers."""
+        return self.head_norm == "batch"
+
+    def count_parameters(self, width: int, depth: int) -> int:
+        """Return about how many parameters the student has."""
+        projector = self.head_hidden * (width + self.head_hidden + self.bottleneck)
+        return (
+            super().count_parameters(width, depth)
+            + projector
+            + self.num_prototypes * self.bottleneck
+        )
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """A method: the class of its settings, and the class that does it, as "module:name"."""
@@ -137,6 +175,7 @@ class MethodEntry:
 
 METHODS: dict[str, MethodEntry] = {
     "mugs": MethodEntry(MugsConfig, "mugs.methods.mugs:Mugs"),
+    "dino": MethodEntry(DinoConfig, "mugs.methods.dino:Dino"),
 }
 
 

@@ -28,6 +28,7 @@ from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
+from mugs.methods.config import METHODS, DinoConfig, MethodOptions
 from mugs.methods.mugs import Mugs
 from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import StepConfig, TrainConfig
@@ -93,14 +94,28 @@ def test_parameter_groups_follow_the_recipe() -> None:
             assert group["decay"] == (not name.endswith("bias") and parameter.ndim > 1)
 
 
+def test_all_parameters_may_have_weight_decay() -> None:
+    groups = build_pretrain_parameter_groups(Mugs(SMALLEST).student, 0.2, "all")
+    assert [group["decay"] for group in groups] == [True, True]
+
+
 def test_clip_schedule() -> None:
     config = StepConfig(clip=((0, 3.0), (101, 0.3)))
     assert [config.clip_at(e) for e in (0, 100, 101, 200)] == [3.0, 3.0, 0.3, 0.3]
 
 
-@pytest.mark.parametrize("drop_path", [0.0, 0.3])
-def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path: float) -> None:
+RESUMED = [
+    *(replace(SMALLEST, drop_path=drop_path, queue_size=32) for drop_path in (0.0, 0.3)),
+    DinoConfig(arch=SMALLEST.arch, drop_path=0.3, head_hidden=16, bottleneck=8, num_prototypes=24),
+]
+
+
+@pytest.mark.parametrize("options", RESUMED, ids=lambda options: type(options).__name__)
+def test_resume_is_bitwise_exact(
+    tmp_path: Path, digits: FolderSource, options: MethodOptions
+) -> None:
     torch.set_num_threads(1)
+    (entry,) = [entry for entry in METHODS.values() if entry.options is type(options)]
     config = TrainConfig(
         epochs=2,
         batch_size=8,
@@ -110,10 +125,10 @@ def test_resume_is_bitwise_exact(tmp_path: Path, digits: FolderSource, drop_path
         views=ViewRecipe(large_size=32, small_size=16, num_small=2),
         checkpoint_steps=2,
     )
-    method_config = replace(SMALLEST, drop_path=drop_path, queue_size=32)
 
     def train(folder: Path) -> Path:
-        pretrain(Mugs(method_config), digits, config, folder, torch.device("cpu"))
+        method = entry.build(options, seed=0)
+        pretrain(method, digits, config, folder, torch.device("cpu"))
         return max((folder / "checkpoints").iterdir())
 
     straight = json.loads((train(tmp_path / "straight") / "state.json").read_text())
