@@ -1,6 +1,7 @@
 """Backbone files: our safetensors, and released Mugs checkpoints (.pth)."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -55,9 +56,15 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object
 
 
 def shorten(keys: list[str]) -> str:
-    """Return the first three keys, and how many more there are."""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more
+    """Return three kinds of keys, and how many more there are; numbers in a kind are `*`."""
+    kinds: dict[str, list[str]] = {}
+    for key in keys:
+        kinds.setdefault(re.sub(r"\b\d+\b", "*", key), []).append(key)
+    # A key of its own says as much as one that each block has, and is easily lost among those.
+    shown = sorted(kinds, key=lambda kind: len(kinds[kind]))[:3]
+    names = [kind if len(kinds[kind]) > 1 else kinds[kind][0] for kind in shown]
+    more = len(keys) - sum(len(kinds[kind]) for kind in shown)
+    return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def write_backbone_file(path: Path, state: State, meta: dict[str, Any]) -> None:

@@ -43,12 +43,10 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged, no file of PyTorch, or unsafe.
     """
+    check_torch_file(path)
     try:
-        check_torch_file(path)
         with torch.serialization.safe_globals(list_safe_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: refused, because reading it could run code: it holds {name_refused(error)}"
@@ -63,8 +61,11 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_torch_file(path: Path) -> None:
     """Raise WeightsError if the first bytes tell that torch did not write the file."""
-    with path.open("rb") as stream:
-        head = stream.read(512)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
     for pattern, what in NO_WEIGHTS.items():
         if re.match(pattern, head, re.IGNORECASE):
             raise WeightsError(f"{path}: is {what}")

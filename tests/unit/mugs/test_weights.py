@@ -169,10 +169,21 @@ def test_weights_of_other_libraries_are_told_in_a_short_line(
     tmp_path: Path, keys: str, name: str
 ) -> None:
     torch.save({keys.format(index): torch.zeros(3) for index in range(400)}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=f"and 397 more.*they look like weights of {name}") as e:
+    with pytest.raises(
+        WeightsError, match=f"400 unexpected .*they look like weights of {name}"
+    ) as e:
         load_released_backbone(build_vit(TINY), tmp_path / "x.pth")
     assert len(str(e.value)) < 600 + len(str(tmp_path))
     assert e.value.details.count("unexpected: ") == 400
+
+
+def test_a_key_of_its_own_is_not_lost_among_those_of_blocks() -> None:
+    state = dict(build_vit(TINY).state_dict())
+    state |= {f"blocks.{i}.ls{j}.gamma": torch.ones(48) for i in range(3) for j in (1, 2)}
+    state["reg_token"] = torch.ones(1, 4, 48)
+    words = r"7 unexpected \(reg_token, blocks\.\*\.ls1\.gamma, blocks\.\*\.ls2\.gamma\)"
+    with pytest.raises(WeightsError, match=words):
+        load_strictly(build_vit(TINY), state, "x")
 
 
 def test_a_wrong_shape_is_named_with_both_shapes() -> None:
