@@ -1,5 +1,6 @@
 """Detection and instance segmentation: Cascade Mask R-CNN on the pretrained ViT (released 1x)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ from pydantic import NonNegativeInt
 
 from mugs.transfer.detection.config import DetectionConfig
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageSpec
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch
 from stages.shared.external_data import read_data_root
@@ -15,6 +16,8 @@ from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vi
 
 if TYPE_CHECKING:
     from mugs.data.dense.coco import CocoSplit
+
+TABLE = "annotations_{split}.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,15 @@ class CocoDetectionConfig(Pretrained, DetectionConfig):
     def rate_follows_batch(self) -> bool:
         """Return that it does not: `lr` is for the released batch size."""
         return False
+
+    def list_facts(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Say what the annotations of COCO take; those of small data sets take little."""
+        if getattr(inputs.get("data"), "dataset", None) != "coco2017":
+            return []
+        return [
+            "annotations: rank 0 alone parses them (3.4 GiB of memory while it does); "
+            "then all ranks of a node share one table (0.5 GiB)"
+        ]
 
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over the ranks, and each share into micro-batches."""
@@ -78,15 +90,27 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
         precision = compute_average_precision(val.annotations, detections)
         rows = build_result_rows(ctx, cfg.weights, setting, precision.items())
     distributed.barrier()
+    if distributed.is_main():
+        for split in ("train", "val"):
+            (ctx.run_dir / TABLE.format(split=split)).unlink()
     info = {"dataset": data["dataset"], "captions": {"pictures": CAPTION}}
     return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":
-    """Return a split from where the data stage found it."""
+    """Return a split from where the data stage found it.
+
+    Parsed annotations take gigabytes, so rank 0 alone parses them, and all ranks map its table.
+    """
+    from mugs import distributed
     from mugs.data.dense.coco import CocoSplit
 
-    return CocoSplit(read_data_root(ctx), split)
+    root = read_data_root(ctx)
+    table = ctx.run_dir / TABLE.format(split=split)
+    if distributed.is_main():
+        CocoSplit(root, split).write_table(table)
+    distributed.barrier()
+    return CocoSplit(root, split, table=table)
 
 
 SPEC = StageSpec(

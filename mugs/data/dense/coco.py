@@ -8,7 +8,6 @@ which have gaps in COCO.
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,14 @@ from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched
 from mugs.data.sources.base import SourceError, ends_whole, format_names
 from mugs.data.sources.decode import DecodeError, read_rgb_tensor
 from mugs.data.sources.expected import ExpectedCounts
+from pipeline.files import replace_atomically
 
 SPLITS = {"train": "train2017", "val": "val2017"}
 
 
 @dataclass(frozen=True)
-class CocoObject:
-    """One object that counts: annotation id, class, box within the image, COCO's outline."""
-
-    annotation: int
-    label: int
-    box: tuple[float, float, float, float]
-    outline: Any
-
-
-@dataclass(frozen=True)
 class CocoImage:
-    """One image: its id, file, size in pixels and the objects in it.
+    """One image: its id, file, size in pixels, and places of its objects among those of the split.
 
     annotated: whether it has annotations, of crowds for example, that need not count.
     """
@@ -48,7 +38,7 @@ class CocoImage:
     file: str
     width: int
     height: int
-    objects: tuple[CocoObject, ...]
+    objects: range
     annotated: bool
 
     @property
@@ -58,9 +48,14 @@ class CocoImage:
 
 
 class CocoSplit:
-    """One split, ordered by image id. Raises SourceError if files or parts of them are missing."""
+    """One split, ordered by image id. Raises SourceError if files or parts of them are missing.
 
-    def __init__(self, root: Path, split: str) -> None:
+    Only objects that count are kept, in a table of tensors: annotation ids, classes, boxes within
+    the image, and COCO's outlines as JSON. With `table`, a file that `write_table` of another
+    process wrote, the annotations are not parsed: all processes of a node share its memory.
+    """
+
+    def __init__(self, root: Path, split: str, *, table: Path | None = None) -> None:
         self.folder = root / SPLITS[split]
         self.annotations = root / "annotations" / f"instances_{SPLITS[split]}.json"
         for path, there in (
@@ -73,10 +68,7 @@ class CocoSplit:
                     f"<root>/annotations/{self.annotations.name})"
                 )
         try:
-            content = json.loads(self.annotations.read_bytes())
-            self.names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-            self.categories = sorted(self.names)
-            self.images = list(self._parse_images(content))
+            content = self._parse() if table is None else torch.load(table, mmap=True)
         except SourceError:
             # A ValueError too, but it says already what is wrong.
             raise
@@ -85,10 +77,21 @@ class CocoSplit:
                 f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
             ) from error
 
-    def _parse_images(self, content: dict[str, Any]) -> Iterable[CocoImage]:
-        labels = {category: label for label, category in enumerate(self.categories)}
-        sizes = {int(i["id"]): (int(i["width"]), int(i["height"])) for i in content["images"]}
-        objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
+        self.table = content
+        self.names: dict[int, str] = content["names"]
+        self.categories = sorted(self.names)
+        self.images = [
+            CocoImage(number, file, width, height, range(first, stop), annotated)
+            for number, file, width, height, first, stop, annotated in content["images"]
+        ]
+
+    def _parse(self) -> dict[str, Any]:
+        content = json.loads(self.annotations.read_bytes())
+        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        labels = {category: label for label, category in enumerate(sorted(names))}
+        images = {int(i["id"]): i for i in content["images"]}
+        sizes = {number: (int(i["width"]), int(i["height"])) for number, i in images.items()}
+        found: dict[int, list[tuple[Any, ...]]] = {number: [] for number in images}
         annotated = set()
         for entry in content["annotations"]:
             image = int(entry["image_id"])
@@ -102,18 +105,31 @@ class CocoSplit:
             if entry["category_id"] in labels:
                 annotated.add(image)
                 if box is not None:
+                    outline = json.dumps(entry["segmentation"]).encode()
                     label = labels[entry["category_id"]]
-                    outline = entry["segmentation"]
-                    objects[image].append(CocoObject(int(entry["id"]), label, box, outline))
-        for entry in sorted(content["images"], key=lambda i: int(i["id"])):
-            number = int(entry["id"])
-            yield CocoImage(
-                number,
-                str(entry["file_name"]),
-                *sizes[number],
-                tuple(objects[number]),
-                number in annotated,
-            )
+                    found[image].append((int(entry["id"]), label, box, outline))
+        rows = []
+        stop = 0
+        for number in sorted(images):
+            first, stop = stop, stop + len(found[number])
+            file = str(images[number]["file_name"])
+            rows.append((number, file, *sizes[number], first, stop, number in annotated))
+        objects = [one for number in sorted(images) for one in found[number]]
+        outlines = b"".join(one[3] for one in objects)
+        return {
+            "names": names,
+            "images": rows,
+            "annotations": torch.tensor([one[0] for one in objects], dtype=torch.long),
+            "labels": torch.tensor([one[1] for one in objects], dtype=torch.long),
+            "boxes": torch.tensor([one[2] for one in objects], dtype=torch.float32).view(-1, 4),
+            "ends": torch.tensor([0, *(len(one[3]) for one in objects)]).cumsum(0),
+            "outlines": torch.from_numpy(np.frombuffer(bytearray(outlines), np.uint8)),
+        }
+
+    def write_table(self, path: Path) -> None:
+        """Write what other processes open this split with."""
+        with replace_atomically(path) as temporary:
+            torch.save(self.table, temporary)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,18 +157,19 @@ class CocoSplit:
         """
         entry = self.images[index]
         masks = torch.zeros(len(entry.objects), *entry.size, dtype=torch.uint8)
-        for mask, one in zip(masks, entry.objects, strict=True):
+        for mask, place in zip(masks, entry.objects, strict=True):
+            first, stop = self.table["ends"][place : place + 2].tolist()
+            outline = json.loads(self.table["outlines"][first:stop].numpy().tobytes())
             try:
-                mask.copy_(torch.from_numpy(decode_outline(one.outline, *entry.size)))
+                mask.copy_(torch.from_numpy(decode_outline(outline, *entry.size)))
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
                 # pycocotools raises all of these for an outline that is not well formed.
                 raise SourceError(
-                    f"{self.annotations}: annotation {one.annotation} of {entry.file} "
-                    f"has no usable outline ({error})"
+                    f"{self.annotations}: annotation {self.table['annotations'][place]} of "
+                    f"{entry.file} has no usable outline ({error})"
                 ) from error
-        # The view gives an image without objects the shape (0, 4).
-        boxes = torch.tensor([one.box for one in entry.objects], dtype=torch.float32).view(-1, 4)
-        return boxes, torch.tensor([one.label for one in entry.objects], dtype=torch.long), masks
+        own = slice(entry.objects.start, entry.objects.stop)
+        return self.table["boxes"][own].clone(), self.table["labels"][own].clone(), masks
 
     def find_problem(self, index: int) -> str | None:
         """Return what is wrong with an image or its annotations, naming the file, or None."""

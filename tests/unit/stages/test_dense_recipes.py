@@ -130,3 +130,9 @@ def test_a_batch_that_does_not_divide_is_said_early(
 ) -> None:
     with pytest.raises(ValueError, match=words) if words else nullcontext():
         config_class().check_resources(Resources(ranks_per_node=ranks))
+
+
+def test_plan_says_what_the_annotations_of_coco_take() -> None:
+    (line,) = planned("coco_vit_s16_ep800")["detection"].facts
+    assert line.startswith("annotations: rank 0 alone parses them (3.4 GiB")
+    assert not planned("mini")["detection"].facts

@@ -1,6 +1,7 @@
 """Reading and checking COCO: what counts as an object, outlines, and errors that name the file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,27 @@ def test_mini_coco_of_digits(tmp_path: Path) -> None:
             rows, columns = mask.nonzero().unbind(1)
             edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert np.abs(np.array(edges) - box).max() <= 1
+
+
+def read_private_bytes() -> int:
+    """Memory of this process that no other one shares."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(1024 * int(n) for n in re.findall(r"^Private_Dirty: +(\d+)", text, re.MULTILINE))
+
+
+def test_ranks_share_one_table(tmp_path: Path) -> None:
+    """The same objects, and what another process opens takes little memory of its own."""
+    outlines = [[x + i / 7 for x in SQUARE for _ in range(2)] * 60 for i in range(2000)]
+    found = [entry(i, 1 + i % 2, segmentation=[o]) for i, o in enumerate(outlines)]
+    root = write_coco(tmp_path, found)
+    parsed = CocoSplit(root, "train")
+    path = tmp_path / "table.pt"
+    parsed.write_table(path)
+    assert path.stat().st_size > 20e6
+    before = read_private_bytes()
+    shared = CocoSplit(root, "train", table=path)
+    assert torch.equal(shared.objects(1)[0], parsed.objects(1)[0])
+    assert read_private_bytes() - before < 0.5 * path.stat().st_size
+    assert shared.images == parsed.images and shared.names == parsed.names
+    for name in ("annotations", "labels", "boxes", "ends", "outlines"):
+        assert torch.equal(shared.table[name], parsed.table[name])
