@@ -8,6 +8,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+# Formats of which Pillow hands out 16-bit gray as 32-bit integers: PGM, and PNG in older versions.
+WIDE_GRAY = ("PNG", "PPM")
+
 
 class DecodeError(ValueError):
     """An image cannot be decoded; the message names it."""
@@ -19,12 +22,32 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             # Image.open reads the header only.
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return convert_to_rgb(image, name)
     except UnidentifiedImageError as error:
         raise DecodeError(f"{name}: not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Damaged files make Pillow raise all of these.
         raise DecodeError(f"{name}: {error}") from error
+
+
+def convert_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return a decoded image as RGB; 16 bits become 8, as Pillow reads 16-bit color: the upper 8.
+
+    Raises DecodeError for 32-bit integers and floating point, whose range no file states.
+    """
+    # Image.convert would clip all of these: what is above 255 becomes white.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in WIDE_GRAY):
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
+            raise DecodeError(f"{name}: values beyond 16 bits")
+        image = Image.fromarray((gray >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise DecodeError(
+            f"{name}: pixels are {kind}, and the file does not say which is white; "
+            "save it with 8 or 16 bits"
+        )
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_rgb_tensor(path: Path) -> Tensor:

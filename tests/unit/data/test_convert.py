@@ -12,7 +12,7 @@ from PIL import Image
 from mugs.data.sources.base import FolderSource, SourceError
 from mugs.data.sources.beton import BetonSource, sidecar_path
 from mugs.data.sources.convert import convert_to_beton, verify_beton
-from mugs.data.sources.decode import decode_rgb
+from mugs.data.sources.decode import DecodeError, decode_rgb
 from mugs.data.sources.open import open_source
 
 
@@ -114,6 +114,38 @@ def test_all_bad_files_are_named_and_nothing_is_written(folder: Path, tmp_path: 
     assert "dog/cut.jpg" in str(error.value)
     assert "allow_bad" in str(error.value)
     assert not (tmp_path / "x.beton").exists()
+
+
+def write_ramp(path: Path, dtype: str) -> np.ndarray:
+    """Write 4,096 values from 0 to 65,520 as one gray image; return them."""
+    ramp = np.arange(64 * 64).reshape(64, 64) * 16
+    Image.fromarray(ramp.astype(dtype)).save(path)
+    return ramp
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("g.png", "<u2"), ("g.ppm", "<u2"), ("g.tif", "<u2"), ("g.tif", ">u2")]
+)
+def test_16_bit_gray_keeps_its_picture(folder: Path, name: str, dtype: str) -> None:
+    ramp = write_ramp(folder / "cat" / name, dtype)
+    decoded = np.asarray(decode_rgb((folder / "cat" / name).read_bytes(), name))
+    assert (decoded == (ramp // 256)[..., None]).all()
+    convert_to_beton(FolderSource(folder), folder / "x.beton")
+    pack = BetonSource(folder / "x.beton")
+    stored = decode_rgb(pack.read(pack.sidecar.names.index(f"cat/{name}")), name)
+    assert np.abs(np.asarray(stored).astype(int) - decoded).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("int32", "32-bit integers"), ("float32", "floating-point numbers")]
+)
+def test_pixels_of_unknown_range_are_refused(folder: Path, dtype: str, words: str) -> None:
+    write_ramp(folder / "cat/deep.tiff", dtype)
+    with pytest.raises(DecodeError, match=f"deep: pixels are {words}"):
+        decode_rgb((folder / "cat/deep.tiff").read_bytes(), "deep")
+    with pytest.raises(SourceError, match=r"1 of 12 files are not usable images: cat/deep\.tiff"):
+        convert_to_beton(FolderSource(folder), folder / "x.beton")
+    assert not (folder / "x.beton").exists()
 
 
 def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:
