@@ -18,7 +18,9 @@ from stages.shared.image_data import ConvertConfig
 SHAPES = {
     "vit_s16": (384, 12),
     "vit_s16_h8": (384, 12),
+    "vit_s16_h12": (384, 12),
     "vit_b16": (768, 12),
+    "vit_b16_sincos": (768, 12),
     "vit_l16": (1024, 24),
 }
 OTHER = (192, 12)
@@ -34,6 +36,11 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
     base_lr: PositiveFloat = 8e-4
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse views that the method cannot use."""
+        super().__post_init__()
+        self.options.check_views(self.views)
 
     def complete_from(self, inputs: Mapping[str, StageConfig]) -> "PretrainConfig":
         """Fill in `steps_per_epoch`, one pass over the images, if their number is known."""

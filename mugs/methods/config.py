@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from mugs.data.views.config import ViewRecipe
 from mugs.losses.config import PairAverage
 from mugs.models.config import HeadNorm, PointerRule, PredictorInit, ViTConfig
 from pipeline.settings import Internal, Probability, Settings
@@ -33,6 +34,9 @@ class MethodOptions(Settings):
     def needs_whole_batch_per_rank(self) -> bool:
         """Whether a micro-batch would change the numbers, as with batch normalization."""
         return False
+
+    def check_views(self, views: ViewRecipe) -> None:
+        """Raise ValueError unless the method can use these views."""
 
     def count_parameters(self, width: int, depth: int) -> int:
         """Return about how many parameters the student has; `width` and `depth` are the ViT's."""
@@ -159,6 +163,64 @@ class DinoConfig(MethodOptions):
         )
 
 
+# Overlap (IoU) of two crops -> stride: a factor, the least and the most.
+Stride = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MgcConfig(MethodOptions):
+    """Everything of MGC that shapes numbers. Defaults: the released ViT-S run on COCO.
+
+    Values of three are those of the levels part, object and scene.
+    """
+
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    # Width of the hidden layers of projectors and predictors.
+    head_hidden: int = 4096
+    # Width of the features that are compared.
+    head_out: int = 128
+    # Side of the square of patches whose mean is a token of a level (G8).
+    windows: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 7)
+    # Pairs of tokens of an image; they are the weights of the levels as well.
+    num_pairs: tuple[PositiveInt, PositiveInt, PositiveInt] = (10, 10, 2)
+    row_strides: Internal[tuple[Stride, Stride, Stride]] = ((12, 2, 8), (8, 2, 4), (1, 1, 1))
+    column_strides: Internal[tuple[Stride, Stride, Stride]] = ((8, 2, 6), (4, 1, 3), (1, 1, 1))
+    # Divides the cosines.
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    # Whether pairs count by how much their cells share. The release computes this weight, and it
+    # has no effect there (G1).
+    overlap_weighting: bool = False
+    # "independent": Linear layers of the teacher are drawn on their own, as released. "copy": the
+    # teacher starts as the student (G2).
+    teacher_init: Literal["independent", "copy"] = "independent"
+    # Whether the bias of the final LayerNorm is trained, as released. It has no effect on the loss,
+    # and AdamW moves it at random (G14).
+    final_norm_bias: Literal["trained", "frozen"] = "trained"
+    # "counted": where an image has too few pairs, token 0 of both crops fills up, as released.
+    # "ignored": such rows are neither positives nor negatives (G16).
+    padding: Literal["counted", "ignored"] = "counted"
+
+    @property
+    def needs_whole_batch_per_rank(self) -> bool:
+        """Whether a micro-batch would change the numbers: batch normalization, negatives."""
+        return True
+
+    def check_views(self, views: ViewRecipe) -> None:
+        """Raise ValueError unless both networks see the same two large crops, and no small ones."""
+        if views.large_crops != "shared" or views.num_small > 0:
+            raise ValueError(
+                f"views: MGC compares two large crops that both networks see; large_crops is "
+                f"{views.large_crops} and num_small {views.num_small}; "
+                "set them to shared and 0"
+            )
+
+    def count_parameters(self, width: int, depth: int) -> int:
+        """Return about how many parameters the student has."""
+        projector = width + self.head_hidden + self.head_out
+        heads = 3 * self.head_hidden * (projector + 2 * self.head_out)
+        return super().count_parameters(width, depth) + heads
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """A method: the class of its settings, and the class that does it, as "module:name"."""
@@ -176,6 +238,7 @@ class MethodEntry:
 METHODS: dict[str, MethodEntry] = {
     "mugs": MethodEntry(MugsConfig, "mugs.methods.mugs:Mugs"),
     "dino": MethodEntry(DinoConfig, "mugs.methods.dino:Dino"),
+    "mgc": MethodEntry(MgcConfig, "mugs.methods.mgc:Mgc"),
 }
 
 

@@ -26,9 +26,13 @@ class ViTConfig(Settings):
 
 ARCHITECTURES: dict[str, ViTConfig] = {
     "vit_s16": ViTConfig(embed_dim=384, depth=12, num_heads=6),
-    # As vit_s16 with 8 heads. The weights of one load into the other without an error.
+    # As vit_s16 with 8 heads (MGC) and with 12 (MoCo-v3). The weights of one load into the other
+    # without an error.
     "vit_s16_h8": ViTConfig(embed_dim=384, depth=12, num_heads=8, positions="sincos"),
+    "vit_s16_h12": ViTConfig(embed_dim=384, depth=12, num_heads=12, positions="sincos"),
     "vit_b16": ViTConfig(embed_dim=768, depth=12, num_heads=12),
+    # As vit_b16 with the fixed positions of MoCo-v3.
+    "vit_b16_sincos": ViTConfig(embed_dim=768, depth=12, num_heads=12, positions="sincos"),
     "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
     # Not in the paper: small enough for a CPU, with images of 32 pixels.
     "vit_mini": ViTConfig(embed_dim=96, depth=3, num_heads=3, patch_size=8, image_size=32),

@@ -1,8 +1,9 @@
 """Backbone files: our safetensors, and released Mugs checkpoints (.pth)."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mugs.checkpoint.tensors import write_tensors
 from mugs.models.config import ViTConfig
-from mugs.models.vit import ViT, build_vit
+from mugs.models.vit import ViT, build_sincos_positions, build_vit
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 from pipeline.files import replace_atomically
 
@@ -27,9 +28,12 @@ KEY_SIGNS = {
     "backbone.layers.": "OpenMMLab",
     "decoder_blocks.": "MAE",
     "ls1.gamma": "DINOv2 (with LayerScale)",
-    "base_encoder.": "MoCo-v3",
     "layer1.0.conv1.": "a ResNet",
 }
+
+
+# Methods that keep both encoders in one state dict name them so (MoCo-v3, MGC).
+ENCODERS = {"teacher": "momentum_encoder.", "student": "base_encoder."}
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
@@ -115,16 +119,55 @@ def extract_backbone_state(
         if isinstance(source.get(wrapper), Mapping):
             source = source[wrapper]
     names = {key: remove_wrappers(key) for key in source}
-    # Without such a prefix there are no heads, and every key is one of the backbone.
-    prefix = "backbone." if any(n.startswith("backbone.") for n in names.values()) else ""
+    prefix, others = _find_backbone_prefix(names.values(), which)
     kept = {
         key: name.removeprefix(prefix)
         for key, name in names.items()
         if name.startswith(prefix)
-        and not name.startswith(f"{prefix}relation_blocks.")
+        and not name.startswith(f"{prefix}{others}")
         and torch.is_tensor(source[key])
     }
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
+
+
+def _find_backbone_prefix(
+    names: Collection[str], which: Literal["teacher", "student"]
+) -> tuple[str, str]:
+    """Return what backbone keys begin with, and after it those of layers that are left out."""
+
+    def some(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
+    if some("backbone."):
+        return "backbone.", "relation_blocks."
+    there = [network for network, prefix in ENCODERS.items() if some(prefix)]
+    if there and which not in there:
+        raise WeightsError(f"has no {which}, only a {there[0]}; ask for network {there[0]}")
+    if there:
+        return ENCODERS[which], "head."
+    # Without such a prefix there are no heads, and every key is one of the backbone.
+    return "", "relation_blocks."
+
+
+def check_positions(state: Mapping[str, Tensor], config: ViTConfig, where: object) -> None:
+    """Raise WeightsError if positions are fixed in a file and learned in the network, or reversed.
+
+    Weights say nothing of the number of heads: those of a ViT with 8 heads load into one with 6
+    without an error, and give other features. Their kind of positions tells them apart.
+    """
+    table = state["pos_embed"]
+    side = math.isqrt(table.shape[1] - 1)
+    fixed = table.shape[1] == 1 + side**2 and torch.allclose(
+        table.float(), build_sincos_positions(side, table.shape[2]), atol=1e-4
+    )
+    if fixed != (config.positions == "sincos"):
+        kinds = ("fixed sines and cosines", "learned")
+        found, expected = kinds if fixed else reversed(kinds)
+        raise WeightsError(
+            f"{where}: its positions are {found}, those of the architecture {expected}, so it is "
+            "of another one, perhaps with another number of heads; "
+            "MGC's ViT-S is vit_s16_h8, MoCo-v3's is vit_s16_h12"
+        )
 
 
 def remove_wrappers(key: str) -> str:
@@ -148,4 +191,5 @@ def load_released_backbone(
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     load_strictly(vit, state, path)
+    check_positions(state, vit.config, path)
     return discarded

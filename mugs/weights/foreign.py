@@ -16,6 +16,7 @@ from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import (
     State,
+    check_positions,
     extract_backbone_state,
     load_backbone,
     load_released_backbone,
@@ -129,6 +130,7 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
         state, others = extract_backbone_state(read_released_checkpoint(path))
     left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD_PREFIXES)))))
     load_strictly(model, {key: value for key, value in state.items() if key not in left_out}, path)
+    check_positions(state, read_timm_config(model), path)
     return left_out
 
 

@@ -162,7 +162,6 @@ def test_the_other_network_is_not_taken_instead(tmp_path: Path, asked: Any, ther
         ("encoder.layer.{}.attention.attention.query.weight", "Hugging Face transformers"),
         ("encoder.layers.encoder_layer_{}.ln_1.weight", "torchvision"),
         ("visual.transformer.resblocks.{}.ln_1.weight", "CLIP"),
-        ("module.base_encoder.blocks.{}.norm1.weight", "MoCo-v3"),
     ],
 )
 def test_weights_of_other_libraries_are_told_in_a_short_line(
