@@ -81,22 +81,19 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
 def _order(reproduction: Reproduction) -> list[str]:
     """Return the names of the runs, depth first: each after those it needs, else as written."""
     order: list[str] = []
-    path: list[str] = []
 
-    def visit(name: str) -> None:
+    def visit(name: str, path: list[str]) -> None:
         if name in order:
             return
         if name in path:
             cycle = " -> ".join([*path[path.index(name) :], name])
             raise ConfigError(f"{reproduction.source}: runs need each other in a circle: {cycle}")
-        path.append(name)
         for filler in reproduction.runs[name].needs.values():
-            visit(filler)
-        path.pop()
+            visit(filler, [*path, name])
         order.append(name)
 
     for name in reproduction.runs:
-        visit(name)
+        visit(name, [])
     return order
 
 
