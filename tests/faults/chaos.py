@@ -5,7 +5,6 @@ Outcome. Names, or parts of them, on the command line choose some: `python tests
 malicious`.
 """
 
-import csv
 import importlib
 import sys
 import time
@@ -28,23 +27,11 @@ def campaigns(chosen: Iterable[str] = ()) -> list[Any]:
     return sorted(wanted, key=lambda module: str(module.NAME))
 
 
-def merge(table: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Put rows into the table, in place of those of the same name."""
-    known = {}
-    if table.exists():
-        with table.open(encoding="utf-8", newline="") as stream:
-            known = {row["name"]: row for row in csv.DictReader(stream)}
-    known |= {row["name"]: {column: row[column] for column in COLUMNS} for row in rows}
-    table.parent.mkdir(exist_ok=True)
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(known[name] for name in sorted(known))
-
-
 def main(chosen: list[str]) -> int:
     """Run them, say how each went; 1 when a trial failed, 2 when no campaign is called so."""
-    sys.path[:0] = [str(ROOT), str(HERE)]
+    sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
+    from table_rows import merge_rows
+
     found = campaigns(chosen)
     if not found:
         sys.stderr.write(f"no campaign is called {' or '.join(chosen)}\n")
@@ -54,7 +41,7 @@ def main(chosen: list[str]) -> int:
         began = time.monotonic()
         outcome = module.run()
         row = outcome.row()
-        merge(ROOT / "build" / "chaos.csv", [row])
+        merge_rows(ROOT / "build" / "chaos.csv", COLUMNS, [row])
         failures += len(outcome.complaints)
         took = time.monotonic() - began
         sys.stdout.write(

@@ -3,8 +3,9 @@
 import csv
 from pathlib import Path
 
-from chaos import campaigns, merge
+from chaos import COLUMNS, campaigns
 from outcome import Outcome
+from table_rows import merge_rows
 
 
 def test_campaigns_are_found_by_their_names() -> None:
@@ -25,9 +26,8 @@ def test_campaigns_are_found_by_their_names() -> None:
 def test_rows_replace_those_of_the_same_name(tmp_path: Path) -> None:
     table = tmp_path / "build" / "chaos.csv"
     old = Outcome("b", 3, ["it broke"], "note")
-    merge(table, [old.row()])
-    merge(table, [Outcome("a", 1).row()])
-    merge(table, [Outcome("b", 4).row()])
+    for outcome in (old, Outcome("a", 1), Outcome("b", 4)):
+        merge_rows(table, COLUMNS, [outcome.row()])
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["name"], row["trials"], row["failures"]) for row in rows] == [
