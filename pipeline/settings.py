@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -71,6 +71,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Settings:
     """Base of every settings class: YAML with a key that the class does not have is refused."""
 
+    # pydantic reads its options for a plain dataclass here. Defaults are validated too: one that
+    # its own limits refuse is a mistake in the class, and shows in the first test.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "validate_default": True}
 
     def unused_settings(self) -> frozenset[str]:
@@ -135,6 +137,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _nested(hint: Any) -> type[Settings] | None:
     """Return the settings class in an annotation: `X`, `X | None`, or either with marks."""
+    # The marks themselves are of no interest here, only the annotated type.
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     for option in (hint, *typing.get_args(hint)):
@@ -148,21 +151,16 @@ def use_current_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[st
 
     If both names are given, the later one counts.
     """
-    return _rename(cls, values, {f.record_name: f.name for f in setting_fields(cls).values()})
+    return _rename(cls, values, to_record=False)
 
 
 def use_record_names(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values under the names that records have, nested ones too."""
-    names = {f.name: f.record_name for f in setting_fields(cls).values()}
-    return _rename(cls, values, names, use_record_names)
+    return _rename(cls, values, to_record=True)
 
 
-def _rename(
-    cls: type[Settings],
-    values: Mapping[str, Any],
-    names: Mapping[str, str],
-    inner: Callable[[type[Settings], Mapping[str, Any]], dict[str, Any]] = use_current_names,
-) -> dict[str, Any]:
+def _rename(cls: type[Settings], values: Mapping[str, Any], *, to_record: bool) -> dict[str, Any]:
+    # Found by either name: files may have been written before or after a renaming.
     fields = {
         name: field
         for field in setting_fields(cls).values()
@@ -170,13 +168,15 @@ def _rename(
     }
     renamed: dict[str, Any] = {}
     for key, value in values.items():
-        nested = fields[key].nested if key in fields else None
-        if nested is not None and isinstance(value, Mapping):
-            value = inner(nested, value)
-        former = fields[key].former if key in fields else None
-        if former is not None and key == former.name and inner is use_current_names:
-            value = former.from_record(value)
-        elif former is not None and key != former.name and inner is use_record_names:
-            value = former.to_record(value)
-        renamed[names.get(key, key)] = value
+        field = fields.get(key)
+        if field is None:
+            renamed[key] = value  # whoever checks the values names the unknown key
+            continue
+        if field.nested is not None and isinstance(value, Mapping):
+            value = _rename(field.nested, value, to_record=to_record)
+        # A value that is there under the wanted name already means what it says.
+        if field.former is not None and (key == field.name) == to_record:
+            former = field.former
+            value = former.to_record(value) if to_record else former.from_record(value)
+        renamed[field.record_name if to_record else field.name] = value
     return renamed
