@@ -93,6 +93,7 @@ def read_reproduction(
     for key in document:
         if key not in _TOP:
             raise ConfigError(f"{source}: unknown key {key!r}{format_choices(key, _TOP)}")
+    # Before its own includes are read: a circle would be followed without end.
     if source in outer:
         raise ConfigError(f"reproductions include each other: {' -> '.join([*outer, source])}")
     own = document.get("runs")
@@ -124,6 +125,7 @@ def _read_included_runs(
         try:
             _, _, there = read_reproduction(str(other), [*outer, source])
         except ConfigError as error:
+            # Alone, the message would name a file that the user has not asked for.
             raise ConfigError(f"{source}: include: {error}") from None
         for name in names:
             if name in runs:
@@ -164,6 +166,7 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
 def _is_likeness(override: str) -> bool:
     """Return whether an override names what a run is `like`."""
     key = override.partition("=")[0].strip()
+    # Only of the run itself: deeper down, `like` would be an ordinary (and unknown) setting.
     return key.count(".") == 1 and key.endswith(".like")
 
 
@@ -175,6 +178,8 @@ def _put_recipe_over(runs: dict[str, Any], name: str, likes: Any) -> None:
     runs[name] = {"like": [before, *(likes if isinstance(likes, list) else [likes])]}
 
 
+# Kept, because the runs of a plan are like the same few recipes. All share these mappings, so
+# nothing may be changed in them; `_merged` makes new ones.
 @cache
 def _read_recipes(file: str) -> dict[str, Any]:
     """Return the recipes of a bundled file, settings by name."""
@@ -222,6 +227,7 @@ def _find_settings(source: str, name: Any, runs: Mapping[str, Any], inner: Seque
     """Return the settings of a run, or of a recipe, whose name has a slash."""
     if isinstance(name, str) and name in runs:
         return runs[name]
+    # A run's name cannot have a slash, so the two kinds of names never meet.
     file, slash, recipe = str(name).partition("/")
     where = f"{source}: runs.{inner[-1]}.like" if inner else source
     if not slash:

@@ -53,6 +53,8 @@ def _content_of_settings(settings: Settings, *, runtime: bool) -> dict[str, Any]
             continue
         if Mark.ADDED in field.marks and value == field.default and not runtime:
             continue
+        # A renamed setting keeps its old name and value here, or every finished run would get
+        # another id.
         recorded = value if field.former is None else field.former.to_record(value)
         content[field.record_name] = _content(recorded, runtime=runtime)
     return content
@@ -74,6 +76,7 @@ def run_id(stage: str, config: Settings, upstream: Mapping[str, str]) -> str:
 
     It covers the stage, the science fields, and the ids of the runs that fill its roles.
     """
+    # Sorted: the order of fields in a class, or of roles in a file, makes no other run.
     payload = json.dumps(
         [stage, science_fields(config), dict(upstream)], sort_keys=True, allow_nan=True
     )

@@ -122,6 +122,7 @@ def _read_fields(cls: type[Settings]) -> dict[str, SettingField]:
     for field in dataclasses.fields(cls):
         metadata = getattr(hints[field.name], "__metadata__", ())
         marks = frozenset(mark for mark in metadata if isinstance(mark, Mark))
+        # Left out, so neither ids and records nor lists of valid keys show them.
         if Mark.INTERNAL not in marks:
             former = next((mark for mark in metadata if isinstance(mark, FormerName)), None)
             nested = _nested(hints[field.name])
