@@ -7,12 +7,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from method_cases import TINY_VIT, MethodCase
+from naive_dino import NaiveDino
 from naive_mugs import NaiveMugs
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.data.loading.batch import Views
 from mugs.distributed import all_reduce_and
 from mugs.engine.optim import build_pretrain_adamw
+from mugs.methods.config import DinoConfig
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.step import Trainer
 
@@ -73,6 +76,31 @@ def watchdog(trainer: Trainer, views: Views) -> dict[str, Any]:
     }
 
 
+def method_step(
+    name: str, case: MethodCase, naive_of: Callable[[Any, float], Any]
+) -> dict[str, Any]:
+    """A step of a method against its naive reference."""
+    method = case.build()
+    naive = naive_of(case.build(), 3.0)
+    views = case.views(0)
+    optimizer = build_pretrain_adamw(method.student, 1.0, case.decay)
+    trainer = Trainer(method, optimizer, SCHEDULE, StepConfig(), method.student)
+    rates = {"epoch": 1, "lr": 1e-4, "wd": 0.04, "momentum": 0.99, "frozen": False}
+    return compare(
+        f"train_step_{name}",
+        lambda: trainer.step([views], 2),
+        lambda: naive.step(views, **rates),
+        f"batch {case.batch}, {2 + case.num_small} student crops",
+    )
+
+
+DINO = MethodCase(
+    DinoConfig(arch=TINY_VIT, drop_path=0.0, head_hidden=64, bottleneck=32, num_prototypes=1024),
+    num_small=8,
+    batch=16,
+)
+
+
 def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
@@ -96,4 +124,5 @@ def run() -> list[dict[str, Any]]:
             note,
         ),
         watchdog(trainer, views),
+        method_step("dino", DINO, NaiveDino),
     ]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from ranks import spawn
 from step_cases import SCHEDULE, float64, near
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -188,15 +187,3 @@ def compare_with_naive(
     if distributed.world_size() == 1:
         with float64():
             assert_equal_traces(run_method(case), run_naive_method(case, naive_of), **options)
-
-
-__all__ = [
-    "TINY_VIT",
-    "MethodCase",
-    "MethodTrace",
-    "assert_equal_traces",
-    "compare_with_naive",
-    "run_method",
-    "run_naive_method",
-    "spawn",
-]
