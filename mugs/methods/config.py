@@ -221,6 +221,92 @@ class MgcConfig(MethodOptions):
         return super().count_parameters(width, depth) + heads
 
 
+@dataclass(frozen=True, kw_only=True)
+class IbotConfig(MethodOptions):
+    """Everything of iBOT that shapes numbers. Defaults: the released ViT-S run of 800 epochs."""
+
+    # Width of the hidden layers of the projector.
+    head_hidden: PositiveInt = 2048
+    # Width of the features that are compared with the prototypes.
+    bottleneck: PositiveInt = 256
+    # Whether class and patch tokens have the same prototypes, in both networks (I1).
+    shared_head: bool = True
+    # Prototypes of class tokens, and of patch tokens if they are shared.
+    num_prototypes: PositiveInt = 8192
+    # Prototypes of patch tokens if they are not shared; null for as many as of class tokens (I2).
+    num_patch_prototypes: PositiveInt | None = None
+    # Whether the lengths of the prototypes are trained or stay 1.
+    train_prototype_magnitude: bool = True
+    # Temperature of the student's softmax over prototypes.
+    student_temperature: PositiveFloat = 0.1
+    # First and last value of a linear warm-up over `teacher_warmup_epochs`, for class tokens.
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
+    # The same for patch tokens; their warm-up begins with the masks.
+    patch_teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
+    # Epochs over which the teacher's temperatures change.
+    teacher_warmup_epochs: NonNegativeInt = 30
+    # Momentum of both centers that are taken from the teacher's logits.
+    center_momentum: Probability = 0.9
+    # Weights of the losses of class and patch tokens, which are added (I3).
+    loss_weights: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    # Shares of the patches of a crop to mask, one of which is drawn for each crop (I12).
+    mask_ratios: tuple[Probability, ...] = (0.0, 0.3)
+    # How far each share is drawn around its value; as many as `mask_ratios`.
+    mask_half_widths: tuple[Probability, ...] = (0.0, 0.2)
+    # Rectangles that overlap, or patches anywhere (I6).
+    mask_shape: Literal["block", "random"] = "block"
+    # First epoch with masks (I16).
+    mask_start_epoch: NonNegativeInt = 0
+    # Whether the class tokens are trained on the masked crops, or on crops without masks in a pass
+    # of their own (I5).
+    clustering_input: Literal["masked", "unmasked"] = "masked"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not fit together."""
+        if self.shared_head and self.num_patch_prototypes is not None:
+            raise ValueError(
+                "num_patch_prototypes: shared_head is true, so patch tokens have the prototypes of "
+                "class tokens; leave it out or set shared_head to false"
+            )
+        if len(self.mask_ratios) != len(self.mask_half_widths):
+            raise ValueError(
+                f"mask_half_widths has {len(self.mask_half_widths)} values and mask_ratios "
+                f"{len(self.mask_ratios)}, which must be as many"
+            )
+        for ratio, half in zip(self.mask_ratios, self.mask_half_widths, strict=True):
+            if ratio - half < 0 or ratio + half > 1:
+                raise ValueError(f"mask_ratios: {ratio} +- {half} is not within 0 and 1")
+        if max(self.mask_ratios, default=0.0) == 0:
+            raise ValueError("mask_ratios: no share above 0, so nothing would ever be masked")
+
+    def check_views(self, views: ViewRecipe) -> None:
+        """Raise ValueError unless masks lie on crops that the teacher sees, too."""
+        if self.clustering_input == "masked" and views.large_crops != "shared":
+            raise ValueError(
+                f"views: large_crops is {views.large_crops}, but iBOT compares a masked patch with "
+                "the same patch of the teacher's crop; set it to shared, or "
+                "ibot.clustering_input to unmasked"
+            )
+
+    def count_patch_prototypes(self) -> int:
+        """Return the number of prototypes of patch tokens."""
+        return self.num_patch_prototypes or self.num_prototypes
+
+    def count_most_masked(self, num_patches: int) -> int:
+        """Return how many of the patches of a crop may be masked at most."""
+        sums = (r + h for r, h in zip(self.mask_ratios, self.mask_half_widths, strict=True))
+        # A little is added, as the sum may be rounded down below a whole number.
+        return min(num_patches, int(max(sums) * num_patches + 1e-6))
+
+    def count_parameters(self, width: int, depth: int) -> int:
+        """Return about how many parameters the student has."""
+        projector = self.head_hidden * (width + self.head_hidden + self.bottleneck)
+        prototypes = self.num_prototypes
+        if not self.shared_head:
+            prototypes += self.count_patch_prototypes()
+        return super().count_parameters(width, depth) + projector + prototypes * self.bottleneck
+
+
 @dataclass(frozen=True)
 class MethodEntry:
     """A method: the class of its settings, and the class that does it, as "module:name"."""
@@ -239,6 +325,7 @@ METHODS: dict[str, MethodEntry] = {
     "mugs": MethodEntry(MugsConfig, "mugs.methods.mugs:Mugs"),
     "dino": MethodEntry(DinoConfig, "mugs.methods.dino:Dino"),
     "mgc": MethodEntry(MgcConfig, "mugs.methods.mgc:Mgc"),
+    "ibot": MethodEntry(IbotConfig, "mugs.methods.ibot:Ibot"),
 }
 
 

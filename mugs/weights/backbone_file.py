@@ -124,7 +124,7 @@ def extract_backbone_state(
         key: name.removeprefix(prefix)
         for key, name in names.items()
         if name.startswith(prefix)
-        and not name.startswith(f"{prefix}{others}")
+        and not name.removeprefix(prefix).startswith(others)
         and torch.is_tensor(source[key])
     }
     return {n: source[k] for k, n in kept.items()}, tuple(sorted(set(source) - set(kept)))
@@ -132,21 +132,23 @@ def extract_backbone_state(
 
 def _find_backbone_prefix(
     names: Collection[str], which: Literal["teacher", "student"]
-) -> tuple[str, str]:
+) -> tuple[str, tuple[str, ...]]:
     """Return what backbone keys begin with, and after it those of layers that are left out."""
+    # The mask vector of a released iBOT student is no part of the backbone either.
+    ours = ("relation_blocks.", "masked_embed")
 
     def some(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in names)
 
     if some("backbone."):
-        return "backbone.", "relation_blocks."
+        return "backbone.", ours
     there = [network for network, prefix in ENCODERS.items() if some(prefix)]
     if there and which not in there:
         raise WeightsError(f"has no {which}, only a {there[0]}; ask for network {there[0]}")
     if there:
-        return ENCODERS[which], "head."
+        return ENCODERS[which], ("head.",)
     # Without such a prefix there are no heads, and every key is one of the backbone.
-    return "", "relation_blocks."
+    return "", ours
 
 
 def check_positions(state: Mapping[str, Tensor], config: ViTConfig, where: object) -> None:

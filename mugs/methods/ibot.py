@@ -1,0 +1,367 @@
+"""iBOT: DINO, and a prediction of masked patches (arXiv 2111.07832).
+
+The student sees large crops with masked patches, the teacher sees them whole. The class tokens are
+trained as in DINO. The student's masked patch tokens are compared with the teacher's tokens at the
+same positions of the same crop. The two losses are added.
+
+Prototypes are applied to the patches that the patch loss uses, not to all. Where to look:
+
+    masks                          `Ibot.annotate`, mugs/methods/ibot_masks.py
+    masked patches of the student  `ViT.tokens`
+    losses                         `Ibot.compute_losses`, mugs/losses/clustering.py
+    centers                        `compute_mean_patch_logits`, `Ibot.update_extra_state`
+
+Shapes: N images of a micro-batch, P crops of one network, V^2 patches of a large crop, M patches of
+a crop that may be masked, D width, C bottleneck, K class and J patch prototypes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor, nn
+
+from mugs.data.loading.batch import Views
+from mugs.data.views.annotate import Annotate
+from mugs.data.views.config import ViewRecipe
+from mugs.data.views.plan import ViewPlan
+from mugs.losses.blocked import without_autocast
+from mugs.losses.clustering import clustering_loss, teacher_temperature_at
+from mugs.losses.pairs import pair_weights
+from mugs.methods.base import Method, Network
+from mugs.methods.config import IbotConfig
+from mugs.methods.ibot_masks import SampleDraws, draw_mask, draw_ratio
+from mugs.methods.teacher import update_center
+from mugs.models.heads import GroupHead, Prototypes
+from mugs.models.vit import ViT, build_vit
+from mugs.weights.backbone_file import load_strictly, remove_wrappers
+from mugs.weights.pickle_file import WeightsError
+
+# Our names in state dicts, and those of released checkpoints.
+RELEASED_NAMES = {"head.projector.": "head.mlp.", "masked_embed": "backbone.masked_embed"}
+FIRST_LAYER = "head.last_layer."
+SECOND_LAYER = "head.last_layer2."
+
+
+@dataclass(frozen=True)
+class StudentCrops:
+    """What the student sees: large crops with masks, large crops without, and small crops.
+
+    masked is (2, N, 3, S, S) with masks (2, N, V^2). whole is None if the class tokens of the
+    masked crops are trained.
+    """
+
+    masked: Tensor
+    masks: Tensor
+    whole: Tensor | None
+    small: Tensor
+
+
+class IbotNetwork(Network):
+    """A backbone, a head for class and patch tokens, and the student's mask vector."""
+
+    def __init__(self, backbone: ViT, head: GroupHead, *, has_mask_vector: bool) -> None:
+        super().__init__(backbone)
+        self.head = head
+        # Two dimensions, so that it has weight decay (released, I15).
+        self.masked_embed = (
+            nn.Parameter(torch.zeros(1, backbone.embed_dim)) if has_mask_vector else None
+        )
+
+    @property
+    def patch_prototypes(self) -> Prototypes:
+        """Return the prototypes of patch tokens."""
+        return self.head.last_layer2 or self.head.last_layer
+
+    def forward(self, crops: StudentCrops, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits (P, N, K), and patch logits (2 * N * M, J) of the patches at `index`.
+
+        `index` (2 * N, M) counts the patches of each masked crop.
+        """
+        assert self.masked_embed is not None, "the teacher sees whole crops"
+        num_images = crops.masked.shape[1]
+        masked = self.run(crops.masked, 0, (crops.masks.flatten(0, 1), self.masked_embed[0]))
+        classes = []
+        first = 2
+        if crops.whole is None:
+            classes.append(masked[:, 0])
+        for group in (crops.whole, crops.small):
+            if group is not None and len(group):
+                classes.append(self.run(group, first)[:, 0])
+                first += len(group)
+        logits: Tensor = self.head(torch.cat(classes))
+        patches = pick_tokens(masked[:, 1:], index)
+        patch_logits: Tensor = self.patch_prototypes(self.head.project(patches))
+        return logits.view(-1, num_images, logits.shape[-1]), patch_logits
+
+    def run(self, crops: Tensor, first: int, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the tokens (P * N, 1 + V^2, D) of crops first, first + 1, ... of one size."""
+        self.set_crop_uniforms(first, len(crops))
+        tokens: Tensor = self.backbone.norm(self.backbone.tokens(crops.flatten(0, 1), masked))
+        return tokens
+
+
+class IbotState(nn.Module):
+    """The centers of class logits (K,) and patch logits (J,), equal on all ranks."""
+
+    center: Tensor
+    center2: Tensor
+
+    def __init__(self, num_prototypes: int, num_patch_prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(num_prototypes))
+        self.register_buffer("center2", torch.zeros(num_patch_prototypes))
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Class logits (2, N, K), patch logits (2 * N * M, J) of the same patches as the student's,
+    and the mean logits (J,) of all patches.
+    """
+
+    classes: Tensor
+    patches: Tensor
+    mean_patch_logits: Tensor
+
+
+class Ibot(Method):
+    """The method as the engine sees it; `mugs.methods.base.Method` explains the calls."""
+
+    student: IbotNetwork
+    teacher: IbotNetwork
+    extra_state: IbotState
+
+    def __init__(self, config: IbotConfig, *, seed: int = 0) -> None:
+        self.config = config
+        self.loss_weights = dict(zip(("cls", "patch"), config.loss_weights, strict=True))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = build_network(config, student=True)
+            self.teacher = build_network(config, student=False)
+        shared = self.student.state_dict()
+        del shared["masked_embed"]
+        self.teacher.load_state_dict(shared)
+        self.teacher.requires_grad_(False)
+        self.extra_state = IbotState(config.num_prototypes, config.count_patch_prototypes())
+
+    @property
+    def annotate(self) -> Annotate:
+        """Return the draw of `masks` (2, V, V), one for each large crop of an image."""
+        return self._draw_masks
+
+    def _draw_masks(self, rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
+        config = self.config
+        side = plan.crops[0].size // self.student.backbone.config.patch_size
+        masks = np.zeros((2, side, side), dtype=bool)
+        if epoch >= config.mask_start_epoch:
+            draws = SampleDraws(rng)
+            for crop in masks:
+                ratio = draw_ratio(draws, config.mask_ratios, config.mask_half_widths)
+                crop[:] = draw_mask(draws, side, ratio, config.mask_shape)
+        return {"masks": masks}
+
+    def count_student_crops(self, recipe: ViewRecipe) -> int:
+        """Return in how many crops the student sees each image in a step."""
+        whole = 2 if self.config.clustering_input == "unmasked" else 0
+        return 2 + whole + recipe.num_small
+
+    def compute_losses(
+        self, student: Callable[..., tuple[Tensor, Tensor]], views: Views, epoch: int
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return the losses `cls` and `patch`, and the mean teacher logits (K,) and (J,)."""
+        # (N, 2, V, V) of the loader to (2, N, V^2), crop by crop.
+        masks = views.extras["masks"].transpose(0, 1).flatten(2)
+        crops = self._make_student_crops(views, masks)
+        index, weights = self._choose_patches(masks.flatten(0, 1))
+        with torch.no_grad():
+            teacher = self._run_teacher(views.large[:2], index)
+        classes, patches = student(crops, index)
+        losses = {
+            "cls": self._cluster(classes, teacher.classes, epoch),
+            "patch": self._predict_patches(patches, teacher.patches, weights, epoch),
+        }
+        return losses, (teacher.classes.float().mean(dim=(0, 1)), teacher.mean_patch_logits)
+
+    def _make_student_crops(self, views: Views, masks: Tensor) -> StudentCrops:
+        if self.config.clustering_input == "unmasked":
+            # Masks always lie on the teacher's own weak crops (paper of Mugs, table 8).
+            return StudentCrops(views.large[:2], masks, views.large[-2:], views.small)
+        assert len(views.large) == 2, "IbotConfig.check_views refuses crops of its own"
+        return StudentCrops(views.large, masks, None, views.small)
+
+    def _choose_patches(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patches (2 * N, M) that are compared, and the weight (2 * N * M,) of each.
+
+        M is the most that a mask may have, so the shapes do not depend on what was drawn and the
+        host need not wait for a count. Patches that only fill up have the weight 0.
+        """
+        most = self.config.count_most_masked(masks.shape[1])
+        # Masked patches come first, in their order.
+        index = masks.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        chosen = masks.gather(1, index).to(torch.get_default_dtype())
+        # The mean over the masked patches of a crop, then over all crops: also those without a mask
+        # count (released, I4).
+        share = chosen / masks.sum(dim=1, keepdim=True).clamp(min=1)
+        return index, share.flatten() / len(masks)
+
+    def _run_teacher(self, large: Tensor, index: Tensor) -> TeacherOutputs:
+        network = self.teacher
+        tokens = network.run(large, 0)
+        classes: Tensor = network.head(tokens[:, 0])
+        features = network.head.project(tokens[:, 1:])
+        return TeacherOutputs(
+            classes.view(2, -1, classes.shape[-1]),
+            network.patch_prototypes(pick_tokens(features, index)),
+            compute_mean_patch_logits(features, network.patch_prototypes),
+        )
+
+    def _cluster(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
+        config = self.config
+        # Pairs of equal index are left out, also where the student's large crops are its own.
+        weights = pair_weights(2, len(student), 2, "uniform", student.device)
+        start, end = config.teacher_temperature
+        return clustering_loss(
+            student,
+            teacher,
+            self.extra_state.center,
+            weights,
+            student_temperature=config.student_temperature,
+            teacher_temperature=teacher_temperature_at(
+                epoch, start=start, end=end, warmup_epochs=config.teacher_warmup_epochs
+            ),
+        )
+
+    def _predict_patches(
+        self, student: Tensor, teacher: Tensor, weights: Tensor, epoch: int
+    ) -> Tensor:
+        config = self.config
+        start, end = config.patch_teacher_temperature
+        return clustering_loss(
+            student[None],
+            teacher[None],
+            self.extra_state.center2,
+            weights.new_ones(1, 1),
+            student_temperature=config.student_temperature,
+            # The warm-up waits for the masks.
+            teacher_temperature=teacher_temperature_at(
+                max(epoch - config.mask_start_epoch, 0),
+                start=start,
+                end=end,
+                warmup_epochs=config.teacher_warmup_epochs,
+            ),
+            image_weights_N=weights,
+        )
+
+    def update_extra_state(self, features: Sequence[tuple[Tensor, Tensor]], valid: Tensor) -> None:
+        """Move both centers towards the mean teacher logits."""
+        state = self.extra_state
+        of_classes, of_patches = zip(*features, strict=True)
+        update_center(state.center, of_classes, self.config.center_momentum, valid)
+        update_center(state.center2, of_patches, self.config.center_momentum, valid)
+
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """Return directions and magnitudes of all prototypes."""
+        head = self.student.head
+        layers = (head.last_layer, head.last_layer2)
+        return [p for layer in layers if layer is not None for p in layer.parameters()]
+
+    def projection(self) -> nn.Linear | None:
+        """Return the first layer of the teacher's head."""
+        return self.teacher.head.input_layer
+
+    def load_released(self, checkpoint: Mapping[str, Any]) -> None:
+        """Continue from networks and centers of a released full checkpoint.
+
+        Raises:
+            WeightsError: names the keys that are missing or that the network does not have.
+        """
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            state = {
+                rename(remove_wrappers(key), released=False): value
+                for key, value in checkpoint[name].items()
+            }
+            if self.config.shared_head:
+                drop_second_layer(state, name)
+            load_strictly(network, state, name)
+        load_strictly(
+            self.extra_state,
+            {key: value.flatten() for key, value in checkpoint["ibot_loss"].items()},
+            "ibot_loss",
+        )
+
+    def released_state(self) -> dict[str, dict[str, Tensor]]:
+        """Return networks and centers under the names of a released full checkpoint."""
+
+        def convert(network: nn.Module, prefix: str) -> dict[str, Tensor]:
+            state = network.state_dict()
+            if self.config.shared_head:
+                state |= {
+                    key.replace(FIRST_LAYER, SECOND_LAYER): value
+                    for key, value in state.items()
+                    if key.startswith(FIRST_LAYER)
+                }
+            return {prefix + rename(key, released=True): value for key, value in state.items()}
+
+        state = self.extra_state
+        return {
+            "student": convert(self.student, "module."),
+            "teacher": convert(self.teacher, ""),
+            "ibot_loss": {"center": state.center[None], "center2": state.center2[None, None]},
+        }
+
+
+def pick_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Return the rows (N * M, D) of tokens (N, V^2, D) at `index` (N, M)."""
+    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2])).flatten(0, 1)
+
+
+def compute_mean_patch_logits(features: Tensor, prototypes: Prototypes) -> Tensor:
+    """Return the mean (J,) of the logits of features (N, V^2, C).
+
+    Prototypes have no bias, so the logits of the mean are the mean of the logits, and those of all
+    patches are never made.
+    """
+    with without_autocast(features):
+        logits: Tensor = prototypes(features.float().mean(dim=(0, 1)))
+        return logits
+
+
+def rename(key: str, *, released: bool) -> str:
+    """Return a key under its released name, or else a released key under ours."""
+    for ours, theirs in RELEASED_NAMES.items():
+        old, new = (ours, theirs) if released else (theirs, ours)
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def drop_second_layer(state: dict[str, Tensor], where: str) -> None:
+    """Remove the second name that a released file has for the shared prototypes.
+
+    Raises:
+        WeightsError: its values are others, so the prototypes were not shared.
+    """
+    for key in [key for key in state if key.startswith(SECOND_LAYER)]:
+        first = state.get(key.replace(SECOND_LAYER, FIRST_LAYER))
+        if first is None or not torch.equal(state.pop(key), first):
+            raise WeightsError(
+                f"{where}: {key} differs from {FIRST_LAYER}*: class and patch tokens have "
+                "prototypes of their own, so set ibot.shared_head to false"
+            )
+
+
+def build_network(config: IbotConfig, *, student: bool) -> IbotNetwork:
+    """Build the student (with mask vector and stochastic depth) or the teacher."""
+    backbone = build_vit(config.arch, drop_path=config.drop_path if student else 0.0)
+    head = GroupHead(
+        backbone.embed_dim,
+        hidden=config.head_hidden,
+        bottleneck=config.bottleneck,
+        out=config.num_prototypes,
+        train_magnitude=config.train_prototype_magnitude,
+        second_out=None if config.shared_head else config.count_patch_prototypes(),
+    )
+    return IbotNetwork(backbone, head, has_mask_vector=student)
