@@ -37,6 +37,7 @@ class SceneFolder:
         self.annotations = root / "annotations" / SPLITS[split]
         self.num_classes = num_classes
         self.reduce_zero = reduce_zero
+        self.noted: set[int] = set()
         for folder in (self.images, self.annotations):
             if not folder.is_dir():
                 raise SourceError(
@@ -72,9 +73,23 @@ class SceneFolder:
         check_map_size(path, labels.shape, (image.shape[2], image.shape[1]))
         return image, labels
 
+    def _note_numbers(self, values: np.ndarray) -> None:
+        """Remember which numbers the files hold that tell whether 0 was removed before."""
+        telling = (0, self.num_classes - 1, self.num_classes, VOID)
+        self.noted |= {number for number in telling if (values == number).any()}
+
+    @property
+    def seems_reduced(self) -> bool:
+        """Return whether the maps read so far run from 0 to the last class, void being 255.
+
+        Maps from 1 on would hold the number of classes, and mark void by 0.
+        """
+        return self.reduce_zero and self.noted == {0, self.num_classes - 1, VOID}
+
     def _read_labels(self, path: Path) -> Tensor:
         values = read_map(path)
         if self.reduce_zero:
+            self._note_numbers(values)
             # Void is tested first: 0 - 1 would wrap around to 255 as well, but 255 - 1 would be a
             # class.
             values = np.where((values == 0) | (values == VOID), VOID, values - 1).astype(np.uint8)
@@ -113,3 +128,12 @@ def check_scenes(
     # Reading takes minutes, so it waits until the counts are right.
     places = [(folder, index) for folder in folders.values() for index in range(len(folder))]
     check_items(lambda place: place[0].read(place[1]), places, threads, report)
+    raise_problems(
+        [
+            f"{folder.annotations}: labels run from 0 to {num_classes - 1} with {VOID} for void, "
+            f"none is {num_classes}: 0 was removed already, and removing it again would move "
+            "every class; set reduce_zero: false"
+            for folder in folders.values()
+            if folder.seems_reduced
+        ]
+    )
