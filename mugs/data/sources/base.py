@@ -1,12 +1,15 @@
 """Where images come from: the interface of a source, and folders with one folder per class."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+# Those of torchvision's ImageFolder.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # The last bytes of a JPEG file (end of image) and of a PNG file (name and checksum of its last
 # chunk).
 FILE_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")
@@ -72,7 +75,11 @@ class FolderSource:
         if not root.is_dir():
             raise SourceError(f"{root}: not a folder")
         self.root = root
-        self.classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+        found = list_images(root)
+        # A folder without images is a class too, which is refused below.
+        self.classes = sorted(
+            p.name for p in root.iterdir() if p.is_dir() and not is_machine_made(p.name)
+        )
         if not self.classes:
             raise SourceError(
                 f"{root}: no class folders in it (expected {root}/<class>/<image>)"
@@ -81,12 +88,16 @@ class FolderSource:
         self.paths: list[str] = []
         self.labels: list[int] = []
         empty: list[str] = []
+        members: dict[str, list[str]] = {name: [] for name in self.classes}
+        for path in found:
+            folder, *below = path.split("/", maxsplit=1)
+            if below:
+                members[folder].append(path)
         for label, folder in enumerate(self.classes):
-            found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in EXTENSIONS)
-            if not found:
+            self.paths += members[folder]
+            self.labels += [label] * len(members[folder])
+            if not members[folder]:
                 empty.append(folder)
-            self.paths += [p.relative_to(root).as_posix() for p in found]
-            self.labels += [label] * len(found)
         # An empty class folder is more likely a failed copy than intended, and nothing later would
         # notice.
         if empty:
@@ -131,6 +142,61 @@ class FolderSource:
         for index, name in enumerate(self.paths):
             digest.update(f"{name}\0{self.size(index)}\n".encode())
         return digest.hexdigest()
+
+
+def is_machine_made(folder: str) -> bool:
+    """Return whether programs make folders of this name for themselves: hidden ones, `@eaDir`."""
+    # .ipynb_checkpoints, .git; @eaDir holds the thumbnails of Synology disk stations.
+    return folder.startswith(".") or folder == "@eaDir"
+
+
+def list_images(root: Path) -> list[str]:
+    """Return the images below `root`, relative to it, in torchvision's order; links are followed.
+
+    Machine-made folders are skipped; one line of the log names them. Raises SourceError for links
+    that lead in a circle, and for folders that cannot be read.
+    """
+    images: dict[str, list[str]] = {}
+    skipped: list[str] = []
+
+    def visit(folder: str, above: frozenset[tuple[int, int]]) -> None:
+        path = root / folder
+        status = path.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise SourceError(f"{path}: a link to a folder above it, so images repeat without end")
+        below = []
+        images[folder] = names = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    names.append(entry.name)
+                elif is_machine_made(entry.name):
+                    skipped.append(f"{folder}/{entry.name}".lstrip("/"))
+                else:
+                    below.append(entry.name)
+        images[folder] = sorted(name for name in names if has_image_suffix(name))
+        for name in below:
+            visit(f"{folder}/{name}".lstrip("/"), above | {identity})
+
+    try:
+        visit("", frozenset())
+    except OSError as error:
+        raise SourceError(f"{error.filename or root}: not readable ({error.strerror})") from error
+    if skipped:
+        logger.info(
+            "%s: %d hidden folders and @eaDir skipped: %s",
+            root,
+            len(skipped),
+            format_names(sorted(skipped)),
+        )
+    # The files of a folder come before those of the folders in it.
+    return [f"{folder}/{name}".lstrip("/") for folder in sorted(images) for name in images[folder]]
+
+
+def has_image_suffix(name: str) -> bool:
+    """Return whether a file is an image by its name."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
 def suggest_layout(root: Path) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.sources.base import EXTENSIONS, FolderSource, SourceError, raise_if_any
+from mugs.data.sources.base import FolderSource, SourceError, list_images, raise_if_any
 
 NO_LABEL = -1
 
@@ -47,9 +47,7 @@ def open_images(root: Path, list_file: Path | None = None, *, labeled: bool = Tr
 
 def without_labels(root: Path) -> ListedSource:
     """Return all images in `root` and in folders below it, sorted, without labels."""
-    paths = sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS
-    )
+    paths = sorted(list_images(root))
     if not paths:
         raise SourceError(f"{root}: no images in it or below it")
     return ListedSource(root, paths, [NO_LABEL] * len(paths), [])

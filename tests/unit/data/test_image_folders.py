@@ -1,0 +1,70 @@
+"""Which files below a folder are its images, compared with torchvision's ImageFolder."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.listing import open_images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of two images."""
+    for name in ("cat/a.jpg", "cat/z.pgm", "dog/a.jpg", "dog/b.png"):
+        add_image(tmp_path / "images" / name)
+    return tmp_path / "images"
+
+
+def add_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4)).save(path)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+@pytest.mark.parametrize("made", [".ipynb_checkpoints", ".git", "@eaDir"])
+@pytest.mark.parametrize("where", ["", "cat/"])
+def test_machine_made_folders_are_skipped_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture, made: str, where: str, labeled: bool
+) -> None:
+    paths = open_images(folder, labeled=labeled).paths
+    add_image(folder / f"{where}{made}/a-checkpoint.jpg")
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        source = open_images(folder, labeled=labeled)
+    assert source.paths == paths == ["cat/a.jpg", "cat/z.pgm", "dog/a.jpg", "dog/b.png"]
+    assert source.classes == (["cat", "dog"] if labeled else [])
+    assert f"1 hidden folders and @eaDir skipped: {where}{made}" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_images_behind_links_come_as_in_torchvision(folder: Path) -> None:
+    for name in ("m.jpg", "deep/n.jpg", "deep-er/o.jpg"):
+        add_image(folder.parent / "other" / name)
+    (folder / "cat/more").symlink_to(folder.parent / "other")
+    (folder / "cat/b.jpg").symlink_to(folder / "dog/a.jpg")
+    (folder / "emu").symlink_to(folder.parent / "other/deep")
+    theirs = ImageFolder(folder)
+    source = FolderSource(folder)
+    assert [(str(folder / p), c) for p, c in zip(source.paths, source.labels, strict=True)] == (
+        theirs.samples
+    )
+    assert source.classes == theirs.classes and len(source) == 9
+
+
+@pytest.mark.parametrize("target", ["cat", ".", "dog/.."])
+@pytest.mark.parametrize("labeled", [True, False])
+def test_links_in_a_circle_are_refused(folder: Path, target: str, labeled: bool) -> None:
+    (folder / "cat/loop").symlink_to(folder / target)
+    with pytest.raises(SourceError, match=r"loop: a link to a folder above it"):
+        open_images(folder, labeled=labeled)
+
+
+def test_links_to_each_other_are_refused(folder: Path) -> None:
+    (folder / "cat/one").symlink_to(folder / "dog")
+    (folder / "dog/two").symlink_to(folder / "cat")
+    with pytest.raises(SourceError, match=r"a link to a folder above it"):
+        FolderSource(folder)
