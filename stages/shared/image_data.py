@@ -144,7 +144,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         SourceError: names everything that is wrong with any of them.
     """
     from mugs.data.sources.base import SourceError
-    from mugs.data.sources.expected import check_expected_counts
+    from mugs.data.sources.expected import check_allowed_exist, check_expected_counts
     from mugs.data.sources.listing import open_images
     from mugs.data.sources.public import open_public
 
@@ -163,6 +163,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
             # Both splits are checked before anything is reported: one look shows all problems.
             bad[split] = error
     check_expected_counts(cfg.dataset, {**good, **bad}, cfg.expected_counts)
+    check_allowed_exist(good, cfg.allow_bad)
     return good
 
 

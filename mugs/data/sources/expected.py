@@ -1,9 +1,9 @@
 """Check that image folders hold the data set they should hold, before anything is converted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mugs.data.sources.base import FolderSource, SourceError, format_names
+from mugs.data.sources.base import FolderSource, SourceError, format_names, raise_if_any
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ def check_expected_counts(
         raise SourceError(
             f"data set {dataset} is not as expected, nothing was converted: {'; '.join(problems)}"
         )
+
+
+def check_allowed_exist(sources: Mapping[str, FolderSource], allow_bad: Sequence[str]) -> None:
+    """Raise SourceError for names in `allow_bad` that are no image of any split."""
+    found = {path for source in sources.values() for path in source.paths} if allow_bad else set()
+    raise_if_any(
+        "allow_bad",
+        f"of its names are no image of {', '.join(sources)} (a name is <class>/<file>)",
+        [name for name in allow_bad if name not in found],
+    )
 
 
 def _count_differences(

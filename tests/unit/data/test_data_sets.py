@@ -1,5 +1,6 @@
 """Data sets that are not class folders, and the layout check before anything is converted."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.plan import build_plan, list_unset_settings
 from stages import STAGES
 from stages.convert import run
 from stages.shared.frozen import read_num_classes
-from stages.shared.image_data import ConvertConfig, find_image_folder
+from stages.shared.image_data import ConvertConfig, find_image_folder, open_splits
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -203,6 +204,16 @@ def test_allowed_bad_files_do_not_change_the_count(folder: Path, tmp_path: Path)
     }
     out = run(context(tmp_path), ConvertConfig(**values, allow_bad=("cat/bad.jpg",)))
     assert len(BetonSource(out.outputs["train"])) == 5
+
+
+def test_allowed_bad_files_have_to_exist(folder: Path) -> None:
+    names = ("cat/a.jpg", "cat/nowhere.jpg", "a.jpg")
+    cfg = ConvertConfig(
+        dataset="mine", train_dir=str(folder), val_dir=str(folder), allow_bad=names[:1]
+    )
+    assert len(open_splits(folder, cfg)["train"]) == 5
+    with pytest.raises(SourceError, match=r"^allow_bad: 2 of its names .*: cat/nowhere.jpg, a.jpg"):
+        open_splits(folder, replace(cfg, allow_bad=names))
 
 
 def test_a_plan_does_not_ask_for_a_folder_that_is_not_needed() -> None:
