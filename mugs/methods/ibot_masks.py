@@ -4,9 +4,9 @@ A mask is drawn as one integer with a bit for each patch, row by row from the lo
 rectangles are then joined and counted by single operations, without a loop over patches.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
+from math import exp, log, sqrt
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 MaskShape = Literal["block", "random"]
 
-LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+LOG_ASPECT = (log(0.3), log(1 / 0.3))
 ATTEMPTS = 10
 
 
@@ -82,36 +82,37 @@ def draw_block_bits(draws: Draws, side: int, high: float) -> int:
 
     Drawing ends when ten rectangles in a row do not fit, so it often stops short of `high`.
     """
+    least = float((side // 3) ** 2)
     mask = 0
-    count = 0
-    while count < high:
-        for _ in range(ATTEMPTS):
-            new = draw_rectangle_bits(draws, side, high - count) & ~mask
-            if 0 < new.bit_count() <= high - count:
-                mask |= new
-                count += new.bit_count()
-                break
+    left = high
+    failures = 0
+    while left > 0 and failures < ATTEMPTS:
+        new = draw_rectangle_bits(draws, side, least, left) & ~mask
+        count = new.bit_count()
+        if 0 < count <= left:
+            mask |= new
+            left -= count
+            failures = 0
         else:
-            break
+            failures += 1
     return mask
 
 
-def draw_rectangle_bits(draws: Draws, side: int, most: float) -> int:
-    """Return a rectangle of about `most` patches or fewer; 0 if it is as long as the grid."""
-    # With little left the bounds change places, as released; the area lies between them.
-    area = draws.uniform((side // 3) ** 2, most)
-    aspect = math.exp(draws.uniform(*LOG_ASPECT))
-    height = round(math.sqrt(area * aspect))
-    width = round(math.sqrt(area / aspect))
+def draw_rectangle_bits(draws: Draws, side: int, least: float, most: float) -> int:
+    """Return a rectangle of `least` to `most` patches; none if it is as long as the grid."""
+    # With little left `most` is below `least`, as released; the area then lies between them.
+    area = draws.uniform(least, most)
+    aspect = exp(draws.uniform(*LOG_ASPECT))
+    height = round(sqrt(area * aspect))
+    width = round(sqrt(area / aspect))
     if height >= side or width >= side:
         return 0
     top = draws.randint(0, side - height)
     left = draws.randint(0, side - width)
-    row = ((1 << width) - 1) << left
-    return (row * repeat_rows(side, height)) << (top * side)
+    return make_rectangle(side, height, width) << (top * side + left)
 
 
-@lru_cache(maxsize=1024)
-def repeat_rows(side: int, height: int) -> int:
-    """Return the factor that repeats the bits of a row in `height` rows."""
-    return sum(1 << (side * row) for row in range(height))
+@lru_cache(maxsize=4096)
+def make_rectangle(side: int, height: int, width: int) -> int:
+    """Return the rectangle at the top left."""
+    return sum(((1 << width) - 1) << (side * row) for row in range(height))
