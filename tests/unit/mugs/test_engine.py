@@ -28,7 +28,7 @@ from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
-from mugs.methods.config import METHODS, DinoConfig, MethodOptions
+from mugs.methods.config import METHODS, DinoConfig, IbotConfig, MethodOptions
 from mugs.methods.mugs import Mugs
 from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import StepConfig, TrainConfig
@@ -107,6 +107,14 @@ def test_clip_schedule() -> None:
 RESUMED = [
     *(replace(SMALLEST, drop_path=drop_path, queue_size=32) for drop_path in (0.0, 0.3)),
     DinoConfig(arch=SMALLEST.arch, drop_path=0.3, head_hidden=16, bottleneck=8, num_prototypes=24),
+    IbotConfig(
+        arch=SMALLEST.arch,
+        drop_path=0.3,
+        head_hidden=16,
+        bottleneck=8,
+        num_prototypes=24,
+        clustering_input="unmasked",
+    ),
 ]
 
 
