@@ -25,8 +25,10 @@ class AllRanksBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (N, D), with statistics in fp32."""
-        # A FLOP count on meta tensors asks no other rank.
-        if distributed.world_size() == 1 or x.is_meta:
+        if x.is_meta:
+            # A FLOP count: it counts products only, may have a single row, and asks no other rank.
+            return x.clone()
+        if distributed.world_size() == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPS)
         wide = x.float()
         # Centered first: E[x^2] - E[x]^2 would cancel digits. Means of means are right here, since

@@ -12,6 +12,7 @@ from torch import Tensor
 from mugs.methods.config import MgcConfig
 from mugs.methods.mgc import Mgc
 from mugs.models.config import ViTConfig
+from mugs.pretrain.agreement import check_equal_on_all_ranks
 
 SMALLEST = MgcConfig(
     arch=ViTConfig(
@@ -94,6 +95,8 @@ def test_more_random_configurations(seed: int) -> None:
 
 
 def on_rank(_rank: int, seeds: range) -> None:
+    # There is nothing that could differ.
+    check_equal_on_all_ranks(Mgc(SMALLEST).extra_state)
     for seed in seeds:
         compare(random_case(seed))
 

@@ -48,3 +48,9 @@ def test_only_the_hidden_layers_of_the_projector_get_it(head: type[torch.nn.Modu
     assert not any(isinstance(m, AllRanksBatchNorm) for m in head(8, hidden=4, out=4).modules())
     kinds = [type(m).__name__ for m in head(8, hidden=4, out=4, norm="batch").projector]
     assert kinds == 2 * ["Linear", "AllRanksBatchNorm", "GELU"] + ["Linear"]
+
+
+def test_a_flop_count_may_have_a_single_row() -> None:
+    """A level of one pair per image is counted on one image."""
+    row = torch.zeros(1, 3, device="meta")
+    assert AllRanksBatchNorm(3).to("meta")(row).shape == (1, 3)
