@@ -218,7 +218,16 @@ def replay(method: Mugs, source: FolderSource, step: int) -> dict[str, float]:
     world = distributed.world_size()
     order, micro = plan_batches(len(source), CONFIG)
     with closing(
-        make_loader(source, VIEWS, order, seed=0, loader="thread", renderer="fast", threads=1)
+        make_loader(
+            source,
+            VIEWS,
+            order,
+            seed=0,
+            annotate=method.annotate,
+            loader="thread",
+            renderer="fast",
+            threads=1,
+        )
     ) as loader:
         batch = next(iter(loader.iterate(step, step + 1)))
     (views,) = split_micro_batches(
