@@ -11,22 +11,24 @@ def remark_on_overrides(run: RunConfig) -> list[str]:
         return []
     now, before = run.config, run.as_written.config
     need, need_before = run.resources, run.as_written.resources
+    changes = []
+    # Not every stage has these settings.
+    epochs, epochs_before = (getattr(each, "epochs", None) for each in (now, before))
+    if epochs != epochs_before:
+        changes.append(f"epochs is {epochs} instead of {epochs_before}")
+    if need.gpus != need_before.gpus:
+        changes.append(f"{need.gpus} GPUs instead of {need_before.gpus}")
     remarks = []
-    epochs = getattr(now, "epochs", None), getattr(before, "epochs", None)
-    if epochs[0] != epochs[1] and need.hours == need_before.hours:
+    if need.hours == need_before.hours:
+        remarks = [
+            f"{change}, but resources.hours is still {need.hours:g}, from which the GPU-hours "
+            "are counted"
+            for change in changes
+        ]
+    batch, batch_before = (getattr(each, "batch_size", None) for each in (now, before))
+    if batch != batch_before and not now.rate_follows_batch():
         remarks.append(
-            f"epochs is {epochs[0]} instead of {epochs[1]}, but resources.hours is still "
-            f"{need.hours:g}, from which the GPU-hours are counted"
-        )
-    if need.gpus != need_before.gpus and need.hours == need_before.hours:
-        remarks.append(
-            f"{need.gpus} GPUs instead of {need_before.gpus}, but resources.hours is still "
-            f"{need.hours:g}, from which the GPU-hours are counted"
-        )
-    batches = getattr(now, "batch_size", None), getattr(before, "batch_size", None)
-    if batches[0] != batches[1] and not now.rate_follows_batch():
-        remarks.append(
-            f"batch_size is {batches[0]} instead of {batches[1]}, and the learning rate of this "
+            f"batch_size is {batch} instead of {batch_before}, and the learning rate of this "
             "stage does not follow it: set the rate as well if the recipe scales it"
         )
     return remarks
