@@ -45,7 +45,12 @@ def clustering_loss(
 
 
 def teacher_temperature_at(epoch: int, *, start: float, end: float, warmup_epochs: int) -> float:
-    """Return linspace(start, end, warmup_epochs)[epoch], then `end`: the teacher temperature."""
+    """Return linspace(start, end, warmup_epochs)[epoch], then `end`: the teacher temperature.
+
+    Before epoch 0, where a warm-up waits for another one, it is `start`.
+    """
+    if epoch < 0:
+        return start
     if epoch >= warmup_epochs:
         return end
     # linspace includes its end point, so `end` is reached in the last warm-up epoch (released).

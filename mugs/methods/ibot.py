@@ -247,7 +247,7 @@ class Ibot(Method):
             student_temperature=config.student_temperature,
             # The warm-up waits for the masks.
             teacher_temperature=teacher_temperature_at(
-                max(epoch - config.mask_start_epoch, 0),
+                epoch - config.mask_start_epoch,
                 start=start,
                 end=end,
                 warmup_epochs=config.teacher_warmup_epochs,

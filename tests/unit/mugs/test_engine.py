@@ -61,11 +61,13 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_it_is_used(
 
 
 @pytest.mark.parametrize(
-    ("epoch", "temperature"), [(0, 0.04), (10, 0.04 + 0.03 * 10 / 29), (29, 0.07), (30, 0.07)]
+    ("epoch", "temperature"),
+    [(-1, 0.04), (0, 0.04), (10, 0.04 + 0.03 * 10 / 29), (29, 0.07), (30, 0.07)],
 )
 def test_teacher_temperature_rises_linearly(epoch: int, temperature: float) -> None:
     found = teacher_temperature_at(epoch, start=0.04, end=0.07, warmup_epochs=30)
     assert found == pytest.approx(temperature)
+    assert teacher_temperature_at(-1, start=0.04, end=0.07, warmup_epochs=0) == 0.04
 
 
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
