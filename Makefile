@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 DEMO := build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo test test-fast test-lowest test-newest lint docs bench bench-gpu chaos mutants
+.PHONY: help setup setup-tests demo test test-all test-fast test-lowest test-newest lint docs bench bench-gpu chaos mutants
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -19,11 +19,14 @@ demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on th
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
 	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 
-test: setup-tests lint  ## run lint, types and all tests, with a Slurm cluster of its own
+test: setup-tests lint  ## run lint, types and the tests, with a Slurm cluster of its own
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
+test-all: setup-tests lint  ## run all tests, those that take minutes included
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m ""
+
 test-fast: setup  ## run the tests that are neither slow nor need Slurm
-	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not slurm"
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not slurm and not long"
 
 test-lowest:  ## run the fast tests with the lowest supported versions, in build/lowest
 test-newest:  ## run the fast tests with the newest versions there are, in build/newest
@@ -32,7 +35,7 @@ test-newest: VERSIONS := --upgrade --upgrade-strategy eager
 test-lowest test-newest: test-%:
 	[ -x build/$*/bin/python ] || $${MUGS_PYTHON:-python3} -m venv build/$*
 	build/$*/bin/python -m pip install -q $(VERSIONS) -e '.[dev]'
-	build/$*/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not slurm"
+	build/$*/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not slurm and not long"
 
 lint: setup  ## check style, spelling and types
 	$(PYTHON) -m ruff check .

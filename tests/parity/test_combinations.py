@@ -2,11 +2,10 @@
 for ten steps.
 
 Two ranks take every second and four every fourth combination, the number of micro-batches going
-round over them; MUGS_ALL_COMBINATIONS=1 runs all 576 cases.
+round over them; `make test-all` runs all 576 cases.
 """
 
 import itertools
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +48,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def compare(_rank: int, path: Path) -> None:
-    world, everything = distributed.world_size(), "MUGS_ALL_COMBINATIONS" in os.environ
+def compare(_rank: int, path: Path, everything: bool) -> None:
+    world = distributed.world_size()
     for index, trace in enumerate(torch.load(path, weights_only=True)):
         if (index + index // 8) % world and not everything:
             continue
@@ -63,4 +62,11 @@ def compare(_rank: int, path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_combinations(world: int, expected: Path) -> None:
-    spawn(compare, world, expected)
+    spawn(compare, world, expected, False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_all_combinations(world: int, expected: Path) -> None:
+    spawn(compare, world, expected, True)

@@ -22,6 +22,9 @@ from job_faults import JOB_FAULTS  # noqa: E402
 
 pytestmark = pytest.mark.slurm
 
+# Slurm takes minutes to give up a node.
+WAIT_FOR_SLURM = ("node_seems_dead", "node_dies")
+
 
 @pytest.fixture(scope="module")
 def toy() -> Iterator[None]:
@@ -77,7 +80,13 @@ def test_fault_of_a_job(played: Played, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLUSTER_FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in WAIT_FOR_SLURM else name
+        for name in CLUSTER_FAULTS
+    ],
+)
 def test_fault_of_the_cluster(
     name: str,
     played: Played,
@@ -91,8 +100,6 @@ def test_fault_of_the_cluster(
     if name in WITHOUT_USER_SIGNAL:
         slurm_cluster.configure(line, f"#{line}")
         request.addfinalizer(lambda: slurm_cluster.configure(f"#{line}", line))
-    if name in ("node_seems_dead", "node_dies") and "MUGS_ALL_FAULTS" not in os.environ:
-        pytest.skip("waits minutes for Slurm to give a node up: MUGS_ALL_FAULTS=1 runs it")
     if name.startswith("node_") and not slurm_cluster.namespaces:
         pytest.skip("no namespaces on this machine: a node cannot be killed alone")
     case = Case(slurm_cluster, tmp_path, name, **options)
