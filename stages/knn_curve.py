@@ -15,7 +15,13 @@ from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
-from stages.shared.frozen import Crop, build_result_row, compute_features, read_num_classes
+from stages.shared.frozen import (
+    Crop,
+    build_result_row,
+    check_trained_feature,
+    compute_features,
+    read_num_classes,
+)
 
 if TYPE_CHECKING:
     from mugs.models.vit import ViT
@@ -56,6 +62,7 @@ class KnnCurveConfig(Crop):
 
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
         """Refuse a pretraining that does not keep these checkpoints."""
+        check_trained_feature(self.feature, inputs["weights"])
         kept = getattr(inputs["weights"], "keep_every_epochs", 0)
         if not kept or self.every_epochs % kept:
             keeps = f"only those of every {kept} epochs" if kept else "none for good"

@@ -50,7 +50,7 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
     for. `sweep` replaces `base_lr`.
     """
 
-    feature: Literal["cls", "last4_cls", "cls_patchmean"] = "last4_cls"
+    feature: Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"] = "last4_cls"
     # Learning rate for a batch of 256; 0.015 without it and without a sweep.
     base_lr: PositiveFloat | None = None
     # Train one classifier for each combination, instead of one with `base_lr` (E4).

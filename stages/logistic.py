@@ -11,7 +11,7 @@ from pipeline.manifest import find_done
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import build_result_row
+from stages.shared.frozen import build_result_row, check_feature_of_method
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
             world,
         )
         return StageOutput()
+    check_feature_of_method(cfg.feature, ctx.inputs["features"].info["method"])
     store = FeatureStore(ctx.inputs["features"].output("features"))
     part = select_labelled_part(ctx, cfg)
     # N labelled images, Q validation images, D feature dimensions.

@@ -162,7 +162,6 @@ def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:
         "method": cfg.method,
         "arch": cfg.arch,
         "shape": arch,
-        "feature": method.feature,
         "epochs": cfg.epochs,
         "seed": cfg.seed,
         "dataset": data.info["dataset"],

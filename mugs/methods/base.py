@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,6 @@ class Method(ABC):
     """The loss of a step is the sum of weight * loss over these names."""
     needs_whole_batch_per_rank: bool = False
     """Whether a micro-batch would change the numbers, as with batch normalization."""
-    feature: ClassVar[Literal["cls", "patch_mean"]] = "cls"
-    """The trained output of the backbone, which evaluations should use."""
 
     @property
     def annotate(self) -> Annotate:

@@ -6,7 +6,7 @@ line in `METHODS` names.
 
 import importlib
 from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -24,6 +24,9 @@ LocalGroupToken = Literal["released", "paper"]
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(Settings):
     """What all methods have; the settings of a method are a class derived from this one."""
+
+    trains_class_token: ClassVar[bool] = True
+    """Whether the class token after the last block is trained, which evaluations use by default."""
 
     # Set from the setting of the pretraining.
     arch: Internal[str | ViTConfig] = "vit_s16"
@@ -173,6 +176,8 @@ class MgcConfig(MethodOptions):
 
     Values of three are those of the levels part, object and scene.
     """
+
+    trains_class_token: ClassVar[bool] = False
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.05
     # Width of the hidden layers of projectors and predictors.

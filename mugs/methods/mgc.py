@@ -118,8 +118,6 @@ class Mgc(Method):
 
     student: MgcNetwork
     teacher: MgcNetwork
-    # The class token is not trained.
-    feature = "patch_mean"
 
     def __init__(self, config: MgcConfig, *, seed: int = 0) -> None:
         self.config = config

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
+from mugs.evaluation.config import Feature
+from mugs.methods.config import METHODS, MethodChoice
 from pipeline.manifest import check_intact
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
@@ -15,7 +17,6 @@ from stages.shared.imported_weights import ImportConfig
 if TYPE_CHECKING:
     import torch
 
-    from mugs.evaluation.config import Feature
     from mugs.models.vit import ViT
 
     Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -24,6 +25,8 @@ WEIGHTS = "pretrain|import"
 """Stages whose runs may fill the role `weights`."""
 FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}
 """Roles of an evaluation of a frozen backbone: either features, or the other two."""
+CLASS_FEATURES: tuple[Feature, ...] = ("cls", "last4_cls")
+"""Features of class tokens alone."""
 Weights = Literal["teacher", "student", "initial"]
 
 
@@ -58,6 +61,8 @@ class Backbone(Pretrained, Crop):
 class FrozenEvaluation(Backbone):
     """An evaluation that takes stored features, or computes them from `data` and `weights`."""
 
+    feature: Feature = "cls"
+
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
         """Refuse missing and surplus roles, and settings that belong to the stored features."""
         others = [role for role in ("data", "weights") if role in inputs]
@@ -65,6 +70,7 @@ class FrozenEvaluation(Backbone):
             if len(others) < 2:
                 raise ValueError("needs either features, or data and weights")
             super().check_inputs(inputs)
+            check_trained_feature(self.feature, inputs["weights"])
             return
         if others:
             raise ValueError(
@@ -78,6 +84,22 @@ class FrozenEvaluation(Backbone):
             raise ValueError(
                 f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
             )
+
+
+def check_trained_feature(feature: Feature, weights: StageConfig) -> None:
+    """Raise ValueError if the method behind a pretraining or import does not train the feature."""
+    if isinstance(weights, ImportConfig | MethodChoice):
+        check_feature_of_method(feature, weights.method)
+
+
+def check_feature_of_method(feature: Feature, method: str) -> None:
+    """Raise ValueError if a feature is made of class tokens and the method does not train them."""
+    entry = METHODS.get(method)
+    if entry is not None and not entry.options.trains_class_token and feature in CLASS_FEATURES:
+        raise ValueError(
+            f"feature {feature}: {method} does not train the class token; "
+            "use a feature with the mean patch token (patch_mean or cls_patchmean)"
+        )
 
 
 def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> "ViT":
@@ -96,7 +118,7 @@ def load_vit(ctx: StageContext, weights: Weights, *, drop_path: float = 0.0) -> 
 def load_features(
     ctx: StageContext,
     cfg: Backbone,
-    name: "Feature",
+    name: Feature,
     splits: Sequence[str] = ("train", "val"),
     *,
     eval_batch_size: int = 256,
@@ -109,6 +131,7 @@ def load_features(
     from mugs import distributed
     from mugs.evaluation.feature_store import FeatureStore
 
+    check_feature_of_method(name, describe_backbone(ctx, cfg.weights)["method"])
     if "features" not in ctx.inputs:
         vit = load_vit(ctx, cfg.weights)
         return compute_features(
@@ -127,7 +150,7 @@ def compute_features(
     ctx: StageContext,
     vit: "ViT",
     size: Crop,
-    name: "Feature",
+    name: Feature,
     splits: Sequence[str] = ("train", "val"),
     *,
     eval_batch_size: int,

@@ -11,6 +11,7 @@ from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
 from stages.linear import LinearConfig, build_probe
+from stages.shared.frozen import check_feature_of_method
 from stages.shared.imported_weights import ImportConfig
 
 YAML = """
@@ -20,6 +21,7 @@ runs:
   pretrain: {stage: pretrain, needs: {data: digits}, epochs: 1, batch_size: 8}
   features: {stage: features, needs: {data: digits, weights: pretrain}, resize: 32, crop: 32}
   others: {stage: import, arch: vit_s16, epochs: 800, file: /x.pth}
+  patches: {stage: import, method: mgc, arch: vit_s16_h8, epochs: 800, file: /x.pth}
   test: EVALUATION
 """
 
@@ -38,6 +40,8 @@ def plan(tmp_path, evaluation: str):
         "{stage: linear, needs: {features: features}, augmentation: none}",
         "{stage: linear, needs: {data: digits, weights: pretrain}}",
         "{stage: linear, needs: {data: digits, weights: others}}",
+        "{stage: knn, needs: {data: digits, weights: patches}, feature: patch_mean}",
+        "{stage: linear, needs: {data: digits, weights: patches}, feature: cls_patchmean}",
         "{stage: logistic, needs: {features: features}, "
         "labelled: {percent: 1, by: class_balanced}}",
     ],
@@ -49,6 +53,14 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
+        (
+            "{stage: knn, needs: {data: digits, weights: patches}}",
+            "feature cls: mgc does not train the class token",
+        ),
+        (
+            "{stage: linear, needs: {data: digits, weights: patches}}",
+            "feature last4_cls: mgc does not train the class token",
+        ),
         ("{stage: knn, needs: {data: digits}}", "needs either features, or data and weights"),
         ("{stage: knn, needs: {data: digits, features: features}}", "features and data are given"),
         (
@@ -90,6 +102,14 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: str) -> None:
     with pytest.raises(ConfigError, match=rf"frozen\.yaml: runs\.test.*{re.escape(words)}"):
         plan(tmp_path, evaluation)
+
+
+def test_stored_features_of_an_untrained_token_are_refused() -> None:
+    check_feature_of_method("cls", "dino")
+    check_feature_of_method("patch_mean", "mgc")
+    check_feature_of_method("cls", "a method that we do not have")
+    with pytest.raises(ValueError, match=r"patch_mean or cls_patchmean"):
+        check_feature_of_method("cls", "mgc")
 
 
 @pytest.mark.parametrize(
