@@ -35,6 +35,9 @@ class CocoDataConfig(ExternalDataConfig):
         expected = ExpectedCounts(self.num_classes, images).or_known(self.dataset)
         splits = check_coco(root, expected, threads=self.threads, report=report)
         counts = {f"{name} images": len(split) for name, split in splits.items()}
+        for name, split in splits.items():
+            if split.num_uncounted:
+                counts[f"annotations of {name} that do not count as objects"] = split.num_uncounted
         return {**counts, "categories": len(splits["train"].categories)}
 
     def write_builtin(self, root: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
+from mugs.data.dense.coco_schema import check_annotation_file
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
 from mugs.data.sources.base import SourceError, ends_whole, format_names
 from mugs.data.sources.decode import DecodeError, read_rgb_tensor
@@ -72,7 +73,7 @@ class CocoSplit:
         except SourceError:
             # A ValueError too, but it says already what is wrong.
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(
                 f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
             ) from error
@@ -80,6 +81,8 @@ class CocoSplit:
         self.table = content
         self.names: dict[int, str] = content["names"]
         self.categories = sorted(self.names)
+        # Crowds, for example; `usable_box` has the rule.
+        self.num_uncounted: int = content["uncounted"]
         self.images = [
             CocoImage(number, file, width, height, range(first, stop), annotated)
             for number, file, width, height, first, stop, annotated in content["images"]
@@ -87,38 +90,32 @@ class CocoSplit:
 
     def _parse(self) -> dict[str, Any]:
         content = json.loads(self.annotations.read_bytes())
-        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        check_annotation_file(self.annotations, content)
+        names = {category["id"]: category["name"] for category in content["categories"]}
         labels = {category: label for label, category in enumerate(sorted(names))}
-        images = {int(i["id"]): i for i in content["images"]}
-        sizes = {number: (int(i["width"]), int(i["height"])) for number, i in images.items()}
+        images = {image["id"]: image for image in content["images"]}
+        sizes = {number: (image["width"], image["height"]) for number, image in images.items()}
         found: dict[int, list[tuple[Any, ...]]] = {number: [] for number in images}
         annotated = set()
         for entry in content["annotations"]:
-            image = int(entry["image_id"])
-            # Unlike an annotation of an unknown category, which is left out, this is an error.
-            if image not in sizes:
-                raise SourceError(
-                    f"{self.annotations}: annotation {entry['id']} is of image {image}, "
-                    "which is not there"
-                )
+            image = entry["image_id"]
+            annotated.add(image)
             box = usable_box(entry, *sizes[image])
-            if entry["category_id"] in labels:
-                annotated.add(image)
-                if box is not None:
-                    outline = json.dumps(entry["segmentation"]).encode()
-                    label = labels[entry["category_id"]]
-                    found[image].append((int(entry["id"]), label, box, outline))
+            if box is not None:
+                outline = json.dumps(entry["segmentation"]).encode()
+                found[image].append((entry["id"], labels[entry["category_id"]], box, outline))
         rows = []
         stop = 0
         for number in sorted(images):
             first, stop = stop, stop + len(found[number])
-            file = str(images[number]["file_name"])
+            file = images[number]["file_name"]
             rows.append((number, file, *sizes[number], first, stop, number in annotated))
         objects = [one for number in sorted(images) for one in found[number]]
         outlines = b"".join(one[3] for one in objects)
         return {
             "names": names,
             "images": rows,
+            "uncounted": len(content["annotations"]) - len(objects),
             "annotations": torch.tensor([one[0] for one in objects], dtype=torch.long),
             "labels": torch.tensor([one[1] for one in objects], dtype=torch.long),
             "boxes": torch.tensor([one[2] for one in objects], dtype=torch.float32).view(-1, 4),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mugs.data.mini.coco import materialize_coco
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.decode import DecodeError
 from mugs.data.sources.expected import KNOWN, ExpectedCounts
+from stages.coco_data import CocoDataConfig
+from stages.shared.external_data import check_external_data
 
 
 def test_classes_boxes_and_masks(tmp_path: Path) -> None:
@@ -43,16 +46,15 @@ def test_classes_boxes_and_masks(tmp_path: Path) -> None:
         {"bbox": [10.0, 10.0, 20.0, 0.9]},
         {"bbox": [60.0, 10.0, 20.0, 20.0]},
         {"bbox": [-30.0, -30.0, 20.0, 20.0]},
-        {"category_id": 99},
     ],
 )
 def test_what_does_not_count(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """An image of which nothing is left is trained on as background, if its category is known."""
+    """An image of which nothing is left is trained on as background."""
     split = CocoSplit(write_coco(tmp_path, [entry(1, 1, **fields), entry(2, 2)]), "train")
     assert [len(image.objects) for image in split.images] == [0, 1]
     boxes, labels, masks = split.objects(0)
     assert (boxes.shape, labels.shape, masks.shape) == ((0, 4), (0,), (0, 40, 60))
-    assert trainable_indices(split, 32) == ([1] if "category_id" in fields else [0, 1])
+    assert trainable_indices(split, 32) == [0, 1] and split.num_uncounted == 1
 
 
 def test_a_box_of_one_pixel_counts(tmp_path: Path) -> None:
@@ -148,11 +150,9 @@ def test_gray_images_are_read_as_rgb(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("{", "JSONDecodeError"),
-        ('{"images": [], "annotations": []}', "KeyError: 'categories'"),
-        (
-            '{"categories": [], "images": [], "annotations": [{"id": 4, "image_id": 9}]}',
-            "annotation 4 is of image 9",
-        ),
+        ("[]", "expected an object with the lists categories, images, annotations"),
+        ('{"images": [], "annotations": [1]}', "expected 'categories' to be a list of objects"),
+        ('{"images": [], "annotations": [1]}', "expected 'annotations' to be a list of objects"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> None:
@@ -161,6 +161,104 @@ def test_bad_annotations_are_named(tmp_path: Path, content: str, said: str) -> N
     path.write_text(content)
     with pytest.raises(SourceError, match=f"{path}.*{said}"):
         CocoSplit(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"id": "12"},
+            "whose id is not a whole number other than 0 (number them from 1): number 1",
+        ),
+        ({"id": 0}, "whose id is not a whole number other than 0"),
+        ({"id": True}, "whose id is not a whole number other than 0"),
+        ({"id": 2}, "1 annotations are listed twice, by id: 2"),
+        ({"image_id": "1"}, "whose image_id is not a whole number: number 1 (id 12) has '1'"),
+        ({"image_id": 9}, "whose image_id is not in the file: annotation 12 has 9"),
+        ({"category_id": 99}, "whose category_id is not in the file: annotation 12 has 99"),
+        ({"category_id": 7.0}, "whose category_id is not a whole number"),
+        ({"bbox": [1.0, 2, -3, 4]}, "whose bbox is not x, y, width and height"),
+        ({"bbox": [1.0, 2, 3]}, "whose bbox is not x, y, width and height"),
+        ({"bbox": [1.0, 2, 3, float("nan")]}, "whose bbox is not x, y, width and height"),
+        ({"area": "400"}, "whose area is not a number"),
+        ({"area": None}, "whose area is not a number"),
+        ({"iscrowd": None}, "whose iscrowd is not 0 or 1"),
+        ({"iscrowd": "0"}, "whose iscrowd is not 0 or 1"),
+        ({"segmentation": []}, "whose segmentation is not polygons or a run-length code"),
+        ({"segmentation": [[]]}, "whose segmentation is not polygons or a run-length code"),
+    ],
+)
+def test_annotations_that_would_score_otherwise_are_refused(
+    tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    root = write_coco(tmp_path, [{**entry(12, 1), **fields}, entry(2, 2)])
+    with pytest.raises(SourceError) as caught:
+        check_coco(root, ExpectedCounts(), threads=1)
+    for split in ("train", "val"):
+        assert f"instances_{split}2017.json: 1 annotations " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "area", "iscrowd"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    complete = entry(12, 1)
+    del complete[key]
+    with pytest.raises(SourceError, match=rf"1 annotations whose {key} is not .* has none"):
+        CocoSplit(write_coco(tmp_path, [complete]), "train")
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda content: content["images"].append(content["images"][0]),
+            "1 images are listed twice, by id: 1; "
+            "1 images are listed twice, by file_name: 000000000001.jpg",
+        ),
+        (
+            lambda content: content["images"].append({**content["images"][0], "id": 9}),
+            "1 images are listed twice, by file_name",
+        ),
+        (
+            lambda content: content["images"][0].update(file_name="../val2017/1.jpg"),
+            "whose file_name is not a path below the folder of the images: number 1 (id 1)",
+        ),
+        (
+            lambda content: content["images"][1].update(width=0),
+            "whose width is not a whole number above 0: number 2 (id 2) has 0",
+        ),
+        (
+            lambda content: content["categories"].append({"id": 7, "name": "eight"}),
+            "1 categories are listed twice, by id: 7",
+        ),
+        (
+            lambda content: content["categories"].append({"id": 8, "name": "three"}),
+            "1 categories are listed twice, by name: three",
+        ),
+        (lambda content: content["categories"][0].update(name=7), "whose name is not a text"),
+    ],
+)
+def test_images_and_categories_that_are_not_understood(
+    tmp_path: Path, change: Change, said: str
+) -> None:
+    root = write_coco(tmp_path, [entry(1, 1)])
+    path = root / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=re.escape(f"{path}: ")) as caught:
+        CocoSplit(root, "train")
+    assert said in str(caught.value)
+
+
+def test_what_does_not_count_is_counted_before_a_run(tmp_path: Path) -> None:
+    crowd = entry(3, 1, iscrowd=1, segmentation={"size": [40, 60], "counts": [2400]})
+    root = write_coco(tmp_path, [entry(1, 1), crowd, entry(4, 2, area=0.0)])
+    words, _ = check_external_data(CocoDataConfig(dataset="mine", data_dir=str(root)), {})
+    assert "2 annotations of train that do not count as objects" in words
 
 
 def test_known_layout() -> None:
@@ -249,7 +347,7 @@ def read_private_bytes() -> int:
 def test_ranks_share_one_table(tmp_path: Path) -> None:
     """The same objects, and what another process opens takes little memory of its own."""
     outlines = [[x + i / 7 for x in SQUARE for _ in range(2)] * 60 for i in range(2000)]
-    found = [entry(i, 1 + i % 2, segmentation=[o]) for i, o in enumerate(outlines)]
+    found = [entry(i, 1 + i % 2, segmentation=[o]) for i, o in enumerate(outlines, 1)]
     root = write_coco(tmp_path, found)
     parsed = CocoSplit(root, "train")
     path = tmp_path / "table.pt"
