@@ -144,7 +144,11 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         SourceError: names everything that is wrong with any of them.
     """
     from mugs.data.sources.base import SourceError
-    from mugs.data.sources.expected import check_allowed_exist, check_expected_counts
+    from mugs.data.sources.expected import (
+        check_allowed_exist,
+        check_expected_counts,
+        check_names_are_text,
+    )
     from mugs.data.sources.listing import open_images
     from mugs.data.sources.public import open_public
 
@@ -162,6 +166,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         except SourceError as error:
             # Both splits are checked before anything is reported: one look shows all problems.
             bad[split] = error
+    check_names_are_text(good)
     check_expected_counts(cfg.dataset, {**good, **bad}, cfg.expected_counts)
     check_allowed_exist(good, cfg.allow_bad)
     return good

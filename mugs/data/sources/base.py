@@ -5,7 +5,9 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+from PIL import Image
 
 logger = logging.getLogger(__name__)
 # Those of torchvision's ImageFolder.
@@ -13,6 +15,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 # The last bytes of a JPEG file (end of image) and of a PNG file (name and checksum of its last
 # chunk).
 FILE_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")
+# Pillow refuses images of more than 179 million pixels. A JPEG file has at least a bit for each
+# block of 64 of them, which makes 350 kB; a PNG file is at most 1,032 times smaller than its
+# pixels, of a bit at least, which makes 22 kB. Smaller files need no look at their header.
+SMALLEST_HUGE_FILE = {FILE_ENDS[0]: 300_000, FILE_ENDS[1]: 20_000}
 # Of many files or problems, how many a message names.
 MAX_NAMED = 5
 
@@ -27,15 +33,30 @@ def format_names(names: Sequence[str]) -> str:
 
 
 def ends_whole(path: Path) -> bool:
-    """Return whether a file ends as a JPEG or PNG does.
+    """Return whether a file ends as a JPEG or PNG does, and is no larger than Pillow reads.
 
     A file that does not may still be whole (other formats, bytes after the end): decode it to know.
     """
     try:
         with path.open("rb") as stream:
-            stream.seek(-min(8, stream.seek(0, os.SEEK_END)), os.SEEK_END)
-            return stream.read().endswith(FILE_ENDS)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(-min(8, size), os.SEEK_END)
+            last = stream.read()
+            ending = next((end for end in FILE_ENDS if last.endswith(end)), None)
+            if ending is None:
+                return False
+            return size < SMALLEST_HUGE_FILE[ending] or _has_known_header(stream)
     except OSError:
+        return False
+
+
+def _has_known_header(stream: BinaryIO) -> bool:
+    """Return whether Pillow takes a file for an image, of no more pixels than it reads."""
+    stream.seek(0)
+    try:
+        with Image.open(stream):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 

@@ -58,6 +58,29 @@ def check_expected_counts(
         )
 
 
+def check_names_are_text(sources: Mapping[str, FolderSource]) -> None:
+    """Raise SourceError for names that are not UTF-8, which no sidecar can hold."""
+    for split, source in sources.items():
+        # Python keeps the bytes of such a name as lone surrogates, which no text file takes.
+        wrong = [name for name in (*source.classes, *source.paths) if not _is_encodable(name)]
+        raise_if_any(
+            f"{split} ({source.root})",
+            "names of files or folders are not UTF-8 (rename them, for example with convmv)",
+            [
+                name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                for name in wrong
+            ],
+        )
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_allowed_exist(sources: Mapping[str, FolderSource], allow_bad: Sequence[str]) -> None:
     """Raise SourceError for names in `allow_bad` that are no image of any split."""
     found = {path for source in sources.values() for path in source.paths} if allow_bad else set()

@@ -1,14 +1,22 @@
 """Which files below a folder are its images, compared with torchvision's ImageFolder."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.base import (
+    FILE_ENDS,
+    SMALLEST_HUGE_FILE,
+    FolderSource,
+    SourceError,
+)
+from mugs.data.sources.convert import check_whole_images
 from mugs.data.sources.listing import open_images
+from stages.shared.image_data import ConvertConfig, open_splits
 
 
 @pytest.fixture
@@ -68,3 +76,40 @@ def test_links_to_each_other_are_refused(folder: Path) -> None:
     (folder / "dog/two").symlink_to(folder / "cat")
     with pytest.raises(SourceError, match=r"a link to a folder above it"):
         FolderSource(folder)
+
+
+def test_names_that_are_not_utf8_are_refused(folder: Path) -> None:
+    """Before anything is converted: no sidecar could hold them."""
+    with open(os.fsencode(folder / "cat") + b"/caf\xe9.jpg", "wb"):
+        pass
+    cfg = ConvertConfig(dataset="mine", train_dir=str(folder), val_dir=str(folder))
+    with pytest.raises(
+        SourceError, match=r"train \(.*\): 1 names .* are not UTF-8 .*: cat/caf\\xe9.jpg"
+    ):
+        open_splits(folder, cfg)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_images_that_pillow_refuses_are_found_before_a_conversion(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """They end as they should, so their headers tell."""
+    path = folder / f"dog/large.{kind}"
+    Image.effect_noise((700, 700), 90).save(path, quality=100)
+    source = FolderSource(folder)
+    check_whole_images(source, allow_bad=("cat/z.pgm",))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700 * 700 // 2 - 1)
+    with pytest.raises(SourceError, match=rf"dog/large.{kind}: Image size .* exceeds limit"):
+        check_whole_images(source)
+
+
+@pytest.mark.parametrize(("kind", "ending"), list(zip(("jpg", "png"), FILE_ENDS, strict=True)))
+def test_smaller_files_cannot_hold_that_many_pixels(
+    tmp_path: Path, kind: str, ending: bytes
+) -> None:
+    """The smallest file of an even image, scaled to the number of pixels that Pillow refuses."""
+    path = tmp_path / f"even.{kind}"
+    image = Image.new("1" if kind == "png" else "L", (8192, 8192))
+    image.save(path, optimize=True, progressive=True, compress_level=9)
+    smallest = path.stat().st_size * 178_956_970 / image.width / image.height
+    assert smallest > SMALLEST_HUGE_FILE[ending]
