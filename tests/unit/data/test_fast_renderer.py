@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import (
@@ -19,6 +19,7 @@ from mugs.data.views.plan import (
 )
 from mugs.data.views.render import fast, reference
 from mugs.data.views.render.hue import rotate_hue
+from mugs.data.views.render.randaugment import GEOMETRIC, augment_region
 
 RECIPE = ViewRecipe(large_size=64, small_size=24, num_small=6)
 
@@ -69,6 +70,38 @@ def test_all_pairs(first: str) -> None:
     for second, _ in itertools.product(OPERATIONS, range(2)):
         assert_same(
             strong(rng, (draw_operation(rng, first, RECIPE), draw_operation(rng, second, RECIPE)))
+        )
+
+
+# The largest angle, slope and share of the image that RandAugment draws.
+LARGEST = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.45, "translate_y": 0.45}
+ODD_SIZES = [(1, 200), (200, 1), (20, 40), (33, 77), (101, 99), (60, 140), (7, 3), (160, 30)]
+
+
+def draw_geometric(rng: np.random.Generator) -> Operation:
+    """An operation whose moves are whole, or nearly so, more often than a drawn one's."""
+    name = str(rng.choice(GEOMETRIC))
+    share = float(rng.choice([1, 1, 1 - 1e-9, 1 / 3, 2 / 3, 5 / 9, 0.5, rng.random()]))
+    return Operation(name, float(rng.choice([-1, 1])) * share * LARGEST[name], rng.random() < 0.5)
+
+
+@pytest.mark.parametrize("size", ODD_SIZES)
+def test_geometry_at_the_ends_of_its_ranges(size: tuple[int, int]) -> None:
+    """250 boxes a size, before any resize, which would hide most differences of one level."""
+    image, rng = photograph(*size), np.random.default_rng(size)
+    whole = fast.to_planes(image)
+    for number in range(250):
+        operations = tuple(draw_geometric(rng) for _ in range(1 + number % 2))
+        flip = bool(rng.random() < 0.5)
+        box = draw_crop_box(rng, *size, (0.05, 1.0), (3 / 4, 4 / 3))
+        expected = ImageOps.mirror(image) if flip else image
+        for operation in operations:
+            expected = reference.apply_operation_pil(expected, operation)
+        left, top, wide, high = box
+        np.testing.assert_array_equal(
+            augment_region(whole, flip, operations, box).transpose(2, 1, 0),
+            np.asarray(expected)[top : top + high, left : left + wide],
+            err_msg=f"{operations}, box {box}, mirrored: {flip}",
         )
 
 

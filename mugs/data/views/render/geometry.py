@@ -99,6 +99,11 @@ def transform_region(
     return out
 
 
+# Of a move this close to a whole number, some pixels may round to one side of it and some to the
+# other. Places are far below 2 ** 20, where doubles are 2 ** -33 apart.
+NEARLY_WHOLE = 1e-6
+
+
 @cached_njit
 def shift_columns(
     planes: np.ndarray,
@@ -125,49 +130,51 @@ def shift_columns(
         out: planes of the region, (3, w, h).
     """
     num = out.shape[2]
+    shares = np.empty(num)
     for i in range(out.shape[1]):
         x = out_start[0] + i
-        move = slope * (x + 0.5) + offset
-        whole = math.floor(move)
-        share = move - whole
+        # All pixels of a column move alike, but Pillow rounds the place of each where it lies: the
+        # pixel's center comes before the offset. The last bit of a share can decide a level, as
+        # results are truncated.
+        move = slope * (x + 0.5)
+        center = out_start[1] + 0.5
+        whole = math.floor(move + offset)
         first = out_start[1] + whole
         # Pixels low to high - 1 have all four neighbors in the image. The few before and after them
         # take the slow way, so that the loop over the rest vectorizes.
         low = min(max(1 - first, 0), num)
-        high = min(max(height - 2 - first, 0), num)
+        high = max(min(height - 2 - first, num), low)
+        if not NEARLY_WHOLE < move + offset - whole < 1 - NEARLY_WHOLE:
+            high = low
+        for j in range(low, high):
+            shares[j] = (move + (center + j) + offset) - 0.5 - (first + j)
         for channel in range(3):
             column = planes[channel, x - start[0]]
             target = out[channel, i]
             for j in range(0, low):
-                target[j] = sample_at_edge(
-                    column, first + j, start[1], height, share, bicubic, fill[channel]
-                )
-            for j in range(max(low, high), num):
-                target[j] = sample_at_edge(
-                    column, first + j, start[1], height, share, bicubic, fill[channel]
-                )
+                place = move + (center + j) + offset
+                target[j] = sample_at(column, place, start[1], height, bicubic, fill[channel])
+            for j in range(high, num):
+                place = move + (center + j) + offset
+                target[j] = sample_at(column, place, start[1], height, bicubic, fill[channel])
             if low < high:
                 inner = column[first + low - 1 - start[1] :]
-                shift_column_interior(inner, share, bicubic, target[low:high])
+                shift_column_interior(inner, shares[low:high], bicubic, target[low:high])
 
 
 @cached_njit
-def sample_at_edge(
-    column: np.ndarray,
-    position: int,
-    start: int,
-    height: int,
-    share: float,
-    bicubic: bool,
-    fill: int,
+def sample_at(
+    column: np.ndarray, place: float, start: int, height: int, bicubic: bool, fill: int
 ) -> int:
-    """Return the value `share` of the way from pixel `position` to the next, near an edge.
+    """Return the value at a place, which may be near an edge; the center of pixel 0 is at 0.5.
 
     `column` starts at pixel `start`. Neighbors outside the image repeat its edge; a place outside
     gets `fill`.
     """
-    if position + 0.5 + share < 0 or position + 0.5 + share >= height:
+    if place < 0 or place >= height:
         return fill
+    position = math.floor(place - 0.5)
+    share = place - 0.5 - position
     a = column[max(position - 1, 0) - start]
     b = column[max(position, 0) - start]
     c = column[min(position + 1, height - 1) - start]
@@ -180,18 +187,18 @@ def sample_at_edge(
 
 @cached_njit
 def shift_column_interior(
-    column: np.ndarray, share: float, bicubic: bool, target: np.ndarray
+    column: np.ndarray, shares: np.ndarray, bicubic: bool, target: np.ndarray
 ) -> None:
-    """Write into target j the value `share` of the way from column pixel j + 1 to j + 2."""
+    """Write into target j the value shares[j] of the way from column pixel j + 1 to j + 2."""
     if bicubic:
         for j in range(len(target)):
             a = float(column[j])
             b = float(column[j + 1])
             c = float(column[j + 2])
             d = float(column[j + 3])
-            target[j] = np.uint8(min(max(keys_cubic_one(a, b, c, d, share), 0.0), 255.0))
+            target[j] = np.uint8(min(max(keys_cubic_one(a, b, c, d, shares[j]), 0.0), 255.0))
     else:
         for j in range(len(target)):
             b = float(column[j + 1])
             c = float(column[j + 2])
-            target[j] = np.uint8(b + (c - b) * share)
+            target[j] = np.uint8(b + (c - b) * shares[j])
