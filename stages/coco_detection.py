@@ -1,4 +1,7 @@
-"""Detection and instance segmentation: Cascade Mask R-CNN on the pretrained ViT (released 1x)."""
+"""Detection and instance segmentation: Cascade Mask R-CNN on the pretrained ViT (released 1x).
+
+Or Mask R-CNN, with which MGC is evaluated.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -87,6 +90,9 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
         if draw_pictures(val, detections, pictures, cfg.num_pictures):
             outputs["pictures"] = pictures
         setting = f"{cfg.epochs} epochs, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
+        # Rows of the cascade have been written without its name.
+        if cfg.detector.heads == "mask_rcnn":
+            setting = f"mask_rcnn, {setting}"
         precision = compute_average_precision(val.annotations, detections)
         rows = build_result_rows(ctx, cfg.weights, setting, precision.items())
     distributed.barrier()

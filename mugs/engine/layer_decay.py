@@ -1,12 +1,20 @@
 """AdamW with layer-wise learning-rate decay, from the head down to the patch embedding."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from mugs.models.vit import ViT
+
+DenseDecay = Literal["matrices", "all", "all_but_norms"]
+"""Which parameters of a dense task have weight decay.
+
+"matrices": those with more than one dimension, class token and positions among them (iBOT and Mugs,
+whose exemption of the two misses their prefixed names). "all": iBOT's linear segmentation.
+"all_but_norms": all but norms, class token and positions (MGC).
+"""
 
 
 def build_layer_decay_groups(
@@ -24,10 +32,8 @@ def build_layer_decay_groups(
     L + 1. The rest includes the final LayerNorm, which timm's `param_groups_layer_decay` counts to
     the last block.
 
-    Tensors of one dimension have no weight decay unless `decay_vectors`, as iBOT's linear
-    segmentation has it. Nor have those in `no_weight_decay`: class token
-    and positions in fine-tuning, none in the dense tasks (released: there the exemption misses
-    their prefixed names).
+    Tensors of one dimension have no weight decay unless `decay_vectors`. Nor have those in
+    `no_weight_decay`: class token and positions in fine-tuning.
     """
     depth = len(vit.blocks)
     # By identity, not by name: `vit` may sit anywhere in `model`.
@@ -51,6 +57,19 @@ def build_layer_decay_groups(
         }
         for (layer, decays), members in groups.items()
     ]
+
+
+def build_dense_groups(
+    model: nn.Module, vit: ViT, layer_decay: float, decay: DenseDecay
+) -> list[dict[str, Any]]:
+    """Build the groups of a dense task, as `build_layer_decay_groups` does."""
+    if decay != "all_but_norms":
+        return build_layer_decay_groups(model, vit, layer_decay, decay_vectors=decay == "all")
+    norms = (m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d))
+    spared = [vit.cls_token, vit.pos_embed, *(p for norm in norms for p in norm.parameters())]
+    return build_layer_decay_groups(
+        model, vit, layer_decay, no_weight_decay=spared, decay_vectors=True
+    )
 
 
 def build_adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

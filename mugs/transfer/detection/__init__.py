@@ -1,1 +1,1 @@
-"""Cascade Mask R-CNN on a plain ViT."""
+"""Cascade Mask R-CNN, and Mask R-CNN, on a plain ViT."""

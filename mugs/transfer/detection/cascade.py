@@ -1,13 +1,15 @@
 """Three stages of box and mask heads; each stage starts from the boxes of the previous one.
 
 Thresholds, weights and counts are those of mmdet's Cascade Mask R-CNN config as iBOT changes it and
-Mugs uses it; parity tests compare losses and detections with mmdet.
+Mugs uses it; parity tests compare losses and detections with mmdet. Mask R-CNN is the same with one
+stage, which has the thresholds and losses of mmdet's base config.
 
 Shapes: R sampled boxes of all images, K classes; label K is the background.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,13 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.boxes import Stds, Targets, decode_deltas, generalized_iou
+from mugs.transfer.detection.boxes import (
+    Stds,
+    Targets,
+    decode_deltas,
+    encode_deltas,
+    generalized_iou,
+)
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.heads import (
     BOX_SIZE,
@@ -37,12 +45,15 @@ POSITIVE_SHARE = 0.25  # at most, of the sampled boxes
 class CascadeStage:
     """One stage: IoU from which a box is positive, weight of its losses, spread of its deltas.
 
-    Boxes below that IoU are background; none is ignored.
+    Boxes below that IoU are background; none is ignored. promote: IoU from which the best boxes of
+    an object stand for it, even if they overlap more with another one.
     """
 
     iou: float
     weight: float
     stds: Stds
+    box_loss: Literal["giou", "l1"] = "giou"
+    promote: float | None = None
 
 
 # Each stage sees better boxes, so it demands more overlap and expects smaller deltas.
@@ -51,6 +62,7 @@ STAGES = (
     CascadeStage(0.6, 0.5, (0.05, 0.05, 0.1, 0.1)),
     CascadeStage(0.7, 0.25, (0.033, 0.033, 0.067, 0.067)),
 )
+MASK_RCNN_STAGES = (CascadeStage(0.5, 1.0, (0.1, 0.1, 0.2, 0.2), box_loss="l1", promote=0.5),)
 
 
 @dataclass(frozen=True)
@@ -74,15 +86,16 @@ class Cascade(nn.Module):
         super().__init__()
         self.config = config
         self.strides = tuple(strides)
-        self.box_heads = nn.ModuleList(BoxHead(config) for _ in STAGES)
-        self.mask_heads = nn.ModuleList(MaskHead(config) for _ in STAGES)
+        self.stages = STAGES if config.heads == "cascade" else MASK_RCNN_STAGES
+        self.box_heads = nn.ModuleList(BoxHead(config) for _ in self.stages)
+        self.mask_heads = nn.ModuleList(MaskHead(config) for _ in self.stages)
 
     def losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
         """Return the weighted losses of every stage; proposals: boxes (p, 4) of each image."""
         result: dict[str, Tensor] = {}
-        for number, stage in enumerate(STAGES):
+        for number, stage in enumerate(self.stages):
             sampled = [
                 sample_boxes(boxes, target, stage, number, self.config)
                 for boxes, target in zip(proposals, targets, strict=True)
@@ -125,7 +138,7 @@ class Cascade(nn.Module):
         """
         boxes = candidates = proposals
         sums = proposals.new_zeros(())
-        for head, stage in zip(self.box_heads, STAGES, strict=True):
+        for head, stage in zip(self.box_heads, self.stages, strict=True):
             logits, deltas = head(pool_regions(maps, self.strides, [boxes], BOX_SIZE))
             sums = sums + logits
             candidates = clip_boxes_to_image(
@@ -134,7 +147,7 @@ class Cascade(nn.Module):
             boxes = select_class(candidates, logits[:, :-1].argmax(dim=1))
         # mmdet averages logits over the stages, not probabilities; for masks it averages
         # probabilities.
-        probabilities = (sums / len(STAGES)).softmax(dim=1)[:, :-1]
+        probabilities = (sums / len(self.stages)).softmax(dim=1)[:, :-1]
         found, scores, labels = select_best_boxes(candidates, probabilities, self.config)
         if len(found) == 0:
             return found, scores, labels, proposals.new_zeros(0, 2 * MASK_INPUT, 2 * MASK_INPUT)
@@ -152,7 +165,9 @@ def sample_boxes(
     # The true boxes are put among the proposals, at every stage: early in training the proposals
     # alone may contain no positive one.
     boxes = torch.cat([target.boxes, proposals])
-    matched = match_boxes(proposals, target.boxes, positive=stage.iou, negative=stage.iou)
+    matched = match_boxes(
+        proposals, target.boxes, positive=stage.iou, negative=stage.iou, promote=stage.promote
+    )
     # Each object's own box stands for that object, also where another one has an equal box.
     own = torch.arange(len(target.boxes), device=matched.device)
     matched = torch.cat([own, matched])
@@ -179,19 +194,25 @@ def compute_box_losses(
     targets: Sequence[Targets],
     stage: CascadeStage,
 ) -> dict[str, Tensor]:
-    """Return cross-entropy and 10 (1 - GIoU) of the positives' decoded, unclipped boxes.
+    """Return cross-entropy, and the loss of the positives' boxes.
 
-    Both are sums divided by the number of all R boxes, the background included.
+    The latter is 10 (1 - GIoU) of the decoded, unclipped boxes, or the L1 distance of deltas. Both
+    losses are sums divided by the number of all R boxes, the background included.
     """
     labels = torch.cat([s.labels for s in sampled])
     positive = (labels < deltas.shape[1]).nonzero()[:, 0]
     boxes = torch.cat([s.boxes for s in sampled])[positive]
     objects = torch.cat([t.boxes[s.objects] for t, s in zip(targets, sampled, strict=True)])
-    predicted = decode_deltas(boxes, select_class(deltas[positive], labels[positive]), stage.stds)
+    own = select_class(deltas[positive], labels[positive])
+    if stage.box_loss == "giou":
+        predicted = decode_deltas(boxes, own, stage.stds)
+        distance = GIOU_WEIGHT * (1 - generalized_iou(predicted, objects)).sum()
+    else:
+        distance = (own - encode_deltas(boxes, objects, stage.stds)).abs().sum()
     total = max(len(labels), 1)
     return {
         "class": F.cross_entropy(logits, labels, reduction="sum") / total,
-        "box": GIOU_WEIGHT * (1 - generalized_iou(predicted, objects)).sum() / total,
+        "box": distance / total,
     }
 
 

@@ -5,17 +5,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import FormerName, Internal, Probability, Runtime, Settings
+from pipeline.settings import Added, FormerName, Internal, Probability, Runtime, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(Settings):
-    """Cascade Mask R-CNN as iBOT and Mugs run it.
+    """Cascade Mask R-CNN as iBOT and Mugs run it, or the Mask R-CNN of MGC.
 
-    Its thresholds and loss weights are constants beside the code that uses them.
+    Thresholds and loss weights are constants beside the code that uses them.
     """
 
     num_classes: Internal[int] = 80
+    # "cascade": three stages of heads (Cascade Mask R-CNN). "mask_rcnn": one, as mmdetection's base
+    # configuration of Mask R-CNN has it: two fully connected layers in place of convolutions and
+    # one, L1 losses of boxes, and anchors that cross the border of the image are trained too.
+    heads: Added[Literal["cascade", "mask_rcnn"]] = "cascade"
+    # Whether the final LayerNorm is applied to the four outputs of the ViT (MGC).
+    normed: Added[bool] = False
     # (rows, columns) of pixels that the position table covers.
     image_size: tuple[int, int] = (800, 1008)
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -31,6 +37,8 @@ class DetectorConfig(Settings):
     # Number of proposals kept per level and per image.
     proposals_train: PositiveInt = 2000
     proposals_test: PositiveInt = 1000
+    # Number of proposals kept per image in training; null for as many as per level.
+    proposals_train_image: Added[PositiveInt | None] = None
     # Number of detections kept per test image.
     max_detections: PositiveInt = 100
     # Detections with a lower score are dropped.
@@ -79,6 +87,9 @@ class DetectionConfig(Settings):
     # Peak learning rate. iBOT's configuration has 1e-4.
     lr: PositiveFloat = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    # Parameters with weight decay. "matrices": those with more than one dimension. "all_but_norms":
+    # all but norms, class token and positions (MGC).
+    decay: Added[Literal["matrices", "all_but_norms"]] = "matrices"
     # iBOT sweeps 0.65, 0.75, 0.8 and 0.9.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     # The learning rate falls to a tenth after each of these numbers of epochs.

@@ -1,11 +1,11 @@
-"""Cascade Mask R-CNN: pyramid of the ViT, FPN, proposals, three stages of heads."""
+"""Cascade Mask R-CNN and Mask R-CNN: pyramid of the ViT, FPN, proposals, stages of heads."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mugs.models.flops import copy_to_meta
@@ -16,7 +16,7 @@ from mugs.transfer.detection.cascade import POSITIVE_SHARE, Cascade
 from mugs.transfer.detection.config import DetectorConfig
 from mugs.transfer.detection.heads import BOX_SIZE, MASK_INPUT, paste_masks
 from mugs.transfer.detection.rpn import RPN
-from mugs.transfer.pyramid import Pyramid
+from mugs.transfer.pyramid import Pyramid, build_fpn, run_fpn
 
 
 class Detector(nn.Module):
@@ -28,12 +28,8 @@ class Detector(nn.Module):
         patch = vit.config.patch_size
         # The table is resized once, to the usual size of an image, and then trained at that size.
         vit.set_position_grid(config.image_size[0] // patch, config.image_size[1] // patch)
-        self.pyramid = Pyramid(vit, normed=False)
-        self.fpn = FeaturePyramidNetwork([self.pyramid.width] * 4, config.width, LastLevelMaxPool())
-        # mmdet's initial weights of the FPN; torchvision's are Kaiming uniform.
-        for module in self.fpn.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
+        self.pyramid = Pyramid(vit, normed=config.normed)
+        self.fpn = build_fpn(self.pyramid.width, config.width, LastLevelMaxPool())
         strides = self.pyramid.strides
         self.rpn = RPN(config, (*strides, 2 * strides[-1]))
         self.cascade = Cascade(config, strides)
@@ -70,7 +66,7 @@ class Detector(nn.Module):
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Return the five maps of the FPN, finest first."""
-        return list(self.fpn({str(i): x for i, x in enumerate(self.pyramid(images))}).values())
+        return run_fpn(self.fpn, self.pyramid(images))
 
     def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
         """Return U(0, 1) draws (2 * depth, N), each column a function of its image's key."""

@@ -30,25 +30,28 @@ PADDED_TO = 32  # sides of padded masks are multiples of this (mmdet's config)
 class BoxHead(nn.Module):
     """Convolutions with batch norm, one layer of `fc_width`, then classes and deltas.
 
-    The background is the last class. Every class but the background has its own deltas.
+    In Mask R-CNN two such layers, and no convolution. The background is the last class. Every class
+    but the background has its own deltas.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.num_classes = config.num_classes
+        cascade = config.heads == "cascade"
         self.trunk = FastRCNNConvFCHead(
             (config.width, BOX_SIZE, BOX_SIZE),
-            [config.width] * config.head_convs,
-            [config.fc_width],
+            [config.width] * (config.head_convs if cascade else 0),
+            [config.fc_width] * (1 if cascade else 2),
             norm_layer=AllRanksBatchNorm2d,
         )
         self.classes = nn.Linear(config.fc_width, config.num_classes + 1)
         self.boxes = nn.Linear(config.fc_width, 4 * config.num_classes)
-        # mmdet's initial weights: torchvision leaves the hidden layer at torch's, with 0.42 of the
+        # mmdet's initial weights: torchvision leaves the hidden layers at torch's, with 0.42 of the
         # spread. Deltas start close to zero, so boxes start as the proposals.
-        hidden = next(layer for layer in self.trunk if isinstance(layer, nn.Linear))
-        nn.init.xavier_uniform_(hidden.weight)
-        nn.init.zeros_(hidden.bias)
+        for hidden in self.trunk:
+            if isinstance(hidden, nn.Linear):
+                nn.init.xavier_uniform_(hidden.weight)
+                nn.init.zeros_(hidden.bias)
         for layer, std in ((self.classes, 0.01), (self.boxes, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)

@@ -1,6 +1,7 @@
 """Region proposal network (RPN): losses on anchors, and the best boxes of each image.
 
-Thresholds and weights are those of mmdet's Cascade Mask R-CNN config.
+Thresholds and weights are those of mmdet's Cascade Mask R-CNN config. Mask R-CNN has other losses
+of boxes, and trains anchors that cross the border of the image.
 
 Shapes: N images, a anchors of a level, A anchors of all levels in the order of the levels.
 """
@@ -14,15 +15,22 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, nms
 
 from mugs.random_streams import DetectionStream, derive_detection_key
-from mugs.transfer.detection.boxes import Stds, Targets, decode_deltas, encode_deltas
+from mugs.transfer.detection.boxes import (
+    Stds,
+    Targets,
+    center_and_size,
+    decode_deltas,
+    encode_deltas,
+)
 from mugs.transfer.detection.config import DetectorConfig
+from mugs.transfer.detection.heads import PADDED_TO
 from mugs.transfer.detection.matching import match_boxes, sample_matches
 
 NMS_IOU = 0.7  # between proposals of one level
 POSITIVE_IOU = 0.7  # from here on an anchor stands for an object
 NEGATIVE_IOU = 0.3  # below, it is background; between the two it takes no part
 POSITIVE_SHARE = 0.5  # at most, of the sampled anchors
-SMOOTH_L1_BETA = 1 / 9
+SMOOTH_L1_BETA = 1 / 9  # of the cascade; with Mask R-CNN it is 0, which is the L1 distance
 # Sizes of mmdet's Cascade R-CNN config: an anchor's side is 8 strides of its level.
 ANCHOR_SCALE = 8
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
@@ -38,6 +46,7 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         self.strides = tuple(strides)
+        self.cascade = config.heads == "cascade"
         self.head = RPNHead(config.width, len(ANCHOR_RATIOS))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -61,15 +70,16 @@ class RPN(nn.Module):
         anchors: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        """Return binary cross-entropy and smooth L1, divided by the number of sampled anchors."""
+        """Return binary cross-entropy and smooth L1, divided by the number of sampled anchors.
+
+        With Mask R-CNN, L1.
+        """
         scores = torch.cat(list(logits), 1)
         boxes = torch.cat(list(anchors))
         objectness = regression = scores.new_zeros(())
         count = 0
         for score, shift, target in zip(scores, torch.cat(list(deltas), 1), targets, strict=True):
-            # Anchors that cross the border of the image take no part; torchvision would sample them
-            # as background.
-            usable = inside_image(boxes, target.size).nonzero()[:, 0]
+            usable = self._usable(boxes, target.size).nonzero()[:, 0]
             # Every object's best anchor counts as well, if its IoU is not below NEGATIVE_IOU.
             matched = match_boxes(
                 boxes[usable],
@@ -95,12 +105,26 @@ class RPN(nn.Module):
             regression = regression + F.smooth_l1_loss(
                 shift[positive],
                 encode_deltas(boxes[positive], objects, DELTA_STDS),
-                beta=SMOOTH_L1_BETA,
+                beta=SMOOTH_L1_BETA if self.cascade else 0.0,
                 reduction="sum",
             )
             # mmdet counts one positive and one background anchor at least.
             count += max(len(positive), 1) + max(len(negative), 1)
         return {"rpn_objectness": objectness / count, "rpn_box": regression / count}
+
+    def _usable(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tell which anchors (n, 4) take part in the losses of an image of height and width `size`.
+
+        In the cascade those that do not cross its border; torchvision would sample these as
+        background. In Mask R-CNN all of the image, but not those of the padding that only the
+        larger images of the batch need.
+        """
+        if self.cascade:
+            return inside_image(anchors, size)
+        height, width = (-(-side // PADDED_TO) * PADDED_TO for side in size)
+        # Centers are multiples of the stride, up to rounding.
+        center = center_and_size(anchors)[0].round()
+        return (center[:, 0] < width) & (center[:, 1] < height)
 
     @torch.no_grad()
     def proposals(
@@ -111,7 +135,9 @@ class RPN(nn.Module):
         sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
         """Return the proposals (p, 4) of each image, best first."""
-        most = self.config.proposals_train if self.training else self.config.proposals_test
+        config = self.config
+        most = config.proposals_train if self.training else config.proposals_test
+        most_of_image = (config.proposals_train_image if self.training else None) or most
         result = []
         for image, size in enumerate(sizes):
             boxes = []
@@ -125,7 +151,7 @@ class RPN(nn.Module):
                 kept = nms(level, best, NMS_IOU)
                 boxes.append(level[kept])
                 scores.append(best[kept])
-            order = torch.cat(scores).argsort(descending=True, stable=True)[:most]
+            order = torch.cat(scores).argsort(descending=True, stable=True)[:most_of_image]
             result.append(torch.cat(boxes)[order])
         return result
 

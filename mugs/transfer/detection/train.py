@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.data.dense.coco import CocoSplit, trainable_indices
-from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
+from mugs.engine.layer_decay import build_adamw, build_dense_groups
 from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses, sync_gradients
@@ -44,6 +44,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         device: torch.device,
     ) -> None:
         prepare_model(model, device)
+        vit = model.pyramid.vit
         self.split = split
         self.multiple = model.pyramid.strides[-1]  # sides of a batch are multiples of this
         self.chosen = trainable_indices(split, config.min_side)
@@ -57,7 +58,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         )
         super().__init__(
             model,
-            build_adamw(build_layer_decay_groups(model, model.pyramid.vit, config.layer_decay)),
+            build_adamw(build_dense_groups(model, vit, config.layer_decay, config.decay)),
             build_detection_schedule(config, self.order.steps_per_epoch),
             config,
             run_dir,
