@@ -1,4 +1,6 @@
-"""Semantic segmentation: UPerNet on the pretrained ViT, or a linear layer on the frozen ViT."""
+"""Semantic segmentation: UPerNet or Semantic FPN on the pretrained ViT, or a linear layer on the
+frozen ViT.
+"""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from mugs.models.vit import ViT
 
 VIT = ("layer_decay", "drop_path")
-UPERNET = ("channels", "auxiliary_channels", "auxiliary_weight")
+AUXILIARY = ("auxiliary_channels", "auxiliary_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
     """ViT-S/16 with UPerNet on ADE20K, as released, by default.
 
     The linear variant on the frozen ViT is iBOT's, and so are the settings of ViT-B/16 in the
-    bundled reproduction: Mugs was not released with others.
+    bundled reproduction: Mugs was not released with others. Semantic FPN is MGC's.
     """
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -40,17 +42,27 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unused_settings(cls, values: Any) -> Any:
-        """Refuse ViT and UPerNet settings in the linear variant, which freezes the ViT."""
-        if not isinstance(values, dict) or values.get("variant") != "linear":
+        """Refuse settings of parts that a variant does not have.
+
+        The linear variant freezes the ViT and is one layer; Semantic FPN has no auxiliary head.
+        """
+        variant = values.get("variant") if isinstance(values, dict) else None
+        if variant not in ("linear", "semantic_fpn"):
             return values
+        off = {name: getattr(cls, name) for name in AUXILIARY}
         # They are turned off, so that records show what happened.
         frozen = {"layer_decay": 1.0, "drop_path": 0.0, "dropout": 0.0}
-        upernet = {name: getattr(cls, name) for name in UPERNET}
-        for name, off in {**frozen, **upernet}.items():
-            if values.get(name, off) != off:
+        if variant == "linear":
+            off |= {**frozen, "channels": None, "decay": "matrices"}
+        for name, value in off.items():
+            if values.get(name, value) != value:
                 why = "whose ViT is frozen" if name in VIT else "which is one layer"
-                raise ValueError(f"{name} {values[name]} with variant linear, {why}: leave it out")
-        return {**values, **frozen}
+                if variant == "semantic_fpn":
+                    why = "which has no auxiliary head"
+                raise ValueError(
+                    f"{name} {values[name]} with variant {variant}, {why}: leave it out"
+                )
+        return {**values, **frozen} if variant == "linear" else values
 
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over the ranks."""

@@ -1,1 +1,1 @@
-"""Semantic segmentation: UPerNet with an auxiliary FCN head, and a linear layer on a frozen ViT."""
+"""Semantic segmentation: UPerNet, Semantic FPN, and a linear layer on a frozen ViT."""

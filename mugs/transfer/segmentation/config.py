@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipeline.settings import Internal, Probability, Runtime, Settings
+from pipeline.settings import Added, Internal, Probability, Runtime, Settings
 
-Variant = Literal["upernet", "linear"]
+Variant = Literal["upernet", "linear", "semantic_fpn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +15,23 @@ class SegmenterConfig(Settings):
     """Shape of the network around the ViT.
 
     upernet: UPerNet with an auxiliary head. linear: the four maps of the frozen ViT, concatenated,
-    and one classifier, without norm and dropout.
+    and one classifier, without norm and dropout. semantic_fpn: an FPN, whose maps are summed
+    (MGC's evaluation).
     """
 
-    # Which of the two networks.
+    # Which of the three networks.
     variant: Variant = "upernet"
     num_classes: Internal[int] = 150
-    # Channels of the UPerNet head; None for the width of the ViT.
+    # Channels of the head; null for the width of the ViT in UPerNet, and for 128 in Semantic FPN,
+    # whose FPN has twice as many.
     channels: PositiveInt | None = None
+    # Zero-based blocks of twelve whose outputs are used; in proportion if there are not twelve.
+    taps: Added[Literal["3-5-7-11", "2-5-8-11"]] = "3-5-7-11"
     # Channels of the auxiliary head.
     auxiliary_channels: PositiveInt = 256
     # Weight of the loss of the auxiliary head.
     auxiliary_weight: NonNegativeFloat = 0.4
-    # Dropout rate of whole channels before the classifiers of UPerNet.
+    # Dropout rate of whole channels before the classifiers of UPerNet and Semantic FPN.
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -53,10 +57,22 @@ class SceneRecipe(Settings):
     flip_prob: Probability = 0.5
     # Probability of a change, for each of brightness, contrast, saturation and hue.
     photometric_prob: Probability = 0.5
+    # "slide": a test image is taken by windows. "whole": all at once (MGC).
+    test: Added[Literal["slide", "whole"]] = "slide"
     # Side of the sliding window of the test.
     window: PositiveInt = 512
     # Step of the sliding window.
     stride: PositiveInt = 341
+
+    def __post_init__(self) -> None:
+        """Refuse settings of windows where there are none."""
+        for name in sorted(self.unused_settings()):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}: test is whole, which has no windows; leave it out")
+
+    def unused_settings(self) -> frozenset[str]:
+        """Return the settings of the windows if there are none."""
+        return frozenset({"window", "stride"} if self.test == "whole" else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +90,9 @@ class SegmentationConfig(SegmenterConfig):
     # (iBOT's configuration).
     lr: PositiveFloat = 3e-5
     weight_decay: NonNegativeFloat = 0.05
+    # Parameters with weight decay. "matrices": those with more than one dimension; the linear
+    # variant decays its bias too. "all_but_norms": all but norms, class token and positions (MGC).
+    decay: Added[Literal["matrices", "all_but_norms"]] = "matrices"
     # 1 for the linear variant, whose ViT is not trained.
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     # Number of steps of the linear warm-up.

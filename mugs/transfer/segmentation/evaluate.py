@@ -1,4 +1,4 @@
-"""Test of a segmenter: every validation image once, by sliding windows, and its scores.
+"""Test of a segmenter: every validation image once, whole or by sliding windows, and its scores.
 
 Logits of overlapping windows are averaged where they overlap; the scores follow from the confusion
 matrix of all pixels.
@@ -86,14 +86,18 @@ def predict_scene(
 ) -> Tensor:
     """Return the predicted label map (H, W) of a scene, at the size of its annotation."""
     recipe = config.scenes
+    image = scene.view.to(device)
     with autocast(config.test_precision, device):
-        logits = slide_windows(
-            model.logits,
-            scene.view.to(device),
-            num_classes=config.num_classes,
-            window=recipe.window,
-            stride=recipe.stride,
-        )
+        if recipe.test == "whole":
+            logits = model.logits(image[None])[0]
+        else:
+            logits = slide_windows(
+                model.logits,
+                image,
+                num_classes=config.num_classes,
+                window=recipe.window,
+                stride=recipe.stride,
+            )
     return argmax_at_size(logits, *scene.labels.shape)
 
 

@@ -1,4 +1,4 @@
-"""UPerNet's decode head and the auxiliary FCN head.
+"""UPerNet's decode head, the auxiliary FCN head, and the head of Semantic FPN.
 
 As in mmsegmentation, convolutions in front of a batch norm have no bias, and all resizing is
 bilinear with align_corners off.
@@ -95,6 +95,36 @@ class UPerHead(nn.Module):
         smoothed = [output(x) for output, x in zip(self.outputs, levels[:3], strict=True)]
         aligned = [resize_bilinear(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
         logits: Tensor = self.classifier(self.fuse(torch.cat(aligned, dim=1)))
+        return logits
+
+
+class SemanticFPNHead(nn.Module):
+    """Semantic FPN's head (Kirillov et al., arXiv 1901.02446).
+
+    Each map is brought to the finest size by 3x3 convolutions that alternate with doubling, and all
+    are summed. The finest map has one convolution, too.
+    """
+
+    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList()
+        for doublings in range(4):
+            layers: list[nn.Module] = []
+            for number in range(max(doublings, 1)):
+                layers.append(conv_norm(width if number == 0 else channels, channels, 3))
+                if doublings > 0:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+            self.scales.append(nn.Sequential(*layers))
+        self.classifier = build_pixel_classifier(channels, num_classes, dropout)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Map four maps (N, C, h, w), finest first, to logits (N, K, h, w) of the finest size."""
+        finest = self.scales[0](maps[0])
+        total = finest
+        for scale, x in zip(list(self.scales)[1:], maps[1:], strict=True):
+            # A map of an odd side was rounded down, so doubling does not give the finest size.
+            total = total + resize_bilinear(scale(x), finest.shape[2:])
+        logits: Tensor = self.classifier(total)
         return logits
 
 

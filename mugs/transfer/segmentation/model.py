@@ -1,9 +1,9 @@
-"""The two segmentation networks, their loss and their random draws.
+"""The three segmentation networks, their loss and their random draws.
 
 Shapes: N images, K classes, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,22 @@ from mugs.models.flops import copy_to_meta, count_flops
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
 from mugs.random_streams import StepStream, step_seed
-from mugs.transfer.pyramid import Pyramid, TappedViT
-from mugs.transfer.segmentation.config import SegmenterConfig
+from mugs.transfer.pyramid import Pyramid, TappedViT, build_fpn, run_fpn
+from mugs.transfer.segmentation.config import SegmenterConfig, Variant
 from mugs.transfer.segmentation.heads import (
     ChannelDropout,
+    SemanticFPNHead,
     UPerHead,
     build_fcn_head,
     build_pixel_classifier,
     resize_bilinear,
 )
 
+FPN_HEAD_CHANNELS = 128  # mmsegmentation's; its FPN has 256
+
 
 class Segmenter(nn.Module):
-    """Base of both variants: logits of whole images, and the draws of a training step."""
+    """Base of all variants: logits of whole images, and the draws of a training step."""
 
     backbone: TappedViT
     weights: tuple[float, ...]
@@ -87,7 +90,7 @@ class UPerNet(Segmenter):
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
-        self.backbone = Pyramid(vit, normed=True)
+        self.backbone = Pyramid(vit, normed=True, taps=config.taps)
         width = self.backbone.width
         classes = config.num_classes
         dropout = config.dropout
@@ -101,12 +104,30 @@ class UPerNet(Segmenter):
         return [self.head(maps), self.auxiliary(maps[2])] if self.training else [self.head(maps)]
 
 
+class SemanticFPN(Segmenter):
+    """Trains everything (MGC's evaluation)."""
+
+    backbone: Pyramid
+
+    def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.backbone = Pyramid(vit, normed=True, taps=config.taps)
+        channels = config.channels or FPN_HEAD_CHANNELS
+        self.fpn = build_fpn(self.backbone.width, 2 * channels)
+        self.head = SemanticFPNHead(2 * channels, channels, config.num_classes, config.dropout)
+        self.weights = (1.0,)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return logits at stride 4."""
+        return [self.head(run_fpn(self.fpn, self.backbone(images)))]
+
+
 class LinearSegmenter(Segmenter):
     """Trains only one classifier on the four maps side by side (iBOT's linear variant)."""
 
     def __init__(self, vit: ViT, config: SegmenterConfig) -> None:
         super().__init__()
-        self.backbone = TappedViT(vit, normed=True).requires_grad_(False)
+        self.backbone = TappedViT(vit, normed=True, taps=config.taps).requires_grad_(False)
         # No norm and no dropout: the config of iBOT names a norm, but none is built.
         self.head = build_pixel_classifier(4 * self.backbone.width, config.num_classes, 0.0)
         self.weights = (1.0,)
@@ -124,11 +145,18 @@ class LinearSegmenter(Segmenter):
         self.clear_draws()
 
 
+VARIANTS: dict[Variant, Callable[[ViT, SegmenterConfig], Segmenter]] = {
+    "upernet": UPerNet,
+    "linear": LinearSegmenter,
+    "semantic_fpn": SemanticFPN,
+}
+
+
 def build_segmenter(vit: ViT, config: SegmenterConfig, *, seed: int) -> Segmenter:
     """Return the variant that `config` names; new weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UPerNet(vit, config) if config.variant == "upernet" else LinearSegmenter(vit, config)
+        return VARIANTS[config.variant](vit, config)
 
 
 def count_segmenter_flops(model: Segmenter, crop: int) -> float:
@@ -142,7 +170,7 @@ def count_segmenter_flops(model: Segmenter, crop: int) -> float:
     twin.training = True
     with torch.no_grad():
         flops = count_flops(lambda: twin(torch.empty(1, 3, crop, crop, device="meta"))[0])
-    return float(flops * (3 if isinstance(model, UPerNet) else 1))
+    return float(flops * (1 if isinstance(model, LinearSegmenter) else 3))
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker_batches import LabeledBatch
-from mugs.engine.layer_decay import build_adamw, build_layer_decay_groups
+from mugs.engine.layer_decay import build_adamw, build_dense_groups
 from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
 from mugs.engine.step import Losses
@@ -105,9 +105,5 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
 
 def build_segmenter_groups(model: Segmenter, config: SegmentationConfig) -> list[dict[str, Any]]:
     """Build the parameter groups of a variant; iBOT's linear one decays its bias too."""
-    return build_layer_decay_groups(
-        model,
-        model.backbone.vit,
-        config.layer_decay,
-        decay_vectors=config.variant == "linear",
-    )
+    decay = "all" if config.variant == "linear" else config.decay
+    return build_dense_groups(model, model.backbone.vit, config.layer_decay, decay)

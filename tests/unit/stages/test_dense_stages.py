@@ -193,7 +193,17 @@ def test_detection(context: StageContext, meetings: list[set[Path]]) -> None:
     assert "score of at least 0.3" in out.info["captions"]["pictures"]
 
 
-@pytest.mark.parametrize("variant", ["upernet", "linear"])
+def test_mask_rcnn(context: StageContext) -> None:
+    """Its rows say so, and those of the cascade do not: tables tell them apart."""
+    detector = {**DETECTION["detector"], "heads": "mask_rcnn", "normed": True}
+    config = {**DETECTION, "detector": detector, "decay": "all_but_norms", "num_pictures": 0}
+    out = coco_detection.run(
+        with_data(context, coco_data, COCO_DATA), validate_model(CocoDetectionConfig, config, "x")
+    )
+    assert {row.setting for row in out.rows} == {"mask_rcnn, 1 epochs, lr=0.0002, layer decay=0.8"}
+
+
+@pytest.mark.parametrize("variant", ["upernet", "linear", "semantic_fpn"])
 def test_segmentation(scenes: StageContext, variant: str, meetings: list[set[Path]]) -> None:
     out = ade20k_segmentation.run(scenes, segmentation(variant=variant))
     check(out, scenes.run_dir, ["mIoU", "mAcc", "aAcc"], "sklearn_digits_scenes")

@@ -1,6 +1,7 @@
 """Heads, loss, sliding windows and scores against naive versions and values worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from mugs.transfer.segmentation.evaluate import (
 from mugs.transfer.segmentation.heads import ChannelDropout, UPerHead
 from mugs.transfer.segmentation.model import (
     Segmenter,
+    SemanticFPN,
     UPerNet,
     build_segmenter,
     count_segmenter_flops,
@@ -30,7 +32,7 @@ from mugs.transfer.segmentation.model import (
 TINY = ViTConfig(embed_dim=24, depth=4, num_heads=2, patch_size=8, image_size=32)
 
 
-def segmenter(variant: str, **options: float) -> Segmenter:
+def segmenter(variant: str, **options: Any) -> Segmenter:
     torch.manual_seed(0)
     config = SegmenterConfig(variant=variant, num_classes=5, auxiliary_channels=12, **options)
     return build_segmenter(build_vit(TINY), config, seed=0)
@@ -80,6 +82,59 @@ def test_upernet_is_its_pieces() -> None:
         + classifier.bias[:, None, None]
     )
     torch.testing.assert_close(head([a, b, c, d]), want, rtol=1e-4, atol=1e-5)
+
+
+def test_semantic_fpn_is_its_pieces() -> None:
+    """Each map by 3x3 convolutions and doublings to the finest size, all summed."""
+    torch.manual_seed(2)
+    net = shaken(segmenter("semantic_fpn", channels=3)).eval()
+    for layer in net.fpn.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.bias)
+    images = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        a, b, c, d = net.backbone(images)
+        # The FPN: 1x1, nearest neighbors from above, 3x3, all with bias and without norm.
+        laterals = [
+            F.conv2d(x, block[0].weight, block[0].bias)
+            for x, block in zip((a, b, c, d), net.fpn.inner_blocks, strict=True)
+        ]
+        for level in (2, 1, 0):
+            above = laterals[level + 1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+            laterals[level] = laterals[level] + above
+        a, b, c, d = (
+            F.conv2d(x, block[0].weight, block[0].bias, padding=1)
+            for x, block in zip(laterals, net.fpn.layer_blocks, strict=True)
+        )
+        total = plain(a, net.head.scales[0][0])
+        for x, scale, doublings in zip((b, c, d), net.head.scales[1:], (1, 2, 3), strict=True):
+            for number in range(doublings):
+                x = plain(x, scale[2 * number])
+                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            total = total + x
+        classifier = net.head.classifier[1]
+        want = F.conv2d(total, classifier.weight, classifier.bias)
+        assert total.shape == (2, 3, 16, 24) and c.shape[1] == 6
+        torch.testing.assert_close(net(images)[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_semantic_fpn_of_odd_maps() -> None:
+    """The coarsest of 3 x 5 patches is 1 x 2: it is stretched to the finest, which is 12 x 20."""
+    net = segmenter("semantic_fpn", channels=3).eval()
+    assert net(torch.randn(1, 3, 24, 40))[0].shape == (1, 5, 6 * 2, 10 * 2)
+
+
+def test_semantic_fpn_of_the_protocol() -> None:
+    """256 channels in the FPN and 128 in the head, counted by hand; the loss of one head."""
+    config = SegmenterConfig(variant="semantic_fpn", taps="2-5-8-11")
+    vit = build_vit("vit_s16_h8")
+    with torch.device("meta"):
+        net = SemanticFPN(vit, config)
+    assert net.backbone.blocks == (2, 5, 8, 11)
+    fpn = 4 * (384 * 256 + 256) + 4 * (9 * 256 * 256 + 256)
+    head = 4 * 9 * 256 * 128 + 3 * 9 * 128 * 128 + 7 * 2 * 128 + 128 * 150 + 150
+    assert sum(p.numel() for part in (net.fpn, net.head) for p in part.parameters()) == fpn + head
+    assert net.weights == (1.0,) and net.head.classifier[0].rate == 0.1
 
 
 def test_auxiliary_head_sees_the_third_map() -> None:
@@ -152,7 +207,7 @@ def test_loss_is_taken_at_the_size_of_the_labels() -> None:
     assert pixel_loss(logits, labels).item() == pytest.approx(total / 162, rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["upernet", "linear"])
+@pytest.mark.parametrize("variant", ["upernet", "linear", "semantic_fpn"])
 def test_an_all_void_crop_costs_nothing_and_reaches_every_parameter(variant: str) -> None:
     net = segmenter(variant)
     labels = torch.full((2, 32, 32), 255)

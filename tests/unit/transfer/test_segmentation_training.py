@@ -20,10 +20,17 @@ from mugs.engine.layer_decay import build_layer_decay_groups
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
 from mugs.transfer.schedules import PolySchedule
+from mugs.transfer.segmentation.batches import Scene
 from mugs.transfer.segmentation.config import SceneRecipe, SegmentationConfig, SegmenterConfig
-from mugs.transfer.segmentation.evaluate import SegmentationScores, compute_scores, evaluate_scenes
+from mugs.transfer.segmentation.evaluate import (
+    SegmentationScores,
+    argmax_at_size,
+    compute_scores,
+    evaluate_scenes,
+    predict_scene,
+)
 from mugs.transfer.segmentation.model import Segmenter, build_segmenter
-from mugs.transfer.segmentation.train import SegmentationTraining
+from mugs.transfer.segmentation.train import SegmentationTraining, build_segmenter_groups
 
 TINY = ViTConfig(embed_dim=24, depth=3, num_heads=2, patch_size=8, image_size=32)
 RECIPE = SceneRecipe(long_side=128, short_side=64, crop=32, window=32, stride=21)
@@ -43,6 +50,7 @@ CONFIG = SegmentationConfig(
     log_steps=2,
 )
 CPU = torch.device("cpu")
+NORMS = ("LayerNorm", "AllRanksBatchNorm2d")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def trained(root: Path, folder: Path, config: SegmentationConfig = CONFIG) -> Pa
     return max((folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("variant", ["upernet", "linear"])
+@pytest.mark.parametrize("variant", ["upernet", "linear", "semantic_fpn"])
 def test_resume_in_the_middle_of_an_epoch_is_bitwise_exact(
     mini: Path, tmp_path: Path, variant: str
 ) -> None:
@@ -194,6 +202,50 @@ def test_evaluation_sees_every_image_once(
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         evaluate_scenes(model, scenes(mini, "val"), CONFIG, CPU, run_dir=tmp_path)
     assert compute_scores(sum(g[0] for g in gathered)) == alone
+
+
+@pytest.mark.parametrize("test", ["whole", "slide"])
+def test_whole_images_are_one_window(test: str) -> None:
+    """An image of 33 x 50 pixels: whole, the network sees its 4 x 6 patches of 8 at once."""
+    torch.manual_seed(0)
+    model = network(drop_path=0.0).eval()
+    view = torch.randn(3, 33, 50)
+    scene = Scene(view, picture=torch.zeros(3, 40, 61), labels=torch.zeros(40, 61), sample=0)
+    seen: list[tuple[int, ...]] = []
+    forward = model.forward
+    model.forward = lambda images: seen.append(tuple(images.shape)) or forward(images)
+    recipe = SceneRecipe(test=test) if test == "whole" else SceneRecipe(window=32, stride=21)
+    with torch.no_grad():
+        found = predict_scene(model, scene, replace(CONFIG, scenes=recipe), CPU)
+        (logits,) = model.logits(view[None])
+    if test == "whole":
+        assert seen[0] == (1, 3, 32, 48) and len(seen) == 2
+        assert torch.equal(found, argmax_at_size(logits, 40, 61))
+    else:
+        assert seen[0] == (4, 3, 32, 32) and found.shape == (40, 61)
+
+
+def test_windows_of_whole_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"stride: test is whole, which has no windows; leave it"):
+        SceneRecipe(test="whole", stride=3)
+
+
+def test_decay_of_all_but_norms() -> None:
+    """MGC decays biases, and neither norms, class token nor positions; all at one rate."""
+    model = network(SegmenterConfig(variant="semantic_fpn", num_classes=3, channels=4))
+    config = SegmentationConfig(variant="semantic_fpn", decay="all_but_norms", layer_decay=1.0)
+    named = {id(p): name for name, p in model.named_parameters()}
+    norms = {f"{n}." for n, m in model.named_modules() if type(m).__name__ in NORMS}
+    seen = 0
+    for group in build_segmenter_groups(model, config):
+        assert group["lr_scale"] == 1
+        for parameter in group["params"]:
+            name = named[id(parameter)]
+            spared = name.rpartition(".")[0] + "." in norms
+            spared |= name.endswith(("cls_token", "pos_embed"))
+            assert group["decay"] == (not spared), name
+            seen += 1
+    assert seen == len(named) and len(norms) == 3 * 2 + 1 + 1 + 7
 
 
 def test_layer_decay_groups() -> None:
