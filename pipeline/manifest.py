@@ -157,8 +157,8 @@ def hash_path(path: Path) -> str:
     return hash_named_files(path, (file.relative_to(path) for file in files))
 
 
-def describe_output(run_root: Path, path: Path) -> Output:
-    """Measure and hash an output.
+def describe_output(run_root: Path, path: Path, sha256: str | None = None) -> Output:
+    """Measure an output, and hash it if its SHA-256 is not given.
 
     Raises:
         ValueError: it lies outside the run root, or does not exist.
@@ -172,7 +172,7 @@ def describe_output(run_root: Path, path: Path) -> Output:
         # Relative, so that the whole run root may be moved or copied.
         path=target.relative_to(run_root.resolve()).as_posix(),
         size=measure_size(path),
-        sha256=hash_path(path),
+        sha256=sha256 or hash_path(path),
     )
 
 

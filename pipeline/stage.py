@@ -37,10 +37,12 @@ class StageOutput:
     """What a stage returns.
 
     `outputs` maps a label to a file or folder, relative to the run's folder or absolute inside it.
-    `rows` are the result rows. `info` holds JSON-able facts for later stages (number of classes,
-    architecture). Only what rank 0 returns is recorded.
+    `checksums` gives the SHA-256 of outputs that the stage computed itself: reading hundreds of GB
+    once more takes minutes. `rows` are the result rows. `info` holds JSON-able facts for later
+    stages (number of classes, architecture). Only what rank 0 returns is recorded.
     """
 
     outputs: Mapping[str, Path] = field(default_factory=dict)
     rows: Sequence[Any] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)

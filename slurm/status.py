@@ -146,7 +146,8 @@ def _describe_progress(run_dir: Path) -> str:
     attempt = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir))
     if not note or written < float(attempt.get("time", 0.0)):
         return "starting"  # the file is of an earlier attempt
-    parts = [f"{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
+    phase = f"{note['phase']}: " if note.get("phase") else ""
+    parts = [f"{phase}{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
     if note.get("rate"):
         parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
     if note.get("eta_s") is not None:

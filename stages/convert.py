@@ -4,7 +4,12 @@ The layouts of data sets are read in `mugs/data/sources/`; their settings are in
 `stages/shared/image_data.py`.
 """
 
+import hashlib
+import os
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,33 +20,131 @@ from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set, open
 
 if TYPE_CHECKING:
     from mugs.data.sources.base import FolderSource
+    from mugs.data.sources.convert import Phase
+    from mugs.engine.progress import Progress
+
+# Between two updates of the progress.
+UPDATE_SECONDS = 0.2
 
 
 def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
-    """Convert the splits on rank 0; outputs `train` and `val` (.beton) and their sidecars."""
+    """Convert the splits on rank 0; outputs `train` and `val` (.beton) and their sidecars.
+
+    A conversion that was stopped goes on from its last part. Other ranks end at once: reading and
+    writing one file is not faster on several nodes.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return StageOutput()
     from mugs.data.sources.convert import convert_to_beton
-    from mugs.engine.progress import Progress
 
     outputs: dict[str, Path] = {}
+    checksums: dict[str, str] = {}
     sources = open_splits(ctx.run_dir, cfg)
-    for split, source in sources.items():
-        target = ctx.run_dir / f"{split}.beton"
-        progress = Progress(
-            f"convert {split}", 1, unit="images", path=ctx.run_dir / "progress.json"
-        )
-
-        # A default binds this split's progress; a closure would bind the loop variable.
-        def report(done: int, total: int, progress: Progress = progress) -> None:
-            progress.total = total
-            progress.update(done, items=done - progress.done)
-
-        convert_to_beton(
-            source, target, allow_bad=cfg.allow_bad, threads=cfg.threads, report=report
-        )
-        progress.close()
-        outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
+    images = {split: len(source) for split, source in sources.items()}
+    with closing(ConversionProgress(ctx.run_dir / "progress.json", images)) as progress:
+        for split, source in sources.items():
+            target = ctx.run_dir / f"{split}.beton"
+            sidecar = convert_to_beton(
+                source,
+                target,
+                allow_bad=cfg.allow_bad,
+                threads=cfg.threads,
+                report=partial(progress.update, split),
+                control=ctx.control,
+            )
+            progress.finish(split)
+            outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
+            checksums[split] = sidecar.sha256
     info = {"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)}
-    return StageOutput(outputs=outputs, info=info)
+    return StageOutput(outputs=outputs, info=info, checksums=checksums)
+
+
+class ConversionProgress:
+    """Where a conversion is: images of all splits, and the bytes of the checksum after each.
+
+    The time left is that of all phases of all splits.
+    """
+
+    def __init__(self, path: Path, images: Mapping[str, int]) -> None:
+        self.path = path
+        self.images = images
+        # Images of the splits that are converted.
+        self.before = 0
+        self.bytes_per_image = 0.0
+        self.seconds_per_image = 0.0
+        self.seconds_per_byte = measure_hash_seconds()
+        self.phase = ""
+        self.current: Progress | None = None
+        self.shown_at = 0.0
+
+    def update(self, split: str, phase: "Phase", done: int, total: int, size: int) -> None:
+        """Note how far a phase of a split is."""
+        now = time.monotonic()
+        name = f"{phase} {split}"
+        if name == self.phase and done < total and now - self.shown_at < UPDATE_SECONDS:
+            return
+        self.shown_at = now
+        if phase == "convert":
+            self._count_images(name, done, total, size)
+        else:
+            self._count_bytes(name, done, total)
+
+    def _count_images(self, name: str, done: int, total: int, size: int) -> None:
+        all_done = self.before + done
+        progress = self._open(name, sum(self.images.values()), all_done, "images", "img/s")
+        self.bytes_per_image = size / done
+        left = self.bytes_per_image * (progress.total - self.before)
+        progress.later_s = left * self.seconds_per_byte
+        progress.update(all_done, items=all_done - progress.done)
+        self.seconds_per_image = 1 / progress.rate if progress.rate else 0.0
+
+    def _count_bytes(self, name: str, done: int, total: int) -> None:
+        megabytes = round(done / 1e6)
+        progress = self._open(name, round(total / 1e6), megabytes, "MB", "MB/s")
+        split = name.split()[-1]
+        later = sum(self.images.values()) - self.before - self.images[split]
+        each_s = self.seconds_per_image + self.bytes_per_image * self.seconds_per_byte
+        progress.later_s = later * each_s
+        progress.update(megabytes, items=megabytes - progress.done)
+        if progress.rate:
+            self.seconds_per_byte = 1e-6 / progress.rate
+
+    def _open(self, name: str, total: int, start: int, unit: str, rate_unit: str) -> "Progress":
+        """Return the progress of a phase; the first call of a phase begins it."""
+        from mugs.engine.progress import Progress
+
+        if name != self.phase or self.current is None:
+            self.close()
+            self.phase = name
+            self.current = Progress(
+                name,
+                total,
+                unit=unit,
+                rate_unit=rate_unit,
+                path=self.path,
+                # What is done at the first call, perhaps by earlier starts, says nothing of the
+                # speed.
+                start=start,
+                phase=name,
+            )
+        return self.current
+
+    def finish(self, split: str) -> None:
+        """Note that a split is done."""
+        self.before += self.images[split]
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self.current is not None:
+            self.current.close()
+
+
+def measure_hash_seconds() -> float:
+    """Return the seconds that SHA-256 takes for a byte."""
+    block = bytes(4 << 20)
+    began = time.perf_counter()
+    hashlib.sha256(block)
+    return (time.perf_counter() - began) / len(block)
 
 
 def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:

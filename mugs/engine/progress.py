@@ -4,7 +4,9 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
@@ -14,11 +16,24 @@ from pipeline.files import write_atomic
 logger = logging.getLogger(__name__)
 
 
+# Rate and time left are those of the last minute: a mean over hours hides that a disk got slow.
+WINDOW_S = 60.0
+
+
+class Sample(NamedTuple):
+    """What was done at a time."""
+
+    time: float
+    done: int
+    items: int
+
+
 class Progress:
     """A count of `unit`s up to `total`; `rate` is the number of items per second, in `rate_unit`.
 
     With `path` the state is written there at most once a second, for `status`. A `quiet` one, on a
-    rank other than the first, shows and writes nothing.
+    rank other than the first, shows and writes nothing. If the loop is one of several phases,
+    `phase` names it, and `later_s` may be set to the seconds that those after it will take.
     """
 
     def __init__(
@@ -32,8 +47,11 @@ class Progress:
         start: int = 0,
         quiet: bool = False,
         log_seconds: float = 10.0,
+        phase: str = "",
     ) -> None:
         self.label = label
+        self.phase = phase
+        self.later_s = 0.0
         self.total = total
         self.unit = unit
         self.rate_unit = rate_unit
@@ -43,7 +61,9 @@ class Progress:
         self.quiet = quiet
         self.log_seconds = log_seconds
         self.items = 0
-        self.began = self.last_log = self.last_write = time.monotonic()
+        self.last_log = self.last_write = time.monotonic()
+        # The first sample is the newest that is older than the window, or the first of all.
+        self.samples = deque([Sample(self.last_write, start, 0)])
         self.bar: RichBar | None = None
         # In a log file of a job a bar would leave only control characters: lines go there.
         if not quiet and sys.stderr.isatty():
@@ -60,20 +80,26 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Return the items per second since the start of this loop."""
-        return self.items / max(time.monotonic() - self.began, 1e-9)
+        """Return the items per second of the last minute."""
+        first = self.samples[0]
+        return (self.items - first.items) / max(time.monotonic() - first.time, 1e-9)
 
     @property
     def eta_seconds(self) -> float:
-        """Return the seconds to the end at the speed so far."""
-        elapsed = time.monotonic() - self.began
-        return elapsed / max(self.done - self.start, 1) * (self.total - self.done)
+        """Return the seconds to the end at the speed of the last minute."""
+        first = self.samples[0]
+        seconds = time.monotonic() - first.time
+        return seconds / max(self.done - first.done, 1) * (self.total - self.done) + self.later_s
 
     def update(self, done: int, *, items: int = 1, detail: str = "") -> None:
         """Note that `done` of `total` are finished, and `items` more since the last call."""
         self.done = done
         self.items += items
         now = time.monotonic()
+        if now - self.samples[-1].time >= 1.0:
+            self.samples.append(Sample(now, self.done, self.items))
+            while now - self.samples[1].time > WINDOW_S:
+                self.samples.popleft()
         last = done >= self.total
         if self.bar is not None:
             self.bar.update(
@@ -93,6 +119,7 @@ class Progress:
                 "rate_unit": self.rate_unit,
                 "eta_s": self.eta_seconds,
                 "time": time.time(),
+                **({"phase": self.phase} if self.phase else {}),
             }
             write_atomic(self.path, json.dumps(record))
 

@@ -47,7 +47,7 @@ def publish_results(
         upstream=dict(run.needs),
         config=dump_settings(run.config),
         outputs={
-            label: manifest.describe_output(run_root, run_dir / path)
+            label: manifest.describe_output(run_root, run_dir / path, output.checksums.get(label))
             for label, path in output.outputs.items()
         },
         rows=path.relative_to(run_root).as_posix() if output.rows else None,

@@ -3,9 +3,9 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -58,6 +58,13 @@ def _has_known_header(stream: BinaryIO) -> bool:
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
+
+
+class FileStamp(NamedTuple):
+    """Size and modification time of a file: what tells cheaply that it was changed."""
+
+    size: int = 0
+    mtime_ns: int = 0
 
 
 class Source(Protocol):
@@ -134,10 +141,23 @@ class FolderSource:
         """Return the encoded image."""
         return (self.root / self.paths[index]).read_bytes()
 
+    def read_with_stamp(self, index: int) -> tuple[bytes, FileStamp]:
+        """Return the encoded image, and the stamp of the file as it was opened."""
+        with (self.root / self.paths[index]).open("rb", buffering=0) as stream:
+            found = os.fstat(stream.fileno())
+            return stream.read(), FileStamp(found.st_size, found.st_mtime_ns)
+
+    def stamp(self, index: int) -> FileStamp:
+        """Return size and time of the file; zeros for a link that leads nowhere."""
+        try:
+            found = os.stat(f"{self.root}/{self.paths[index]}")
+        except FileNotFoundError:
+            return FileStamp()
+        return FileStamp(found.st_size, found.st_mtime_ns)
+
     def size(self, index: int) -> int:
         """Return the size of the file in bytes, 0 for a link that leads nowhere."""
-        path = self.root / self.paths[index]
-        return path.stat().st_size if path.exists() else 0
+        return self.stamp(index).size
 
     def ends_whole(self, index: int) -> bool:
         """Return whether the file ends as a JPEG or PNG does."""
@@ -158,10 +178,14 @@ class FolderSource:
     @property
     def fingerprint(self) -> str:
         """Hash of paths and sizes."""
+        return self.fingerprint_of(self.size(index) for index in range(len(self)))
+
+    def fingerprint_of(self, sizes: Iterable[int]) -> str:
+        """Return the fingerprint if the files have these sizes."""
         # Not of the content, which would mean reading the whole data set each time.
         digest = hashlib.sha256()
-        for index, name in enumerate(self.paths):
-            digest.update(f"{name}\0{self.size(index)}\n".encode())
+        for name, size in zip(self.paths, sizes, strict=True):
+            digest.update(f"{name}\0{size}\n".encode())
         return digest.hexdigest()
 
 

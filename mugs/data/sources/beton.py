@@ -11,15 +11,14 @@ import json
 import mmap
 import os
 import weakref
-import zlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from mugs.data.sources.base import SourceError
-from pipeline.files import replace_atomically, write_atomic
+from pipeline.files import write_atomic
 
 # FFCV's layout, field by field; `align` gives the padding of its C structures. An image may not
 # cross a page, so PAGE is also the size of the largest image.
@@ -82,44 +81,44 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_beton(
-    path: Path, images: Iterable[EncodedImage], num: int
-) -> tuple[list[int], list[int]]:
-    """Write `num` images; return their sizes and CRC-32s.
+def find_first_page(num: int) -> int:
+    """Return where the images of a file with `num` of them begin."""
+    return round_up_to_page(HEADER.itemsize + 2 * FIELD.itemsize + num * SAMPLE.itemsize)
 
-    The file appears under its name only when it is complete.
+
+def place_image(position: int, size: int) -> int:
+    """Return where an image of `size` bytes goes if the file is filled up to `position`."""
+    return position if position % PAGE + size <= PAGE else round_up_to_page(position)
+
+
+def write_tables(stream: BinaryIO, samples: np.ndarray, sizes: np.ndarray, end: int) -> None:
+    """Write all but the images, which lie where `samples` says and end at `end`; the header last.
+
+    What was there before of an earlier try is overwritten.
     """
-    samples = np.zeros(num, dtype=SAMPLE)
+    num = len(samples)
     table = np.zeros(num, dtype=ALLOCATION)
-    crcs = []
-    position = _next_page(HEADER.itemsize + 2 * FIELD.itemsize + samples.nbytes)
-    with replace_atomically(path) as temporary, temporary.open("wb") as stream:
-        stream.write(bytes(HEADER.itemsize))
-        for index, image in enumerate(images):
-            size = len(image.data)
-            if position % PAGE + size > PAGE:
-                position = _next_page(position)
-            # Seeking beyond the end leaves zeros up to the next page.
-            stream.seek(position)
-            stream.write(image.data)
-            samples[index] = ((0, image.width, image.height, position), image.label)
-            table[index] = (index, position, size)
-            crcs.append(zlib.crc32(image.data))
-            position += size
-        position = _next_page(position)
-        stream.seek(position)
-        stream.write(table.tobytes())
-        stream.seek(HEADER.itemsize)
-        stream.write(_field_descriptors().tobytes() + samples.tobytes())
-        # All else has to be on the disk before the header says that the file is complete.
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.seek(0)
-        stream.write(np.array((VERSION, 2, PAGE, num, position), dtype=HEADER).tobytes())
-    return table["size"].tolist(), crcs
+    table["sample_id"] = np.arange(num)
+    table["ptr"] = samples["image"]["data_ptr"]
+    table["size"] = sizes
+    table_at = round_up_to_page(end)
+    # Beyond the end of a file this leaves zeros up to the next page.
+    stream.seek(table_at)
+    stream.write(table.tobytes())
+    stream.truncate()
+    stream.seek(0)
+    tables = bytes(HEADER.itemsize) + _field_descriptors().tobytes() + samples.tobytes()
+    stream.write(tables.ljust(find_first_page(num), b"\0"))
+    # All else has to be on the disk before the header says that the file is complete.
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.seek(0)
+    stream.write(np.array((VERSION, 2, PAGE, num, table_at), dtype=HEADER).tobytes())
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
-def _next_page(position: int) -> int:
+def round_up_to_page(position: int) -> int:
     """Round up to a multiple of the page size."""
     return -(-position // PAGE) * PAGE
 

@@ -3,13 +3,15 @@
 import hashlib
 import io
 import pickle
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mugs.data.sources.base import SourceError
+from mugs.data.sources.base import FileStamp, SourceError
 from mugs.data.sources.listing import ListedSource
 
 SIDE = 32
@@ -66,6 +68,14 @@ class ArraySource(ListedSource):
         Image.fromarray(self.pixels[index]).save(buffer, format="JPEG", quality=100, subsampling=0)
         return buffer.getvalue()
 
+    def read_with_stamp(self, index: int) -> tuple[bytes, FileStamp]:
+        """Return the encoded image; it has no file of its own."""
+        return self.read(index), self.stamp(index)
+
+    def stamp(self, index: int) -> FileStamp:
+        """Return the checksum of the pixels in place of a time."""
+        return FileStamp(0, zlib.crc32(self.pixels[index].tobytes()))
+
     def size(self, index: int) -> int:
         """Return the size of the encoded image in bytes."""
         return len(self.read(index))
@@ -77,6 +87,10 @@ class ArraySource(ListedSource):
     @property
     def fingerprint(self) -> str:
         """Hash of pixels, labels and classes."""
+        return self.fingerprint_of(())
+
+    def fingerprint_of(self, sizes: Iterable[int]) -> str:
+        """Return the hash of pixels, labels and classes, whatever size the encoded images have."""
         digest = hashlib.sha256(self.pixels.tobytes())
         digest.update(repr((self.labels, self.classes)).encode())
         return digest.hexdigest()

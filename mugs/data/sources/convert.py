@@ -2,30 +2,64 @@
 
 import io
 import logging
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from PIL import Image
 
-from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
-from mugs.data.sources.base import FolderSource, SourceError, format_names
+from mugs.data.prefetch import map_prefetched
+from mugs.data.sources import beton
+from mugs.data.sources.base import FileStamp, FolderSource, SourceError, format_names
 from mugs.data.sources.beton import (
-    PAGE,
     BetonSource,
     EncodedImage,
     Sidecar,
     read_sidecar,
-    write_beton,
+    sidecar_path,
     write_sidecar,
 )
 from mugs.data.sources.decode import DecodeError, decode_rgb
-from pipeline.files import hash_file
+from mugs.data.sources.parts import BetonParts
+from pipeline.control import Control
 
 logger = logging.getLogger(__name__)
 # Bad files listed below the first line of a refusal.
 MAX_LISTED = 200
+# A kill loses at most the work of this time. Saving waits until all images are on the disk.
+SAVE_SECONDS = 10.0
+Phase = Literal["convert", "checksum"]
+PhaseCallback = Callable[[Phase, int, int, int], None]
+"""Is called with the phase of a conversion, the images or bytes that are done of it, their total,
+and the size of the file so far."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image of a source as it will be stored, or why it cannot be; and its file's stamp."""
+
+    stamp: FileStamp
+    encoded: EncodedImage | None
+    problem: str = ""
+
+
+def load_image(source: FolderSource, index: int) -> LoadedImage:
+    """Read, check and encode an image."""
+    name = source.name(index)
+    try:
+        data, stamp = source.read_with_stamp(index)
+    except OSError as error:
+        return LoadedImage(source.stamp(index), None, str(error))
+    try:
+        return LoadedImage(stamp, encode_image(data, name, source.label(index)))
+    except DecodeError as error:
+        return LoadedImage(stamp, None, str(error).removeprefix(f"{name}: "))
 
 
 def encode_image(data: bytes, name: str, label: int) -> EncodedImage:
@@ -41,9 +75,13 @@ def encode_image(data: bytes, name: str, label: int) -> EncodedImage:
         buffer = io.BytesIO()
         rgb.save(buffer, format="JPEG", quality=95, subsampling=0)
         data = buffer.getvalue()
-    if len(data) > PAGE:
-        raise DecodeError(f"{name}: {len(data)} bytes, the most is {PAGE}")
+    if len(data) > beton.PAGE:
+        raise DecodeError(f"{name}: {len(data)} bytes, the most is {beton.PAGE}")
     return EncodedImage(data, rgb.width, rgb.height, label)
+
+
+def ignore_phase(phase: Phase, done: int, total: int, size: int) -> None:
+    """Do nothing: the default where a caller may ask for the progress of each phase."""
 
 
 def convert_to_beton(
@@ -52,45 +90,110 @@ def convert_to_beton(
     *,
     allow_bad: Sequence[str] = (),
     threads: int = 4,
-    report: ProgressCallback = ignore_progress,
+    report: PhaseCallback = ignore_phase,
+    control: Control | None = None,
 ) -> Sidecar:
     """Convert the images of `source` into `path`, unless that is done already.
 
-    Raises SourceError with all bad files, unless each is named in `allow_bad` (paths relative to
-    the folder): then they are left out.
+    Each image is read once. A conversion that was stopped or killed goes on from its last part, at
+    most SAVE_SECONDS ago, and gives the same bytes. Raises SourceError with all bad files, unless
+    each is named in `allow_bad` (paths relative to the folder): then they are left out. After the
+    files were repaired, the next start goes on from the first of them.
+
+    Args:
+        source: the images.
+        path: the file to write, with a sidecar beside it.
+        allow_bad: bad images that are left out.
+        threads: images that are decoded at the same time.
+        report: is told how far each phase is.
+        control: the job around it, which may ask to stop.
     """
-    fingerprint = source.fingerprint
+    if (done := find_converted(source, path, allow_bad)) is not None:
+        return done
+    # A stale one would count for the new file.
+    sidecar_path(path).unlink(missing_ok=True)
+    versions = {"pillow": version("pillow"), "numpy": version("numpy")}
+    parts = BetonParts(source, path, versions)
+    parts.resume(threads)
     try:
-        done = read_sidecar(path)
-        if done.fingerprint == fingerprint and set(done.left_out) <= set(allow_bad):
-            logger.info("%s is already there, with %d images", path, len(done.names))
-            return done
-    except SourceError:
-        # Not there, or not complete.
-        pass
-    # Two passes over the images: nothing is written before every image is known to be good, and one
-    # message names all that are not.
-    bad = find_bad_images(source, range(len(source)), threads, report)
-    check_bad_allowed(source, bad, allow_bad)
-    keep = [i for i in range(len(source)) if source.name(i) not in bad]
-    images = map_prefetched(
-        lambda i: encode_image(source.read(i), source.name(i), source.label(i)), keep, threads
-    )
-    sizes, crcs = write_beton(path, with_progress(images, len(keep), report), len(keep))
+        bad = _append_images(parts, allow_bad, threads, report, control)
+        check_bad_allowed(source, bad, allow_bad)
+        digest = parts.finish(lambda done, size: report("checksum", done, size, size))
+    finally:
+        parts.close()
+    keep = np.flatnonzero(parts.rows["size"]).tolist()
     sidecar = Sidecar(
         classes=source.classes,
         names=[source.name(i) for i in keep],
-        sizes=sizes,
-        crc32=crcs,
-        fingerprint=fingerprint,
+        sizes=parts.rows["size"][keep].tolist(),
+        crc32=parts.rows["crc32"][keep].tolist(),
+        # Of the files as they were read.
+        fingerprint=source.fingerprint_of(parts.rows["file_size"].tolist()),
         file_size=path.stat().st_size,
-        sha256=hash_file(path),
+        sha256=digest,
         left_out=bad,
-        versions={"pillow": version("pillow"), "numpy": version("numpy")},
+        versions=versions,
         labels=None if source.by_folder else [source.label(i) for i in keep],
     )
     write_sidecar(path, sidecar)
+    parts.remove()
     return sidecar
+
+
+def find_converted(source: FolderSource, path: Path, allow_bad: Sequence[str]) -> Sidecar | None:
+    """Return the sidecar of `path` if the file is complete and of these images."""
+    try:
+        done = read_sidecar(path)
+    except SourceError:
+        # Not there, or not complete.
+        return None
+    if done.fingerprint != source.fingerprint or not set(done.left_out) <= set(allow_bad):
+        return None
+    logger.info("%s is already there, with %d images", path, len(done.names))
+    return done
+
+
+def _append_images(
+    parts: BetonParts,
+    allow_bad: Sequence[str],
+    threads: int,
+    report: PhaseCallback,
+    control: Control | None,
+) -> dict[str, str]:
+    """Append the images that are missing; return all bad ones, name -> reason.
+
+    From the first bad image that is not allowed, the others are only checked, so that one message
+    names all of them.
+    """
+    source = parts.source
+    total = len(source)
+    rest = range(parts.done, total)
+    refused: dict[str, str] = {}
+    saved_at = time.monotonic()
+    for index, image in zip(
+        rest, map_prefetched(partial(load_image, source), rest, threads), strict=True
+    ):
+        name = source.name(index)
+        if image.encoded is None and name not in allow_bad:
+            refused[name] = image.problem
+        elif not refused and image.encoded is None:
+            parts.leave_out(image.problem, image.stamp)
+        elif not refused and image.encoded is not None:
+            parts.append(image.encoded, image.stamp)
+
+        report("convert", index + 1, total, parts.position)
+        stop = control is not None and control.stop_requested()
+        if stop or time.monotonic() - saved_at > SAVE_SECONDS:
+            parts.save()
+            saved_at = time.monotonic()
+        if control is not None:
+            control.heartbeat(index + 1)
+            if stop:
+                control.interrupted(parts.saved)
+    parts.save()
+    if control is not None:
+        control.finish()
+    return {**parts.left_out, **refused}
 
 
 def check_whole_images(
@@ -126,24 +229,14 @@ def check_bad_allowed(
         )
 
 
-def find_bad_images(
-    source: FolderSource,
-    indices: Sequence[int],
-    threads: int,
-    report: ProgressCallback = ignore_progress,
-) -> dict[str, str]:
+def find_bad_images(source: FolderSource, indices: Sequence[int], threads: int) -> dict[str, str]:
     """Decode these images; return name -> reason of those that fail."""
-
-    def check(index: int) -> tuple[str, str] | None:
-        name = source.name(index)
-        try:
-            encode_image(source.read(index), name, 0)
-        except (DecodeError, OSError) as error:
-            return name, str(error).removeprefix(f"{name}: ")
-        return None
-
-    results = with_progress(map_prefetched(check, indices, threads), len(indices), report)
-    return dict(found for found in results if found is not None)
+    loaded = map_prefetched(partial(load_image, source), indices, threads)
+    return {
+        source.name(index): image.problem
+        for index, image in zip(indices, loaded, strict=True)
+        if image.encoded is None
+    }
 
 
 def verify_beton(path: Path, *, every: int = 1) -> list[str]:

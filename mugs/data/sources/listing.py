@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from mugs.data.sources.base import FolderSource, SourceError, list_images, raise_if_any
@@ -25,11 +25,10 @@ class ListedSource(FolderSource):
         self.labels = labels
         self.classes = classes
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of paths, sizes, labels and classes."""
+    def fingerprint_of(self, sizes: Iterable[int]) -> str:
+        """Return the hash of paths, sizes, labels and classes."""
         # Labels count too: two lists may give the same images different ones.
-        content = json.dumps([super().fingerprint, self.labels, self.classes])
+        content = json.dumps([super().fingerprint_of(sizes), self.labels, self.classes])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
