@@ -548,7 +548,19 @@ def clean(
             metavar="REPRODUCTION", help="Another reproduction whose runs to keep. Repeatable."
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Move what is listed to the trash of the run root.")
+    ] = False,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME-ID",
+            help="Folder name of a run whose checkpoints may go too. Repeatable.",
+        ),
+    ] = None,
+    empty_trash: Annotated[
+        bool, typer.Option("--empty-trash", help="Delete all of the trash, whatever its age.")
+    ] = False,
     overrides: Overrides = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -557,9 +569,11 @@ def clean(
 
     Lists, with their sizes: folders of unfinished runs that neither this reproduction, nor those of
     --also, nor the bundled ones ask for; leftovers of interrupted writes; all checkpoints of
-    finished runs but the last. Removes nothing without --yes. Never removes outputs of finished
-    runs, files that changed within the last hour, or runs that are or may be queued or running.
-    Asks Slurm about submitted runs. If Slurm does not answer, these runs are kept.
+    finished runs but the last. With --yes, these go to the trash of the run root; what is there for
+    7 days is deleted. Checkpoints, and runs that have some, go only if --checkpoints names the run.
+    Never removes outputs of finished runs, files that changed within the last hour, what is another
+    user's, or runs that are or may be queued or running. Asks Slurm about submitted runs. If Slurm
+    does not answer, these runs are kept. Removes nothing in a folder that is no run root.
     """
     from slurm.status import find_active_runs
     from slurm.submission import profile as place
@@ -567,9 +581,15 @@ def clean(
 
     # Read first: with a YAML file that does not parse, nothing may be removed.
     keep = planned_run_ids(reproduction, overrides, also or ())
-    _print(
-        clean_run_root(place.choose_run_root(run_root, cluster), keep, find_active_runs, yes=yes)
+    lines = clean_run_root(
+        place.choose_run_root(run_root, cluster),
+        keep,
+        find_active_runs,
+        yes=yes,
+        checkpoints_of=checkpoints or (),
+        empty_trash=empty_trash,
     )
+    _print(lines)
 
 
 def _select(

@@ -11,6 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUM_KEY = "sha256"
+# Records have some kB. A run root may be shared, so what others put there is read with a bound.
+RECORD_LIMIT = 64 << 20
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -37,6 +42,18 @@ def make_folder(path: Path) -> None:
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync_path(path.parent)
+
+
+def read_server_time(folder: Path) -> float:
+    """Return the time of the file server, by which the files in a folder are dated.
+
+    It may differ from the clock of this machine. The latter is returned if no file can be made.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
@@ -138,11 +155,40 @@ def create_json(path: Path, value: Any) -> None:
     sync_path(path.parent)
 
 
+def open_regular_file(path: Path) -> int:
+    """Return a descriptor to read a regular file.
+
+    Raises:
+        OSError: there is none: a pipe or a device would be waited for without end.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_bounded(path: Path, limit: int = RECORD_LIMIT) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: there is none, or it has more bytes than `limit`: it is no record of ours, or
+            would fill the memory.
+    """
+    with open(open_regular_file(path), "rb") as stream:
+        # Read, not asked for: a file may grow, and one of /proc says that it has no bytes.
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit} bytes, so it is not read", str(path))
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None when the file is missing, unreadable, or holds anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_bounded(path))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

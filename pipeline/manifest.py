@@ -18,6 +18,7 @@ from pipeline.attempts import check_newest
 from pipeline.files import (
     hash_file,
     hash_named_files,
+    read_bounded,
     verify_checksum,
     with_checksum,
     write_json_atomic,
@@ -25,8 +26,6 @@ from pipeline.files import (
 from pipeline.spec import ConfigError, StageRun
 
 logger = logging.getLogger(__name__)
-# Entries have some kB. A run root may be shared, so what others put there is read with a bound.
-_MAX_ENTRY_BYTES = 64 << 20
 
 
 def _below_run_root(path: str) -> str:
@@ -206,9 +205,7 @@ def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
     """Return the entry of a run, or None; log and ignore a file that is no entry of this run."""
     path = entry_path(run_root, run_id)
     try:
-        if (size := path.stat().st_size) > _MAX_ENTRY_BYTES:
-            raise ValueError(f"{size} bytes, at most {_MAX_ENTRY_BYTES} are read")
-        entry = parse_entry(path.read_bytes())
+        entry = parse_entry(read_bounded(path))
     except FileNotFoundError:
         return None  # the normal case: the run is not done
     except (OSError, ValueError, RecursionError) as error:

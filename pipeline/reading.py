@@ -15,11 +15,13 @@ from typing import Any, TypeGuard, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.files import read_bounded
 from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import ConfigError
 
 _Model = TypeVar("_Model")
 _DEEPEST = 200  # far deeper than any configuration
+_LONGEST = 4 << 20  # bytes; far longer than any
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -84,7 +86,7 @@ def read_config_text(path: Path) -> str:
         ConfigError: it cannot be read, or is no text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(path, _LONGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 

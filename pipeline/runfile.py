@@ -12,9 +12,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.files import ChecksumError, verify_checksum, with_checksum, write_atomic
+from pipeline.files import (
+    ChecksumError,
+    read_bounded,
+    verify_checksum,
+    with_checksum,
+    write_atomic,
+)
 from pipeline.identity import RETIRED_SETTINGS, dump_settings
 from pipeline.reading import parse_yaml, read_config_text, validate_model
+from pipeline.run_root import mark_run_root
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun, StageSpec
 
 FILE_NAME = "config.yaml"
@@ -98,8 +105,18 @@ def write_run_file(run_root: Path, run: StageRun) -> Path:
         "config": dump_settings(run.config),
     }
     run_dir = run.run_dir(run_root)
+    mark_run_root(run_root)
     write_atomic(run_dir / FILE_NAME, yaml.safe_dump(with_checksum(content), sort_keys=False))
     return run_dir
+
+
+def begins_as(path: Path, stage: str, name: str, run_id: str) -> bool:
+    """Return whether a file begins like the file of a run. Cheap: it is not parsed."""
+    head = yaml.safe_dump({"stage": stage, "name": name, "run_id": run_id}, sort_keys=False)
+    try:
+        return read_bounded(path).startswith(head.encode())
+    except OSError:
+        return False
 
 
 def find_run_dir(run_root: Path, run_id: str) -> Path | None:

@@ -1,8 +1,9 @@
-"""`clean` shows what nothing needs any more, and removes that only, with --yes."""
+"""`clean` shows what nothing needs any more, and moves that only to the trash, with --yes."""
 
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,32 @@ from commands import write_commands
 from typer.testing import CliRunner
 
 import run_stage
-from pipeline import attempts, manifest
+from pipeline import attempts, manifest, runfile
+from pipeline.run_root import MARKER
+from pipeline.spec import StageRun
+from stages.commands.clean import NeededPaths
 from stages.commands.reproduction import all_runs
+from stages.commands.trash import Trash
 
 OLD = 1e9
 Clean = Callable[..., str]
+
+
+@cache
+def cached_runs(name: str) -> list[StageRun]:
+    """The runs of a reproduction: planning all bundled ones takes seconds."""
+    return all_runs(name)
+
+
+@pytest.fixture(autouse=True)
+def plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan each reproduction once for all tests."""
+    monkeypatch.setattr(
+        "stages.commands.clean.all_runs",
+        lambda name, overrides=None: (
+            all_runs(name, overrides) if overrides else [*cached_runs(name)]
+        ),
+    )
 
 
 @pytest.fixture
@@ -23,7 +45,7 @@ def root(tmp_path: Path) -> Path:
     all of it old.
     """
     root = tmp_path / "runs"
-    runs = {run.name: run for run in all_runs("mini")}
+    runs = {run.name: run for run in cached_runs("mini")}
     done, begun = runs["pretrain"], runs["digits"]
     for step in (10, 20, 30):
         place(done.run_dir(root) / "checkpoints" / f"step_{step:08d}" / "x.safetensors")
@@ -31,18 +53,29 @@ def root(tmp_path: Path) -> Path:
     finish(root, done.run_id, done.name, place(done.run_dir(root) / "weights/teacher.safetensors"))
     place(begun.run_dir(root) / "train.beton")
     place(begun.run_dir(root) / ".train.beton.01234567.tmp")
-    place(root / "pretrain/mine-0123456789ab/checkpoints/step_00000010/x.safetensors")
+    for run in (done, begun):
+        runfile.write_run_file(root, run)
+    begin(root / "pretrain/mine-0123456789ab")
+    place(root / "pretrain/mine-0123456789ab/weights.bin")
     finish(
         root,
         "ba9876543210",
         "custom",
         place(root / "pretrain/custom-ba9876543210/teacher.safetensors"),
     )
-    place(root / "manifest" / f".x.json.{'0' * 32}")
+    place(root / "manifest/.0123456789ab.json.01234567.tmp")
     place(root / "notes/of-0123456789ab/mine.txt")
     for path in (*root.rglob("*"), root):
         os.utime(path, (OLD, OLD))
     return root
+
+
+def begin(folder: Path) -> None:
+    """Write the head of the file that makes a folder a run, which nobody asks for."""
+    name, _, run_id = folder.name.rpartition("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"stage: {folder.parent.name}\nname: {name}\nrun_id: {run_id}\n"
+    (folder / runfile.FILE_NAME).write_text(text)
 
 
 def place(path: Path) -> Path:
@@ -70,7 +103,7 @@ def clean(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clean:
     """The command, on a machine without Slurm."""
     monkeypatch.setenv("PATH", "/nowhere")
 
-    def call(*arguments: str) -> str:
+    def call(*arguments: str, root: Path = root) -> str:
         result = CliRunner().invoke(
             run_stage.app, ["clean", "mini", "--run-root", str(root), *arguments]
         )
@@ -81,19 +114,31 @@ def clean(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clean:
 
 
 def files(root: Path) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    """All files outside the trash."""
+    found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return {path.as_posix() for path in found if not path.parts[0].startswith(".trash")}
 
 
-def test_what_nothing_needs_is_shown_and_with_yes_removed(clean: Clean, root: Path) -> None:
+def done_key() -> str:
+    """Folder name of the finished pretraining."""
+    (key,) = (run.key for run in cached_runs("mini") if run.name == "pretrain")
+    return key
+
+
+def test_what_nothing_needs_is_shown_and_with_yes_moved_to_the_trash(
+    clean: Clean, root: Path
+) -> None:
     before = files(root)
     shown = clean()
     assert files(root) == before
-    assert "6000 bytes in 6 places; --yes removes them" in shown, shown
+    size = 1000 + (root / "pretrain/mine-0123456789ab/config.yaml").stat().st_size
+    assert f"{5000 + size} bytes in 6 places; --yes moves them" in shown, shown
     assert (
         "mine-0123456789ab: no reproduction asks for it" in shown
         and "step_00000020: its run is done" in shown
     )
-    assert "6000 bytes removed" in clean("--yes")
+    said = clean("--yes", "--checkpoints", done_key())
+    assert f"{5000 + size} bytes moved to the trash" in said
     kept = files(root)
     assert kept <= before
     gone = {
@@ -104,7 +149,9 @@ def test_what_nothing_needs_is_shown_and_with_yes_removed(clean: Clean, root: Pa
         "step_00000020",
         "bad_step_00000005",
         ".train.beton.01234567.tmp",
-        f".x.json.{'0' * 32}",
+        ".0123456789ab.json.01234567.tmp",
+        "weights.bin",
+        "config.yaml",
     }
     assert "0 bytes in 0 places" in clean()
     for word in (
@@ -117,6 +164,89 @@ def test_what_nothing_needs_is_shown_and_with_yes_removed(clean: Clean, root: Pa
         assert any(word in name for name in kept), word
 
 
+def test_what_is_in_the_trash_comes_back_with_a_move_and_is_deleted_when_old(
+    clean: Clean, root: Path
+) -> None:
+    clean("--yes")
+    (moved,) = root.glob(".trash-*/*")
+    assert (moved / "pretrain/mine-0123456789ab/weights.bin").stat().st_size == 1000
+    assert moved.stat().st_mode & 0o077 == 0, "nobody else reads or changes it"
+    assert "in the trash" not in clean("--yes") and moved.exists()
+    os.utime(moved, (OLD, OLD))
+    assert "in the trash for more than 7 days" in clean() and moved.exists()
+    assert "; deleted" in clean("--yes") and not moved.exists()
+
+
+def test_the_trash_can_be_emptied_at_once(clean: Clean, root: Path) -> None:
+    clean("--yes", "--empty-trash")
+    assert not list(root.glob(".trash-*/*"))
+    assert not (root / "pretrain/mine-0123456789ab").exists()
+
+
+def test_checkpoints_go_only_if_their_run_is_named(clean: Clean, root: Path) -> None:
+    begin(root / "pretrain/other-aaaaaaaaaaaa")
+    place(root / "pretrain/other-aaaaaaaaaaaa/checkpoints/step_00000010/x.safetensors")
+    for path in (root / "pretrain/other-aaaaaaaaaaaa").rglob("*"):
+        os.utime(path, (OLD, OLD))
+    os.utime(root / "pretrain/other-aaaaaaaaaaaa", (OLD, OLD))
+    said = clean("--yes")
+    assert "--checkpoints other-aaaaaaaaaaaa removes them" in said
+    assert (root / "pretrain/other-aaaaaaaaaaaa/checkpoints/step_00000010").exists()
+    assert len(list(root.glob(f"pretrain/{done_key()}/checkpoints/*"))) == 4
+    clean("--yes", "--checkpoints", "other-aaaaaaaaaaaa")
+    assert not (root / "pretrain/other-aaaaaaaaaaaa").exists()
+    assert len(list(root.glob(f"pretrain/{done_key()}/checkpoints/*"))) == 4
+
+
+def test_a_name_that_holds_no_unneeded_checkpoints_is_refused(root: Path) -> None:
+    call = ["clean", "mini", "--run-root", str(root), "--yes", "--checkpoints", "digits"]
+    result = CliRunner().invoke(run_stage.app, call)
+    assert result.exit_code != 0
+    assert "expected the folder name of a run" in str(result.exception)
+    assert (root / "pretrain/mine-0123456789ab").exists()
+
+
+# Folders that nobody made a run root, as people have them.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "empty": (),
+    "home": (".bashrc", ".cache/pip/x", ".ssh/id", "convert/notes.txt"),
+    "features": ("features/0b5d9f0e-7c3a-4d8f-9f3e-0123456789ab/x.bin",),
+    "photographs": ("import/photos-20240131abcd/1.jpg", "import/photos-20240131abcd/2.jpg"),
+    "backup": (".backup.tmp", f".cache.{'0' * 32}"),
+    "data": ("train/n01/1.jpg", "val/n01/1.jpg", "knn/a-0123456789ab/labels.csv"),
+    "temporary": (".x.01234567.tmp", "manifest/.x.json.01234567.tmp", "code/.y.01234567.tmp"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("marked", [False, True])
+def test_what_was_never_a_run_stays(
+    root: Path, tmp_path: Path, clean: Clean, name: str, marked: bool
+) -> None:
+    place_ = tmp_path / "elsewhere"
+    place_.mkdir()
+    for file in ELSEWHERE[name]:
+        place(place_ / file)
+    if marked:  # by a `run` in it, say
+        (place_ / MARKER).touch()
+    for path in (*place_.rglob("*"), place_):
+        os.utime(path, (OLD, OLD))
+    before = files(place_)
+    result = CliRunner().invoke(
+        run_stage.app, ["clean", "mini", "--run-root", str(place_), "--yes"]
+    )
+    assert files(place_) == before
+    if not marked:
+        assert "is not a run root, nothing is removed" in str(result.exception)
+
+
+def test_the_run_file_of_another_run_makes_no_run(clean: Clean, root: Path) -> None:
+    begin(root / "pretrain/mine-0123456789ab")
+    (root / "pretrain/mine-0123456789ab").rename(root / "pretrain/copy-0123456789ab")
+    assert "copy-0123456789ab: is no run: it has no config.yaml" in clean("--yes")
+    assert (root / "pretrain/copy-0123456789ab").exists()
+
+
 def test_what_is_asked_for_by_another_reproduction_stays(
     clean: Clean, root: Path, tmp_path: Path
 ) -> None:
@@ -124,7 +254,7 @@ def test_what_is_asked_for_by_another_reproduction_stays(
     other.write_text("name: o\nruns:\n  mine: {stage: convert, dataset: mine, num_classes: 2}\n")
     (run,) = all_runs(str(other))
     path = place(run.run_dir(root) / "train.beton")
-    for each in (path, path.parent):
+    for each in (path, runfile.write_run_file(root, run) / runfile.FILE_NAME, path.parent):
         os.utime(each, (OLD, OLD))
     assert run.run_id in clean() and run.run_id not in clean("--also", str(other), "--yes")
     assert path.exists()
@@ -133,7 +263,7 @@ def test_what_is_asked_for_by_another_reproduction_stays(
 def test_what_changed_lately_stays(clean: Clean, root: Path) -> None:
     place(root / "pretrain/mine-0123456789ab/logs/new.log")
     assert "stays: " in clean("--yes")
-    assert (root / "pretrain/mine-0123456789ab/checkpoints/step_00000010").exists()
+    assert (root / "pretrain/mine-0123456789ab/weights.bin").exists()
 
 
 def test_what_may_be_queued_or_is_stays(
@@ -171,10 +301,11 @@ def test_where_slurm_gives_no_answer_only_what_was_submitted_stays(
     sent, died = root / "pretrain/sent-aaaaaaaaaaaa", root / "pretrain/died-bbbbbbbbbbbb"
     for folder, job in ((sent, "12"), (died, None)):
         place(folder / "x.bin")
+        begin(folder)
         submit(folder, job)
-    (done,) = (run.run_dir(root) for run in all_runs("mini") if run.name == "pretrain")
+    (done,) = (run.run_dir(root) for run in cached_runs("mini") if run.name == "pretrain")
     submit(done, "11")
-    said = clean("--yes")
+    said = clean("--yes", "--checkpoints", done.name)
     assert (
         f"stays: {sent}: may be job 12 of a cluster: "
         "cannot ask the queue: squeue: error: no cluster here" in said
@@ -205,11 +336,10 @@ def test_an_entry_that_cannot_be_read_protects_its_run(clean: Clean, root: Path)
 
 
 def test_checkpoints_that_are_kept_for_good_stay(clean: Clean, root: Path) -> None:
-    run = next(run for run in all_runs("mini") if run.name == "pretrain")
+    run = next(run for run in cached_runs("mini") if run.name == "pretrain")
     entry = manifest.read_entry(root, run.run_id)
     manifest.record_entry(root, entry.model_copy(update={"config": {"keep_every_epochs": 1}}))
-    clean("--yes")
-    assert len(list((run.run_dir(root) / "checkpoints").iterdir())) == 4
+    assert "its run is done" not in clean()
 
 
 def test_links_are_not_followed(clean: Clean, root: Path, tmp_path: Path) -> None:
@@ -218,6 +348,50 @@ def test_links_are_not_followed(clean: Clean, root: Path, tmp_path: Path) -> Non
     (root / "pretrain/mine-0123456789ab/data").symlink_to(outside.parent)
     os.utime(root / "pretrain/mine-0123456789ab/data", (OLD, OLD), follow_symlinks=False)
     os.utime(root / "pretrain/mine-0123456789ab", (OLD, OLD))
-    clean("--yes")
+    clean("--yes", "--empty-trash")
     assert outside.exists() and (root / "pretrain/link-abcdefabcdef").is_symlink()
     assert not (root / "pretrain/mine-0123456789ab").exists()
+
+
+def test_a_link_instead_of_a_folder_leads_nowhere(clean: Clean, root: Path, tmp_path: Path) -> None:
+    """The runs of another run root, and the checkpoints of a training elsewhere, stay."""
+    other = tmp_path / "other"
+    (root / "pretrain").rename(other)
+    (root / "pretrain").symlink_to(other)
+    before = files(other)
+    said = clean("--yes")
+    assert files(other) == before and str(root / "pretrain") not in said
+    (root / "pretrain").unlink()
+    (root / "pretrain").mkdir()
+    (root / "pretrain" / done_key()).symlink_to(other / done_key())
+    assert "its run is done" not in clean("--yes") and files(other) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to another user")
+@pytest.mark.parametrize("whose", ["", "config.yaml"])
+def test_what_is_another_users_stays(clean: Clean, root: Path, whose: str) -> None:
+    os.chown(root / "pretrain/mine-0123456789ab" / whose, 4321, 4321)
+    os.chown(root / "manifest/.0123456789ab.json.01234567.tmp", 4321, 4321)
+    os.chown(root / "pretrain" / done_key(), 4321, 4321)
+    before = files(root)
+    said = clean("--yes")
+    assert files(root) == before - {
+        name for name in before if name.endswith(".train.beton.01234567.tmp")
+    }
+    assert "belongs to user 4321" in said and "its run is done" not in said
+
+
+def test_removing_does_not_follow_a_link_that_came_meanwhile(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (root / "pretrain").rename(outside)
+    (root / "pretrain").symlink_to(outside)
+    with pytest.raises(OSError, match="pretrain"):
+        Trash(root).move(root / "pretrain/mine-0123456789ab")
+    assert (outside / "mine-0123456789ab").is_dir()
+
+
+def test_thousands_of_finished_runs_are_not_compared_in_pairs() -> None:
+    outputs = [Path(f"/runs/features/a{number}-0123456789ab/x") for number in range(300)]
+    needed = NeededPaths(outputs)
+    assert all(needed.overlap(path.parent) and needed.overlap(path / "y") for path in outputs)
+    assert not any(needed.overlap(path.parent / "z") for path in outputs)

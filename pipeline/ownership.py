@@ -1,0 +1,79 @@
+"""Whose a file is, and folders that are reached without following a link.
+
+A run root may be shared. What another user put there may be read as data, but it is not ours: we
+neither continue, run nor remove it (docs/security.md).
+"""
+
+import os
+import pwd
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+class ForeignOwnerError(PermissionError):
+    """A file or folder belongs to another user, so it is not used."""
+
+
+def is_mine(found: os.stat_result, folder: Path) -> bool:
+    """Return whether something in `folder` belongs to the user of this process."""
+    return found.st_uid == os.geteuid() or found.st_uid == _my_user_id_in(folder)
+
+
+@cache
+def _my_user_id_in(folder: Path) -> int:
+    """Return the user id that a new file in a folder gets.
+
+    Some file systems (sshfs, mounts of virtual machines, NFS for root) show another one.
+    """
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
+    return os.geteuid()
+
+
+def describe_owner(user_id: int) -> str:
+    """Return a user's name, or the number of one who has no name here."""
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except KeyError:
+        return f"user {user_id}"
+
+
+def find_foreign_owner(path: Path) -> str | None:
+    """Return the name of the other user whom a path belongs to; None if it is ours or missing.
+
+    A link counts as itself, not as what it leads to.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return None if is_mine(found, path.parent) else describe_owner(found.st_uid)
+
+
+def check_mine(path: Path, remedy: str) -> None:
+    """Raise ForeignOwnerError if a path belongs to another user; one that is missing is fine."""
+    if owner := find_foreign_owner(path):
+        raise ForeignOwnerError(f"{path}: belongs to {owner}, so it is not used; {remedy}")
+
+
+@contextmanager
+def open_folder_below(root: Path, parts: Sequence[str]) -> Iterator[int]:
+    """Yield a descriptor of the folder `root/parts...`. No part below the root may be a link.
+
+    Raises:
+        OSError: a part is missing, a link, or no folder.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts:
+            inner = os.open(part, _FOLDER, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
