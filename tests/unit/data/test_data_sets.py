@@ -132,7 +132,7 @@ def test_a_flat_folder_says_what_to_do(tmp_path: Path) -> None:
 
 
 def context(tmp_path: Path) -> Any:
-    return SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+    return SimpleNamespace(run_dir=tmp_path / "run", stage="convert", control=None)
 
 
 def test_imagenet_is_checked_before_anything_is_converted(folder: Path, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 def test_through_the_stage(tmp_path: Path) -> None:
     values: dict[str, Any] = {"dataset": "cifar10", "root": str(cifar10(tmp_path / "cifar"))}
-    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert", control=None)
     with pytest.raises(SourceError) as caught:
         stage.run(ctx, ConvertConfig(**values))
     message = str(caught.value)
@@ -363,7 +363,7 @@ def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -
     cfg = ConvertConfig(
         dataset="inat18", root=str(root), num_classes=3, num_train_images=3, num_val_images=3
     )
-    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert")
+    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert", control=None)
     words = r"1 of 3 files are not usable images: train_val2018/Plantae/9/b\.jpg"
     with pytest.raises(SourceError, match=words):
         stage.run(ctx, cfg)
