@@ -113,13 +113,16 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def table_names() -> list[str]:
-    """Return the names of the tables that have a spec: table1 ... table10, figure2."""
+    """Return the names of the tables that have a spec: table1 ... table10, figure2, mgc_..."""
     names = resources.list_names("specs", ".yaml")
-    found = [name for name in names if name.startswith(("table", "figure"))]
-    # By number, so that table10 comes last, and figures after the tables.
-    return sorted(
-        found, key=lambda name: (not name.startswith("table"), int(re.sub(r"\D", "", name)))
-    )
+    return sorted((name for name in names if name != "vocabulary"), key=_table_order)
+
+
+def _table_order(name: str) -> tuple[int, int, str]:
+    """Return what sorts tables: by number, those of the paper, its figures, the others by name."""
+    kinds = ("table", "figure")
+    kind = next((i for i, start in enumerate(kinds) if name.startswith(start)), len(kinds))
+    return kind, int(re.sub(r"\D", "", name) or 0), name
 
 
 @cache

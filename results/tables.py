@@ -187,9 +187,15 @@ def _paper_entry(paper: PaperRow, ours: tuple[OurRow, ...]) -> Entry:
         ours=ours,
         paper=paper.values,
         notes=paper.notes,
-        # Other methods get a row of ours only if we have run them.
-        comparable=bool(ours) or base_method(paper.method) == "Mugs",
+        # Other methods get a row of ours only if we have run them, and so does a pretraining of MGC
+        # that no recipe of ours is.
+        comparable=bool(ours) or _is_own(paper),
     )
+
+
+def _is_own(paper: PaperRow) -> bool:
+    method = base_method(paper.method)
+    return method == "Mugs" or (method == "MGC" and paper.pretrain_epochs is not None)
 
 
 def build_our_rows(by_column: dict[Column, list[Result]]) -> tuple[OurRow, ...]:

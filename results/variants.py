@@ -58,9 +58,11 @@ def variant_tags(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         found["views.weak_prob"] = ("weak augmentation",)
     # Runs record `large_crops: own` under its former name.
     weak_only = config.get("views.weak_only", True)
-    if config.get("method") in load_vocabulary().weak_methods and not weak_only:
+    vocabulary = load_vocabulary()
+    method = config.get("method")
+    if method in vocabulary.weak_methods and not weak_only:
         found["views.weak_only"] = ("strong augmentation",)
-    if config.get("views.num_small") == 0:
+    if config.get("views.num_small") == 0 and method not in vocabulary.two_crop_methods:
         found["views.num_small"] = ("two crops",)
     return found
 

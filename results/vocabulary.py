@@ -26,6 +26,8 @@ class Vocabulary:
     default_variants: Mapping[str, tuple[str, ...]]
     # Methods whose student usually sees the teacher's large crops and weak crops only.
     weak_methods: tuple[str, ...]
+    # Methods that always have two crops.
+    two_crop_methods: tuple[str, ...]
 
     def arch_title(self, name: str) -> str:
         """Return `ViT-S/16` for vit_s16; an unknown name is returned as it is."""

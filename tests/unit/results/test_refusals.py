@@ -148,6 +148,8 @@ def test_variants_are_read_from_the_configuration(pretraining: dict[str, Any]) -
         == "w/o local-group supervision, weak augmentation, two crops"
     )
     assert describe_variant(pretraining, "vit_mini") == "w/o local-group supervision, two crops"
+    # MGC always has two crops.
+    assert describe_variant({"method": "mgc", "views": {"num_small": 0}}, "vit_s16_h8") == ""
     pretraining["views"] = {"weak_prob": 0.5}
     assert (
         describe_variant(pretraining, "vit_mini")
