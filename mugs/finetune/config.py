@@ -50,11 +50,28 @@ class MixOptions(Settings):
     # Number of images that share one draw, as those of one GPU do in the released runs; None for
     # the whole batch.
     group: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    # Whose boxes cutmix cuts: a box of odd sides is one pixel narrower and lower in timm 0.4.5,
+    # which the release used ("released"), than in timm 1.0.31 and later (E27).
+    cutmix_box: Literal["released", "timm"] = "released"
+
+    def __post_init__(self) -> None:
+        """Refuse a kind of box where none is cut."""
+        if self.cutmix_box != "released" and not self.cuts:
+            raise ValueError("cutmix_box has no effect without cutmix; remove it")
 
     @property
     def on(self) -> bool:
         """Whether images are mixed at all."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether boxes are ever cut."""
+        return self.on and self.cutmix > 0 and (self.mixup == 0 or self.switch_prob > 0)
+
+    def unused_settings(self) -> frozenset[str]:
+        """Leave out the kind of box where none is cut: such runs are older than the setting."""
+        return frozenset() if self.cuts else frozenset({"cutmix_box"})
 
 
 @dataclass(frozen=True, kw_only=True)

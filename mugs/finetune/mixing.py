@@ -83,8 +83,10 @@ def draw_mix(
     box_width = int(width * side)
     y = rng.randint(0, height)
     x = rng.randint(0, width)
-    top, bottom = np.clip([y - box_height // 2, y + (box_height + 1) // 2], 0, height).tolist()
-    left, right = np.clip([x - box_width // 2, x + (box_width + 1) // 2], 0, width).tolist()
+    # timm 0.4.5 halves both sides down, so that a box of odd sides is a pixel short (E27).
+    odd = 1 if options.cutmix_box == "timm" else 0
+    top, bottom = np.clip([y - box_height // 2, y + (box_height + odd) // 2], 0, height).tolist()
+    left, right = np.clip([x - box_width // 2, x + (box_width + odd) // 2], 0, width).tolist()
     # The share of the targets is that of the pixels which are really replaced.
     replaced = (bottom - top) * (right - left) / (height * width)
     return MixDraw(1.0 - replaced, (top, bottom, left, right))

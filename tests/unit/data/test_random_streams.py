@@ -83,7 +83,7 @@ DRAWS: dict[str, tuple[Callable[[int], object], str]] = {
     "boxes": (lambda i: draw_erase_box(seeded(i), 6), "49bb1ae461a6"),
     "detection": (lambda i: draw_detection_plan(seeded(i), (60, 90), Scales()), "9f4ec85b7df4"),
     "scenes": (lambda i: draw_crop(LABELS, seeded(i), SceneRecipe(crop=32)), "81f6d90b217b"),
-    "mixing": (lambda i: draw_mix(MixOptions(), 1, i, 2, 20, 14), "2b60c9943f78"),
+    "mixing": (lambda i: draw_mix(MixOptions(), 1, i, 2, 20, 14), "907ae1536f81"),
     "order": (lambda i: SHORT.indices(i).tolist(), "bc13ccc15e04"),
     "repeats": (lambda i: REPEATED.view_requests(i, np.arange(16)), "59e41df50c39"),
 }

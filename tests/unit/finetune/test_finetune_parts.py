@@ -6,7 +6,7 @@ import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -43,6 +43,7 @@ from mugs.finetune.mixing import (
 from mugs.finetune.schedules import FinetuneSchedule
 from mugs.models.config import ViTConfig
 from mugs.models.vit import build_vit
+from pipeline.identity import science_fields
 
 STEP = {  # ImageNet fine-tuning: epochs, steps per epoch, warm-up, peak
     "s": (200, 1251, 20, 1.2e-3),
@@ -195,11 +196,32 @@ def test_heads() -> None:
     assert not torch.equal(build_head(HeadOptions(), 384, 10, seed=4).weight, linear.weight)
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
-def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
-    if cutmix and Version(timm.__version__) < Version("1.0.31"):
+def box_of_old_timm(
+    shape: tuple[int, ...], share: float, margin: float = 0.0, count: int | None = None
+) -> tuple[int, ...]:
+    """Return the box of timm 0.4.5, for a margin of 0."""
+    assert margin == 0.0 and count is None
+    sides = [int(side * np.sqrt(1 - share)) for side in shape[-2:]]
+    centers = [np.random.randint(0, side) for side in shape[-2:]]
+    return tuple(
+        int(np.clip(center + half, 0, side))
+        for center, cut, side in zip(centers, sides, shape[-2:], strict=True)
+        for half in (-(cut // 2), cut // 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("mixup", "cutmix", "box"),
+    [(0.8, 1.0, "released"), (0.8, 1.0, "timm"), (0.8, 0.0, "released"), (0.0, 1.0, "released")],
+)
+def test_mixing_is_that_of_timm(
+    mixup: float, cutmix: float, box: Literal["released", "timm"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if box == "timm" and Version(timm.__version__) < Version("1.0.31"):
         pytest.skip("older timm draws boxes of odd sides one pixel shorter")
-    options = MixOptions(mixup=mixup, cutmix=cutmix, prob=0.9)
+    if box == "released":
+        monkeypatch.setattr("timm.data.mixup.rand_bbox", box_of_old_timm)
+    options = MixOptions(mixup=mixup, cutmix=cutmix, prob=0.9, cutmix_box=box)
     images, labels = torch.randn(6, 3, 20, 14), torch.tensor([0, 1, 2, 3, 4, 0])
     theirs = Mixup(mixup, cutmix, prob=0.9, switch_prob=0.5, label_smoothing=0.1, num_classes=5)
     columns = assign_columns(6, options, 1, 0)
@@ -218,6 +240,27 @@ def test_mixing_is_that_of_timm(mixup: float, cutmix: float) -> None:
     assert {(0.8, 1.0): 0 < boxes < 12, (0.8, 0.0): boxes == 0, (0.0, 1.0): boxes > 8}[
         mixup, cutmix
     ]
+
+
+def test_boxes_of_odd_sides_are_a_pixel_short_as_released() -> None:
+    """Boxes that timm 0.4.5 drew; today's are a pixel longer where a side is odd."""
+    drawn = [
+        [draw_mix(MixOptions(cutmix_box=box), 3, step, 0, 224, 224).box for step in range(300)]
+        for box in ("released", "timm")
+    ]
+    pairs = [(ours, theirs) for ours, theirs in zip(*drawn, strict=True) if ours and theirs]
+    longer = [np.subtract(theirs, ours).tolist() for ours, theirs in pairs]
+    assert {tuple(row) for row in longer} == {(0, b, 0, r) for b in (0, 1) for r in (0, 1)}
+    # Boxes are square, so sides are odd together; at the border of the image nothing is added.
+    assert 0.3 < np.mean([any(row) for row in longer]) < 0.6
+
+
+def test_the_kind_of_box_is_refused_where_none_is_cut() -> None:
+    for off in ({"cutmix": 0.0}, {"prob": 0.0}, {"switch_prob": 0.0}):
+        with pytest.raises(ValueError, match="no effect without cutmix"):
+            MixOptions(cutmix_box="timm", **off)
+        assert "cutmix_box" not in science_fields(MixOptions(**off))
+    assert science_fields(MixOptions())["cutmix_box"] == "released"
 
 
 def test_nothing_is_mixed_at_probability_0() -> None:
