@@ -5,7 +5,7 @@ shows what came back. Heavy modules are imported inside the commands, so that `-
 once.
 
 Exit codes: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
-75 interrupted.
+75 interrupted, or Slurm did not answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ app = typer.Typer(
     Every command works on all of its runs, or on those selected with --only.
 
     Exit code: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
-    75 interrupted (repeat the same command to continue).""",
+    75 interrupted, or Slurm did not answer (repeat the same command to continue).""",
 )
 
 # Options and arguments that several commands share.
@@ -243,8 +243,11 @@ def status(
 ) -> None:
     """Show the state of every run.
 
-    A run is done, running, queued, failed or waiting. Shows the speed and the time left of a
-    running run; the error and the log file of a failed one. The exit code is 1 if a run failed.
+    A run is done, running, queued, failed, canceled or waiting; blocked if its job can never start;
+    unknown while Slurm does not answer. Shows the speed and the time left of a running run; the
+    error and the log file of a failed one. The exit code is 1 if a run is failed or blocked, else
+    75 if one is unknown. A job that no node fits any more, because nodes were excluded after
+    failures, gets these nodes back.
     """
     from slurm import console
     from slurm import status as states
@@ -257,8 +260,7 @@ def status(
         else:
             console.show_status(found)
     # With --watch, this is the last state.
-    if any(state.state == "failed" for state in found):
-        raise typer.Exit(1)
+    raise typer.Exit(states.exit_code(found))
 
 
 @app.command()
@@ -454,6 +456,9 @@ def logs(
 @app.command()
 def cancel(
     reproduction: ReproductionName,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait until running jobs have saved.")
+    ] = False,
     overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
@@ -461,16 +466,15 @@ def cancel(
 ) -> None:
     """Cancel the queued and running jobs of the runs.
 
-    Finished runs stay done. Resume with submit: it continues from the last checkpoints.
+    Running jobs save first; Ctrl-C ends them without that. Finished runs stay done. Resume with
+    submit: it continues from the last checkpoints.
     """
-    from slurm.shared import queue
+    from slurm import console
+    from slurm.submission.cancel import cancel_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
-    # `required`: without an answer from Slurm, "cancelled 0 jobs" would be wrong.
-    jobs = queue.find_jobs(selection.runs, selection.root, required=True)
-    ids = [job.job_id for run in selection.runs for job in jobs.get(run.run_id, [])]
-    queue.cancel_jobs(ids)
-    typer.echo(f"cancelled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
+    ids = cancel_runs(selection.runs, selection.root, at_once=now, on_wait=console.announce_saving)
+    typer.echo(f"canceled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
 
 
 @app.command(name="import")
@@ -575,7 +579,7 @@ def clean(
     user's, or runs that are or may be queued or running. Asks Slurm about submitted runs. If Slurm
     does not answer, these runs are kept. Removes nothing in a folder that is no run root.
     """
-    from slurm.status import find_active_runs
+    from slurm.shared.active_runs import find_active_runs
     from slurm.submission import profile as place
     from stages.commands.clean import clean_run_root, planned_run_ids
 

@@ -1,6 +1,7 @@
 """Calls of torch.distributed that also work in a single process without a group."""
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -15,10 +18,17 @@ class MainRankError(RuntimeError):
     """Rank 0 failed while the other ranks waited for it; the message is its error."""
 
 
+class DeviceMismatchError(RuntimeError):
+    """Some ranks see a GPU and others do not, so they would wait for each other for ever."""
+
+
 def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
     """Join the process group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; return the device.
 
     The backend is NCCL with a GPU and gloo without. A single process joins nothing.
+
+    Raises:
+        DeviceMismatchError: only some of the ranks see a GPU.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -28,10 +38,33 @@ def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        timeout = timedelta(minutes=timeout_minutes)
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        agree_on_device(store, rank, world_size, cuda=cuda)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes)
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
         )
     return device
+
+
+def agree_on_device(store: Store, rank: int, world_size: int, *, cuda: bool) -> None:
+    """Wait until every rank has said whether it sees a GPU; all or none of them must.
+
+    Raises:
+        DeviceMismatchError: names the ranks that see none, and their hosts.
+    """
+    store.set(f"device/{rank}", "cuda" if cuda else socket.gethostname())
+    said = [store.get(f"device/{other}").decode() for other in range(world_size)]
+    without = [f"{other} ({host})" for other, host in enumerate(said) if host != "cuda"]
+    if 0 < len(without) < world_size:
+        raise DeviceMismatchError(
+            f"no CUDA device on ranks {', '.join(without)}, the other ranks have one"
+        )
 
 
 def destroy_process_group() -> None:

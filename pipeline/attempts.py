@@ -161,16 +161,22 @@ def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     )
 
 
+def list_failures(run_dir: Path) -> list[Failure]:
+    """Return the failures of all attempts, oldest first."""
+    found = (read_failure(run_dir, number) for number in list_attempts(run_dir))
+    return [failure for failure in found if failure is not None]
+
+
 def record_no_retry(run_dir: Path, attempt: int, reason: str) -> None:
     """Add to a failure why the job is not retried."""
     path = _record_path(run_dir, attempt, ".failed")
     write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
 
 
-def record_interruption(run_dir: Path, attempt: int, reason: str) -> None:
-    """Record that an attempt was asked to stop and did."""
+def record_interruption(run_dir: Path, attempt: int, reason: str, *, saved: bool = False) -> None:
+    """Record that an attempt was asked to stop and did, and whether it `saved` before that."""
     path = _record_path(run_dir, attempt, ".interrupted")
-    write_json_atomic(path, {"reason": reason, "time": time.time()})
+    write_json_atomic(path, {"reason": reason, "saved": saved, "time": time.time()})
 
 
 def read_interruption(run_dir: Path, attempt: int) -> str | None:
@@ -184,6 +190,12 @@ def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> No
     path = _record_path(run_dir, attempt, ".saved")
     longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
+
+
+def has_saved(run_dir: Path, attempt: int) -> bool:
+    """Return whether an attempt saved something that the next one goes on from."""
+    stopped = read_json(_record_path(run_dir, attempt, ".interrupted")) or {}
+    return bool(stopped.get("saved")) or _record_path(run_dir, attempt, ".saved").exists()
 
 
 def record_provenance(run_dir: Path, attempt: int, facts: Mapping[str, Any]) -> None:

@@ -23,6 +23,8 @@ _STYLES = {
     "running": "cyan",
     "queued": "yellow",
     "failed": "bold red",
+    "blocked": "bold red",
+    "unknown": "magenta",
     "waiting": "dim",
 }
 
@@ -104,7 +106,7 @@ def show_status(found: Sequence[RunStatus]) -> None:
     """Print the state of every run, the logs of what failed, and a count."""
     rows = [(s.run.name, s.run.stage, s.state, s.job_id or "-", s.detail) for s in found]
     show_table(("run", "stage", "state", "job", "detail"), rows)
-    _show_logs(status for status in found if status.state == "failed")
+    _show_logs(status for status in found if status.state in ("failed", "unknown"))
     counts = Counter(status.state for status in found)
     print_line(", ".join(f"{count} {state}" for state, count in counts.items()))
 
@@ -141,6 +143,13 @@ def announce_data_checks(skip_data_checks: bool) -> None:
         sys.stderr.write(
             "checking data sets, file lists and weights (--skip-data-checks skips this)\n"
         )
+
+
+def announce_saving(job_ids: Sequence[str]) -> None:
+    """Say on stderr that running jobs save before they end."""
+    sys.stderr.write(
+        f"{len(job_ids)} running jobs save first, which may take minutes (Ctrl-C: end them now)\n"
+    )
 
 
 def announce_run(run: StageRun, ranks: int) -> None:

@@ -1,18 +1,20 @@
-"""State of every run, and which run folders are in use.
+"""State of every run, from the manifest, the attempts, the progress file and the queue.
 
-Both follow from the manifest, the attempts, the progress file and the queue.
+While Slurm does not answer, the state of a run that may have a job is `unknown`.
 """
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import attempts, manifest
 from pipeline.files import read_json
 from pipeline.spec import StageRun
-from slurm.shared import queue
+from slurm.shared import nodes, queue
+from slurm.shared.active_runs import ask_for_jobs, may_have_job
+from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.logs import find_newest_log, read_last_line
 
 _FRESH_S = 180.0  # progress is written more often than that
@@ -22,7 +24,11 @@ _NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of one run: done | running | queued | failed | waiting, and details of it."""
+    """State of one run, and details of it.
+
+    `state` is done | running | queued | blocked | failed | canceled | waiting | unknown. A blocked
+    run has a job that can never start. Of an unknown one, Slurm did not tell whether it has one.
+    """
 
     run: StageRun
     state: str
@@ -34,31 +40,54 @@ class RunStatus:
 def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     """Return the status of the runs, in the given order; works with and without Slurm."""
     # The queue is asked first: a job that ends in between is then found done, not missing.
-    jobs = queue.find_jobs(runs, run_root)
+    jobs, silence = ask_for_jobs(runs, run_root)
     done = manifest.split_runs(run_root, runs).done
     names = {run.run_id: run.name for run in runs}
     found = []
     for run in runs:
+        run_dir = run.run_dir(run_root)
         entry = done.get(run.run_id)
-        alive = [job for job in jobs.get(run.run_id, []) if job.can_run]
+        queued = jobs.get(run.run_id, [])
+        # A job that can still run says more than one that cannot.
+        queued = [job for job in queued if job.can_run] or queued
         if entry is not None:
             found.append(RunStatus(run, "done", _describe_cost(entry)))
-        elif alive:
-            found.append(_status_in_queue(run, run.run_dir(run_root), alive[-1]))
+        elif queued:
+            found.append(_status_in_queue(run, run_dir, queued[-1]))
+        elif silence and (job_id := may_have_job(run_dir, run.run_id)):
+            found.append(_unknown(run, run_dir, job_id, silence))
         else:
             missing = [names.get(need, need) for need in run.needs.values() if need not in done]
-            found.append(_status_outside_queue(run, run.run_dir(run_root), missing))
+            found.append(_status_outside_queue(run, run_dir, missing))
     return found
+
+
+def _unknown(run: StageRun, run_dir: Path, job_id: str, silence: str) -> RunStatus:
+    if attempts.is_running_here(run_dir):
+        return _running(run, run_dir, job_id)
+    detail = f"may be job {job_id}; Slurm did not tell: {silence}"
+    if _is_fresh(run_dir):
+        detail += f"; it still makes progress: {_describe_progress(run_dir)}"
+    return RunStatus(run, "unknown", detail, job_id, find_newest_log(run_dir))
+
+
+def exit_code(found: Sequence[RunStatus]) -> int:
+    """Return 1 if a run failed or can never start, else 75 if Slurm did not tell of one, else 0."""
+    states = {status.state for status in found}
+    if states & {"failed", "blocked"}:
+        return 1
+    return EXIT_INTERRUPTED if "unknown" in states else 0
 
 
 def watch_status(
     runs: Sequence[StageRun], run_root: Path, *, pause_s: float = 5.0
 ) -> Iterator[list[RunStatus]]:
-    """Yield the status again and again, as long as a run is running or queued."""
+    """Yield the status again and again, as long as a run is or may be running or queued."""
     while True:
         found = collect_status(runs, run_root)
         yield found
-        if not any(status.state in ("running", "queued") for status in found):
+        # Of an unknown run, the next answer may tell.
+        if not any(status.state in ("running", "queued", "unknown") for status in found):
             return
         time.sleep(pause_s)
 
@@ -73,10 +102,23 @@ def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunS
     if job.state in _ACTIVE:
         return _running(run, run_dir, job.job_id)
     detail = f"{job.state.lower()}: {job.reason}"
+    if job.is_held:
+        detail += f", held: `scontrol release {job.job_id}` lets it start"
     if earlier := attempts.latest_attempt(run_dir):
         detail += f", {earlier} attempts before"
     if failure := attempts.read_failure(run_dir):
         detail += f", the last failed: {failure.error}"
+    if job.reason == queue.NEVER_SATISFIED:
+        # What it needs has failed and says so itself.
+        return RunStatus(run, "waiting", f"{job.why_never}", job.job_id)
+    if job.why_never:
+        mended = nodes.lift_exclusion(job, run_dir, queue.call_scontrol)
+        return RunStatus(
+            run,
+            "queued" if mended else "blocked",
+            f"{detail}; {mended or job.why_never}",
+            job.job_id,
+        )
     return RunStatus(run, "queued", detail, job.job_id)
 
 
@@ -103,17 +145,36 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
         # The newest job has left the queue without starting an attempt.
         if missing:
             return RunStatus(run, "waiting", waits, submitted_id)
-        state = queue.query_job_state(submitted_id) or "gone"
-        log = find_newest_log(run_dir, f"{submitted_id}_*")
-        line = read_last_line(log) or "no output"
-        return RunStatus(run, "failed", f"{line} [job {state}]", submitted_id, log)
+        return _status_without_attempt(run, run_dir, submitted_id)
 
     job_id = attempt.get("job_id")
-    job_state = queue.query_job_state(str(job_id)) if job_id else None
+    try:
+        job_state = queue.query_job_state(str(job_id)) if job_id else None
+    except queue.SlurmError as error:
+        if may_have_job(run_dir, run.run_id):
+            return _unknown(run, run_dir, str(job_id), str(error))
+        job_state = None
     if job_state in _NOT_OVER:
         # squeue did not answer, but scontrol or sacct did.
         return RunStatus(run, "queued", f"{job_state.lower()}, {number} attempts before", job_id)
     return _status_of_attempt(run, run_dir, number, job_id, job_state)
+
+
+def _status_without_attempt(run: StageRun, run_dir: Path, job_id: str) -> RunStatus:
+    """Return the status of a run whose job has left the queue without starting an attempt."""
+    if queue.is_canceled(run_dir, job_id):
+        return RunStatus(run, "canceled", "resumes when submitted again", job_id)
+    try:
+        state = queue.query_job_state(job_id) or "gone"
+    except queue.SlurmError as error:
+        return _unknown(run, run_dir, job_id, str(error))
+    if state in _NOT_OVER:
+        return RunStatus(run, "queued", state.lower(), job_id)
+    if state == "CANCELLED":
+        return RunStatus(run, "canceled", f"resumes when submitted again [job {state}]", job_id)
+    log = find_newest_log(run_dir, f"{job_id}_*")
+    line = read_last_line(log) or "no output"
+    return RunStatus(run, "failed", f"{line} [job {state}]", job_id, log)
 
 
 def _status_of_attempt(
@@ -124,14 +185,30 @@ def _status_of_attempt(
     failure = attempts.read_failure(run_dir, number)
     if failure is not None:
         reason = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
-        return RunStatus(run, "failed", failure.error + reason + suffix, job_id, failure.log)
+        log = find_log_of(run_dir, failure.log, job_id)
+        return RunStatus(run, "failed", failure.error + reason + suffix, job_id, log)
     if attempts.is_running_here(run_dir) or (not job_id and _is_fresh(run_dir)):
         return _running(run, run_dir, None)
+    if job_state == "CANCELLED" or (job_id and queue.is_canceled(run_dir, str(job_id))):
+        why = attempts.read_interruption(run_dir, number)
+        saved = f"stopped ({why}), " if why else ""
+        return RunStatus(run, "canceled", f"{saved}resumes when submitted again{suffix}", job_id)
     if (why := attempts.read_interruption(run_dir, number)) is not None:
         detail = f"interrupted ({why}), resumes when run or submitted again{suffix}"
         return RunStatus(run, "waiting", detail, job_id)
     detail = f"exited without recording an error{suffix}"
     return RunStatus(run, "failed", detail, job_id, find_newest_log(run_dir))
+
+
+def find_log_of(run_dir: Path, log: str, job_id: str | None) -> str | None:
+    """Return a log if it exists, else the output that Slurm or the local executor kept itself.
+
+    An attempt that died before it could log anything leaves only that.
+    """
+    if log and Path(log).exists():
+        return log
+    own = find_newest_log(run_dir, f"{job_id}_*") if job_id else None
+    return own or find_newest_log(run_dir, "rank*.err")
 
 
 def _is_fresh(run_dir: Path) -> bool:
@@ -184,59 +261,3 @@ def format_json(found: Sequence[RunStatus]) -> str:
         for status in found
     ]
     return json.dumps(rows, indent=1)
-
-
-def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
-    """Return which of these run folders, given with their run ids, are in use, and how.
-
-    Slurm is asked only about runs that were submitted and whose own records do not say that they
-    are over. If it does not answer, these count as in use.
-    """
-    uncertain = {
-        folder: job_id
-        for folder, run_id in folders.items()
-        if (job_id := _last_job_id(folder)) and not _is_over(folder, run_id, job_id)
-    }
-    silence = ""
-    try:
-        jobs = queue.find_jobs_by_run_id(folders[folder] for folder in uncertain)
-    except queue.SlurmError as error:
-        jobs = {}
-        silence = str(error)
-
-    active = {}
-    for folder, run_id in folders.items():
-        if run_id in jobs:
-            active[folder] = f"is job {jobs[run_id].job_id}, {jobs[run_id].state}"
-        elif attempts.is_running_here(folder):
-            active[folder] = "is running on this machine"
-        elif folder in uncertain and silence:
-            active[folder] = f"may be job {uncertain[folder]} of a cluster: {silence}"
-    return active
-
-
-def _last_job_id(folder: Path) -> str | None:
-    """Return the job id of the run's last submission; None if it was never submitted.
-
-    The id is `?` if that submission died before it recorded one. The batch script is written before
-    sbatch is called and the job id after it, so a script newer than the id tells of that.
-    """
-    script = folder / queue.SCRIPT
-    note = folder / queue.JOB_NOTE
-    noted = note.exists()
-    if script.exists() and not (noted and note.stat().st_mtime >= script.stat().st_mtime):
-        return "?"
-    return str((read_json(note) or {}).get("job_id", "?")) if noted else None
-
-
-def _is_over(folder: Path, run_id: str, job_id: str) -> bool:
-    """Return whether the records say that no job is left: the run is done, or is not retried."""
-    if manifest.find_done(folder.parents[1], run_id):
-        return True
-    failure = attempts.read_failure(folder)
-    return (
-        failure is not None
-        and failure.no_retry_reason != ""
-        # A later job may have been queued since that failure.
-        and attempts.read_attempt(folder, failure.attempt).get("job_id") == job_id
-    )

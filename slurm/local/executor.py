@@ -14,8 +14,9 @@ from pathlib import Path
 from pipeline import attempts, manifest, runfile
 from pipeline.spec import StageRun
 from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
-from slurm.node.job import EXIT_INTERRUPTED
 from slurm.shared import queue
+from slurm.shared.active_runs import ask_for_jobs, may_have_job
+from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.logs import log_path
 
 Announce = Callable[[StageRun, int], None]
@@ -57,14 +58,19 @@ def run_locally(
     """
     by_id = {run.run_id: run for run in runs}
     manifest.check_inputs(run_root, runs, "run it too")
-    jobs = queue.find_jobs(runs, run_root)
+    jobs, silence = ask_for_jobs(runs, run_root)
+    in_queue = {
+        run.run_id: reason
+        for run in runs
+        if (reason := _describe_job(run, run_root, jobs.get(run.run_id, []), silence))
+    }
     outcomes: dict[str, Outcome] = {}
     with LocalProcesses() as processes:
         executor = _Executor(run_root, ranks, on_start, processes)
         for run in by_id.values():
             if run.run_id in outcomes:
                 continue  # it ran beside the one that it watches
-            if known := _outcome_without_start(run, run_root, jobs, outcomes):
+            if known := _outcome_without_start(run, run_root, in_queue, outcomes):
                 found = [known]
             elif processes.signaled:
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
@@ -72,7 +78,7 @@ def run_locally(
                 watching = [
                     other
                     for other in _concurrent_runs(run, by_id.values(), run_root)
-                    if not _outcome_without_start(other, run_root, jobs, outcomes)
+                    if not _outcome_without_start(other, run_root, in_queue, outcomes)
                 ]
                 found = executor.run(run, watching)
             outcomes |= {outcome.run.run_id: outcome for outcome in found}
@@ -81,10 +87,25 @@ def run_locally(
     return [outcomes[run_id] for run_id in by_id if run_id in outcomes]
 
 
+def _describe_job(
+    run: StageRun, run_root: Path, jobs: Sequence[queue.QueuedJob], silence: str
+) -> str:
+    """Return how a run is or may be in a cluster's queue; "" if it is not."""
+    if alive := [job for job in jobs if job.can_run]:
+        return f"is job {alive[0].job_id} of the cluster, {alive[0].state}"
+    run_dir = run.run_dir(run_root)
+    if silence and (job_id := may_have_job(run_dir, run.run_id)):
+        return (
+            f"may be job {job_id} of a cluster; Slurm did not tell: {silence}. If that job is "
+            f"over, remove {run_dir / queue.SCRIPT} and {queue.JOB_NOTE} beside it"
+        )
+    return ""
+
+
 def _outcome_without_start(
     run: StageRun,
     run_root: Path,
-    jobs: Mapping[str, Sequence[queue.QueuedJob]],
+    in_queue: Mapping[str, str],
     outcomes: Mapping[str, Outcome],
 ) -> Outcome | None:
     """Return the outcome of a run that need not or must not be started; None if it is to start."""
@@ -93,8 +114,8 @@ def _outcome_without_start(
     inputs = [outcomes[need] for need in run.needs.values() if need in outcomes]
     if missing := [outcome.run.name for outcome in inputs if not outcome.succeeded]:
         return Outcome(run, "not run", f"needs {', '.join(missing)}")
-    if alive := [job for job in jobs.get(run.run_id, []) if job.can_run]:
-        return Outcome(run, "not run", f"is job {alive[0].job_id} of the cluster, {alive[0].state}")
+    if run.run_id in in_queue:
+        return Outcome(run, "not run", in_queue[run.run_id])
     run_dir = run.run_dir(run_root)
     if attempts.is_running_here(run_dir):
         pid = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir)).get("pid")

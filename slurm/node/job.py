@@ -8,6 +8,14 @@ run's folder, so a requeued job starts from what is on disk at that time:
 Exit codes: 0 done, 1 failed, 70 hung, 75 interrupted (the next attempt resumes).
 """
 
+import signal
+
+# By default both signals kill, and what is imported below takes longer than a warning of Slurm may
+# take to arrive. So they are held back at once; `StopSignals.unblock` lets them through. A rank
+# that is killed before this line has done nothing yet, and the batch script requeues the job.
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+
 import logging
 import os
 import socket
@@ -27,18 +35,23 @@ from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
 from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
-from slurm.node.requeue import RequeueError, requeue_job
+from slurm.node.requeue import RequeueError, read_job, requeue_job
 from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
+from slurm.node.time_limit import why_not_resume
 from slurm.node.watchdog import JobControl, Watchdog
+from slurm.shared import queue
+from slurm.shared.exit_codes import EXIT_HUNG, EXIT_INTERRUPTED
 from slurm.shared.logs import FILE_ONLY, log_path, start_logging
 
 logger = logging.getLogger("slurm.node.job")  # `__name__` is "__main__" under `python -m`
-EXIT_HUNG = 70  # EX_SOFTWARE of sysexits.h
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class MissingInputError(RuntimeError):
     """A run cannot start because one of its inputs is not there."""
+
+
+class NoGpuError(RuntimeError):
+    """A rank sees no GPU, or fewer than Slurm gave the job: the node is broken."""
 
 
 # Errors in code, configuration or inputs: the next attempt would meet the same error, so the job is
@@ -79,7 +92,7 @@ def run_job(run_dir: Path) -> None:
         except Interrupted as interrupted:
             logger.info("interrupted: %s", interrupted)
             if in_slurm_job():
-                _exit_interrupted(signals)
+                _exit_interrupted(run_dir, signals)
             raise
 
 
@@ -108,7 +121,7 @@ def _run_rank(run_dir: Path, signals: StopSignals) -> None:
             _run_stage(context)
     except Interrupted as interrupted:
         if launch.rank == 0:
-            attempts.record_interruption(run_dir, attempt, str(interrupted))
+            attempts.record_interruption(run_dir, attempt, str(interrupted), saved=signals.saved)
         raise
     except Exception as error:
         kind = type(error).__name__
@@ -134,6 +147,7 @@ def _run_stage(context: RankContext) -> None:
     launch = context.launch
     run_dir = control.run_dir
     run = context.run_file.build()
+    check_gpus(wanted=run.resources.gpu)
     inputs, running = _find_inputs(run, run_dir.parents[1])
     facts = provenance.collect_provenance()
     if launch.rank == 0:
@@ -152,6 +166,33 @@ def _run_stage(context: RankContext) -> None:
             run, run_dir, output, attempt=control.attempt, ranks=launch.world_size, facts=facts
         )
         logger.info("%s is done", run.key)
+
+
+def check_gpus(*, wanted: bool) -> None:
+    """Check that this rank of a Slurm job sees every GPU that Slurm gave it.
+
+    Otherwise it would train on the CPUs, or share a GPU with another rank, until the time limit.
+    The other ranks wait for it when they join the process group, so none of them begins.
+
+    Raises:
+        NoGpuError: the node is at fault; the job is started again on another one.
+    """
+    if not wanted or not in_slurm_job():
+        return
+    # As text: this package does not import torch, and stages that need no GPU need not either.
+    seen = int(runfile.import_by_name("torch.cuda:device_count")())
+    # Slurm lists the GPUs of the job here, or of the rank where it binds each to its own.
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if seen < max(1, len(given)):
+        raise NoGpuError(
+            f"torch sees {seen or 'no'} CUDA device{'' if seen == 1 else 's'} on "
+            f"{slurm_node_name()}, Slurm gave {len(given) or 'at least 1'}"
+        )
+
+
+def slurm_node_name() -> str:
+    """Return the name of this node as Slurm knows it; its host name may be a longer one."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def warn_of_other_code(run_dir: Path) -> None:
@@ -200,7 +241,7 @@ def _record_failure(context: RankContext, line: str, *, repeatable: bool = False
         error=line,
         log=context.log,
         step=control.step,
-        host=socket.gethostname(),
+        host=slurm_node_name(),
         repeatable=repeatable,
     )
 
@@ -224,7 +265,7 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
             grace_s=lead_s - 60 if lead_s >= 120 else lead_s / 2,
             hang_s=60 * float(context.run_file.resources.get("hang_minutes", 30)),
             on_hang=partial(_on_hang, context),
-            on_grace_expired=partial(_on_grace_expired, job_id) if leads and job_id else None,
+            on_grace_expired=partial(_on_grace_expired, context) if leads and job_id else None,
             on_superseded=partial(_on_superseded, context) if leads else None,
         ),
     ):
@@ -241,12 +282,13 @@ def _on_hang(context: RankContext, seconds: float) -> None:
     _exit(EXIT_HUNG)
 
 
-def _on_grace_expired(job_id: str) -> None:
-    logger.warning(
-        "no step boundary in time: requeue job %s unsaved, it resumes from the last checkpoint",
-        job_id,
-    )
-    requeue_job(job_id)
+def _on_grace_expired(context: RankContext) -> None:
+    run_dir = context.control.run_dir
+    logger.warning("no step boundary in time: stop unsaved, resume from the last checkpoint")
+    reason = f"{signal.SIGUSR2.name}, no step boundary in time"
+    attempts.record_interruption(run_dir, context.control.attempt, reason)
+    if not _requeue_from_rank(run_dir):
+        _exit(EXIT_INTERRUPTED)
 
 
 def _on_superseded(context: RankContext) -> None:
@@ -258,7 +300,27 @@ def _on_superseded(context: RankContext) -> None:
     _exit(EXIT_INTERRUPTED)
 
 
-def _exit_interrupted(signals: StopSignals) -> NoReturn:
+def _requeue_from_rank(run_dir: Path) -> bool:
+    """Requeue the job on rank 0. Return False where the batch script has to decide.
+
+    It decides about a run that was canceled or that could not resume. It also requeues a job whose
+    ranks cannot, as in a container without `scontrol`.
+    """
+    job_id = os.environ["SLURM_JOB_ID"]
+    try:
+        job, _ = read_job(job_id)
+        if queue.is_canceled(run_dir, job_id) or why_not_resume(
+            run_dir, attempts.latest_attempt(run_dir), job
+        ):
+            return False
+        requeue_job(job_id)
+    except RequeueError as error:
+        logger.warning("%s; left to the batch script", error)
+        return False
+    return True
+
+
+def _exit_interrupted(run_dir: Path, signals: StopSignals) -> NoReturn:
     """Requeue the job on rank 0; on other ranks, wait until Slurm ends them.
 
     If another rank exited first with an error, srun would end the job as failed before rank 0 has
@@ -268,11 +330,7 @@ def _exit_interrupted(signals: StopSignals) -> NoReturn:
         # srun sends SIGTERM too, when another rank has died. The end of the batch script then
         # decides.
         if signals.warned or signals.saved:
-            try:
-                requeue_job(os.environ["SLURM_JOB_ID"])
-            except RequeueError as error:
-                logger.error("%s; submit again to resume from the last checkpoint", error)
-                _exit(1)
+            _requeue_from_rank(run_dir)
         _exit(EXIT_INTERRUPTED)
     while not signals.got_sigterm:
         time.sleep(0.5)

@@ -3,6 +3,9 @@
 `python -m slurm.node.on_exit RUN_DIR EXIT_CODE` is the last command of every batch script. It also
 records failures for ranks that could not do so themselves: killed, out of memory, or dead before
 they began. A job that was asked to stop is requeued here if rank 0 has not done it.
+
+Exit codes: 0 the run is done, 76 the batch script has to requeue the job because there is no
+`scontrol` here, else the code of srun.
 """
 
 import logging
@@ -15,12 +18,33 @@ from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json
-from slurm.node.job import EXIT_HUNG, EXIT_INTERRUPTED
 from slurm.node.rendezvous import launch_key
-from slurm.node.requeue import RequeueError, exclude_node, requeue_job
+from slurm.node.requeue import (
+    NoScontrolError,
+    RequeueError,
+    exclude_node,
+    read_job,
+    requeue_job,
+)
+from slurm.node.time_limit import why_not_resume
+from slurm.shared import queue
+from slurm.shared.exit_codes import EXIT_HUNG, EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 from slurm.shared.logs import log_path
 
 logger = logging.getLogger("slurm.node.on_exit")  # `__name__` is "__main__" under `python -m`
+# Codes of a shell for a program that it cannot start.
+_NOT_STARTED = {126: "is not allowed to start", 127: "could not start: no such program"}
+# Errors that another node would not cure, in lower case: a port or the shared disk is full, or the
+# rank only noticed that another one had died.
+_NOT_OF_THE_NODE = (
+    "address already in use",
+    "eaddrinuse",
+    "no space left on device",
+    "disk quota exceeded",
+    "connection closed by peer",
+    "connection reset by peer",
+    "took no number in",
+)
 # A shell reports a process that a signal ended as 128 + the number of the signal.
 _ASKED_TO_STOP = (EXIT_INTERRUPTED, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 
@@ -42,8 +66,8 @@ def handle_srun_exit(run_dir: Path, code: int) -> int:
             "a newer attempt of %s has started: job %s is not requeued", run_dir.name, job_id
         )
         return code
-    if code in _ASKED_TO_STOP:
-        requeue_job(job_id)
+    if code in _ASKED_TO_STOP or _was_warned(run_dir, attempt):
+        _resume_later(run_dir, attempt, job_id)
         return code
 
     _record_silent_failure(run_dir, attempt, code)
@@ -56,9 +80,54 @@ def handle_srun_exit(run_dir: Path, code: int) -> int:
     last = failures[-1]
     logger.warning("%s failed (%s): retry", run_dir.name, last.error)
     # In this order, because Slurm excludes nodes only from a pending job.
-    if requeue_job(job_id) and last.host:
+    if requeue_job(job_id) and last.host and may_be_the_nodes(last.error):
         exclude_node(job_id, last.host)
     return code
+
+
+def _resume_later(run_dir: Path, attempt: int, job_id: str) -> None:
+    """Requeue a job that was asked to stop, unless it was canceled or would stop there again."""
+    if queue.is_canceled(run_dir, job_id):
+        logger.info("%s was canceled: job %s is not requeued", run_dir.name, job_id)
+        return
+    job, _ = read_job(job_id)
+    if reason := why_not_resume(run_dir, attempt, job):
+        logger.error("%s is not started again: %s", run_dir.name, reason)
+        log = log_path(run_dir, attempt, 0)
+        attempts.record_failure(run_dir, attempt, error="stopped at its time limit", log=log)
+        attempts.record_no_retry(run_dir, attempt, reason)
+        return
+    requeue_job(job_id)
+
+
+def may_be_the_nodes(error: str) -> bool:
+    """Return whether the node may be the cause of an error, so that another one might cure it."""
+    return not any(words in error.lower() for words in _NOT_OF_THE_NODE)
+
+
+def describe_exit_code(code: int) -> str:
+    """Return how a rank ended, for any exit code: `was killed by SIGKILL`."""
+    if code == EXIT_HUNG:
+        return "hung"
+    if code in _NOT_STARTED:
+        return f"{_NOT_STARTED[code]} (exit code {code})"
+    # Not every number above 128 is that of a signal: programs may end with any code up to 255.
+    if code - 128 in set(signal.Signals):
+        return f"was killed by {signal.Signals(code - 128).name}"
+    return f"ended with exit code {code}"
+
+
+def _was_warned(run_dir: Path, attempt: int) -> bool:
+    """Return whether the attempt stopped because Slurm warned it, and nothing failed.
+
+    srun returns the highest code of all ranks, so one that was killed while it waited for the end
+    hides that rank 0 was only interrupted. An interruption by SIGTERM proves nothing: srun sends it
+    too, when another rank has died.
+    """
+    reason = attempts.read_interruption(run_dir, attempt) or ""
+    return (
+        reason.startswith(signal.SIGUSR2.name) and attempts.read_failure(run_dir, attempt) is None
+    )
 
 
 def why_not_retry(failures: Sequence[attempts.Failure], limit: int) -> str | None:
@@ -94,14 +163,11 @@ def _find_or_start_attempt(run_dir: Path, job_id: str, restart: int) -> int | No
 
 def _record_silent_failure(run_dir: Path, attempt: int, code: int) -> None:
     """Record a failure for an attempt that recorded none; a record of the attempt's own is kept."""
-    how = "hung" if code == EXIT_HUNG else f"ended with exit code {code}"
-    if code > 128:
-        how = f"was killed by {signal.Signals(code - 128).name}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     attempts.record_failure(
         run_dir,
         attempt,
-        error=f"a rank {how}, on {nodes}",
+        error=f"a rank {describe_exit_code(code)}, on {nodes}",
         log=log_path(run_dir, attempt, 0),
         step=_read_last_step(run_dir, attempt),
         # With several nodes nobody knows which one is to blame, so none will be excluded.
@@ -122,9 +188,8 @@ def _list_failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
     """Return the failures of this job's attempts, oldest first. A new job counts from zero."""
     return [
         failure
-        for number in attempts.list_attempts(run_dir)
-        if attempts.read_attempt(run_dir, number).get("job_id") == job_id
-        and (failure := attempts.read_failure(run_dir, number))
+        for failure in attempts.list_failures(run_dir)
+        if attempts.read_attempt(run_dir, failure.attempt).get("job_id") == job_id
     ]
 
 
@@ -139,9 +204,14 @@ def main(arguments: list[str]) -> int:
     )
     try:
         return handle_srun_exit(run_dir, code)
+    except NoScontrolError:
+        return EXIT_REQUEUE_ME
     except RequeueError as error:
         logger.error("%s", error)
-        return code
+    except Exception:
+        # Whatever is wrong here, the job ends with the code of its ranks, and the log says why.
+        logger.exception("job of %s is left as it ended", run_dir.name)
+    return code
 
 
 if __name__ == "__main__":

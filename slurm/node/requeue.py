@@ -14,7 +14,8 @@ import signal
 import time
 from functools import partial
 
-from slurm.shared.queue import COMMAND_NOT_FOUND, call_slurm, parse_scontrol
+from slurm.shared.nodes import can_spare_node
+from slurm.shared.queue import COMMAND_NOT_FOUND, SlurmError, call_slurm, parse_scontrol
 
 logger = logging.getLogger(__name__)
 _PATIENCE_S = 600.0  # a restart of the controller takes minutes
@@ -31,6 +32,10 @@ class RequeueError(RuntimeError):
     """Slurm does not take the job back."""
 
 
+class NoScontrolError(RequeueError):
+    """There is no `scontrol` here, as in most containers; outside of them there is."""
+
+
 def requeue_job(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
     """Have the job start again. Return False when Slurm is ending or requeueing it by itself.
 
@@ -39,7 +44,7 @@ def requeue_job(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
     """
     end = time.monotonic() + patience_s
     while True:
-        job, error = _read_job(job_id)
+        job, error = read_job(job_id)
         state = job.get("JobState")
         if state is not None:
             orphaned = state == "COMPLETING" and job.get("Reason") in _SCRIPT_KILLED
@@ -58,27 +63,28 @@ def requeue_job(job_id: str, *, patience_s: float = _PATIENCE_S) -> bool:
 def exclude_node(job_id: str, node: str) -> bool:
     """Keep a pending job off a node, and return whether that worked.
 
-    Nothing is done if too few other nodes would be left, or if the job names its nodes. Nothing is
-    raised if Slurm refuses: the job may then get the same node again.
+    Nothing is done if too few other nodes could run the job, or if that cannot be known: a job that
+    no node fits waits for ever. Nothing is raised if Slurm refuses: the job may then get the same
+    node again.
     """
-    job, _ = _read_job(job_id)
-    excluded = [
-        name for name in job.get("ExcNodeList", "").split(",") if name not in ("", "(null)")
-    ]
-    _, partition = _scontrol("-o", "show", "partition", job.get("Partition", ""))
-    total = int(parse_scontrol(partition).get("TotalNodes", "0"))
-    needed = int(job.get("NumNodes", "1").split("-")[0])
-    names_nodes = job.get("ReqNodeList", "(null)") != "(null)"
-    if node in excluded or names_nodes or total - len(excluded) - 1 < needed:
+    job, error = read_job(job_id)
+    try:
+        spared = bool(job) and can_spare_node(job, node, _scontrol)
+    except SlurmError as unknown:
+        error = str(unknown)
+        spared = False
+    if not spared:
+        logger.info("node %s stays: %s", node, error.strip() or "too few others fit the job")
         return False
-    nodes = f"ExcNodeList={','.join([*excluded, node])}"
-    code, error = _scontrol("update", f"JobId={job_id}", nodes)
+    earlier = job.get("ExcNodeList", "(null)")
+    nodes = node if earlier == "(null)" else f"{earlier},{node}"
+    code, error = _scontrol("update", f"JobId={job_id}", f"ExcNodeList={nodes}")
     outcome = "excluded" if code == 0 else f"not excluded: {error.strip()}"
     logger.info("node %s is %s", node, outcome)
     return code == 0
 
 
-def _read_job(job_id: str) -> tuple[dict[str, str], str]:
+def read_job(job_id: str) -> tuple[dict[str, str], str]:
     """Return what Slurm says about a job, or nothing and its error message."""
     code, out = _scontrol("-o", "show", "job", job_id)
     return (parse_scontrol(out), "") if code == 0 else ({}, out)
@@ -89,5 +95,5 @@ def _scontrol(*arguments: str) -> tuple[int, str]:
     ignore_sigterm = partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     code, out, error = call_slurm("scontrol", *arguments, before_exec=ignore_sigterm)
     if code == COMMAND_NOT_FOUND:
-        raise RequeueError("scontrol: not found on this node")
+        raise NoScontrolError("scontrol: not found here")
     return code, out or error

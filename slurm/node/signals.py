@@ -15,10 +15,6 @@ from typing import Any, Self
 from pipeline.control import Interrupted
 
 LEAD_SECONDS_VARIABLE = "MUGS_LEAD_SECONDS"  # how long before the end of a job Slurm warns it
-# Importing torch takes longer than a warning may take to arrive, and by default both of these
-# signals kill. The batch script starts Python with them blocked (`env --block-signal`);
-# `StopSignals.unblock` lets them through.
-BLOCKED_SIGNALS = ("USR2", "TERM")
 _HANDLED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -56,7 +52,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def unblock(self) -> None:
-        """Let through the signals that were blocked when Python started.
+        """Let through the signals that `slurm.node.job` has held back since its first line.
 
         Raises:
             Interrupted: one of them has come already.

@@ -1,25 +1,51 @@
-"""Slurm's commands: what it knows about our jobs, and what we ask it to do."""
+"""Slurm's commands: what it knows about our jobs, and what we ask it to do.
+
+Every question has three answers: yes, no, and none at all. While the controller does not answer,
+nothing may be concluded about a job, so these functions raise SlurmError then; they never answer
+"there is no such job".
+"""
 
 import os
 import re
-import shutil
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files import read_json, write_json_atomic
 from pipeline.spec import StageRun
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
+CANCEL_NOTE = "canceled.json"  # in a run's folder: the id of the job that the user has canceled
 NEVER_SATISFIED = "DependencyNeverSatisfied"
+NO_NODE_FITS = "BadConstraints"
+# Reasons of a pending job that waiting does not cure, with what does.
+CANNOT_START = {
+    NEVER_SATISFIED: "a run that it needs has failed: submit again",
+    NO_NODE_FITS: "no node of the cluster fits: change constraint, gpu_type, nodelist, exclude or "
+    "memory_gb of the profile, then submit again",
+    "PartitionTimeLimit": "its time limit is longer than the partition allows: set max_hours of "
+    "the profile, then submit again",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows: change the run's "
+    "resources or the partition, then submit again",
+    "InvalidAccount": "the account is not valid: change account of the profile, then submit again",
+    "InvalidQOS": "the QOS is not valid: change qos of the profile, then submit again",
+}
+# The same for reasons that come in many spellings, such as QOSMaxWallDurationPerJobLimit: they
+# compare this one job with a limit, so no other job's end can help.
+_CANNOT_START_WORDS = (("MaxWallDurationPerJob", CANNOT_START["PartitionTimeLimit"]),)
+_LIMIT_PER_JOB = re.compile(r"(QOS|Assoc)Max\w+PerJob(Limit)?")
+_HELD = ("JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
 # Variables of an interactive job or a launcher that sbatch would hand on to a new job.
 _STRIPPED = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MUGS_LAUNCH")
 _TIMEOUT_S = 60
 COMMAND_NOT_FOUND = 127  # exit code of a shell
-_GONE = ("Invalid job id", "already completing or completed")  # scancel about a job that has ended
+_UNKNOWN_JOB = "Invalid job id"
+_GONE = (_UNKNOWN_JOB, "already completing or completed")  # scancel about a job that has ended
 
 
 class SlurmError(RuntimeError):
@@ -39,8 +65,27 @@ class QueuedJob:
 
     @property
     def can_run(self) -> bool:
-        """Whether it runs or can still run: not so when a job it waits for has failed."""
-        return not (self.state == "PENDING" and self.reason == NEVER_SATISFIED)
+        """Whether it runs or can still run: not so if it waits for what will never come."""
+        return self.why_never == ""
+
+    @property
+    def why_never(self) -> str:
+        """Why a pending job can never start, with what to do; "" if it may start."""
+        if self.state != "PENDING":
+            return ""
+        if self.reason in CANNOT_START:
+            return CANNOT_START[self.reason]
+        for words, advice in _CANNOT_START_WORDS:
+            if words in self.reason:
+                return advice
+        if _LIMIT_PER_JOB.fullmatch(self.reason):
+            return "it asks for more than a limit allows one job: ask for less, then submit again"
+        return ""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds the job back, so that it starts only after a release."""
+        return self.state == "PENDING" and self.reason in _HELD
 
     def belongs_to(self, run_dir: Path) -> bool:
         """Return whether it is of this run folder: another run root may hold the same run id."""
@@ -85,19 +130,15 @@ def call_slurm(
     return done.returncode, done.stdout, done.stderr
 
 
-def find_jobs(
-    runs: Iterable[StageRun], run_root: Path, *, required: bool = False
-) -> dict[str, list[QueuedJob]]:
+def find_jobs(runs: Iterable[StageRun], run_root: Path) -> dict[str, list[QueuedJob]]:
     """Return the jobs of these runs in the queue, whoever queued them, by run id.
 
-    If the queue cannot be asked there are none, or, with `required`, SlurmError is raised.
+    Raises:
+        SlurmError: the queue cannot be asked.
     """
     by_name = {job_name(run.run_id): run for run in runs}
-    available = shutil.which("squeue") and shutil.which("sbatch")
-    if not by_name or not (available or required):
-        return {}
     jobs: dict[str, list[QueuedJob]] = {}
-    for job in _ask_queue(by_name, required=required):
+    for job in _ask_queue(by_name):
         run = by_name[job.name]
         if job.belongs_to(run.run_dir(run_root)):
             jobs.setdefault(run.run_id, []).append(job)
@@ -111,22 +152,19 @@ def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
         SlurmError: the queue cannot be asked.
     """
     by_name = {job_name(run_id): run_id for run_id in run_ids}
-    if not by_name:
-        return {}
-    return {by_name[job.name]: job for job in _ask_queue(by_name, required=True)}
+    return {by_name[job.name]: job for job in _ask_queue(by_name)}
 
 
-def _ask_queue(names: Collection[str], *, required: bool) -> list[QueuedJob]:
+def _ask_queue(names: Collection[str]) -> list[QueuedJob]:
     """Return the jobs with these names."""
+    if not names:
+        return []
     # %o, the script, comes last: it alone may contain the separator.
     code, out, err = call_slurm(
         "squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o"
     )
     if code != 0:
-        if required:
-            last = (err or out).strip().splitlines()[-1:]
-            raise SlurmError(f"cannot ask the queue: {' '.join(last) or f'squeue exit {code}'}")
-        return []
+        raise SlurmError(f"cannot ask the queue: {last_line(err or out) or f'squeue exit {code}'}")
     jobs = []
     for line in out.splitlines():
         parts = line.strip().split("|", 5)
@@ -166,8 +204,17 @@ def cancel_jobs(job_ids: Iterable[str]) -> None:
     ids = list(job_ids)
     code, _, err = call_slurm("scancel", *ids) if ids else (0, "", "")
     refusals = [line for line in err.splitlines() if not any(words in line for words in _GONE)]
-    if code != 0 and refusals:
-        raise SlurmError(f"cannot cancel {' '.join(ids)}: {refusals[0]}")
+    if code != 0 and (refusals or not err.strip()):
+        reason = refusals[0] if refusals else f"scancel exit {code}"
+        raise SlurmError(f"cannot cancel {' '.join(ids)}: {reason}")
+
+
+def warn_jobs(job_ids: Iterable[str]) -> None:
+    """Send jobs the signal that Slurm sends before a time limit: they save, and end.
+
+    A job that cannot be warned is left to whoever cancels it.
+    """
+    call_slurm("scancel", "--signal=USR2", *job_ids)
 
 
 def parse_scontrol(line: str) -> dict[str, str]:
@@ -176,13 +223,53 @@ def parse_scontrol(line: str) -> dict[str, str]:
 
 
 def query_job_state(job_id: str) -> str | None:
-    """Return the state of a job by scontrol, or by sacct once slurmctld has forgotten it."""
-    code, out, _ = call_slurm("scontrol", "-o", "show", "job", job_id)
+    """Return the state of a job by scontrol, or by sacct once slurmctld has forgotten it.
+
+    None if Slurm says that it does not know the job.
+
+    Raises:
+        SlurmError: Slurm gives no answer.
+    """
+    code, out, err = call_slurm("scontrol", "-o", "show", "job", job_id)
     if code == 0 and (state := parse_scontrol(out).get("JobState")):
         return state
+    forgotten = _UNKNOWN_JOB in err
     code, out, _ = call_slurm("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
-    # Of `CANCELLED by 1000` the first word.
-    return out.split()[0] if code == 0 and out.split() else None
+    if code == 0 and out.split():
+        return out.split()[0]  # of `CANCELLED by 1000` the first word
+    if not forgotten:
+        raise SlurmError(f"cannot ask for job {job_id}: {last_line(err) or 'no answer'}")
+    return None
+
+
+def record_cancel(run_dir: Path, job_id: str) -> None:
+    """Record that the user cancels a job, so that it is not started again and not called failed."""
+    write_json_atomic(run_dir / CANCEL_NOTE, {"job_id": job_id, "time": time.time()})
+
+
+def is_canceled(run_dir: Path, job_id: str) -> bool:
+    """Return whether the user has canceled this job of a run."""
+    return (read_json(run_dir / CANCEL_NOTE) or {}).get("job_id") == job_id
+
+
+def call_scontrol(*arguments: str) -> tuple[int, str]:
+    """Return the exit code of scontrol, and its output or error."""
+    code, out, err = call_slurm("scontrol", *arguments)
+    return code, out or err
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a command's output; "" if there is none."""
+    return " ".join(text.strip().splitlines()[-1:])
+
+
+def parse_duration_s(text: str) -> float:
+    """Return `4:00`, `36:00:00` or `1-12:00:00` in seconds, infinity for `UNLIMITED`; else 0."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if found is None:
+        return float("inf") if text.strip().upper() in ("UNLIMITED", "INFINITE") else 0.0
+    days, hours, minutes, seconds = (int(part or "0") for part in found.groups())
+    return 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds
 
 
 def query_node_address(host: str) -> str | None:

@@ -14,7 +14,8 @@ from pipeline import reading
 from pipeline.provenance import code_root
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageRun
-from slurm.node.signals import BLOCKED_SIGNALS, LEAD_SECONDS_VARIABLE
+from slurm.node.signals import LEAD_SECONDS_VARIABLE
+from slurm.shared.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 
 RUN_ROOT_VARIABLE = "MUGS_RUN_ROOT"
 DEFAULT_RUN_ROOT = "~/mugs-runs"
@@ -134,21 +135,34 @@ def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
 
 
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
-    """Return the command that srun starts on every rank.
-
-    Signals stay pending until Python has its handlers (`slurm/node/signals.py`).
-    """
-    python = f"env --block-signal={','.join(BLOCKED_SIGNALS)} {_python(profile)}"
-    return f"{python} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+    """Return the command that srun starts on every rank."""
+    return f"{_python(profile)} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
 
 
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
     """Return the shell lines after srun, which decide about a retry.
 
-    Python runs outside the container here. Where there is none, a failed job stays ended.
+    They run outside of pyxis' container, with the Python that submits: the profile's one may be in
+    the image only. The shell itself requeues a job that was interrupted where the handler cannot,
+    because there is no such Python, or none with a `scontrol` beside it. It asks for the state
+    first: a job that is being canceled must stay ended.
     """
-    handler = f"{_python(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
-    return ["code=$?", f"[ $code -eq 0 ] || {{ {handler}; code=$?; }}", "exit $code"]
+    python = shlex.quote(sys.executable) if profile.container_image else _python(profile)
+    handler = f"{python} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
+    return [
+        "code=$?",
+        "[ $code -eq 0 ] && exit 0",
+        f"{handler}",
+        "decision=$?",
+        f"if [ $decision -eq {EXIT_REQUEUE_ME} ] ||"
+        f" {{ [ $code -eq {EXIT_INTERRUPTED} ] && [ $decision -ne {EXIT_INTERRUPTED} ]"
+        " && [ $decision -ne 0 ]; }; then",
+        '  scontrol -o show job "$SLURM_JOB_ID" | grep -q "JobState=RUNNING"'
+        ' && scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        "[ $decision -eq 0 ] && exit 0",
+        "exit $code",
+    ]
 
 
 def _python(profile: ClusterProfile) -> str:

@@ -99,7 +99,7 @@ def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
     Raises:
         SlurmError: the queue cannot be asked.
     """
-    jobs = queue.find_jobs(runs, run_root, required=True)
+    jobs = queue.find_jobs(runs, run_root)
     run_ids = {run_id for run in runs for run_id in (run.run_id, *run.needs.values())}
     done = {run_id for run_id in run_ids if manifest.find_done(run_root, run_id)}
     return QueueState({run.run_id: run for run in runs}, jobs, done)

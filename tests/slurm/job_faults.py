@@ -40,7 +40,7 @@ def warned_while_importing(case: Case) -> None:
 def cancelled(case: Case) -> None:
     case.at_step(30)
     case.cluster.run("scancel", case.job_id)
-    case.until(lambda: case.states()[0].state in ("failed", "waiting"), "stopped")
+    case.until(lambda: case.states()[0].state == "canceled", "stopped")
     case.until(lambda: case.states()[1].state == "waiting", "dependent left the queue")
     assert "CANCELLED" in case.states()[0].detail and case.facts()["Restarts"] == "0"
     case.submit()

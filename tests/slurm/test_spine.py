@@ -94,7 +94,7 @@ class Spine:
         common: dict[str, Any] = {
             "config": module.Config,
             "entrypoint": "tiny_stages:run",
-            "resources": Resources(cpus_per_rank=1, hours=0.5, memory_gb=1),
+            "resources": Resources(gpu=False, cpus_per_rank=1, hours=0.5, memory_gb=1),
             "rows_writer": "tiny_stages:write_rows",
         }
         self.gate, self.poison = folder / "gate", folder / "poison"

@@ -163,14 +163,14 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
 def test_cancel_ends_the_jobs_of_the_reproduction_only(
     cli: Cli, fake_slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "cancelled 0 jobs\n"
+    assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "canceled 0 jobs\n"
     assert not (tmp_path / "cancelled").exists()
     root = ["--run-root", str(tmp_path / "runs")]
     assert (
-        cli("cancel", "mini", "--only", "knn", *root, env=fake_slurm).stdout
-        == "cancelled 1 jobs: 12\n"
+        cli("cancel", "mini", "--now", "--only", "knn", *root, env=fake_slurm).stdout
+        == "canceled 1 jobs: 12\n"
     )
-    assert cli("cancel", "mini", env=fake_slurm).stdout == "cancelled 2 jobs: 11 12\n"
+    assert cli("cancel", "mini", "--now", env=fake_slurm).stdout == "canceled 2 jobs: 11 12\n"
     assert (tmp_path / "cancelled").read_text() == "12\n11 12\n"
 
 
@@ -180,10 +180,8 @@ def test_cancel_without_slurm_or_with_one_that_refuses(
     done = cli("cancel", "mini", env={"PATH": "/nowhere"})
     assert done.returncode == 2 and "squeue: not found" in done.stderr
     write_commands(tmp_path / "bin", scancel="echo 'scancel: error: Access denied' >&2; exit 1")
-    done = cli("cancel", "mini", env=fake_slurm)
-    assert (
-        done.returncode == 2 and "Access denied" in done.stderr and "cancelled" not in done.stdout
-    )
+    done = cli("cancel", "mini", "--now", env=fake_slurm)
+    assert done.returncode == 2 and "Access denied" in done.stderr and "canceled" not in done.stdout
 
 
 def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "env": ({"A_B": "c d"}, 'export A_B="c d"'),
     "container_image": ("i.sqsh", "--container-image=i.sqsh"),
     "container_mounts": ("/a:/b", "--container-mounts=/a:/b"),
-    "python": ("/opt/py", "env --block-signal=USR2,TERM /opt/py "),
+    "python": ("/opt/py", "--kill-on-bad-exit=1 /opt/py -u -m slurm.node.job "),
     "sbatch": ({"mail-type": "END"}, "--mail-type=END"),
     "srun": (["--cpu-bind=none"], "srun --unbuffered.*--cpu-bind=none"),
 }

@@ -11,8 +11,9 @@ import pytest
 from pipeline import attempts, manifest, runfile
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
-from slurm.node import requeue
-from slurm.node.on_exit import handle_srun_exit, why_not_retry
+from slurm.node import on_exit, requeue
+from slurm.node.on_exit import describe_exit_code, handle_srun_exit, why_not_retry
+from slurm.shared import queue
 
 RUN = StageRun("tiny", "x", "0123456789ab", StageConfig(), {}, Resources(max_failures=3), "x:run")
 
@@ -43,10 +44,16 @@ class Slurm:
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.job = "JobState=RUNNING Partition=p NumNodes=1 ReqNodeList=(null) ExcNodeList=n9"
+        self.nodes = "\n".join(
+            f"NodeName={name} CPUTot=8 RealMemory=1000 State=IDLE Partitions=p"
+            for name in ("n1", "n2", "n3", "n9")
+        )
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         if arguments[:2] == ("-o", "show"):
-            return 0, self.job if arguments[2] == "job" else "PartitionName=p TotalNodes=4"
+            return 0, self.job if arguments[2] == "job" else self.nodes
+        if arguments[:2] == ("show", "hostnames"):
+            return 0, arguments[2].replace(",", "\n")
         self.calls.append(arguments)
         return 0, ""
 
@@ -166,6 +173,115 @@ def test_a_cancelled_job_is_not_requeued(started: Path, slurm: Slurm) -> None:
     slurm.job = "JobState=COMPLETING"
     handle_srun_exit(started, 137)
     assert slurm.calls == []
+
+
+def test_any_byte_is_an_exit_code() -> None:
+    """Among them 160 to 191, which are no signals, and 255."""
+    for code in range(1, 256):
+        words = describe_exit_code(code)
+        assert f"exit code {code}" in words or "killed by SIG" in words or words == "hung"
+
+
+@pytest.mark.parametrize("code", [2, 127, 163, 191, 255])
+def test_a_job_starts_again_after_any_code(started: Path, slurm: Slurm, code: int) -> None:
+    assert handle_srun_exit(started, code) == code
+    assert slurm.calls[0] == ("requeue", "7")
+    assert f"exit code {code}" in attempts.read_failure(started).error
+
+
+@pytest.mark.parametrize(
+    ("error", "excluded"),
+    [
+        ("RuntimeError: CUDA error: uncorrectable ECC error", True),
+        ("NoGpuError: torch sees no CUDA device on n1, Slurm gave 8", True),
+        ("OSError: [Errno 5] Input/output error: '/local/x'", True),
+        ("DistNetworkError: The server socket has failed to listen: EADDRINUSE", False),
+        ("OSError: [Errno 98] Address already in use", False),
+        ("OSError: [Errno 28] No space left on device: '/runs/x'", False),
+        ("OSError: [Errno 122] Disk quota exceeded", False),
+        ("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:40", False),
+    ],
+)
+def test_only_a_node_that_may_be_at_fault_is_excluded(
+    started: Path, slurm: Slurm, error: str, excluded: bool
+) -> None:
+    attempts.record_failure(started, 1, error=error, log=started / "log", host="n1")
+    handle_srun_exit(started, 1)
+    assert (("update", "JobId=7", "ExcNodeList=n9,n1") in slurm.calls) == excluded
+
+
+def test_a_warned_attempt_resumes_although_another_rank_was_killed(
+    started: Path, slurm: Slurm
+) -> None:
+    attempts.record_interruption(started, 1, "SIGUSR2, saved after step 3")
+    handle_srun_exit(started, 137)
+    assert slurm.calls == [("requeue", "7")] and attempts.read_failure(started) is None
+
+
+def test_a_rank_that_dies_ends_the_others_by_sigterm_which_is_no_warning(
+    started: Path, slurm: Slurm
+) -> None:
+    attempts.record_interruption(started, 1, "SIGTERM, saved after step 3")
+    handle_srun_exit(started, 137)
+    assert "SIGKILL" in attempts.read_failure(started).error
+
+
+LIMIT = "JobState=RUNNING RunTime=00:57:30 TimeLimit=01:00:00"
+
+
+@pytest.mark.parametrize(
+    ("job", "saved", "stops"),
+    [
+        (LIMIT, False, True),
+        (LIMIT, True, False),
+        (LIMIT.replace("57:30", "20:00"), False, False),  # a preemption
+        (LIMIT.replace("01:00:00", "UNLIMITED"), False, False),
+        ("JobState=RUNNING RunTime=1-11:58:00 TimeLimit=1-12:00:00", False, True),
+    ],
+)
+def test_a_run_that_keeps_nothing_is_stopped_at_its_time_limit(
+    started: Path, slurm: Slurm, job: str, saved: bool, stops: bool
+) -> None:
+    slurm.job = job
+    attempts.record_interruption(started, 1, "SIGUSR2 while no step was running", saved=saved)
+    assert handle_srun_exit(started, 75) == 75
+    failure = attempts.read_failure(started)
+    assert slurm.calls == ([] if stops else [("requeue", "7")])
+    assert (failure is not None and "resources.hours" in failure.no_retry_reason) == stops
+
+
+def test_a_checkpoint_of_this_attempt_counts_as_saved(started: Path, slurm: Slurm) -> None:
+    slurm.job = LIMIT
+    attempts.record_save(started, 1, step=3, seconds=1.0)
+    handle_srun_exit(started, 128 + signal.SIGUSR2)
+    assert slurm.calls == [("requeue", "7")]
+
+
+def test_a_canceled_run_ends_after_it_has_saved(started: Path, slurm: Slurm) -> None:
+    queue.record_cancel(started, "7")
+    handle_srun_exit(started, 75)
+    assert slurm.calls == [] and attempts.read_failure(started) is None
+    queue.record_cancel(started, "6")  # of an earlier submission
+    handle_srun_exit(started, 75)
+    assert slurm.calls == [("requeue", "7")]
+
+
+def test_without_scontrol_the_batch_script_is_told_to_requeue(
+    started: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_found(*_: str) -> tuple[int, str]:
+        raise requeue.NoScontrolError("scontrol: not found here")
+
+    monkeypatch.setattr(requeue, "_scontrol", not_found)
+    assert on_exit.main([str(started), "75"]) == on_exit.EXIT_REQUEUE_ME
+    assert on_exit.main([str(started), "137"]) == on_exit.EXIT_REQUEUE_ME
+
+
+def test_whatever_goes_wrong_in_the_handler_the_code_of_the_ranks_stays(
+    started: Path, slurm: Slurm
+) -> None:
+    (started / "config.yaml").write_text("not ours")
+    assert on_exit.main([str(started), "9"]) == 9
 
 
 @pytest.mark.parametrize(

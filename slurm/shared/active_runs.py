@@ -1,0 +1,90 @@
+"""Which runs have or may have a job, or processes here: those must not be started or removed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline import attempts, manifest
+from pipeline.files import read_json
+from pipeline.spec import StageRun
+from slurm.shared import queue
+
+
+def ask_for_jobs(
+    runs: Sequence[StageRun], run_root: Path
+) -> tuple[dict[str, list[queue.QueuedJob]], str]:
+    """Return the jobs of runs by run id, and why Slurm did not answer; "" if it did.
+
+    Slurm is not asked about runs that were never submitted.
+    """
+    submitted = [run for run in runs if _last_job_id(run.run_dir(run_root))]
+    try:
+        return queue.find_jobs(submitted, run_root), ""
+    except queue.SlurmError as error:
+        return {}, str(error)
+
+
+def may_have_job(run_dir: Path, run_id: str) -> str | None:
+    """Return the id of a job that the run may still have by its own records; None if it has none.
+
+    To be asked if Slurm does not answer. The id is `?` if it was never recorded.
+    """
+    job_id = _last_job_id(run_dir)
+    if job_id is None or _is_over(run_dir, run_id, job_id) or queue.is_canceled(run_dir, job_id):
+        return None
+    return job_id
+
+
+def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
+    """Return which of these run folders, given with their run ids, are in use, and how.
+
+    Slurm is asked only about runs that were submitted and whose own records do not say that they
+    are over. If it does not answer, these count as in use.
+    """
+    uncertain = {
+        folder: job_id
+        for folder, run_id in folders.items()
+        if (job_id := _last_job_id(folder)) and not _is_over(folder, run_id, job_id)
+    }
+    silence = ""
+    try:
+        jobs = queue.find_jobs_by_run_id(folders[folder] for folder in uncertain)
+    except queue.SlurmError as error:
+        jobs = {}
+        silence = str(error)
+
+    active = {}
+    for folder, run_id in folders.items():
+        if run_id in jobs:
+            active[folder] = f"is job {jobs[run_id].job_id}, {jobs[run_id].state}"
+        elif attempts.is_running_here(folder):
+            active[folder] = "is running on this machine"
+        elif folder in uncertain and silence:
+            active[folder] = f"may be job {uncertain[folder]} of a cluster: {silence}"
+    return active
+
+
+def _last_job_id(folder: Path) -> str | None:
+    """Return the job id of the run's last submission; None if it was never submitted.
+
+    The id is `?` if that submission died before it recorded one. The batch script is written before
+    sbatch is called and the job id after it, so a script newer than the id tells of that.
+    """
+    script = folder / queue.SCRIPT
+    note = folder / queue.JOB_NOTE
+    noted = note.exists()
+    if script.exists() and not (noted and note.stat().st_mtime >= script.stat().st_mtime):
+        return "?"
+    return str((read_json(note) or {}).get("job_id", "?")) if noted else None
+
+
+def _is_over(folder: Path, run_id: str, job_id: str) -> bool:
+    """Return whether the records say that no job is left: the run is done, or is not retried."""
+    if manifest.find_done(folder.parents[1], run_id):
+        return True
+    failure = attempts.read_failure(folder)
+    return (
+        failure is not None
+        and failure.no_retry_reason != ""
+        # A later job may have been queued since that failure.
+        and attempts.read_attempt(folder, failure.attempt).get("job_id") == job_id
+    )
