@@ -1,11 +1,12 @@
-"""Check ADE20K in place: number, size and labels of all its files, before GPUs are spent on it."""
+"""Check ADE20K or PASCAL VOC in place: all their files, before GPUs are spent on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from pipeline.settings import Added
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
@@ -15,7 +16,8 @@ from stages.shared.external_data import ExternalDataConfig, Report, register_ext
 class Ade20kDataConfig(ExternalDataConfig):
     """A data set of scenes; its name and counts are in the run id, its location is not.
 
-    `data_dir` holds `images/` and `annotations/`, each with `training/` and `validation/`. The
+    `data_dir` holds `images/` and `annotations/`, each with `training/` and `validation/`; in the
+    layout of PASCAL VOC, it holds `JPEGImages/`, `SegmentationClass/` and `ImageSets/`. The
     built-in scenes have a background and `num_classes` - 1 digits.
     """
 
@@ -28,6 +30,16 @@ class Ade20kDataConfig(ExternalDataConfig):
     num_val_images: PositiveInt = 2000
     # 0 in an annotation is void, and class 0 is written as 1.
     reduce_zero: bool = True
+    # Where the files are: as in ADE20K, or as in VOCdevkit/VOC2012.
+    layout: Added[Literal["ade20k", "voc"]] = "ade20k"
+
+    def __post_init__(self) -> None:
+        """Refuse to take the background of PASCAL VOC as void."""
+        if self.layout == "voc" and self.reduce_zero:
+            raise ValueError(
+                "reduce_zero: in the maps of PASCAL VOC 0 is a class, the background; set it to "
+                "false"
+            )
 
     def check_files(self, root: Path, report: Report) -> dict[str, int]:
         """Read all scenes and count them."""
@@ -39,6 +51,7 @@ class Ade20kDataConfig(ExternalDataConfig):
             counts,
             num_classes=self.num_classes,
             reduce_zero=self.reduce_zero,
+            layout=self.layout,
             threads=self.threads,
             report=report,
         )
@@ -63,6 +76,7 @@ def run(ctx: StageContext, cfg: Ade20kDataConfig) -> StageOutput:
         "dataset": cfg.dataset,
         "num_classes": cfg.num_classes,
         "reduce_zero": cfg.reduce_zero,
+        "layout": cfg.layout,
     }
     if "scenes" in outputs:
         # Names for the legend of the pictures; ADE20K's own 150 would not fit there.

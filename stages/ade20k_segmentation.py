@@ -140,7 +140,12 @@ def open_scenes(ctx: StageContext, split: str) -> "SceneFolder":
 
     info = ctx.inputs["data"].info
     return SceneFolder(
-        read_data_root(ctx), split, num_classes=info["num_classes"], reduce_zero=info["reduce_zero"]
+        read_data_root(ctx),
+        split,
+        num_classes=info["num_classes"],
+        reduce_zero=info["reduce_zero"],
+        # Runs of before there was another one do not state it.
+        layout=info.get("layout", "ade20k"),
     )
 
 

@@ -1,13 +1,22 @@
-"""Images with label maps in ADE20K's layout: checked and read.
+"""Images with label maps in the layouts of ADE20K and PASCAL VOC: checked and read.
+
+ADE20K:
 
     <root>/images/training/*.jpg        <root>/annotations/training/*.png
     <root>/images/validation/*.jpg      <root>/annotations/validation/*.png
+
+PASCAL VOC (`VOCdevkit/VOC2012`), whose lists name the files of a split without their suffix:
+
+    <root>/JPEGImages/*.jpg             <root>/SegmentationClass/*.png
+    <root>/ImageSets/Segmentation/train.txt, val.txt
 
 An annotation is an 8-bit map of the image's size. With `reduce_zero` (ADE20K) 0 is void and class 0
 is written as 1.
 """
 
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,34 +34,51 @@ from mugs.data.sources.base import SourceError, format_names
 from mugs.data.sources.decode import read_rgb_tensor
 
 SPLITS = {"train": "training", "val": "validation"}
+Layout = Literal["ade20k", "voc"]
 
 
 class SceneFolder:
     """One split. Raises SourceError unless its images and annotations are there and pair up."""
 
     def __init__(
-        self, root: Path, split: str, *, num_classes: int, reduce_zero: bool = True
+        self,
+        root: Path,
+        split: str,
+        *,
+        num_classes: int,
+        reduce_zero: bool = True,
+        layout: Layout = "ade20k",
     ) -> None:
-        self.images = root / "images" / SPLITS[split]
-        self.annotations = root / "annotations" / SPLITS[split]
+        listed: list[str] | None = None
+        if layout == "voc":
+            self.images = root / "JPEGImages"
+            self.annotations = root / "SegmentationClass"
+            expected = "<root>/JPEGImages/*.jpg and <root>/SegmentationClass/*.png"
+            listed = read_split_list(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+        else:
+            self.images = root / "images" / SPLITS[split]
+            self.annotations = root / "annotations" / SPLITS[split]
+            expected = f"<root>/images/{SPLITS[split]}/*.jpg and "
+            expected += f"<root>/annotations/{SPLITS[split]}/*.png"
         self.num_classes = num_classes
         self.reduce_zero = reduce_zero
         self.noted: set[int] = set()
         for folder in (self.images, self.annotations):
             if not folder.is_dir():
-                raise SourceError(
-                    f"{folder}: not a folder (expected <root>/images/{SPLITS[split]}/*.jpg and "
-                    f"<root>/annotations/{SPLITS[split]}/*.png)"
-                )
+                raise SourceError(f"{folder}: not a folder (expected {expected})")
         # An image and its map have the same name, apart from the suffix.
-        self.names = sorted(p.stem for p in self.images.glob("*.jpg"))
+        images = {p.stem for p in self.images.glob("*.jpg")}
         annotated = {p.stem for p in self.annotations.glob("*.png")}
+        # The folders of PASCAL VOC hold all splits, and images of other tasks.
+        self.names = sorted(images if listed is None else listed)
+        unused = annotated - images if listed is None else set()
         problems = [] if self.names else [f"no *.jpg in {self.images}"]
         problems += [
             f"{len(names)} {what}: {format_names(sorted(names))}"
             for what, names in (
+                ("images that are listed and not there", set(self.names) - images),
                 ("images without annotation", set(self.names) - annotated),
-                ("annotations without image", annotated - set(self.names)),
+                ("annotations without image", unused),
             )
             if names
         ]
@@ -101,12 +127,29 @@ class SceneFolder:
         return torch.from_numpy(values)
 
 
+def read_split_list(path: Path) -> list[str]:
+    """Return the names that a list of PASCAL VOC holds, one a line.
+
+    Raises SourceError if it cannot be read, is empty, or has a name twice.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: not a readable list of images ({error})") from error
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated or not names:
+        what = f"listed twice: {format_names(repeated)}" if repeated else "it names no image"
+        raise SourceError(f"{path}: {what}")
+    return names
+
+
 def check_scenes(
     root: Path,
     counts: dict[str, int],
     *,
     num_classes: int,
     reduce_zero: bool,
+    layout: Layout = "ade20k",
     threads: int,
     report: ProgressCallback,
 ) -> None:
@@ -115,7 +158,9 @@ def check_scenes(
     Raises SourceError, in one line, if a split holds another number of images or files are bad.
     """
     folders = {
-        split: SceneFolder(root, split, num_classes=num_classes, reduce_zero=reduce_zero)
+        split: SceneFolder(
+            root, split, num_classes=num_classes, reduce_zero=reduce_zero, layout=layout
+        )
         for split in counts
     }
     raise_problems(

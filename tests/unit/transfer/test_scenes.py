@@ -1,5 +1,6 @@
 """Scenes on disk, training crops and test inputs; the mini data set."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock, call
@@ -24,6 +25,7 @@ from mugs.transfer.segmentation.views import (
     render_training_crop,
     scale_saturation,
 )
+from stages.ade20k_data import Ade20kDataConfig
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,59 @@ def folder(tmp_path: Path) -> Path:
             values = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
             Image.fromarray(values).save(tmp_path / kind / "validation" / f"{name}.{suffix}")
     return tmp_path
+
+
+@pytest.fixture
+def voc(folder: Path) -> Path:
+    """The same in the layout of PASCAL VOC, with an image that is in no list and has no map."""
+    root = folder / "VOC2012"
+    root.mkdir()
+    (folder / "images" / "validation").rename(root / "JPEGImages")
+    (folder / "annotations" / "validation").rename(root / "SegmentationClass")
+    shutil.copy(root / "JPEGImages" / "a.jpg", root / "JPEGImages" / "other task.jpg")
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("b\n")
+    (lists / "val.txt").write_text("b\na\n")
+    return root
+
+
+def test_layout_of_pascal_voc(voc: Path) -> None:
+    train, val = (
+        SceneFolder(voc, split, num_classes=4, reduce_zero=False, layout="voc")
+        for split in ("train", "val")
+    )
+    assert (train.names, val.names) == (["b"], ["a", "b"])
+    # 0 is the background, and not void.
+    assert val.read(1)[1][0].tolist() == [0, 1, 2, 3, 0, 1]
+    options = {"num_classes": 4, "reduce_zero": False, "threads": 1, "report": Mock()}
+    check_scenes(voc, {"train": 1, "val": 2}, layout="voc", **options)
+    with pytest.raises(SourceError, match=r"JPEGImages: 1 images found, 1464 expected"):
+        check_scenes(voc, {"train": 1464, "val": 2}, layout="voc", **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("a\nc\n", r"VOC2012, val: 1 images that are listed and not there: c; 1 images without"),
+        ("other\n", "1 images that are listed and not there: other"),
+        ("a\nb\na\n", r"val\.txt: listed twice: a$"),
+        ("", r"val\.txt: it names no image"),
+        (None, r"val\.txt: not a readable list of images"),
+    ],
+)
+def test_wrong_lists_of_pascal_voc_are_named(voc: Path, names: str | None, words: str) -> None:
+    path = voc / "ImageSets" / "Segmentation" / "val.txt"
+    path.unlink()
+    if names is not None:
+        path.write_text(names)
+    with pytest.raises(SourceError, match=words):
+        SceneFolder(voc, "val", num_classes=4, reduce_zero=False, layout="voc")
+
+
+def test_the_background_of_pascal_voc_is_a_class() -> None:
+    with pytest.raises(ValueError, match=r"reduce_zero: in the maps of PASCAL VOC 0 is a class"):
+        Ade20kDataConfig(dataset="voc2012", layout="voc")
 
 
 def test_zero_becomes_void_and_the_others_shift(folder: Path) -> None:
