@@ -28,7 +28,7 @@ ROWS += [f"D{number}" for number in (1, 2, 3, 5, 6, 11, 13, 16)]
 # The same for iBOT.
 ROWS += [f"I{number}" for number in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 17, 18)]
 # Likewise MGC's.
-ROWS += [f"G{number}" for number in (1, 2, 8, 14, 15, 16)]
+ROWS += [f"G{number}" for number in (1, 2, 5, 6, 8, 12, 14, 15, 16)]
 
 
 @dataclass(frozen=True)

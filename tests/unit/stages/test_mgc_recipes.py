@@ -10,7 +10,9 @@ from mugs.methods.config import MgcConfig
 from mugs.methods.mgc import annotate_geometry
 from mugs.pretrain.train import build_pretrain_schedule
 from pipeline import config
+from pipeline.identity import dump_settings
 from pipeline.plan import build_plan
+from results.runs import flatten_config
 from stages import STAGES
 from stages.pretrain import PretrainConfig
 
@@ -63,3 +65,42 @@ def test_the_crops_of_an_image_overlap(pretraining: PretrainConfig) -> None:
     assert min(overlaps) > 0.2
     assert 0.485 < np.mean(overlaps) < 0.515
     assert np.abs(np.mean(flipped, axis=0) - 0.5).max() < 0.05
+
+
+# fmt: off
+MASK_RCNN = {
+    "epochs": 12, "batch_size": 8, "images_per_pass": 1, "decay_epochs": [8, 11], "lr": 7.5e-5,
+    "weight_decay": 0.03, "layer_decay": 1.0, "decay": "all_but_norms", "warmup_steps": 1000,
+    "warmup_start": 1e-3, "detector.heads": "mask_rcnn", "detector.normed": True,
+    "detector.drop_path": 0.0, "detector.image_size": [224, 224], "detector.width": 256,
+    "detector.fc_width": 1024, "detector.head_convs": 4, "detector.rpn_samples": 256,
+    "detector.roi_samples": 512, "detector.proposals_train": 2000,
+    "detector.proposals_train_image": 1000, "detector.proposals_test": 1000,
+    "scales.max_side": 1333, "scales.test_short_side": 800,
+}
+SEMANTIC_FPN = {
+    "variant": "semantic_fpn", "steps": 40_000, "batch_size": 16, "lr": 2e-4, "weight_decay": 0.01,
+    "layer_decay": 1.0, "decay": "all_but_norms", "warmup_steps": 1500, "drop_path": 0.0,
+    "dropout": 0.1, "channels": None, "taps": "2-5-8-11", "scenes.test": "whole",
+    "scenes.crop": 512, "scenes.ratio": [0.5, 2.0], "scenes.long_side": 2048,
+    "scenes.short_side": 512,
+}
+# fmt: on
+
+
+def test_evaluations_by_hand() -> None:
+    plan = build_plan(config.load_reproduction("mgc_vit_s16_coco_ep800", STAGES))
+    runs = {run.name: run for run in plan}
+    for name, expected in {
+        "mask_rcnn": MASK_RCNN | {"weights": "teacher"},
+        "mask_rcnn_student": MASK_RCNN | {"weights": "student"},
+        "semantic_fpn": SEMANTIC_FPN | {"weights": "teacher"},
+        "semantic_fpn_student": SEMANTIC_FPN | {"weights": "student"},
+        "semantic_fpn_voc": SEMANTIC_FPN,
+        "voc": {"layout": "voc", "num_classes": 21, "reduce_zero": False},
+    }.items():
+        found = flatten_config(dump_settings(runs[name].config))
+        assert {key: found[key] for key in expected} == expected, name
+    # Images of a GPU: one, and four.
+    assert runs["mask_rcnn"].resources.ranks == 8
+    assert runs["semantic_fpn"].resources.ranks == 4

@@ -1,6 +1,7 @@
 """The pyramid of a ViT, against its pieces written out, and batch normalization over ranks."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_every_trained_parameter_gets_a_gradient(normed: bool) -> None:
     pyramid = Pyramid(build_vit(TINY), normed=normed)
     sum(m.square().sum() for m in pyramid(torch.randn(1, 3, 32, 32))).backward()
     assert [n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_fixed_positions_are_trained_in_dense_tasks() -> None:
+    """LayerNorm keeps the epsilon of the pretraining, which the release changes."""
+    shape = replace(TINY, positions="sincos")
+    pyramid = Pyramid(build_vit(shape).requires_grad_(True), normed=True)
+    # To the size it has: the values stay.
+    before = pyramid.vit.pos_embed.detach().clone()
+    pyramid.vit.set_position_grid(4, 4)
+    assert torch.equal(pyramid.vit.pos_embed, before)
+    sum(m.square().sum() for m in pyramid(torch.randn(1, 3, 48, 32))).backward()
+    assert pyramid.vit.pos_embed.grad is not None and pyramid.vit.pos_embed.grad.abs().min() > 0
+    assert {m.eps for m in pyramid.vit.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
 
 
 def test_positions_of_a_dense_task() -> None:
