@@ -52,6 +52,12 @@ class StageConfig(Settings):
         do not fit together or this run.
         """
 
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Raise ValueError if the data set has too few images; `counts` are those of its splits.
+
+        Called where the images are counted anyway; a split whose number is not known is left out.
+        """
+
     def estimate_checkpoint_gb(self) -> float:
         """Return the estimated size of a checkpoint; 0 if the stage saves little or nothing."""
         return 0.0

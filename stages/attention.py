@@ -1,5 +1,6 @@
 """Draw attention maps of the class token on some validation images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,6 +27,11 @@ class AttentionConfig(Backbone):
     num_images: PositiveInt = 8
     # Positions of the images to draw, instead of `num_images`.
     images: tuple[int, ...] = ()
+
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Require that the images to draw exist."""
+        if "val" in counts:
+            choose_images(self, counts["val"])
 
 
 def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:

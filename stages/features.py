@@ -11,7 +11,7 @@ from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import OTHER, SHAPES
 from stages.shared.frozen import WEIGHTS, Backbone, describe_backbone, load_vit, read_num_classes
-from stages.shared.image_data import ConvertConfig
+from stages.shared.image_data import ConvertConfig, check_labeled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,11 @@ class FeaturesConfig(Backbone):
     # Images in one file.
     shard_images: Runtime[PositiveInt] = 16384
     threads: Runtime[PositiveInt] = 2
+
+    def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
+        """Refuse a data set without labels or validation images, which evaluations need."""
+        super().check_inputs(inputs)
+        check_labeled(inputs)
 
     def estimate_disk_gb(self, inputs: Mapping[str, StageConfig]) -> float:
         """Return the size of all features, if the number of images is known."""

@@ -12,7 +12,12 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
-from stages.shared.batch_checks import check_even_batch, check_even_pairs, check_even_passes
+from stages.shared.batch_checks import (
+    check_batch_is_filled,
+    check_even_batch,
+    check_even_pairs,
+    check_even_passes,
+)
 from stages.shared.frozen import (
     WEIGHTS,
     Pretrained,
@@ -20,6 +25,7 @@ from stages.shared.frozen import (
     load_vit,
     read_num_classes,
 )
+from stages.shared.image_data import check_labeled
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -71,6 +77,12 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
         """Refuse weights that do not exist; from scratch, any weights give the shape."""
         if self.weights != "scratch":
             Pretrained(weights=self.weights).check_inputs(inputs)
+        check_labeled(inputs)
+
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Require that the images fill a batch; of a part of them, `check_labelled_part` does."""
+        if self.labelled is None and "train" in counts:
+            check_batch_is_filled(self.batch_size, counts["train"])
 
 
 def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:

@@ -1,9 +1,10 @@
 """Weighted k-NN classification on frozen features (the paper's appendix; released temperatures)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageSpec
@@ -12,6 +13,7 @@ from stages.shared.frozen import (
     FROZEN,
     FrozenEvaluation,
     build_result_row,
+    check_neighbors,
     load_features,
     read_num_classes,
 )
@@ -25,11 +27,15 @@ class KnnConfig(FrozenEvaluation):
     """
 
     feature: Literal["cls", "patch_mean"] = "cls"
-    ks: tuple[int, ...] = (10, 15, 20, 30, 40, 50, 100, 200)
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 15, 20, 30, 40, 50, 100, 200)
     temperatures: tuple[float, ...] = (0.05, 0.07)
     eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
     threads: Runtime[PositiveInt] = 2
     memory_mb: Runtime[PositiveInt] = 2048
+
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Require as many training images as neighbors."""
+        check_neighbors(self.ks, counts)
 
 
 def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json, write_json_atomic
@@ -18,10 +18,12 @@ from stages.pretrain import PretrainConfig
 from stages.shared.frozen import (
     Crop,
     build_result_row,
+    check_neighbors,
     check_trained_feature,
     compute_features,
     read_num_classes,
 )
+from stages.shared.image_data import check_labeled
 
 if TYPE_CHECKING:
     from mugs.models.vit import ViT
@@ -44,7 +46,7 @@ class KnnCurveConfig(Crop):
     # Epochs between two evaluated checkpoints.
     every_epochs: PositiveInt
     feature: Literal["cls", "patch_mean"] = "cls"
-    ks: tuple[int, ...] = (20,)
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (20,)
     temperatures: tuple[float, ...] = (0.07,)
     # Start with the pretraining and evaluate each checkpoint as it appears.
     watch: Runtime[bool] = False
@@ -63,6 +65,7 @@ class KnnCurveConfig(Crop):
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
         """Refuse a pretraining that does not keep these checkpoints."""
         check_trained_feature(self.feature, inputs["weights"])
+        check_labeled(inputs)
         kept = getattr(inputs["weights"], "keep_every_epochs", 0)
         if not kept or self.every_epochs % kept:
             keeps = f"only those of every {kept} epochs" if kept else "none for good"
@@ -70,6 +73,10 @@ class KnnCurveConfig(Crop):
                 f"weights: of its checkpoints it keeps {keeps}; "
                 f"set its keep_every_epochs to {self.every_epochs}"
             )
+
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Require as many training images as neighbors."""
+        check_neighbors(self.ks, counts)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mugs.pretrain.config import TrainConfig
 from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.batch_checks import check_even_batch, check_even_passes
+from stages.shared.batch_checks import check_batch_is_filled, check_even_batch, check_even_passes
 from stages.shared.image_data import ConvertConfig
 
 # Width and depth of each architecture, to estimate sizes without importing torch.
@@ -47,8 +47,7 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
         images = count_train_images(inputs)
         if self.steps_per_epoch is not None or images is None:
             return self
-        if images < self.batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is more than all {images:,} images")
+        check_batch_is_filled(self.batch_size, images)
         return replace(self, steps_per_epoch=images // self.batch_size)
 
     def list_facts(self, inputs: Mapping[str, StageConfig]) -> list[str]:
@@ -79,6 +78,11 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
                 f"{self.epochs}: the learning rate never reaches its peak"
             )
         return remarks
+
+    def check_image_counts(self, counts: Mapping[str, int]) -> None:
+        """Require that the images fill a batch, unless the length of an epoch is set."""
+        if self.steps_per_epoch is None and "train" in counts:
+            check_batch_is_filled(self.batch_size, counts["train"])
 
     def estimate_checkpoint_gb(self) -> float:
         """Return the size of student, teacher and two optimizer moments in fp32, and the queues."""

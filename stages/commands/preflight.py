@@ -12,6 +12,7 @@ from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
 from stages.commands.reproduction import Selection
+from stages.shared.image_data import ConvertConfig, count_images
 
 
 @dataclass
@@ -93,6 +94,10 @@ def _check_run(
         # Each line reads "setting is not set: what to do".
         unset = [line.split(": ", 1) for line in lines]
         return [wrong(run.name, detail, remedy) for detail, remedy in unset], size
+    try:
+        check_image_counts(run.config, inputs, skip_data_checks=skip_data_checks)
+    except ValueError as error:
+        return [wrong(run.name, error, f"change {run.name}, or the data set")], size
     entry = STAGES[run.stage].preflight
     # Most evaluations read only what earlier runs write.
     if entry is None:
@@ -106,6 +111,18 @@ def _check_run(
     except (ValueError, OSError, ImportError) as error:
         return [wrong(run.name, error, _data_remedy(run))], size
     return [ok(run.name, words)], size + more
+
+
+def check_image_counts(
+    config: StageConfig, inputs: Mapping[str, StageConfig], *, skip_data_checks: bool
+) -> None:
+    """Raise ValueError if a run needs more images than its data set has, as far as that is known.
+
+    The images are listed once for all runs that need them.
+    """
+    data = inputs.get("data")
+    if isinstance(data, ConvertConfig):
+        config.check_image_counts(count_images(data, listed=not skip_data_checks))
 
 
 def _data_remedy(run: StageRun) -> str:

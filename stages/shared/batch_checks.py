@@ -13,6 +13,15 @@ def _describe_share(batch_size: int, resources: Resources, share: str) -> str:
     return f"batch_size {batch_size} over {ranks} leaves {share} images each"
 
 
+def check_batch_is_filled(batch_size: int, images: int) -> None:
+    """Require as many training images as a batch has."""
+    if batch_size > images:
+        raise ValueError(
+            f"batch_size {batch_size} is more than all {images:,} training images; "
+            "set a smaller one"
+        )
+
+
 def check_even_batch(batch_size: int, resources: Resources) -> None:
     """Require that the global batch divides over the ranks."""
     ranks = resources.ranks

@@ -12,6 +12,7 @@ from pipeline.manifest import check_intact
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
+from stages.shared.image_data import check_labeled
 from stages.shared.imported_weights import ImportConfig
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class FrozenEvaluation(Backbone):
             if len(others) < 2:
                 raise ValueError("needs either features, or data and weights")
             super().check_inputs(inputs)
+            check_labeled(inputs)
             check_trained_feature(self.feature, inputs["weights"])
             return
         if others:
@@ -99,6 +101,15 @@ def check_feature_of_method(feature: Feature, method: str) -> None:
         raise ValueError(
             f"feature {feature}: {method} does not train the class token; "
             "use a feature with the mean patch token (patch_mean or cls_patchmean)"
+        )
+
+
+def check_neighbors(ks: Sequence[int], counts: Mapping[str, int]) -> None:
+    """Raise ValueError if there are fewer training images than neighbors are asked for."""
+    images = counts.get("train")
+    if images is not None and max(ks) > images:
+        raise ValueError(
+            f"ks {list(ks)}: the data set has {images:,} training images; set ks to at most that"
         )
 
 

@@ -1,5 +1,6 @@
 """Image data sets: what a reproduction says of one, and its files, opened and checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,6 +136,36 @@ def list_data_set(cfg: ConvertConfig) -> "dict[str, FolderSource] | ValueError":
         return open_splits(Path(), cfg)
     except ValueError as error:
         return error
+
+
+def count_images(cfg: ConvertConfig, *, listed: bool) -> dict[str, int]:
+    """Return the images of each split: those found, with `listed`, or else as declared or known.
+
+    A split is left out if its number is not known before a run.
+    """
+    declared = {
+        split: count for split, count in (cfg.expected_counts.images or {}).items() if count
+    }
+    if not listed or cfg.train_dir in BUILTIN:
+        return declared
+    try:
+        return {split: len(source) for split, source in open_data_set(cfg).items()}
+    except (ValueError, OSError):
+        # The check of the data set itself reports what is wrong with it.
+        return declared
+
+
+def check_labeled(inputs: Mapping[str, StageConfig]) -> None:
+    """Raise ValueError if the data set has no labels or no validation images, as far as is said."""
+    data = inputs.get("data")
+    if not isinstance(data, ConvertConfig):
+        return
+    for missing, count in (
+        ("labels", data.num_classes),
+        ("validation images", data.num_val_images),
+    ):
+        if count == 0:
+            raise ValueError(f"data: data set {data.dataset!r} has no {missing}, which it needs")
 
 
 def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from pipeline.settings import RequiredAtRun, Settings
 from pipeline.spec import StageConfig
+from stages.shared.batch_checks import check_batch_is_filled
 from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set
 
 if TYPE_CHECKING:
-    from mugs.data.sources.base import Source
+    from mugs.data.sources.base import FolderSource, Source
     from mugs.data.sources.subset import Subset
 
 
@@ -78,14 +79,16 @@ class LabelledPart(Settings):
             )
         return subset.Subset(source, indices)
 
-    def check_list(self, data: ConvertConfig) -> str:
-        """Return what the list names, and whether the images exist as far as they can be read.
+    def check_list(self, data: ConvertConfig) -> tuple[str, int | None]:
+        """Return what the list names, and how many images keep their labels, if that is known.
 
         Raises:
             SourceError: names what is wrong with the list.
         """
+        images = find_train_images(data)
         if self.by == "class_balanced":
-            return self.describe()
+            count = None if images is None else len(self.select_images(images, data.dataset))
+            return self.describe(), count
         from mugs.data.sources.subset import read_names
 
         names = read_names(self._list_path)
@@ -93,20 +96,26 @@ class LabelledPart(Settings):
             f"{self.list_file} names {len(names):,} images; "
             f"whether they are there shows with {data.dataset}"
         )
-        # Built-in images exist only once a run has written them.
-        if data.train_dir in BUILTIN or data.train_dir is None or data.root is None:
-            return unknown
-        try:
-            images = open_data_set(data)["train"]
-        except ValueError:
-            # The check of the data set itself reports this.
-            return unknown
+        if images is None:
+            return unknown, None
         count = len(self.select_images(images, data.dataset))
-        return f"{self.list_file} names {count:,} images, of all classes"
+        return f"{self.list_file} names {count:,} images, of all classes", count
 
     def describe(self) -> str:
         """Return e.g. "1% of labels", for the setting of a result row."""
         return f"{self.percent:g}% of labels"
+
+
+def find_train_images(data: ConvertConfig) -> "FolderSource | None":
+    """Return the training images; None if they cannot be listed before a run."""
+    # Built-in images exist only once a run has written them.
+    if data.train_dir in BUILTIN or data.train_dir is None or data.root is None:
+        return None
+    try:
+        return open_data_set(data)["train"]
+    except ValueError:
+        # The check of the data set itself reports this.
+        return None
 
 
 def check_labelled_part(cfg: Any, inputs: Mapping[str, StageConfig]) -> tuple[str, float]:
@@ -117,4 +126,11 @@ def check_labelled_part(cfg: Any, inputs: Mapping[str, StageConfig]) -> tuple[st
     """
     data = inputs["data"]
     assert isinstance(data, ConvertConfig)
-    return cfg.labelled.check_list(data) if cfg.labelled else "all labels", 0.0
+    if not cfg.labelled:
+        return "all labels", 0.0
+    words, images = cfg.labelled.check_list(data)
+    # Logistic regression has no batches.
+    batch_size = getattr(cfg, "batch_size", None)
+    if batch_size is not None and images is not None:
+        check_batch_is_filled(batch_size, images)
+    return words, 0.0

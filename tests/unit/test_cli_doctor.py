@@ -220,8 +220,9 @@ def test_the_look_at_a_list_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "list.txt").write_text("0/1.jpg\n")
     digits = "builtin:sklearn_digits"
     data = ConvertConfig(dataset="digits", train_dir=digits, val_dir=digits)
-    words = LabelledPart(percent=1, list_file="list.txt").check_list(data)
+    words, images = LabelledPart(percent=1, list_file="list.txt").check_list(data)
     assert words == "list.txt names 1 images; whether they are there shows with digits"
+    assert images is None
     assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
 
 

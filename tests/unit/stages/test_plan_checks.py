@@ -1,6 +1,7 @@
 """What a plan checks: inputs and settings of evaluations of a frozen backbone, the global batch."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,9 +11,12 @@ from pipeline.plan import build_plan
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from stages import STAGES
+from stages.commands.preflight import check_image_counts
 from stages.linear import LinearConfig, build_probe
 from stages.shared.frozen import check_feature_of_method
+from stages.shared.image_data import ConvertConfig
 from stages.shared.imported_weights import ImportConfig
+from stages.shared.labelled import check_labelled_part
 
 YAML = """
 name: frozen
@@ -24,6 +28,7 @@ runs:
   patches: {stage: import, method: mgc, arch: vit_s16_h8, epochs: 800, file: /x.pth}
   test: EVALUATION
 """
+KEEPS = "batch_size: 8, keep_every_epochs: 1}"
 
 
 def plan(tmp_path, evaluation: str):
@@ -110,6 +115,99 @@ def test_stored_features_of_an_untrained_token_are_refused() -> None:
     check_feature_of_method("cls", "a method that we do not have")
     with pytest.raises(ValueError, match=r"patch_mean or cls_patchmean"):
         check_feature_of_method("cls", "mgc")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("num_classes: 10", "has no labels, which it needs"),
+        ("num_val_images: 0", "has no validation images, which it needs"),
+    ],
+)
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        "{stage: knn, needs: {data: digits, weights: pretrain}}",
+        "{stage: knn_curve, needs: {data: digits, weights: pretrain}, every_epochs: 1}",
+        "{stage: features, needs: {data: digits, weights: pretrain}}",
+        "{stage: finetune, needs: {data: digits, weights: pretrain}, epochs: 1, batch_size: 8, "
+        "rate: {base_lr: 1}}",
+    ],
+)
+def test_evaluations_need_labels_and_validation_images(
+    tmp_path, evaluation: str, missing: str, words: str
+) -> None:
+    path = tmp_path / "frozen.yaml"
+    data = "num_classes: 0" if "classes" in missing else f"num_classes: 10, {missing}"
+    text = YAML.replace("num_classes: 10", data).replace("batch_size: 8}", KEEPS, 1)
+    # The features of the file itself would be refused first.
+    features = next(line for line in text.splitlines() if line.startswith("  features"))
+    path.write_text(text.replace(f"{features}\n", "").replace("EVALUATION", evaluation))
+    with pytest.raises(ConfigError, match=rf"runs\.test\.needs: data: data set 'mine' {words}"):
+        build_plan(load_reproduction(str(path), STAGES))
+
+
+@pytest.fixture
+def six_images(tmp_path) -> ConvertConfig:
+    """Three training and three validation images of each of two classes."""
+    for name in (f"{label}/{i}.jpg" for label in ("cat", "dog") for i in range(3)):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folder = str(tmp_path / "images")
+    return ConvertConfig(dataset="mine", train_dir=folder, val_dir=folder)
+
+
+TRAIN = {"epochs": 1, "rate": {"base_lr": 1}}
+LABELLED = {"percent": 40, "by": "class_balanced"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "words"),
+    [
+        ("knn", {"ks": [6]}, None),
+        ("knn", {"ks": [2, 7]}, "ks [2, 7]: the data set has 6 training images"),
+        ("knn_curve", {"ks": [7], "every_epochs": 1}, "ks [7]: the data set has 6"),
+        ("attention", {"num_images": 6}, None),
+        ("attention", {"num_images": 7}, "num_images 7: the data set has 6 validation images"),
+        ("attention", {"images": [6]}, "images 6: the data set has validation images 0 to 5"),
+        ("pretrain", {"epochs": 1, "batch_size": 6}, None),
+        ("pretrain", {"epochs": 1, "batch_size": 7}, "batch_size 7 is more than all 6"),
+        ("finetune", {**TRAIN, "batch_size": 6}, None),
+        ("finetune", {**TRAIN, "batch_size": 7}, "batch_size 7 is more than all 6"),
+    ],
+)
+def test_data_sets_have_the_images_that_a_run_needs(
+    six_images: ConvertConfig, stage: str, settings: dict[str, object], words: str | None
+) -> None:
+    """As listed; without a look at the files, as declared."""
+    config = validate_model(STAGES[stage].config, settings, "x.yaml")
+    found = {"data": six_images}
+    declared = {"data": ConvertConfig(dataset="mine", num_train_images=6, num_val_images=6)}
+    expected = nullcontext() if words is None else pytest.raises(ValueError, match=re.escape(words))
+    with expected:
+        check_image_counts(config, found, skip_data_checks=False)
+    with expected:
+        check_image_counts(config, declared, skip_data_checks=True)
+    check_image_counts(config, found, skip_data_checks=True)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_a_labelled_part_fills_a_batch(six_images: ConvertConfig, batch_size: int) -> None:
+    """Of 3 images in each of 2 classes, 40% are 1 each."""
+    settings = {**TRAIN, "batch_size": batch_size, "labelled": LABELLED}
+    config = validate_model(STAGES["finetune"].config, settings, "x.yaml")
+    if batch_size == 2:
+        check_labelled_part(config, {"data": six_images})
+        return
+    with pytest.raises(ValueError, match="batch_size 4 is more than all 2 training images"):
+        check_labelled_part(config, {"data": six_images})
+
+
+@pytest.mark.parametrize("ks", [[], [0], [5, -1]])
+def test_numbers_of_neighbors_are_positive(ks: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"x\.yaml\.ks"):
+        validate_model(STAGES["knn"].config, {"ks": ks}, "x.yaml")
 
 
 @pytest.mark.parametrize(
