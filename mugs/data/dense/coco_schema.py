@@ -6,13 +6,12 @@ counts in one place and both in another.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mugs.data.sources.base import SourceError, format_names
+from mugs.data.sources.base import SourceError, find_repeated, format_names
 
 Entry = Mapping[str, Any]
 
@@ -151,7 +150,7 @@ def _find_bad_links(content: Mapping[str, Any]) -> list[str]:
         ("categories", categories, "name"),
         ("annotations", annotations, "id"),
     ):
-        if again := _find_repeated(entry[key] for entry in entries):
+        if again := find_repeated(entry[key] for entry in entries):
             problems.append(
                 f"{len(again)} {what} are listed twice, by {key}: {format_names(again)}"
             )
@@ -166,7 +165,3 @@ def _find_bad_links(content: Mapping[str, Any]) -> list[str]:
                 f"{len(lost)} annotations whose {key} is not in the file: {format_names(named)}"
             )
     return problems
-
-
-def _find_repeated(values: Iterable[Any]) -> Sequence[str]:
-    return [str(value) for value, count in Counter(values).items() if count > 1]

@@ -24,7 +24,7 @@ from mugs.data.dense.label_maps import (
 )
 from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.prefetch import ProgressCallback
-from mugs.data.sources.base import SourceError
+from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
 from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class VideoFolder:
         self.names = listing.read_text(encoding="utf-8").split()
         if not self.names:
             raise SourceError(f"{listing}: names no video")
+        # Averages are over the videos, so one that is named again would count twice.
+        raise_if_any(listing, "videos are named again", find_repeated(self.names))
         raise_problems([line for line in map(self._find_missing, self.names) if line])
 
     def __len__(self) -> int:

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -256,6 +257,11 @@ def suggest_layout(root: Path) -> str:
             "paths and labels, or set num_classes: 0 for images without labels"
         )
     return ""
+
+
+def find_repeated(values: Iterable[Any]) -> list[str]:
+    """Return each value that is there more than once, as text."""
+    return [str(value) for value, count in Counter(values).items() if count > 1]
 
 
 def raise_if_any(where: object, what: str, bad: Sequence[str]) -> None:

@@ -84,7 +84,8 @@ def read_lines(list_file: Path, hint: str = "") -> list[str]:
     Raises SourceError if there are none, or with `hint` if the file cannot be read.
     """
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        # Editors on Windows begin a file with a mark that would belong to the first name.
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{list_file}: cannot be read as a list of files: {error}{hint}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mugs.data.sources.base import SourceError, raise_if_any
+from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
 from mugs.data.sources.cifar import open_cifar10, open_cifar100
 from mugs.data.sources.listing import ListedSource
 
@@ -38,12 +38,25 @@ def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
     try:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         category = {entry["image_id"]: entry["category_id"] for entry in content["annotations"]}
+        # A dict keeps the last of several entries, and the others would be lost unnoticed.
+        for what, ids in (
+            ("images", [image["id"] for image in content["images"]]),
+            ("images of annotations", [entry["image_id"] for entry in content["annotations"]]),
+        ):
+            raise_if_any(path, f"{what} are listed again, by id", find_repeated(ids))
         # The split files of 2018 do not list the species.
         listing = "categories.json" if year == 2018 else f"categories{year}.json"
         species = content.get("categories") or read_dataset_json(root / listing)
         names = {entry["id"]: str(entry["name"]) for entry in species}
     except (KeyError, TypeError) as error:
         raise SourceError(f"{path}: not an iNaturalist file ({error!r})") from error
+    raise_if_any(
+        path,
+        "categories are listed again, by id",
+        find_repeated(entry["id"] for entry in species),
+    )
+    lost = [str(image) for image in category if image not in files]
+    raise_if_any(path, "annotations are of images that are not listed", lost)
     numbers = {identity: number for number, identity in enumerate(sorted(names))}
     unlabeled = [files[image] for image in files if category.get(image) not in numbers]
     raise_if_any(path, "images have no category, or one that is not listed", unlabeled)
@@ -113,7 +126,11 @@ def make_one_based_source(
 def make_checked_source(
     root: Path, where: Path, paths: list[str], labels: list[int], classes: list[str]
 ) -> ListedSource:
-    """Return the images as a source. Raises SourceError if a file or a class is missing."""
+    """Return the images as a source.
+
+    Raises SourceError if a file or a class is missing, or a file is named again.
+    """
+    raise_if_any(where, "images are named again", find_repeated(paths))
     missing = [path for path in paths if not (root / path).is_file()]
     raise_if_any(where, f"named images are not below {root}", missing)
     empty = [classes[number] for number in sorted(set(range(len(classes))) - set(labels))]

@@ -45,8 +45,10 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_list_of_paths_takes_classes_from_folders(folder: Path, tmp_path: Path) -> None:
-    # a stray blank line, spaces at an end and a missing final newline lose no image (row E7)
-    source = from_list(folder, written(tmp_path, "dog/a b.jpg\n\ncat/b.jpg  \n./cat/a.jpg"))
+    # A stray blank line, spaces at an end, a missing final newline (row E7) and the mark of Windows
+    # at the start lose no image.
+    text = "\ufeffdog/a b.jpg\n\ncat/b.jpg  \n./cat/a.jpg"
+    source = from_list(folder, written(tmp_path, text))
     assert source.paths == ["dog/a b.jpg", "cat/b.jpg", "cat/a.jpg"]
     assert (source.labels, source.classes) == ([1, 0, 0], ["cat", "dog"])
 

@@ -177,6 +177,39 @@ def test_inat(tmp_path: Path, year: int) -> None:
     assert train.paths[1] == f"train_val{year}/Plantae/9/b.jpg" and train.read(0)
 
 
+def write_again(path: Path, what: str, **changes: object) -> None:
+    """List the first entry of a list a second time."""
+    content = json.loads(path.read_text())
+    content[what].append({**content[what][0], **changes})
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes", "words"),
+    [
+        ("images", {}, "1 images are listed again, by id: 0"),
+        ("annotations", {}, "1 images of annotations are listed again, by id: 0"),
+        ("annotations", {"category_id": 9}, "1 images of annotations are listed again, by id: 0"),
+        ("annotations", {"image_id": 99}, "1 annotations are of images that are not listed: 99"),
+        ("images", {"id": 99}, "1 images have no category"),
+    ],
+)
+def test_inat_listed_twice(
+    tmp_path: Path, what: str, changes: dict[str, object], words: str
+) -> None:
+    root = inat(tmp_path, 2019)
+    write_again(root / "train2019.json", what, **changes)
+    with pytest.raises(SourceError, match=words):
+        open_public("inat19", root, "train")
+
+
+def test_an_image_of_cars_that_is_named_again(tmp_path: Path) -> None:
+    root = cars(tmp_path)
+    annotations(root / "devkit/cars_train_annos.mat", [("00001.jpg", 2), ("00001.jpg", 1)])
+    with pytest.raises(SourceError, match=r"1 images are named again: cars_train/00001.jpg"):
+        open_public("cars", root, "train")
+
+
 def test_flowers_trains_on_train_and_validation(tmp_path: Path) -> None:
     train, val = (open_public("flowers102", flowers(tmp_path), split) for split in ("train", "val"))
     assert (len(train), len(val), train.labels[0], train.labels[101]) == (102, 102, 0, 101)

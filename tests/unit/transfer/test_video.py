@@ -288,6 +288,12 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
         lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"),
         r"val\.txt: names no video",
     ),
+    "twice": (
+        lambda root: (root / "ImageSets/2017/val.txt").write_text(
+            "digits_00\ndigits_01\ndigits_00\n"
+        ),
+        r"val\.txt: 1 videos are named again: digits_00",
+    ),
     "map": (lambda root: (root / MAP).unlink(), r"digits_01/00003\.png: missing, and 0 more"),
     "size": (
         lambda root: write_map(root, 64, 95, 0),
