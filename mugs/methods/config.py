@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from mugs.data.views.config import ViewRecipe
 from mugs.losses.config import PairAverage
 from mugs.models.config import HeadNorm, PointerRule, PredictorInit, ViTConfig
-from pipeline.settings import Internal, Probability, Settings
+from pipeline.settings import Added, Internal, Probability, Settings
 
 if TYPE_CHECKING:
     from mugs.methods.base import Method
@@ -63,6 +63,8 @@ class MugsConfig(MethodOptions):
     predictor_hidden: int = 4096
     # Width of the features that InfoNCE compares.
     head_out: int = 256
+    # The same for the local-group loss alone; null for `head_out`.
+    local_group_out: Added[PositiveInt | None] = None
     # Width of the features that are compared with the prototypes (M23).
     group_bottleneck: int = 256
     # Prototypes of the group loss.
@@ -71,6 +73,8 @@ class MugsConfig(MethodOptions):
     train_prototype_magnitude: bool = True
     # Negatives in the queue of each InfoNCE loss.
     queue_size: int = 65536
+    # The same for the local-group loss alone; null for `queue_size`.
+    local_group_queue_size: Added[PositiveInt | None] = None
     # Past features among which neighbors are looked up.
     memory_size: int = 65536
     # Neighbors that the relation blocks see beside a token.
@@ -88,8 +92,11 @@ class MugsConfig(MethodOptions):
     # Momentum of the center that is taken from the teacher's logits.
     center_momentum: float = 0.9
     # Weights of instance, local-group and group loss. 0 also removes the head, queue and memories
-    # (M5, M6).
+    # (M6).
     loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    # "weighted" is the weighted mean of the losses. "released" divides their sum by that of the
+    # weights, which multiply nothing (M5).
+    loss_sum: Added[Literal["weighted", "released"]] = "weighted"
     # Transformer blocks over a token and its neighbors: the paper has 2 (M7).
     relation_depth: Literal[1, 2] = 1
     # `mugs.models.memory.NeighbourMemory` explains both (M1, M33).
@@ -105,6 +112,8 @@ class MugsConfig(MethodOptions):
     pair_average: PairAverage = "released"
     # `mugs.models.heads.InfoNCEHead` explains both (M10).
     predictor_init: PredictorInit = "released"
+    # Whether the student's features have unit length before the predictor, too (M34).
+    norm_before_predictor: Added[bool] = True
     # Batch normalization in the hidden layers of the projectors, over all ranks.
     head_norm: HeadNorm = "none"
 
@@ -112,6 +121,14 @@ class MugsConfig(MethodOptions):
     def needs_whole_batch_per_rank(self) -> bool:
         """Whether a micro-batch would change the numbers."""
         return self.head_norm == "batch"
+
+    def head_outs(self) -> tuple[int, int]:
+        """Return the widths of the features of the instance and the local-group loss."""
+        return self.head_out, self.local_group_out or self.head_out
+
+    def queue_sizes(self) -> tuple[int, int]:
+        """Return the sizes of the queues of the instance and the local-group loss."""
+        return self.queue_size, self.local_group_queue_size or self.queue_size
 
     def count_parameters(self, width: int, depth: int) -> int:
         """Return about how many parameters the student has."""
@@ -125,7 +142,8 @@ class MugsConfig(MethodOptions):
     def count_extra_values(self, width: int) -> int:
         """Return about how many values queues and memories hold."""
         # Queues of the instance and the local-group loss, memories of student and teacher.
-        return 2 * (self.queue_size * self.head_out + self.memory_size * width)
+        queues = sum(n * c for n, c in zip(self.queue_sizes(), self.head_outs(), strict=True))
+        return queues + 2 * self.memory_size * width
 
 
 @dataclass(frozen=True, kw_only=True)

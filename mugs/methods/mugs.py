@@ -62,7 +62,11 @@ class Mugs(Method):
         # Normalized here, as the engine adds up weight * loss. The release divides by the weights
         # without multiplying (M5); both are equal at 1/1/1.
         used = {n: w for n, w in zip(LEVELS, config.loss_weights, strict=True) if w > 0}
-        self.loss_weights = {name: weight / sum(used.values()) for name, weight in used.items()}
+        multiplies = config.loss_sum == "weighted"
+        self.loss_weights = {
+            name: (weight if multiplies else 1.0) / sum(used.values())
+            for name, weight in used.items()
+        }
 
     @property
     def annotate(self) -> Annotate:

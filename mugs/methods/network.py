@@ -107,16 +107,18 @@ def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
         drop_path=config.drop_path if student else 0.0,
     )
 
-    def info_nce_head() -> InfoNCEHead:
+    def info_nce_head(out: int) -> InfoNCEHead:
         return InfoNCEHead(
             backbone.embed_dim,
             hidden=config.head_hidden,
-            out=config.head_out,
+            out=out,
             predictor_hidden=config.predictor_hidden if student else None,
             predictor_init=config.predictor_init,
             norm=config.head_norm,
+            norm_before_predictor=config.norm_before_predictor,
         )
 
+    instance_out, local_group_out = config.head_outs()
     group_head = GroupHead(
         backbone.embed_dim,
         hidden=config.head_hidden,
@@ -127,8 +129,8 @@ def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
     )
     return MugsNetwork(
         backbone,
-        info_nce_head() if instance else None,
-        info_nce_head() if local_group else None,
+        info_nce_head(instance_out) if instance else None,
+        info_nce_head(local_group_out) if local_group else None,
         group_head if group else None,
         num_neighbors=config.num_neighbours,
         local_group_token=config.local_group_token,

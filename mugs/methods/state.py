@@ -49,8 +49,8 @@ class ExtraState(nn.Module):
 
         # Every table is drawn from its own stream of the common seed. So all ranks hold the same
         # content without a broadcast, and switching one loss off does not change the others.
-        def build_queue(stream: StateStream) -> NegativeQueue:
-            return NegativeQueue(config.queue_size, config.head_out, seed=state_seed(seed, stream))
+        def build_queue(size: int, out: int, stream: StateStream) -> NegativeQueue:
+            return NegativeQueue(size, out, seed=state_seed(seed, stream))
 
         def build_memory(stream: StateStream) -> NeighborMemory:
             return NeighborMemory(
@@ -62,10 +62,11 @@ class ExtraState(nn.Module):
             )
 
         instance, local_group, _ = config.loss_weights
-        self.instance_queue = build_queue(StateStream.INSTANCE_QUEUE) if instance else None
+        first, second = zip(config.queue_sizes(), config.head_outs(), strict=True)
+        self.instance_queue = build_queue(*first, StateStream.INSTANCE_QUEUE) if instance else None
         self.local_group_queue = self.student_memory = self.teacher_memory = None
         if local_group:
-            self.local_group_queue = build_queue(StateStream.LOCAL_GROUP_QUEUE)
+            self.local_group_queue = build_queue(*second, StateStream.LOCAL_GROUP_QUEUE)
             self.teacher_memory = build_memory(StateStream.TEACHER_MEMORY)
             if config.memories == "released":
                 self.student_memory = build_memory(StateStream.STUDENT_MEMORY)

@@ -34,6 +34,9 @@ ARCHITECTURES: dict[str, ViTConfig] = {
     # As vit_b16 with the fixed positions of MoCo-v3.
     "vit_b16_sincos": ViTConfig(embed_dim=768, depth=12, num_heads=12, positions="sincos"),
     "vit_l16": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
+    # Not in the paper: patches of 8 pixels, which DINO has as well (M35).
+    "vit_s8": ViTConfig(embed_dim=384, depth=12, num_heads=6, patch_size=8),
+    "vit_b8": ViTConfig(embed_dim=768, depth=12, num_heads=12, patch_size=8),
     # Not in the paper: small enough for a CPU, with images of 32 pixels.
     "vit_mini": ViTConfig(embed_dim=96, depth=3, num_heads=3, patch_size=8, image_size=32),
 }

@@ -43,7 +43,8 @@ class InfoNCEHead(nn.Module):
 
     No layer has a bias (released). The predictor keeps torch's default initialization with
     `predictor_init="released"`; "0.02" draws it like every other layer (M10). No released run has
-    batch normalization (`norm="none"`); "batch" puts it into the projector.
+    batch normalization (`norm="none"`); "batch" puts it into the projector. Without
+    `norm_before_predictor` the student's only L2 norm is the one after the predictor (M34).
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class InfoNCEHead(nn.Module):
         predictor_hidden: int | None = None,
         predictor_init: PredictorInit = "released",
         norm: HeadNorm = "none",
+        norm_before_predictor: bool = True,
     ) -> None:
         super().__init__()
+        self.norm_before_predictor = norm_before_predictor
         self.projector = build_mlp([width, hidden, hidden, out], bias=False, norm=norm)
         self.projector.apply(init_weights)
         self.predictor: nn.Sequential | None = None
@@ -67,8 +70,10 @@ class InfoNCEHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, out), unit length."""
-        x = F.normalize(self.projector(x), dim=-1)
-        return x if self.predictor is None else F.normalize(self.predictor(x), dim=-1)
+        x = self.projector(x)
+        if self.predictor is not None:
+            x = self.predictor(F.normalize(x, dim=-1) if self.norm_before_predictor else x)
+        return F.normalize(x, dim=-1)
 
 
 class Prototypes(nn.Module):

@@ -190,7 +190,8 @@ class NaiveMugs:
         weights = dict(
             zip(("instance", "local_group", "group"), self.config.loss_weights, strict=True)
         )
-        total = sum(weights[n] * v for n, v in losses.items()) / sum(weights[n] for n in losses)
+        factors = weights if self.config.loss_sum == "weighted" else dict.fromkeys(weights, 1.0)
+        total = sum(factors[n] * v for n, v in losses.items()) / sum(weights[n] for n in losses)
         self.refresh(views, student, teacher)
         self.optimizer.zero_grad()
         total.backward()

@@ -238,6 +238,10 @@ SWITCHES: dict[str, tuple[object, ...]] = {
         (1.0, 0.0, 1.0),
         (1.0, 1.0, 0.0),
     ),
+    "loss_sum": ("weighted", "released"),
+    "local_group_out": (None, 10),
+    "local_group_queue_size": (None, 28),
+    "norm_before_predictor": (True, False),
 }
 
 

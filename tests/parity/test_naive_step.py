@@ -43,11 +43,22 @@ def test_a_switch_changes_the_result(switch: str) -> None:
     """No switch is accepted and ignored;
     the two that are left out show later and in the weights.
     """
+    # At equal weights it makes no difference whether they multiply.
+    base = replace(SMALLEST, loss_weights=(2.0, 1.0, 1.0)) if switch == "loss_sum" else SMALLEST
     one, other = (
-        run_product(Case(replace(SMALLEST, **{switch: v}), steps=3)).losses
+        run_product(Case(replace(base, **{switch: v}), steps=3)).losses
         for v in SWITCHES[switch][:2]
     )
     assert one != other
+
+
+@pytest.mark.parametrize("weights", [(2.0, 1.0, 0.5), (0.0, 1.0, 3.0)])
+def test_released_weights_only_divide(weights: tuple[float, float, float]) -> None:
+    config = replace(SMALLEST, loss_weights=weights, loss_sum="released")
+    compare(Case(config, clip=0.05))
+    (step,) = run_product(Case(config, steps=1)).losses
+    total = step.pop("total")
+    assert total == pytest.approx(sum(step.values()) / sum(weights), rel=1e-6)
 
 
 @pytest.mark.slow

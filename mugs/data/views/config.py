@@ -61,8 +61,13 @@ class ViewRecipe(Settings):
     blur_radius: tuple[float, float] = (0.1, 2.0)
     # Of solarizing the second large crop, in weak views.
     solarize_prob: Probability = 0.2
-    # Mean and standard deviation of the magnitude: timm's "rand-m9-mstd0.5".
-    randaugment_magnitude: Internal[tuple[float, float]] = (9.0, 0.5)
+    # Mean and standard deviation of the magnitude, which is at most 10: timm's "rand-m9-mstd0.5".
+    randaugment_magnitude: Added[
+        tuple[Annotated[float, Field(ge=0, le=10)], Annotated[float, Field(ge=0)]]
+    ] = (9.0, 0.5)
+    # Operations drawn for a strong view, each of which is applied with `randaugment_prob`.
+    randaugment_num: Added[Annotated[int, Field(ge=1, le=15)]] = 2
+    randaugment_prob: Added[Probability] = 0.5
     # timm may draw one operation twice, the release never does (M14).
     randaugment_replacement: bool = False
     # Of erasing one box, in strong views.

@@ -203,11 +203,14 @@ def draw_strong_crop(
     `kind` has no effect; it is there so that weak and strong views are drawn alike.
     """
     flip = rng.random() < recipe.flip_prob
-    # Two operations, each applied with probability 0.5. The release never draws one twice, timm may
-    # (M14).
-    chosen = rng.choice(len(OPERATIONS), 2, replace=recipe.randaugment_replacement)
+    # The release never draws an operation twice, timm may (M14).
+    chosen = rng.choice(
+        len(OPERATIONS), recipe.randaugment_num, replace=recipe.randaugment_replacement
+    )
     operations = tuple(
-        draw_operation(rng, OPERATIONS[index], recipe) for index in chosen if rng.random() < 0.5
+        draw_operation(rng, OPERATIONS[index], recipe)
+        for index in chosen
+        if rng.random() < recipe.randaugment_prob
     )
     erase = draw_erase_box(rng, size) if rng.random() < recipe.erase_prob else (0, 0, 0, 0)
     bilinear = recipe.interpolation == "bilinear"

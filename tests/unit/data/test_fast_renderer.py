@@ -73,6 +73,18 @@ def test_all_pairs(first: str) -> None:
         )
 
 
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_other_numbers_of_operations(num: int) -> None:
+    """Statistics after several tables, and after operations that move or mix pixels."""
+    rng = np.random.default_rng(num)
+    statistical = ("auto_contrast", "equalize", "contrast")
+    for number in range(40):
+        names = list(rng.choice(OPERATIONS, num))
+        names[-1] = statistical[number % 3]
+        crop = strong(rng, tuple(draw_operation(rng, str(name), RECIPE) for name in names))
+        assert_same(replace(crop, box=(0, 0, *PHOTOGRAPH.size)) if number % 4 == 0 else crop)
+
+
 # The largest angle, slope and share of the image that RandAugment draws.
 LARGEST = {"rotate": 30.0, "shear_x": 0.3, "shear_y": 0.3, "translate_x": 0.45, "translate_y": 0.45}
 ODD_SIZES = [(1, 200), (200, 1), (20, 40), (33, 77), (101, 99), (60, 140), (7, 3), (160, 30)]

@@ -211,6 +211,21 @@ def test_randaugment_never_repeats_unless_asked() -> None:
     assert repeats(replace(SMALL, randaugment_replacement=True)) > 0
 
 
+@pytest.mark.parametrize(("num", "prob"), [(1, 1.0), (4, 1.0), (3, 0.25)])
+def test_parameters_of_randaugment(num: int, prob: float) -> None:
+    recipe = replace(
+        SMALL,
+        weak_prob=0.0,
+        randaugment_num=num,
+        randaugment_prob=prob,
+        randaugment_magnitude=(3.0, 0.0),
+    )
+    crops = [c for i in range(200) for c in plan_views(0, 0, i, 50, 40, recipe).crops if c.strong]
+    counts = [len(c.operations) for c in crops]
+    assert max(counts) == num and np.mean(counts) == pytest.approx(num * prob, abs=0.1)
+    assert {abs(o.value) for c in crops for o in c.operations if o.name == "rotate"} == {9.0}
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_keeps_the_size(name: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))

@@ -18,6 +18,7 @@ from mugs.engine.optim import build_pretrain_adamw
 from mugs.engine.step_log import StepLog
 from mugs.methods.config import MugsConfig
 from mugs.methods.mugs import Mugs
+from mugs.models.heads import InfoNCEHead
 from mugs.pretrain.config import StepConfig, TrainConfig
 from mugs.pretrain.step import Trainer
 from mugs.pretrain.train import build_log_settings
@@ -30,6 +31,33 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_widths_are_whole_numbers() -> None:
     with pytest.raises(ConfigError):
         validate_model(MugsConfig, {"group_bottleneck": 256.5}, "x.yaml")
+
+
+@pytest.mark.parametrize("norm_before", [True, False])
+def test_norms_of_the_student(norm_before: bool) -> None:
+    torch.manual_seed(0)
+    head = InfoNCEHead(6, hidden=8, out=4, predictor_hidden=10, norm_before_predictor=norm_before)
+    teacher = InfoNCEHead(6, hidden=8, out=4, norm_before_predictor=norm_before)
+    x = 3 * torch.randn(5, 6)
+    assert head.predictor is not None
+    inside = head.projector(x)
+    if norm_before:
+        inside = inside / inside.norm(dim=1, keepdim=True)
+    expected = head.predictor(inside)
+    torch.testing.assert_close(head(x), expected / expected.norm(dim=1, keepdim=True))
+    # The predictor is not linear, so the norm before it makes a difference after it too.
+    torch.testing.assert_close(teacher(x).norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"optimizer": "sgd"}, {"views": {"color_aug": True}}, {"views": {"color_jitter": 0.4}}],
+)
+def test_options_that_are_not_offered(given: dict[str, Any]) -> None:
+    needed = {"epochs": 1, "batch_size": 4, "base_lr": 0.1}
+    validate_model(TrainConfig, needed, "x.yaml")
+    with pytest.raises(ConfigError, match="unknown"):
+        validate_model(TrainConfig, {**needed, **given}, "x.yaml")
 
 
 def test_no_name_is_undefined() -> None:

@@ -1,7 +1,9 @@
 """What pretraining methods ask of the ViT: masked patches, fixed positions."""
 
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 
 from mugs.models.config import ARCHITECTURES, ViTConfig
@@ -58,3 +60,23 @@ def test_fixed_positions_are_not_trained() -> None:
     assert sum(p.numel() for p in vit.parameters()) == 21_665_664
     vit.set_position_grid(20, 20)
     assert not vit.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("arch", ["vit_s8", "vit_b8"])
+def test_patches_of_8_pixels(arch: str) -> None:
+    """28 x 28 in a large crop, 12 x 12 in a small one, with positions by the released rule."""
+    shape = ARCHITECTURES[arch]
+    assert replace(shape, patch_size=16) == ARCHITECTURES[arch.replace("8", "16")]
+    assert (shape.image_size // shape.patch_size) ** 2 == 28 * 28
+    vit = build_vit(replace(shape, depth=1))
+    assert vit.pos_embed.shape == (1, 1 + 28 * 28, shape.embed_dim)
+    assert vit.patch_embed.proj.weight.shape[2:] == (8, 8)
+    for size, side in ((224, 28), (96, 12)):
+        assert vit.tokens(torch.zeros(1, 3, size, size)).shape[1] == 1 + side**2
+    grid = vit.pos_embed[:, 1:].unflatten(1, (28, 28)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(
+        grid, scale_factor=12.1 / 28, mode="bicubic", recompute_scale_factor=False
+    )
+    blank = torch.zeros(1, 12, 12, shape.embed_dim)
+    found = vit._pos_embed(blank)[:, 1:].unflatten(1, (12, 12)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected)

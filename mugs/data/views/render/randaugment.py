@@ -77,31 +77,32 @@ def count_levels(planes: np.ndarray, counts: np.ndarray) -> None:
 def augment_region(
     whole: LeveledImage, mirror: bool, operations: tuple[Operation, ...], box: Region
 ) -> np.ndarray:
-    """Return planes (3, w, h) of a box of the image after mirroring and one or two operations."""
+    """Return planes (3, w, h) of a box of the image after mirroring and the operations."""
     size = (whole.planes.shape[1], whole.planes.shape[2])
     # regions[i] is what operation i has to see; the last one is the box itself.
     regions = [box]
     for operation in reversed(operations):
         regions.insert(0, required_region(operation, regions[0], size))
-    # Statistics of the result of a table follow from the histogram. After any other operation they
-    # need all pixels, so the first operation is applied to the whole image.
-    if (
-        len(operations) == 2
-        and operations[1].name in STATISTICAL
-        and not maps_levels(operations[0])
-    ):
-        regions[:2] = [(0, 0, *size)] * 2
+    # Statistics of the result of tables follow from the histogram. After any other operation they
+    # need all pixels, so what comes before is applied to the whole image.
+    for index, operation in enumerate(operations):
+        if operation.name in STATISTICAL and not all(map(maps_levels, operations[:index])):
+            regions[: index + 1] = [(0, 0, *size)] * (index + 1)
     left, top, wide, high = regions[0]
     start = size[0] - left - wide if mirror else left
     part = whole.planes[:, start : start + wide, top : top + high]
     pixels = np.array(part[:, ::-1] if mirror else part, order="C")
     for operation, inside, outside in zip(operations, regions[:-1], regions[1:], strict=True):
         if maps_levels(operation):
-            # A third operation would need both tables; with two, this image is used at most once
-            # more.
-            whole = LeveledImage(whole.planes, level_table(operation, whole))
+            table = level_table(operation, whole)
             pixels = crop_region(pixels, inside, outside)
-            apply_table(pixels, whole.table)
+            if pixels is whole.planes:
+                # Its levels are counted as they were before the table.
+                pixels = pixels.copy()
+            apply_table(pixels, table)
+            # Both tables in one: what the levels of the planes become after this operation, too.
+            both = np.take_along_axis(table, whole.table.astype(np.intp), axis=1)
+            whole = LeveledImage(whole.planes, both)
         else:
             pixels = apply_spatial_operation(operation, pixels, inside, outside, size)
             whole = LeveledImage(pixels, IDENTITY)
