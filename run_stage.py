@@ -128,8 +128,9 @@ def doctor(
 ) -> None:
     """Check everything that could stop the runs.
 
-    Run it before GPU time is spent. Checks Python, the packages and FFCV; the run root and its free
-    space; with --cluster Slurm, its partition and account, and a dry run of the jobs; and for every
+    Run it before GPU time is spent. Checks Python, the packages and FFCV; the run root, its free
+    space, and every folder that the runs write to; with --cluster the profile's Python, Slurm, its
+    partitions, account and time limits, and a dry run of the jobs; and for every
     run that is not done its settings and the data sets, file lists and weights it reads. Data sets
     are checked for layout, number of files, labels and truncated images, which takes minutes for a
     large one. Changes nothing. The exit code is 1 if there is a problem.
@@ -137,7 +138,7 @@ def doctor(
     from pipeline import environment
     from slurm import console
     from slurm.submission import profile as place
-    from stages.commands.preflight import check_runs
+    from stages.commands.preflight import check_runs, list_written_folders
     from stages.commands.reproduction import list_changed_inputs
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
@@ -148,11 +149,15 @@ def doctor(
     findings = [
         *environment.check_environment(ffcv_required=ffcv),
         *environment.check_free_space(selection.root, checks.bytes),
+        *environment.check_folders(list_written_folders(selection.root, checks.pending)),
     ]
     if cluster:
         from slurm.submission.preflight import check_cluster
 
-        findings += check_cluster(place.load_profile_at(cluster, run_root), checks.pending)
+        profile = place.load_profile_at(cluster, run_root)
+        if profile.python and not profile.container_image:
+            findings.append(environment.check_job_python(profile.python))
+        findings += check_cluster(profile, checks.pending)
     else:
         findings.append(environment.skip_cluster_check())
     code = console.show_findings([*findings, *checks.findings])
@@ -605,11 +610,14 @@ def _select(
 ) -> Selection:
     """Return the runs that a command is about, and the folder of all runs."""
     from slurm.submission import profile as place
+    from stages import STAGES
     from stages.commands.reproduction import load_selection
 
     # Ignored silently, it would look as if the results were those of the changed setting.
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION to change", param_hint="--set")
+    if cluster:
+        place.check_stage_names(place.load_profile(cluster), STAGES)
     root = place.choose_run_root(run_root, cluster)
     return load_selection(reproduction, overrides, only, root)
 

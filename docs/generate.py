@@ -110,6 +110,20 @@ change it, and give its path with `--cluster`. A profile changes where and how j
 results: no key is part of a run id. Every key except `gpus_per_node`, which is a limit, reaches
 the batch script; an unknown key is refused. See `slurm/README.md` for what a job survives.
 
+All keys but `run_root` may differ for the jobs of a stage. Here conversions run on nodes without
+GPUs:
+
+```yaml
+partition: gpu
+cpus_per_rank: 12
+memory_per_gpu_gb: 100
+stages:
+  convert: {partition: cpu, memory_gb: 64}
+```
+
+A run that asks for 8 GPUs of one node gets two nodes where `gpus_per_node` is 4. If a `module load`
+(or `ml`, `spack`) of `setup` fails, the job ends there, and its log says so.
+
 """
 
 

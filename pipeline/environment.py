@@ -1,10 +1,13 @@
 """Whether this Python can run the code: versions, imports, and disk space for the results."""
 
+import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +24,10 @@ _TIMEOUT_S = 300  # the first import of torch from a shared file system takes mi
 _DESCRIBE_TORCH = (
     "import torch, torchvision, timm; "
     "print(torch.__version__ + ',', torch.cuda.device_count(), 'GPUs here')"
+)
+_DESCRIBE_JOB = (
+    "import platform, slurm.node.job, torch; "
+    "print('Python ' + platform.python_version() + ', torch ' + torch.__version__)"
 )
 
 
@@ -96,15 +103,35 @@ def _check_ffcv(*, required: bool) -> Finding:
     return wrong("ffcv", f"cannot be imported: {out}", remedy)
 
 
-def _run_python(code: str) -> tuple[int, str]:
+def check_job_python(command: str) -> Finding:
+    """Check the Python that a cluster profile names for jobs: it must import what a job imports.
+
+    It is started here, so a login node without the file systems or the image of the compute nodes
+    cannot tell.
+    """
+    code, out = _run_python(_DESCRIBE_JOB, shlex.split(command))
+    if code == 0:
+        return ok("job python", f"{command}: {out}")
+    remedy = "correct python of the profile, or install the packages there (make setup)"
+    return wrong("job python", f"{command}: {out or f'exit code {code}'}", remedy)
+
+
+def _run_python(code: str, command: Sequence[str] = (sys.executable,)) -> tuple[int, str]:
     """Run code in a new Python; return its exit code and last line of output.
 
     A new process, because the commands themselves never import torch.
     """
+    path = os.pathsep.join(filter(None, [str(code_root()), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S
+            [*command, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env={**os.environ, "PYTHONPATH": path},
         )
+    except OSError as error:
+        return 127, f"cannot be started: {error.strerror}"
     except subprocess.TimeoutExpired:
         return 124, f"no answer in {_TIMEOUT_S} s"
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -128,6 +155,24 @@ def check_free_space(run_root: Path, needed: float) -> list[Finding]:
         ok("run root", f"{run_root} can be written to"),
         ok("disk", sizes) if needed <= free else wrong("disk", f"{folder}: {sizes}", remedy),
     ]
+
+
+def check_folders(folders: Iterable[Path]) -> list[Finding]:
+    """Check that files can be written in folders of the run root, as far as they exist.
+
+    Another user may have made some of them: the run root may be written to and `manifest/` not, and
+    a run would fail at its last line.
+    """
+    problems = []
+    for folder in folders:
+        try:
+            if folder.is_dir():
+                with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.", suffix=".tmp"):
+                    pass
+        except OSError as error:
+            remedy = f"chmod g+w {folder}, as its owner, or choose another run root"
+            problems.append(wrong("run root", f"{folder}: {error.strerror}", remedy))
+    return problems
 
 
 def skip_cluster_check() -> Finding:

@@ -139,10 +139,30 @@ def list_nodes(scontrol: Scontrol) -> list[NodeFacts]:
         SlurmError: Slurm does not answer.
     """
     code, out = scontrol("-o", "show", "node")
-    nodes = [_parse_node(fields) for fields in map(parse_scontrol, out.splitlines()) if fields]
+    parsed = map(parse_scontrol, out.splitlines())
+    nodes = [_parse_node(fields) for fields in parsed if "NodeName" in fields]
     if code != 0 or not nodes:
         raise SlurmError(f"cannot ask for the nodes: {out.strip() or f'exit {code}'}")
     return nodes
+
+
+def describe_nodes(partitions: set[str], scontrol: Scontrol) -> str:
+    """Return what the nodes of partitions have: `3 x 64 CPUs, 500 GB, gpu:a100:8 (1 down)`.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    kinds: dict[str, list[NodeFacts]] = {}
+    for node in list_nodes(scontrol):
+        if node.partitions & partitions:
+            gres = [f"{name}:{count}" for name, count in node.gres.items() if ":" in name]
+            words = [f"{node.cpus} CPUs", f"{node.memory_mb / 1000:.0f} GB", *gres]
+            kinds.setdefault(", ".join(words), []).append(node)
+    parts = []
+    for kind, alike in kinds.items():
+        away = sum(not node.takes_jobs for node in alike)
+        parts.append(f"{len(alike)} x {kind}{f' ({away} down or drained)' if away else ''}")
+    return "; ".join(parts) or "none"
 
 
 def _parse_node(fields: Mapping[str, str]) -> NodeFacts:
@@ -153,7 +173,7 @@ def _parse_node(fields: Mapping[str, str]) -> NodeFacts:
     if "*" in state:
         states.add("NOT_RESPONDING")
     return NodeFacts(
-        name=fields.get("NodeName", ""),
+        name=fields["NodeName"],
         states=frozenset(states),
         partitions=frozenset(_field(fields, "Partitions").split(",")),
         features=frozenset(_field(fields, "ActiveFeatures").split(",")),

@@ -278,8 +278,8 @@ def query_node_address(host: str) -> str | None:
     return parse_scontrol(out).get("NodeAddr") if code == 0 else None
 
 
-def list_partitions() -> dict[str, str]:
-    """Return the states of the partitions by name.
+def list_partitions() -> dict[str, dict[str, str]]:
+    """Return what Slurm says of each partition, by its name.
 
     Raises:
         SlurmError: the cluster does not answer.
@@ -288,10 +288,20 @@ def list_partitions() -> dict[str, str]:
     if code != 0:
         raise SlurmError((err or out).strip() or f"scontrol exit {code}")
     return {
-        partition["PartitionName"]: partition.get("State", "?")
+        partition["PartitionName"]: partition
         for partition in map(parse_scontrol, out.splitlines())
         if "PartitionName" in partition
     }
+
+
+def query_qos_limit_s(qos: str) -> float:
+    """Return the longest time limit that a QOS allows a job; infinity if it has none or is unknown.
+
+    Without accounting there is no QOS, and nothing is lost if it does not tell: the job then waits,
+    and `status` says why.
+    """
+    code, out, _ = call_slurm("sacctmgr", "-n", "-P", "show", "qos", qos, "format=MaxWall")
+    return (parse_duration_s(out) if code == 0 else 0.0) or float("inf")
 
 
 def list_accounts(user: str) -> list[str]:

@@ -4,6 +4,7 @@ Nothing is queued.
 """
 
 import getpass
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -12,9 +13,18 @@ from pathlib import Path
 
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.spec import StageRun
-from slurm.shared import queue
-from slurm.submission.profile import ClusterProfile, find_gpu_shortages
+from slurm.shared import nodes, queue
+from slurm.submission.profile import (
+    ClusterProfile,
+    find_gpu_shortages,
+    fold_ranks,
+    profile_of_run,
+    time_limit_minutes,
+)
 from slurm.submission.submit import Dependencies, sbatch_text
+
+Partitions = Mapping[str, Mapping[str, str]]
+"""What Slurm says of each partition, by its name."""
 
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
@@ -31,7 +41,7 @@ def check_cluster(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Fin
         return [wrong("slurm", error, "ask the cluster's administrators why it does not answer")]
     findings = [
         ok("slurm", "its commands are here and it answers"),
-        _check_partition(profile, partitions),
+        *_check_partitions([profile, *(profile_of_run(profile, run) for run in runs)], partitions),
         _check_account(profile),
     ]
     # With a wrong partition or account, every dry run would only repeat that.
@@ -39,24 +49,32 @@ def check_cluster(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Fin
         return findings
     # A reproduction has dozens of runs and few kinds of jobs: one dry run for each set of
     # resources.
-    alike: dict[str, list[StageRun]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[StageRun]] = defaultdict(list)
     for run in runs:
-        alike[run.resources.model_dump_json()].append(run)
-    return findings + [_check_job(profile, group) for group in alike.values()]
+        options = profile_of_run(profile, run).model_dump_json()
+        alike[options, run.resources.model_dump_json()].append(run)
+    return findings + [_check_job(profile, group, partitions) for group in alike.values()]
 
 
-def _check_partition(profile: ClusterProfile, states: Mapping[str, str]) -> Finding:
-    if profile.partition is None:
+def _check_partitions(profiles: Sequence[ClusterProfile], partitions: Partitions) -> list[Finding]:
+    """Check the partitions of the profile and of its stages, each choice once."""
+    choices = dict.fromkeys(profile.partition for profile in profiles)
+    return [_check_partition(choice, partitions) for choice in choices]
+
+
+def _check_partition(choice: str | None, partitions: Partitions) -> Finding:
+    if choice is None:
         return ok("partition", "the cluster's default")
-    names = profile.partition.split(",")
-    if unknown := [name for name in names if name not in states]:
-        remedy = f"set partition to one of {', '.join(sorted(states))}"
+    names = choice.split(",")
+    if unknown := [name for name in names if name not in partitions]:
+        remedy = f"set partition to one of {', '.join(sorted(partitions))}"
         return wrong("partition", f"there is no {', '.join(unknown)}", remedy)
-    return ok("partition", ", ".join(f"{name} is {states[name]}" for name in names))
+    states = (f"{name} is {partitions[name].get('State', '?')}" for name in names)
+    return ok("partition", ", ".join(states))
 
 
 def _check_account(profile: ClusterProfile) -> Finding:
-    user = getpass.getuser()
+    user = get_user_name()
     accounts = queue.list_accounts(user)
     if not accounts:
         return skipped("account", f"the cluster lists no accounts of {user}")
@@ -69,16 +87,82 @@ def _check_account(profile: ClusterProfile) -> Finding:
     return ok("account", profile.account)
 
 
-def _check_job(profile: ClusterProfile, runs: Sequence[StageRun]) -> Finding:
-    """Make a dry run for runs with equal resources."""
+def get_user_name() -> str:
+    """Return the name of this user, or the number of one that has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def find_exceeded_limit(
+    profile: ClusterProfile, run: StageRun, partitions: Partitions
+) -> str | None:
+    """Return by what the time limit of a run's job is too long; None if it is not.
+
+    Slurm's default lets `--test-only` and `sbatch` pass such a job, which then waits for ever.
+    """
+    asked_s = 60.0 * time_limit_minutes(profile, run.resources)
+    names = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    # Of several partitions, Slurm takes the first that lets the job start.
+    longest = {name: _partition_limit_s(partitions[name]) for name in names if name in partitions}
+    if longest and asked_s > max(longest.values()):
+        name, limit_s = max(longest.items(), key=lambda item: item[1])
+        return f"its time limit is {_hours(asked_s)}, partition {name} allows {_hours(limit_s)}"
+    if profile.qos and asked_s > (limit_s := queue.query_qos_limit_s(profile.qos)):
+        return f"its time limit is {_hours(asked_s)}, QOS {profile.qos} allows {_hours(limit_s)}"
+    return None
+
+
+def _default_partitions(partitions: Partitions) -> list[str]:
+    return [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
+
+
+def _partition_limit_s(partition: Mapping[str, str]) -> float:
+    """Return the longest time limit in a partition: its own, or that of the QOS it has."""
+    limit_s = queue.parse_duration_s(partition.get("MaxTime", "UNLIMITED")) or float("inf")
+    qos = partition.get("QoS", "N/A")
+    return limit_s if qos in nodes.NOTHING else min(limit_s, queue.query_qos_limit_s(qos))
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} h"
+
+
+def describe_request(profile: ClusterProfile, run: StageRun, partitions: Partitions) -> str:
+    """Return what a run's job asks for, and what the nodes of its partitions have."""
+    need = fold_ranks(profile, run.resources)
+    per_node = f"{need.ranks_per_node * (profile.cpus_per_rank or need.cpus_per_rank)} CPUs"
+    if need.gpu:
+        kind = profile.gres or profile.gpu_type or "any type"
+        per_node += f", {need.ranks_per_node} GPUs ({kind})"
+    wanted = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    asked = f"asked for {need.nodes} nodes with {per_node} each"
+    try:
+        have = nodes.describe_nodes(set(wanted), queue.call_scontrol)
+    except queue.SlurmError:
+        return asked
+    return f"{asked}; the nodes of {','.join(wanted)} have: {have}"
+
+
+def _check_job(base: ClusterProfile, runs: Sequence[StageRun], partitions: Partitions) -> Finding:
+    """Make a dry run for runs with equal resources and options."""
     subject = f"jobs {', '.join(run.name for run in runs)}"
-    if shortages := find_gpu_shortages(profile, runs[:1]):
+    profile = profile_of_run(base, runs[0])
+    if shortages := find_gpu_shortages(base, runs[:1]):
         remedy = "change the run's resources, or gpus_per_node of the profile"
         return wrong(subject, shortages[0], remedy)
-    text = sbatch_text(runs[0], profile, Dependencies(), profile.run_root / "code")
+    if exceeded := find_exceeded_limit(profile, runs[0], partitions):
+        remedy = (
+            "set max_hours of the profile; a training that takes longer is requeued and resumes"
+        )
+        return wrong(subject, exceeded, remedy)
+    text = sbatch_text(runs[0], base, Dependencies(), profile.run_root / "code")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / queue.SCRIPT
         script.write_text(text, encoding="utf-8")
         accepted, answer = queue.dry_run_script(script)
     remedy = "change the run's resources, or the profile"
-    return ok(subject, answer) if accepted else wrong(subject, answer, remedy)
+    if accepted:
+        return ok(subject, answer)
+    return wrong(subject, f"{answer}; {describe_request(profile, runs[0], partitions)}", remedy)

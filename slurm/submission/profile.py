@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -31,19 +32,11 @@ RESERVED_OPTIONS = frozenset((
 """sbatch options that have a key of their own or are set by `submit`, so not valid in `sbatch:`."""
 
 
-class ClusterProfile(BaseModel):
-    """One cluster, as read from `slurm/profiles/<name>.yaml` or a path.
-
-    Every key reaches the batch script, except `gpus_per_node`, which is a limit. `sbatch` and
-    `srun` take further options. `signal_delay_s` is how many seconds before its end Slurm warns a
-    job; unset, it is estimated (`slurm/submission/estimates.py`). `memory_gb: 0` means all of a
-    node's memory.
-    """
+class JobOptions(BaseModel):
+    """What a cluster profile says of jobs, and may say once more of the jobs of one stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Folder that all nodes share and that holds all runs; `~` and `$VARIABLES` are expanded.
-    run_root: Path
     # Partition of the jobs.
     partition: str | None = None
     # Account that is charged.
@@ -62,12 +55,16 @@ class ClusterProfile(BaseModel):
     exclusive: bool = False
     # Type in `--gpus-per-node=TYPE:N`; without it, any type is taken.
     gpu_type: str | None = None
-    # GPUs of a node. A run that asks for more is refused.
+    # Name for `--gres=NAME:N`, such as `gpu` or `gpu:a100`, on clusters without `--gpus-per-node`.
+    gres: str | None = None
+    # GPUs of a node. A run that asks for more of them on each node gets more nodes.
     gpus_per_node: int = Field(default=8, ge=0)
-    # CPUs of each rank; without it, what the run asks for. A --set of a run counts more.
+    # CPUs of each rank with a GPU; without it, what the run asks for. A --set of a run counts more.
     cpus_per_rank: int | None = Field(default=None, ge=1)
     # Memory of each node for runs that do not say how much they need; 0 for all of it.
     memory_gb: int | None = Field(default=None, ge=0)
+    # Memory for each GPU of a job; for runs with GPUs it takes the place of `memory_gb`.
+    memory_per_gpu_gb: int | None = Field(default=None, ge=1)
     # Longest time limit of a job. Longer runs are requeued and resume.
     max_hours: float | None = Field(default=None, gt=0)
     # Seconds between the warning and the end of a job; without it, an estimate from measured saves.
@@ -88,6 +85,37 @@ class ClusterProfile(BaseModel):
     srun: tuple[str, ...] = ()
 
 
+class ClusterProfile(JobOptions):
+    """One cluster, as read from `slurm/profiles/<name>.yaml` or a path.
+
+    Every key reaches the batch script, except `gpus_per_node`, which is a limit. `sbatch` and
+    `srun` take further options. `signal_delay_s` is how many seconds before its end Slurm warns a
+    job; unset, it is estimated (`slurm/submission/estimates.py`). `memory_gb: 0` means all of a
+    node's memory.
+    """
+
+    # Folder that all nodes share and that holds all runs; `~` and `$VARIABLES` are expanded.
+    run_root: Path
+    # Keys that differ for the jobs of a stage: `{convert: {partition: cpu, memory_gb: 64}}`.
+    stages: Mapping[str, JobOptions] = Field(default_factory=dict)
+
+
+def profile_of_run(profile: ClusterProfile, run: StageRun) -> ClusterProfile:
+    """Return the profile for the jobs of one run: what it says of the run's stage counts more.
+
+    `env` and `sbatch` of the stage add to those of the profile; other keys take their place.
+    """
+    own = profile.stages.get(run.stage)
+    changes = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
+    for key in ("env", "sbatch"):
+        if key in changes:
+            changes[key] = {**getattr(profile, key), **changes[key]}
+    # CPUs per rank of a profile are the share of one GPU; a conversion has one rank and wants many.
+    if not run.resources.gpu:
+        changes.setdefault("cpus_per_rank", None)
+    return profile.model_copy(update={**changes, "stages": {}})
+
+
 def load_profile(name_or_path: str) -> ClusterProfile:
     """Read and check a profile by bundled name or path; expand `~` and `$VARIABLES` in `run_root`.
 
@@ -101,29 +129,86 @@ def load_profile(name_or_path: str) -> ClusterProfile:
             f"{source}: expected a mapping{format_choices('', ClusterProfile.model_fields)}"
         )
     profile = validate_model(ClusterProfile, values, source)
-    if reserved := sorted(RESERVED_OPTIONS.intersection(profile.sbatch)):
-        raise ConfigError(
-            f"{source}: sbatch: {reserved[0]!r} is not an extra option, "
-            "it has a key of its own or is set by submit"
-        )
-    if profile.container_mounts and not profile.container_image:
-        raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
+    _check_options(profile, source)
+    for stage, own in profile.stages.items():
+        _check_options(own, f"{source}: stages: {stage}", image=profile.container_image)
     root = Path(os.path.expandvars(profile.run_root)).expanduser()
     if "$" in str(root) or not root.is_absolute():
         raise ConfigError(
             f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}"
         )
-    return profile.model_copy(update={"run_root": root})
+    return profile.model_copy(update={"run_root": check_run_root(root, source)})
+
+
+def check_stage_names(profile: ClusterProfile, known: Iterable[str]) -> None:
+    """Raise ConfigError if the profile has options for a stage that does not exist."""
+    if unknown := sorted(set(profile.stages) - set(known)):
+        raise ConfigError(
+            f"cluster profile: stages: there is no stage {unknown[0]!r}"
+            f"{format_choices(unknown[0], known)}"
+        )
+
+
+def check_run_root(root: Path, source: str) -> Path:
+    """Return a run root, or raise ConfigError if Slurm would read it in another way."""
+    # sbatch and srun fill in %j and its like in the paths of output files.
+    if "%" in str(root) or "\\" in str(root):
+        raise ConfigError(
+            f"{source}: run_root: '%' and '\\' mean something to Slurm in paths of logs, so choose "
+            f"a folder without them, got {str(root)!r}"
+        )
+    return root
+
+
+def _check_options(options: JobOptions, source: str, image: str | None = None) -> None:
+    """Raise ConfigError if the options of a profile or of one of its stages contradict."""
+    names = {name.lstrip("-") for name in options.sbatch}
+    if "export" in names:
+        raise ConfigError(
+            f"{source}: sbatch: export would take the environment from the ranks; "
+            "set variables under env"
+        )
+    if reserved := sorted(RESERVED_OPTIONS.intersection(names)):
+        raise ConfigError(
+            f"{source}: sbatch: {reserved[0]!r} is not an extra option, "
+            "it has a key of its own or is set by submit"
+        )
+    if options.container_mounts and not (options.container_image or image):
+        raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
+    if options.gres and options.gpu_type:
+        raise ConfigError(
+            f"{source}: gpu_type: not with gres, which names the type itself "
+            f"(gres: gpu:{options.gpu_type})"
+        )
 
 
 def find_gpu_shortages(profile: ClusterProfile, runs: Iterable[StageRun]) -> list[str]:
-    """Return a line for each run that wants more GPUs per node than the cluster's nodes have."""
+    """Return a line for each run whose GPUs cannot be spread evenly over the cluster's nodes."""
     return [
-        f"{run.name}.resources.ranks_per_node: {run.resources.ranks_per_node} GPUs per node, "
-        f"the cluster has {profile.gpus_per_node}; use more nodes"
+        f"{run.name}.resources.ranks_per_node: {run.resources.ranks} GPUs cannot be spread evenly "
+        f"over nodes with {limit} each (gpus_per_node of the profile)"
         for run in runs
-        if run.resources.gpu and run.resources.ranks_per_node > profile.gpus_per_node
+        for limit in [profile_of_run(profile, run).gpus_per_node]
+        if run.resources.gpu
+        and run.resources.ranks_per_node > limit
+        and (limit == 0 or run.resources.ranks % limit)
     ]
+
+
+def fold_ranks(profile: ClusterProfile, need: Resources) -> Resources:
+    """Return what a run needs on nodes with fewer GPUs than it asks for on each: more nodes.
+
+    The number of ranks stays, and with it the batch of each rank.
+    """
+    limit = profile.gpus_per_node
+    if not need.gpu or need.ranks_per_node <= limit or limit == 0 or need.ranks % limit:
+        return need
+    memory = need.memory_gb
+    if memory is not None:
+        memory = math.ceil(memory * limit / need.ranks_per_node)
+    return need.model_copy(
+        update={"nodes": need.ranks // limit, "ranks_per_node": limit, "memory_gb": memory}
+    )
 
 
 def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
@@ -176,6 +261,7 @@ def sbatch_parameters(
 
     Slurm warns the job `lead_s` seconds before its end. `code` is the snapshot that it runs.
     """
+    need = fold_ranks(profile, need)
     cpus = need.cpus_per_rank
     if profile.cpus_per_rank is not None and not need.overrides_profile("cpus_per_rank"):
         cpus = profile.cpus_per_rank
@@ -186,8 +272,13 @@ def sbatch_parameters(
         "kill-on-invalid-dep": "yes",
         "reservation": profile.reservation or None,
         **profile.sbatch,
-        "gpus-per-node": f"{gpu_type}{need.ranks_per_node}" if need.gpu else None,
+        "gpus-per-node": None,
+        "gres": None,
     }
+    if need.gpu and profile.gres:
+        additional["gres"] = f"{profile.gres}:{need.ranks_per_node}"
+    elif need.gpu:
+        additional["gpus-per-node"] = f"{gpu_type}{need.ranks_per_node}"
     srun = {
         # srun does not inherit this from the job since Slurm 22.05.
         "cpus-per-task": cpus,
@@ -196,7 +287,11 @@ def sbatch_parameters(
         "container-image": profile.container_image,
         "container-mounts": profile.container_mounts,
     }
-    memory = need.memory_gb if need.memory_gb is not None else profile.memory_gb
+    memory = profile.memory_gb
+    if need.memory_gb is not None:
+        memory = need.memory_gb
+    elif need.gpu and profile.memory_per_gpu_gb is not None:
+        memory = profile.memory_per_gpu_gb * need.ranks_per_node
     return {
         "time": time_limit_minutes(profile, need),
         "nodes": need.nodes,
@@ -204,7 +299,7 @@ def sbatch_parameters(
         "cpus_per_task": cpus,
         "signal_delay_s": lead_s,
         "setup": [
-            *profile.setup,
+            *map(_stop_if_it_fails, profile.setup),
             *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
             f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}",
             f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
@@ -237,6 +332,16 @@ def sbatch_parameters(
     }
 
 
+def _stop_if_it_fails(line: str) -> str:
+    """Return a line of `setup` that ends the job if it loads software that is not there.
+
+    Other lines may fail: `source ~/.bashrc` often does, and the job is fine.
+    """
+    if not re.match(r"(module|ml|spack)\s", line):
+        return line
+    return f"{line} || {{ echo {shlex.quote(f'setup failed: {line}')} >&2; exit 1; }}"
+
+
 def _quote(value: str) -> str:
     """Return a value in double quotes, so that $VARIABLES in a profile expand on the node."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
@@ -261,4 +366,5 @@ def choose_run_root(given: Path | None, cluster: str | None) -> Path:
 
 def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
     """Return the cluster's profile with the run root that `choose_run_root` chooses."""
-    return load_profile(cluster).model_copy(update={"run_root": choose_run_root(given, cluster)})
+    root = check_run_root(choose_run_root(given, cluster), "--run-root")
+    return load_profile(cluster).model_copy(update={"run_root": root})

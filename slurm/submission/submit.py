@@ -21,6 +21,7 @@ from slurm.submission.profile import (
     exit_handler_lines,
     find_gpu_shortages,
     job_command,
+    profile_of_run,
     sbatch_parameters,
 )
 from slurm.submission.snapshot import take_snapshot
@@ -213,6 +214,7 @@ def sbatch_text(
     The command is a plain one, not a pickle: so a job is complete once sbatch has it, whatever
     becomes of the submission, and a requeued job needs no file of submitit.
     """
+    profile = profile_of_run(profile, run)
     run_dir = run.run_dir(profile.run_root)
     executor = submitit.SlurmExecutor(run_dir / "logs")
     lead_s = estimate_lead_seconds(profile, run)

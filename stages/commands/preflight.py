@@ -1,6 +1,6 @@
 """Checks of runs before any of them starts: settings, inputs, files, free space."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +83,16 @@ def collect_input_configs(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[
     for filler in direct.values():
         found = {**collect_input_configs(filler, by_id), **found}
     return found
+
+
+def list_written_folders(run_root: Path, runs: Iterable[StageRun]) -> list[Path]:
+    """Return the folders that these runs write to, and that may be another user's by now."""
+    folders = [run_root / "manifest", run_root / "code"]
+    for run in runs:
+        run_dir = run.run_dir(run_root)
+        folders += [run_dir.parent, run_dir]
+        folders += [run_dir / name for name in ("attempts", "claims", "logs", "checkpoints")]
+    return list(dict.fromkeys(folders))
 
 
 def _check_run(

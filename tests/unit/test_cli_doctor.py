@@ -1,6 +1,9 @@
 """Commands on data and weights: doctor, plan's look at them, import, features and export."""
 
+import errno
+import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +52,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     """The command on a reproduction whose files are all there;
     nothing costly is imported in a process of its own.
     """
-    monkeypatch.setattr(environment, "_run_python", lambda code: (0, "imported"))
+    monkeypatch.setattr(environment, "_run_python", lambda *_: (0, "imported"))
     monkeypatch.chdir(tmp_path)
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
@@ -206,10 +209,10 @@ def test_files_that_only_compute_nodes_have(
 
 
 def test_plan_tells_what_does_not_fit_the_cluster(doctor: Doctor, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 2\n")
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 3\n")
     asked = ("--cluster", str(tmp_path / "c.yaml"), "--set", "features.resources.ranks_per_node=4")
     shown = doctor(*asked, command="plan")
-    line = "features.resources.ranks_per_node: 4 GPUs per node, the cluster has 2"
+    line = "features.resources.ranks_per_node: 4 GPUs cannot be spread evenly over nodes with 3"
     assert shown.exit_code == 0 and line in shown.stdout and "GPU-hours" in shown.stdout
     refused = doctor(*asked, command="submit")
     assert line in str(refused.exception) and "checking data sets" not in refused.output
@@ -305,6 +308,67 @@ def fake(folder: Path, **scripts: str) -> str:
 
 
 PARTITIONS = "echo 'PartitionName=gpu State=UP'; echo 'PartitionName=cpu State=DOWN'"
+LIMITED = """case "$*" in
+*partition*) echo 'PartitionName=gpu State=UP Default=YES MaxTime=04:00:00 QoS=N/A';;
+*node*) echo 'NodeName=n1 State=IDLE Partitions=gpu CPUTot=64 RealMemory=500000 Gres=gpu:a100:4'
+        echo 'NodeName=n2 State=IDLE+DRAIN Partitions=gpu CPUTot=64 RealMemory=500000';;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "remedy"),
+    [
+        ("partition: gpu", "its time limit is 36 h, partition gpu allows 4 h", "max_hours"),
+        ("account: mine", "its time limit is 36 h, partition gpu allows 4 h", "max_hours"),
+        ("max_hours: 4\nqos: short", "its time limit is 4 h, QOS short allows 2 h", "max_hours"),
+        ("max_hours: 2\nqos: short", "1 x 64 CPUs, 500 GB, gpu:a100:4; 1 x 64 CPUs", "resources"),
+        ("max_hours: 4", "asked for 1 nodes with 64 CPUs, 8 GPUs (any type) each", "resources"),
+        ("max_hours: 4", "500 GB (1 down or drained)", "resources"),
+    ],
+)
+def test_limits_of_the_cluster(
+    doctor: Doctor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: str,
+    words: str,
+    remedy: str,
+) -> None:
+    """Slurm's default lets a dry run pass that asks for more time than the partition allows."""
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\n{lines}\n")
+    sacctmgr = "case $* in *qos*) echo 02:00:00;; *) echo mine;; esac"
+    refuses = "echo 'sbatch: error: Requested node configuration is not available' >&2; exit 1"
+    path = fake(tmp_path / "bin", scontrol=LIMITED, sacctmgr=sacctmgr, sbatch=refuses)
+    monkeypatch.setenv("PATH", path)
+    hours = "features.resources={ranks_per_node: 8, cpus_per_rank: 8, hours: 36}"
+    asked = ("--cluster", str(tmp_path / "c.yaml"), "--only", "features", "--set", hours)
+    told(doctor(*asked), words, remedy)
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "sh -c false", "env false"])
+def test_the_python_of_the_profile_is_tried(python: str) -> None:
+    finding = environment.check_job_python(python)
+    assert finding.state == "wrong" and finding.detail.startswith(f"{python}: ")
+
+
+@pytest.mark.parametrize("name", ["manifest", "code", "features", "features/features-{id}/logs"])
+def test_a_folder_of_another_user_is_told(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ids = {
+        run["run"]: run["run_id"] for run in json.loads(doctor("--json", command="status").stdout)
+    }
+    folder = tmp_path / "runs" / name.format(id=ids["features"])
+    folder.mkdir(parents=True)
+    create = tempfile.NamedTemporaryFile
+
+    def refuse(*_: Any, dir: Path, **options: Any) -> Any:
+        if Path(dir) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return create(dir=dir, **options)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    told(doctor(), f"{folder}: Permission denied", "chmod g+w")
 
 
 def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,16 +393,14 @@ def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = doctor(*call)
     told(result, "there is no gpus", "set partition to one of cpu, gpu")
     told(result, "has no account yours", "set account to one of mine")
-    profile.write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 1\n")
+    profile.write_text(f"run_root: {tmp_path}/runs\ngpus_per_node: 3\n")
     fake(
         tmp_path / "bin",
         scontrol=PARTITIONS,
         sbatch="echo 'sbatch: error: QOS is full' >&2; exit 1",
     )
     result = doctor(*call)
-    told(
-        result, "jobs features: features.resources.ranks_per_node: 8 GPUs per node", "gpus_per_node"
-    )
+    told(result, "jobs features: features.resources.ranks_per_node: 8 GPUs cannot", "gpus_per_node")
     told(result, "jobs photos: QOS is full", "resources")
     fake(tmp_path / "bin", scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
     told(doctor(*call), "Unable to contact slurm controller", "administrators")

@@ -31,12 +31,15 @@ KEYS: dict[str, tuple[Any, str]] = {
     "memory_gb": (77, "--mem=77GB"),
     "max_hours": (5, "--time=300"),
     "signal_delay_s": (321, "--signal=USR2@321"),
-    "setup": (["module load x"], "\nmodule load x\n"),
+    "setup": (["source x"], "\nsource x\n"),
     "env": ({"A_B": "c d"}, 'export A_B="c d"'),
     "container_image": ("i.sqsh", "--container-image=i.sqsh"),
     "container_mounts": ("/a:/b", "--container-mounts=/a:/b"),
     "python": ("/opt/py", "--kill-on-bad-exit=1 /opt/py -u -m slurm.node.job "),
     "sbatch": ({"mail-type": "END"}, "--mail-type=END"),
+    "gres": ("gpu:h100", "--gres=gpu:h100:8"),
+    "memory_per_gpu_gb": (11, "--mem=88GB"),
+    "stages": ({"pretrain": {"partition": "p2"}}, "--partition=p2"),
     "srun": (["--cpu-bind=none"], "srun --unbuffered.*--cpu-bind=none"),
 }
 
@@ -87,11 +90,66 @@ def test_every_key_reaches_the_sbatch_text(key: str) -> None:
 
 def test_gpus_per_node_is_a_limit() -> None:
     profile = cluster.ClusterProfile(run_root=Path("/runs"), gpus_per_node=4)
-    fitting = (Resources(ranks_per_node=4), Resources(ranks_per_node=9, gpu=False))
-    runs = [stage_run(need) for need in (*fitting, Resources(ranks_per_node=8))]
+    fitting = (Resources(ranks_per_node=8), Resources(ranks_per_node=9, gpu=False))
+    runs = [stage_run(need) for need in (*fitting, Resources(ranks_per_node=6))]
     assert cluster.find_gpu_shortages(profile, runs[:2]) == []
     (line,) = cluster.find_gpu_shortages(profile, runs)
-    assert re.match(r"main.resources.ranks_per_node: 8 .* has 4", line)
+    assert re.match(r"main.resources.ranks_per_node: 6 GPUs .* with 4 each", line)
+
+
+@pytest.mark.parametrize(
+    ("need", "limit", "options"),
+    [
+        (Resources(ranks_per_node=8), 4, ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4")),
+        (Resources(nodes=5, ranks_per_node=8), 4, ("nodes=10", "ntasks-per-node=4")),
+        (Resources(nodes=2, ranks_per_node=3), 2, ("nodes=3", "ntasks-per-node=2")),
+        (Resources(ranks_per_node=8, memory_gb=500), 4, ("nodes=2", "mem=250GB")),
+        (Resources(ranks_per_node=4), 8, ("nodes=1", "ntasks-per-node=4")),
+        (Resources(ranks_per_node=8, gpu=False), 4, ("nodes=1", "ntasks-per-node=8")),
+    ],
+)
+def test_ranks_are_folded_over_small_nodes(
+    need: Resources, limit: int, options: tuple[str, ...]
+) -> None:
+    profile = cluster.ClusterProfile(run_root=Path("/runs"), gpus_per_node=limit)
+    text = sbatch_text(profile, need)
+    assert all(f"#SBATCH --{option}\n" in text for option in options), text
+
+
+def test_a_stage_has_options_of_its_own() -> None:
+    profile = cluster.ClusterProfile.model_validate(
+        {
+            "run_root": "/runs",
+            "partition": "gpu",
+            "cpus_per_rank": 12,
+            "memory_per_gpu_gb": 100,
+            "env": {"A": "1", "B": "1"},
+            "sbatch": {"mail-type": "END"},
+            "stages": {
+                "convert": {"partition": "cpu", "memory_gb": 64, "env": {"B": "2"}},
+                "knn": {"cpus_per_rank": 20},
+            },
+        }
+    )
+
+    def text_of(stage: str, need: Resources) -> str:
+        run = StageRun(stage, "x", "0123456789ab", StageConfig(), {}, need, "x:run")
+        return submit.sbatch_text(run, profile, submit.Dependencies(), Path("/code"))
+
+    convert = text_of("convert", Resources(gpu=False, cpus_per_rank=32))
+    words = ["--partition=cpu", "--mem=64GB", "task=32", 'A="1"', 'B="2"', "mail-type=END"]
+    assert all(word in convert for word in words), convert
+    knn = text_of("knn", Resources(ranks_per_node=2, cpus_per_rank=8))
+    words = ["--partition=gpu", "--mem=200GB", "task=20", 'B="1"']
+    assert all(word in knn for word in words), knn
+
+
+@pytest.mark.parametrize("line", ["module load cuda", "ml cuda", "source x", "FOO=1"])
+def test_software_that_is_not_there_ends_the_job(tmp_path: Path, line: str) -> None:
+    text = sbatch_text(cluster.ClusterProfile(run_root=Path("/runs"), setup=(line,)))
+    loads = line.split()[0] in ("module", "ml")
+    assert (f"\n{line}\n" in text) != loads
+    assert (f"'setup failed: {line}' >&2; exit 1" in text) == loads
 
 
 def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
@@ -120,6 +178,13 @@ def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run_root: runs", ["run_root", "absolute path"]),
         ("run_root: /r\nsbatch: {time: 3}", ["sbatch: 'time' is not an extra option"]),
         ("run_root: /r\ncontainer_mounts: /a:/a", ["container_mounts", "container_image"]),
+        ("run_root: /r\nsbatch: {export: NONE}", ["sbatch: export", "under env"]),
+        ("run_root: /r\nsbatch: {--export: NONE}", ["sbatch: export", "under env"]),
+        ("run_root: /r\nsbatch: {--time: 3}", ["sbatch: 'time' is not an extra option"]),
+        ("run_root: /r\nstages: {knn: {sbatch: {time: 3}}}", ["stages: knn", "'time'"]),
+        ("run_root: /r\nstages: {knn: {run_root: /s}}", ["stages.knn", "'run_root'"]),
+        ("run_root: /r\ngres: gpu\ngpu_type: a100", ["gpu_type", "gpu:a100"]),
+        ("run_root: /r%j/x", ["run_root", "'%'"]),
     ],
 )
 def test_mistakes_are_explained(
