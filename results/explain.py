@@ -104,6 +104,7 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
         f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts",
         f"  finished: {run.finished or 'unknown'}",
+        *(f"  note: {note}" for note in run.info.get("notes", [])),
         "  config:",
         *(f"    {key}: {format_setting(v)}" for key, v in flatten_config(run.config).items()),
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import Resources, StageConfig, StageSpec
@@ -35,9 +35,12 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     """
     if os.environ.get("RANK", "0") != "0":
         return StageOutput()
+    from mugs.data.sources.base import describe_skipped
+    from mugs.data.sources.changes import describe_changes
     from mugs.data.sources.convert import convert_to_beton
 
     outputs: dict[str, Path] = {}
+    notes: list[str] = []
     checksums: dict[str, str] = {}
     sources = open_splits(ctx.run_dir, cfg)
     images = {split: len(source) for split, source in sources.items()}
@@ -48,6 +51,7 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
                 source,
                 target,
                 allow_bad=cfg.allow_bad,
+                storage=cfg.storage,
                 threads=cfg.threads,
                 report=partial(progress.update, split),
                 control=ctx.control,
@@ -55,7 +59,15 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.finish(split)
             outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
             checksums[split] = sidecar.sha256
-    info = {"dataset": cfg.dataset, "num_classes": len(sources["train"].classes)}
+            notes += describe_changes(split, sidecar.changes.items())
+            if sidecar.skipped:
+                notes.append(f"{split}: {describe_skipped(sidecar.skipped)}")
+    info: dict[str, Any] = {
+        "dataset": cfg.dataset,
+        "num_classes": len(sources["train"].classes),
+    }
+    if notes:
+        info["notes"] = notes
     return StageOutput(outputs=outputs, info=info, checksums=checksums)
 
 
@@ -153,6 +165,8 @@ def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple
     Raises:
         SourceError, ValueError: as in a run, except for images that are damaged inside.
     """
+    from mugs.data.sources.base import describe_skipped
+
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
     sources = open_data_set(cfg)
@@ -160,7 +174,12 @@ def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
     size = sum(estimate_bytes(source) for source in sources.values())
     classes = f"{len(sources['train'].classes)} classes"
-    return f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB", size
+    skipped = [
+        f"; {split}: {describe_skipped(source.skipped)}"
+        for split, source in sources.items()
+        if source.skipped
+    ]
+    return f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB{''.join(skipped)}", size
 
 
 def check_not_truncated(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:

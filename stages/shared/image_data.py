@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipeline import runfile
-from pipeline.settings import InputPath, RequiredAtRun, Runtime
+from pipeline.settings import Added, InputPath, RequiredAtRun, Runtime
 from pipeline.spec import StageConfig
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class ConvertConfig(StageConfig):
     num_val_images: NonNegativeInt | None = None
     # Images, as `class/file`, that are left out if they do not decode.
     allow_bad: tuple[str, ...] = ()
+    # How images are stored that are not RGB or gray JPEG: as JPEG of quality 95 (CIFAR: 100), or as
+    # they are (CIFAR: as PNG), which changes no pixel (M40).
+    storage: Added[Literal["jpeg", "original"]] = "jpeg"
     # Folder with a folder for each class.
     train_dir: RequiredAtRun[str | None] = None
     # The same for validation.
@@ -175,6 +178,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         SourceError: names everything that is wrong with any of them.
     """
     from mugs.data.sources.base import SourceError
+    from mugs.data.sources.cifar import ArraySource
     from mugs.data.sources.expected import (
         check_allowed_exist,
         check_expected_counts,
@@ -189,7 +193,10 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         listed = getattr(cfg, f"{split}_list")
         try:
             if cfg.root:
-                good[split] = open_public(cfg.dataset, Path(cfg.root).expanduser(), split)
+                source = open_public(cfg.dataset, Path(cfg.root).expanduser(), split)
+                if isinstance(source, ArraySource) and cfg.storage == "original":
+                    source.use_png()
+                good[split] = source
                 continue
             folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()

@@ -22,7 +22,7 @@ PACKAGES = ("mugs", "pipeline", "results", "slurm", "stages")
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "slurm/README.md") for path in ROOT.glob(pattern)
 )
-ROWS = [f"M{number}" for number in range(1, 40)] + [f"E{number}" for number in range(1, 28)]
+ROWS = [f"M{number}" for number in range(1, 41)] + [f"E{number}" for number in range(1, 28)]
 # Of DINO's oddities, those that make a difference here.
 ROWS += [f"D{number}" for number in (1, 2, 3, 5, 6, 11, 13, 16)]
 # The same for iBOT.

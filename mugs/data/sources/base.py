@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -99,12 +99,14 @@ class FolderSource:
     """
 
     by_folder = True
+    skipped: Mapping[str, int] = {}
+    """How many files of which kind were no images by their names (`count_skipped`)."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise SourceError(f"{root}: not a folder")
         self.root = root
-        found = list_images(root)
+        found, self.skipped = list_images(root)
         # A folder without images is a class too, which is refused below.
         self.classes = sorted(
             p.name for p in root.iterdir() if p.is_dir() and not is_machine_made(p.name)
@@ -196,14 +198,16 @@ def is_machine_made(folder: str) -> bool:
     return folder.startswith(".") or folder == "@eaDir"
 
 
-def list_images(root: Path) -> list[str]:
+def list_images(root: Path) -> tuple[list[str], dict[str, int]]:
     """Return the images below `root`, relative to it, in torchvision's order; links are followed.
 
-    Machine-made folders are skipped; one line of the log names them. Raises SourceError for links
+    Machine-made folders and files that are no images by their names are skipped. One line of the
+    log names the folders, the second result counts the files by kind. Raises SourceError for links
     that lead in a circle, and for folders that cannot be read.
     """
     images: dict[str, list[str]] = {}
     skipped: list[str] = []
+    others: list[str] = []
 
     def visit(folder: str, above: frozenset[tuple[int, int]]) -> None:
         path = root / folder
@@ -221,7 +225,8 @@ def list_images(root: Path) -> list[str]:
                     skipped.append(f"{folder}/{entry.name}".lstrip("/"))
                 else:
                     below.append(entry.name)
-        images[folder] = sorted(name for name in names if has_image_suffix(name))
+        images[folder] = sorted(name for name in names if is_image_name(name))
+        others.extend(name for name in names if not is_image_name(name))
         for name in below:
             visit(f"{folder}/{name}".lstrip("/"), above | {identity})
 
@@ -236,13 +241,33 @@ def list_images(root: Path) -> list[str]:
             len(skipped),
             format_names(sorted(skipped)),
         )
+    counts = count_skipped(others)
+    if counts:
+        logger.info("%s: %s", root, describe_skipped(counts))
     # The files of a folder come before those of the folders in it.
-    return [f"{folder}/{name}".lstrip("/") for folder in sorted(images) for name in images[folder]]
+    paths = [f"{folder}/{name}".lstrip("/") for folder in sorted(images) for name in images[folder]]
+    return paths, counts
 
 
-def has_image_suffix(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Return whether a file is an image by its name."""
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    # macOS keeps what other file systems cannot hold of a file x.jpg in ._x.jpg (AppleDouble).
+    return not name.startswith("._") and PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def count_skipped(names: Iterable[str]) -> dict[str, int]:
+    """Return how many of the skipped files have which suffix; `._*` are those of macOS."""
+    kinds = Counter(
+        "._*" if name.startswith("._") else PurePosixPath(name).suffix.lower() or "no suffix"
+        for name in names
+    )
+    return dict(sorted(kinds.items()))
+
+
+def describe_skipped(counts: Mapping[str, int]) -> str:
+    """Return a line about files that were skipped by their names."""
+    kinds = [f"{count:,} {kind}" for kind, count in counts.items()]
+    return f"{sum(counts.values()):,} files are no images by name: {format_names(kinds)}"
 
 
 def suggest_layout(root: Path) -> str:

@@ -13,7 +13,7 @@ import os
 import weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -44,6 +44,8 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 # FFCV's numbers of its field types.
 IMAGE_TYPE = 2
 INT_TYPE = 1
+Storage = Literal["jpeg", "original"]
+"""As RGB or gray JPEG, anything else encoded anew, or all as they are."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Sidecar:
     """What the `.beton` file does not hold; `names`, `sizes` and `crc32` are in sample order.
 
     labels: class of each sample (-1: none) if it is not that of the folder in its name.
+    changes: in how many images what is not as in the file (`mugs.data.sources.changes`).
+    skipped: how many files of which kind were no images by their names.
     """
 
     classes: list[str]
@@ -64,16 +68,19 @@ class Sidecar:
     versions: dict[str, str] = field(default_factory=dict)
     format: int = SIDECAR_FORMAT
     labels: list[int] | None = None
+    changes: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image as it is stored."""
+    """One image as it is stored; `changes` are the bits of `mugs.data.sources.changes`."""
 
     data: bytes
     width: int
     height: int
     label: int
+    changes: int = 0
 
 
 def sidecar_path(path: Path) -> Path:

@@ -50,10 +50,12 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 class ArraySource(ListedSource):
-    """Pixels (N, 32, 32, 3) with labels, handed out as JPEG.
+    """Pixels (N, 32, 32, 3) with labels, handed out as JPEG, or as PNG after `use_png`.
 
-    Quality 100 without chroma subsampling changes pixels by a level or two.
+    JPEG of quality 100 without chroma subsampling changes pixels by up to 4 levels, PNG none.
     """
+
+    format = "JPEG"
 
     def __init__(
         self, root: Path, split: str, pixels: np.ndarray, labels: list[int], classes: list[str]
@@ -65,8 +67,14 @@ class ArraySource(ListedSource):
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
         buffer = io.BytesIO()
-        Image.fromarray(self.pixels[index]).save(buffer, format="JPEG", quality=100, subsampling=0)
+        options = {"quality": 100, "subsampling": 0} if self.format == "JPEG" else {}
+        Image.fromarray(self.pixels[index]).save(buffer, format=self.format, **options)
         return buffer.getvalue()
+
+    def use_png(self) -> None:
+        """Hand out PNG from now on."""
+        self.format = "PNG"
+        self.paths = [path.replace(".jpg", ".png") for path in self.paths]
 
     def read_with_stamp(self, index: int) -> tuple[bytes, FileStamp]:
         """Return the encoded image; it has no file of its own."""

@@ -21,10 +21,12 @@ from mugs.data.sources.beton import (
     BetonSource,
     EncodedImage,
     Sidecar,
+    Storage,
     read_sidecar,
     sidecar_path,
     write_sidecar,
 )
+from mugs.data.sources.changes import count_changes, find_changes
 from mugs.data.sources.decode import DecodeError, decode_rgb
 from mugs.data.sources.parts import BetonParts
 from pipeline.control import Control
@@ -49,7 +51,7 @@ class LoadedImage:
     problem: str = ""
 
 
-def load_image(source: FolderSource, index: int) -> LoadedImage:
+def load_image(source: FolderSource, storage: Storage, index: int) -> LoadedImage:
     """Read, check and encode an image."""
     name = source.name(index)
     try:
@@ -57,27 +59,30 @@ def load_image(source: FolderSource, index: int) -> LoadedImage:
     except OSError as error:
         return LoadedImage(source.stamp(index), None, str(error))
     try:
-        return LoadedImage(stamp, encode_image(data, name, source.label(index)))
+        return LoadedImage(stamp, encode_image(data, name, source.label(index), storage))
     except DecodeError as error:
         return LoadedImage(stamp, None, str(error).removeprefix(f"{name}: "))
 
 
-def encode_image(data: bytes, name: str, label: int) -> EncodedImage:
+def encode_image(data: bytes, name: str, label: int, storage: Storage = "jpeg") -> EncodedImage:
     """Return an image as it is stored: RGB and gray JPEG as it is, anything else encoded anew.
+
+    With `storage="original"` all others are stored as they are, too.
 
     Raises DecodeError naming an image that is not whole.
     """
     # Every image is decoded once, also those that are stored unchanged: training must not find out.
     rgb = decode_rgb(data, name)
     with Image.open(io.BytesIO(data)) as image:
-        unchanged = image.format == "JPEG" and image.mode in ("RGB", "L")
-    if not unchanged:
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+        changes = find_changes(image, stored_anew=not plain and storage == "jpeg")
+    if not plain and storage == "jpeg":
         buffer = io.BytesIO()
         rgb.save(buffer, format="JPEG", quality=95, subsampling=0)
         data = buffer.getvalue()
     if len(data) > beton.PAGE:
         raise DecodeError(f"{name}: {len(data)} bytes, the most is {beton.PAGE}")
-    return EncodedImage(data, rgb.width, rgb.height, label)
+    return EncodedImage(data, rgb.width, rgb.height, label, changes)
 
 
 def ignore_phase(phase: Phase, done: int, total: int, size: int) -> None:
@@ -89,6 +94,7 @@ def convert_to_beton(
     path: Path,
     *,
     allow_bad: Sequence[str] = (),
+    storage: Storage = "jpeg",
     threads: int = 4,
     report: PhaseCallback = ignore_phase,
     control: Control | None = None,
@@ -104,6 +110,7 @@ def convert_to_beton(
         source: the images.
         path: the file to write, with a sidecar beside it.
         allow_bad: bad images that are left out.
+        storage: how images are stored that are not RGB or gray JPEG.
         threads: images that are decoded at the same time.
         report: is told how far each phase is.
         control: the job around it, which may ask to stop.
@@ -113,7 +120,7 @@ def convert_to_beton(
     # A stale one would count for the new file.
     sidecar_path(path).unlink(missing_ok=True)
     versions = {"pillow": version("pillow"), "numpy": version("numpy")}
-    parts = BetonParts(source, path, versions)
+    parts = BetonParts(source, path, versions, storage)
     parts.resume(threads)
     try:
         bad = _append_images(parts, allow_bad, threads, report, control)
@@ -134,6 +141,8 @@ def convert_to_beton(
         left_out=bad,
         versions=versions,
         labels=None if source.by_folder else [source.label(i) for i in keep],
+        changes=count_changes(parts.rows["changes"]),
+        skipped=dict(source.skipped),
     )
     write_sidecar(path, sidecar)
     parts.remove()
@@ -171,7 +180,7 @@ def _append_images(
     refused: dict[str, str] = {}
     saved_at = time.monotonic()
     for index, image in zip(
-        rest, map_prefetched(partial(load_image, source), rest, threads), strict=True
+        rest, map_prefetched(partial(load_image, source, parts.storage), rest, threads), strict=True
     ):
         name = source.name(index)
         if image.encoded is None and name not in allow_bad:
@@ -231,7 +240,7 @@ def check_bad_allowed(
 
 def find_bad_images(source: FolderSource, indices: Sequence[int], threads: int) -> dict[str, str]:
     """Decode these images; return name -> reason of those that fail."""
-    loaded = map_prefetched(partial(load_image, source), indices, threads)
+    loaded = map_prefetched(partial(load_image, source, "jpeg"), indices, threads)
     return {
         source.name(index): image.problem
         for index, image in zip(indices, loaded, strict=True)

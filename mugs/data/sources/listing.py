@@ -46,10 +46,12 @@ def open_images(root: Path, list_file: Path | None = None, *, labeled: bool = Tr
 
 def without_labels(root: Path) -> ListedSource:
     """Return all images in `root` and in folders below it, sorted, without labels."""
-    paths = sorted(list_images(root))
+    paths, skipped = list_images(root)
     if not paths:
         raise SourceError(f"{root}: no images in it or below it")
-    return ListedSource(root, paths, [NO_LABEL] * len(paths), [])
+    source = ListedSource(root, sorted(paths), [NO_LABEL] * len(paths), [])
+    source.skipped = skipped
+    return source
 
 
 def from_list(root: Path, list_file: Path, *, labeled: bool = True) -> ListedSource:

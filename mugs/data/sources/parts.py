@@ -27,7 +27,7 @@ import numpy as np
 from mugs.data.prefetch import ProgressCallback, map_prefetched
 from mugs.data.sources import beton
 from mugs.data.sources.base import FileStamp, FolderSource, format_names
-from mugs.data.sources.beton import SAMPLE, EncodedImage
+from mugs.data.sources.beton import SAMPLE, EncodedImage, Storage
 from pipeline.files import make_folder, sync_path, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ ROW = np.dtype(
         ("crc32", "<u4"),
         ("width", "<u2"),
         ("height", "<u2"),
+        ("changes", "<u2"),
     ]
 )
 # What Python raises for a part that was damaged.
@@ -70,10 +71,13 @@ class BetonParts:
         left_out: images that are not in the file, name -> reason.
     """
 
-    def __init__(self, source: FolderSource, path: Path, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: FolderSource, path: Path, versions: Mapping[str, str], storage: Storage
+    ) -> None:
         self.source = source
         self.path = path
         self.versions = versions
+        self.storage = storage
         self.folder = path.with_name(path.name + ".parts")
         self.data = self.folder / "data"
         self.rows = np.zeros(len(source), dtype=ROW)
@@ -139,6 +143,7 @@ class BetonParts:
             "first_page": self.first_page,
             "page": beton.PAGE,
             "versions": dict(self.versions),
+            "storage": self.storage,
         }
 
     def append(self, image: EncodedImage, stamp: FileStamp) -> None:
@@ -156,6 +161,7 @@ class BetonParts:
             zlib.crc32(image.data),
             image.width,
             image.height,
+            image.changes,
         )
         self.position = position + len(image.data)
         self.done += 1
@@ -163,7 +169,7 @@ class BetonParts:
     def leave_out(self, why: str, stamp: FileStamp) -> None:
         """Note that the next image of the source is not in the file."""
         self.left_out[self.source.name(self.done)] = why
-        self.rows[self.done] = (stamp.size, stamp.mtime_ns, -1, 0, 0, 0, 0)
+        self.rows[self.done] = (stamp.size, stamp.mtime_ns, -1, 0, 0, 0, 0, 0)
         self.done += 1
 
     def save(self) -> None:

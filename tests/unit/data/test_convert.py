@@ -2,15 +2,19 @@
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
-from mugs.data.sources.base import FolderSource, SourceError
-from mugs.data.sources.beton import BetonSource, sidecar_path
+from mugs.data.sources.base import FolderSource, SourceError, describe_skipped
+from mugs.data.sources.beton import BetonSource, read_sidecar, sidecar_path
+from mugs.data.sources.changes import KINDS, describe_changes, find_changes
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.decode import DecodeError, decode_rgb
 from mugs.data.sources.open import open_source
@@ -58,6 +62,76 @@ def test_round_trip_keeps_bytes_labels_and_names(folder: Path, tmp_path: Path) -
             assert pack.read(i) == source.read(i)
         assert decode_rgb(pack.read(i), "x").mode == "RGB"
     assert verify_beton(tmp_path / "x.beton") == []
+
+
+def test_images_are_stored_as_they_are(folder: Path, tmp_path: Path) -> None:
+    sidecar = convert_to_beton(FolderSource(folder), tmp_path / "x.beton", storage="original")
+    pack, source = BetonSource(tmp_path / "x.beton"), open_source(folder)
+    assert [pack.read(i) for i in range(len(pack))] == [source.read(i) for i in range(len(source))]
+    assert sidecar.changes == {"gray, made RGB": 1, "CMYK, made RGB": 1}
+    assert verify_beton(tmp_path / "x.beton") == []
+
+
+def save(path: Path, image: Image.Image, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def test_what_a_conversion_changed_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    rgb = Image.new("RGB", (5, 4), (200, 100, 50))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    upright = Image.Exif()
+    upright[ExifTags.Base.Orientation] = 1
+    save(root / "a/plain.jpg", rgb, exif=upright)
+    save(root / "a/turned.jpg", rgb, exif=turned)
+    save(root / "a/turned.png", rgb, exif=turned)
+    save(root / "a/wide.jpg", rgb, icc_profile=b"Display P3")
+    save(
+        root / "a/usual.jpg",
+        rgb,
+        icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    )
+    save(root / "a/palette.png", rgb.quantize(4))
+    save(root / "a/clear.png", rgb.convert("RGBA"))
+    save(root / "a/lab.tif", rgb.convert("YCbCr"))
+    save(root / "a/gray16.png", Image.fromarray(np.full((4, 5), 999, np.uint16)))
+    for name in ("notes.txt", "more.TXT", "._plain.jpg", "LICENSE"):
+        (root / "a" / name).write_bytes(b"x")
+    sidecar = convert_to_beton(FolderSource(root), tmp_path / "x.beton")
+    assert sidecar.changes == {
+        "gray, made RGB": 1,
+        "palette, made RGB": 1,
+        "transparency dropped": 1,
+        "other colors, made RGB": 1,
+        "16 bits, made 8": 1,
+        "orientation tag not followed": 2,
+        "color profile not applied": 1,
+        "stored anew as JPEG": 5,
+    }
+    assert sidecar.skipped == {"._*": 1, ".txt": 2, "no suffix": 1}
+    assert read_sidecar(tmp_path / "x.beton") == sidecar
+    lines = describe_changes("train", sidecar.changes.items())
+    assert lines[-1] == "train: 5 images: stored anew as JPEG"
+    words = "4 files are no images by name: 1 ._*, 2 .txt, 1 no suffix"
+    assert describe_skipped(sidecar.skipped) == words
+
+
+def test_16_bit_color_is_counted() -> None:
+    """Pillow has no mode for it, so the file is written by hand: one pixel, 6 bytes."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" + bytes(range(6)))),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "RGB"
+        assert find_changes(image, stored_anew=False) == 1 << KINDS.index("16 bits, made 8")
 
 
 def test_stock_ffcv_reads_it(packed: Path) -> None:

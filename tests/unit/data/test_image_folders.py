@@ -16,6 +16,7 @@ from mugs.data.sources.base import (
 )
 from mugs.data.sources.convert import check_whole_images
 from mugs.data.sources.listing import open_images
+from stages.convert import check_images
 from stages.shared.image_data import ConvertConfig, open_splits
 
 
@@ -47,6 +48,28 @@ def test_machine_made_folders_are_skipped_and_counted(
     assert source.classes == (["cat", "dog"] if labeled else [])
     assert f"1 hidden folders and @eaDir skipped: {where}{made}" in caplog.text
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_files_that_are_no_images_by_their_names_are_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture, labeled: bool
+) -> None:
+    """What macOS writes beside a.jpg on other file systems has the suffix of an image."""
+    paths = open_images(folder, labeled=labeled).paths
+    for name in ("cat/._a.jpg", "dog/._b.png", "cat/notes.txt", "dog/b.png.part"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    with caplog.at_level(logging.INFO):
+        source = open_images(folder, labeled=labeled)
+    assert source.paths == paths
+    assert source.skipped == {"._*": 2, ".part": 1, ".txt": 1}
+    assert "4 files are no images by name: 2 ._*, 1 .part, 1 .txt" in caplog.text
+
+
+def test_doctor_says_how_many_files_are_skipped(folder: Path) -> None:
+    (folder / "cat/._a.jpg").write_bytes(b"")
+    cfg = ConvertConfig(dataset="own", num_val_images=0, train_dir=str(folder))
+    said, _ = check_images(cfg, {})
+    assert said.endswith("train: 1 files are no images by name: 1 ._*")
 
 
 def test_images_behind_links_come_as_in_torchvision(folder: Path) -> None:

@@ -18,7 +18,9 @@ from scipy.io import savemat
 
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import BetonSource
-from mugs.data.sources.cifar import SIDE
+from mugs.data.sources.cifar import SIDE, open_cifar10
+from mugs.data.sources.convert import verify_beton
+from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.expected import KNOWN
 from mugs.data.sources.public import PUBLIC, open_public
 from stages import convert as stage
@@ -387,6 +389,28 @@ def test_through_the_stage(tmp_path: Path) -> None:
     assert out.info == {"dataset": "cifar10", "num_classes": 10}
     packed = BetonSource(out.outputs["train"])
     assert [packed.label(i) for i in range(10)] == list(range(10)) and packed.classes[9] == "c9"
+
+
+@pytest.mark.parametrize(("storage", "most"), [("jpeg", 4), ("original", 0)])
+def test_pixels_of_cifar(tmp_path: Path, storage: Any, most: int) -> None:
+    root = cifar10(tmp_path / "cifar")
+    cfg = ConvertConfig(
+        dataset="cifar10",
+        root=str(root),
+        num_train_images=10,
+        num_val_images=2,
+        storage=storage,
+    )
+    ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert", control=None)
+    packed = BetonSource(stage.run(ctx, cfg).outputs["train"])
+    pixels = open_cifar10(root, "train").pixels
+    differences = [
+        np.abs(np.asarray(decode_rgb(packed.read(i), "x")).astype(int) - pixels[i]).max()
+        for i in range(10)
+    ]
+    assert max(differences) <= most and (max(differences) > 0) == (most > 0)
+    assert packed.name(3) == f"train/00003.{'jpg' if most else 'png'}"
+    assert not verify_beton(packed.path)
 
 
 def test_a_truncated_image_is_named_before_anything_is_written(tmp_path: Path) -> None:
