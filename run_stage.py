@@ -660,12 +660,13 @@ def main() -> None:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return the errors that a user can cause; imported late, to keep --help fast."""
+    from pipeline.files import FormatVersionError
     from pipeline.spec import ConfigError
     from results.spec import OptionError
     from results.store import RowsError
     from slurm.shared.queue import SlurmError
 
-    return ConfigError, OptionError, RowsError, SlurmError
+    return ConfigError, FormatVersionError, OptionError, RowsError, SlurmError
 
 
 if __name__ == "__main__":

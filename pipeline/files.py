@@ -228,6 +228,30 @@ def verify_checksum(content: Any) -> dict[str, Any]:
     return rest
 
 
+class FormatVersionError(ValueError):
+    """A record was written by newer code, or by code too old; the message says what to do.
+
+    Unlike a damaged record, it is not passed over: the work behind it would be done again, and the
+    record replaced.
+    """
+
+
+def check_format_version(where: str, found: Any, *, newest: int, oldest: int = 1) -> None:
+    """Raise FormatVersionError unless this code reads a record of the version `found`."""
+    if type(found) is int and oldest <= found <= newest:
+        return
+    reads = f"version {newest}" if oldest == newest else f"versions {oldest} to {newest}"
+    newer = type(found) is int and found > newest
+    remedy = (
+        "it was written by newer code: use that code, or another run root"
+        if newer
+        else "use the code that wrote it, or another run root"
+    )
+    raise FormatVersionError(
+        f"{where}: format version {found!r}, this code reads {reads}; {remedy}"
+    )
+
+
 def hash_named_files(root: Path, files: Iterable[Path]) -> str:
     """Return the SHA-256 over names and contents of files, given by their paths below `root`."""
     digest = hashlib.sha256()

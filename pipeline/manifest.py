@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from pipeline.attempts import check_newest
 from pipeline.files import (
+    FormatVersionError,
+    check_format_version,
     hash_file,
     hash_named_files,
     read_bounded,
@@ -26,6 +28,8 @@ from pipeline.files import (
 from pipeline.spec import ConfigError, StageRun
 
 logger = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+"""Version of entries. Those without the field are of version 1."""
 
 
 def _below_run_root(path: str) -> str:
@@ -57,6 +61,7 @@ class ManifestEntry(BaseModel):
     """Record of one finished run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: int = FORMAT_VERSION
     stage: PlainName
     name: PlainName
     run_id: PlainName
@@ -191,23 +196,33 @@ def record_entry(run_root: Path, entry: ManifestEntry) -> Path:
     return path
 
 
-def parse_entry(content: bytes) -> ManifestEntry:
-    """Return the entry in the content of a file.
+def parse_entry(content: bytes, where: str = "entry") -> ManifestEntry:
+    """Return the entry in the content of the file `where`.
 
     Raises:
+        FormatVersionError: it is of a version that this code does not read.
         ValueError: it is no entry, or not what was written.
         RecursionError: it is nested too deeply.
     """
-    return ManifestEntry.model_validate(verify_checksum(json.loads(content)))
+    record = verify_checksum(json.loads(content))
+    # First, since a newer entry may have fields that are unknown here.
+    check_format_version(where, record.get("format_version", 1), newest=FORMAT_VERSION)
+    return ManifestEntry.model_validate(record)
 
 
 def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
-    """Return the entry of a run, or None; log and ignore a file that is no entry of this run."""
+    """Return the entry of a run, or None; log and ignore a file that is no entry of this run.
+
+    Raises:
+        FormatVersionError: it is of a version that this code does not read. The run may be done.
+    """
     path = entry_path(run_root, run_id)
     try:
-        entry = parse_entry(read_bounded(path))
+        entry = parse_entry(read_bounded(path), str(path))
     except FileNotFoundError:
         return None  # the normal case: the run is not done
+    except FormatVersionError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         logger.warning(
             "%s: not a readable manifest entry, the run counts as not done (%s)",

@@ -5,16 +5,22 @@ import difflib
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_atomic
+from pipeline.files import FormatVersionError, check_format_version, write_atomic
 from results.schema import Result, ResultRow
 from results.vocabulary import load_vocabulary
 
 COLUMNS = [field.name for field in fields(ResultRow)]
+
+# Version of the files. Later ones begin with a line "# format_version=N"; those without it are of
+# version 1.
+FORMAT_VERSION = 1
+_VERSION_LINE = re.compile(r"# format_version=(\d+)\s*")
 
 # Columns that may not be empty. `setting` may: an evaluation can have only one.
 REQUIRED = ("run_id", "method", "arch", "stage", "dataset", "metric")
@@ -52,6 +58,13 @@ def read_results(
         return [], [
             f"{name}: differs from the SHA-256 in the manifest; repeat the run that made it"
         ]
+
+    if stated := _VERSION_LINE.match(text):
+        try:
+            check_format_version(f"{name}, line 1", int(stated[1]), newest=FORMAT_VERSION)
+        except FormatVersionError as error:
+            return [], [str(error)]
+        text = text[stated.end() :]
 
     # newline="" leaves line ends to the csv module, as its documentation asks for.
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

@@ -23,6 +23,8 @@ from typing import Any
 
 from pipeline.files import (
     ChecksumError,
+    FormatVersionError,
+    check_format_version,
     hash_file,
     sync_path,
     verify_checksum,
@@ -116,18 +118,19 @@ def read_record(path: Path) -> CheckpointRecord:
 
     Raises:
         CheckpointError: it is not a good record; the message names it.
+        FormatVersionError: it is of a version that this code does not read.
     """
     file = path / RECORD_NAME
     try:
         check_plain_file(file, limit=RECORD_LIMIT)
         content = verify_checksum(json.loads(file.read_text(encoding="utf-8")))
-        if content["format"] != FORMAT:
-            raise CheckpointError(
-                f"{file}: checkpoint format {content['format']}, this code reads {FORMAT}"
-            )
+        found = content.get("format", 1)
+        check_format_version(str(file), found, newest=FORMAT, oldest=FORMAT)
         files = {name: StoredFile(**facts) for name, facts in content["files"].items()}
         record = CheckpointRecord(content["step"], content["meta"], files)
         name_it_has = checkpoint_name(record.step)
+    except FormatVersionError:
+        raise
     except ChecksumError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -12,6 +12,7 @@ from mugs.checkpoint.record import (
     quarantine_checkpoint,
     verify_checkpoint,
 )
+from pipeline.files import FormatVersionError
 
 IN_USE_S = 3600.0
 """A leftover that changed within this time may be a write in progress."""
@@ -39,6 +40,9 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
         try:
             verify_checkpoint(path)
             found.good += 1
+        except FormatVersionError as error:
+            # Good for other code, so it is neither set aside nor counted.
+            found.problems.append(str(error))
         except CheckpointError as error:
             # A running training may have removed it just now.
             if path.exists():

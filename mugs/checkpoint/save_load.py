@@ -188,6 +188,7 @@ def load_latest(folder: Path) -> tuple[int, StateDicts, dict[str, Any]] | None:
     Raises:
         CheckpointError: there are checkpoints, but no good one. Starting over in silence would
             throw the work away.
+        FormatVersionError: the newest one is of a version that this code does not read.
     """
     reasons = []
     # Newest first. A bad one costs the steps since the one before it, not the run.

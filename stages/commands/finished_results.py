@@ -1,10 +1,12 @@
 """Results of the finished runs of a run root, compared with the bundled reproductions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import config, manifest
 from pipeline.config import RunConfig
+from pipeline.files import FormatVersionError
 from pipeline.identity import RETIRED_SETTINGS, runtime_names, science_fields
 from pipeline.plan import build_plan
 from pipeline.settings import use_record_names
@@ -24,14 +26,25 @@ def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResu
     ids = [run.run_id for run in runs] or manifest.list_run_ids(root)
     runtime = {name: runtime_names(spec.config) | RETIRED_SETTINGS for name, spec in STAGES.items()}
     # The rows are not checked here: collecting them reports a damaged file with its line.
-    entries = [entry for run_id in ids if (entry := manifest.find_done(root, run_id, rows=False))]
+    entries = []
+    refused = []
+    for run_id in ids:
+        try:
+            entry = manifest.find_done(root, run_id, rows=False)
+        except FormatVersionError as error:
+            # The results of the other runs are shown nevertheless.
+            refused.append(str(error))
+            continue
+        if entry is not None:
+            entries.append(entry)
     finished = [
         run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
         for entry in entries
     ]
     # Reading the bundled reproductions takes longer than all the rest; without results it is
     # useless.
-    return collect_results(root, finished, load_references() if finished else ())
+    collection = collect_results(root, finished, load_references() if finished else ())
+    return replace(collection, problems=(*refused, *collection.problems))
 
 
 def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedResults:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import manifest
+from pipeline.files import FormatVersionError
 from pipeline.manifest import ManifestEntry
 from pipeline.runfile import import_by_name
 from pipeline.spec import StageRun
@@ -38,7 +39,11 @@ def verify_runs(
 
     found = Verification()
     for run in runs:
-        entry = manifest.read_entry(root, run.run_id)
+        try:
+            entry = manifest.read_entry(root, run.run_id)
+        except FormatVersionError as error:
+            found.problems.append(str(error))
+            continue
         if entry is not None:
             found.recorded += 1
             # Other commands compare sizes only, since hashing a data set takes minutes.
