@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pipeline.spec import StageRun
     from stages.commands.reproduction import Selection
 
 # Old option names that still work but that --help does not list. click applies the function to
@@ -91,6 +92,14 @@ def plan(
     cluster: Cluster = None,
     run_root: RunRoot = None,
     skip_data_checks: SkipDataChecks = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Show only this run: each setting and resource, its value, and whether the "
+            "recipe, the reproduction, the cluster profile, --set or a default gave it.",
+        ),
+    ] = None,
 ) -> None:
     """Show what would run, what is done, and what it costs.
 
@@ -104,6 +113,13 @@ def plan(
     from stages.commands.preflight import list_problems
     from stages.commands.reproduction import list_changed_inputs
 
+    if explain is not None:
+        from stages.commands.explain import HEADER, find_run, tabulate_settings
+
+        run = find_run(reproduction, explain, overrides)
+        decided = _find_profile_resources(cluster, run)
+        console.show_table(HEADER, tabulate_settings(reproduction, run, overrides, decided))
+        return
     selection = _select(reproduction, overrides, only, cluster, run_root)
     split = manifest.split_runs(selection.root, selection.runs)
     advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
@@ -620,6 +636,16 @@ def _select(
         place.check_stage_names(place.load_profile(cluster), STAGES)
     root = place.choose_run_root(run_root, cluster)
     return load_selection(reproduction, overrides, only, root)
+
+
+def _find_profile_resources(cluster: str | None, run: StageRun) -> dict[str, tuple[object, str]]:
+    """Return the resources of a run that a cluster profile decides, each with its name."""
+    if cluster is None:
+        return {}
+    from slurm.submission.profile import find_profile_resources, load_profile
+
+    decided = find_profile_resources(load_profile(cluster), run.resources)
+    return {name: (value, f"cluster profile {cluster}") for name, value in decided.items()}
 
 
 def _warn(lines: Iterable[str]) -> None:

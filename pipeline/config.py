@@ -63,11 +63,9 @@ def load_reproduction(
         ConfigError: names file or override, key, and what is expected.
     """
     source, document, runs = read_reproduction(name_or_path)
-    written = {str(name): _with_likeness(source, name, runs) for name in runs}
-    # A recipe given by --set overrides the file; other --set options override the recipe.
-    for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
-        apply_override(runs, override)
-    whole = {name: _with_likeness(source, name, runs) for name in written}
+    written = {str(name): merge_likeness(source, name, runs) for name in runs}
+    apply_overrides(runs, overrides)
+    whole = {name: merge_likeness(source, name, runs) for name in written}
     checked = {
         name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
     }
@@ -139,6 +137,13 @@ def _read_included_runs(
     return runs
 
 
+def apply_overrides(runs: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set the dotted keys of runs."""
+    # A recipe given by --set overrides the file; other --set options override the recipe.
+    for override in sorted(overrides, key=lambda text: not _is_likeness(text)):
+        apply_override(runs, override)
+
+
 def apply_override(runs: dict[str, Any], override: str) -> None:
     """Set one dotted key of a run."""
     dotted, separator, text = override.partition("=")
@@ -200,10 +205,16 @@ def list_recipes(file: str) -> list[str]:
 
 def load_recipe(name: str) -> dict[str, Any]:
     """Return the settings of a bundled recipe, "file/name", e.g. "linear/s800"."""
-    return dict(_with_likeness("recipes", name, {}))
+    return dict(merge_likeness("recipes", name, {}))
 
 
-def _with_likeness(
+def load_recipe_as_written(name: str) -> dict[str, Any]:
+    """Return what a bundled recipe says itself, without the recipes that it is `like`."""
+    file, _, recipe = name.partition("/")
+    return dict(_read_recipes(file)[recipe])
+
+
+def merge_likeness(
     source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
 ) -> Any:
     """Return a run's settings, put over those of the runs and recipes that it is `like`.
@@ -219,7 +230,7 @@ def _with_likeness(
         if other in (name, *inner):
             circle = " -> ".join([*inner, name, other])
             raise ConfigError(f"{source}: runs.{name}.like: runs are like each other: {circle}")
-        settings = _merged(settings, _with_likeness(source, other, runs, (*inner, name)))
+        settings = _merged(settings, merge_likeness(source, other, runs, (*inner, name)))
     return _merged(settings, {key: value for key, value in raw.items() if key != "like"})
 
 

@@ -254,6 +254,24 @@ def _python(profile: ClusterProfile) -> str:
     return profile.python or shlex.quote(sys.executable)
 
 
+def find_profile_resources(profile: ClusterProfile, need: Resources) -> dict[str, int]:
+    """Return the resources of a run that the profile decides, with their values."""
+    folded = fold_ranks(profile, need)
+    decided: dict[str, int] = {
+        name: getattr(folded, name)
+        for name in ("nodes", "ranks_per_node", "memory_gb")
+        if getattr(folded, name) != getattr(need, name)
+    }
+    if profile.cpus_per_rank is not None and not need.overrides_profile("cpus_per_rank"):
+        decided["cpus_per_rank"] = profile.cpus_per_rank
+    memory = profile.memory_gb
+    if need.gpu and profile.memory_per_gpu_gb is not None:
+        memory = profile.memory_per_gpu_gb * folded.ranks_per_node
+    if need.memory_gb is None and memory is not None:
+        decided["memory_gb"] = memory
+    return decided
+
+
 def sbatch_parameters(
     profile: ClusterProfile, need: Resources, *, code: Path, lead_s: int
 ) -> dict[str, Any]:
@@ -262,9 +280,8 @@ def sbatch_parameters(
     Slurm warns the job `lead_s` seconds before its end. `code` is the snapshot that it runs.
     """
     need = fold_ranks(profile, need)
-    cpus = need.cpus_per_rank
-    if profile.cpus_per_rank is not None and not need.overrides_profile("cpus_per_rank"):
-        cpus = profile.cpus_per_rank
+    decided = find_profile_resources(profile, need)
+    cpus = decided.get("cpus_per_rank", need.cpus_per_rank)
     gpu_type = f"{profile.gpu_type}:" if profile.gpu_type else ""
     additional = {
         "requeue": True,
@@ -287,11 +304,7 @@ def sbatch_parameters(
         "container-image": profile.container_image,
         "container-mounts": profile.container_mounts,
     }
-    memory = profile.memory_gb
-    if need.memory_gb is not None:
-        memory = need.memory_gb
-    elif need.gpu and profile.memory_per_gpu_gb is not None:
-        memory = profile.memory_per_gpu_gb * need.ranks_per_node
+    memory = decided.get("memory_gb", need.memory_gb)
     return {
         "time": time_limit_minutes(profile, need),
         "nodes": need.nodes,
