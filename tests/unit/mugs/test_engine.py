@@ -28,7 +28,7 @@ from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
-from mugs.methods.config import METHODS, DinoConfig, IbotConfig, MethodOptions
+from mugs.methods.config import METHODS, DinoConfig, IbotConfig, MethodOptions, MgcConfig
 from mugs.methods.mugs import Mugs
 from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import StepConfig, TrainConfig
@@ -117,7 +117,17 @@ RESUMED = [
         num_prototypes=24,
         clustering_input="unmasked",
     ),
+    MgcConfig(
+        arch=replace(SMALLEST.arch, positions="sincos"),
+        drop_path=0.3,
+        head_hidden=16,
+        head_out=8,
+        windows=(1, 2, 4),
+    ),
 ]
+VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
+# MGC compares two large crops that overlap.
+OVERLAPPING = replace(VIEWS, num_small=0, large_crops="shared", min_overlap=0.2)
 
 
 @pytest.mark.parametrize("options", RESUMED, ids=lambda options: type(options).__name__)
@@ -132,7 +142,7 @@ def test_resume_is_bitwise_exact(
         base_lr=1e-2,
         warmup_epochs=1,
         steps_per_epoch=3,
-        views=ViewRecipe(large_size=32, small_size=16, num_small=2),
+        views=OVERLAPPING if isinstance(options, MgcConfig) else VIEWS,
         checkpoint_steps=2,
     )
 
@@ -151,7 +161,6 @@ def test_resume_is_bitwise_exact(
     assert resumed["meta"] == straight["meta"]
 
 
-VIEWS = ViewRecipe(large_size=32, small_size=16, num_small=2)
 CONFIG = TrainConfig(
     epochs=2,
     batch_size=8,
