@@ -220,6 +220,11 @@ def list_code_versions(run_dir: Path, *, before: int | None = None) -> list[dict
     return found
 
 
+def read_inputs(run_dir: Path, attempt: int) -> dict[str, Any]:
+    """Return the inputs that an attempt recorded when it began; {} if it recorded none."""
+    return dict((read_json(_record_path(run_dir, attempt, ".provenance")) or {}).get("inputs", {}))
+
+
 def list_saves(run_dir: Path) -> list[dict[str, Any]]:
     """Return `step`, `seconds` and `time` of each attempt that saved, oldest first."""
     notes = (

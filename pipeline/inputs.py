@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import hash_file
+from pipeline.folder_content import compare_folder, describe_folder
 from pipeline.manifest import ManifestEntry
 from pipeline.settings import Mark, Settings, setting_fields
 
@@ -24,16 +25,29 @@ def list_input_paths(settings: Settings, prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{field.name}", str(value)
 
 
+_CONTENT = ("sha256", "files", "names", "sizes", "lists")
+
+
+class InputChangedError(ValueError):
+    """A file or folder was replaced while a run read it; the message names the setting."""
+
+
 def record_inputs(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return, for each input path, where it leads to; of a file also its size, time and SHA-256."""
+    """Return, for each input path, where it leads to and facts of its content."""
     return {name: _describe(value) for name, value in list_input_paths(settings)}
 
 
 def _describe(value: str) -> dict[str, Any]:
     path = _absolute(value)
-    if not path.is_file():
-        # A folder of a million images is not read again; `builtin:` and `download` are no paths.
-        return {"path": str(path) if path.is_dir() else value}
+    try:
+        if path.is_dir():
+            return {"path": str(path), **describe_folder(path)}
+        # `builtin:` and `download` are no paths.
+        if not path.is_file():
+            return {"path": value}
+    except OSError as error:
+        # Whoever reads it says what is wrong.
+        return {"path": str(path), "unreadable": str(error)}
     found = path.stat()
     facts = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": hash_file(path)}
     return {"path": str(path), **facts}
@@ -52,17 +66,57 @@ def find_changed_inputs(settings: Settings, entry: ManifestEntry) -> list[str]:
     recorded = entry.provenance.get("inputs")
     if not isinstance(recorded, Mapping):
         return []
+    lines = []
+    for name, value in list_input_paths(settings):
+        before = recorded.get(name)
+        if not isinstance(before, Mapping):
+            continue
+        if difference := _compare(value, before):
+            lines.append(f"{name}: {difference}")
+    return lines
+
+
+def find_mixed_inputs(entry: ManifestEntry) -> list[str]:
+    """Return a line for each input of which attempts of a finished run read different contents."""
+    recorded = entry.provenance.get("inputs")
+    if not isinstance(recorded, Mapping):
+        return []
     return [
-        f"{name}: {difference}"
-        for name, value in list_input_paths(settings)
-        if isinstance(before := recorded.get(name), Mapping)
-        and (difference := _compare(value, before))
+        f"{name}: {facts['earlier']}"
+        for name, facts in recorded.items()
+        if isinstance(facts, Mapping) and "earlier" in facts
     ]
+
+
+def note_earlier_inputs(
+    inputs: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, Mapping[str, Any]], attempt: int
+) -> dict[str, dict[str, Any]]:
+    """Return the inputs, with a note where an earlier attempt of the run read another content."""
+    noted = {name: dict(facts) for name, facts in inputs.items()}
+    for name, facts in noted.items():
+        before = earlier.get(name)
+        if before is None:
+            continue
+        if {key: before.get(key) for key in _CONTENT} != {key: facts.get(key) for key in _CONTENT}:
+            facts["earlier"] = f"attempt {attempt} of the run read another content"
+        elif "earlier" in before:
+            facts["earlier"] = before["earlier"]
+    return noted
+
+
+def check_unchanged(inputs: Mapping[str, Mapping[str, Any]], remedy: str) -> None:
+    """Raise InputChangedError, with what to do, if a recorded input is not what it was."""
+    for name, before in inputs.items():
+        path = str(before.get("path", ""))
+        if ("sha256" in before or "files" in before) and (line := _compare(path, before)):
+            raise InputChangedError(f"{name}: {line}; {remedy}")
 
 
 def _compare(value: str, before: Mapping[str, Any]) -> str:
     """Return how a path differs from what was recorded; "" if it is the same, or was only moved."""
     path = _absolute(value)
+    if "files" in before:
+        return _compare_folder(value, before)
     if "sha256" not in before:
         if before.get("path") in (value, str(path)):
             return ""
@@ -82,3 +136,16 @@ def _compare(value: str, before: Mapping[str, Any]) -> str:
         f"{value} has another content than the file that the finished run read ({before['path']}, "
         f"SHA-256 {str(before['sha256'])[:12]})"
     )
+
+
+def _compare_folder(value: str, before: Mapping[str, Any]) -> str:
+    path = _absolute(value)
+    try:
+        difference = compare_folder(path, before)
+    except OSError:
+        if before.get("path") == str(path):
+            return ""
+        return f"is {value} now, which cannot be read here; the finished run read {before['path']}"
+    if not difference:
+        return ""
+    return f"{value} has {difference} in the folder that the finished run read ({before['path']})"

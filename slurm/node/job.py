@@ -26,10 +26,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.control import Interrupted
+from pipeline.inputs import check_unchanged, note_earlier_inputs, record_inputs
 from pipeline.runfile import RunFile
 from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
@@ -151,6 +152,8 @@ def _run_stage(context: RankContext) -> None:
     inputs, running = _find_inputs(run, run_dir.parents[1])
     facts = provenance.collect_provenance()
     if launch.rank == 0:
+        # Now, and not when the run ends: files may be replaced while it runs.
+        facts["inputs"] = _record_inputs(run, run_dir, control.attempt)
         attempts.record_provenance(run_dir, control.attempt, facts)
         warn_of_other_code(run_dir)
     logger.info("%s: attempt %d, %d ranks", run.key, control.attempt, launch.world_size)
@@ -162,6 +165,10 @@ def _run_stage(context: RankContext) -> None:
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
+        check_unchanged(
+            facts["inputs"],
+            "it was replaced while the run read it, so nothing is recorded; start the run again",
+        )
         publish_results(
             run, run_dir, output, attempt=control.attempt, ranks=launch.world_size, facts=facts
         )
@@ -193,6 +200,22 @@ def check_gpus(*, wanted: bool) -> None:
 def slurm_node_name() -> str:
     """Return the name of this node as Slurm knows it; its host name may be a longer one."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _record_inputs(run: StageRun, run_dir: Path, attempt: int) -> dict[str, Any]:
+    """Return what the run reads; warn if an earlier attempt, whose work may be used, read another
+    content.
+    """
+    inputs = record_inputs(run.config)
+    before = [number for number in attempts.list_attempts(run_dir) if number < attempt]
+    # Without a checkpoint, such as after data were repaired, nothing of that attempt is used.
+    if before and any(run_dir.glob("checkpoints/step_*")):
+        earlier = attempts.read_inputs(run_dir, before[-1])
+        inputs = note_earlier_inputs(inputs, earlier, before[-1])
+    for name, found in inputs.items():
+        if "earlier" in found:
+            logger.warning("%s: %s", name, found["earlier"])
+    return inputs
 
 
 def warn_of_other_code(run_dir: Path) -> None:

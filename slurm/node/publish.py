@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.identity import dump_settings
-from pipeline.inputs import record_inputs
 from pipeline.spec import StageRun
 from pipeline.stage import StageOutput
 from slurm.shared.logs import log_path
@@ -25,7 +24,9 @@ def publish_results(
     ranks: int,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the result rows and record the run with its provenance: `facts`, and earlier code.
+    """Write the result rows and record the run with its provenance.
+
+    That is `facts`, with the inputs as they were when the attempt began, and earlier code.
 
     Raises:
         StaleAttemptError: a newer attempt of the run has started.
@@ -54,7 +55,6 @@ def publish_results(
         info=dict(output.info),
         provenance={
             **facts,
-            "inputs": record_inputs(run.config),
             # Of attempts before this one, whose work this one went on with.
             "earlier": attempts.list_code_versions(run_dir, before=attempt),
         },

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config, manifest
-from pipeline.inputs import find_changed_inputs
+from pipeline.inputs import find_changed_inputs, find_mixed_inputs
 from pipeline.plan import build_plan, select_runs
 from pipeline.spec import StageRun
 from stages import STAGES
@@ -32,7 +32,14 @@ def list_changed_inputs(selection: Selection) -> list[str]:
     lines = []
     for run in selection.runs:
         entry = manifest.read_entry(selection.root, run.run_id)
-        changed = find_changed_inputs(run.config, entry) if entry else []
+        if entry is None:
+            continue
+        lines += [
+            f"note: {run.name} is done, but {line} than the last one, which went on from its "
+            "checkpoint; repeat it in another run root for a result of one input"
+            for line in find_mixed_inputs(entry)
+        ]
+        changed = find_changed_inputs(run.config, entry)
         lines += [
             f"note: {run.name} is done, but {line}; its result stays that of the former input. For"
             f" another run, give it another identity ({IDENTITY_HINT.get(run.stage, 'dataset')})"

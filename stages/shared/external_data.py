@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from pipeline.inputs import check_unchanged
 from pipeline.settings import RequiredAtRun, Runtime
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
@@ -93,5 +94,14 @@ def register_external_data(
 
 
 def read_data_root(ctx: StageContext) -> Path:
-    """Return the folder of the data set that fills the role `data`."""
-    return Path(json.loads(ctx.inputs["data"].output("layout").read_text(encoding="utf-8"))["root"])
+    """Return the folder of the data set that fills the role `data`.
+
+    Raises:
+        InputChangedError: it does not hold any more what that run checked.
+    """
+    entry = ctx.inputs["data"]
+    check_unchanged(
+        entry.provenance.get("inputs", {}),
+        f"{entry.name} checked it as it was; check it again in a run with another dataset name",
+    )
+    return Path(json.loads(entry.output("layout").read_text(encoding="utf-8"))["root"])

@@ -1,13 +1,22 @@
 """A finished run remembers what it read; another file or folder in its place is told."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from pipeline.inputs import find_changed_inputs, record_inputs
+from pipeline import folder_content
+from pipeline.inputs import (
+    InputChangedError,
+    check_unchanged,
+    find_changed_inputs,
+    find_mixed_inputs,
+    note_earlier_inputs,
+    record_inputs,
+)
 from pipeline.manifest import ManifestEntry, record_entry
 from pipeline.settings import InputPath, RequiredAtRun, Settings
 from stages.commands.reproduction import list_changed_inputs, load_selection
@@ -27,7 +36,9 @@ class Reader(Settings):
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Reader:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cat").mkdir(parents=True)
+    (tmp_path / "data/cat/a.jpg").write_text("a")
+    (tmp_path / "data/labels.json").write_text("[1]")
     for name in ("w.pth", "list.txt"):
         (tmp_path / name).write_text(name)
     return Reader(
@@ -66,13 +77,50 @@ def remove(tmp_path: Path) -> Reader:
     return Reader(file=str(tmp_path / "w.pth"))
 
 
+def copy_folder(tmp_path: Path) -> str:
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    return str(tmp_path / "copy")
+
+
+def change_folder(tmp_path: Path, how: str) -> Reader:
+    """The same path, with something done to what it holds."""
+    data = tmp_path / "data"
+    image = data / "cat/a.jpg"
+    if how == "touch":
+        os.utime(image, (1, 1))
+    elif how == "hide":
+        (data / "cat/.DS_Store").touch()
+        (data / "cat/@eaDir").mkdir()
+        (data / "cat/@eaDir/a.jpg").touch()
+    elif how == "remove all":
+        shutil.rmtree(data)
+    elif how == "add":
+        (data / "cat/b.jpg").touch()
+    elif how == "rename":
+        image.rename(data / "cat/c.jpg")
+    elif how == "longer":
+        image.write_text("longer")
+    else:
+        (data / "labels.json").write_text("[2]")
+    return Reader(folder=str(data))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda folder: Reader(), ()),
         (lambda folder: Reader(folder=f"{folder}/./data/../data/"), ()),
         (lambda folder: Reader(folder=str(folder / "data")), ()),
-        (lambda folder: Reader(folder=str(folder)), ("folder: is ", "the finished run read ")),
+        (lambda folder: Reader(folder=str(folder)), ("folder: ", "4 files instead of 2")),
+        (lambda folder: Reader(folder=str(folder / "no")), ("folder: is ", "cannot be read here")),
+        (lambda folder: Reader(folder=copy_folder(folder)), ()),
+        (lambda folder: change_folder(folder, "touch"), ()),
+        (lambda folder: change_folder(folder, "hide"), ()),
+        (lambda folder: change_folder(folder, "remove all"), ()),
+        (lambda folder: change_folder(folder, "add"), ("folder: ", "3 files instead of 2")),
+        (lambda folder: change_folder(folder, "rename"), ("folder: ", "files of other names")),
+        (lambda folder: change_folder(folder, "longer"), ("folder: ", "files of other sizes")),
+        (lambda folder: change_folder(folder, "list"), ("folder: ", "lists or annotations of")),
         (lambda folder: Reader(file=str(folder / "list.txt")), ("file: ", "another content")),
         (lambda folder: Reader(file=str(folder / "no.pth")), ("cannot be read here",)),
         (copy, ()),
@@ -88,6 +136,67 @@ def test_another_input_is_told(
     lines = find_changed_inputs(change(tmp_path), entry)
     assert len(lines) == (1 if words else 0), lines
     assert all(word in lines[0] for word in words)
+
+
+def test_a_folder_of_many_files_is_not_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless one of its folders, lists or sampled files was touched."""
+    monkeypatch.setattr(folder_content, "_FEW", 10)
+    monkeypatch.setattr(folder_content, "_NUM_SAMPLED", 5)
+    for number in range(40):
+        path = tmp_path / f"{number % 4}" / f"{number:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "0/deep").mkdir()
+    (tmp_path / "0/deep/names.txt").write_text("a")
+    facts = folder_content.describe_folder(tmp_path)
+    assert facts["files"] == 41 and len(facts["sample"]) == 6
+    assert "0/deep/names.txt" in facts["sample"]
+
+    def refuse(root: Path) -> list[str]:
+        raise AssertionError("listed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_content, "_list_files", refuse)
+        assert folder_content.compare_folder(tmp_path, facts) == ""
+    (tmp_path / "0/deep/names.txt").write_text("b")
+    assert folder_content.compare_folder(tmp_path, facts).startswith("lists or annotations")
+    (tmp_path / "0/deep/names.txt").write_text("a")
+    assert folder_content.compare_folder(tmp_path, facts) == ""
+    (tmp_path / facts["sample"][0]).unlink()
+    assert folder_content.compare_folder(tmp_path, facts) == "40 files instead of 41"
+
+
+def test_links_in_a_circle_and_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/lost.jpg").symlink_to(tmp_path / "nowhere")
+    assert folder_content.describe_folder(tmp_path)["files"] == 1
+
+
+def test_what_changes_while_a_run_reads_it_is_refused(reader: Reader, tmp_path: Path) -> None:
+    inputs = record_inputs(reader)
+    check_unchanged(inputs, "start again")
+    rewrite(tmp_path)
+    with pytest.raises(InputChangedError, match=r"file: .* has another content .*; start again"):
+        check_unchanged(inputs, "start again")
+
+
+def test_a_run_that_went_on_with_another_content_says_so(reader: Reader, tmp_path: Path) -> None:
+    earlier = record_inputs(reader)
+    same = note_earlier_inputs(record_inputs(reader), earlier, 1)
+    assert same == earlier
+    change_list(tmp_path)
+    noted = note_earlier_inputs(record_inputs(reader), earlier, 1)
+    assert [name for name, facts in noted.items() if "earlier" in facts] == ["part.list_file"]
+    entry = ManifestEntry(stage="x", name="x", run_id="x", provenance={"inputs": noted})
+    assert find_changed_inputs(reader, entry) == []
+    (line,) = find_mixed_inputs(entry)
+    assert line == "part.list_file: attempt 1 of the run read another content"
+    # The third attempt knows it from the second.
+    third = note_earlier_inputs(record_inputs(reader), noted, 2)
+    assert third == noted
 
 
 def test_an_entry_of_before_says_nothing(reader: Reader) -> None:

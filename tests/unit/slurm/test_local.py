@@ -35,7 +35,7 @@ STAGE = """
 import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
-from pipeline.settings import Runtime
+from pipeline.settings import InputPath, Runtime
 from pipeline.spec import StageConfig
 from pipeline.stage import StageOutput
 
@@ -43,6 +43,7 @@ from pipeline.stage import StageOutput
 class Config(StageConfig):
     text: str = "x"
     fault: Runtime[str] = ""
+    file: InputPath[str | None] = None
 
     def concurrent_roles(self):
         return frozenset({"in0"}) if self.fault == "watch" else frozenset()
@@ -66,6 +67,8 @@ def run(ctx, cfg):
         if cfg.fault.endswith("interrupted"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert cfg.fault == "until watched", "no such luck"
+    if cfg.fault == "replace":
+        Path(cfg.file).write_text("another")
     if cfg.fault == "raise":
         raise ValueError("no such luck\\nsecond line")
     while cfg.fault.startswith("kill") and rank == "1":
@@ -119,6 +122,24 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     assert code.items() >= {"attempt": 1, **read_git_state(code_root())}.items()
 
 
+def test_an_input_that_is_replaced_while_a_run_reads_it(tiny: Any, tmp_path: Path) -> None:
+    """Nothing is recorded, and the run can be repeated with what is there now."""
+    file = tmp_path / "list.txt"
+    file.write_text("one")
+    plain = make(tiny, "a", fault="replace")
+    run = replace(plain, config=replace(plain.config, file=str(file)))
+    (outcome,) = run_locally([run], tmp_path)
+    assert outcome.state == "failed"
+    assert "InputChangedError: file: " in outcome.detail
+    assert manifest.find_done(tmp_path, run.run_id) is None
+    (outcome,) = run_locally([run], tmp_path)
+    assert outcome.state == "finished"
+    entry = manifest.find_done(tmp_path, run.run_id)
+    assert entry is not None and entry.provenance["inputs"]["file"]["size"] == len("another")
+    # Nothing of the first attempt was used.
+    assert "earlier" not in entry.provenance["inputs"]["file"]
+
+
 def test_every_version_of_the_code_is_kept(
     tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,12 +181,12 @@ def test_costs_are_summed_over_attempts(
     facts = {"git_sha": "c0ffee", "git_dirty": True}
     publish.publish_results(run, run_dir, StageOutput(), attempt=3, ranks=6, facts=facts)
     entry = manifest.find_done(tmp_path, run.run_id)
-    assert entry is not None and entry.provenance == {**facts, "earlier": [], "inputs": {}}
+    assert entry is not None and entry.provenance == {**facts, "earlier": []}
     assert entry.seconds == pytest.approx(600 + 20 + 100, abs=10)
     assert entry.gpu_hours == pytest.approx(6 * entry.seconds / 3600, abs=1e-3)
     assert (entry.device, entry.gpus, entry.ranks, entry.restarts) == ("H200", 6, 6, 2)
     assert (entry.stage, entry.name, entry.attempt, entry.rows) == ("tiny", "a", 3, None)
-    assert entry.config == {"text": "a", "fault": ""} and entry.upstream == {}
+    assert entry.config == {"text": "a", "fault": "", "file": None} and entry.upstream == {}
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(1, "3"), (2, "1"), (7, "1")])

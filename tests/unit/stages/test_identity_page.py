@@ -37,6 +37,7 @@ CHANGES: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 # Lines that no override of a run can show; the tests that do.
 ELSEWHERE = {
+    "Content of a folder": "test_another_input_is_told",
     "Setting marked `Internal`": "test_no_setting_of_code_is_in_yaml",
     "Setting of a method that is not chosen": "test_settings_of_other_methods_are_refused",
     "Cluster profile": "test_a_run_knows_no_profile",
