@@ -5,18 +5,23 @@ shows what came back. Heavy modules are imported inside the commands, so that `-
 once.
 
 Exit codes: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
-75 interrupted, or Slurm did not answer.
+70 internal error, 75 interrupted, or Slurm did not answer.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from slurm.shared.exit_codes import EXIT_INTERNAL
 
 if TYPE_CHECKING:
     from pipeline.spec import StageRun
@@ -39,7 +44,8 @@ app = typer.Typer(
     Every command works on all of its runs, or on those selected with --only.
 
     Exit code: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
-    75 interrupted, or Slurm did not answer (repeat the same command to continue).""",
+    70 internal error (the message names a file with the traceback), 75 interrupted, or Slurm did
+    not answer (repeat the same command to continue).""",
 )
 
 # Options and arguments that several commands share.
@@ -190,6 +196,9 @@ def submit(
     trace_steps: TraceSteps = 0,
     run_root: RunRoot = None,
     skip_data_checks: SkipDataChecks = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch files; submit nothing.")
+    ] = False,
 ) -> None:
     """Submit to Slurm every run that is neither done nor queued.
 
@@ -208,6 +217,9 @@ def submit(
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
+    if dry_run:
+        _print(submission.preview_scripts(runs, profile))
+        return
     console.show_remarks(runs)
     console.show_lines(list_changed_inputs(selection))
     # What takes a moment comes before the data checks, which may take minutes.
@@ -252,7 +264,13 @@ def run_command(
 
 @app.command()
 def status(
-    reproduction: ReproductionName,
+    reproduction: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REPRODUCTION",
+            help="Bundled name or path of a YAML file. Default: every run in the run root.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     only: Only = None,
     cluster: Cluster = None,
@@ -275,6 +293,14 @@ def status(
 
     selection = _select(reproduction, overrides, only, cluster, run_root)
     runs, root = selection.runs, selection.root
+    if not reproduction:
+        from stages.commands.whole_run_root import describe_settings, load_all_runs
+
+        runs, unreadable = load_all_runs(root, only or ())
+        if not as_json:
+            _print([f"run root {root}: {len(runs)} runs"])
+            _print(f"  {run.key}: {describe_settings(run)}" for run in runs)
+        _print((f"left out: {line}" for line in unreadable), err=True)
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         if as_json:
             typer.echo(states.format_json(found))
@@ -671,17 +697,41 @@ def main() -> None:
 
     # Warnings of ours go to stderr, so that --json and CSV on stdout stay clean.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # An ASCII terminal shows other characters of paths and messages as \\xe9 and its like.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         check_one_root()
         app()
     except Exception as error:
         # With an intruder on the path our own modules may not import, so it is asked for first.
-        if not isinstance(error, (ForeignPackageError, OSError)) and not isinstance(
-            error, _user_errors()
-        ):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        if isinstance(error, (ForeignPackageError, OSError)):
+            expected = True
+        else:
+            expected = isinstance(error, _user_errors())
+        if expected:
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        sys.exit(report_internal_error(error))
+
+
+def report_internal_error(error: Exception) -> int:
+    """Print one line about an error that nobody has foreseen, and return the exit code for it.
+
+    The traceback goes to a file that the line names.
+    """
+    lines = "".join(traceback.format_exception(error))
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="mugs-error-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{sys.argv}\n{lines}")
+        where = f"please report it with the traceback in {path}"
+    except OSError:
+        where = f"please report it with this traceback:\n{lines}"
+    typer.echo(f"error: internal error: {said}; {where}", err=True)
+    return EXIT_INTERNAL
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

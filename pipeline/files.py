@@ -31,8 +31,22 @@ def sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, such as CIFS, cannot flush a folder; databases ignore that too.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions that a new file gets here, so that colleagues can read it."""
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    probe.touch(0o666)
+    try:
+        path.chmod(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def make_folder(path: Path) -> None:

@@ -100,6 +100,9 @@ def _order(reproduction: Reproduction) -> list[str]:
 def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
     """Return the runs whose name or stage is in `only`, or all of them if it is empty.
 
+    A word that is both the name of a run and a stage means the run alone: `knn` leaves out
+    `knn_initial`.
+
     Raises:
         ConfigError: there is no such run or stage.
     """
@@ -107,7 +110,8 @@ def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]
     for name in only:
         if name not in known:
             raise ConfigError(f"--only {name}: no such run or stage{format_choices(name, known)}")
-    return [run for run in runs if not only or run.name in only or run.stage in only]
+    stages = set(only) - {run.name for run in runs}
+    return [run for run in runs if not only or run.name in only or run.stage in stages]
 
 
 def list_unset_settings(runs: Iterable[StageRun]) -> list[str]:

@@ -27,7 +27,7 @@ from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
 from mugs.evaluation.config import Feature
 from mugs.models.vit import ViT
-from pipeline.files import replace_atomically, write_atomic
+from pipeline.files import follow_umask, replace_atomically, write_atomic
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of the files; other versions are refused
@@ -113,6 +113,7 @@ def extract_split(
                 tensors = _compute(vit, source, ids, layout, device, batch_size, threads)
                 with replace_atomically(shard_path(folder, shard)) as temporary:
                     save_file(tensors, temporary, metadata={"layout": json.dumps(asdict(layout))})
+                    follow_umask(temporary)  # safetensors writes files that only the owner reads
             progress.update(done, items=len(ids))
 
     # The index means "complete": after all ranks' shards, and before any rank goes on to read it.

@@ -4,7 +4,7 @@ Submitting is idempotent: what is done or already queued stays as it is.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,9 +138,40 @@ def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission
             submissions.append(Submission(run, "queued", job_id))
         else:
             code = code or take_snapshot(profile.run_root)
-            submission, state = _submit_locked(run, runs, profile, code)
+            try:
+                submission, state = _submit_locked(run, runs, profile, code)
+            except queue.SlurmError as error:
+                raise queue.SlurmError(f"{error}{_describe_progress(submissions, runs)}") from error
             submissions.append(submission)
     return submissions
+
+
+def _describe_progress(submissions: Sequence[Submission], runs: Sequence[StageRun]) -> str:
+    """Return how far a submission came that Slurm refused to go on with, such as at a limit."""
+    queued = sum(submission.action != "done" for submission in submissions)
+    left = len(runs) - len(submissions)
+    return f". {queued} runs are queued, {left} are not; submit again later to queue the others"
+
+
+def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterator[str]:
+    """Yield the batch file of each run that is not done, as `submit` would write it.
+
+    Ids of jobs and the code snapshot are not known yet; names stand in their place.
+    """
+    done = {run.run_id for run in manifest.split_runs(profile.run_root, runs).done.values()}
+    names = {run.run_id: run.name for run in runs}
+    code = profile.run_root / "code" / "SNAPSHOT"
+    for run in runs:
+        if run.run_id in done:
+            continue
+        needs = [need for need in run.needs.values() if need not in done]
+        jobs = {need: f"JOB_OF_{names.get(need, need)}" for need in needs}
+        dependencies = Dependencies(
+            after_end=[job for need, job in jobs.items() if need not in run.watched],
+            after_begin=[job for need, job in jobs.items() if need in run.watched],
+        )
+        yield f"==> {run.run_dir(profile.run_root) / queue.SCRIPT}"
+        yield sbatch_text(run, profile, dependencies, code)
 
 
 def _submit_locked(

@@ -36,6 +36,12 @@ class TablesRequest:
     against: Path | None = None
     publish: Path | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", [full_table_name(name) for name in self.table])
+        if self.explain:
+            explained = (full_table_name(self.explain[0]), *self.explain[1:])
+            object.__setattr__(self, "explain", explained)
+
     def check(self) -> None:
         """Raise OptionError if two options exclude each other or a table does not exist."""
         actions = [name for name in ACTIONS if getattr(self, name) is not None]
@@ -51,6 +57,12 @@ class TablesRequest:
             for name in names:
                 if name not in known:
                     raise OptionError(f"{option} {name}: expected one of {', '.join(known)}")
+
+
+def full_table_name(name: str) -> str:
+    """Return `table1` for `1` and for `Table 1`; other names as they are."""
+    short = name.strip().lower().replace(" ", "")
+    return f"table{short}" if short.isdigit() else short
 
 
 def warn_of_problems(collection: CollectedResults, warn: Callable[[str], None]) -> None:

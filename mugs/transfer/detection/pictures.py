@@ -13,30 +13,35 @@ from mugs.data.dense.coco import CocoSplit
 from mugs.data.dense.pictures import label_colors, save_png, side_by_side
 
 MASK_OPACITY = 0.5
-MIN_SCORE = 0.3
 MIN_WIDTH = 320  # smaller images are enlarged, so that the text can be read
 # Thickness of lines and size of text, as shares of the width of the picture.
 LINES_PER_WIDTH = 160
 TEXT_PER_WIDTH = 18
 CAPTION = (
-    "Left: the annotated objects. Right: the detections with a score of at least "
-    f"{MIN_SCORE}. Each object has a box, a mask and its name in the color of its class."
+    "Left: the annotated objects. Right: as many detections as there are annotated objects, those "
+    "with the highest scores. Each object has a box, a mask and its name in the color of its class."
 )
 
 
 def draw_pictures(split: CocoSplit, detections: Path, folder: Path, num: int) -> list[Path]:
-    """Write one PNG file for each of the first `num` images: annotated and detected objects."""
+    """Write one PNG file for each of the first `num` images: annotated and detected objects.
+
+    Of the detections, the best are drawn, as many as there are objects. A fixed score would show
+    almost nothing of a detector whose scores are low but well ordered: AP measures the order.
+    """
     found: dict[int, list[dict[str, Any]]] = {image.number: [] for image in split.images[:num]}
     for one in json.loads(detections.read_bytes()):
-        if one["image_id"] in found and one["score"] >= MIN_SCORE:
+        if one["image_id"] in found:
             found[one["image_id"]].append(one)
     paths = []
     for index, entry in enumerate(split.images[:num]):
         pixels = split.read(index).permute(1, 2, 0).numpy()
         path = folder / f"{Path(entry.file).stem}.png"
+        annotated = list_annotated(split, index)
+        best = sorted(found[entry.number], key=lambda one: -one["score"])[: len(annotated)]
         pair = [
-            draw_objects(pixels, list_annotated(split, index)),
-            draw_objects(pixels, [parse_detection(split, one) for one in found[entry.number]]),
+            draw_objects(pixels, annotated),
+            draw_objects(pixels, [parse_detection(split, one) for one in best]),
         ]
         save_png(path, side_by_side(pair))
         paths.append(path)

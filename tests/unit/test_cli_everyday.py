@@ -1,0 +1,141 @@
+"""Everyday use of the command line: the last guard, names that users type, dry runs."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import run_stage
+from pipeline import files, runfile
+from pipeline.plan import select_runs
+from pipeline.spec import Resources, StageConfig, StageRun
+from stages.commands.tables import TablesRequest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("no\nsuch luck"), KeyError("x"), RecursionError(), UnicodeError("\u00e9")]
+)
+def test_an_error_that_nobody_has_foreseen_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(run_stage, "app", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        run_stage.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 70 and type(error).__name__ in line
+    (log,) = tmp_path.glob("mugs-error-*.log")
+    assert str(log) in line and "Traceback" in log.read_text()
+
+
+def test_a_full_disk_for_the_traceback_shows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.mkstemp", lambda **_: (_ for _ in ()).throw(OSError("full")))
+    assert run_stage.report_internal_error(TypeError("x")) == 70
+    assert "TypeError: x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_an_ascii_terminal_shows_any_path(tmp_path: Path, locale: str) -> None:
+    root = tmp_path / "l\u00e4ufe"
+    root.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_stage.py"), "status", "--run-root", str(root)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": locale},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0 and "ufe: 0 runs" in done.stdout, done
+
+
+@pytest.mark.parametrize("name", ["1", "table1", "Table 1", "TABLE1"])
+def test_tables_are_found_by_number(name: str) -> None:
+    request = TablesRequest(table=(name,))
+    request.check()
+    assert request.table == ["table1"]
+    assert TablesRequest(explain=(name, "a", "b")).explain == ("table1", "a", "b")
+
+
+def named(name: str, stage: str) -> StageRun:
+    return StageRun(stage, name, "0" * 12, StageConfig(), {}, Resources(), "x:run")
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (["knn"], ["knn"]),
+        (["logistic"], ["semi_1pct", "semi_10pct"]),
+        (["knn", "logistic"], ["knn", "semi_1pct", "semi_10pct"]),
+        ([], ["knn", "knn_initial", "semi_1pct", "semi_10pct"]),
+    ],
+)
+def test_the_name_of_a_run_counts_more_than_a_stage(only: list[str], expected: list[str]) -> None:
+    runs = [named("knn", "knn"), named("knn_initial", "knn")]
+    runs += [named("semi_1pct", "logistic"), named("semi_10pct", "logistic")]
+    assert [run.name for run in select_runs(runs, only)] == expected
+
+
+def test_status_without_a_name_lists_the_run_root(tmp_path: Path) -> None:
+    arguments = ["--run-root", str(tmp_path), "--set", "pretrain.epochs=3"]
+    planned = CliRunner().invoke(run_stage.app, ["status", "mini", *arguments])
+    assert planned.exit_code == 0
+    from stages.commands.reproduction import all_runs
+
+    (run,) = [run for run in all_runs("mini", ["pretrain.epochs=3"]) if run.name == "pretrain"]
+    runfile.write_run_file(tmp_path, run)
+    bad = tmp_path / "knn" / f"knn-{'a' * 12}"
+    bad.mkdir(parents=True)
+    shown = CliRunner().invoke(run_stage.app, ["status", "--run-root", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert f"run root {tmp_path}: 1 runs" in shown.stdout and "epochs=3" in shown.stdout
+    assert "waiting" in shown.stdout and f"left out: {bad}" in shown.output
+
+
+def test_a_dry_run_prints_the_batch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, *_, **__: f"/usr/bin/{name}")
+    monkeypatch.setattr("slurm.shared.queue.call_slurm", None)  # nobody is asked
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\npartition: p1\n")
+    call = ["submit", "mini", "--cluster", str(tmp_path / "c.yaml"), "--dry-run"]
+    shown = CliRunner().invoke(run_stage.app, [*call, "--only", "pretrain", "--only", "knn"])
+    assert shown.exit_code == 0, (shown.output, shown.exception)
+    assert shown.stdout.count("#!/bin/bash") == 2 and "--partition=p1" in shown.stdout
+    assert "afterok:JOB_OF_" in shown.stdout
+    assert not list(tmp_path.glob("runs/**/*.sh"))
+
+
+def test_a_file_system_that_cannot_flush_folders_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise OSError(code, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    code = errno.EINVAL
+    files.sync_path(tmp_path)
+    code = errno.EIO
+    with pytest.raises(OSError, match=str(tmp_path)):
+        files.sync_path(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_of_other_libraries_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "x").touch(0o600)
+        files.follow_umask(tmp_path / "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
