@@ -1,12 +1,12 @@
 """Training steps on a GPU:
-images per second and peak memory of ours against the loop-by-loop reference.
+images per second and peak memory of ours against a step of the release's shape.
 
     python tests/benchmarks/bench_gpu.py    ViT-S/16, ViT-B/16; fp32 (TF32), bf16, bf16 compiled
 
 Batch 32, 2 + 2 large and 10 small crops, queues, memories and prototypes 65,536, one GPU. The
-reference has eager attention, takes one step (after one of a single image) and is never compiled:
-the compiled row repeats its bf16 figure. Cases that would start after eight minutes are left out,
-and the table says so.
+released step (`release_step.py`) is warmed up and timed as ours, and never compiled: the compiled
+row repeats its bf16 figure. Cases that would start after eight minutes are left out, and the table
+says so.
 """
 
 import gc
@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "parity")]
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "parity"), str(HERE)]
 
-from naive_mugs import NaiveMugs  # noqa: E402
-from step_cases import SCHEDULE, write_out_attention  # noqa: E402
+from release_step import ReleasedStep  # noqa: E402
+from step_cases import SCHEDULE  # noqa: E402
 
 from mugs.data.loading.batch import Views  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
@@ -65,22 +65,22 @@ class Figures:
     share: float = field(default=float("nan"))
 
 
-def measured(setup: Setup, step: Callable[[Views], object], warm: Views, steps: int) -> Figures:
-    """Warm up twice, then time `steps` steps."""
+def measured(setup: Setup, step: Callable[[Views], object]) -> Figures:
+    """Warm up twice, then time the steps."""
     cuda, views = setup.device.type == "cuda", setup.views(setup.batch)
     for _ in range(2):
-        step(warm)
+        step(views)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
     start = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(setup.steps):
         step(views)
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else float("nan")
-    return Figures(setup.batch * steps / seconds, memory)
+    return Figures(setup.batch * setup.steps / seconds, memory)
 
 
 def ours(setup: Setup, mode: str) -> Figures:
@@ -90,9 +90,7 @@ def ours(setup: Setup, mode: str) -> Figures:
     trainer = Trainer(
         method, build_pretrain_adamw(method.student), SCHEDULE, config, method.student
     )
-    figures = measured(
-        setup, lambda views: trainer.step([views], 2), setup.views(setup.batch), setup.steps
-    )
+    figures = measured(setup, lambda views: trainer.step([views], 2))
     flops = method.count_step_flops(
         ViewRecipe(large_size=setup.sizes[0], small_size=setup.sizes[1]), setup.batch
     )
@@ -101,24 +99,23 @@ def ours(setup: Setup, mode: str) -> Figures:
     return figures
 
 
-def naive(setup: Setup, mode: str) -> Figures:
-    reference = NaiveMugs(Mugs(setup.config).to(setup.device), clip=3.0)
-    write_out_attention(reference.student, reference.teacher)
+def released(setup: Setup, mode: str) -> Figures:
+    baseline = ReleasedStep(Mugs(setup.config).to(setup.device), clip=3.0)
 
     def step(views: Views) -> None:
         with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=mode == "bf16"):
-            reference.step(views, **RATES)
+            baseline.step(views, **RATES)
 
-    return measured(setup, step, setup.views(1), 1)
+    return measured(setup, step)
 
 
 def table(setups: dict[str, Setup]) -> None:
     """Measure case by case and print one line for each."""
     began, shown = time.monotonic(), sys.stdout.write
-    heads = ("arch", "mode", "img/s", "naive", "ratio", "MB", "naive", "memory", "of peak")
+    heads = ("arch", "mode", "img/s", "release", "ratio", "MB", "release", "memory", "of peak")
     shown(("{:10} {:14}" + " {:>9}" * 7 + "\n").format(*heads))
     for name, setup in setups.items():
-        reference = Figures()
+        baseline = Figures()
         for mode in MODES:
             if time.monotonic() - began > BUDGET_SECONDS:
                 shown(f"{name:10} {mode:14} left out: eight minutes are over\n")
@@ -126,12 +123,12 @@ def table(setups: dict[str, Setup]) -> None:
             mine = ours(setup, mode)
             gc.collect()
             if mode != "bf16 compiled":
-                reference = naive(setup, mode)
+                baseline = released(setup, mode)
                 gc.collect()
             shown(
-                f"{name:10} {mode:14} {mine.rate:9.1f} {reference.rate:9.2f} "
-                f"{mine.rate / reference.rate:9.1f}"
-                f" {mine.memory:9.0f} {reference.memory:9.0f} {mine.memory / reference.memory:9.0%}"
+                f"{name:10} {mode:14} {mine.rate:9.1f} {baseline.rate:9.2f} "
+                f"{mine.rate / baseline.rate:9.1f}"
+                f" {mine.memory:9.0f} {baseline.memory:9.0f} {mine.memory / baseline.memory:9.0%}"
                 f" {mine.share:9.0%}\n"
             )
             sys.stdout.flush()

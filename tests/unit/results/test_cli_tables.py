@@ -57,7 +57,8 @@ def filled(run_root: Any, row: ResultRow, pretraining: dict[str, Any]) -> Any:
     teacher = {
         "teacher": {"path": "pretrain/pretrain-pre/teacher.safetensors", "size": 1, "sha256": ""}
     }
-    root.add("data", "convert", info={"dataset": "imagenet1k"})
+    notes = ["train: 22 images: CMYK, made RGB"]
+    root.add("data", "convert", info={"dataset": "imagenet1k", "notes": notes})
     facts = {"gpu_hours": 12.5, "provenance": PROVENANCE, "outputs": teacher}
     root.add("pre", "pretrain", upstream={"data": "data"}, config=config, **facts)
     (root.path / teacher["teacher"]["path"]).write_text("w")
@@ -114,6 +115,7 @@ def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
         "cost: 12.5 GPU-hours",
         "mugs.drop_path: 0.1",
         "run data  convert",
+        "note: train: 22 images: CMYK, made RGB",
     ):
         assert words in text, (words, text)
 
