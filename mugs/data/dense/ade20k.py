@@ -30,7 +30,7 @@ from mugs.data.dense.label_maps import (
     read_map,
 )
 from mugs.data.prefetch import ProgressCallback
-from mugs.data.sources.base import SourceError, format_names
+from mugs.data.sources.base import SourceError, format_names, list_by_suffix
 from mugs.data.sources.decode import read_rgb_tensor
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -67,8 +67,8 @@ class SceneFolder:
             if not folder.is_dir():
                 raise SourceError(f"{folder}: not a folder (expected {expected})")
         # An image and its map have the same name, apart from the suffix.
-        images = {p.stem for p in self.images.glob("*.jpg")}
-        annotated = {p.stem for p in self.annotations.glob("*.png")}
+        images = {p.stem for p in list_by_suffix(self.images, ".jpg")}
+        annotated = {p.stem for p in list_by_suffix(self.annotations, ".png")}
         # The folders of PASCAL VOC hold all splits, and images of other tasks.
         self.names = sorted(images if listed is None else listed)
         unused = annotated - images if listed is None else set()

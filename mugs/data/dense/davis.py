@@ -24,7 +24,7 @@ from mugs.data.dense.label_maps import (
 )
 from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.prefetch import ProgressCallback
-from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
+from mugs.data.sources.base import SourceError, find_repeated, list_by_suffix, raise_if_any
 from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class VideoFolder:
 
     def frames(self, video: str) -> list[Path]:
         """Return the images of a video in order."""
-        return sorted((self.root / "JPEGImages" / RESOLUTION / video).glob("*.jpg"))
+        return list_by_suffix(self.root / "JPEGImages" / RESOLUTION / video, ".jpg")
 
     def annotation(self, frame: Path) -> Path:
         """Return the path of the map of a frame."""

@@ -255,6 +255,11 @@ def is_image_name(name: str) -> bool:
     return not name.startswith("._") and PurePosixPath(name).suffix.lower() in EXTENSIONS
 
 
+def list_by_suffix(folder: Path, suffix: str) -> list[Path]:
+    """Return the images of one suffix in a folder, sorted."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if is_image_name(path.name))
+
+
 def count_skipped(names: Iterable[str]) -> dict[str, int]:
     """Return how many of the skipped files have which suffix; `._*` are those of macOS."""
     kinds = Counter(

@@ -16,6 +16,7 @@ KINDS = (
     "orientation tag not followed",
     "color profile not applied",
     "stored anew as JPEG",
+    "first of several pictures in the file",
 )
 BY_MODE = {
     "RGB": (),
@@ -31,7 +32,7 @@ BY_MODE = {
 }
 # Part of the description in a profile; newer ones hold it in UTF-16.
 SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))
-WIDE, TURNED, PROFILE, ANEW = 5, 6, 7, 8
+WIDE, TURNED, PROFILE, ANEW, SEVERAL = 5, 6, 7, 8, 9
 
 
 def find_changes(image: Image.Image, *, stored_anew: bool) -> int:
@@ -51,6 +52,9 @@ def find_changes(image: Image.Image, *, stored_anew: bool) -> int:
         found.add(PROFILE)
     if stored_anew:
         found.add(ANEW)
+    # Frames of an animation, pages, or what telephones add to a JPEG (which Pillow then calls MPO).
+    if getattr(image, "n_frames", 1) > 1:
+        found.add(SEVERAL)
     return sum(1 << bit for bit in found)
 
 

@@ -96,6 +96,7 @@ def test_what_a_conversion_changed_is_counted(tmp_path: Path) -> None:
     save(root / "a/palette.png", rgb.quantize(4))
     save(root / "a/clear.png", rgb.convert("RGBA"))
     save(root / "a/lab.tif", rgb.convert("YCbCr"))
+    save(root / "a/pages.tif", rgb, save_all=True, append_images=[rgb])
     save(root / "a/gray16.png", Image.fromarray(np.full((4, 5), 999, np.uint16)))
     for name in ("notes.txt", "more.TXT", "._plain.jpg", "LICENSE"):
         (root / "a" / name).write_bytes(b"x")
@@ -108,12 +109,13 @@ def test_what_a_conversion_changed_is_counted(tmp_path: Path) -> None:
         "16 bits, made 8": 1,
         "orientation tag not followed": 2,
         "color profile not applied": 1,
-        "stored anew as JPEG": 5,
+        "stored anew as JPEG": 6,
+        "first of several pictures in the file": 1,
     }
     assert sidecar.skipped == {"._*": 1, ".txt": 2, "no suffix": 1}
     assert read_sidecar(tmp_path / "x.beton") == sidecar
     lines = describe_changes("train", sidecar.changes.items())
-    assert lines[-1] == "train: 5 images: stored anew as JPEG"
+    assert lines[-2] == "train: 6 images: stored anew as JPEG"
     words = "4 files are no images by name: 1 ._*, 2 .txt, 1 no suffix"
     assert describe_skipped(sidecar.skipped) == words
 

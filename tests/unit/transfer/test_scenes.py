@@ -113,6 +113,12 @@ def test_zero_becomes_void_and_the_others_shift(folder: Path) -> None:
     ]
 
 
+def test_files_of_macos_are_no_scenes(folder: Path) -> None:
+    for name in ("images/validation/._a.jpg", "annotations/validation/._a.png"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    assert SceneFolder(folder, "val", num_classes=3).names == ["a", "b"]
+
+
 def write_map(path: Path, *rows: object) -> None:
     Image.fromarray(np.array(rows, dtype=np.uint8)).save(path)
 

@@ -280,6 +280,10 @@ def other_size(root: Path) -> None:
 # How the videos are changed, and what is said of it; 3 videos with 18 frames are expected.
 CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "nothing": (lambda root: None, None),
+    "file of macOS": (
+        lambda root: (root / "JPEGImages/480p/digits_01/._00003.jpg").write_bytes(b"\x00\x05"),
+        None,
+    ),
     "list": (
         lambda root: (root / "ImageSets/2017/val.txt").unlink(),
         r"ImageSets/2017/val\.txt: no such file",
