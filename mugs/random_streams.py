@@ -168,7 +168,7 @@ def state_seed(seed: int, stream: StateStream) -> int:
 
 
 def make_image_key(seed: int, epoch: int, sample: int) -> int:
-    """Return a 64-bit key of one sample in one epoch, for `hashed_bits` and `hashed_normal`."""
+    """Return a 64-bit key of one sample in one epoch, for `hashed_bits` and `derive_erase_key`."""
     return splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ sample)
 
 
@@ -190,17 +190,9 @@ def splitmix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def hashed_normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return N(0, 1) values of a shape, a function of the key alone: the same on CPU and GPU.
-
-    The Box-Muller transform: sqrt(-2 ln u) cos(2 pi v) for u and v from U(0, 1).
-    """
-    # One 64-bit hash gives both draws, 24 bits each: as many as a float32 represents exactly.
-    bits = hashed_bits(key, math.prod(shape), device)
-    # The half keeps u away from 0, where the logarithm is infinite.
-    u = (bits & 0xFFFFFF).float().add_(0.5).div_(1 << 24)
-    v = ((bits >> 24) & 0xFFFFFF).float().div_(1 << 24)
-    return (torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * math.pi * v)).view(shape)
+def box_muller(u: Tensor, v: Tensor) -> Tensor:
+    """Return N(0, 1) values sqrt(-2 ln u) cos(2 pi v), for draws u and v from U(0, 1)."""
+    return torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * math.pi * v)
 
 
 def hashed_bits(key: int, count: int, device: torch.device) -> Tensor:

@@ -115,7 +115,7 @@ class PretrainTask:
             threads=config.threads,
             annotate=self.method.annotate,
         )
-        stage = DeviceTransform(self.device, config.views, config.seed)
+        stage = DeviceTransform(self.device, config.views)
         trace = TraceProfiler(self.run_dir / "trace", config.trace_steps)
         self.log.open(start)
         with closing(loader), closing(self.log), closing(trace):
@@ -126,9 +126,7 @@ class PretrainTask:
                 batch = next(batches)
                 waited = time.monotonic() - waited
                 views = list(split_micro_batches(stage(batch), self.micro))
-                masks = draw_micro_batch_uniforms(
-                    self.method, config, step, self.micro, self.device
-                )
+                masks = draw_micro_batch_uniforms(self.method, config, step, self.micro)
                 result = trainer.step(views, step, masks)
                 self.log.record_step(step, result, batch.ids, waited)
                 trace.step()
@@ -204,9 +202,9 @@ def build_log_settings(config: TrainConfig, schedule: PretrainSchedule) -> LogSe
 
 
 def draw_micro_batch_uniforms(
-    method: Method, config: TrainConfig, step: int, micro: int, device: torch.device
+    method: Method, config: TrainConfig, step: int, micro: int
 ) -> list[Tensor | None] | None:
-    """Return the stochastic-depth draws of this rank's micro-batches.
+    """Return the stochastic-depth draws of this rank's micro-batches, on the CPU.
 
     They are cut out of the draws of the global batch, so they do not depend on the number of ranks.
     """
@@ -221,5 +219,5 @@ def draw_micro_batch_uniforms(
         batch_size=config.batch_size,
     )
     share = config.batch_size // distributed.world_size()
-    mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share].to(device)
+    mine = draws[..., distributed.rank() * share : (distributed.rank() + 1) * share]
     return list(torch.split(mine, micro, dim=-1))

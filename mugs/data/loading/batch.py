@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mugs.data.views.render.erase import BoxNoise
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -12,13 +14,13 @@ class Batch:
 
     large (L, N, 3, S, S) holds the large crops: those of the teacher come first and those of the
     student last, so 2 are seen by both networks, and 4 are two for each. small is (P, N, 3, s, s).
-    erase (L + P, N, 4) holds boxes x, y, width, height, with width 0 for none. extras are what the
-    method's `annotate` made of each image, (N, ...) by name. ids and labels are (N,).
+    noise is what fills the boxes that are erased. extras are what the method's `annotate` made of
+    each image, (N, ...) by name. ids and labels are (N,).
     """
 
     large: Tensor
     small: Tensor
-    erase: Tensor
+    noise: BoxNoise
     extras: Mapping[str, Tensor]
     ids: Tensor
     labels: Tensor

@@ -1,16 +1,12 @@
-"""Turn a batch of bytes into normalized floats on the device, with erased boxes.
-
-The noise of an erased box is a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1). So
-it is the same on every device, for every batch size and number of ranks.
-"""
+"""Turn a batch of bytes into normalized floats on the device, with erased boxes."""
 
 import torch
 from torch import Tensor
 
 from mugs.data.loading.batch import Batch, Views
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import FIRST_SMALL_CROP
-from mugs.random_streams import derive_erase_key, hashed_normal, make_image_key
+from mugs.data.views.render.erase import BoxNoise
+from mugs.devices import copy_to_device
 
 
 class DeviceTransform:
@@ -20,10 +16,9 @@ class DeviceTransform:
     of its own, beside the training step that is still running there.
     """
 
-    def __init__(self, device: torch.device, recipe: ViewRecipe, seed: int) -> None:
+    def __init__(self, device: torch.device, recipe: ViewRecipe) -> None:
         self.device = device
         self.recipe = recipe
-        self.seed = seed
         self.stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
@@ -50,40 +45,24 @@ class DeviceTransform:
         return views
 
     def _transform(self, batch: Batch) -> Views:
-        groups = []
-        first = 0
-        for pixels, number in ((batch.large, 0), (batch.small, FIRST_SMALL_CROP)):
-            crops = self._copy(pixels).float().div_(255)
-            # The release erases before it normalizes, so its noise ends with mean -2 and standard
-            # deviation 4.4 instead of 0 and 1 (M11).
-            if not self.recipe.erase_before_norm:
-                self._normalize(crops)
-            self._erase(crops, batch, first, number)
-            if self.recipe.erase_before_norm:
-                self._normalize(crops)
-            groups.append(crops)
-            first += len(pixels)
-        extras = {name: self._copy(value) for name, value in batch.extras.items()}
-        return Views(groups[0], groups[1], extras)
+        # One piece of memory for all crops, so that one write erases in all of them.
+        values = torch.empty(batch.large.numel() + batch.small.numel(), device=self.device)
+        large, small = torch.split(values, [batch.large.numel(), batch.small.numel()])
+        crops = [large.view(batch.large.shape), small.view(batch.small.shape)]
+        for floats, pixels in zip(crops, (batch.large, batch.small), strict=True):
+            floats.copy_(copy_to_device(pixels, self.device)).div_(255)
+        # The release erases before it normalizes, so its noise ends with mean -2 and standard
+        # deviation 4.4 instead of 0 and 1 (M11).
+        if self.recipe.erase_before_norm:
+            self._erase(values, batch.noise)
+        for floats in crops:
+            floats.sub_(self.mean).div_(self.std)
+        if not self.recipe.erase_before_norm:
+            self._erase(values, batch.noise)
+        extras = {name: copy_to_device(value, self.device) for name, value in batch.extras.items()}
+        return Views(crops[0], crops[1], extras)
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        """Copy to the device; to a GPU from page-locked memory, so that the host does not wait."""
-        if self.stream is None:
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def _normalize(self, crops: Tensor) -> None:
-        crops.sub_(self.mean).div_(self.std)
-
-    def _erase(self, crops: Tensor, batch: Batch, first: int, number: int) -> None:
-        """Fill the boxes of crops first, first + 1, ... with noise.
-
-        The crops are number, number + 1, ... in random streams.
-        """
-        boxes = batch.erase[first : first + len(crops)]
-        # boxes and ids are on the CPU, so reading them does not wait for the device.
-        for crop, image in (boxes[..., 2] > 0).nonzero().tolist():
-            x, y, w, h = boxes[crop, image].tolist()
-            image_key = make_image_key(self.seed, batch.epoch, int(batch.ids[image]))
-            key = derive_erase_key(image_key, number + crop)
-            crops[crop, image, :, y : y + h, x : x + w] = hashed_normal(key, (3, h, w), self.device)
+    def _erase(self, values: Tensor, noise: BoxNoise) -> None:
+        if len(noise.values):
+            places = copy_to_device(noise.places, self.device)
+            values.index_put_((places,), copy_to_device(noise.values, self.device))

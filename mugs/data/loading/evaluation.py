@@ -21,6 +21,7 @@ from mugs.data.sources.base import Source
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
 from mugs.data.views.plan import Box, CropPlan, draw_crop_box, draw_strong_crop
+from mugs.data.views.render.erase import BoxNoise, ErasedBox, draw_box_noise, join_noise
 from mugs.data.views.render.reference import crop_and_resize, render_crop_pil, resize_pil
 from mugs.random_streams import SampleStream, make_generator
 
@@ -81,14 +82,13 @@ def render_probe_view(
     augmentation: Augmentation,
     recipe: ViewRecipe,
 ) -> tuple[np.ndarray, Box]:
-    """Return one training view of a sample, uint8 (3, S, S), and its erase box.
+    """Return one training view of a sample, uint8 (3, S, S), and its erased box.
 
     Both are a function of (seed, epoch, sample).
     """
     image = decode_rgb(source.read(sample), source.describe(sample))
     rng = make_generator(seed, epoch, sample, SampleStream.PROBE_VIEW)
     box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
-    # Erasing is left to the device, as in pretraining, so that its noise is the same everywhere.
     if augmentation == "strong":
         plan = draw_strong_crop(rng, recipe.large_size, box, 0, recipe)
         return np.asarray(render_crop_pil(image, plan)).transpose(2, 0, 1), plan.erase
@@ -118,20 +118,25 @@ def iter_probe_batches(
     recipe = replace(
         ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
     )
-    to_device = DeviceTransform(device, recipe, seed)
+    to_device = DeviceTransform(device, recipe)
     each = order.steps_per_epoch
+
+    def draw(item: tuple[int, int, int]) -> tuple[np.ndarray, BoxNoise]:
+        epoch, sample, slot = item
+        view, box = render_probe_view(
+            source, epoch, sample, seed=seed, augmentation=augmentation, recipe=recipe
+        )
+        # Erased on the device, as in pretraining, after normalizing.
+        erased = [ErasedBox(0, box, slot * view.size, crop)] if box[2] > 0 else []
+        return view, draw_box_noise(seed, epoch, sample, erased)
 
     # The threads walk through the steps ahead of the loop below, so the order is asked for twice.
     items = (
-        (step // each, int(sample)) for step in range(start, stop) for sample in order.indices(step)
+        (step // each, int(sample), slot)
+        for step in range(start, stop)
+        for slot, sample in enumerate(order.indices(step))
     )
-    views = map_prefetched(
-        lambda item: render_probe_view(
-            source, *item, seed=seed, augmentation=augmentation, recipe=recipe
-        ),
-        items,
-        threads,
-    )
+    views = map_prefetched(draw, items, threads)
     for step in range(start, stop):
         ids = order.indices(step)
         drawn = [next(views) for _ in ids]
@@ -141,7 +146,7 @@ def iter_probe_batches(
         batch = Batch(
             large=large,
             small=large[:0],
-            erase=torch.tensor([box for _, box in drawn], dtype=torch.int16)[None],
+            noise=join_noise([noise for _, noise in drawn]),
             extras={},
             ids=torch.from_numpy(ids),
             labels=labels,

@@ -22,7 +22,7 @@ from mugs.data.views.plan import ViewPlan
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4
-FIELDS = ("large", "small", "erase", "ids", "labels")
+FIELDS = ("large", "small", "ids", "labels")
 
 
 def annotate_image(rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
@@ -74,6 +74,7 @@ def collect(path: Path, name: str, start: int = 0, stop: int = 12, **options: An
 def assert_same_batches(ours: list[Batch], theirs: list[Batch]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in FIELDS)
+        assert all(torch.equal(one, other) for one, other in zip(a.noise, b.noise, strict=True))
         assert a.extras.keys() == b.extras.keys()
         assert all(torch.equal(a.extras[n], b.extras[n]) for n in a.extras)
         assert (a.epoch, a.step) == (b.epoch, b.step)

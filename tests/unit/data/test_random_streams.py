@@ -25,7 +25,6 @@ from mugs.random_streams import (
     derive_detection_key,
     derive_erase_key,
     hashed_bits,
-    hashed_normal,
     make_generator,
     make_image_key,
     make_item_generator,
@@ -152,11 +151,3 @@ def test_keys_and_seeds_are_those_of_finished_runs() -> None:
     assert step_seed(2, 9, StepStream.DROPOUT) == 4_000_030
     assert step_seed(2, 9, StepStream.STOCHASTIC_DEPTH) == 4_000_031
     assert state_seed(4, StateStream.TEACHER_MEMORY) == 420
-
-
-def test_hashed_normal_is_normal_and_repeatable() -> None:
-    noise = hashed_normal(7, (3, 200, 200), CPU)
-    assert torch.equal(noise, hashed_normal(7, (3, 200, 200), CPU))
-    assert not torch.equal(noise, hashed_normal(8, (3, 200, 200), CPU))
-    assert noise.mean().abs() < 0.01
-    assert noise.std() == pytest.approx(1, abs=0.01)

@@ -1,6 +1,7 @@
 """Plans, order, loader and device stage: exact, and a function of (seed, epoch, sample) alone."""
 
 import io
+import math
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -24,7 +25,9 @@ from mugs.data.views.plan import (
     intersect_over_union,
     plan_views,
 )
+from mugs.data.views.render.erase import NO_NOISE, ErasedBox, draw_box_noise
 from mugs.data.views.render.reference import apply_operation_pil
+from mugs.random_streams import derive_erase_key, hashed_bits, make_image_key
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
 
@@ -150,11 +153,11 @@ def test_shared_large_crops_leave_every_pixel_as_it_is() -> None:
     recipe = replace(SMALL, weak_prob=0.0, erase_prob=1.0, weak_only_small="released")
     shared = replace(recipe, large_crops="shared")
     for usual, ours in zip(batches(recipe=recipe), batches(recipe=shared), strict=True):
-        before = DeviceTransform(torch.device("cpu"), recipe, 1)(usual)
-        after = DeviceTransform(torch.device("cpu"), shared, 1)(ours)
+        before = DeviceTransform(torch.device("cpu"), recipe)(usual)
+        after = DeviceTransform(torch.device("cpu"), shared)(ours)
         assert torch.equal(before.large[:2], after.large)
         assert torch.equal(before.small, after.small)
-        assert (ours.erase[2:, :, 2] > 0).any()
+        assert (ours.noise.places >= ours.large.numel()).any()
 
 
 def test_annotations_are_functions_of_the_sample_and_epoch() -> None:
@@ -244,20 +247,54 @@ def test_one_pixel_image() -> None:
 def test_erasing_is_normal_and_before_or_after_normalising() -> None:
     recipe = replace(SMALL, weak_prob=0.0, erase_prob=1.0)
     batch = batches(recipe=recipe)[0]
-    before = DeviceTransform(torch.device("cpu"), recipe, 1)(batch)
-    after = DeviceTransform(torch.device("cpu"), replace(recipe, erase_before_norm=False), 1)(batch)
+    before = DeviceTransform(torch.device("cpu"), recipe)(batch)
+    after = DeviceTransform(torch.device("cpu"), replace(recipe, erase_before_norm=False))(batch)
 
     def erased(views: torch.Tensor) -> torch.Tensor:
-        found = []
-        for crop in (2, 3):
-            for image in range(4):
-                x, y, w, h = batch.erase[crop, image].tolist()
-                found.append(views[crop, image, :, y : y + h, x : x + w].flatten())
-        return torch.cat(found)
+        places = batch.noise.places
+        return views.flatten()[places[places < batch.large.numel()]]
 
     assert erased(after.large).std() == pytest.approx(1.0, abs=0.05)
     assert erased(before.large).std() == pytest.approx(4.43, abs=0.25)
     assert erased(before.large).mean() == pytest.approx(-2.0, abs=0.3)
+
+
+def test_noise_of_a_box_is_a_hash_of_its_crop_and_pixel() -> None:
+    """As if every box were filled on its own, in the order channel, row, column."""
+    recipe = replace(SMALL, weak_prob=0.0, erase_prob=0.7, erase_before_norm=False)
+    (batch, *_) = batches(recipe=recipe)
+    found = DeviceTransform(torch.device("cpu"), recipe)(batch)
+    plain = DeviceTransform(torch.device("cpu"), recipe)(replace(batch, noise=NO_NOISE))
+    boxes = 0
+    for slot, sample in enumerate(batch.ids.tolist()):
+        image_key = make_image_key(5, batch.epoch, sample)
+        plan = plan_views(5, batch.epoch, sample, 50, 40, recipe)
+        for index, crop in enumerate(plan.crops):
+            x, y, w, h = crop.erase
+            is_small = index >= 4
+            views = plain.small[index - 4] if is_small else plain.large[index]
+            if w > 0:
+                key = derive_erase_key(image_key, index)
+                views[slot, :, y : y + h, x : x + w] = draw_normal(key, 3 * h * w).view(3, h, w)
+                boxes += 1
+    assert boxes > 5
+    assert torch.equal(found.large, plain.large)
+    assert torch.equal(found.small, plain.small)
+
+
+def draw_normal(key: int, count: int) -> torch.Tensor:
+    bits = hashed_bits(key, count, torch.device("cpu"))
+    u = (bits & 0xFFFFFF).float().add_(0.5).div_(1 << 24)
+    v = ((bits >> 24) & 0xFFFFFF).float().div_(1 << 24)
+    return torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * math.pi * v)
+
+
+def test_noise_is_normal() -> None:
+    noise = draw_box_noise(0, 0, 0, [ErasedBox(2, (8, 0, 200, 190), 5, 220)])
+    assert len(noise.values) == 3 * 200 * 190
+    assert noise.values.mean().abs() < 0.01
+    assert noise.values.std() == pytest.approx(1, abs=0.01)
+    assert noise.places[[0, 199, 200]].tolist() == [13, 212, 233]
 
 
 def test_a_crop_may_span_one_side_of_the_image() -> None:
