@@ -25,7 +25,8 @@ class Network(nn.Module):
     def __init__(self, backbone: ViT) -> None:
         super().__init__()
         self.backbone = backbone
-        # Draws (branches, crops, N) of stochastic depth for the next pass; None keeps every branch.
+        # Draws (branches, crops, N) of stochastic depth for the next pass, on the CPU; None keeps
+        # every branch.
         self.depth_uniforms: Tensor | None = None
 
     def set_crop_uniforms(self, first: int, count: int) -> None:
@@ -90,8 +91,10 @@ class Method(ABC):
             # In place and block by block: parameter names stay, and all blocks share one compiled
             # graph.
             for network in (self.student, self.teacher):
+                network.backbone.skip_dropped = False
                 for block in network.backbone.blocks:
-                    block.compile()
+                    # Static shapes: there are two, one for each size of crops.
+                    block.compile(dynamic=False)
 
     def count_step_flops(self, recipe: ViewRecipe, num_images: int) -> int:
         """Return the floating-point operations of one step over `num_images` images."""

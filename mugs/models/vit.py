@@ -3,7 +3,7 @@
 Shapes: N images, L tokens (class token first), D width, k neighbors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mugs.models.config import ARCHITECTURES, ViTConfig
-from mugs.models.stochastic_depth import StochasticDepth
+from mugs.models.stochastic_depth import (
+    KeptSamples,
+    StochasticDepth,
+    add_branch,
+    find_factors,
+    find_kept_samples,
+)
 
 
 class ViT(VisionTransformer):
@@ -47,6 +53,9 @@ class ViT(VisionTransformer):
         self.position_grid = (side, side)
         # True: keep only the input of each block, and run the block again in the backward pass.
         self.activation_checkpointing = False
+        # True: do not compute the branches that stochastic depth drops. It makes shapes depend on
+        # the draws, which compiled blocks must not.
+        self.skip_dropped = True
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
@@ -115,21 +124,14 @@ class ViT(VisionTransformer):
             x = self._block(block, x)
             yield x
 
-    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
-        # The draws are passed along: when the block runs again, those of another crop size are set.
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        out: Tensor = (
-            checkpoint(
-                run_block_with_uniforms,
-                block,
-                x,
-                [m.uniform for m in block.modules() if isinstance(m, StochasticDepth)],
-                use_reentrant=False,
-            )
-            if recompute
-            else block(x)
-        )
-        return out
+    def _block(self, block: Any, x: Tensor) -> Tensor:
+        drawn = [(m.kept, m.factors) for m in (block.drop_path1, block.drop_path2)]
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            # The draws are passed along: when the block runs again, those of another crop size are
+            # set.
+            out: Tensor = checkpoint(run_block, block, x, drawn, use_reentrant=False)
+            return out
+        return run_block(block, x, drawn)
 
     def apply_relation_blocks(self, query: Tensor, neighbors: Tensor) -> Tensor:
         """Return the local-group feature (N, D) of a query (N, D) and its neighbors (N, k, D).
@@ -184,18 +186,36 @@ class ViT(VisionTransformer):
         return [m for m in self.modules() if isinstance(m, StochasticDepth)]
 
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
-        """Hand draws (2 * depth, N) to the branches for the next pass; None keeps every branch."""
-        for index, branch in enumerate(self.stochastic_depth_layers()):
-            branch.uniform = None if uniforms is None else uniforms[index]
+        """Hand draws (2 * depth, N) on the CPU to the branches for the next pass.
+
+        None keeps every branch.
+        """
+        branches = self.stochastic_depth_layers()
+        kept: list[KeptSamples | None] = [None] * len(branches)
+        factors: list[Tensor | None] = [None] * len(branches)
+        if uniforms is not None:
+            rates = [branch.rate for branch in branches]
+            device = self.cls_token.device
+            if self.skip_dropped:
+                kept = find_kept_samples(uniforms, rates, device)
+            else:
+                factors = find_factors(uniforms, rates, device)
+        for branch, *drawn in zip(branches, kept, factors, strict=True):
+            branch.kept, branch.factors = drawn
 
 
-def run_block_with_uniforms(block: nn.Module, x: Tensor, draws: list[Tensor | None]) -> Tensor:
-    """Run a block with these stochastic-depth draws."""
-    branches = (m for m in block.modules() if isinstance(m, StochasticDepth))
-    for branch, uniform in zip(branches, draws, strict=True):
-        branch.uniform = uniform
-    out: Tensor = block(x)
-    return out
+def run_block(
+    block: Any, x: Tensor, drawn: Sequence[tuple[KeptSamples | None, Tensor | None]]
+) -> Tensor:
+    """Run a block with these stochastic-depth draws, one pair for each of its two branches."""
+    for branch, (kept, factors) in zip((block.drop_path1, block.drop_path2), drawn, strict=True):
+        branch.kept = kept
+        branch.factors = factors
+    if not any(kept for kept, _ in drawn):
+        out: Tensor = block(x)
+        return out
+    x = add_branch(x, block.drop_path1, lambda part: block.ls1(block.attn(block.norm1(part))))
+    return add_branch(x, block.drop_path2, lambda part: block.ls2(block.mlp(block.norm2(part))))
 
 
 def init_weights(module: nn.Module) -> None:
