@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.random import RandomState
 from torch import Tensor
 
+from mugs.devices import copy_to_device
 from mugs.finetune.config import MixOptions
 
 
@@ -109,18 +110,20 @@ def mix_batch(
     group_of = torch.from_numpy(groups)
     partners = images.roll(len(images) // 2, 0)
     mixed = images.clone()
-    shares = torch.ones(len(images), 1, device=images.device)
+    shares = torch.ones(len(images), 1)
     # Every rank draws for the groups it has images of. All ranks of a group draw the same.
     for group in np.unique(groups).tolist():
         mix = draw_mix(options, seed, step, group, *images.shape[-2:])
-        rows = (group_of == group).nonzero().flatten().to(images.device)
-        shares[rows] = mix.share
+        chosen = (group_of == group).nonzero().flatten()
+        shares[chosen] = mix.share
+        rows = copy_to_device(chosen, images.device)
         # `images` stays untouched: each image is also the partner of another one.
         if mix.box is None:
             mixed[rows] = images[rows] * mix.share + partners[rows] * (1 - mix.share)
         else:
             top, bottom, left, right = mix.box
             mixed[rows, :, top:bottom, left:right] = partners[rows, :, top:bottom, left:right]
+    shares = copy_to_device(shares, images.device)
     return mixed, targets * shares + targets.roll(len(images) // 2, 0) * (1 - shares)
 
 

@@ -21,6 +21,7 @@ from mugs.checkpoint.save_load import StateDicts
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.loading.worker_batches import LabeledBatch
 from mugs.data.sources.base import Source
+from mugs.devices import copy_to_device
 from mugs.engine.layer_decay import build_adamw
 from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
@@ -127,11 +128,11 @@ class Finetuning(ModelTask[LabeledBatch]):
             part = slice(first, first + self.micro)
             self.model.backbone.set_depth_uniforms(None if depth is None else depth[:, part])
             # Divided by the number of parts: the sum of their means is the mean over all images.
-            with (
-                sync_gradients(wrapped, last=first == parts[-1]),
-                autocast(self.config.precision, self.device),
-            ):
-                share = soft_cross_entropy(wrapped(images[part]), targets[part]) / len(parts)
+            with sync_gradients(wrapped, last=first == parts[-1]):
+                with autocast(self.config.precision, self.device):
+                    logits = wrapped(images[part])
+                # Outside: autocast would turn fp32 products into bf16 going back.
+                share = soft_cross_entropy(logits, targets[part]) / len(parts)
                 torch.autograd.backward(share)
             loss += share.detach()
         return loss, {}
@@ -140,10 +141,9 @@ class Finetuning(ModelTask[LabeledBatch]):
         """Return images (N, 3, S, S) and soft targets (N, C) on the device."""
         config = self.config
         options = config.mix
-        images = batch.images.to(self.device, non_blocking=True)
-        targets = smooth_labels(
-            batch.labels.to(self.device, non_blocking=True), self.num_classes, options.smoothing
-        )
+        images = copy_to_device(batch.images, self.device)
+        labels = copy_to_device(batch.labels, self.device)
+        targets = smooth_labels(labels, self.num_classes, options.smoothing)
         if not options.on:
             return images, targets
         # Group g has the columns g, g + G, g + 2 G, ... (see `assign_columns`).
@@ -153,7 +153,7 @@ class Finetuning(ModelTask[LabeledBatch]):
         return mix_batch(images, targets, groups, options, seed=config.seed, step=step)
 
     def _draw_depth(self, step: int) -> Tensor | None:
-        """Return this rank's columns of the stochastic-depth draws, (branches, N)."""
+        """Return this rank's columns of the stochastic-depth draws, (branches, N) on the CPU."""
         if not any(self.drop_rates):
             return None
         draws = draw_depth_uniforms(
@@ -163,7 +163,7 @@ class Finetuning(ModelTask[LabeledBatch]):
             crops=1,
             batch_size=self.config.batch_size,
         )
-        return draws[:, 0, torch.from_numpy(self.columns)].to(self.device)
+        return draws[:, 0, torch.from_numpy(self.columns)]
 
     def after_step(self, step: int) -> None:
         """Validate after every `validate_epochs`-th epoch and after the last one."""
@@ -215,8 +215,9 @@ def evaluate_accuracy(
     )
     for images, labels, _ in batches:
         with autocast(config.precision, device):
-            scores = model(images.to(device))
-        hit = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels.to(device)[:, None]
+            scores = model(copy_to_device(images, device))
+        top = scores.topk(min(5, scores.shape[1]), dim=1).indices
+        hit = top == copy_to_device(labels, device)[:, None]
         hits += torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()])
     model.train()
     top1, top5 = distributed.all_gather_rows(hits[None]).sum(dim=0).tolist()

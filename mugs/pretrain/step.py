@@ -85,12 +85,11 @@ class Trainer:
         for index, views in enumerate(micro_batches):
             self.method.set_depth_uniforms(None if uniforms is None else uniforms[index])
             last = index == len(micro_batches) - 1
-            with (
-                sync_gradients(self.student, last=last),
-                autocast(self.config.precision, views.large.device),
-            ):
-                losses, carried = self.method.compute_losses(self.student, views, epoch)
-                total = sum_weighted_losses(losses, weights)
+            with sync_gradients(self.student, last=last):
+                with autocast(self.config.precision, views.large.device):
+                    losses, carried = self.method.compute_losses(self.student, views, epoch)
+                    total = sum_weighted_losses(losses, weights)
+                # Outside: autocast would turn products of fp32 losses into bf16 going back.
                 torch.autograd.backward(total * share)
             features.append(carried)
             for name, value in losses.items():

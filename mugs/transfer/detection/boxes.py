@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area
 
+from mugs.devices import make_constant
+
 # mmdet's limit: no box may become more than 1000 / 16 times as large or as small as its reference.
 MAX_LOG_SIZE = math.log(1000 / 16)
 Stds = tuple[float, float, float, float]
@@ -49,7 +51,7 @@ def encode_deltas(boxes: Tensor, targets: Tensor, stds: Stds) -> Tensor:
     center, size = center_and_size(boxes)
     target_center, target_size = center_and_size(targets)
     deltas = torch.cat([(target_center - center) / size, torch.log(target_size / size)], dim=-1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / make_constant(stds, deltas.dtype, deltas.device)
 
 
 def decode_deltas(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
@@ -57,7 +59,8 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
 
     Shapes (..., 4), broadcast.
     """
-    shift, log_size = (deltas * deltas.new_tensor(stds)).chunk(2, dim=-1)
+    scale = make_constant(stds, deltas.dtype, deltas.device)
+    shift, log_size = (deltas * scale).chunk(2, dim=-1)
     center, size = center_and_size(boxes)
     # Clamped on both sides as in mmdet; torchvision's coder clamps large sizes only.
     half = size * log_size.clamp(-MAX_LOG_SIZE, MAX_LOG_SIZE).exp() / 2

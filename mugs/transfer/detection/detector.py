@@ -36,7 +36,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Return weighted losses by name for images (N, 3, H, W); training minimizes their sum."""
-        self.pyramid.vit.set_depth_uniforms(self._depth_uniforms(targets, images.device))
+        self.pyramid.vit.set_depth_uniforms(self._depth_uniforms(targets))
         maps = self._maps(images)
         logits, deltas, anchors = self.rpn(maps)
         proposals = self.rpn.proposals(logits, deltas, anchors, [t.size for t in targets])
@@ -68,12 +68,14 @@ class Detector(nn.Module):
         """Return the five maps of the FPN, finest first."""
         return run_fpn(self.fpn, self.pyramid(images))
 
-    def _depth_uniforms(self, targets: Sequence[Targets], device: torch.device) -> Tensor:
-        """Return U(0, 1) draws (2 * depth, N), each column a function of its image's key."""
+    def _depth_uniforms(self, targets: Sequence[Targets]) -> Tensor:
+        """Return U(0, 1) draws (2 * depth, N) on the CPU, a column for each image's key."""
         count = 2 * self.pyramid.vit.config.depth
         draws = [
             hashed_bits(
-                derive_detection_key(t.key, DetectionStream.STOCHASTIC_DEPTH), count, device
+                derive_detection_key(t.key, DetectionStream.STOCHASTIC_DEPTH),
+                count,
+                torch.device("cpu"),
             )
             & 0xFFFFFF
             for t in targets

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image, nms
 
+from mugs.devices import make_constant
 from mugs.random_streams import DetectionStream, derive_detection_key
 from mugs.transfer.detection.boxes import (
     Stds,
@@ -164,7 +165,7 @@ def build_level_anchors(rows: int, columns: int, stride: int, device: torch.devi
     for an 800 x 1008 image, anchors of the last level would be off by up to 36 pixels.
     """
     # All ratios have the same area: width * height = (scale * stride)^2.
-    root = torch.tensor(ANCHOR_RATIOS, device=device).sqrt()
+    root = make_constant(ANCHOR_RATIOS, torch.get_default_dtype(), device).sqrt()
     half = ANCHOR_SCALE * stride / 2 * torch.stack([1 / root, root], dim=-1)
     base = torch.cat([-half, half], dim=-1)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mugs import distributed
 from mugs.data.dense.coco import CocoSplit, trainable_indices
+from mugs.devices import copy_to_device
 from mugs.engine.layer_decay import build_adamw, build_dense_groups
 from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
@@ -87,16 +88,15 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
         """Leave the gradients of the summed losses, averaged over the micro-batches."""
         sums: dict[str, Tensor] = {}
         for number, one in enumerate(batch):
-            images = one.images.to(self.device, non_blocking=True)
+            images = copy_to_device(one.images, self.device)
             targets = [on_device(target, self.device) for target in one.targets]
-            with (
-                sync_gradients(wrapped, last=number == len(batch) - 1),
-                autocast(self.config.precision, self.device),
-            ):
-                # Each micro-batch has a backward pass of its own, which frees its activations.
-                losses = {
-                    name: value / len(batch) for name, value in wrapped(images, targets).items()
-                }
+            with sync_gradients(wrapped, last=number == len(batch) - 1):
+                with autocast(self.config.precision, self.device):
+                    losses = {
+                        name: value / len(batch) for name, value in wrapped(images, targets).items()
+                    }
+                # Each micro-batch has a backward pass of its own, which frees its activations. It
+                # is outside autocast, which would turn products of fp32 losses into bf16.
                 torch.autograd.backward(torch.stack(list(losses.values())).sum())
             sums = {name: sums.get(name, 0.0) + value.detach() for name, value in losses.items()}
         return torch.stack(list(sums.values())).sum(), sums
@@ -105,7 +105,7 @@ class DetectionTraining(ModelTask[list[MicroBatch]]):
 def on_device(target: Targets, device: torch.device) -> Targets:
     """Copy objects to a device."""
     boxes, labels, masks = (
-        x.to(device, non_blocking=True) for x in (target.boxes, target.labels, target.masks)
+        copy_to_device(x, device) for x in (target.boxes, target.labels, target.masks)
     )
     return Targets(boxes, labels, masks, target.size, target.key)
 

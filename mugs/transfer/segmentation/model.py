@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mugs.data.dense.label_maps import VOID
+from mugs.devices import copy_to_device
 from mugs.models.flops import copy_to_meta, count_flops
 from mugs.models.stochastic_depth import draw_depth_uniforms
 from mugs.models.vit import ViT
@@ -66,12 +67,11 @@ class Segmenter(nn.Module):
         depth = draw_depth_uniforms(
             seed, step, branches=2 * len(self.backbone.vit.blocks), crops=1, batch_size=batch_size
         )
-        self.backbone.vit.set_depth_uniforms(depth[:, 0, mine].to(device))
+        self.backbone.vit.set_depth_uniforms(depth[:, 0, mine])
         generator = torch.Generator().manual_seed(step_seed(seed, step, StepStream.DROPOUT))
         for dropout in self._dropouts():
-            dropout.uniform = torch.rand(batch_size, dropout.channels, generator=generator)[
-                mine
-            ].to(device)
+            draws = torch.rand(batch_size, dropout.channels, generator=generator)
+            dropout.uniform = copy_to_device(draws[mine], device)
 
     def clear_draws(self) -> None:
         """Drop nothing from now on."""

@@ -15,6 +15,7 @@ from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker_batches import LabeledBatch
+from mugs.devices import copy_to_device
 from mugs.engine.layer_decay import build_adamw, build_dense_groups
 from mugs.engine.model_task import ModelTask, prepare_model
 from mugs.engine.precision import autocast
@@ -95,9 +96,9 @@ class SegmentationTraining(ModelTask[LabeledBatch]):
         config = self.config
         self.model.set_draws(config.seed, step, config.batch_size, self.mine, self.device)
         with autocast(config.precision, self.device):
-            outputs = wrapped(batch.images.to(self.device, non_blocking=True))
+            outputs = wrapped(copy_to_device(batch.images, self.device))
         # Outside autocast: the loss resizes and sums logits in fp32.
-        losses = self.model.loss(outputs, batch.labels.to(self.device, non_blocking=True))
+        losses = self.model.loss(outputs, copy_to_device(batch.labels, self.device))
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
         return total.detach(), {name: loss.detach() for name, loss in losses.items()}

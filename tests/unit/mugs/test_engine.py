@@ -241,12 +241,8 @@ def replay(method: Mugs, source: FolderSource, step: int) -> dict[str, float]:
         )
     ) as loader:
         batch = next(iter(loader.iterate(step, step + 1)))
-    (views,) = split_micro_batches(
-        DeviceTransform(torch.device("cpu"), VIEWS, seed=0)(batch), micro
-    )
-    (masks,) = draw_micro_batch_uniforms(
-        method, CONFIG, step, CONFIG.batch_size // world, torch.device("cpu")
-    )
+    (views,) = split_micro_batches(DeviceTransform(torch.device("cpu"), VIEWS)(batch), micro)
+    (masks,) = draw_micro_batch_uniforms(method, CONFIG, step, CONFIG.batch_size // world)
     method.set_depth_uniforms(masks)
     losses, _ = method.compute_losses(method.student, views, step // CONFIG.steps_per_epoch)
     return {name: value.item() for name, value in losses.items()}

@@ -66,10 +66,10 @@ def test_draws_are_a_function_of_the_keys() -> None:
 
 def test_depth_draws_are_those_of_each_image() -> None:
     model = small_detector()
-    draws = model._depth_uniforms([targets(0, key=3), targets(0, key=9)], torch.device("cpu"))
-    alone = model._depth_uniforms([targets(0, key=9)], torch.device("cpu"))
+    draws = model._depth_uniforms([targets(0, key=3), targets(0, key=9)])
+    alone = model._depth_uniforms([targets(0, key=9)])
     assert draws.shape == (4, 2) and torch.equal(draws[:, 1], alone[:, 0])
-    many = model._depth_uniforms([targets(0, key=k) for k in range(500)], torch.device("cpu"))
+    many = model._depth_uniforms([targets(0, key=k) for k in range(500)])
     assert abs(many.mean().item() - 0.5) < 0.03 and many.min() >= 0 and many.max() < 1
 
 
