@@ -119,12 +119,34 @@ def clip_each_tensor(parameters: list[nn.Parameter], limit: float) -> Tensor:
     """Scale each gradient by limit / (norm + 1e-6) where that is below one; return the norms.
 
     The norms are those before clipping. The release clips each tensor on its own, not all by their
-    common norm. Foreach kernels handle the whole list without a host sync. A limit of 0 clips
-    nothing.
+    common norm. There is no host sync. A limit of 0 clips nothing.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
     if limit > 0:
-        # A tensor per gradient: Python numbers would need the norms on the host.
-        torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
+        # Python numbers would need the norms on the host.
+        scale_each_tensor(gradients, (limit / (norms + 1e-6)).clamp(max=1.0))
     return norms
+
+
+# Above this number of elements a launch costs less than another pass over a gradient.
+MOST_STACKED_ELEMENTS = 1 << 16
+
+
+def scale_each_tensor(tensors: list[Tensor], factors: Tensor) -> None:
+    """Multiply each tensor with its factor (one of a vector on the device), in place.
+
+    torch launches a kernel per tensor here, as the shapes of tensor and factor differ. So small
+    tensors of the same shape, which are most, are stacked and scaled together.
+    """
+    alike: dict[tuple[torch.Size, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for tensor, factor in zip(tensors, factors.unbind(), strict=True):
+        if tensor.numel() > MOST_STACKED_ELEMENTS:
+            tensor.mul_(factor)
+        else:
+            alike.setdefault((tensor.shape, tensor.dtype), []).append((tensor, factor))
+    for pairs in alike.values():
+        members, of_members = map(list, zip(*pairs, strict=True))
+        scaled = torch.stack(members)
+        scaled.mul_(torch.stack(of_members).view(-1, *[1] * (scaled.ndim - 1)))
+        torch._foreach_copy_(members, list(scaled.unbind()))
