@@ -1,11 +1,13 @@
 """Rules by which the teacher's side follows the student: the EMA and the center."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mugs.distributed import all_reduce_mean
+
+PRODUCT_ELEMENTS = 1 << 25  # of student parameters times a factor: 128 MiB at a time
 
 
 @torch.no_grad()
@@ -21,9 +23,28 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float, valid: T
     keep = torch.where(valid, momentum, 1.0)
     share = torch.where(valid, 1 - momentum, 0.0)
     torch._foreach_mul_(averaged, keep)
-    torch._foreach_add_(
-        averaged, torch._foreach_mul([of_student[name].detach() for name in names], share)
-    )
+    pairs = [(mean, of_student[name].detach()) for name, mean in zip(names, averaged, strict=True)]
+    # Part by part: the products of all parameters would be another copy of the network.
+    for part in split_by_size(pairs, PRODUCT_ELEMENTS):
+        means, students = map(list, zip(*part, strict=True))
+        torch._foreach_add_(means, torch._foreach_mul(students, share))
+
+
+def split_by_size(
+    pairs: Sequence[tuple[Tensor, Tensor]], most: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Yield the pairs in order, in lists of about `most` elements; a larger tensor is alone."""
+    part: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for pair in pairs:
+        if part and count + pair[0].numel() > most:
+            yield part
+            part = []
+            count = 0
+        part.append(pair)
+        count += pair[0].numel()
+    if part:
+        yield part
 
 
 @torch.no_grad()
