@@ -64,10 +64,8 @@ class MugsNetwork(Network):
             if len(group):
                 passes.append(self._one_size(group, num_crops, memory))
                 num_crops += len(group)
-        classes, related, means = zip(*passes, strict=True)
+        classes, related, stored = zip(*passes, strict=True)
         cls = torch.cat(classes)
-        # The first large crop of each image is stored (released).
-        stored = means[0]
         local = None if related[0] is None else torch.cat(related)
 
         def shaped(x: Tensor) -> Tensor:
@@ -79,23 +77,35 @@ class MugsNetwork(Network):
             if self.local_group_head and local is not None
             else None,
             group=shaped(self.group_head(cls)) if self.group_head else None,
-            memory=None if stored is None else stored[:num_images],
+            memory=stored[0],
         )
 
     def _one_size(
         self, crops: Tensor, first: int, memory: NeighborMemory | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return class tokens, local-group features and rows for the memory, each (P_i * N, D)."""
+        """Return class tokens and local-group features (P_i * N, D), and memory rows (N, D).
+
+        The rows are None unless this is the pass of crop 0. Without a memory there are no features.
+        """
         self.set_crop_uniforms(first, len(crops))
         tokens = self.backbone.tokens(crops.flatten(0, 1))
-        normed = self.backbone.norm(tokens)
+        # The final LayerNorm runs only on tokens whose output is used.
+        cls = self.backbone.norm(tokens[:, 0])
         if self.local_group_head is None or memory is None:
-            return normed[:, 0], None, None
-        stored = normed[:, 1:].mean(dim=1)
+            return cls, None, None
+        if self.local_group_token == "released":
+            query = tokens.float().mean(dim=1)
+        else:
+            query = self.backbone.norm(tokens[:, 1:]).mean(dim=1)
         # Gradient flows through the query into the backbone, not through the neighbors.
-        query = tokens.float().mean(dim=1) if self.local_group_token == "released" else stored
         neighbors = memory.find_neighbors(query.detach(), self.num_neighbors)
-        return normed[:, 0], self.backbone.apply_relation_blocks(query, neighbors), stored.detach()
+        related = self.backbone.apply_relation_blocks(query, neighbors)
+        if first > 0:
+            return cls, related, None
+        # The first large crop of each image is stored (released).
+        with torch.no_grad():
+            stored = self.backbone.norm(tokens.detach()[: crops.shape[1], 1:]).mean(dim=1)
+        return cls, related, stored
 
 
 def build_network(config: MugsConfig, *, student: bool) -> MugsNetwork:
