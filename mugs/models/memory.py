@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mugs.losses.blocked import without_autocast
 from mugs.models.config import PointerRule
 
 # Names of the buffers of NeighborMemory in checkpoints written before they were called keys and
@@ -103,9 +104,10 @@ class NeighborMemory(nn.Module):
     def find_slots(self, query: Tensor, num: int) -> Tensor:
         """Return the slots (N, k) of the keys with the largest cosine to each query, best first."""
         # The keys are stored as they are (the raw rows are returned as values), hence normalized
-        # here.
-        similarity = F.normalize(query.float(), dim=-1) @ F.normalize(self.keys, dim=-1).T
-        return similarity.topk(num, dim=-1).indices
+        # here. In fp32: bf16 tells near neighbors not apart.
+        with without_autocast(query):
+            similarity = F.normalize(query.float(), dim=-1) @ F.normalize(self.keys, dim=-1).T
+            return similarity.topk(num, dim=-1).indices
 
     @torch.no_grad()
     def write(self, new: Tensor, accept: Tensor) -> None:
