@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.stochastic_depth import (
+    Drawn,
     KeptSamples,
     StochasticDepth,
     add_branch,
-    find_factors,
-    find_kept_samples,
+    plan_branches,
 )
 
 
@@ -125,7 +125,7 @@ class ViT(VisionTransformer):
             yield x
 
     def _block(self, block: Any, x: Tensor) -> Tensor:
-        drawn = [(m.kept, m.factors) for m in (block.drop_path1, block.drop_path2)]
+        drawn = (block.drop_path1.drawn, block.drop_path2.drawn)
         if self.activation_checkpointing and torch.is_grad_enabled():
             # The draws are passed along: when the block runs again, those of another crop size are
             # set.
@@ -191,27 +191,19 @@ class ViT(VisionTransformer):
         None keeps every branch.
         """
         branches = self.stochastic_depth_layers()
-        kept: list[KeptSamples | None] = [None] * len(branches)
-        factors: list[Tensor | None] = [None] * len(branches)
+        drawn: Sequence[Drawn] = [None] * len(branches)
         if uniforms is not None:
             rates = [branch.rate for branch in branches]
             device = self.cls_token.device
-            if self.skip_dropped:
-                kept = find_kept_samples(uniforms, rates, device)
-            else:
-                factors = find_factors(uniforms, rates, device)
-        for branch, *drawn in zip(branches, kept, factors, strict=True):
-            branch.kept, branch.factors = drawn
+            drawn = plan_branches(uniforms, rates, device, skip_dropped=self.skip_dropped)
+        for branch, plan in zip(branches, drawn, strict=True):
+            branch.drawn = plan
 
 
-def run_block(
-    block: Any, x: Tensor, drawn: Sequence[tuple[KeptSamples | None, Tensor | None]]
-) -> Tensor:
-    """Run a block with these stochastic-depth draws, one pair for each of its two branches."""
-    for branch, (kept, factors) in zip((block.drop_path1, block.drop_path2), drawn, strict=True):
-        branch.kept = kept
-        branch.factors = factors
-    if not any(kept for kept, _ in drawn):
+def run_block(block: Any, x: Tensor, drawn: tuple[Drawn, Drawn]) -> Tensor:
+    """Run a block; `drawn` is what its two residual branches do."""
+    block.drop_path1.drawn, block.drop_path2.drawn = drawn
+    if not any(isinstance(plan, KeptSamples) for plan in drawn):
         out: Tensor = block(x)
         return out
     x = add_branch(x, block.drop_path1, lambda part: block.ls1(block.attn(block.norm1(part))))
