@@ -58,7 +58,8 @@ def add_branch(x: Tensor, depth: StochasticDepth, branch: Callable[[Tensor], Ten
     """Return x + depth(branch(x)), where the branch runs on the samples that `depth` keeps."""
     kept = depth.drawn
     if not isinstance(kept, KeptSamples):
-        return x + depth(branch(x))
+        whole: Tensor = x + depth(branch(x))
+        return whole
     trunk, part = TakeRows.apply(x, kept.rows)
     added: Tensor = AddToRows.apply(trunk, branch(part), kept.rows, kept.factor)
     return added
