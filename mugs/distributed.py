@@ -1,5 +1,6 @@
 """Calls of torch.distributed that also work in a single process without a group."""
 
+import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class DeviceMismatchError(RuntimeError):
 def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
     """Join the process group of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; return the device.
 
-    The backend is NCCL with a GPU and gloo without. A single process joins nothing.
+    The backend is NCCL with a GPU and gloo without. A single process joins nothing. On a GPU fp32
+    products may use TF32, unless MUGS_TF32 is 0; so it is the same in all stages.
 
     Raises:
         DeviceMismatchError: only some of the ranks see a GPU.
@@ -37,6 +39,7 @@ def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+        set_tf32(read_tf32_choice())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         timeout = timedelta(minutes=timeout_minutes)
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
@@ -48,8 +51,30 @@ def init_process_group(timeout_minutes: float = 30.0) -> torch.device:
             rank=rank,
             world_size=world_size,
             timeout=timeout,
+            # Otherwise a barrier guesses the device from the global rank.
+            device_id=device if cuda else None,
         )
+        # At a normal end only: a rank that fails leaves with `os._exit`, and must not wait here.
+        atexit.register(destroy_process_group)
     return device
+
+
+def read_tf32_choice() -> bool:
+    """Return whether MUGS_TF32 allows TF32; it is allowed if unset, as in the release.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    choice = os.environ.get("MUGS_TF32", "1")
+    if choice not in ("0", "1"):
+        raise ValueError(f"MUGS_TF32 is {choice!r}; set it to 0 (strict fp32) or 1 (allow TF32)")
+    return choice == "1"
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 in all fp32 matrix products and convolutions of the process, or in none."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def agree_on_device(store: Store, rank: int, world_size: int, *, cuda: bool) -> None:

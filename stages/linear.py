@@ -89,12 +89,10 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     """
     from mugs import distributed
     from mugs.engine.loop import train
-    from mugs.engine.precision import allow_tf32
     from mugs.evaluation.linear import LinearProbeTraining
 
     classes = read_num_classes(ctx)
     device = distributed.init_process_group()
-    allow_tf32(device)
     probe = build_probe(cfg)
     batches, steps, validation = build_probe_data(ctx, cfg, device)
     task = LinearProbeTraining(probe, batches, steps, validation, classes, ctx.run_dir)

@@ -16,7 +16,6 @@ from mugs.checkpoint.save_load import StateDicts
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter
 from mugs.engine.optim import RateSchedule, flatten_optimizer_state, load_optimizer_state
-from mugs.engine.precision import allow_tf32
 from mugs.engine.step import Losses, run_train_step
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.models.batch_norm import convert_to_sync_batch_norm
@@ -154,5 +153,4 @@ class ModelTask(ABC, Generic[Batch]):
 
 def prepare_model(model: nn.Module, device: torch.device) -> None:
     """Put a model in training mode on its device, with batch statistics of all ranks."""
-    allow_tf32(device)
     convert_to_sync_batch_norm(model.to(device), device).train()

@@ -24,7 +24,6 @@ from mugs.data.sources.base import Source
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, TraceProfiler
 from mugs.engine.optim import build_pretrain_adamw, flatten_optimizer_state, load_optimizer_state
-from mugs.engine.precision import allow_tf32
 from mugs.engine.step import compute_micro_batch_size
 from mugs.engine.step_log import LogSettings, StepLog
 from mugs.methods.base import Method
@@ -82,7 +81,6 @@ class PretrainTask:
                 f"{config.batch_size // distributed.world_size()} images at once; "
                 "unset it or use more ranks"
             )
-        allow_tf32(device)
         self.method = method
         self.source = source
         self.config = config
