@@ -241,11 +241,11 @@ def test_channel_dropout() -> None:
 
 def test_draws_are_those_of_the_global_batch() -> None:
     net = segmenter("upernet", dropout=0.5)
+    net.backbone.vit.blocks[-1].drop_path1.rate = 0.5
     images = torch.randn(4, 3, 32, 32)
 
     def outputs(mine: slice) -> torch.Tensor:
         net.set_draws(3, 7, 4, mine, torch.device("cpu"))
-        net.backbone.vit.blocks[-1].drop_path1.rate = 0.5
         net.eval()
         return net(images[mine])[0]
 
