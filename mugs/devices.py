@@ -1,5 +1,6 @@
-"""Copies to the device that the host does not wait for."""
+"""What the device does: copies that the host does not wait for, and repeatable kernels."""
 
+import os
 from functools import lru_cache
 
 import torch
@@ -21,3 +22,15 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def make_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the values on a device, copied there once; the tensor must not be changed."""
     return copy_to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch choose kernels that give the same bits every time, or fail where there is none.
+
+    It holds for the rest of the process, and must come before the first product on the GPU.
+    """
+    # cuBLAS repeats its results only with a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling new memory with NaN would only show reads of what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False

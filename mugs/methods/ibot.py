@@ -315,7 +315,9 @@ class Ibot(Method):
 
 def pick_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Return the rows (N * M, D) of tokens (N, V^2, D) at `index` (N, M)."""
-    return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[2])).flatten(0, 1)
+    # By rows, as the gradient of `gather` has no deterministic kernel.
+    first = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
+    return tokens.flatten(0, 1).index_select(0, (first + index).flatten())
 
 
 def compute_mean_patch_logits(features: Tensor, prototypes: Prototypes) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: N images, L tokens (class token first), D width, k neighbors.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mugs.devices import copy_to_device
 from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.stochastic_depth import (
     Drawn,
@@ -56,6 +57,9 @@ class ViT(VisionTransformer):
         # True: do not compute the branches that stochastic depth drops. It makes shapes depend on
         # the draws, which compiled blocks must not.
         self.skip_dropped = True
+        # True: resize the position table by a matrix product. Going back, torch's own resize adds
+        # in any order on a GPU.
+        self.resize_by_product = False
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         block = partial(Block, config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm)
         self.relation_blocks = nn.ModuleList(block() for _ in range(relation_depth))
@@ -77,7 +81,8 @@ class ViT(VisionTransformer):
         """Turn patches (N, H, W, D) into tokens (N, 1 + H*W, D) with class token and positions."""
         num, height, width, dim = x.shape
         tokens = torch.cat([self.cls_token.expand(num, -1, -1), x.reshape(num, -1, dim)], dim=1)
-        return tokens + resize_position_table(self.pos_embed, height, width, self.position_grid)
+        resize = resize_by_product if self.resize_by_product else resize_position_table
+        return tokens + resize(self.pos_embed, height, width, self.position_grid)
 
     @torch.no_grad()
     def set_position_grid(self, height: int, width: int) -> None:
@@ -267,6 +272,31 @@ def resize_position_table(
     return torch.cat(
         [table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, height * width, dim)], dim=1
     )
+
+
+def resize_by_product(
+    table: Tensor, height: int, width: int, table_grid: tuple[int, int]
+) -> Tensor:
+    """Do what `resize_position_table` does, as a product with a fixed matrix."""
+    rows, columns = table_grid
+    if table.shape[1] - 1 == height * width and height == width:
+        return table
+    matrix = make_resize_matrix(rows, columns, height, width, table.device)
+    # In fp64, which neither autocast nor TF32 rounds.
+    patches = (matrix @ table[0, 1:].double()).to(table.dtype)
+    return torch.cat([table[:, :1], patches[None]], dim=1)
+
+
+@lru_cache(maxsize=8)
+def make_resize_matrix(
+    rows: int, columns: int, height: int, width: int, device: torch.device
+) -> Tensor:
+    """Return the matrix (height * width, rows * columns) of `resize_position_table`."""
+    count = rows * columns
+    # The resize of tables that are 1 at one patch and 0 elsewhere.
+    unit = torch.cat([torch.zeros(1, count), torch.eye(count)]).double()[None]
+    resized = resize_position_table(unit, height, width, (rows, columns))
+    return copy_to_device(resized[0, 1:], device)
 
 
 def build_vit(arch: str | ViTConfig, *, relation_depth: int = 0, drop_path: float = 0.0) -> ViT:

@@ -57,6 +57,8 @@ class TrainConfig(StepConfig):
     loader: Runtime[LoaderName] = "auto"
     # `reference` renders views with Pillow; `fast` gives the same and is compiled.
     renderer: Runtime[RendererName] = "fast"
+    # Repeat a run bit by bit on GPUs too, more slowly. On CPUs it is so anyway.
+    deterministic: Runtime[bool] = False
     threads: Runtime[PositiveInt] = 2
     checkpoint_steps: Runtime[PositiveInt] = 500
     # The newest checkpoints stay, and those after every `keep_every_epochs` epochs (0: none of

@@ -21,6 +21,7 @@ from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
+from mugs.devices import use_deterministic_algorithms
 from mugs.engine.loop import train
 from mugs.engine.metering import Meter, TraceProfiler
 from mugs.engine.optim import build_pretrain_adamw, flatten_optimizer_state, load_optimizer_state
@@ -81,6 +82,10 @@ class PretrainTask:
                 f"{config.batch_size // distributed.world_size()} images at once; "
                 "unset it or use more ranks"
             )
+        if config.deterministic:
+            use_deterministic_algorithms()
+            for network in (method.student, method.teacher):
+                network.backbone.resize_by_product = True
         self.method = method
         self.source = source
         self.config = config
