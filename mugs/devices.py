@@ -32,5 +32,3 @@ def use_deterministic_algorithms() -> None:
     # cuBLAS repeats its results only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Filling new memory with NaN would only show reads of what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False

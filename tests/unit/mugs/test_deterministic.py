@@ -19,7 +19,6 @@ from mugs.pretrain.train import PretrainTask
 def restored() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (14, 14), (3, 5)])
