@@ -226,7 +226,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*tree_map(unwrap, args), **real_kwargs)
     if "out" in kwargs:
         return kwargs["out"]
-    if name == "copy_" or (name.endswith("_") and isinstance(out, Tensor)):
+    # In place; `__and__` and the like are not.
+    if name.endswith("_") and not name.endswith("__") and isinstance(out, Tensor):
         return args[0]
     if name == "_to_copy":
         on_cuda = isinstance(args[0], PretendTensor)
