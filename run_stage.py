@@ -199,6 +199,12 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch files; submit nothing.")
     ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option(
+            "--break-lock", help="Take over from a submission that has died on another host."
+        ),
+    ] = False,
 ) -> None:
     """Submit to Slurm every run that is neither done nor queued.
 
@@ -226,7 +232,7 @@ def submit(
     submission.check_submission(runs, profile)
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
-    console.show_submissions(submission.submit(runs, profile))
+    console.show_submissions(submission.submit(runs, profile, break_lock=break_lock))
 
 
 @app.command(name="run")

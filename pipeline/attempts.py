@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import create_json, read_json, write_json_atomic
+from pipeline.files import create_json, list_numbered, read_json, write_json_atomic
 
 # What of an attempt's provenance tells with which code and packages numbers were made.
 CODE_FACTS = ("git_sha", "git_dirty", "snapshot", "versions")
@@ -58,10 +58,11 @@ def _record_path(run_dir: Path, attempt: int, kind: str = "") -> Path:
 
 
 def list_attempts(run_dir: Path) -> list[int]:
-    """Return the numbers of the attempts so far, ascending."""
-    names = (path.name.removesuffix(".json") for path in run_dir.glob("attempts/[0-9]*.json"))
-    # `0001.failed` and its like are not digits only.
-    return sorted(int(name) for name in names if name.isdigit())
+    """Return the numbers of the attempts so far, ascending.
+
+    Only files that belong to the owner of the folder count: anybody else's would end our attempts.
+    """
+    return list_numbered(run_dir / "attempts")
 
 
 def latest_attempt(run_dir: Path) -> int:

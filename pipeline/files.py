@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,11 +19,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from pipeline.ownership import is_mine
 
 CHECKSUM_KEY = "sha256"
 # Records have some kB. A run root may be shared, so what others put there is read with a bound.
 RECORD_LIMIT = 64 << 20
+_NUMBERED = re.compile(r"[0-9]{1,9}\.json", re.ASCII)
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -132,9 +136,14 @@ def replace_atomically(
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Replace a file as a whole, text as UTF-8. Returns its path."""
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> Path:
+    """Replace a file as a whole, text as UTF-8; a `private` one only its owner can read.
+
+    Returns its path.
+    """
     with replace_atomically(path) as temporary:
+        if private:
+            temporary.touch(mode=0o600)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -198,6 +207,26 @@ def read_bounded(path: Path, limit: int = RECORD_LIMIT) -> bytes:
     return content
 
 
+def list_numbered(folder: Path) -> list[int]:
+    """Return the numbers of the files `NNNN.json` of a folder, ascending.
+
+    Only those of the folder's owner: where others may write, they could plant any number.
+    """
+    try:
+        owner = folder.stat().st_uid
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name.removesuffix(".json")
+                for entry in entries
+                # `0001.failed` and its like are not digits only.
+                if _NUMBERED.fullmatch(entry.name)
+                and entry.stat(follow_symlinks=False).st_uid == owner
+            ]
+    except FileNotFoundError:
+        return []
+    return sorted(map(int, names))
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None when the file is missing, unreadable, or holds anything else."""
     try:
@@ -205,6 +234,28 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a text file of ours to append to; it is made if it is missing.
+
+    Raises:
+        OSError: it is a link, no regular file, has a second name, or belongs to another user. What
+            we write would then end up where somebody else wants it.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise OSError(error.errno, "is a link or a pipe, nothing is written", path) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not is_mine(found, path.parent):
+        os.close(descriptor)
+        reason = "is no file of ours with one name, nothing is written"
+        raise OSError(errno.EPERM, reason, str(path))
+    return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 class ChecksumError(ValueError):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+OTHERS_WRITE = 0o022
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -59,6 +60,21 @@ def check_mine(path: Path, remedy: str) -> None:
     """Raise ForeignOwnerError if a path belongs to another user; one that is missing is fine."""
     if owner := find_foreign_owner(path):
         raise ForeignOwnerError(f"{path}: belongs to {owner}, so it is not used; {remedy}")
+
+
+def keep_others_from_writing() -> None:
+    """Let only the user of this process write what it makes from now on, whatever the umask was."""
+    os.umask(os.umask(0o077) | OTHERS_WRITE)
+
+
+def close_to_others(folder: Path) -> None:
+    """Take the right to write in a folder of ours, and in the folders in it, from other users."""
+    with os.scandir(folder) as entries:
+        inner = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for path in (folder, *inner):
+        mode = path.stat().st_mode
+        if mode & OTHERS_WRITE and find_foreign_owner(path) is None:
+            path.chmod(mode & ~OTHERS_WRITE & 0o7777)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ reproduction.
 """
 
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.files import (
+    CHECKSUM_KEY,
     ChecksumError,
     read_bounded,
     verify_checksum,
@@ -20,16 +22,23 @@ from pipeline.files import (
     write_atomic,
 )
 from pipeline.identity import RETIRED_SETTINGS, dump_settings
-from pipeline.reading import parse_yaml, read_config_text, validate_model
-from pipeline.run_root import mark_run_root
-from pipeline.spec import ConfigError, Resources, StageConfig, StageRun, StageSpec
+from pipeline.ownership import ForeignOwnerError, check_mine, close_to_others
+from pipeline.reading import format_choices, parse_yaml, read_config_text, validate_model
+from pipeline.run_root import make_shared_folder, mark_run_root
+from pipeline.spec import ROWS_WRITER, ConfigError, Resources, StageRun, StageSpec
 
 FILE_NAME = "config.yaml"
+STAGE_MODULES_VARIABLE = "MUGS_STAGE_MODULES"
+FOREIGN_REMEDY = "use a run root of your own, or let its owner finish or remove it"
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """Content of the file; classes and functions are text (`module:name`), imported in the job."""
+    """Content of the file; classes and functions are text (`module:name`).
+
+    The stage's name says what the job imports. The text counts only for modules that the user names
+    in the environment, since whoever may write the file could name any other.
+    """
 
     stage: str
     name: str
@@ -42,8 +51,9 @@ class RunFile:
     config: dict[str, Any]
 
     def build(self) -> StageRun:
-        """Import the stage's module, check the configuration, and return the stage run."""
-        cls = self._find_config_class()
+        """Find the stage, check the configuration, and return the stage run."""
+        spec = self._find_stage()
+        cls = spec.config
         settings = {k: v for k, v in self.config.items() if k not in RETIRED_SETTINGS}
         config = validate_model(cls, settings, f"{self.name}-{self.run_id}/{FILE_NAME}")
         resources = Resources.model_validate(self.resources)
@@ -54,20 +64,25 @@ class RunFile:
             config,
             self.needs,
             resources,
-            self.entrypoint,
-            self.rows_writer,
+            spec.entrypoint,
+            spec.rows_writer,
         )
 
-    def _find_config_class(self) -> type[StageConfig]:
-        # The stage's own declaration counts: a class may have been renamed since the file was
-        # written.
+    def _find_stage(self) -> StageSpec:
+        """Return the stage of this name; what the file says of code is not imported.
+
+        Only modules in MUGS_STAGE_MODULES, names with commas, may have stages of their own.
+        """
+        registry: Mapping[str, StageSpec] = importlib.import_module("stages").STAGES
+        if self.stage in registry:
+            return registry[self.stage]
+        trusted = os.environ.get(STAGE_MODULES_VARIABLE, "").split(",")
+        for text in (self.entrypoint, self.config_class, self.rows_writer):
+            if text != ROWS_WRITER and text.partition(":")[0] not in trusted:
+                raise ConfigError(f"no stage {self.stage!r}{format_choices(self.stage, registry)}")
         import_by_name(self.entrypoint)  # to say so if it is not there
-        module = importlib.import_module(self.entrypoint.partition(":")[0])
-        spec = getattr(module, "SPEC", None)
-        cls = spec.config if isinstance(spec, StageSpec) else import_by_name(self.config_class)
-        assert isinstance(cls, type)
-        assert issubclass(cls, StageConfig)
-        return cls
+        config: Any = import_by_name(self.config_class)
+        return StageSpec(self.stage, config, self.entrypoint, rows_writer=self.rows_writer)
 
 
 def import_by_name(text: str) -> Callable[..., Any]:
@@ -90,8 +105,8 @@ def import_by_name(text: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def write_run_file(run_root: Path, run: StageRun) -> Path:
-    """Write the run's file and return the run's folder."""
+def describe_run(run: StageRun) -> dict[str, Any]:
+    """Return the content of a run's file, with its checksum."""
     cls = type(run.config)
     content = {
         "stage": run.stage,
@@ -104,9 +119,39 @@ def write_run_file(run_root: Path, run: StageRun) -> Path:
         "resources": run.resources.model_dump(mode="json"),
         "config": dump_settings(run.config),
     }
+    return with_checksum(content)
+
+
+def prepare_run_dir(run_root: Path, run: StageRun) -> Path:
+    """Make the folders in which a run is kept; its own one only this user can change. Return that.
+
+    Raises:
+        ForeignOwnerError: the run's folder belongs to another user.
+        ConfigError: this user may not write in the run root.
+    """
     run_dir = run.run_dir(run_root)
-    mark_run_root(run_root)
-    write_atomic(run_dir / FILE_NAME, yaml.safe_dump(with_checksum(content), sort_keys=False))
+    try:
+        mark_run_root(run_root)
+        for name in (run.stage, "manifest"):
+            make_shared_folder(run_root, name)
+        check_mine(run_dir, FOREIGN_REMEDY)
+        run_dir.mkdir(mode=0o755, exist_ok=True)
+        # Before a job writes there: what others could put there would be taken for ours.
+        close_to_others(run_dir)
+    except ForeignOwnerError:
+        raise
+    except PermissionError as error:
+        raise ConfigError(
+            f"{error.filename}: you may not write there; use a run root of your own (--run-root), "
+            "or let its owner share it as docs/security.md says"
+        ) from None
+    return run_dir
+
+
+def write_run_file(run_root: Path, run: StageRun) -> Path:
+    """Write the run's file and return the run's folder."""
+    run_dir = prepare_run_dir(run_root, run)
+    write_atomic(run_dir / FILE_NAME, yaml.safe_dump(describe_run(run), sort_keys=False))
     return run_dir
 
 
@@ -124,15 +169,16 @@ def find_run_dir(run_root: Path, run_id: str) -> Path | None:
     return next((path.parent for path in run_root.glob(f"*/*-{run_id}/{FILE_NAME}")), None)
 
 
-def read_run_file(run_dir: Path) -> RunFile:
+def read_run_file(run_dir: Path, expected_sha256: str | None = None) -> RunFile:
     """Return the content of a run's file.
 
     Raises:
-        ConfigError: the file is missing, damaged, or of another run.
+        ConfigError: the file is missing, damaged, of another run, or has not the expected checksum.
     """
     path = run_dir / FILE_NAME
+    content = parse_yaml(str(path), read_config_text(path))
     try:
-        found = RunFile(**verify_checksum(parse_yaml(str(path), read_config_text(path))))
+        found = RunFile(**verify_checksum(content))
     except ChecksumError as error:
         raise ConfigError(
             f"{path}: {error}; run or submit the reproduction to have it written anew"
@@ -144,4 +190,6 @@ def read_run_file(run_dir: Path) -> RunFile:
     # A copied or renamed folder would otherwise record results under a wrong name.
     if run_dir.parts[-2:] != (found.stage, f"{found.name}-{found.run_id}"):
         raise ConfigError(f"{path}: is of the {found.stage} run {found.name}-{found.run_id}")
+    if expected_sha256 not in (None, content[CHECKSUM_KEY]):
+        raise ConfigError(f"{path}: is not what this job was submitted with; submit again")
     return found

@@ -43,5 +43,6 @@ def write_module(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text:
     (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("MUGS_STAGE_MODULES", name)
     sys.modules.pop(name, None)
     return importlib.import_module(name)

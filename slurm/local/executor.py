@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
+from pipeline.ownership import check_mine, keep_others_from_writing
 from pipeline.spec import StageRun
 from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
 from slurm.shared import queue
@@ -55,9 +56,13 @@ def run_locally(
 
     Raises:
         ConfigError: an input is neither done nor among `runs`.
+        ForeignOwnerError: the folder of a run that is not done belongs to another user.
     """
+    keep_others_from_writing()
     by_id = {run.run_id: run for run in runs}
     manifest.check_inputs(run_root, runs, "run it too")
+    for run in manifest.split_runs(run_root, runs).pending:
+        check_mine(run.run_dir(run_root), runfile.FOREIGN_REMEDY)
     jobs, silence = ask_for_jobs(runs, run_root)
     in_queue = {
         run.run_id: reason

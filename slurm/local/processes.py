@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.files import open_to_append
 from pipeline.provenance import code_root
 from slurm.node.rendezvous import find_free_port
 
@@ -68,7 +69,7 @@ class LocalProcesses:
             if self.signaled:
                 break
             # What a rank prints before it has its own log, such as a failed import, goes here.
-            with (run_dir / "logs" / f"rank{rank}.err").open("ab") as log:
+            with open_to_append(run_dir / "logs" / f"rank{rank}.err") as log:
                 output = log if rank or beside else None
                 process = subprocess.Popen(
                     command,

@@ -30,7 +30,9 @@ from typing import Any, NoReturn
 
 from pipeline import attempts, manifest, provenance, runfile
 from pipeline.control import Interrupted
+from pipeline.files import open_to_append
 from pipeline.inputs import check_unchanged, note_earlier_inputs, record_inputs
+from pipeline.ownership import check_mine, keep_others_from_writing
 from pipeline.runfile import RunFile
 from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
@@ -80,8 +82,10 @@ class RankContext:
     log: Path
 
 
-def run_job(run_dir: Path) -> None:
+def run_job(run_dir: Path, run_file_sha256: str | None = None) -> None:
     """Run one stage on this rank. Rank 0 then writes the result rows and, last, the manifest entry.
+
+    `run_file_sha256` is the checksum of the run file that the job was submitted with.
 
     Does nothing if the run is done already. A failure or an interruption is recorded in the attempt
     and raised again. An interrupted Slurm job does not return from here: rank 0 requeues it.
@@ -89,7 +93,7 @@ def run_job(run_dir: Path) -> None:
     with StopSignals(ignore_repeats=in_slurm_job()) as signals:
         try:
             signals.unblock()
-            _run_rank(run_dir, signals)
+            _run_rank(run_dir, run_file_sha256, signals)
         except Interrupted as interrupted:
             logger.info("interrupted: %s", interrupted)
             if in_slurm_job():
@@ -97,10 +101,12 @@ def run_job(run_dir: Path) -> None:
             raise
 
 
-def _run_rank(run_dir: Path, signals: StopSignals) -> None:
+def _run_rank(run_dir: Path, run_file_sha256: str | None, signals: StopSignals) -> None:
     launch = join_rendezvous()
     provenance.check_one_root()
-    run_file = runfile.read_run_file(run_dir)
+    for path in (run_dir, run_dir / runfile.FILE_NAME):
+        check_mine(path, runfile.FOREIGN_REMEDY)
+    run_file = runfile.read_run_file(run_dir, run_file_sha256)
     if manifest.find_done(run_dir.parents[1], run_file.run_id) is not None:
         logger.info("%s is done already", run_dir.name)
         return
@@ -279,7 +285,7 @@ def _with_watchdog(context: RankContext) -> Iterator[None]:
     leads = context.launch.rank == 0  # one rank speaks for the job
     lead_s = float(os.environ.get(LEAD_SECONDS_VARIABLE, "120"))
     with (
-        context.log.open("a", encoding="utf-8") as log,
+        open_to_append(context.log) as log,
         Watchdog(
             control=context.control,
             log=log,
@@ -367,12 +373,13 @@ def _exit(code: int) -> NoReturn:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line of a rank, `RUN_DIR`, and return the exit code."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m slurm.node.job RUN_DIR\n")
+    """Run the command line of a rank, `RUN_DIR [SHA256]`, and return the exit code."""
+    if len(arguments) not in (1, 2):
+        sys.stderr.write("usage: python -m slurm.node.job RUN_DIR [SHA256 OF THE RUN FILE]\n")
         return 2
+    keep_others_from_writing()
     try:
-        run_job(Path(arguments[0]).absolute())
+        run_job(Path(arguments[0]).absolute(), *arguments[1:])
     except Interrupted:
         return EXIT_INTERRUPTED
     except Exception:

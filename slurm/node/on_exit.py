@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import read_json
+from pipeline.ownership import keep_others_from_writing
 from slurm.node.rendezvous import launch_key
 from slurm.node.requeue import (
     NoScontrolError,
@@ -196,6 +197,7 @@ def _list_failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:
 def main(arguments: list[str]) -> int:
     """Run the command line, `RUN_DIR EXIT_CODE`, and return the exit code of the job."""
     run_dir, code = Path(arguments[0]), int(arguments[1])
+    keep_others_from_writing()
     # A requeue makes Slurm send SIGTERM to this process, which still has to exclude the node after
     # that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -4,6 +4,9 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
+
+from pipeline.files import open_to_append
 
 FILE_ONLY = "file_only"  # attribute of a log record that goes to the file, not to the screen
 _TAIL_BYTES = 8192
@@ -14,10 +17,17 @@ def log_path(run_dir: Path, attempt: int, rank: int) -> Path:
     return run_dir / "logs" / f"attempt_{attempt:04d}_rank{rank}.log"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that is written nowhere else: a link in its place is refused."""
+
+    def _open(self) -> TextIO:  # type: ignore[override]
+        return open_to_append(Path(self.baseFilename))
+
+
 def start_logging(path: Path, *, screen: bool) -> None:
     """Send log records to the file and, except for those with FILE_ONLY, to the screen."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    handlers: list[logging.Handler] = [_LogFile(path, encoding="utf-8")]
     if screen:
         shown = logging.StreamHandler(sys.stdout)
         shown.addFilter(lambda record: not hasattr(record, FILE_ONLY))

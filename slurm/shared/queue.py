@@ -5,21 +5,29 @@ nothing may be concluded about a job, so these functions raise SlurmError then; 
 "there is no such job".
 """
 
+import logging
 import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.files import read_json, write_json_atomic
+from pipeline.identity import ID_LENGTH
+from pipeline.ownership import describe_owner
 from pipeline.spec import StageRun
+
+logger = logging.getLogger(__name__)
+_NAMES_AT_ONCE = 1000
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 CANCEL_NOTE = "canceled.json"  # in a run's folder: the id of the job that the user has canceled
+_COMMENT_PREFIX = "mugs-run-dir="
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 NO_NODE_FITS = "BadConstraints"
 # Reasons of a pending job that waiting does not cure, with what does.
@@ -61,7 +69,8 @@ class QueuedJob:
     state: str
     reason: str
     parents: tuple[str, ...] = ()
-    script: str = ""
+    # `<script>|<comment>`: the comment names the run folder; before, the script did.
+    origin: str = ""
 
     @property
     def can_run(self) -> bool:
@@ -89,9 +98,18 @@ class QueuedJob:
 
     def belongs_to(self, run_dir: Path) -> bool:
         """Return whether it is of this run folder: another run root may hold the same run id."""
-        if self.script in ("", "(null)"):
+        script, _, comment = self.origin.partition(f"|{_COMMENT_PREFIX}")
+        if comment:
+            return f"{_COMMENT_PREFIX}{comment}" == comment_of(run_dir)
+        script = script.removesuffix("|(null)").removesuffix("|")
+        if not script.endswith(f"/{SCRIPT}"):
             return True  # Slurm does not tell, so be careful and count it
-        return Path(self.script).resolve() == (run_dir / SCRIPT).resolve()
+        return Path(script).resolve() == (run_dir / SCRIPT).resolve()
+
+
+def comment_of(run_dir: Path) -> str:
+    """Return the comment of a run's jobs, which tells run roots apart."""
+    return f"{_COMMENT_PREFIX}{run_dir.resolve()}"
 
 
 def job_name(run_id: str) -> str:
@@ -111,6 +129,7 @@ def clean_environment() -> dict[str, str]:
 def call_slurm(
     *command: str,
     environment: Mapping[str, str] | None = None,
+    stdin: str | None = None,
     before_exec: Callable[[], object] | None = None,
 ) -> tuple[int, str, str]:
     """Return exit code, output and error output of a command; the codes of a shell if it cannot."""
@@ -121,6 +140,7 @@ def call_slurm(
             text=True,
             timeout=_TIMEOUT_S,
             env=environment,
+            input=stdin,
             preexec_fn=before_exec,
         )
     except FileNotFoundError:
@@ -131,7 +151,7 @@ def call_slurm(
 
 
 def find_jobs(runs: Iterable[StageRun], run_root: Path) -> dict[str, list[QueuedJob]]:
-    """Return the jobs of these runs in the queue, whoever queued them, by run id.
+    """Return our own jobs of these runs in the queue, by run id.
 
     Raises:
         SlurmError: the queue cannot be asked.
@@ -156,22 +176,41 @@ def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def _ask_queue(names: Collection[str]) -> list[QueuedJob]:
-    """Return the jobs with these names."""
-    if not names:
-        return []
-    # %o, the script, comes last: it alone may contain the separator.
+    """Return our own jobs with these names, and log those of other users.
+
+    The ids of runs are the same for everybody, so anybody may queue a job of such a name.
+    """
+    listed = sorted(names)
+    # The arguments of a command may have 2 MB, of which the environment takes a part.
+    parts = [listed[i : i + _NAMES_AT_ONCE] for i in range(0, len(listed), _NAMES_AT_ONCE)]
+    return [job for part in parts for job in _ask_for(part)]
+
+
+def _ask_for(names: Collection[str]) -> list[QueuedJob]:
+    # Last come script and comment: they alone may contain the separator.
     code, out, err = call_slurm(
-        "squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%o"
+        "squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%U|%o|%k"
     )
     if code != 0:
         raise SlurmError(f"cannot ask the queue: {last_line(err or out) or f'squeue exit {code}'}")
     jobs = []
     for line in out.splitlines():
-        parts = line.strip().split("|", 5)
-        if len(parts) == 6 and parts[1] in names:
-            job_id, name, state, reason, dependency, script = parts
-            jobs.append(QueuedJob(job_id, name, state, reason, _parent_ids(dependency), script))
+        parts = line.strip().split("|", 6)
+        if len(parts) != 7 or parts[1] not in names:
+            continue
+        job_id, name, state, reason, dependency, user_id, origin = parts
+        if user_id != str(os.geteuid()):
+            _warn_of_foreign_job(job_id, name, user_id)
+            continue
+        jobs.append(QueuedJob(job_id, name, state, reason, _parent_ids(dependency), origin))
     return jobs
+
+
+@cache
+def _warn_of_foreign_job(job_id: str, name: str, user_id: str) -> None:
+    """Log another user's job, once."""
+    user = describe_owner(int(user_id)) if user_id.isdigit() else f"user {user_id}"
+    logger.warning("job %s of %s is named %s like ours; it does not count", job_id, user, name)
 
 
 def _parent_ids(dependency: str) -> tuple[str, ...]:
@@ -180,17 +219,24 @@ def _parent_ids(dependency: str) -> tuple[str, ...]:
     return tuple(re.findall(r":(\d+)", dependency))
 
 
-def submit_script(script: Path) -> str:
-    """Queue a batch script and return the id of the job.
+def submit_script(text: str, run_dir: Path, *, comment: bool = True) -> str:
+    """Queue the batch script of a run, given on standard input, and return the id of the job.
+
+    `comment` names the run folder in the job's comment, unless the user has another use for it.
 
     Raises:
         SlurmError: Slurm refuses it.
     """
     code, out, err = call_slurm(
-        "sbatch", "--parsable", str(script), environment=clean_environment()
+        "sbatch",
+        "--parsable",
+        f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}",
+        *([f"--comment={comment_of(run_dir)}"] if comment else []),
+        environment=clean_environment(),
+        stdin=text,
     )
     if code != 0 or not out.strip():
-        raise SlurmError(f"sbatch {script}: {(err or out).strip() or f'exit {code}'}")
+        raise SlurmError(f"sbatch for {run_dir}: {(err or out).strip() or f'exit {code}'}")
     # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
     return out.strip().splitlines()[-1].split(";")[0]
 
@@ -312,10 +358,10 @@ def list_accounts(user: str) -> list[str]:
     return sorted(set(out.split())) if code == 0 else []
 
 
-def dry_run_script(script: Path) -> tuple[bool, str]:
+def dry_run_script(text: str) -> tuple[bool, str]:
     """Return whether Slurm would take a batch script, and its answer; nothing is queued."""
     code, out, err = call_slurm(
-        "sbatch", "--test-only", str(script), environment=clean_environment()
+        "sbatch", "--test-only", environment=clean_environment(), stdin=text
     )
     lines = (err or out).strip().splitlines() or [f"exit code {code}"]
     return code == 0, lines[-1].removeprefix("sbatch: ").removeprefix("error: ")

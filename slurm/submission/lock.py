@@ -4,9 +4,11 @@
     <run_dir>/claims/NNNN.released.json   it is released: the job id, if there is one
 
 The next number may be taken when the last lock is released or stale. A lock of this user on this
-host is stale when its process is gone, and so is the sbatch that it called; any other lock is stale
-after ten minutes. The new holder looks into the queue first, so a job that was queued by a
-submission that died is found, not queued again.
+host is stale when its process is gone, and so is the sbatch that it called; any other lock, and one
+that cannot be read, is stale after ten minutes. Ages are measured by the clock of the file server,
+so that no host whose clock is wrong locks a run for ever. Files of other users do not count. The
+new holder looks into the queue first, so a job that was queued by a submission that died is found,
+not queued again.
 
 Claim files are never deleted; otherwise a process that sees a release late could take a number that
 was already used.
@@ -20,8 +22,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.files import create_json, read_json, write_json_atomic
-from slurm.shared.queue import JOB_NOTE, SCRIPT, SlurmError
+from pipeline.files import (
+    create_json,
+    list_numbered,
+    read_json,
+    read_server_time,
+    write_json_atomic,
+)
+from pipeline.identity import ID_LENGTH
+from slurm.shared.queue import JOB_NOTE, SlurmError, job_name
 
 # Longer than submitting one run can take, with the time-outs of its Slurm commands.
 _FOREIGN_STALE_S = 600.0
@@ -47,26 +56,28 @@ class SubmissionLock:
 
 
 @contextmanager
-def submission_lock(run_dir: Path, patience_s: float = _PATIENCE_S) -> Iterator[SubmissionLock]:
-    """Hold the lock of a run; wait for others to release it.
+def submission_lock(
+    run_dir: Path, patience_s: float = _PATIENCE_S, *, break_lock: bool = False
+) -> Iterator[SubmissionLock]:
+    """Hold the lock of a run; wait for others to release it, or with `break_lock` take it over.
 
     Raises:
         SlurmError: another process keeps it for longer than `patience_s`.
     """
-    lock = _take(run_dir, patience_s)
+    lock = _take(run_dir, patience_s, break_lock=break_lock)
     try:
         yield lock
     finally:
         lock.release((read_json(run_dir / JOB_NOTE) or {}).get("job_id"))
 
 
-def _take(run_dir: Path, patience_s: float) -> SubmissionLock:
+def _take(run_dir: Path, patience_s: float, *, break_lock: bool = False) -> SubmissionLock:
     end = time.monotonic() + patience_s
     pause = 0.05
     _claim_path(run_dir, 0).parent.mkdir(parents=True, exist_ok=True)
     while True:
         last = _latest(run_dir)
-        if last == 0 or _released(run_dir, last) or _stale(run_dir, last):
+        if last == 0 or break_lock or _released(run_dir, last) or _stale(run_dir, last):
             with suppress(FileExistsError):  # another process was faster
                 holder = {
                     **_here(),
@@ -80,7 +91,8 @@ def _take(run_dir: Path, patience_s: float) -> SubmissionLock:
             other = read_json(_claim_path(run_dir, last)) or {}
             raise SlurmError(
                 f"{run_dir.name} is being submitted by process {other.get('pid')} "
-                f"on {other.get('host')}; try again when that has ended"
+                f"on {other.get('host')}; try again when that has ended, or with --break-lock if "
+                "you know that it has"
             )
         time.sleep(pause)
         pause = min(1.0, pause * 1.5)
@@ -91,8 +103,7 @@ def _claim_path(run_dir: Path, number: int, kind: str = "") -> Path:
 
 
 def _latest(run_dir: Path) -> int:
-    paths = run_dir.glob("claims/[0-9]*.json")
-    return max((int(path.name.partition(".")[0]) for path in paths), default=0)
+    return max(list_numbered(run_dir / "claims"), default=0)
 
 
 def _released(run_dir: Path, number: int) -> bool:
@@ -105,17 +116,18 @@ def _here() -> dict[str, object]:
 
 
 def _stale(run_dir: Path, number: int) -> bool:
-    holder = read_json(_claim_path(run_dir, number))
-    if holder is None:
-        return False  # not readable at this moment: look again
-    age_s = time.time() - float(holder["time"])
-    if any(holder.get(name) != value for name, value in _here().items()):
+    path = _claim_path(run_dir, number)
+    try:
+        written = path.lstat().st_mtime
+    except FileNotFoundError:
+        return False  # not seen at this moment: look again
+    # Both ways: one from the future was written while the server's clock was wrong.
+    age_s = abs(read_server_time(path.parent) - written)
+    holder = read_json(path) or {}
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or any(holder.get(key) != now for key, now in _here().items()):
         return age_s > _FOREIGN_STALE_S
-    if (
-        _process_start(int(holder["pid"])) == holder["began"]
-        or age_s < _SETTLE_S
-        or _sbatch_runs(run_dir)
-    ):
+    if _process_start(pid) == holder.get("began") or age_s < _SETTLE_S or _sbatch_runs(run_dir):
         return False
     time.sleep(_EXEC_S)
     return not _sbatch_runs(run_dir)
@@ -137,10 +149,10 @@ def _process_start(pid: int) -> str | None:
 
 def _sbatch_runs(run_dir: Path) -> bool:
     """Return whether an sbatch of this run, left by a killed submission, still runs here."""
-    script = str(run_dir / SCRIPT).encode()
+    option = f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if script in (process / "cmdline").read_bytes().split(b"\0"):
+            if option in (process / "cmdline").read_bytes().split(b"\0"):
                 return True
         except OSError:
             continue  # it has ended meanwhile, or is another user's

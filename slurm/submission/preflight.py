@@ -6,10 +6,8 @@ Nothing is queued.
 import getpass
 import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.spec import StageRun
@@ -158,10 +156,7 @@ def _check_job(base: ClusterProfile, runs: Sequence[StageRun], partitions: Parti
         )
         return wrong(subject, exceeded, remedy)
     text = sbatch_text(runs[0], base, Dependencies(), profile.run_root / "code")
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / queue.SCRIPT
-        script.write_text(text, encoding="utf-8")
-        accepted, answer = queue.dry_run_script(script)
+    accepted, answer = queue.dry_run_script(text)
     remedy = "change the run's resources, or the profile"
     if accepted:
         return ok(subject, answer)

@@ -11,7 +11,8 @@ from pathlib import Path
 import submitit
 
 from pipeline import attempts, manifest, runfile
-from pipeline.files import write_atomic, write_json_atomic
+from pipeline.files import CHECKSUM_KEY, write_atomic, write_json_atomic
+from pipeline.ownership import check_mine, keep_others_from_writing
 from pipeline.spec import ConfigError, StageRun
 from slurm.shared import queue
 from slurm.submission.estimates import estimate_lead_seconds
@@ -24,7 +25,7 @@ from slurm.submission.profile import (
     profile_of_run,
     sbatch_parameters,
 )
-from slurm.submission.snapshot import take_snapshot
+from slurm.submission.snapshot import checking_lines, take_snapshot
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,29 @@ def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> Queue
     Raises:
         ConfigError: a pending run does not fit the cluster, or needs a run that is neither done nor
             in `runs`.
+        ForeignOwnerError: the folder of a pending run belongs to another user.
         SlurmError: the queue cannot be asked.
     """
     pending = manifest.split_runs(profile.run_root, runs).pending
     if shortages := find_gpu_shortages(profile, pending):
         raise ConfigError("; ".join(shortages))
+    for run in pending:
+        check_mine(run.run_dir(profile.run_root), runfile.FOREIGN_REMEDY)
     state = load_queue_state(runs, profile.run_root)
     manifest.check_inputs(profile.run_root, runs, "submit it too")
     return state
 
 
-def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission]:
+def submit(
+    runs: Sequence[StageRun], profile: ClusterProfile, *, break_lock: bool = False
+) -> list[Submission]:
     """Queue the runs that are neither done nor queued, in the given (topological) order.
 
     It may be killed at any point and run again, and several may run at once: a run is queued under
-    its lock, after another look into the queue. Raises what `check_submission` raises.
+    its lock, after another look into the queue. With `break_lock`, the lock of another submission
+    is taken over. Raises what `check_submission` raises.
     """
+    keep_others_from_writing()
     state = check_submission(runs, profile)
     code: Path | None = None
     submissions = []
@@ -139,7 +147,7 @@ def submit(runs: Sequence[StageRun], profile: ClusterProfile) -> list[Submission
         else:
             code = code or take_snapshot(profile.run_root)
             try:
-                submission, state = _submit_locked(run, runs, profile, code)
+                submission, state = _submit_locked(run, runs, profile, code, break_lock=break_lock)
             except queue.SlurmError as error:
                 raise queue.SlurmError(f"{error}{_describe_progress(submissions, runs)}") from error
             submissions.append(submission)
@@ -175,10 +183,16 @@ def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterat
 
 
 def _submit_locked(
-    run: StageRun, runs: Sequence[StageRun], profile: ClusterProfile, code: Path
+    run: StageRun,
+    runs: Sequence[StageRun],
+    profile: ClusterProfile,
+    code: Path,
+    *,
+    break_lock: bool,
 ) -> tuple[Submission, QueueState]:
     """Take the run's lock, look into the queue again, and queue the run if it is still missing."""
-    with submission_lock(run.run_dir(profile.run_root)) as lock:
+    run_dir = runfile.prepare_run_dir(profile.run_root, run)
+    with submission_lock(run_dir, break_lock=break_lock) as lock:
         state = load_queue_state(runs, profile.run_root)
         if run.run_id in state.done:
             return Submission(run, "done"), state
@@ -225,12 +239,15 @@ def _call_sbatch(
 ) -> str:
     run_dir = runfile.write_run_file(profile.run_root, run)
     (run_dir / "logs").mkdir(exist_ok=True)  # Slurm opens the output files, but makes no folder
-    write_atomic(run_dir / queue.SCRIPT, sbatch_text(run, profile, dependencies, code))
+    text = sbatch_text(run, profile, dependencies, code, checks=checking_lines(code))
+    # For the reader only: sbatch gets the text itself, so nobody can change it in between. It holds
+    # the environment of the profile.
+    write_atomic(run_dir / queue.SCRIPT, text, private=True)
     if not lock.is_current():
         raise queue.SlurmError(
             f"{run.name}: another process has taken over submitting it; submit again to see its job"
         )
-    job_id = queue.submit_script(run_dir / queue.SCRIPT)
+    job_id = queue.submit_script(text, run_dir, comment="comment" not in profile.sbatch)
     write_json_atomic(
         run_dir / queue.JOB_NOTE, {"job_id": job_id, "time": time.time(), "code": str(code)}
     )
@@ -238,9 +255,14 @@ def _call_sbatch(
 
 
 def sbatch_text(
-    run: StageRun, profile: ClusterProfile, dependencies: Dependencies, code: Path
+    run: StageRun,
+    profile: ClusterProfile,
+    dependencies: Dependencies,
+    code: Path,
+    *,
+    checks: Sequence[str] = (),
 ) -> str:
-    """Return the batch script of one run, made by submitit.
+    """Return the batch script of one run, made by submitit; `checks` are its first shell lines.
 
     The command is a plain one, not a pickle: so a job is complete once sbatch has it, whatever
     becomes of the submission, and a requeued job needs no file of submitit.
@@ -249,10 +271,14 @@ def sbatch_text(
     run_dir = run.run_dir(profile.run_root)
     executor = submitit.SlurmExecutor(run_dir / "logs")
     lead_s = estimate_lead_seconds(profile, run)
+    parameters = sbatch_parameters(profile, run.resources, code=code, lead_s=lead_s)
+    parameters["setup"] = [*checks, *parameters["setup"]]
     executor.update_parameters(
-        **sbatch_parameters(profile, run.resources, code=code, lead_s=lead_s),
+        **parameters,
         job_name=queue.job_name(run.run_id),
         dependency=dependencies.dependency,
         teardown=exit_handler_lines(profile, run_dir),
     )
-    return str(executor._make_submission_file_text(job_command(profile, run_dir), "job"))
+    # The job refuses another run file than this one.
+    command = f"{job_command(profile, run_dir)} {runfile.describe_run(run)[CHECKSUM_KEY]}"
+    return str(executor._make_submission_file_text(command, "job"))

@@ -36,9 +36,9 @@ from stages import STAGES
 NAME = "7_submissions"
 SBATCH = """exec 9>"$FAKE/lock"; flock 9
 id=$(cat "$FAKE/next"); echo $((id + 1)) > "$FAKE/next"
-name=$(sed -n 's/^#SBATCH --job-name=//p' "$2")
-wait=$(sed -n 's/^#SBATCH --dependency=//p' "$2" | tr -d "'")
-echo "$id|$name|PENDING|Dependency|$wait|$2" >> "$FAKE/queue"
+name=${2#--job-name=}
+wait=$(sed -n 's/^#SBATCH --dependency=//p' | tr -d "'")
+echo "$id|$name|PENDING|Dependency|$wait|$(id -u)|(null)|${3#--comment=}" >> "$FAKE/queue"
 echo "$name" >> "$FAKE/submitted"
 flock -u 9
 sleep 0.0$(($$ % 10))

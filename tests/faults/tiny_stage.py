@@ -1,5 +1,6 @@
 """A stage that trains a counter for six steps, saves it after every second one, and reports it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pipeline.identity import run_id
 from pipeline.spec import Resources, StageConfig, StageRun
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
+
+os.environ["MUGS_STAGE_MODULES"] = "tiny_stage"  # for the jobs that are started from here
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from pipeline.settings import Runtime
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 
+os.environ["MUGS_STAGE_MODULES"] = "toy_training"  # for the jobs that are submitted from here
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(StageConfig):

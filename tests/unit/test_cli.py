@@ -146,10 +146,14 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
     `scancel` notes what it was given.
     """
     ids = {run["run"]: run["run_id"] for run in json.loads(cli("status", "mini", "--json").stdout)}
+    me = os.geteuid()
     jobs = {"11": ids["pretrain"], "12": ids["knn"], "13": "somebodyelses"}
-    lines = [f"{job}|mugs-{run}|RUNNING|None|(null)|(null)\n" for job, run in jobs.items()]
+    lines = [
+        f"{job}|mugs-{run}|RUNNING|None|(null)|{me}|(null)|(null)\n" for job, run in jobs.items()
+    ]
     elsewhere = (
-        f"14|mugs-{ids['knn']}|RUNNING|None|(null)|/other/runs/knn/knn-{ids['knn']}/submission.sh\n"
+        f"14|mugs-{ids['knn']}|RUNNING|None|(null)|{me}|"
+        f"/other/runs/knn/knn-{ids['knn']}/submission.sh|(null)\n"
     )
     (tmp_path / "queue").write_text("".join([*lines, elsewhere]))
     commands = {

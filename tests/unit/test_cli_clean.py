@@ -274,7 +274,9 @@ def test_what_may_be_queued_or_is_stays(
     assert "may be job 12 of a cluster" in clean("--yes")
     commands = {"sbatch": "exit 1", "squeue": f"cat {tmp_path}/queue"}
     monkeypatch.setenv("PATH", write_commands(tmp_path / "bin", **commands))
-    (tmp_path / "queue").write_text("12|mugs-0123456789ab|PENDING|Priority|(null)|(null)\n")
+    (tmp_path / "queue").write_text(
+        f"12|mugs-0123456789ab|PENDING|Priority|(null)|{os.geteuid()}|(null)|(null)\n"
+    )
     assert "is job 12, PENDING" in clean("--yes")
     assert folder.exists()
     (tmp_path / "queue").write_text("")

@@ -376,7 +376,7 @@ def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     profile.write_text(f"run_root: {tmp_path}/runs\npartition: gpu\naccount: mine\n")
     monkeypatch.setenv("PATH", "/nowhere")
     told(doctor(*call), "not found: sbatch, squeue", "login node")
-    dry = "grep -q 'partition=gpu' $2 && echo 'sbatch: Job 1 to start at noon' >&2"
+    dry = "grep -q 'partition=gpu' && echo 'sbatch: Job 1 to start at noon' >&2"
     monkeypatch.setenv(
         "PATH", fake(tmp_path / "bin", scontrol=PARTITIONS, sacctmgr="echo mine", sbatch=dry)
     )

@@ -371,9 +371,19 @@ def test_missing_input_is_refused(tiny: Any, tmp_path: Path) -> None:
         run_locally([make(tiny, "b", make(tiny, "a"))], tmp_path)
 
 
-def test_missing_module_is_reported(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trusted", "words"),
+    [
+        ("tiny_local,no_such_module", "no_such_module:run: there is no module 'no_such_module'"),
+        ("tiny_local", "no stage 'tiny' (valid: ade20k_data"),
+    ],
+)
+def test_code_of_a_module_that_is_missing_or_not_trusted_is_not_run(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: str, words: str
+) -> None:
+    monkeypatch.setenv("MUGS_STAGE_MODULES", trusted)
     (outcome,) = run_locally([replace(make(tiny, "a"), entrypoint="no_such_module:run")], tmp_path)
-    assert "ConfigError: no_such_module:run: there is no module 'no_such_module'" in outcome.detail
+    assert f"ConfigError: {words}" in outcome.detail
 
 
 RUN = StageRun("tiny", "one", "0123456789ab", StageConfig(), {}, Resources(gpu=False), "x:run")

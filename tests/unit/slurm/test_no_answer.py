@@ -1,5 +1,6 @@
 """Slurm's three answers, yes, no and none: whoever asks must not take the third for the second."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_a_job_that_can_never_start_is_seen(
     submitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     reason: str, state: str, words: str,
 ) -> None:  # fmt: skip
-    line = f"7|{queue.job_name(RUN.run_id)}|PENDING|{reason}|(null)|{submitted / queue.SCRIPT}"
+    origin = f"{os.geteuid()}|{submitted / queue.SCRIPT}|(null)"
+    line = f"7|{queue.job_name(RUN.run_id)}|PENDING|{reason}|(null)|{origin}"
     answers = {"squeue": (0, line, ""), "scontrol": (1, "", "x")}
     monkeypatch.setattr(queue, "call_slurm", lambda command, *_, **__: answers[command])
     found = get_status(tmp_path)
@@ -177,7 +179,8 @@ def test_a_canceled_job_saves_before_it_ends(
             assert queue.is_canceled(submitted, "7"), "else it would be requeued"
             return 0, "", ""
         asked.append(1)
-        line = f"7|{queue.job_name(RUN.run_id)}|RUNNING|None|(null)|{submitted / queue.SCRIPT}"
+        origin = f"{os.geteuid()}|{submitted / queue.SCRIPT}|(null)"
+        line = f"7|{queue.job_name(RUN.run_id)}|RUNNING|None|(null)|{origin}"
         return 0, line if len(asked) < 3 else "", ""
 
     monkeypatch.setattr(queue, "call_slurm", answer)

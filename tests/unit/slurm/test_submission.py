@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from pipeline import attempts
+from pipeline.files import list_numbered
+from pipeline.ownership import ForeignOwnerError
 from pipeline.provenance import read_git_state
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.node.rendezvous import resolve_master_address
@@ -25,9 +27,11 @@ from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import Dependencies, QueueState, find_other_code
 
 
-def edit(run_dir: Path, number: int, **facts: Any) -> None:
+def edit(run_dir: Path, number: int, *, age_s: float = 0, **facts: Any) -> None:
+    """Change a claim, and how long ago the file server says it was written."""
     path = run_dir / "claims" / f"{number:04d}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
 
 
 def leave_a_dead_claim(run_dir: Path) -> None:
@@ -39,7 +43,7 @@ def leave_a_dead_claim(run_dir: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code, str(run_dir)], check=True, cwd=Path(__file__).parents[3]
     )
-    edit(run_dir, 1, time=time.time() - 60)
+    edit(run_dir, 1, age_s=60)
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -87,26 +91,26 @@ def test_a_live_claim_is_waited_for_and_named(tmp_path: Path) -> None:
 
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     leave_a_dead_claim(tmp_path)
-    edit(tmp_path, 1, time=time.time() - 1)
+    edit(tmp_path, 1, age_s=1)
     with pytest.raises(queue.SlurmError):
         lock._take(tmp_path, 0.2)  # its sbatch may have been heard just now
-    edit(tmp_path, 1, time=time.time() - 60)
+    edit(tmp_path, 1, age_s=60)
     assert lock._take(tmp_path, 0).number == 2
 
 
 def test_the_number_of_a_process_may_have_been_given_to_another(tmp_path: Path) -> None:
     lock._take(tmp_path, 0)
-    edit(tmp_path, 1, time=time.time() - 60)
+    edit(tmp_path, 1, age_s=60)
     with pytest.raises(queue.SlurmError):
         lock._take(tmp_path, 0)
-    edit(tmp_path, 1, began="1")
+    edit(tmp_path, 1, began="1", age_s=60)
     assert lock._take(tmp_path, 0).number == 2
 
 
 def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) -> None:
     leave_a_dead_claim(tmp_path)
     sbatch = subprocess.Popen(
-        ["sh", "-c", "sleep 60; true", "sbatch", str(tmp_path / queue.SCRIPT)]
+        ["sh", "-c", "sleep 60; true", "sbatch", f"--job-name=mugs-{tmp_path.name[-12:]}"]
     )
     try:
         with pytest.raises(queue.SlurmError):
@@ -117,16 +121,44 @@ def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) ->
     assert lock._take(tmp_path, 0).number == 2
 
 
-@pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"user": -1}])
+@pytest.mark.parametrize("age_s", [700, -700, -86400])
+@pytest.mark.parametrize("place", [{"host": "elsewhere"}, {"user": -1}, {"pid": "x"}])
 def test_a_claim_of_another_host_or_user_is_stale_after_minutes(
-    tmp_path: Path, place: dict[str, Any]
+    tmp_path: Path, place: dict[str, Any], age_s: float
 ) -> None:
+    """By the file server's clock, and also if that was ahead for a while."""
     leave_a_dead_claim(tmp_path)
-    edit(tmp_path, 1, **place, time=time.time() - 300)
+    edit(tmp_path, 1, **place, age_s=300)
     with pytest.raises(queue.SlurmError, match="is being submitted by"):
         lock._take(tmp_path, 0)
-    edit(tmp_path, 1, time=time.time() - 700)
+    edit(tmp_path, 1, age_s=age_s)
     assert lock._take(tmp_path, 0).number == 2
+
+
+@pytest.mark.parametrize("kind", ["empty", "folder", "list"])
+def test_a_claim_that_cannot_be_read_does_not_lock_for_ever(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "claims/0001.json"
+    path.parent.mkdir()
+    path.mkdir() if kind == "folder" else path.write_text("" if kind == "empty" else "[1]")
+    with pytest.raises(queue.SlurmError, match="--break-lock"):
+        lock._take(tmp_path, 0)
+    os.utime(path, (time.time() - 700,) * 2)
+    assert lock._take(tmp_path, 0).number == 2
+
+
+def test_a_lock_can_be_broken(tmp_path: Path) -> None:
+    mine = lock._take(tmp_path, 0)
+    assert lock._take(tmp_path, 0, break_lock=True).number == 2 and not mine.is_current()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to another user")
+@pytest.mark.parametrize("folder", ["claims", "attempts"])
+def test_numbers_that_another_user_planted_do_not_count(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "0001.json").write_text("{}")
+    (tmp_path / folder / "0099.json").write_text("{}")
+    os.chown(tmp_path / folder / "0099.json", 4321, 4321)
+    assert list_numbered(tmp_path / folder) == [1]
 
 
 def test_claims_that_cannot_be_made_are_an_error(tmp_path: Path) -> None:
@@ -138,7 +170,7 @@ def test_claims_that_cannot_be_made_are_an_error(tmp_path: Path) -> None:
 def test_who_was_overtaken_notices(tmp_path: Path) -> None:
     mine = lock._take(tmp_path, 0)
     assert mine.is_current()
-    edit(tmp_path, 1, host="elsewhere", time=0)
+    edit(tmp_path, 1, host="elsewhere", age_s=1e6)
     lock._take(tmp_path, 0)
     assert not mine.is_current()
 
@@ -214,14 +246,48 @@ def test_dependencies_as_sbatch_spells_them() -> None:
     assert Dependencies(["1", "2"], ["3"]).dependency == "afterok:1:2,after:3,singleton"
 
 
-def test_what_the_queue_says_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = RUNS["b"].run_dir(tmp_path) / queue.SCRIPT, tmp_path / "other" / queue.SCRIPT
+def test_what_the_queue_says_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, me = RUNS["b"].run_dir(tmp_path), os.geteuid()
     waits = "afterok:41(unfulfilled),afterok:42(unfulfilled),singleton(unfulfilled)"
-    lines = [f"7|mugs-b|PENDING|Dependency|{waits}|{here}", f"8|mugs-b|RUNNING|None|(null)|{there}"]
+    lines = [
+        f"7|mugs-b|PENDING|Dependency|{waits}|{me}|(null)|{queue.comment_of(run_dir)}",
+        f"8|mugs-b|RUNNING|None|(null)|{me}|(null)|{queue.comment_of(tmp_path / 'other')}",
+        f"9|mugs-b|RUNNING|None|(null)|{me}|{run_dir.parent}/{queue.SCRIPT}|(null)",
+        f"10|mugs-b|PENDING|JobHeldUser|(null)|{me + 1}|(null)|{queue.comment_of(run_dir)}",
+    ]
     monkeypatch.setattr(queue, "call_slurm", lambda *_: (0, "\n".join(lines), ""))
     monkeypatch.setattr(shutil, "which", lambda name: name)
     (found,) = queue.find_jobs(RUNS.values(), tmp_path)["b"]
     assert (found.job_id, found.parents) == ("7", ("41", "42"))
+    assert "job 10 of " in caplog.text and "named mugs-b like ours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("origin", "belongs"),
+    [
+        ("(null)|(null)", True),  # Slurm does not tell
+        ("(null)|a comment of the user", True),
+        ("|", True),
+        ("{run_dir}/submission.sh|(null)", True),  # submitted by an earlier version
+        ("/other/x/submission.sh|(null)", False),
+        ("(null)|mugs-run-dir={run_dir}", True),
+        ("(null)|mugs-run-dir=/other/x", False),
+    ],
+)
+def test_run_roots_are_told_apart(tmp_path: Path, origin: str, belongs: bool) -> None:
+    job = queue.QueuedJob("1", "mugs-b", "PENDING", "", (), origin.format(run_dir=tmp_path))
+    assert job.belongs_to(tmp_path) == belongs
+
+
+def test_thousands_of_runs_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(queue, "call_slurm", lambda *command: asked.extend(command) or (0, "", ""))
+    queue.find_jobs_by_run_id(f"{number:012d}" for number in range(8000))
+    names = [word for word in asked if word.startswith("--name=")]
+    assert sum(word.count("mugs-") for word in names) == 8000
+    assert max(map(len, names)) < 100_000, "one argument may have 128 kB on Linux"
 
 
 def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
@@ -234,11 +300,95 @@ def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
     first = snapshot.take_snapshot(tmp_path / "runs", source)
     assert snapshot.take_snapshot(tmp_path / "runs", source) == first
     files = sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file())
-    assert files == ["SNAPSHOT.json", "pipeline/__init__.py"]
+    assert files == ["SHA256SUMS", "SNAPSHOT.json", "pipeline/__init__.py"]
+    assert (first / "pipeline/__init__.py").stat().st_mode & 0o222 == 0
     (source / "pipeline" / "__init__.py").write_text("x = 2\n")
     second = snapshot.take_snapshot(tmp_path / "runs", source)
     assert second != first and (first / "pipeline" / "__init__.py").read_text() == "x = 1\n"
-    assert not [p for p in (tmp_path / "runs" / "code").iterdir() if p.name.startswith(".")]
+    assert not [p for p in first.parent.iterdir() if p.name.startswith(".")]
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Path:
+    """A snapshot of a package with a private file."""
+    (tmp_path / "src/pipeline").mkdir(parents=True)
+    (tmp_path / "src/pipeline/__init__.py").write_text("x = 1\n")
+    (tmp_path / "src/pipeline/secret.yaml").touch(mode=0o600)
+    return snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+
+
+def change(taken: Path, how: str) -> None:
+    """Do something to a snapshot that no job may run after that."""
+    file = taken / "pipeline/__init__.py"
+    file.chmod(0o644)
+    if how == "changed":
+        file.write_text("x = 2\n")
+    elif how == "missing":
+        file.unlink()
+    elif how == "added":
+        (taken / "pipeline/torch.py").touch()
+    elif how == "listed":
+        file.write_text("x = 2\n")
+        (taken / "SHA256SUMS").chmod(0o644)
+        (taken / "SHA256SUMS").write_text(
+            snapshot._list_checksums(taken, [Path("pipeline/__init__.py")])
+        )
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "added"])
+def test_a_snapshot_that_was_changed_is_not_used(taken: Path, tmp_path: Path, how: str) -> None:
+    change(taken, how)
+    with pytest.raises(snapshot.SnapshotError, match=how):
+        snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+
+
+@pytest.mark.parametrize("how", ["", "changed", "missing", "listed"])
+def test_a_job_does_not_start_with_a_snapshot_that_was_changed(taken: Path, how: str) -> None:
+    lines = snapshot.checking_lines(taken)
+    change(taken, how)
+    done = subprocess.run(["sh", "-c", "\n".join([*lines, "echo ran"])], capture_output=True)
+    assert (done.returncode, done.stdout) == ((1, b"") if how else (0, b"ran\n"))
+    assert (b"submit again" in done.stderr) == bool(how)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to another user")
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_snapshot_that_another_user_put_there_is_not_used(
+    taken: Path, tmp_path: Path, depth: int
+) -> None:
+    place = (taken, *taken.parents)[depth]
+    os.chown(place, 4321, 4321)
+    with pytest.raises(ForeignOwnerError, match="belongs to user 4321"):
+        snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_snapshot_that_others_may_write_is_not_used(
+    taken: Path, tmp_path: Path, depth: int
+) -> None:
+    (taken, *taken.parents)[depth].chmod(0o775)
+    with pytest.raises(ForeignOwnerError, match="others may write there"):
+        snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o2775])
+def test_a_snapshot_is_ours_alone_whatever_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    (tmp_path / "src/pipeline").mkdir(parents=True)
+    (tmp_path / "src/pipeline/__init__.py").touch(mode=0o640)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(mode)
+    before = os.umask(umask)
+    try:
+        first = snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
+        assert snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src") == first
+    finally:
+        os.umask(before)
+    assert [path for path in first.parent.rglob("*") if path.stat().st_mode & 0o022] == []
+    shared = (tmp_path / "runs/code").stat().st_mode & 0o7777
+    assert shared == (0o3775 if mode == 0o2775 else 0o777 & ~umask & shared)
+    source = (tmp_path / "src/pipeline/__init__.py").stat().st_mode
+    assert (first / "pipeline/__init__.py").stat().st_mode == source & ~0o222
 
 
 def test_a_job_that_goes_on_with_other_code_is_told(tmp_path: Path) -> None:
@@ -282,14 +432,15 @@ def test_two_snapshots_at_once(
 
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(os, "rename", replace)
-    monkeypatch.setattr(snapshot, "write_json_atomic", lambda *_: None)
+    monkeypatch.setattr(snapshot, "write_json_atomic", lambda path, _: path.touch())
+    monkeypatch.setattr(snapshot, "write_atomic", lambda path, text: path.write_text(text))
     if other_is_faster:
         copy = snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
         assert (copy / "pipeline" / "__init__.py").exists()
     else:
         with pytest.raises(OSError, match="not empty"):
             snapshot.take_snapshot(tmp_path / "runs", tmp_path / "src")
-    assert len(list((tmp_path / "runs" / "code").iterdir())) == other_is_faster
+    assert len(list(snapshot.find_snapshot_folder(tmp_path / "runs").iterdir())) == other_is_faster
 
 
 def test_meeting_point_falls_back_to_what_slurm_knows() -> None:
