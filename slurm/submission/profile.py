@@ -1,15 +1,18 @@
 """Cluster profiles: how the resources that a stage needs are spelled, and where runs are kept."""
 
+import logging
 import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline import reading
 from pipeline.provenance import code_root
@@ -18,6 +21,7 @@ from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.node.signals import LEAD_SECONDS_VARIABLE
 from slurm.shared.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 
+logger = logging.getLogger(__name__)
 RUN_ROOT_VARIABLE = "MUGS_RUN_ROOT"
 DEFAULT_RUN_ROOT = "~/mugs-runs"
 # fmt: off
@@ -26,10 +30,57 @@ RESERVED_OPTIONS = frozenset((
     "gpus-per-node", "gpus-per-task", "gres", "mem", "mem-per-cpu", "mem-per-gpu", "dependency",
     "signal", "output", "error", "open-mode", "array", "requeue", "no-requeue",
     "kill-on-invalid-dep", "wckey", "partition", "account", "qos", "constraint", "nodelist",
-    "exclude", "reservation", "exclusive",
+    "exclude", "reservation", "exclusive", "wrap", "test-only", "parsable",
 ))
 # fmt: on
 """sbatch options that have a key of their own or are set by `submit`, so not valid in `sbatch:`."""
+
+
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_SLURM_WORD = re.compile(r"[A-Za-z0-9_.,:;\[\]&|*()!@+=/-]+")
+_SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+# Signs that would end a variable of the shell or of Python's path, or that Slurm replaces (`%j`).
+_NO_RUN_ROOT = re.compile(r"[^\w/.+=@~, -]")
+
+
+def _check_line(text: str) -> str:
+    if any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in text):
+        raise ValueError(f"expected one line without control characters, got {text!r}")
+    return text
+
+
+def _check_slurm_word(text: str) -> str:
+    if not _SLURM_WORD.fullmatch(text):
+        raise ValueError(f"expected letters, digits and any of _.,:;[]&|*()!@+=/-, got {text!r}")
+    return text
+
+
+def _check_variable_name(text: str) -> str:
+    if not re.fullmatch(_VARIABLE, text):
+        raise ValueError(f"expected the name of an environment variable, got {text!r}")
+    return text
+
+
+def _normalize_option(text: str) -> str:
+    name = text.lstrip("-").replace("_", "-")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise ValueError(f"expected the long name of an option of sbatch, got {text!r}")
+    # sbatch takes every beginning of a name that fits one option only.
+    known = RESERVED_OPTIONS | ({"export"} - {name})  # `export` itself has its own message
+    if taken := sorted(option for option in known if option.startswith(name)):
+        raise ValueError(
+            f"{text!r} is not an extra option, "
+            f"--{taken[0]} has a key of its own or is set by submit"
+        )
+    return name
+
+
+# What a profile may hold. All of it reaches a shell script, so nothing else may be in it than what
+# the key is for.
+Line = Annotated[str, AfterValidator(_check_line)]
+SlurmWord = Annotated[str, AfterValidator(_check_slurm_word)]
+VariableName = Annotated[str, AfterValidator(_check_variable_name)]
+OptionName = Annotated[str, AfterValidator(_normalize_option)]
 
 
 class JobOptions(BaseModel):
@@ -38,25 +89,25 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Partition of the jobs.
-    partition: str | None = None
+    partition: SlurmWord | None = None
     # Account that is charged.
-    account: str | None = None
+    account: SlurmWord | None = None
     # Quality of service.
-    qos: str | None = None
+    qos: SlurmWord | None = None
     # Features that nodes must have.
-    constraint: str | None = None
+    constraint: SlurmWord | None = None
     # Nodes that must be used.
-    nodelist: str | None = None
+    nodelist: SlurmWord | None = None
     # Nodes that must not be used.
-    exclude: str | None = None
+    exclude: SlurmWord | None = None
     # Reservation to run in.
-    reservation: str | None = None
+    reservation: SlurmWord | None = None
     # Whether a job has its nodes for itself.
     exclusive: bool = False
     # Type in `--gpus-per-node=TYPE:N`; without it, any type is taken.
-    gpu_type: str | None = None
+    gpu_type: SlurmWord | None = None
     # Name for `--gres=NAME:N`, such as `gpu` or `gpu:a100`, on clusters without `--gpus-per-node`.
-    gres: str | None = None
+    gres: SlurmWord | None = None
     # GPUs of a node. A run that asks for more of them on each node gets more nodes.
     gpus_per_node: int = Field(default=8, ge=0)
     # CPUs of each rank with a GPU; without it, what the run asks for. A --set of a run counts more.
@@ -72,17 +123,17 @@ class JobOptions(BaseModel):
     # Shell lines before the job, such as `module load cuda`.
     setup: tuple[str, ...] = ()
     # Environment variables of the job.
-    env: Mapping[str, str] = Field(default_factory=dict)
+    env: Mapping[VariableName, Line] = Field(default_factory=dict)
     # Image for srun's `--container-image` (pyxis).
-    container_image: str | None = None
+    container_image: Line | None = None
     # Mounts for srun's `--container-mounts`.
-    container_mounts: str | None = None
+    container_mounts: Line | None = None
     # Python to start; without it, the one that submits.
-    python: str | None = None
+    python: Line | None = None
     # Further options of sbatch, name to value; one that has a key of its own is refused.
-    sbatch: Mapping[str, str | int | bool] = Field(default_factory=dict)
+    sbatch: Mapping[OptionName, Line | int | bool] = Field(default_factory=dict)
     # Further arguments of srun.
-    srun: tuple[str, ...] = ()
+    srun: tuple[Line, ...] = ()
 
 
 class ClusterProfile(JobOptions):
@@ -129,6 +180,8 @@ def load_profile(name_or_path: str) -> ClusterProfile:
             f"{source}: expected a mapping{format_choices('', ClusterProfile.model_fields)}"
         )
     profile = validate_model(ClusterProfile, values, source)
+    for env in (profile.env, *(own.env for own in profile.stages.values())):
+        _warn_of_secrets(source, tuple(env))
     _check_options(profile, source)
     for stage, own in profile.stages.items():
         _check_options(own, f"{source}: stages: {stage}", image=profile.container_image)
@@ -162,16 +215,10 @@ def check_run_root(root: Path, source: str) -> Path:
 
 def _check_options(options: JobOptions, source: str, image: str | None = None) -> None:
     """Raise ConfigError if the options of a profile or of one of its stages contradict."""
-    names = {name.lstrip("-") for name in options.sbatch}
-    if "export" in names:
+    if "export" in options.sbatch:
         raise ConfigError(
             f"{source}: sbatch: export would take the environment from the ranks; "
             "set variables under env"
-        )
-    if reserved := sorted(RESERVED_OPTIONS.intersection(names)):
-        raise ConfigError(
-            f"{source}: sbatch: {reserved[0]!r} is not an extra option, "
-            "it has a key of its own or is set by submit"
         )
     if options.container_mounts and not (options.container_image or image):
         raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
@@ -179,6 +226,18 @@ def _check_options(options: JobOptions, source: str, image: str | None = None) -
         raise ConfigError(
             f"{source}: gpu_type: not with gres, which names the type itself "
             f"(gres: gpu:{options.gpu_type})"
+        )
+
+
+@cache
+def _warn_of_secrets(source: str, names: Sequence[str]) -> None:
+    """Log which variables of a profile look like secrets, once."""
+    if secret := sorted(name for name in names if _SECRET.search(name)):
+        logger.warning(
+            "%s: env: %s will stand in the batch script, which administrators of the cluster can "
+            "read; rather read it in `setup` from a file that only you can read",
+            source,
+            ", ".join(secret),
         )
 
 
@@ -314,11 +373,11 @@ def sbatch_parameters(
         "setup": [
             *map(_stop_if_it_fails, profile.setup),
             *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
-            f"export MUGS_RUN_ROOT={_quote(str(profile.run_root))}",
+            f"export MUGS_RUN_ROOT={shlex.quote(str(profile.run_root))}",
             f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
             # The snapshot comes first on the path, before what the profile may add: a requeued job
             # runs the code that it was submitted with.
-            f"export PYTHONPATH={_quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
             "export PYTHONSAFEPATH=1"
             "  # else the folder of the submission would come before the snapshot",
         ],
@@ -356,8 +415,9 @@ def _stop_if_it_fails(line: str) -> str:
 
 
 def _quote(value: str) -> str:
-    """Return a value in double quotes, so that $VARIABLES in a profile expand on the node."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`")
+    """Return a value in double quotes. Of what a shell expands there, only variables are left."""
+    escaped = re.sub(r'([\\"`])', r"\\\1", value)
+    escaped = re.sub(rf"\$(?!{_VARIABLE}|\{{{_VARIABLE}\}})", r"\\$", escaped)
     return f'"{escaped}"'
 
 
@@ -380,4 +440,9 @@ def choose_run_root(given: Path | None, cluster: str | None) -> Path:
 def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
     """Return the cluster's profile with the run root that `choose_run_root` chooses."""
     root = check_run_root(choose_run_root(given, cluster), "--run-root")
+    if found := _NO_RUN_ROOT.search(str(root)):
+        raise ConfigError(
+            f"run root {str(root)!r}: jobs cannot use a path with {found[0]!r}; expected letters, "
+            "digits, spaces and any of /._+=@~,-"
+        )
     return load_profile(cluster).model_copy(update={"run_root": root})

@@ -3,10 +3,12 @@ and what is said about mistakes.
 """
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.reading import list_bundled_yaml
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
@@ -17,7 +19,7 @@ NEED = Resources(nodes=2, ranks_per_node=8, cpus_per_rank=8, hours=30, memory_gb
 GOLDEN = Path(__file__).parent / "golden_a100_8x80g.sbatch"
 # key -> (value, text it must put into the sbatch file)
 KEYS: dict[str, tuple[Any, str]] = {
-    "run_root": ("/big/runs", 'export MUGS_RUN_ROOT="/big/runs"'),
+    "run_root": ("/big/runs", "export MUGS_RUN_ROOT=/big/runs"),
     "partition": ("p1", "--partition=p1"),
     "account": ("a1", "--account=a1"),
     "qos": ("q1", "--qos=q1"),
@@ -176,12 +178,12 @@ def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("partition: x", ["mine.yaml", "'run_root' is missing"]),
         ("run_root: $NO_SUCH_THING/r", ["run_root", "absolute path with known variables"]),
         ("run_root: runs", ["run_root", "absolute path"]),
-        ("run_root: /r\nsbatch: {time: 3}", ["sbatch: 'time' is not an extra option"]),
+        ("run_root: /r\nsbatch: {time: 3}", ["sbatch", "'time' is not an extra option"]),
         ("run_root: /r\ncontainer_mounts: /a:/a", ["container_mounts", "container_image"]),
         ("run_root: /r\nsbatch: {export: NONE}", ["sbatch: export", "under env"]),
         ("run_root: /r\nsbatch: {--export: NONE}", ["sbatch: export", "under env"]),
-        ("run_root: /r\nsbatch: {--time: 3}", ["sbatch: 'time' is not an extra option"]),
-        ("run_root: /r\nstages: {knn: {sbatch: {time: 3}}}", ["stages: knn", "'time'"]),
+        ("run_root: /r\nsbatch: {--time: 3}", ["sbatch", "'--time' is not an extra option"]),
+        ("run_root: /r\nstages: {knn: {sbatch: {time: 3}}}", ["stages.knn", "'time'"]),
         ("run_root: /r\nstages: {knn: {run_root: /s}}", ["stages.knn", "'run_root'"]),
         ("run_root: /r\ngres: gpu\ngpu_type: a100", ["gpu_type", "gpu:a100"]),
         ("run_root: /r%j/x", ["run_root", "'%'"]),
@@ -193,3 +195,81 @@ def test_mistakes_are_explained(
     with pytest.raises(ConfigError) as caught:
         _load(content, monkeypatch)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+# Values that look like data and would run in a shell, or undo what `submit` sets.
+HOSTILE: dict[str, dict[str, Any]] = {
+    **{
+        f"{key}, {name}": {key: value}
+        for key in ("partition", "account", "qos", "constraint", "nodelist", "exclude")
+        for name, value in {"line": "a\ntouch x", "quote": "a'b", "command": "$(x)"}.items()
+    },
+    "reservation, line": {"reservation": "r\n#SBATCH --hold"},
+    "gpu type, return": {"gpu_type": "a100\r"},
+    "variable's name, command": {"env": {"A=1; touch x; B": "1"}},
+    "variable's name, line": {"env": {"A\nB": "1"}},
+    "variable, line": {"env": {"A": "1\ntouch x"}},
+    "variable, separator": {"env": {"A": "1\u2028touch x"}},
+    "image, line": {"container_image": "i\ntouch x"},
+    "mounts, escape": {"container_image": "i", "container_mounts": "/a\x1b:/b"},
+    "srun, line": {"srun": ["--x\ntouch x"]},
+    "python, line": {"python": "python\ntouch x"},
+    "sbatch, value": {"sbatch": {"begin": "now\ntouch x"}},
+    "sbatch, line": {"sbatch": {"begin=now\n#SBATCH --hold": True}},
+    "sbatch, underscore": {"sbatch": {"job_name": "x"}},
+    "sbatch, beginning": {"sbatch": {"job-n": "x"}},
+    "sbatch, one letter": {"sbatch": {"J": "x"}},
+    "sbatch, beginning of export": {"sbatch": {"expo": "NONE"}},
+    "sbatch, wrap": {"sbatch": {"wrap": "touch x"}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_would_run_in_the_shell_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"expected|not an extra option"):
+        _load(yaml.safe_dump({"run_root": "/r", **HOSTILE[name]}), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("$HOME/${USER}_x", "/home/me/me_x"),
+        ("$(echo ran)", "$(echo ran)"),
+        ("`echo ran`", "`echo ran`"),
+        ("${A:-$(echo ran)}", "${A:-$(echo ran)}"),
+        ("$((1+1)) $[1+1] $", "$((1+1)) $[1+1] $"),
+        ('a"; echo ran; "', 'a"; echo ran; "'),
+        ("\\$HOME \\\\", "\\/home/me \\\\"),
+        ("a'b c!d*", "a'b c!d*"),
+    ],
+)
+def test_only_variables_are_expanded_in_the_environment(value: str, expected: str) -> None:
+    profile = cluster.ClusterProfile(run_root=Path("/runs"), env={"A_B": value})
+    text = sbatch_text(profile)
+    (line,) = (line for line in text.splitlines() if line.startswith("export A_B="))
+    command = f'{line}\nprintf %s "$A_B"'
+    env = {"HOME": "/home/me", "USER": "me"}
+    done = subprocess.run(["/bin/bash", "-c", command], env=env, capture_output=True, text=True)
+    assert done.stdout == expected
+
+
+@pytest.mark.parametrize("sign", ["\n", ":", "%", "$", "'", '"', "`", "|", "\\", "\x1b", "(", ";"])
+def test_a_run_root_that_jobs_would_misread_is_refused(
+    sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUGS_RUN_ROOT", "")
+    with pytest.raises(ConfigError, match=r"jobs cannot use a path with|mean something to Slurm"):
+        cluster.load_profile_at("a100_8x80g", tmp_path / f"a{sign}b")
+
+
+@pytest.mark.parametrize("name", ["mugs-runs", "läufe 2026", "a_b.c+d=e@f,g~"])
+def test_a_run_root_with_usual_signs_is_fine(name: str, tmp_path: Path) -> None:
+    assert cluster.load_profile_at("a100_8x80g", tmp_path / name).run_root == tmp_path / name
+
+
+def test_secrets_in_a_profile_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _load("run_root: /r\nenv: {WANDB_API_KEY: x, HF_TOKEN: y, MONKEY: z}", monkeypatch)
+    assert "env: HF_TOKEN, WANDB_API_KEY will stand in the batch script" in caplog.text
+    assert "MONKEY" not in caplog.text
