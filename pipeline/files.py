@@ -104,6 +104,16 @@ def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
+def _check_replaceable(path: Path) -> None:
+    """Raise OSError if a path is a device or a pipe: a rename would put a file in its place."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.EINVAL, "not a regular file, it is not replaced", str(path))
+
+
 @contextmanager
 def replace_atomically(
     path: Path, tag: str = "", check: Callable[[], None] = lambda: None
@@ -117,6 +127,7 @@ def replace_atomically(
     called right before the rename, and may raise to prevent it.
     """
     make_folder(path.parent)
+    _check_replaceable(path)
     mark = f"{tag}." if tag else ""
     temporary = path.with_name(f".{path.name}.{mark}{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -146,6 +157,31 @@ def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> 
             temporary.touch(mode=0o600)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def check_overwrite(path: Path, mark: str, *, force: bool) -> None:
+    """Check that a file may be replaced: it is missing, or we wrote it, as a mark in it tells.
+
+    With `force`, any regular file may be.
+
+    Raises:
+        OverwriteError: it is a file of somebody else, or no regular file.
+    """
+    try:
+        with open(open_regular_file(path), "rb") as stream:
+            head = stream.read(4096)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OverwriteError(f"{path}: {error.strerror}, it is not overwritten") from error
+    if mark.encode() not in head and not force:
+        raise OverwriteError(
+            f"{path}: was not written by this command, it is not overwritten; --force does"
+        )
+
+
+class OverwriteError(ValueError):
+    """A file would be lost."""
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -200,8 +236,11 @@ def read_bounded(path: Path, limit: int = RECORD_LIMIT) -> bytes:
             would fill the memory.
     """
     with open(open_regular_file(path), "rb") as stream:
-        # Read, not asked for: a file may grow, and one of /proc says that it has no bytes.
-        content = stream.read(limit + 1)
+        size = min(limit, os.fstat(stream.fileno()).st_size)
+        content = stream.read(size + 1)
+        # It may have grown meanwhile, and a file of /proc says that it has no bytes.
+        if len(content) > size:
+            content += stream.read(limit + 1 - len(content))
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"more than {limit} bytes, so it is not read", str(path))
     return content

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from mugs.data.dense.coco_schema import check_annotation_file
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
-from mugs.data.sources.base import SourceError, ends_whole, format_names
+from mugs.data.sources.base import (
+    SourceError,
+    ends_whole,
+    format_names,
+    is_name_below,
+    open_image,
+)
 from mugs.data.sources.decode import DecodeError, read_rgb_tensor
 from mugs.data.sources.expected import ExpectedCounts
 from pipeline.files import replace_atomically
@@ -109,6 +115,10 @@ class CocoSplit:
         for number in sorted(images):
             first, stop = stop, stop + len(found[number])
             file = images[number]["file_name"]
+            if not is_name_below(file):
+                raise SourceError(
+                    f"image {number} is named {file!r}, which is not below its folder"
+                )
             rows.append((number, file, *sizes[number], first, stop, number in annotated))
         objects = [one for number in sorted(images) for one in found[number]]
         outlines = b"".join(one[3] for one in objects)
@@ -175,7 +185,7 @@ class CocoSplit:
         # Opening reads the header only. Decoding takes far longer, so only files that do not end as
         # an image does are decoded.
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 width, height = image.size
             if (height, width) != entry.size:
                 return (

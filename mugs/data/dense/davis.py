@@ -24,7 +24,13 @@ from mugs.data.dense.label_maps import (
 )
 from mugs.data.dense.pixels import normalize_pixels
 from mugs.data.prefetch import ProgressCallback
-from mugs.data.sources.base import SourceError, find_repeated, list_by_suffix, raise_if_any
+from mugs.data.sources.base import (
+    SourceError,
+    find_repeated,
+    list_by_suffix,
+    open_image,
+    raise_if_any,
+)
 from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
 
 logger = logging.getLogger(__name__)
@@ -115,7 +121,7 @@ class VideoFolder:
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height of an image file. Raises SourceError naming it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
     except OSError as error:
         raise SourceError(f"{path}: not a readable image ({error})") from error

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from mugs.data.prefetch import ProgressCallback, map_prefetched, with_progress
-from mugs.data.sources.base import SourceError, format_names
+from mugs.data.sources.base import SourceError, format_names, open_image
 from mugs.data.sources.decode import DecodeError
 
 T = TypeVar("T")
@@ -23,7 +22,7 @@ def read_map(path: Path) -> np.ndarray:
     Raises SourceError naming the file.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             # Any other mode would be converted to 8 bits, which changes the numbers without an
             # error.
             if image.mode not in ("L", "P"):

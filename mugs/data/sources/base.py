@@ -4,14 +4,20 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
+from pipeline.files import open_regular_file
+
 logger = logging.getLogger(__name__)
 # Those of torchvision's ImageFolder.
+# Of all formats that Pillow knows, those of these names: it would start Ghostscript for a
+# PostScript file, whatever its name.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # The last bytes of a JPEG file (end of image) and of a PNG file (name and checksum of its last
 # chunk).
@@ -20,6 +26,8 @@ FILE_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")
 # block of 64 of them, which makes 350 kB; a PNG file is at most 1,032 times smaller than its
 # pixels, of a bit at least, which makes 22 kB. Smaller files need no look at their header.
 SMALLEST_HUGE_FILE = {FILE_ENDS[0]: 300_000, FILE_ENDS[1]: 20_000}
+# More than any image that Pillow reads can have.
+MAX_IMAGE_BYTES = 1 << 30
 # Of many files or problems, how many a message names.
 MAX_NAMED = 5
 
@@ -33,13 +41,34 @@ def format_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
+def is_name_below(name: str) -> bool:
+    """Return whether a name in a list or an annotation stays below the folder that it is in."""
+    pure = PurePosixPath(name)
+    return not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
+
+
+@contextmanager
+def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image and read its header; raises OSError for anything but a regular image file."""
+    if not isinstance(file, Path):
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
+        return
+    # A pipe or a device in its place would be read without end.
+    with (
+        open(open_regular_file(file), "rb") as stream,
+        Image.open(stream, formats=FORMATS) as image,
+    ):
+        yield image
+
+
 def ends_whole(path: Path) -> bool:
     """Return whether a file ends as a JPEG or PNG does, and is no larger than Pillow reads.
 
     A file that does not may still be whole (other formats, bytes after the end): decode it to know.
     """
     try:
-        with path.open("rb") as stream:
+        with open(open_regular_file(path), "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(-min(8, size), os.SEEK_END)
             last = stream.read()
@@ -55,7 +84,7 @@ def _has_known_header(stream: BinaryIO) -> bool:
     """Return whether Pillow takes a file for an image, of no more pixels than it reads."""
     stream.seek(0)
     try:
-        with Image.open(stream):
+        with open_image(stream):
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

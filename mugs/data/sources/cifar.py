@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import math
 import pickle
+import pickletools
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +15,12 @@ from PIL import Image
 
 from mugs.data.sources.base import FileStamp, SourceError
 from mugs.data.sources.listing import ListedSource
+from pipeline.files import read_bounded
 
 SIDE = 32
-# NumPy's private function that rebuilds an array, wherever the installed version keeps it.
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+# The largest published file has 155 MB. A pickle of a few bytes could ask for any memory.
+MAX_BYTES = 1 << 30
+MAX_MEMO = 1 << 20
 
 
 def encode_latin1(text: str, encoding: str) -> bytes:
@@ -26,14 +30,51 @@ def encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class ByteType:
+    """Stands for `numpy.dtype` in a pickle: whole numbers of one byte, and none of NumPy's others.
+
+    An array of another type, such as of objects, would take its bytes for addresses.
+    """
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in ("u1", "|u1"):
+            raise pickle.UnpicklingError(f"holds an array of {name!r}, expected bytes ('u1')")
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the byte order; a byte has none."""
+
+
+class ArrayType:
+    """Stands for `numpy.ndarray` in a pickle, which only names it."""
+
+
+class ByteArray:
+    """Stands for an array while a pickle is read: it keeps shape and bytes, and checks them."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what NumPy writes: version, shape, type, whether columns come first, bytes."""
+        try:
+            _, shape, kind, columns_first, data = state
+            content = data.encode("latin1") if isinstance(data, str) else bytes(data)
+            sizes = tuple(int(size) for size in shape)
+        except (TypeError, ValueError, UnicodeEncodeError) as error:
+            raise pickle.UnpicklingError(f"holds an array that is none ({error})") from error
+        if not isinstance(kind, ByteType) or columns_first or len(content) != math.prod(sizes):
+            raise pickle.UnpicklingError("holds an array with a wrong type or number of bytes")
+        self.array = np.frombuffer(content, np.uint8).reshape(sizes)
+
+
 # A pickle can name any function to be called. These are the only names an array needs, in NumPy 1
-# and 2.
-ALLOWED = {
+# and 2; nothing of NumPy is called, since its functions believe what a pickle says.
+ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): encode_latin1,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): ByteArray,
+    ("numpy._core.multiarray", "_reconstruct"): ByteArray,
+    ("numpy", "ndarray"): ArrayType,
+    ("numpy", "dtype"): ByteType,
 }
 
 
@@ -147,10 +188,12 @@ def read_batches(
     numbers = []
     for name in names:
         content = read_dictionary(root / name, "data", labels)
-        rows = content["data"]
+        rows = content["data"].array if isinstance(content["data"], ByteArray) else None
         chosen = content[labels]
+        if not isinstance(chosen, list) or not all(type(label) is int for label in chosen):
+            raise SourceError(f"{root / name}: expected a list of whole numbers under {labels!r}")
         shape = (len(chosen), 3 * SIDE * SIDE)
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != shape:
+        if rows is None or rows.shape != shape:
             raise SourceError(
                 f"{root / name}: expected {shape[0]} rows of {shape[1]} bytes under 'data'"
             )
@@ -165,12 +208,20 @@ def read_batches(
     return ArraySource(root, split, np.ascontiguousarray(np.concatenate(pixels)), numbers, known)
 
 
+def check_memo(data: bytes) -> None:
+    """Raise UnpicklingError for a pickle that numbers its objects so high that memory runs out."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and int(argument) > MAX_MEMO:
+            raise pickle.UnpicklingError(f"numbers an object {argument}")
+
+
 def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
     """Return a pickled dictionary that has the keys. Raises SourceError naming the file."""
     try:
-        with path.open("rb") as stream:
-            # Text of Python 2 becomes str.
-            content = ArrayUnpickler(stream, encoding="latin1").load()
+        data = read_bounded(path, MAX_BYTES)
+        check_memo(data)
+        # Text of Python 2 becomes str.
+        content = ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except (
@@ -180,7 +231,10 @@ def read_dictionary(path: Path, *keys: str) -> dict[str, Any]:
         ValueError,
         TypeError,
         AttributeError,
-        IndexError,
+        LookupError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
     ) as error:
         # Damaged pickles raise all of these.
         raise SourceError(f"{path}: not a CIFAR file ({error or 'cut short'})") from error

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from mugs.data.prefetch import map_prefetched
 from mugs.data.sources import beton
-from mugs.data.sources.base import FileStamp, FolderSource, SourceError, format_names
+from mugs.data.sources.base import (
+    FileStamp,
+    FolderSource,
+    SourceError,
+    format_names,
+    open_image,
+)
 from mugs.data.sources.beton import (
     BetonSource,
     EncodedImage,
@@ -73,7 +78,7 @@ def encode_image(data: bytes, name: str, label: int, storage: Storage = "jpeg") 
     """
     # Every image is decoded once, also those that are stored unchanged: training must not find out.
     rgb = decode_rgb(data, name)
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         changes = find_changes(image, stored_anew=not plain and storage == "jpeg")
     if not plain and storage == "jpeg":

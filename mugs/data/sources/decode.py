@@ -8,6 +8,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from mugs.data.sources.base import MAX_IMAGE_BYTES, open_image
+from pipeline.files import read_bounded
+
 # Formats of which Pillow hands out 16-bit gray as 32-bit integers: PGM, and PNG in older versions.
 WIDE_GRAY = ("PNG", "PPM")
 
@@ -19,7 +22,7 @@ class DecodeError(ValueError):
 def decode_rgb(data: bytes, name: str) -> Image.Image:
     """Return the decoded RGB image. Raises DecodeError for anything that is not a whole image."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             # Image.open reads the header only.
             image.load()
             return convert_to_rgb(image, name)
@@ -52,5 +55,5 @@ def convert_to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def read_rgb_tensor(path: Path) -> Tensor:
     """Return the pixels of an image file, uint8 (3, H, W). Raises DecodeError and OSError."""
-    pixels = np.array(decode_rgb(path.read_bytes(), str(path)))
+    pixels = np.array(decode_rgb(read_bounded(path, MAX_IMAGE_BYTES), str(path)))
     return torch.from_numpy(pixels).permute(2, 0, 1)

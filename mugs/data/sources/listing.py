@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.sources.base import FolderSource, SourceError, list_images, raise_if_any
+from mugs.data.sources.base import (
+    FolderSource,
+    SourceError,
+    is_name_below,
+    list_images,
+    raise_if_any,
+)
 
 NO_LABEL = -1
 
@@ -98,15 +104,19 @@ def read_lines(list_file: Path, hint: str = "") -> list[str]:
     return lines
 
 
+def is_file_below(root: Path, name: str) -> bool:
+    """Return whether a name in a list or an annotation names a file below a folder."""
+    return is_name_below(name) and (root / name).is_file()
+
+
 def parse_line(root: Path, line: str) -> tuple[str, str] | None:
     """Return path and label ("" for none) of a line; None if it names no file below `root`."""
     # File names may hold spaces. So the whole line is tried as a path first, then all but its last
     # word.
     head, *last = line.rsplit(maxsplit=1)
     for path, label in ((line, ""), (head, last[0] if last else "")):
-        pure = PurePosixPath(path)
-        if not pure.is_absolute() and ".." not in pure.parts and (root / pure).is_file():
-            return pure.as_posix(), label
+        if is_file_below(root, path):
+            return PurePosixPath(path).as_posix(), label
     return None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
 from mugs.data.sources.cifar import open_cifar10, open_cifar100
-from mugs.data.sources.listing import ListedSource
+from mugs.data.sources.listing import ListedSource, is_file_below
 
 Opener = Callable[[Path, str], ListedSource]
 
@@ -131,7 +131,7 @@ def make_checked_source(
     Raises SourceError if a file or a class is missing, or a file is named again.
     """
     raise_if_any(where, "images are named again", find_repeated(paths))
-    missing = [path for path in paths if not (root / path).is_file()]
+    missing = [path for path in paths if not is_file_below(root, path)]
     raise_if_any(where, f"named images are not below {root}", missing)
     empty = [classes[number] for number in sorted(set(range(len(classes))) - set(labels))]
     raise_if_any(where, "classes have no image", empty)

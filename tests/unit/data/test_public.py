@@ -240,7 +240,38 @@ def set_first_category(path: Path, category: int) -> None:
     path.write_text(json.dumps(content))
 
 
+def name_first_image(path: Path, name: str) -> None:
+    """Name another file, which exists."""
+    (path.parents[1] / "outside.jpg").write_bytes(b"x")
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = name
+    path.write_text(json.dumps(content))
+
+
 CIFAR_BATCH = "cifar-10-batches-py/test_batch"
+
+
+def array_pickle(kind: bytes, data: bytes, shape: bytes = b"K\x02M\x00\x0c\x86") -> bytes:
+    """A batch whose array has another type, shape or number of bytes than NumPy would write."""
+    return (
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        b"\x87R(K\x01"
+        + shape
+        + b"cnumpy\ndtype\nU"
+        + bytes([len(kind)])
+        + kind
+        + b"K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tbU\x06labels](K\x00K\x01eu."
+    )
+
+
+def write_batch(content: bytes) -> Callable[[Path], object]:
+    """Return what puts this in the place of the test batch."""
+    return lambda root: (root / CIFAR_BATCH).write_bytes(content)
+
+
 CARS_VAL = "devkit/cars_test_annos_withlabels.mat"
 # What the mistake is, the data set in which it is made, how, and the words that the message has.
 MISTAKES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
@@ -263,6 +294,54 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "cifar10",
         lambda root: (root / CIFAR_BATCH).write_bytes(python2("labels", pixels(2, 0), [3, 10])),
         r"test_batch: labels 10, expected 0 to 9",
+    ),
+    **{
+        f"array of {kind.decode()}": (
+            "cifar10",
+            write_batch(array_pickle(kind, bytes(6144))),
+            rf"test_batch: not a CIFAR file \(holds an array of '{kind.decode()}'",
+        )
+        for kind in (b"O", b"O8", b"V8", b"f8", b"M8", b"S3072", b"i1")
+    },
+    "too few bytes": (
+        "cifar10",
+        write_batch(array_pickle(b"u1", bytes(100))),
+        r"holds an array with a wrong type or number of bytes",
+    ),
+    "a wrong shape": (
+        "cifar10",
+        write_batch(array_pickle(b"u1", bytes(6144), b"](K\x02K\x03e")),
+        r"holds an array with a wrong type or number of bytes",
+    ),
+    "no array": (
+        "cifar10",
+        write_batch(pickle.dumps({"data": [1], "labels": [0]})),
+        r"test_batch: expected 1 rows of 3072 bytes under 'data'",
+    ),
+    "labels of another kind": (
+        "cifar10",
+        write_batch(pickle.dumps({"data": pixels(1, 0), "labels": [1.5]})),
+        r"test_batch: expected a list of whole numbers under 'labels'",
+    ),
+    "a memo that fills the memory": (
+        "cifar10",
+        write_batch(b"\x80\x02]r\xff\xff\xff\x7f."),
+        r"test_batch: not a CIFAR file \(numbers an object 2147483647\)",
+    ),
+    "a pipe": (
+        "cifar10",
+        lambda root: ((root / CIFAR_BATCH).unlink(), os.mkfifo(root / CIFAR_BATCH)),
+        r"test_batch: not a CIFAR file \(.*not a regular file",
+    ),
+    "an image elsewhere": (
+        "inat18",
+        lambda root: name_first_image(root / "val2018.json", "../outside.jpg"),
+        r"named images are not below",
+    ),
+    "an absolute image": (
+        "inat18",
+        lambda root: name_first_image(root / "val2018.json", str(root.parent / "outside.jpg")),
+        r"named images are not below",
     ),
     "rows": (
         "cifar10",

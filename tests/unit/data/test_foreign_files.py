@@ -1,0 +1,77 @@
+"""Files from elsewhere that are not what they are named: refused at once, nothing is started."""
+
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mugs.data.sources.base import EXTENSIONS, FORMATS, is_name_below, open_image
+from mugs.data.sources.decode import DecodeError, decode_rgb
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+OTHERS = {
+    "EPS": EPS,
+    "PDF": b"%PDF-1.4\n",
+    "PSD": b"8BPS\0\1" + bytes(40),
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(60),
+    "text": b"P3 but not a picture\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_other_format_is_read_and_no_program_started(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **_: started.append(args))
+    with pytest.raises(DecodeError, match=r"x\.jpg"):
+        decode_rgb(OTHERS[name], "x.jpg")
+    (tmp_path / "x.jpg").write_bytes(OTHERS[name])
+    with pytest.raises((OSError, ValueError)), open_image(tmp_path / "x.jpg") as image:
+        image.load()
+    assert started == []
+
+
+@pytest.mark.parametrize("name", ["pipe", "zero", "folder"])
+def test_what_is_no_regular_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    path = {"zero": Path("/dev/zero"), "folder": tmp_path}.get(name, tmp_path / "x.jpg")
+    if name == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"), open_image(path):
+        pass
+
+
+def test_a_sparse_file_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(OSError, match="cannot identify"), open_image(path):
+        pass
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_of_a_known_ending_is_read(name: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), (10, 200, 30)).save(buffer, format=name)
+    assert decode_rgb(buffer.getvalue(), "x").size == (9, 7)
+    endings = {ending for ending, of in Image.registered_extensions().items() if of == name}
+    assert endings & set(EXTENSIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("a/b.jpg", True),
+        ("..a/b..jpg", True),
+        ("../b.jpg", False),
+        ("a/../../b.jpg", False),
+        ("/etc/passwd", False),
+        ("a\0.jpg", False),
+    ],
+)
+def test_a_name_in_a_list_stays_below_its_folder(name: str, below: bool) -> None:
+    assert is_name_below(name) == below
