@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import reading
 from pipeline.reading import format_choices, parse_yaml, validate_model
-from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
+from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec, is_plain_name
 
 RESERVED = ("stage", "like", "needs", "resources")
 _RECIPES = "configs/recipes"
@@ -288,8 +288,11 @@ def _check_run(
             f"{where}: expected a mapping with the key 'stage'{format_choices('', stages)}"
         )
     # The name becomes part of a folder's name and of a Slurm job's name.
-    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-        raise ConfigError(f"{where}: a run's name may hold letters, digits, '_', '-' and '.'")
+    if not is_plain_name(name):
+        raise ConfigError(
+            f"{where}: a run's name may hold letters, digits, '_', '-' and '.', and begins with a "
+            "letter, a digit or '_'"
+        )
     spec = stages.get(raw["stage"]) if isinstance(raw["stage"], str) else None
     if spec is None:
         raise ConfigError(

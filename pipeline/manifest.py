@@ -25,7 +25,7 @@ from pipeline.files import (
     with_checksum,
     write_json_atomic,
 )
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import ConfigError, PlainName, StageRun
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
@@ -40,8 +40,6 @@ def _below_run_root(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_below_run_root)]
-# These become parts of paths: no separator, and no leading dot.
-PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class DamagedError(ValueError):

@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from pipeline.settings import Settings
 
 ROWS_WRITER = "results.store:write_rows"
 """Entry point, as text, of the function `(path, rows)` that stores the result rows of a stage."""
+
+
+# These become parts of paths: no separator, and no leading dot.
+PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
+_PLAIN_NAME: TypeAdapter[str] = TypeAdapter(PlainName)
+
+
+def is_plain_name(text: Any) -> bool:
+    """Return whether a text may be the name of a run: whoever reads its entry asks the same."""
+    try:
+        _PLAIN_NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True
 
 
 class ConfigError(ValueError):

@@ -1,0 +1,23 @@
+"""Text of others, as it may be printed: on one line, without control characters."""
+
+import unicodedata
+
+# Cc: control characters, such as ESC, which commands a terminal. Cf: what changes the direction of
+# text or cannot be seen. Zl and Zp: separators that some programs take for the end of a line.
+_REPLACED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def clean_line(text: str) -> str:
+    """Return a text with a question mark for every character that no name and number needs.
+
+    A tab stays; of every other line end, only a space is left.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_clean, text))
+
+
+def _clean(sign: str) -> str:
+    if sign == "\t" or unicodedata.category(sign) not in _REPLACED:
+        return sign
+    return " " if sign in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029" else "?"
