@@ -70,6 +70,10 @@ Only = Annotated[
     list[str] | None,
     typer.Option(metavar="RUN", help="Select a run or a stage by name. Repeatable."),
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="With --out: overwrite files that this command did not write."),
+]
 RunRoot = Annotated[
     Path | None,
     typer.Option(
@@ -332,6 +336,7 @@ def tables(
     out: Annotated[
         Path | None, typer.Option(help="Write files into this folder instead of printing.")
     ] = None,
+    force: Force = False,
     explain: Annotated[
         tuple[str, str, str] | None,
         typer.Option(
@@ -368,6 +373,7 @@ def tables(
         format=format,
         filled=filled,
         out=out,
+        force=force,
         explain=explain,
         against=against,
         publish=publish,
@@ -416,6 +422,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: report.html in the run root.")
     ] = None,
+    force: Force = False,
     overrides: Overrides = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -436,7 +443,7 @@ def report(
         Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
         for s in collect_status(selection.runs, selection.root)
     ]
-    path, refused = write_report(selection, nodes, out)
+    path, refused = write_report(selection, nodes, out, force=force)
     _print((f"refused: {line}" for line in refused), err=True)
     typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
@@ -693,8 +700,12 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _print(lines: Iterable[object], *, err: bool = False) -> None:
+    from pipeline.text import clean_line
+
     for line in lines:
-        typer.echo(line, err=err)
+        # A table is one text of many lines.
+        for part in str(line).split("\n"):
+            typer.echo(clean_line(part), err=err)
 
 
 def main() -> None:
@@ -717,7 +728,7 @@ def main() -> None:
         else:
             expected = isinstance(error, _user_errors())
         if expected:
-            typer.echo(f"error: {error}", err=True)
+            _print([f"error: {error}"], err=True)
             sys.exit(2)
         sys.exit(report_internal_error(error))
 
@@ -742,13 +753,20 @@ def report_internal_error(error: Exception) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return the errors that a user can cause; imported late, to keep --help fast."""
-    from pipeline.files import FormatVersionError
+    from pipeline.files import FormatVersionError, OverwriteError
     from pipeline.spec import ConfigError
     from results.spec import OptionError
     from results.store import RowsError
     from slurm.shared.queue import SlurmError
 
-    return ConfigError, FormatVersionError, OptionError, RowsError, SlurmError
+    return (
+        ConfigError,
+        FormatVersionError,
+        OptionError,
+        OverwriteError,
+        RowsError,
+        SlurmError,
+    )
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ The same table gives the same bytes in any locale, time zone and hash seed.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from pipeline.files import write_atomic
+from pipeline.files import check_overwrite, write_atomic
+from pipeline.text import clean_line
 from results.formatted import (
+    MISSING,
     FormattedCell,
     FormattedPart,
     FormattedRow,
@@ -24,14 +26,21 @@ Format = Literal["md", "latex", "csv"]
 SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
-def write_tables(tables: Sequence[Table], out_dir: Path) -> dict[str, Path]:
-    """Write tables in all three formats; return the paths by file name."""
-    written = {}
-    for table in tables:
-        for fmt, suffix in SUFFIX.items():
-            name = f"{table.name}.{suffix}"
-            written[name] = write_atomic(out_dir / name, render_table(table, fmt))
-    return written
+def write_tables(tables: Sequence[Table], out_dir: Path, *, force: bool = False) -> dict[str, Path]:
+    """Write tables in all three formats; return the paths by file name.
+
+    Raises:
+        OverwriteError: a file there is none of ours, and `force` is not given.
+    """
+    texts = {
+        f"{table.name}.{suffix}": render_table(table, fmt)
+        for table in tables
+        for fmt, suffix in SUFFIX.items()
+    }
+    # All are looked at before the first is written. Ours begin alike, whatever the results are.
+    for name, text in texts.items():
+        check_overwrite(out_dir / name, text.partition("\n")[0], force=force)
+    return {name: write_atomic(out_dir / name, text) for name, text in texts.items()}
 
 
 def render_table(table: Table, fmt: Format) -> str:
@@ -53,10 +62,10 @@ def render_formatted(table: FormattedTable, fmt: Format) -> str:
 
 def render_markdown(table: FormattedTable) -> str:
     """Return a table with aligned pipes, a heading row per group, and numbered footnotes."""
-    text = [f"### {table.title}\n"]
+    text = [f"### {_escape_markdown(table.title)}\n"]
     for index, part in enumerate(table.parts):
         if index:
-            text.append(f"#### {part.title}\n")
+            text.append(f"#### {_escape_markdown(part.title)}\n")
         text.append(_markdown_part(part) + "\n")
     text += [
         f"{number}. {_escape_markdown(note)}" for number, note in enumerate(table.footnotes, 1)
@@ -68,7 +77,7 @@ def render_markdown(table: FormattedTable) -> str:
 
 
 def _markdown_part(part: FormattedPart) -> str:
-    header = list(part.header)
+    header = [_escape_markdown(title) for title in part.header]
     body: list[list[str]] = []
     for group, rows in groupby(part.rows, key=attrgetter("group")):
         if group:
@@ -92,9 +101,12 @@ def _markdown_cell(cell: FormattedCell, row: FormattedRow) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    for special in ("|", "*", "_"):
-        text = text.replace(special, f"\\{special}")
-    return text
+    """Return text for a cell or a note: no markup, link or HTML of its own."""
+    return _MARKDOWN.sub(r"\\\g<0>", clean_line(text))
+
+
+# A bracket is left alone unless it makes a link: notes have many.
+_MARKDOWN = re.compile(r"[|*_`\\<]|\](?=[(\[:])")
 
 
 def _pipe(cells: Sequence[str], widths: Sequence[int], labels: int) -> str:
@@ -161,6 +173,9 @@ def _latex_cell(cell: FormattedCell) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
+    # After the line end of the row before, LaTeX takes these as arguments of it.
+    if cells[0].lstrip()[:1] in ("[", "*"):
+        cells = ["{}" + cells[0], *cells[1:]]
     return " & ".join(cells) + r" \\"
 
 
@@ -178,10 +193,12 @@ _LATEX = {
 def escape_latex(text: str) -> str:
     """Return text for LaTeX; straight quotes in pairs become opening and closing ones."""
     # Character by character: replacing one after the other would escape the new backslashes again.
-    escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in clean_line(text))
     return re.sub('"([^"]*)"', r"``\1''", escaped)
 
 
+# Cells by column, or in the order of the columns.
+Record = Mapping[str, object] | Sequence[object]
 CSV_COLUMNS = [
     "table",
     "part",
@@ -214,13 +231,36 @@ def render_csv(table: Table) -> str:
     return _as_csv(records, CSV_COLUMNS)
 
 
-def _as_csv(records: Sequence[object], columns: Sequence[str]) -> str:
+def _as_csv(records: Sequence[Record], columns: Sequence[str]) -> str:
     import pandas as pd
 
     # dtype=object keeps numbers as they are: a column with gaps would turn whole numbers into
     # floats.
-    frame = pd.DataFrame(records, columns=list(columns), dtype=object)
+    frame = pd.DataFrame(
+        [_escape_record(record) for record in records], columns=list(columns), dtype=object
+    )
     text: str = frame.to_csv(index=False, lineterminator="\n", na_rep="")
+    return text
+
+
+def _escape_record(record: Record) -> Record:
+    if isinstance(record, Mapping):
+        return {key: _escape_csv(value) for key, value in record.items()}
+    return [_escape_csv(value) for value in record]
+
+
+def _escape_csv(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula, and that ends no row."""
+    if not isinstance(value, str):
+        return value
+    text = clean_line(value)
+    begin = text.lstrip()[:1]
+    if begin not in ("=", "+", "-", "@") or text == MISSING:
+        return text
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return f"'{text}"
     return text
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.text import clean_line
 from slurm.status import format_duration
 
 if TYPE_CHECKING:
@@ -30,13 +31,16 @@ _STYLES = {
 
 
 def print_line(line: str = "") -> None:
-    """Print a line on stdout, at once also when piped."""
-    print(line, flush=True)
+    """Print a line on stdout, at once also when piped.
+
+    What is printed may come from logs and records of others.
+    """
+    print(clean_line(line), flush=True)
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table: drawn on a terminal, columns padded with spaces otherwise."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[clean_line(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         # Imported here: rich takes longer than most commands.
         from rich.console import Console

@@ -1,6 +1,7 @@
 """Pictures that stages leave: outputs whose label begins with `pictures` or `figure`."""
 
 import io
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ MAX_PICTURES_PER_OUTPUT = 12
 # Width over height from which a picture gets more of the page.
 WIDE = 3.0
 
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 TITLES = {
     "attention": "Attention maps",
     "coco_detection": "Detection and instance segmentation",
@@ -57,7 +59,8 @@ class Gallery:
     def colors(self) -> Mapping[str, str]:
         """`#rrggbb` by class; empty if the stage recorded none."""
         found: Mapping[str, str] = self.run.info.get("colours", {}).get(self.label, {})
-        return found
+        # Nothing else goes into a style, which could load a page of somebody else's.
+        return {name: color for name, color in found.items() if _COLOR.fullmatch(str(color))}
 
 
 def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
@@ -85,7 +88,7 @@ def is_wide(path: Path) -> bool:
     """Return whether a picture is a row of several ones."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         return image.width >= WIDE * image.height
 
 
@@ -94,7 +97,7 @@ def shrink_picture(path: Path) -> tuple[bytes, str]:
     from PIL import Image
 
     content = path.read_bytes()
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:
         if image.width <= MAX_WIDTH and len(content) <= MAX_BYTES:
             return content, "png"
         scale = min(1.0, MAX_WIDTH / image.width)

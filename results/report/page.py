@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,9 +72,13 @@ def build_context(
     tables = build_tables(collection.results, spec.table_names())
     # The command gives every run of a reproduction; without one, only finished runs are known.
     drawn = list(nodes) or [_node(run) for run in runs]
+    script = resources.read_resource("report", "templates", "report.js")
     return {
         "title": root.name or "run root",
         # Our own file, which autoescape would turn into text.
+        "script": Markup(script),
+        # The page runs this script and no other.
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": Markup(resources.read_resource("report", "templates", "report.css")),
         "collection": collection,
         "runs": runs,

@@ -21,7 +21,12 @@ ACTIONS = ("out", "explain", "against", "publish")
 LEFT_OUT = "left out: "
 
 # The other options, and the actions that heed them.
-COMBINES_WITH = {"table": ("out", "against"), "filled": ("out",), "format": ("against",)}
+COMBINES_WITH = {
+    "table": ("out", "against"),
+    "filled": ("out",),
+    "format": ("against",),
+    "force": ("out",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class TablesRequest:
     format: Format | None = None
     filled: bool = False
     out: Path | None = None
+    force: bool = False
     explain: tuple[str, str, str] | None = None
     against: Path | None = None
     publish: Path | None = None
@@ -47,6 +53,8 @@ class TablesRequest:
         actions = [name for name in ACTIONS if getattr(self, name) is not None]
         if len(actions) > 1:
             raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
+        if self.force and self.out is None:
+            raise OptionError("--force needs --out")
         # An option without effect is refused: silently ignored, it would seem to have worked.
         for option, heeding in COMBINES_WITH.items():
             if getattr(self, option) and actions and actions[0] not in heeding:
@@ -109,4 +117,5 @@ def run(
         return []
     if request.out is None:
         return ["\n".join(render.render_table(table, fmt) for table in shown)]
-    return [f"{file}: {path}" for file, path in render.write_tables(shown, request.out).items()]
+    written = render.write_tables(shown, request.out, force=request.force)
+    return [f"{file}: {path}" for file, path in written.items()]

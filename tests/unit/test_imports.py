@@ -20,7 +20,7 @@ GROUND_FOREIGN = {"pipeline.settings": {"pydantic"}}  # the others need the stan
 ALLOWED: dict[str, tuple[str, ...]] = {
     "mugs": GROUND,
     "pipeline": (),
-    "results": ("pipeline.files",),
+    "results": ("pipeline.files", "pipeline.text"),
     "slurm": ("pipeline",),
     "stages": ("pipeline", "results"),  # and CONFIGS
     "run_stage": ("pipeline", "slurm", "stages", "results"),
