@@ -211,7 +211,7 @@ def read_batches(
 def check_memo(data: bytes) -> None:
     """Raise UnpicklingError for a pickle that numbers its objects so high that memory runs out."""
     for opcode, argument, _ in pickletools.genops(data):
-        if "PUT" in opcode.name and int(argument) > MAX_MEMO:
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > MAX_MEMO:
             raise pickle.UnpicklingError(f"numbers an object {argument}")
 
 
