@@ -10,7 +10,7 @@ from stages.commands.finished_results import collect_finished, find_paper_differ
 from stages.commands.reproduction import Selection
 
 # In the head of every page that this command wrote, also of earlier versions.
-MARK = "<title>Mugs, reproduced: "
+MARK = ", reproduced: "
 
 
 def write_report(
