@@ -10,12 +10,18 @@ from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import OTHER, SHAPES
-from stages.shared.frozen import WEIGHTS, Backbone, describe_backbone, load_vit, read_num_classes
+from stages.shared.frozen import (
+    WEIGHTS,
+    StoredFeatures,
+    describe_backbone,
+    load_vit,
+    read_num_classes,
+)
 from stages.shared.image_data import ConvertConfig, check_labeled
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(Backbone):
+class FeaturesConfig(StoredFeatures):
     """Class tokens of the last blocks and the patch mean of the last, after the final LayerNorm.
 
     `dtype: fp16` halves the files; reported numbers are meant for fp32.

@@ -26,7 +26,7 @@ class KnnConfig(FrozenEvaluation):
     `temperatures`: the released ViT-S script uses 0.05; DINO, iBOT and the code's default 0.07.
     """
 
-    feature: Literal["cls", "patch_mean"] = "cls"
+    feature: Literal["cls", "patch_mean"] | None = None
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 15, 20, 30, 40, 50, 100, 200)
     temperatures: tuple[float, ...] = (0.05, 0.07)
     eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
@@ -44,7 +44,7 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
 
     classes = read_num_classes(ctx)
     found = load_features(
-        ctx, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
+        ctx, cfg, cfg.chosen_feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
     # The neighbors of the largest k hold those of every other, so one search serves all settings.
     accuracy = evaluate_knn(

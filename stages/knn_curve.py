@@ -17,9 +17,9 @@ from pipeline.stage import StageContext, StageOutput
 from stages.pretrain import PretrainConfig
 from stages.shared.frozen import (
     Crop,
+    FeatureEvaluation,
     build_result_row,
     check_neighbors,
-    check_trained_feature,
     compute_features,
     read_num_classes,
 )
@@ -33,7 +33,7 @@ INITIAL = "initial"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnCurveConfig(Crop):
+class KnnCurveConfig(Crop, FeatureEvaluation):
     """The teacher at the start, after every `every_epochs` epochs, and at the end.
 
     The pretraining has to keep the checkpoints of these epochs (its `keep_every_epochs`). Those are
@@ -45,7 +45,7 @@ class KnnCurveConfig(Crop):
 
     # Epochs between two evaluated checkpoints.
     every_epochs: PositiveInt
-    feature: Literal["cls", "patch_mean"] = "cls"
+    feature: Literal["cls", "patch_mean"] | None = None
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (20,)
     temperatures: tuple[float, ...] = (0.07,)
     # Start with the pretraining and evaluate each checkpoint as it appears.
@@ -64,7 +64,6 @@ class KnnCurveConfig(Crop):
 
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
         """Refuse a pretraining that does not keep these checkpoints."""
-        check_trained_feature(self.feature, inputs["weights"])
         check_labeled(inputs)
         kept = getattr(inputs["weights"], "keep_every_epochs", 0)
         if not kept or self.every_epochs % kept:
@@ -133,9 +132,10 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     assert entry is not None
     # A watch began without this entry, but result rows take their columns from it.
     ended = replace(ctx, inputs={**ctx.inputs, "weights": entry})
+    feature = cfg.chosen_feature
     rows = [
         build_result_row(
-            ended, "teacher", setting=f"epoch={epoch}, {cfg.feature}, k={k}, T={t:g}", value=value
+            ended, "teacher", setting=f"epoch={epoch}, {feature}, k={k}, T={t:g}", value=value
         )
         for epoch in pretraining.steps
         for k, t, value in (read_json(epoch_record_path(ctx, epoch)) or {})["top1"]
@@ -258,7 +258,7 @@ def evaluate_epoch(
     weights = identify_weights(pretraining, epoch)
     vit = load_teacher(pretraining, epoch)
     found = compute_features(
-        ctx, vit, cfg, cfg.feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
+        ctx, vit, cfg, cfg.chosen_feature, eval_batch_size=cfg.eval_batch_size, threads=cfg.threads
     )
     accuracy = evaluate_knn(
         *found["train"],

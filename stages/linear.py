@@ -3,11 +3,11 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from mugs.evaluation.config import LinearProbe, Setting
+from mugs.evaluation.config import Feature, LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
@@ -50,7 +50,8 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
     for. `sweep` replaces `base_lr`.
     """
 
-    feature: Literal["cls", "patch_mean", "last4_cls", "cls_patchmean"] = "last4_cls"
+    usual_feature: ClassVar[Feature] = "last4_cls"
+
     # Learning rate for a batch of 256; 0.015 without it and without a sweep.
     base_lr: PositiveFloat | None = None
     # Train one classifier for each combination, instead of one with `base_lr` (E4).
@@ -142,14 +143,14 @@ def build_probe_data(
     from mugs.evaluation.linear import build_feature_batches, build_image_batches, build_order
 
     if cfg.augmentation == "none":
-        found = load_features(ctx, cfg, cfg.feature, threads=cfg.threads)
+        found = load_features(ctx, cfg, cfg.chosen_feature, threads=cfg.threads)
         order = build_order(len(found["train"][0]), seed=cfg.seed, batch_size=cfg.batch_size)
         return build_feature_batches(*found["train"], order), order.steps_per_epoch, found["val"]
     # Validation images are not augmented, so their features are computed once for all epochs.
-    validation = load_features(ctx, cfg, cfg.feature, ["val"], threads=cfg.threads)["val"]
+    validation = load_features(ctx, cfg, cfg.chosen_feature, ["val"], threads=cfg.threads)["val"]
     source = open_source(ctx.inputs["data"].output("train"))
     order = build_order(len(source), seed=cfg.seed, batch_size=cfg.batch_size)
-    model = build_feature_function(load_vit(ctx, cfg.weights).to(device), cfg.feature)
+    model = build_feature_function(load_vit(ctx, cfg.weights).to(device), cfg.chosen_feature)
     batches = build_image_batches(
         model,
         source,

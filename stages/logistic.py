@@ -9,9 +9,9 @@ from pydantic import PositiveFloat, PositiveInt
 
 from pipeline.manifest import find_done
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageConfig, StageSpec
+from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.frozen import build_result_row, check_feature_of_method
+from stages.shared.frozen import FeatureEvaluation, build_result_row
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticConfig(StageConfig):
+class LogisticConfig(FeatureEvaluation):
     """Penalties of the released sweep; the objective ends within `tolerance` of its minimum.
 
     The release uses cyanure, which has no wheels beyond Linux on x86-64; L-BFGS reaches the same
@@ -37,7 +37,7 @@ class LogisticConfig(StageConfig):
 
     # The images that keep their labels.
     labelled: LabelledPart
-    feature: Literal["cls", "patch_mean"] = "cls"
+    feature: Literal["cls", "patch_mean"] | None = None
     # Weights of the L2 penalty, as lambda / images; each gives a row (E14).
     penalties: tuple[float, ...] = (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
     # The objective ends within this of its minimum, relatively.
@@ -73,13 +73,12 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
             world,
         )
         return StageOutput()
-    check_feature_of_method(cfg.feature, ctx.inputs["features"].info["method"])
     store = FeatureStore(ctx.inputs["features"].output("features"))
     part = select_labelled_part(ctx, cfg)
     # N labelled images, Q validation images, D feature dimensions.
-    x, y = (tensor[part.indices].to(device) for tensor in store.load("train", cfg.feature))
+    x, y = (tensor[part.indices].to(device) for tensor in store.load("train", cfg.chosen_feature))
     x = F.normalize(x, dim=1)  # (N, D)
-    queries, targets = (tensor.to(device) for tensor in store.load("val", cfg.feature))
+    queries, targets = (tensor.to(device) for tensor in store.load("val", cfg.chosen_feature))
     queries = F.normalize(queries, dim=1)  # (Q, D)
     # From strong to weak: the solution of a penalty is a good start for the next, weaker one.
     penalties = sorted(cfg.penalties, reverse=True)

@@ -1,14 +1,15 @@
 """What evaluations of a pretrained backbone share: its features, and their result rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt
 
 from mugs.evaluation.config import Feature
 from mugs.methods.config import METHODS, MethodChoice
 from pipeline.manifest import check_intact
+from pipeline.settings import Internal
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
@@ -59,10 +60,65 @@ class Backbone(Pretrained, Crop):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenEvaluation(Backbone):
-    """An evaluation that takes stored features, or computes them from `data` and `weights`."""
+class StoredFeatures(Backbone):
+    """What an evaluation has to know of the features that it takes."""
 
-    feature: Feature = "cls"
+    # Whether the method behind the weights trains the class token.
+    class_token_trained: Internal[bool] = True
+
+    def complete_from(self, inputs: Mapping[str, StageConfig]) -> Self:
+        """Note what the method trains, for the evaluations of these features."""
+        return replace(self, class_token_trained=is_class_token_trained(inputs["weights"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureEvaluation(StageConfig):
+    """An evaluation of one feature, which is a trained output of the method unless it is set."""
+
+    usual_feature: ClassVar[Feature] = "cls"
+    """The feature of methods that train the class token."""
+
+    # Which tokens of the backbone make up the feature of an image; null for the usual one, which is
+    # `patch_mean` if the method does not train the class token (MGC).
+    feature: Feature | None = None
+
+    def complete_from(self, inputs: Mapping[str, StageConfig]) -> Self:
+        """Fill in `feature`, or refuse one that the method does not train.
+
+        Raises:
+            ValueError: the feature is made of class tokens, which the method does not train.
+        """
+        # Either is there; `features` stand for the weights that they were computed from.
+        trained = is_class_token_trained(inputs.get("features") or inputs["weights"])
+        if not trained and self.feature in CLASS_FEATURES:
+            raise ValueError(
+                f"feature {self.feature}: the method does not train the class token; use "
+                "patch_mean, the default, or cls_patchmean where a stage has it"
+            )
+        usual = self.usual_feature if trained else "patch_mean"
+        return replace(self, feature=self.feature or usual)
+
+    @property
+    def chosen_feature(self) -> Feature:
+        """Return the feature; of a run that is in no plan, the usual one."""
+        return self.feature or self.usual_feature
+
+
+def is_class_token_trained(source: StageConfig) -> bool:
+    """Return whether the method behind a pretraining, import or stored features trains it.
+
+    For a method that we do not have, it is taken as trained.
+    """
+    if isinstance(source, StoredFeatures):
+        return source.class_token_trained
+    if not isinstance(source, ImportConfig | MethodChoice) or source.method not in METHODS:
+        return True
+    return METHODS[source.method].options.trains_class_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenEvaluation(Backbone, FeatureEvaluation):
+    """An evaluation that takes stored features, or computes them from `data` and `weights`."""
 
     def check_inputs(self, inputs: Mapping[str, StageConfig]) -> None:
         """Refuse missing and surplus roles, and settings that belong to the stored features."""
@@ -72,7 +128,6 @@ class FrozenEvaluation(Backbone):
                 raise ValueError("needs either features, or data and weights")
             super().check_inputs(inputs)
             check_labeled(inputs)
-            check_trained_feature(self.feature, inputs["weights"])
             return
         if others:
             raise ValueError(
@@ -86,22 +141,6 @@ class FrozenEvaluation(Backbone):
             raise ValueError(
                 f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
             )
-
-
-def check_trained_feature(feature: Feature, weights: StageConfig) -> None:
-    """Raise ValueError if the method behind a pretraining or import does not train the feature."""
-    if isinstance(weights, ImportConfig | MethodChoice):
-        check_feature_of_method(feature, weights.method)
-
-
-def check_feature_of_method(feature: Feature, method: str) -> None:
-    """Raise ValueError if a feature is made of class tokens and the method does not train them."""
-    entry = METHODS.get(method)
-    if entry is not None and not entry.options.trains_class_token and feature in CLASS_FEATURES:
-        raise ValueError(
-            f"feature {feature}: {method} does not train the class token; "
-            "use a feature with the mean patch token (patch_mean or cls_patchmean)"
-        )
 
 
 def check_neighbors(ks: Sequence[int], counts: Mapping[str, int]) -> None:
@@ -142,7 +181,6 @@ def load_features(
     from mugs import distributed
     from mugs.evaluation.feature_store import FeatureStore
 
-    check_feature_of_method(name, describe_backbone(ctx, cfg.weights)["method"])
     if "features" not in ctx.inputs:
         vit = load_vit(ctx, cfg.weights)
         return compute_features(

@@ -13,7 +13,6 @@ from pipeline.spec import ConfigError
 from stages import STAGES
 from stages.commands.preflight import check_image_counts
 from stages.linear import LinearConfig, build_probe
-from stages.shared.frozen import check_feature_of_method
 from stages.shared.image_data import ConvertConfig
 from stages.shared.imported_weights import ImportConfig
 from stages.shared.labelled import check_labelled_part
@@ -26,6 +25,7 @@ runs:
   features: {stage: features, needs: {data: digits, weights: pretrain}, resize: 32, crop: 32}
   others: {stage: import, arch: vit_s16, epochs: 800, file: /x.pth}
   patches: {stage: import, method: mgc, arch: vit_s16_h8, epochs: 800, file: /x.pth}
+  of_patches: {stage: features, needs: {data: digits, weights: patches}, resize: 32, crop: 32}
   test: EVALUATION
 """
 KEEPS = "batch_size: 8, keep_every_epochs: 1}"
@@ -59,12 +59,21 @@ def test_either_features_or_data_and_weights(tmp_path, evaluation: str) -> None:
     ("evaluation", "words"),
     [
         (
-            "{stage: knn, needs: {data: digits, weights: patches}}",
-            "feature cls: mgc does not train the class token",
+            "{stage: knn, needs: {data: digits, weights: patches}, feature: cls}",
+            "feature cls: the method does not train the class token; use patch_mean",
         ),
         (
-            "{stage: linear, needs: {data: digits, weights: patches}}",
-            "feature last4_cls: mgc does not train the class token",
+            "{stage: linear, needs: {data: digits, weights: patches}, feature: last4_cls}",
+            "feature last4_cls: the method does not train the class token",
+        ),
+        (
+            "{stage: knn, needs: {features: of_patches}, feature: cls}",
+            "feature cls: the method does not train the class token",
+        ),
+        (
+            "{stage: logistic, needs: {features: of_patches}, feature: cls, "
+            "labelled: {percent: 1, by: class_balanced}}",
+            "feature cls: the method does not train the class token",
         ),
         ("{stage: knn, needs: {data: digits}}", "needs either features, or data and weights"),
         ("{stage: knn, needs: {data: digits, features: features}}", "features and data are given"),
@@ -109,12 +118,32 @@ def test_what_does_not_go_together_is_refused(tmp_path, evaluation: str, words: 
         plan(tmp_path, evaluation)
 
 
-def test_stored_features_of_an_untrained_token_are_refused() -> None:
-    check_feature_of_method("cls", "dino")
-    check_feature_of_method("patch_mean", "mgc")
-    check_feature_of_method("cls", "a method that we do not have")
-    with pytest.raises(ValueError, match=r"patch_mean or cls_patchmean"):
-        check_feature_of_method("cls", "mgc")
+@pytest.mark.parametrize(
+    ("evaluation", "feature"),
+    [
+        ("{stage: knn, needs: {data: digits, weights: pretrain}}", "cls"),
+        ("{stage: knn, needs: {data: digits, weights: others}}", "cls"),
+        ("{stage: knn, needs: {features: features}, feature: patch_mean}", "patch_mean"),
+        ("{stage: linear, needs: {features: features}, augmentation: none}", "last4_cls"),
+        ("{stage: knn, needs: {data: digits, weights: patches}}", "patch_mean"),
+        ("{stage: knn, needs: {features: of_patches}}", "patch_mean"),
+        ("{stage: linear, needs: {features: of_patches}, augmentation: none}", "patch_mean"),
+        (
+            "{stage: linear, needs: {features: of_patches}, augmentation: none, "
+            "feature: cls_patchmean}",
+            "cls_patchmean",
+        ),
+        (
+            "{stage: logistic, needs: {features: of_patches}, "
+            "labelled: {percent: 1, by: class_balanced}}",
+            "patch_mean",
+        ),
+    ],
+)
+def test_the_default_feature_is_one_that_the_method_trains(
+    tmp_path, evaluation: str, feature: str
+) -> None:
+    assert plan(tmp_path, evaluation)["test"].config.feature == feature
 
 
 @pytest.mark.parametrize(
@@ -141,8 +170,8 @@ def test_evaluations_need_labels_and_validation_images(
     data = "num_classes: 0" if "classes" in missing else f"num_classes: 10, {missing}"
     text = YAML.replace("num_classes: 10", data).replace("batch_size: 8}", KEEPS, 1)
     # The features of the file itself would be refused first.
-    features = next(line for line in text.splitlines() if line.startswith("  features"))
-    path.write_text(text.replace(f"{features}\n", "").replace("EVALUATION", evaluation))
+    lines = [line for line in text.splitlines() if "{stage: features" not in line]
+    path.write_text("\n".join(lines).replace("EVALUATION", evaluation))
     with pytest.raises(ConfigError, match=rf"runs\.test\.needs: data: data set 'mine' {words}"):
         build_plan(load_reproduction(str(path), STAGES))
 
