@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import reading
+from pipeline.joining import join_runs
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec, is_plain_name
 
 RESERVED = ("stage", "like", "needs", "resources")
 _RECIPES = "configs/recipes"
-_TOP = ("name", "description", "include", "runs")
+_TOP = ("name", "description", "include", "all_of", "runs")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class RunConfig:
     config: StageConfig
     needs: Mapping[str, str]
     resources: Resources
+    # Its name in the file that it is from; the run's folder has it (`all_of` may rename runs).
+    own_name: str
     # The same run without --set; None if no --set changes it.
     as_written: "RunConfig | None" = None
 
@@ -36,6 +39,8 @@ class Reproduction:
     source: str
     runs: Mapping[str, RunConfig]
     description: str = ""
+    # Whether it is made of others (`all_of`), which may have the same run under two names.
+    joined: bool = False
 
 
 def list_bundled() -> list[str]:
@@ -62,30 +67,48 @@ def load_reproduction(
     Raises:
         ConfigError: names file or override, key, and what is expected.
     """
-    source, document, runs = read_reproduction(name_or_path)
+    found = read_reproduction(name_or_path)
+    source, runs = found.source, found.runs
     written = {str(name): merge_likeness(source, name, runs) for name in runs}
     apply_overrides(runs, overrides)
     whole = {name: merge_likeness(source, name, runs) for name in written}
     checked = {
-        name: _check_run(source, name, raw, stages, overrides) for name, raw in whole.items()
+        name: replace(
+            _check_run(source, name, raw, stages, overrides),
+            own_name=found.origins[name][1] if name in found.origins else name,
+        )
+        for name, raw in whole.items()
     }
     for name, raw in written.items():
         if raw != whole[name]:
             checked[name] = _compare_with_file(source, checked[name], raw, stages)
-    description = " ".join(str(document.get("description", "")).split())
-    return Reproduction(str(document.get("name", Path(source).stem)), source, checked, description)
+    description = " ".join(str(found.document.get("description", "")).split())
+    name = str(found.document.get("name", Path(source).stem))
+    return Reproduction(name, source, checked, description, joined=bool(found.origins))
 
 
-def read_reproduction(
-    name_or_path: str, outer: Sequence[str] = ()
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return source, document and unchecked runs of a reproduction; included runs come first.
+@dataclass(frozen=True)
+class UncheckedReproduction:
+    """A reproduction as YAML has it: its top level, and its runs with those that it takes.
+
+    `origins` are the reproduction, and the name there, of each run that `all_of` takes.
+    """
+
+    source: str
+    document: dict[str, Any]
+    runs: dict[str, Any]
+    origins: Mapping[str, tuple[str, str]]
+
+
+def read_reproduction(name_or_path: str, outer: Sequence[str] = ()) -> UncheckedReproduction:
+    """Return the unchecked runs of a reproduction; those of others come first.
 
     `include` maps another reproduction to the names of the runs that are taken from it unchanged.
-    `outer` are the sources that include this one.
+    `all_of` lists reproductions of which every run is taken (`pipeline.joining`). `outer` are the
+    sources that include this one.
     """
     source, text = find_reproduction(name_or_path)
-    document = parse_yaml(source, text)
+    document = _parse_document(source, text)
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a mapping with the keys {', '.join(_TOP)}")
     for key in document:
@@ -94,8 +117,9 @@ def read_reproduction(
     # Before its own includes are read: a circle would be followed without end.
     if source in outer:
         raise ConfigError(f"reproductions include each other: {' -> '.join([*outer, source])}")
-    own = document.get("runs")
-    if not isinstance(own, dict) or not own:
+    joined, origins = _read_all_of(source, document, outer)
+    own = document.get("runs", {} if joined else None)
+    if not isinstance(own, dict) or not (own or joined):
         raise ConfigError(
             f"{source}: runs: expected a mapping from run names to their stage and settings"
         )
@@ -107,11 +131,45 @@ def read_reproduction(
             f"{source}: include: expected a mapping from reproductions to lists of their runs"
         )
     runs = _read_included_runs(source, included, outer)
+    if twice := sorted(set(runs) & set(joined)):
+        raise ConfigError(f"{source}: include: all_of has a run {twice[0]!r} already")
+    runs |= joined
     if twice := sorted(set(runs) & set(own)):
         raise ConfigError(
             f"{source}: runs.{twice[0]}: a run of that name is included; give it another one"
         )
-    return source, document, {**runs, **own}
+    return UncheckedReproduction(source, document, {**runs, **own}, origins)
+
+
+# Kept, as reproductions take runs from the same few files. As with recipes, nothing may be changed
+# in the mappings.
+@cache
+def _parse_document(source: str, text: str) -> Any:
+    return parse_yaml(source, text)
+
+
+def _read_all_of(
+    source: str, document: Mapping[str, Any], outer: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """Return every run of the reproductions under `all_of`, and where each is from."""
+    names = document.get("all_of") or []
+    if not isinstance(names, list):
+        raise ConfigError(f"{source}: all_of: expected a list of reproductions")
+    found = {}
+    for name in names:
+        there = _read_other(source, "all_of", name, outer)
+        if there.origins:
+            raise ConfigError(f"{source}: all_of: {name} has all_of itself; list what it has")
+        found[str(name)] = there.runs
+    return join_runs(found)
+
+
+def _read_other(source: str, key: str, name: Any, outer: Sequence[str]) -> UncheckedReproduction:
+    try:
+        return read_reproduction(str(name), [*outer, source])
+    except ConfigError as error:
+        # Alone, the message would name a file that the user has not asked for.
+        raise ConfigError(f"{source}: {key}: {error}") from None
 
 
 def _read_included_runs(
@@ -120,11 +178,7 @@ def _read_included_runs(
     """Return the runs that a reproduction takes from others, by name."""
     runs: dict[str, Any] = {}
     for other, names in included.items():
-        try:
-            _, _, there = read_reproduction(str(other), [*outer, source])
-        except ConfigError as error:
-            # Alone, the message would name a file that the user has not asked for.
-            raise ConfigError(f"{source}: include: {error}") from None
+        there = _read_other(source, "include", other, outer).runs
         for name in names:
             if name in runs:
                 raise ConfigError(f"{source}: include.{other}: a run {name!r} is included already")
@@ -317,4 +371,4 @@ def _check_run(
         instead = f"like: {spec.name}/{fields['preset']}"
         raise ConfigError(f"{where}.preset: presets are recipes now; write {instead}")
     config = validate_model(spec.config, fields, where, name, overrides, extra_choices=RESERVED)
-    return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found)
+    return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found, name)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import config, reading
+from pipeline import config
 from pipeline.identity import science_fields
 from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import Resources, StageRun, StageSpec
@@ -112,8 +112,8 @@ def _source(given: Mapping[str, Any], path: Sequence[str]) -> str | None:
 
 def _find_sources(name_or_path: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings that a run is given, each value replaced by what gave it."""
-    files = _find_files(name_or_path)
-    _, _, raw = config.read_reproduction(name_or_path)
+    places = _find_places(name_or_path)
+    raw = config.read_reproduction(name_or_path).runs
     runs: dict[str, Any] = {
         # A recipe is found among the runs first, and so with its values replaced.
         recipe: _replace_values(config.load_recipe_as_written(recipe), f"recipe {recipe}")
@@ -121,22 +121,25 @@ def _find_sources(name_or_path: str, name: str, overrides: Sequence[str]) -> dic
         for recipe in config.list_recipes(file)
     }
     for other, settings in raw.items():
-        runs[other] = _replace_values(settings, f"{files[other]}: runs.{other}")
+        runs[other] = _replace_values(settings, places[other])
     config.apply_overrides(runs, overrides)
     found = _mark_command_line(config.merge_likeness(name_or_path, name, runs))
     assert isinstance(found, dict)
     return found
 
 
-def _find_files(name_or_path: str) -> dict[str, str]:
-    """Return the file in which each run of a reproduction is written."""
-    source, text = config.find_reproduction(name_or_path)
-    document = reading.parse_yaml(source, text)
-    files = {str(name): source for name in document["runs"]}
-    for other, names in (document.get("include") or {}).items():
-        there = _find_files(str(other))
-        files |= {name: there[name] for name in names}
-    return files
+def _find_places(name_or_path: str) -> dict[str, str]:
+    """Return the file in which each run of a reproduction is written, and its name there."""
+    found = config.read_reproduction(name_or_path)
+    places = {
+        str(name): f"{found.source}: runs.{name}" for name in found.document.get("runs") or {}
+    }
+    for other, names in (found.document.get("include") or {}).items():
+        there = _find_places(str(other))
+        places |= {name: there[name] for name in names}
+    parts = {other: _find_places(other) for other, _ in found.origins.values()}
+    places |= {name: parts[other][run] for name, (other, run) in found.origins.items()}
+    return places
 
 
 def _replace_values(settings: Any, source: str) -> dict[str, Any]:

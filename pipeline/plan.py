@@ -36,6 +36,9 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, config, needs)
         same = next((other for other in planned.values() if other.run_id == identity), None)
+        if same is not None and reproduction.joined:
+            planned[name] = same
+            continue
         if same is not None:
             # They would share a folder's id and a manifest entry.
             raise ConfigError(
@@ -52,9 +55,11 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
             entrypoint=run.spec.entrypoint,
             rows_writer=run.spec.rows_writer,
             facts=tuple(config.list_facts(inputs)),
+            own_name=run.own_name,
             remarks=(*config.list_remarks(inputs), *remark_on_overrides(run)),
         )
-    return list(planned.values())
+    # A run that has two names in `planned` comes once.
+    return list({run.run_id: run for run in planned.values()}.values())
 
 
 def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:

@@ -110,7 +110,7 @@ def describe_run(run: StageRun) -> dict[str, Any]:
     cls = type(run.config)
     content = {
         "stage": run.stage,
-        "name": run.name,
+        "name": run.own_name or run.name,
         "run_id": run.run_id,
         "needs": dict(run.needs),
         "entrypoint": run.entrypoint,

@@ -192,6 +192,9 @@ class StageRun:
     resources: Resources
     entrypoint: str
     rows_writer: str = ROWS_WRITER
+    # Its name in the reproduction that it is from, if that is another one. Records and the folder
+    # have it, so that a run is the same whichever reproduction asks for it.
+    own_name: str = ""
     # Lines for the user of `plan` and `submit`; not in the run file.
     facts: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -199,7 +202,7 @@ class StageRun:
     @property
     def key(self) -> str:
         """Name of the run's folder: `<name>-<run_id>`."""
-        return f"{self.name}-{self.run_id}"
+        return f"{self.own_name or self.name}-{self.run_id}"
 
     @property
     def watched(self) -> set[str]:

@@ -68,6 +68,8 @@ def load_references() -> list[ReferenceReproduction]:
     found = []
     for name in config.list_bundled():
         reproduction = config.load_reproduction(name, STAGES)
+        if reproduction.joined:
+            continue  # its runs are those of others
         # As planned: what follows from the inputs, such as the steps of an epoch, is filled in.
         own = [
             ReferenceRun(
