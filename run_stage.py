@@ -110,6 +110,10 @@ def plan(
             "recipe, the reproduction, the cluster profile, --set or a default gave it.",
         ),
     ] = None,
+    graph: Annotated[
+        Literal["text", "mermaid"] | None,
+        typer.Option(help="Print only which run waits for which, as a tree or for Mermaid."),
+    ] = None,
 ) -> None:
     """Show what would run, what is done, and what it costs.
 
@@ -132,6 +136,11 @@ def plan(
         return
     selection = _select(reproduction, overrides, only, cluster, run_root)
     split = manifest.split_runs(selection.root, selection.runs)
+    if graph is not None:
+        from pipeline.graph import render_graph
+
+        console.show_lines(render_graph(selection.runs, split.done, graph))
+        return
     advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
     console.show_plan(selection.runs, split, selection.root, advice)
     console.show_lines(list_changed_inputs(selection))

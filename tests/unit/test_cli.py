@@ -36,7 +36,15 @@ def cli(tmp_path: Path) -> Cli:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plan", "--help"], ["plan", "mini"], ["status", "mini"], ["verify", "mini"]],
+    [
+        ["--help"],
+        ["plan", "--help"],
+        ["plan", "mini"],
+        ["plan", "paper"],
+        ["plan", "paper", "--graph", "text"],
+        ["status", "mini"],
+        ["verify", "mini"],
+    ],
 )
 def test_nothing_heavy_is_imported(arguments: list[str], tmp_path: Path) -> None:
     code = (
