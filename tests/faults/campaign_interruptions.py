@@ -1,4 +1,4 @@
-"""Campaign: a small pretraining, interrupted at random steps,
+"""Campaign: a small pretraining of each method, interrupted at random steps,
 ends with the same state and the same sample stream.
 
 Ranks are forked from a process that has imported everything, so that a start costs no imports.
@@ -39,10 +39,24 @@ NAME = "1_interruptions"
 STEPS = 24
 SETS = (
     "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8",
-    "checkpoint_steps=5", "log_steps=1", "mugs.head_hidden=32", "mugs.predictor_hidden=32",
-    "mugs.head_out=16", "mugs.group_bottleneck=16",
-    "mugs.num_prototypes=32", "mugs.queue_size=48", "mugs.memory_size=40", "mugs.drop_path=0.1",
+    "checkpoint_steps=5", "log_steps=1",
 )  # fmt: skip
+# The run of each method in mini_methods, and settings that make it small. Stochastic depth is on,
+# as its draws have to be the same after a restart.
+METHODS = {
+    "mugs": ("pretrain", (
+        "mugs.head_hidden=32", "mugs.predictor_hidden=32", "mugs.head_out=16",
+        "mugs.group_bottleneck=16", "mugs.num_prototypes=32", "mugs.queue_size=48",
+        "mugs.memory_size=40", "mugs.drop_path=0.1",
+    )),
+    "dino": ("dino", (
+        "dino.head_hidden=32", "dino.bottleneck=16", "dino.num_prototypes=32", "dino.drop_path=0.1",
+    )),
+    "ibot": ("ibot", (
+        "ibot.head_hidden=32", "ibot.bottleneck=16", "ibot.num_prototypes=32", "ibot.drop_path=0.1",
+    )),
+    "mgc": ("mgc", ("mgc.head_hidden=32", "mgc.head_out=16", "mgc.drop_path=0.1")),
+}  # fmt: skip
 KINDS = {
     "usr2": signal.SIGUSR2,
     "term": signal.SIGTERM,
@@ -81,24 +95,44 @@ class Start:
 
 
 class Campaign:
-    """A folder with the converted data set, and the state that the undisturbed run ends with."""
+    """A folder with the converted data set, and the states that undisturbed runs end with."""
 
-    def __init__(self, folder: Path, seed: int, *, ranks: tuple[int, ...] = (1, 2)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        ranks: tuple[int, ...] = (1, 2),
+        methods: tuple[str, ...] = tuple(METHODS),
+    ) -> None:
         self.folder, self.random, self.ranks = folder, random.Random(seed), ranks
         self.ends: Counter[str] = Counter()
-        overrides = [f"pretrain.{item}" for item in SETS]
-        digits, self.pretrain, *_ = build_plan(config.load_reproduction("mini", STAGES, overrides))
+        overrides = [
+            f"{name}.{item}"
+            for name, sets in (METHODS[method] for method in methods)
+            for item in (*SETS, *sets)
+        ]
+        every = build_plan(config.load_reproduction("mini_methods", STAGES, overrides))
+        runs = {run.name: run for run in every}
+        digits = runs["digits"]
+        self.pretrainings = {method: runs[METHODS[method][0]] for method in methods}
         for module in IMPORTED:
             importlib.import_module(module)
         self._finish(self._start(runfile.write_run_file(folder, digits), 1))
         assert manifest.find_done(folder, digits.run_id) is not None
-        self.expected = {count: self._undisturbed(count) for count in ranks}
+        self.expected = {
+            (method, count): self._undisturbed(method, count)
+            for method in methods
+            for count in ranks
+        }
 
-    def _run(self, name: str) -> StageRun:
-        return replace(self.pretrain, name=name, run_id=f"{zlib.crc32(name.encode()):012x}")
+    def _run(self, method: str, name: str) -> StageRun:
+        run_id = f"{zlib.crc32(name.encode()):012x}"
+        return replace(self.pretrainings[method], name=name, own_name=name, run_id=run_id)
 
-    def _undisturbed(self, count: int) -> dict[str, Any]:
-        run_dir = runfile.write_run_file(self.folder, self._run(f"straight{count}"))
+    def _undisturbed(self, method: str, count: int) -> dict[str, Any]:
+        run = self._run(method, f"straight_{method}_{count}")
+        run_dir = runfile.write_run_file(self.folder, run)
         codes = self._finish(self._start(run_dir, count))
         assert set(codes) == {0}, (run_dir / "log").read_text()[-3000:]
         return {"files": final_files(run_dir), "stream": stream(run_dir)}
@@ -130,15 +164,17 @@ class Campaign:
     def trial(self, number: int) -> str | None:
         """One run with one to three random interruptions; None, or what was wrong."""
         count = self.random.choice(self.ranks)
-        run = self._run(f"trial{number}")
+        # In turn, so that each has as many trials.
+        method = list(self.pretrainings)[number % len(self.pretrainings)]
+        run = self._run(method, f"trial{number}")
         run_dir = runfile.write_run_file(self.folder, run)
         story, wrong = [], "an exception"
         try:
             for _ in range(self.random.randint(1, 3)):
                 story.append(self._interrupt(run_dir, count))
             codes = self._finish(self._start(run_dir, count))
-            wrong = self._compare(run, run_dir, count, codes) or ""
-            return f"{count} ranks, {', '.join(story)}: {wrong}" if wrong else None
+            wrong = self._compare(run, run_dir, self.expected[method, count], codes) or ""
+            return f"{method}, {count} ranks, {', '.join(story)}: {wrong}" if wrong else None
         finally:
             if not wrong:
                 shutil.rmtree(run_dir)
@@ -161,15 +197,17 @@ class Campaign:
         self.ends[f"{kind} {how}"] += 1
         return f"{kind} after {after} steps and {1000 * delay:.0f} ms {codes}"
 
-    def _compare(self, run: StageRun, run_dir: Path, count: int, codes: list[int]) -> str | None:
+    def _compare(
+        self, run: StageRun, run_dir: Path, expected: dict[str, Any], codes: list[int]
+    ) -> str | None:
         if set(codes) != {0} or manifest.find_done(self.folder, run.run_id) is None:
             return f"not finished, exit codes {codes}, see {run_dir}/log"
-        if (files := final_files(run_dir)) != self.expected[count]["files"]:
-            differing = sorted(k for k in files if files[k] != self.expected[count]["files"].get(k))
+        if (files := final_files(run_dir)) != expected["files"]:
+            differing = sorted(k for k in files if files[k] != expected["files"].get(k))
             return f"final state differs in {differing}"
-        if (seen := stream(run_dir)) != self.expected[count]["stream"]:
-            expected = self.expected[count]["stream"]
-            return f"sample stream differs at {set(seen.items()) ^ set(expected.items())}"
+        if (seen := stream(run_dir)) != expected["stream"]:
+            steps = set(seen.items()) ^ set(expected["stream"].items())
+            return f"sample stream differs at {steps}"
         return None
 
 
@@ -223,15 +261,16 @@ def final_files(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def run(trials: int = 200, seed: int = 0) -> Outcome:
+def run(trials: int = 200, seed: int = 0, methods: str = ",".join(METHODS)) -> Outcome:
     """The campaign at the given size."""
-    return in_own_process(__file__, trials, seed)
+    return in_own_process(__file__, trials, seed, methods)
 
 
-def play(trials: int, seed: int) -> Outcome:
+def play(trials: int, seed: int, methods: str) -> Outcome:
     """The trials, in this process."""
     folder = Path(tempfile.mkdtemp(prefix="interruptions-"))
-    campaign, outcome = Campaign(folder, seed), Outcome(NAME, trials)
+    campaign = Campaign(folder, seed, methods=tuple(methods.split(",")))
+    outcome = Outcome(NAME, trials)
     for number in range(trials):
         if wrong := campaign.trial(number):
             outcome.expect(False, f"trial {number}: {wrong}")
@@ -240,11 +279,11 @@ def play(trials: int, seed: int) -> Outcome:
         shutil.rmtree(folder)
     ends = ", ".join(f"{times} {how}" for how, times in sorted(campaign.ends.items()))
     outcome.note = (
-        f"1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, seed {seed}: "
-        f"{ends}"
+        f"{methods}: 1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, "
+        f"seed {seed}: {ends}"
     )
     return outcome
 
 
 if __name__ == "__main__":
-    answer(play(int(sys.argv[2]), int(sys.argv[3])))
+    answer(play(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

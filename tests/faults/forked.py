@@ -10,10 +10,10 @@ from pathlib import Path
 from outcome import Outcome
 
 
-def in_own_process(script: str, *numbers: int) -> Outcome:
-    """Run `script`, which calls `answer`, with these numbers; the Outcome that it found."""
+def in_own_process(script: str, *arguments: object) -> Outcome:
+    """Run `script`, which calls `answer`, with these arguments; the Outcome that it found."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        subprocess.run([sys.executable, script, file.name, *map(str, numbers)], check=True)
+        subprocess.run([sys.executable, script, file.name, *map(str, arguments)], check=True)
         return Outcome(**json.loads(Path(file.name).read_text()))
 
 

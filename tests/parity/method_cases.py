@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pytest
 import torch
 from step_cases import SCHEDULE, float64, near
 from torch import Tensor, nn
@@ -23,7 +24,22 @@ from mugs.models.config import ViTConfig
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.step import Trainer, split_micro_batches
 
+RANKS = [
+    (2, 3),
+    pytest.param(4, 2, marks=pytest.mark.slow),
+    pytest.param(4, 12, marks=pytest.mark.long),
+]
+"""Numbers of ranks, and of seeds whose configurations they compare."""
 TINY_VIT = ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32)
+
+
+def list_seeds(fast: int, slow: int, every: int = 24) -> list[Any]:
+    """Return the seeds of random configurations: some fast, some slow, the others long."""
+    return [
+        *range(fast),
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(fast, slow)),
+        *(pytest.param(seed, marks=pytest.mark.long) for seed in range(slow, every)),
+    ]
 
 
 class Naive(Protocol):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_cases import TINY_VIT, MethodCase, compare_with_naive, run_method
+from method_cases import RANKS, TINY_VIT, MethodCase, compare_with_naive, list_seeds, run_method
 from naive_dino import NaiveDino
 from ranks import spawn
 
@@ -72,18 +72,16 @@ def test_each_switch(switch: str, value: object) -> None:
     assert not same, "the switch is accepted and ignored"
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 24))]
-)
+@pytest.mark.parametrize("seed", list_seeds(4, 8))
 def test_random_configurations(seed: int) -> None:
     compare(random_case(seed))
 
 
-def on_rank(_rank: int, seeds: range) -> None:
-    for seed in seeds:
+def on_rank(_rank: int, seeds: int) -> None:
+    for seed in range(seeds):
         compare(random_case(seed))
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_equal_the_global_batch(world: int) -> None:
-    spawn(on_rank, world, range(6 if world == 2 else 12))
+@pytest.mark.parametrize(("world", "seeds"), RANKS)
+def test_ranks_equal_the_global_batch(world: int, seeds: int) -> None:
+    spawn(on_rank, world, seeds)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from method_cases import TINY_VIT, MethodCase, compare_with_naive, run_method
+from method_cases import RANKS, TINY_VIT, MethodCase, compare_with_naive, list_seeds, run_method
 from naive_ibot import NaiveIbot
 from ranks import spawn
 from torch import Tensor
@@ -81,21 +81,19 @@ def test_each_switch(switch: str, value: object) -> None:
     assert not same, "the switch is accepted and ignored"
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 24))]
-)
+@pytest.mark.parametrize("seed", list_seeds(4, 8))
 def test_random_configurations(seed: int) -> None:
     compare_with_naive(random_case(seed), NaiveIbot)
 
 
-def on_rank(_rank: int, seeds: range) -> None:
-    for seed in seeds:
+def on_rank(_rank: int, seeds: int) -> None:
+    for seed in range(seeds):
         compare_with_naive(random_case(seed), NaiveIbot)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_equal_the_global_batch(world: int) -> None:
-    spawn(on_rank, world, range(6 if world == 2 else 12))
+@pytest.mark.parametrize(("world", "seeds"), RANKS)
+def test_ranks_equal_the_global_batch(world: int, seeds: int) -> None:
+    spawn(on_rank, world, seeds)
 
 
 def test_masks_need_the_crops_of_the_teacher() -> None:

@@ -1,0 +1,95 @@
+"""A pretraining of each method, stopped after any of its steps, ends with the bits of one that ran
+through: weights of both networks, optimizer and the state of the method.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import campaign_interruptions
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mugs.data.mini.digits import materialize_digits
+from mugs.data.sources.base import FolderSource
+from mugs.engine.control import NullControl
+from mugs.methods.config import METHODS
+from mugs.pretrain.train import pretrain
+from pipeline import config
+from pipeline.plan import build_plan
+from stages import STAGES
+from stages.pretrain import PretrainConfig
+
+# Two epochs of two steps: a stop within an epoch, at its end, and before the last step.
+STEPS = 4
+SETS = ("epochs=2", "steps_per_epoch=2", "warmup_epochs=1", "batch_size=4", "checkpoint_steps=100")
+
+
+class StoppedError(Exception):
+    """The steps are made."""
+
+
+class StopAfter(NullControl):
+    """Ask a training to stop after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.done = 0
+
+    def heartbeat(self, step: int) -> None:
+        self.done = step
+
+    def stop_requested(self) -> bool:
+        return self.done >= self.steps
+
+    def interrupted(self, step: int) -> NoReturn:
+        raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    materialize_digits(folder)
+    return FolderSource(folder / "train")
+
+
+def plan_pretraining(method: str) -> PretrainConfig:
+    name, small = campaign_interruptions.METHODS[method]
+    overrides = [f"{name}.{item}" for item in (*SETS, *small)]
+    runs = build_plan(config.load_reproduction("mini_methods", STAGES, overrides))
+    (found,) = [run.config for run in runs if run.name == name]
+    assert isinstance(found, PretrainConfig)
+    return found
+
+
+def train(cfg: PretrainConfig, source: FolderSource, folder: Path, control: Any = None) -> None:
+    method = METHODS[cfg.method].build(replace(cfg.options, arch=cfg.arch), seed=cfg.seed)
+    pretrain(method, source, cfg, folder, torch.device("cpu"), control)
+
+
+def read_end(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint, by file and name."""
+    last = folder / "checkpoints" / f"step_{STEPS:08d}"
+    return {
+        f"{path.name}/{name}": value
+        for path in sorted(last.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_bitwise_at_any_step(method: str, source: FolderSource, tmp_path: Path) -> None:
+    cfg = plan_pretraining(method)
+    train(cfg, source, tmp_path / "straight")
+    expected = read_end(tmp_path / "straight")
+    assert {name.partition(".")[0] for name in expected} >= {"student", "teacher", "optimizer"}
+    for stop in range(1, STEPS):
+        folder = tmp_path / str(stop)
+        with pytest.raises(StoppedError):
+            train(cfg, source, folder, StopAfter(stop))
+        train(cfg, source, folder)
+        found = read_end(folder)
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
