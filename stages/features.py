@@ -16,6 +16,7 @@ from stages.shared.frozen import (
     describe_backbone,
     load_vit,
     read_num_classes,
+    trains_class_token,
 )
 from stages.shared.image_data import ConvertConfig, check_labeled
 
@@ -82,7 +83,13 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
             threads=cfg.threads,
             progress_path=ctx.run_dir / "progress.json",
         )
-    info = {**describe_backbone(ctx, cfg.weights), "num_classes": classes}
+    described = describe_backbone(ctx, cfg.weights)
+    info = {
+        **described,
+        "num_classes": classes,
+        # What figures show of them.
+        "trained_feature": "cls" if trains_class_token(described["method"]) else "patch_mean",
+    }
     return StageOutput(outputs={"features": folder}, info=info)
 
 

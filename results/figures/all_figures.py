@@ -8,8 +8,8 @@ from results.figures.curves import draw_training_curves
 from results.figures.figure2 import draw_figure2
 from results.figures.knn import draw_knn_during_pretraining, draw_knn_over_epochs
 from results.figures.style import Drawing
-from results.figures.tsne import draw_tsne
-from results.runs import sort_by_dependency
+from results.figures.tsne import draw_methods, draw_tsne, size_of
+from results.runs import FinishedRun, sort_by_dependency
 
 
 def draw_all_figures(
@@ -24,10 +24,18 @@ def draw_all_figures(
         draw_knn_over_epochs(collection.results),
         draw_knn_during_pretraining(collection.results),
     ]
-    for run in sort_by_dependency(list(collection.runs.values())):
+    runs = sort_by_dependency(list(collection.runs.values()))
+    for run in runs:
         if run.stage == "pretrain":
             figures.append(draw_training_curves(run, root))
         elif run.stage == "features":
             data = collection.runs.get(run.upstream.get("data", ""))
             figures.append(draw_tsne(run, root, data, classes))
+    comparable: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in runs:
+        # Features of networks before pretraining would stand for their method.
+        if run.stage == "features" and run.info.get("weights", "teacher") == "teacher":
+            comparable.setdefault((run.upstream.get("data", ""), size_of(run)), []).append(run)
+    for (data_id, _), same in comparable.items():
+        figures.append(draw_methods(same, root, collection.runs.get(data_id), classes))
     return [figure for figure in figures if figure is not None]

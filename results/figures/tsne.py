@@ -1,4 +1,7 @@
-"""t-SNE of stored features: the class tokens of validation images of some classes."""
+"""t-SNE of stored features of validation images of some classes, alone and of methods side by side.
+
+The features are class tokens, or mean patch tokens of a method that does not train the class token.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 from results.figures.style import Drawing, Theme
 from results.runs import FinishedRun
 from results.spec import OptionError
+from results.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TOKENS = {"cls": "Class tokens", "patch_mean": "Mean patch tokens"}
 PERPLEXITY = 30  # scikit-learn's default
 SEED = 0
 MAX_POINTS = 1200
@@ -28,6 +34,15 @@ class ChosenFeatures:
     features: Any
     labels: Any
     names: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One embedding: points (N, 2) of chosen features; an empty title is not shown."""
+
+    title: str
+    points: Any
+    chosen: ChosenFeatures
 
 
 def draw_tsne(
@@ -44,13 +59,13 @@ def draw_tsne(
     folder = root / run.outputs.get("features", "no features") / "val"
     if not folder.is_dir():
         return None
-    chosen = choose_features(folder, _names(root, data), classes)
+    chosen = choose_features(folder, _names(root, data), classes, _feature_of(run))
     shown = ", ".join(chosen.names.values())
     weights = run.info.get("weights") or run.config.get("weights", "weights")
     caption = (
-        f"Class tokens after the final norm, L2-normalised, of {len(chosen.labels)} validation "
-        f"images; {weights} of run {run.upstream.get('weights', run.run_id)}. Classes: {shown}. "
-        f"scikit-learn, perplexity {PERPLEXITY}, seed {SEED}."
+        f"{TOKENS[_feature_of(run)]} after the final norm, L2-normalised, of {len(chosen.labels)} "
+        f"validation images; {weights} of run {run.upstream.get('weights', run.run_id)}. "
+        f"Classes: {shown}. scikit-learn, perplexity {PERPLEXITY}, seed {SEED}."
     )
     # Embedded once, not once for each theme.
     points = embed_features(chosen.features)
@@ -58,8 +73,65 @@ def draw_tsne(
         f"tsne_{run.run_id}",
         f"t-SNE of {run.name} ({run.run_id})",
         caption,
-        lambda theme: _draw(points, chosen, theme),
+        lambda theme: _draw([Panel("", points, chosen)], theme),
     )
+
+
+def draw_methods(
+    runs: Sequence[FinishedRun], root: Path, data: FinishedRun | None, classes: Sequence[int] = ()
+) -> Drawing | None:
+    """Return t-SNE of several methods side by side, as Figures 4 and 5 of the paper.
+
+    `runs` are those of the stage `features` on one data set, of backbones of one size. Of each
+    method the longest pretraining is shown, of equally long ones the first. None if fewer than two
+    methods have stored validation features.
+
+    Raises:
+        OptionError: the data set has no such class.
+    """
+    longest: dict[str, FinishedRun] = {}
+    for run in runs:
+        if not (root / run.outputs.get("features", "no features") / "val").is_dir():
+            continue
+        method = str(run.info["method"])
+        if method not in longest or run.info["epochs"] > longest[method].info["epochs"]:
+            longest[method] = run
+    if len(longest) < 2:
+        return None
+    panels = []
+    for method, run in longest.items():
+        folder = root / run.outputs["features"] / "val"
+        chosen = choose_features(folder, _names(root, data), classes, _feature_of(run))
+        title = f"{load_vocabulary().method_title(method)}, {run.info['epochs']} epochs"
+        panels.append(Panel(title, embed_features(chosen.features), chosen))
+    shown = ", ".join(panels[0].chosen.names.values())
+    tokens = ", ".join(
+        f"{method}: {TOKENS[_feature_of(run)].lower()} of run {run.run_id}"
+        for method, run in longest.items()
+    )
+    size = size_of(runs[0])
+    caption = (
+        f"As Figures 4 and 5 of the paper. Each method is embedded on its own; {tokens}. All after "
+        f"the final norm, L2-normalised, of {len(panels[0].chosen.labels)} validation images. "
+        f"Classes: {shown}. scikit-learn, perplexity {PERPLEXITY}, seed {SEED}."
+    )
+    data_id = runs[0].upstream.get("data", "data")
+    return Drawing(
+        f"tsne_methods_{size}_{data_id}",
+        f"t-SNE of {len(panels)} methods, {size}",
+        caption,
+        lambda theme: _draw(panels, theme),
+    )
+
+
+def size_of(run: FinishedRun) -> str:
+    """Return the size of a backbone without its variants: "vit_b16" of "vit_b16_sincos"."""
+    return "_".join(str(run.info.get("arch", "")).split("_")[:2])
+
+
+def _feature_of(run: FinishedRun) -> str:
+    # Features that were stored before there was a choice are those of methods with class tokens.
+    return str(run.info.get("trained_feature", "cls"))
 
 
 def _names(root: Path, data: FinishedRun | None) -> list[str]:
@@ -71,7 +143,7 @@ def _names(root: Path, data: FinishedRun | None) -> list[str]:
 
 
 def choose_features(
-    folder: Path, names: Sequence[str], classes: Sequence[int] = ()
+    folder: Path, names: Sequence[str], classes: Sequence[int] = (), feature: str = "cls"
 ) -> ChosenFeatures:
     """Return images of the chosen classes, at most `MAX_POINTS`, taken at equal distances."""
     import numpy as np
@@ -82,7 +154,9 @@ def choose_features(
     for path in sorted(folder.glob("shard_*.safetensors")):
         with safe_open(path, framework="numpy") as shard:
             labels_of.append(shard.get_tensor("labels"))
-            features_of.append(shard.get_slice("cls")[:, -1])  # of the last block only
+            stored = shard.get_slice(feature)
+            # Class tokens of several blocks are stored; only those of the last are shown.
+            features_of.append(stored[:, -1] if feature == "cls" else stored[:])
     labels = np.concatenate(labels_of)
     features = np.concatenate(features_of).astype(np.float32)
     known = sorted({int(label) for label in labels})
@@ -101,13 +175,28 @@ def choose_features(
     return ChosenFeatures(found, labels[where], shown)
 
 
-def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
+def _draw(panels: Sequence[Panel], theme: Theme) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for position, (index, name) in enumerate(chosen.names.items()):
-        mine = points[chosen.labels == index]
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.4 + 4.2 * columns, 0.4 + 4.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    for panel, axes in zip(panels, grid.flat, strict=False):
+        axes.set_title(panel.title)
+        _scatter(axes, panel, theme)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", title="Class", markerscale=1.6)
+    return figure
+
+
+def _scatter(axes: Axes, panel: Panel, theme: Theme) -> None:
+    for position, (index, name) in enumerate(panel.chosen.names.items()):
+        mine = panel.points[panel.chosen.labels == index]
         axes.scatter(
             mine[:, 0],
             mine[:, 1],
@@ -117,11 +206,6 @@ def _draw(points: Any, chosen: ChosenFeatures, theme: Theme) -> Figure:
             marker="os^DvP"[position // len(theme.series) % 6],
             label=name,
         )
-    axes.set(xticks=[], yticks=[])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    figure.legend(loc="outside right center", title="Class", markerscale=1.6)
-    return figure
 
 
 def embed_features(features: Any) -> Any:

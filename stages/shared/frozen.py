@@ -105,15 +105,16 @@ class FeatureEvaluation(StageConfig):
 
 
 def is_class_token_trained(source: StageConfig) -> bool:
-    """Return whether the method behind a pretraining, import or stored features trains it.
-
-    For a method that we do not have, it is taken as trained.
-    """
+    """Return whether the method behind a pretraining, import or stored features trains it."""
     if isinstance(source, StoredFeatures):
         return source.class_token_trained
-    if not isinstance(source, ImportConfig | MethodChoice) or source.method not in METHODS:
-        return True
-    return METHODS[source.method].options.trains_class_token
+    return not isinstance(source, ImportConfig | MethodChoice) or trains_class_token(source.method)
+
+
+def trains_class_token(method: str) -> bool:
+    """Return whether a method trains the class token; one that we do not have is taken to."""
+    entry = METHODS.get(method)
+    return entry is None or entry.options.trains_class_token
 
 
 @dataclass(frozen=True, kw_only=True)

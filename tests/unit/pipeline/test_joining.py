@@ -122,6 +122,7 @@ def test_the_paper_is_everything_of_its_parts() -> None:
     # What is not the paper's, or a smaller or released form of it.
     assert set(config.list_bundled()) - set(parts) == {
         "evaluate_released",
+        "figures_4_5",
         "mgc_vit_s16_coco_ep800",
         "mini",
         "mini_ablations",

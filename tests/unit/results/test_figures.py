@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from results.figures import tsne
 from results.figures.curves import average_in_bins, draw_training_curves, read_curves
@@ -213,6 +213,50 @@ def test_t_sne_shows_the_chosen_classes_by_name(
     assert len(drawing.draw(DARK).axes[0].collections) == 3
     with pytest.raises(OptionError, match=r"--classes: .*no class 7 \(classes: 0 to 2\)"):
         tsne.draw_tsne(run, root, data, [7])
+
+
+def store_features(root: Path, name: str, method: str, arch: str, epochs: int) -> FinishedRun:
+    """A finished run of the stage `features` with 60 images of three classes."""
+    rng = np.random.default_rng(epochs)
+    labels = np.arange(60) % 3
+    folder = root / f"features/{name}/val"
+    folder.mkdir(parents=True)
+    values = {
+        "cls": rng.normal(size=(60, 1, 8)).astype(np.float32),
+        "patch_mean": rng.normal(size=(60, 8)).astype(np.float32),
+        "labels": labels.astype(np.int64),
+    }
+    save_file(values, folder / "shard_00000.safetensors")
+    info = {"method": method, "arch": arch, "epochs": epochs, "weights": "teacher"}
+    if method == "mgc":
+        info["trained_feature"] = "patch_mean"
+    needs = {"data": "data", "weights": f"w{name}"}
+    outputs = {"features": f"features/{name}"}
+    return FinishedRun(name, "features", name, needs, info=info, outputs=outputs)
+
+
+def test_t_sne_of_methods_stand_side_by_side(tmp_path: Path) -> None:
+    """Of each method the longest pretraining, embedded on what the method trains."""
+    runs = [
+        store_features(tmp_path, "moco", "mocov3", "vit_b16_sincos", 300),
+        store_features(tmp_path, "short", "mugs", "vit_b16", 100),
+        store_features(tmp_path, "long", "mugs", "vit_b16", 400),
+        store_features(tmp_path, "mgc", "mgc", "vit_b16", 800),
+    ]
+    drawing = tsne.draw_methods(runs, tmp_path, None)
+    assert drawing is not None and drawing.name == "tsne_methods_vit_b16_data"
+    axes = [each for each in drawing.draw(LIGHT).axes if each.get_title()]
+    titles = [each.get_title() for each in axes]
+    assert titles == ["MoCo-v3, 300 epochs", "Mugs, 400 epochs", "MGC, 800 epochs"]
+    assert "mugs: class tokens of run long" in drawing.caption
+    assert "mgc: mean patch tokens of run mgc" in drawing.caption
+    folder = tmp_path / "features/mgc/val"
+    stored = load_file(folder / "shard_00000.safetensors")["patch_mean"]
+    shown = tsne.embed_features(stored / np.linalg.norm(stored, axis=1, keepdims=True))
+    points = np.concatenate([part.get_offsets() for part in axes[2].collections])
+    assert np.allclose(np.sort(points, axis=0), np.sort(shown, axis=0), atol=1e-3)
+    assert tsne.draw_methods(runs[1:3], tmp_path, None) is None, "one method"
+    assert {tsne.size_of(run) for run in runs} == {"vit_b16"}
 
 
 def test_pictures_of_stages_are_found_and_made_small(tmp_path: Path) -> None:
