@@ -260,7 +260,7 @@ def test_cancelled_runs_can_be_submitted_again(spine: Spine) -> None:
     ids = [job_id for s in spine.status().values() if (job_id := s.job_id)]
     assert len(ids) == 4
     queue.cancel_jobs(ids)
-    spine.until(lambda s: s["first"] == "failed" and "queued" not in s.values())
+    spine.until(lambda s: s["first"] == "canceled" and "queued" not in s.values())
     assert "CANCELLED" in spine.status()["first"].detail
     queue.cancel_jobs(ids)
     assert set(spine.submit().values()) == {"submitted"}
