@@ -33,7 +33,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _TEMPORARY_IN = {
     "": re.compile(rf"\.(report\.html|{re.escape(MARKER)})\.[0-9a-f]{{8}}\.tmp"),
     "manifest": re.compile(r"\.[0-9a-f]{12}\.json\.[0-9a-f]{8}\.tmp"),
-    "code": re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]{8}\.tmp"),
+    f"code/{os.geteuid()}": re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]{8}\.tmp"),
 }
 
 

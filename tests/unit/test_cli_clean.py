@@ -64,6 +64,7 @@ def root(tmp_path: Path) -> Path:
         place(root / "pretrain/custom-ba9876543210/teacher.safetensors"),
     )
     place(root / "manifest/.0123456789ab.json.01234567.tmp")
+    place(root / f"code/{os.geteuid()}/.0123456789ab.01234567.tmp/pipeline/x.py")
     place(root / "notes/of-0123456789ab/mine.txt")
     for path in (*root.rglob("*"), root):
         os.utime(path, (OLD, OLD))
@@ -132,13 +133,13 @@ def test_what_nothing_needs_is_shown_and_with_yes_moved_to_the_trash(
     shown = clean()
     assert files(root) == before
     size = 1000 + (root / "pretrain/mine-0123456789ab/config.yaml").stat().st_size
-    assert f"{5000 + size} bytes in 6 places; --yes moves them" in shown, shown
+    assert f"{6000 + size} bytes in 7 places; --yes moves them" in shown, shown
     assert (
         "mine-0123456789ab: no reproduction asks for it" in shown
         and "step_00000020: its run is done" in shown
     )
     said = clean("--yes", "--checkpoints", done_key())
-    assert f"{5000 + size} bytes moved to the trash" in said
+    assert f"{6000 + size} bytes moved to the trash" in said
     kept = files(root)
     assert kept <= before
     gone = {
@@ -150,6 +151,7 @@ def test_what_nothing_needs_is_shown_and_with_yes_moved_to_the_trash(
         "bad_step_00000005",
         ".train.beton.01234567.tmp",
         ".0123456789ab.json.01234567.tmp",
+        "x.py",
         "weights.bin",
         "config.yaml",
     }
@@ -377,9 +379,8 @@ def test_what_is_another_users_stays(clean: Clean, root: Path, whose: str) -> No
     os.chown(root / "pretrain" / done_key(), 4321, 4321)
     before = files(root)
     said = clean("--yes")
-    assert files(root) == before - {
-        name for name in before if name.endswith(".train.beton.01234567.tmp")
-    }
+    ours = (".train.beton.01234567.tmp", "x.py")
+    assert files(root) == {name for name in before if not name.endswith(ours)}
     assert "belongs to user 4321" in said and "its run is done" not in said
 
 
