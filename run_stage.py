@@ -168,7 +168,7 @@ def doctor(
     partitions, account and time limits, and a dry run of the jobs; and for every
     run that is not done its settings and the data sets, file lists and weights it reads. Data sets
     are checked for layout, number of files, labels and truncated images, which takes minutes for a
-    large one. Changes nothing. The exit code is 1 if there is a problem.
+    large one the first time. Changes nothing. The exit code is 1 if there is a problem.
     """
     from pipeline import environment
     from slurm import console

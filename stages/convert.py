@@ -7,7 +7,7 @@ The layouts of data sets are read in `mugs/data/sources/`; their settings are in
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
-from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set, open_splits
+from stages.shared.image_data import (
+    BUILTIN,
+    ConvertConfig,
+    open_data_set,
+    open_splits,
+)
 
 if TYPE_CHECKING:
-    from mugs.data.sources.base import FolderSource
     from mugs.data.sources.convert import Phase
+    from mugs.data.sources.folder import FolderSource
     from mugs.engine.progress import Progress
 
 # Between two updates of the progress.
@@ -170,9 +175,9 @@ def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple
     if cfg.train_dir in BUILTIN:
         return "images that come with scikit-learn", 0.0
     sources = open_data_set(cfg)
-    check_not_truncated(sources.values(), cfg)
+    check_not_truncated(sources, cfg)
     counts = [f"{len(source):,} {split} images" for split, source in sources.items()]
-    size = sum(estimate_bytes(source) for source in sources.values())
+    size = sum(source.estimate_bytes() for source in sources.values())
     classes = f"{len(sources['train'].classes)} classes"
     skipped = [
         f"; {split}: {describe_skipped(source.skipped)}"
@@ -182,26 +187,31 @@ def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple
     return f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB{''.join(skipped)}", size
 
 
-def check_not_truncated(sources: "Iterable[FolderSource]", cfg: ConvertConfig) -> None:
+def check_not_truncated(sources: "Mapping[str, FolderSource]", cfg: ConvertConfig) -> None:
     """Raise SourceError, in one line, that names the truncated images of all splits."""
     from mugs.data.sources.base import SourceError
     from mugs.data.sources.convert import check_whole_images
+    from mugs.engine.progress import Progress
 
     problems = []
-    for source in sources:
-        try:
-            check_whole_images(source, allow_bad=cfg.allow_bad, threads=cfg.threads)
-        except SourceError as error:
-            problems.append(str(error).splitlines()[0])
+    for split, source in sources.items():
+        # A bar on a terminal: the first look at the files of ImageNet takes minutes.
+        with closing(Progress(f"look at {split} images", len(source), unit="images")) as progress:
+
+            def report(done: int, total: int, progress: Progress = progress) -> None:
+                progress.total = total
+                # Drawing a bar takes longer than a look at a file.
+                if done % 1000 == 0 or done == total:
+                    progress.update(done, items=done - progress.done)
+
+            try:
+                check_whole_images(
+                    source, allow_bad=cfg.allow_bad, threads=cfg.threads, report=report
+                )
+            except SourceError as error:
+                problems.append(str(error).splitlines()[0])
     if problems:
         raise SourceError("; ".join(problems))
-
-
-def estimate_bytes(source: "FolderSource") -> float:
-    """Return the bytes of all images, estimated from about a thousand of them."""
-    # Asking for all 1.3 million sizes of ImageNet is slow on a network file system.
-    sizes = [source.size(index) for index in range(0, len(source), max(1, len(source) // 1000))]
-    return len(source) * sum(sizes) / len(sizes)
 
 
 def verify_converted_images(entry: ManifestEntry, every: int) -> list[str]:

@@ -1,6 +1,7 @@
 """How the suite runs: threads, the order and workers of tests, and which skips are accepted."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 # One thread per process: the tensors are tiny, and threads that wait for a busy core cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Not the cache of whoever runs the tests; the workers of xdist share that of their controller.
+CACHE = tempfile.TemporaryDirectory(prefix="mugs-tests-cache-")
+os.environ.setdefault("MUGS_CACHE_DIR", CACHE.name)
 
 
 class FileScheduling(LoadScopeScheduling):

@@ -1,7 +1,7 @@
 """Prefetch results with a pool of threads, in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,6 +30,18 @@ def map_prefetched(function: Callable[[S], T], items: Iterable[S], threads: int)
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def map_in_chunks(
+    function: Callable[[S], T], items: Sequence[S], threads: int, chunk: int = 256
+) -> Iterator[T]:
+    """Yield the result for each item, in order; a thread computes `chunk` of them in one go.
+
+    For functions of microseconds: handing one item to a thread takes 40 of them.
+    """
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
+    for results in map_prefetched(lambda part: list(map(function, part)), chunks, threads):
+        yield from results
 
 
 def with_progress(items: Iterator[T], total: int, report: ProgressCallback) -> Iterator[T]:

@@ -13,8 +13,8 @@ from pipeline.settings import Added, InputPath, RequiredAtRun, Runtime
 from pipeline.spec import StageConfig
 
 if TYPE_CHECKING:
-    from mugs.data.sources.base import FolderSource
     from mugs.data.sources.expected import ExpectedCounts
+    from mugs.data.sources.folder import FolderSource
 
 
 # Images that come with scikit-learn. Each entry names the function that writes them as an image
@@ -186,6 +186,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     )
     from mugs.data.sources.listing import open_images
     from mugs.data.sources.public import open_public
+    from mugs.data.sources.scan import scan_folder
 
     good: dict[str, FolderSource] = {}
     bad: dict[str, SourceError] = {}
@@ -200,7 +201,11 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
                 continue
             folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()
-            good[split] = open_images(folder, list_file, labeled=cfg.num_classes != 0)
+            # Images that come with the program are written by each run.
+            memory = None if run_dir in folder.parents else scan_folder()
+            good[split] = open_images(
+                folder, list_file, labeled=cfg.num_classes != 0, memory=memory
+            )
         except SourceError as error:
             # Both splits are checked before anything is reported: one look shows all problems.
             bad[split] = error

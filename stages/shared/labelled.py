@@ -13,7 +13,8 @@ from stages.shared.batch_checks import check_batch_is_filled
 from stages.shared.image_data import BUILTIN, ConvertConfig, open_data_set
 
 if TYPE_CHECKING:
-    from mugs.data.sources.base import FolderSource, Source
+    from mugs.data.sources.base import Source
+    from mugs.data.sources.folder import FolderSource
     from mugs.data.sources.subset import Subset
 
 

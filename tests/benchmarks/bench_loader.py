@@ -19,10 +19,11 @@ from plain_views import plain_loader
 from mugs.data.loading.config import LoaderName
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.sources.base import FolderSource, Source
+from mugs.data.sources.base import Source
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import decode_rgb
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.open import open_source
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import plan_views

@@ -11,8 +11,8 @@ from bench_loader import photographs
 from bench_step import seconds
 from dense_step import row
 
-from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import find_bad_images
+from mugs.data.sources.folder import FolderSource
 from stages import convert
 from stages.shared import image_data
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.engine.control import NullControl
 from mugs.methods.config import METHODS
 from mugs.pretrain.train import pretrain

@@ -12,7 +12,7 @@ from step_cases import SMALLEST
 from torch import Tensor, nn
 
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.models.config import ViTConfig
 from mugs.models.vit import ViT, build_vit

@@ -23,7 +23,7 @@ from step_cases import float64
 
 from mugs import distributed
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.engine.control import NullControl
 from mugs.methods.mugs import Mugs
 from mugs.models.memory import NeighborMemory

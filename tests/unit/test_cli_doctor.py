@@ -29,6 +29,7 @@ from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
 from stages import STAGES, convert, features, import_weights
+from stages.shared import image_data
 from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
 
@@ -68,6 +69,8 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
 
     def call(*arguments: str, command: str = "doctor") -> Result:
         root = ["--run-root", str(tmp_path / "runs")]
+        # Each command is a process of its own.
+        image_data.list_data_set.cache_clear()
         return CliRunner().invoke(run_stage.app, [command, "small.yaml", *root, *arguments])
 
     return call

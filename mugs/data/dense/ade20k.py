@@ -29,9 +29,9 @@ from mugs.data.dense.label_maps import (
     raise_problems,
     read_map,
 )
+from mugs.data.dense.read_image import read_rgb_tensor
 from mugs.data.prefetch import ProgressCallback
 from mugs.data.sources.base import SourceError, format_names, list_by_suffix
-from mugs.data.sources.decode import read_rgb_tensor
 
 SPLITS = {"train": "training", "val": "validation"}
 Layout = Literal["ade20k", "voc"]

@@ -19,16 +19,12 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from mugs.data.dense.coco_schema import check_annotation_file
+from mugs.data.dense.read_image import read_rgb_tensor
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched, with_progress
-from mugs.data.sources.base import (
-    SourceError,
-    ends_whole,
-    format_names,
-    is_name_below,
-    open_image,
-)
-from mugs.data.sources.decode import DecodeError, read_rgb_tensor
+from mugs.data.sources.base import SourceError, format_names, is_name_below, open_image
+from mugs.data.sources.decode import DecodeError
 from mugs.data.sources.expected import ExpectedCounts
+from mugs.data.sources.scan import ends_whole
 from pipeline.files import replace_atomically
 
 SPLITS = {"train": "train2017", "val": "val2017"}

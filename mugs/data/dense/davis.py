@@ -23,6 +23,7 @@ from mugs.data.dense.label_maps import (
     read_map,
 )
 from mugs.data.dense.pixels import normalize_pixels
+from mugs.data.dense.read_image import read_rgb_tensor
 from mugs.data.prefetch import ProgressCallback
 from mugs.data.sources.base import (
     SourceError,
@@ -31,7 +32,7 @@ from mugs.data.sources.base import (
     open_image,
     raise_if_any,
 )
-from mugs.data.sources.decode import decode_rgb, read_rgb_tensor
+from mugs.data.sources.decode import decode_rgb
 
 logger = logging.getLogger(__name__)
 RESOLUTION = "480p"

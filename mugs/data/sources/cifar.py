@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mugs.data.prefetch import ProgressCallback, ignore_progress
 from mugs.data.sources.base import FileStamp, SourceError
 from mugs.data.sources.listing import ListedSource
 from pipeline.files import read_bounded
@@ -129,9 +130,9 @@ class ArraySource(ListedSource):
         """Return the size of the encoded image in bytes."""
         return len(self.read(index))
 
-    def ends_whole(self, index: int) -> bool:
-        """Return True: all rows were read."""
-        return True
+    def find_cut_images(self, report: ProgressCallback = ignore_progress) -> list[int]:
+        """Return none: all rows were read."""
+        return []
 
     @property
     def fingerprint(self) -> str:

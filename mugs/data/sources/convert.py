@@ -13,15 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from mugs.data.prefetch import map_prefetched
+from mugs.data.prefetch import ProgressCallback, ignore_progress, map_prefetched
 from mugs.data.sources import beton
-from mugs.data.sources.base import (
-    FileStamp,
-    FolderSource,
-    SourceError,
-    format_names,
-    open_image,
-)
+from mugs.data.sources.base import FileStamp, SourceError, format_names, open_image
 from mugs.data.sources.beton import (
     BetonSource,
     EncodedImage,
@@ -33,6 +27,7 @@ from mugs.data.sources.beton import (
 )
 from mugs.data.sources.changes import count_changes, find_changes
 from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.parts import BetonParts
 from pipeline.control import Control
 
@@ -130,6 +125,9 @@ def convert_to_beton(
     try:
         bad = _append_images(parts, allow_bad, threads, report, control)
         check_bad_allowed(source, bad, allow_bad)
+        # Data that somebody is still unpacking would be converted in part.
+        source.check_same_files()
+        warn_of_changed_files(source, parts.rows)
         digest = parts.finish(lambda done, size: report("checksum", done, size, size))
     finally:
         parts.close()
@@ -152,6 +150,18 @@ def convert_to_beton(
     write_sidecar(path, sidecar)
     parts.remove()
     return sidecar
+
+
+def warn_of_changed_files(source: FolderSource, rows: np.ndarray) -> None:
+    """Log which files were others when they were scanned: they were converted as they are now."""
+    changed = source.find_changed_since_scan(rows["file_size"], rows["mtime_ns"])
+    if changed:
+        logger.warning(
+            "%s: %d images changed since they were scanned: %s",
+            source.root,
+            len(changed),
+            format_names(changed),
+        )
 
 
 def find_converted(source: FolderSource, path: Path, allow_bad: Sequence[str]) -> Sidecar | None:
@@ -211,17 +221,22 @@ def _append_images(
 
 
 def check_whole_images(
-    source: FolderSource, *, allow_bad: Sequence[str] = (), threads: int = 4
+    source: FolderSource,
+    *,
+    allow_bad: Sequence[str] = (),
+    threads: int = 4,
+    report: ProgressCallback = ignore_progress,
 ) -> None:
     """Raise SourceError, as `convert_to_beton` would, for images that were cut short.
 
     Damage in the middle of a file is found only when it is converted.
     """
     # Only files that do not end as a JPEG or PNG are decoded. So a million of these take minutes
-    # instead of hours; images of other formats are all decoded.
-    ends = map_prefetched(source.ends_whole, range(len(source)), threads)
-    suspects = [index for index, whole in enumerate(ends) if not whole]
-    check_bad_allowed(source, find_bad_images(source, suspects, threads), allow_bad)
+    # instead of hours; images of other formats are all decoded, the first time.
+    suspects = source.find_cut_images(report)
+    bad = find_bad_images(source, suspects, threads) if suspects else {}
+    source.remember_whole([index for index in suspects if source.name(index) not in bad])
+    check_bad_allowed(source, bad, allow_bad)
 
 
 def check_bad_allowed(

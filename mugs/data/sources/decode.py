@@ -1,15 +1,11 @@
 """Decode an image, or raise an error that says which one."""
 
 import io
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from mugs.data.sources.base import MAX_IMAGE_BYTES, open_image
-from pipeline.files import read_bounded
+from mugs.data.sources.base import open_image
 
 # Formats of which Pillow hands out 16-bit gray as 32-bit integers: PGM, and PNG in older versions.
 WIDE_GRAY = ("PNG", "PPM")
@@ -51,9 +47,3 @@ def convert_to_rgb(image: Image.Image, name: str) -> Image.Image:
             "save it with 8 or 16 bits"
         )
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def read_rgb_tensor(path: Path) -> Tensor:
-    """Return the pixels of an image file, uint8 (3, H, W). Raises DecodeError and OSError."""
-    pixels = np.array(decode_rgb(read_bounded(path, MAX_IMAGE_BYTES), str(path)))
-    return torch.from_numpy(pixels).permute(2, 0, 1)

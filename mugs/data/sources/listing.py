@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.sources.base import (
-    FolderSource,
-    SourceError,
-    is_name_below,
-    list_images,
-    raise_if_any,
-)
+import numpy as np
+
+from mugs.data.sources.base import SourceError, is_name_below, raise_if_any
+from mugs.data.sources.folder import FolderSource
+from mugs.data.sources.scan import Scan, scan_images
 
 NO_LABEL = -1
 
@@ -25,11 +23,20 @@ class ListedSource(FolderSource):
 
     by_folder = False
 
-    def __init__(self, root: Path, paths: list[str], labels: list[int], classes: list[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        labels: list[int],
+        classes: list[str],
+        scan: Scan | None = None,
+    ) -> None:
         self.root = root
         self.paths = paths
         self.labels = labels
         self.classes = classes
+        self.scan = scan
+        self.positions = np.arange(len(paths))
 
     def fingerprint_of(self, sizes: Iterable[int]) -> str:
         """Return the hash of paths, sizes, labels and classes."""
@@ -38,25 +45,32 @@ class ListedSource(FolderSource):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_images(root: Path, list_file: Path | None = None, *, labeled: bool = True) -> FolderSource:
+def open_images(
+    root: Path, list_file: Path | None = None, *, labeled: bool = True, memory: Path | None = None
+) -> FolderSource:
     """Return the images of a split: those that a list names, or all below `root`.
 
-    Raises SourceError naming what is wrong.
+    What the folder `memory` remembers of them is reused. Raises SourceError naming what is wrong.
     """
     if not root.is_dir():
         raise SourceError(f"{root}: not a folder")
     if list_file is not None:
         return from_list(root, list_file, labeled=labeled)
-    return FolderSource(root) if labeled else without_labels(root)
+    scan = scan_images(root, memory)
+    return FolderSource(root, scan) if labeled else without_labels(root, scan)
 
 
-def without_labels(root: Path) -> ListedSource:
-    """Return all images in `root` and in folders below it, sorted, without labels."""
-    paths, skipped = list_images(root)
+def without_labels(root: Path, scan: Scan) -> ListedSource:
+    """Return all images of a scan, sorted, without labels."""
+    paths = scan.list_paths()
     if not paths:
         raise SourceError(f"{root}: no images in it or below it")
-    source = ListedSource(root, sorted(paths), [NO_LABEL] * len(paths), [])
-    source.skipped = skipped
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    source = ListedSource(
+        root, [paths[index] for index in order], [NO_LABEL] * len(paths), [], scan
+    )
+    source.positions = np.array(order)
+    source.skipped = scan.count_skipped()
     return source
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mugs.data.sources.base import FolderSource, Source
+from mugs.data.sources.base import Source
+from mugs.data.sources.folder import FolderSource
 
 
 def open_source(path: Path) -> Source:

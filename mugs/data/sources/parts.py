@@ -24,10 +24,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from mugs.data.prefetch import ProgressCallback, map_prefetched
+from mugs.data.prefetch import ProgressCallback, map_in_chunks
 from mugs.data.sources import beton
-from mugs.data.sources.base import FileStamp, FolderSource, format_names
+from mugs.data.sources.base import FileStamp, format_names
 from mugs.data.sources.beton import SAMPLE, EncodedImage, Storage
+from mugs.data.sources.folder import FolderSource
 from pipeline.files import make_folder, sync_path, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,9 @@ class BetonParts:
         size = self.data.stat().st_size if self.data.exists() else -1
         while (part := read_part(self._part_path(stop))) is not None:
             stop = part.start + len(part.rows)
-            if part.end > size or part.facts != self._facts(part.start, stop):
+            if stop > len(self.source) or part.end > size:
+                break
+            if part.facts != self._facts(part.start, stop):
                 break
             parts.append(part)
         rows = np.concatenate([part.rows for part in parts]) if parts else self.rows[:0]
@@ -301,7 +304,7 @@ def write_part(path: Path, part: Part) -> None:
 
 def find_changed_files(source: FolderSource, rows: np.ndarray, threads: int) -> list[int]:
     """Return which of the first `len(rows)` files have not the size and time of their row."""
-    stamps = map_prefetched(source.stamp, range(len(rows)), threads)
+    stamps = map_in_chunks(source.stamp, range(len(rows)), threads)
     known = zip(rows["file_size"].tolist(), rows["mtime_ns"].tolist(), strict=True)
     return [
         index

@@ -14,9 +14,9 @@ from PIL import Image
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.sources.base import FolderSource
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import ViewPlan
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from mugs.data.sources.base import FolderSource, SourceError, describe_skipped
+from mugs.data.sources.base import SourceError, describe_skipped
 from mugs.data.sources.beton import BetonSource, read_sidecar, sidecar_path
 from mugs.data.sources.changes import KINDS, describe_changes, find_changes
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.open import open_source
 
 

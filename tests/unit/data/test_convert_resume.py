@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from mugs.data.sources import beton, convert
-from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import ALLOCATION, FIELD, HEADER, SAMPLE, BetonSource, sidecar_path
 from mugs.data.sources.convert import convert_to_beton, encode_image, verify_beton
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.parts import read_part
 from pipeline.control import Interrupted
 
@@ -135,7 +136,7 @@ import itertools, os, random, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from mugs.data.sources import beton, convert
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 beton.PAGE, convert.SAVE_SECONDS = 4096, 15
 convert.time = SimpleNamespace(monotonic=itertools.count().__next__)
 folder, target = Path(sys.argv[1]), Path(sys.argv[2])

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
-from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.expected import ExpectedCounts, check_expected_counts
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.listing import from_list, open_images
 from mugs.data.sources.open import open_source
 from pipeline import config
@@ -252,7 +253,7 @@ def test_the_stage_writes_and_converts_them(tmp_path: Path) -> None:
         train_dir=BUILTIN,
         val_dir=BUILTIN,
     )
-    out = run(SimpleNamespace(run_dir=tmp_path), cfg)  # type: ignore[arg-type]
+    out = run(SimpleNamespace(run_dir=tmp_path, control=None), cfg)  # type: ignore[arg-type]
     assert out.info == {"dataset": "sklearn_photo_patches", "num_classes": 12}
     for split, least in (("train", 51), ("val", 12)):
         source = open_source(out.outputs[split])

@@ -8,14 +8,11 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from mugs.data.sources.base import (
-    FILE_ENDS,
-    SMALLEST_HUGE_FILE,
-    FolderSource,
-    SourceError,
-)
+from mugs.data.sources.base import SourceError
 from mugs.data.sources.convert import check_whole_images
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.listing import open_images
+from mugs.data.sources.scan import FILE_ENDS, SMALLEST_HUGE_FILE
 from stages.convert import check_images
 from stages.shared.image_data import ConvertConfig, open_splits
 
@@ -123,7 +120,7 @@ def test_images_that_pillow_refuses_are_found_before_a_conversion(
     check_whole_images(source, allow_bad=("cat/z.pgm",))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700 * 700 // 2 - 1)
     with pytest.raises(SourceError, match=rf"dog/large.{kind}: Image size .* exceeds limit"):
-        check_whole_images(source)
+        check_whole_images(FolderSource(folder))
 
 
 @pytest.mark.parametrize(("kind", "ending"), list(zip(("jpg", "png"), FILE_ENDS, strict=True)))

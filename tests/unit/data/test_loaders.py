@@ -26,10 +26,11 @@ from mugs.data.loading import thread_loader
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.sources.base import FolderSource, SourceError
+from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import HEADER, BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import DecodeError
+from mugs.data.sources.folder import FolderSource
 
 pytest.importorskip("ffcv", reason="ffcv is not installed")
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mugs.data.dense.pictures import GAP, label_colors
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.evaluation.attention import (
     RAMP,
     STRIP_HEIGHT,

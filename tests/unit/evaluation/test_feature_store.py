@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mugs.data.loading.evaluation import iter_eval_batches
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.evaluation import feature_store
 from mugs.evaluation.config import Feature
 from mugs.evaluation.feature_store import (

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.evaluation import knn
 from mugs.evaluation.features import build_feature_function, extract_features
 from mugs.evaluation.knn import evaluate_knn, find_nearest, grouped_topk

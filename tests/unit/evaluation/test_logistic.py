@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.subset import Subset, draw_class_balanced
 from mugs.evaluation.features import build_feature_function, extract_features
 from mugs.evaluation.logistic import (

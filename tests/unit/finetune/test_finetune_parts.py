@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
 
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.finetune.batches import (
     AugmentedViews,
     BatchSampler,

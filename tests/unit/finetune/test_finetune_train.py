@@ -20,8 +20,8 @@ from torch import Tensor
 from mugs import distributed
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
 from mugs.data.sources.decode import decode_rgb
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.engine.control import NullControl
 from mugs.engine.failures import NonFiniteError

@@ -3,7 +3,7 @@
 import pytest
 
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from step_cases import SMALLEST, float64
 
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.methods.mugs import Mugs
 from mugs.models.vit import resize_by_product, resize_position_table

@@ -23,7 +23,7 @@ from mugs.data.loading.batch import Views
 from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor

@@ -14,7 +14,7 @@ import torch
 from step_cases import SMALLEST, Case, build, write_out_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from mugs.data.sources.base import FolderSource
+from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
 from mugs.engine.calibration import EpochMeans

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import convert_to_beton
+from mugs.data.sources.folder import FolderSource
 from mugs.finetune import config as engine
 from mugs.finetune.batches import BatchSampler
 from mugs.finetune.schedules import FinetuneSchedule

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mugs.data.mini.digits import materialize_digits
-from mugs.data.sources.base import FolderSource
 from mugs.data.sources.convert import convert_to_beton
+from mugs.data.sources.folder import FolderSource
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
