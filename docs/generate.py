@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -135,16 +136,9 @@ def comments_of(cls: type) -> dict[str, str]:
         made = one is MethodSettings
         if not issubclass(one, Settings | BaseModel) or one in (Settings, BaseModel) or made:
             continue
-        comment: list[str] = []
-        for line in inspect.getsource(one).splitlines():
-            if text := re.match(r" {4}# ?(.*)", line):
-                comment.append(text[1].strip())
-            elif field := re.match(r" {4}(\w+):", line):
-                if comment:
-                    found[field[1]] = " ".join(comment)
-                comment = []
-            else:
-                comment = []
+        commented = re.findall(r"((?:^ {4}#.*\n)+) {4}(\w+):", inspect.getsource(one), re.MULTILINE)
+        for comment, name in commented:
+            found[name] = " ".join(line.strip(" #") for line in comment.splitlines())
     return found
 
 
@@ -178,7 +172,9 @@ def limits_of(mark: Any) -> list[str]:
 
 
 def literal(value: Any) -> str:
-    """Return a default as YAML has it."""
+    """Return a default as YAML has it; without one, that a value is required."""
+    if value is dataclasses.MISSING or value is PydanticUndefined:
+        return "required"
     if value is None or isinstance(value, bool):
         return f"`{str(value).lower().replace('none', 'null')}`"
     if isinstance(value, Settings):
@@ -187,18 +183,6 @@ def literal(value: Any) -> str:
         return f"`[{value[0]}, {value[1]}, ..., {value[-1]}]`"
     text = str(value).replace("'", "").replace("(", "[").replace(",)", "]").replace(")", "]")
     return f"`{text}`" if text else '`""`'
-
-
-def default_of(field: Any, marks: frozenset[Mark] = frozenset()) -> str:
-    """Return the default of a field of a dataclass or model; without one, that it is needed."""
-    if Mark.REQUIRED_AT_RUN in marks:
-        return "needed to run"
-    factory = getattr(field, "default_factory", None)
-    if factory not in (None, dataclasses.MISSING):
-        return literal(factory())
-    value = getattr(field, "default", dataclasses.MISSING)
-    required = value is dataclasses.MISSING or getattr(field, "is_required", bool)()
-    return "required" if required else literal(value)
 
 
 def meaning(comment: str) -> str:
@@ -218,14 +202,14 @@ def settings_table(cls: type[Settings], path: str) -> Iterator[str]:
     """Write a table of the settings of a class, then those of the classes it holds."""
     hints = typing.get_type_hints(cls, include_extras=True)
     comments = comments_of(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
     shown = setting_fields(cls)
     yield SETTINGS_HEAD
     for name, setting in shown.items():
         in_id = "no" if setting.runtime else "yes"
         if Mark.ADDED in setting.marks:
             in_id = "unless default"
-        default = default_of(fields[name], setting.marks)
+        needed = Mark.REQUIRED_AT_RUN in setting.marks
+        default = "needed to run" if needed else literal(setting.default)
         cells = (f"`{name}`", values(hints[name]), default, in_id, meaning(comments.get(name, "")))
         yield f"| {' | '.join(cells)} |\n"
     yield "\n"
@@ -244,7 +228,8 @@ def model_table(model: type[BaseModel]) -> Iterator[str]:
         limits = [text for mark in field.metadata for text in limits_of(mark)]
         kind, _, null = values(field.annotation).partition(" or ")
         kind = " ".join([kind, *limits]) + (f" or {null}" if null else "")
-        yield f"| `{name}` | {kind} | {default_of(field)} | {meaning(comments.get(name, ''))} |\n"
+        default = literal(field.get_default(call_default_factory=True))
+        yield f"| `{name}` | {kind} | {default} | {meaning(comments.get(name, ''))} |\n"
     yield "\n"
 
 
@@ -285,17 +270,18 @@ PAGES = {"configuration.md": configuration_page, "cluster_profiles.md": profiles
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or name those that are old."""
-    old = []
-    for name, page in PAGES.items():
-        text = "".join(page()).rstrip("\n") + "\n"
-        path = HERE / name
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        old.append(name)
-        if "--check" not in arguments:
+    pages = {HERE / name: "".join(page()).rstrip("\n") + "\n" for name, page in PAGES.items()}
+    old = {
+        path: text
+        for path, text in pages.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+    if "--check" not in arguments:
+        for path, text in old.items():
             path.write_text(text, encoding="utf-8")
-    if "--check" in arguments and old:
-        sys.stderr.write(f"docs: {', '.join(old)} not up to date; run `make docs`\n")
+    elif old:
+        names = ", ".join(path.name for path in old)
+        sys.stderr.write(f"docs: {names} not up to date; run `make docs`\n")
         return 1
     return 0
 
