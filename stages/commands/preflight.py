@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.findings import Finding, ok, skipped, wrong
+from pipeline.inputs import list_input_paths
 from pipeline.plan import list_unset_settings
 from pipeline.runfile import import_by_name
-from pipeline.settings import Mark, Settings, setting_fields
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
 from stages.commands.reproduction import Selection
@@ -137,7 +137,7 @@ def check_image_counts(
 
 def _data_remedy(run: StageRun) -> str:
     """Return what to do about refused files, with the settings that say where they are."""
-    places = data_settings(run.config)
+    places = dict(list_input_paths(run.config))
     settings = ", ".join(f"{run.name}.{name}" for name in places)
     remedy = f"correct the files, or {settings or 'the run'}"
     # Paths that exist are not the problem of a login node without the data, so the option is not
@@ -145,20 +145,6 @@ def _data_remedy(run: StageRun) -> str:
     if not all(Path(place).expanduser().exists() for place in places.values()):
         remedy += "; --skip-data-checks if only compute nodes have them"
     return remedy
-
-
-def data_settings(config: Settings) -> dict[str, str]:
-    """Return the paths that a run reads, by the dotted name of their setting."""
-    found: dict[str, str] = {}
-    for setting in setting_fields(type(config)).values():
-        value = getattr(config, setting.name)
-        if isinstance(value, Settings):
-            found |= {
-                f"{setting.name}.{inner}": place for inner, place in data_settings(value).items()
-            }
-        elif value and Mark.REQUIRED_AT_RUN in setting.marks:
-            found[setting.name] = value
-    return found
 
 
 def _written_bytes(folder: Path) -> int:
