@@ -43,14 +43,9 @@ def format_difference(value: float) -> str:
     return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
-def split_setting(setting: str) -> list[str]:
-    """Return `cls`, `k=20` and `T=0.07` for `cls, k=20, T=0.07`."""
-    return [part.strip() for part in setting.split(",")]
-
-
 def setting_matches(setting: str, pattern: str) -> bool:
-    """Return whether a part of a setting matches a pattern such as `*% of labels`."""
-    return any(fnmatchcase(part, pattern) for part in split_setting(setting))
+    """Return whether a part of a setting (`cls, k=20`) matches a pattern such as `k=*`."""
+    return any(fnmatchcase(part.strip(), pattern) for part in setting.split(","))
 
 
 def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell:

@@ -60,8 +60,10 @@ def collect_results(
             if result.row.run_id == run.run_id:
                 results.append(annotate_result(result, known, references))
             else:
-                foreign = f"row of run {result.row.run_id} in the file of run {run.run_id}"
-                problems.append(f"{result.where}: {foreign}")
+                problems.append(
+                    f"{result.where}: row of run {result.row.run_id} "
+                    f"in the file of run {run.run_id}"
+                )
     return make_collection(results, known, problems)
 
 

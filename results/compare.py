@@ -33,8 +33,8 @@ def compare_cells(
             shown = [cells[key].text() if key in cells else MISSING for cells in (mine, theirs)]
             state, difference = _compare(mine.get(key), theirs.get(key))
             counts[state] += 1
-            texts = (name, *labels, *shown, difference)
-            rows.append(FormattedRow(group, "ours", tuple(map(FormattedCell, texts))))
+            cells = map(FormattedCell, (name, *labels, *shown, difference))
+            rows.append(FormattedRow(group, "ours", tuple(cells)))
     summary = (
         f"{len(rows)} cells: {counts['equal']} equal, {counts['different']} different,"
         f" {counts['single']} in one only."

@@ -8,7 +8,6 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.files import write_atomic
 from results import render, spec
@@ -46,7 +45,8 @@ def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:
     }
     # Without the settings that cannot change a result, such as paths.
     runs = [
-        {**_public_fields(run), "config": run.science()}
+        {name: value for name, value in asdict(run).items() if name not in LEFT_OUT}
+        | {"config": run.science()}
         for _, run in sorted(collection.runs.items())
     ]
     content = {"runs": runs, "results": facts}
@@ -55,10 +55,6 @@ def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:
     tables = build_tables(read_published(folder).results, spec.table_names())
     written = render.write_tables(tables, folder / "tables").values()
     return [folder / "rows.csv", folder / "runs.json", *written]
-
-
-def _public_fields(run: FinishedRun) -> dict[str, Any]:
-    return {key: value for key, value in asdict(run).items() if key not in LEFT_OUT}
 
 
 def is_published(folder: Path) -> bool:

@@ -168,7 +168,21 @@ def _fill_printed(spec: TableSpec, results: Sequence[Result]) -> tuple[Block, se
             for column in spec.columns
         }
         used |= {result for found in by_column.values() for result in found}
-        entries.append(_paper_entry(paper, build_our_rows(by_column)))
+        ours = build_our_rows(by_column)
+        entries.append(
+            Entry(
+                group=paper.group,
+                method=paper.method,
+                arch=vocabulary.arch_title(paper.arch),
+                epochs=paper.epochs,
+                ours=ours,
+                paper=paper.values,
+                notes=paper.notes,
+                # Other methods get a row of ours only if we have run them, and so does a
+                # pretraining of MGC that no recipe of ours is.
+                comparable=bool(ours) or _is_own(paper),
+            )
+        )
     columns = {column.key: column.title for column in spec.columns}
     return Block(spec.title, columns, tuple(entries)), used
 
@@ -176,21 +190,6 @@ def _fill_printed(spec: TableSpec, results: Sequence[Result]) -> tuple[Block, se
 def base_method(method: str) -> str:
     """Return `Mugs` for `Mugs w/o IDS`, `iBOT` for `iBOT (re-run)`."""
     return method.split(" w/o ")[0].removesuffix(" (re-run)")
-
-
-def _paper_entry(paper: PaperRow, ours: tuple[OurRow, ...]) -> Entry:
-    return Entry(
-        group=paper.group,
-        method=paper.method,
-        arch=load_vocabulary().arch_title(paper.arch),
-        epochs=paper.epochs,
-        ours=ours,
-        paper=paper.values,
-        notes=paper.notes,
-        # Other methods get a row of ours only if we have run them, and so does a pretraining of MGC
-        # that no recipe of ours is.
-        comparable=bool(ours) or _is_own(paper),
-    )
 
 
 def _is_own(paper: PaperRow) -> bool:

@@ -110,8 +110,9 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
         info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colors}}
     setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
     values = [("mIoU", found.miou), ("mAcc", found.macc), ("aAcc", found.aacc)]
-    rows = build_result_rows(ctx, cfg.weights, setting, values)
-    return StageOutput(outputs=outputs, rows=rows, info=info)
+    return StageOutput(
+        outputs=outputs, rows=build_result_rows(ctx, cfg.weights, setting, values), info=info
+    )
 
 
 def load_trainable_vit(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> "ViT":

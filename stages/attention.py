@@ -73,8 +73,10 @@ def run(ctx: StageContext, cfg: AttentionConfig) -> StageOutput:
     # Ranks draw different images; rank 0 records the folder once all are there.
     distributed.barrier()
     caption = CAPTION.format(keep=cfg.keep, heads=vit.config.num_heads)
-    info = {**describe_backbone(ctx, cfg.weights), "captions": {"pictures": caption}}
-    return StageOutput(outputs={"pictures": folder}, info=info)
+    return StageOutput(
+        outputs={"pictures": folder},
+        info={**describe_backbone(ctx, cfg.weights), "captions": {"pictures": caption}},
+    )
 
 
 def choose_images(cfg: AttentionConfig, count: int) -> list[int]:

@@ -99,8 +99,11 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     if distributed.is_main():
         for split in ("train", "val"):
             (ctx.run_dir / TABLE.format(split=split)).unlink()
-    info = {"dataset": data["dataset"], "captions": {"pictures": CAPTION}}
-    return StageOutput(outputs=outputs, rows=rows, info=info)
+    return StageOutput(
+        outputs=outputs,
+        rows=rows,
+        info={"dataset": data["dataset"], "captions": {"pictures": CAPTION}},
+    )
 
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":

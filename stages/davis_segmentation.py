@@ -55,8 +55,11 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
             captions[label] = CAPTION.format(previous=previous)
         values = [("J&F", found.jf), ("J", found.j), ("F", found.f)]
         rows += build_result_rows(ctx, cfg.weights, f"n={previous}", values)
-    info = {"dataset": ctx.inputs["data"].info["dataset"], "captions": captions}
-    return StageOutput(outputs=outputs, rows=rows, info=info)
+    return StageOutput(
+        outputs=outputs,
+        rows=rows,
+        info={"dataset": ctx.inputs["data"].info["dataset"], "captions": captions},
+    )
 
 
 SPEC = StageSpec(

@@ -19,6 +19,7 @@ from stages.shared.batch_checks import (
     check_even_passes,
 )
 from stages.shared.frozen import (
+    FACTS,
     WEIGHTS,
     Pretrained,
     build_result_rows,
@@ -113,11 +114,12 @@ def run(ctx: StageContext, cfg: FinetuneStageConfig) -> StageOutput:
         write_backbone_file(path, dict(model.state_dict()), meta)
     # The file has to be complete before any rank returns and the run is recorded.
     distributed.barrier()
-    source_info = ctx.inputs["weights"].info
-    facts = {name: source_info[name] for name in ("method", "arch", "epochs", "seed")}
-    info = {**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes}
-    rows = build_accuracy_rows(ctx, cfg, task.history)
-    return StageOutput(outputs={"classifier": path}, rows=rows, info=info)
+    facts = {name: ctx.inputs["weights"].info[name] for name in FACTS}
+    return StageOutput(
+        outputs={"classifier": path},
+        rows=build_accuracy_rows(ctx, cfg, task.history),
+        info={**facts, "shape": arch, "dataset": data.info["dataset"], "num_classes": classes},
+    )
 
 
 def build_accuracy_rows(

@@ -56,17 +56,19 @@ def run(ctx: StageContext, cfg: ImportConfig) -> StageOutput:
     found = load_foreign_weights(cfg)
     target = ctx.run_dir / "weights" / "teacher.safetensors"
     write_imported_weights(found, target)
-    # The same facts as of a pretraining, so that later stages need not tell the two apart.
-    info = {
-        "method": cfg.method,
-        "arch": cfg.arch,
-        "shape": asdict(found.vit.config),
-        "epochs": cfg.epochs,
-        "seed": cfg.seed,
-        "sha256": found.sha256,
-        "discarded": list(found.discarded),
-    }
-    return StageOutput(outputs={"teacher": target}, info=info)
+    return StageOutput(
+        outputs={"teacher": target},
+        # The same facts as of a pretraining, so that later stages need not tell the two apart.
+        info={
+            "method": cfg.method,
+            "arch": cfg.arch,
+            "shape": asdict(found.vit.config),
+            "epochs": cfg.epochs,
+            "seed": cfg.seed,
+            "sha256": found.sha256,
+            "discarded": list(found.discarded),
+        },
+    )
 
 
 SPEC = StageSpec(

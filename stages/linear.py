@@ -115,12 +115,15 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
         )
         for which, chosen in (("best", best), ("last", last))
     ]
-    info = {
-        "best_epoch": best.epoch,
-        "best_setting": str(best.setting),
-        "last_setting": str(last.setting),
-    }
-    return StageOutput(outputs={"history": history}, rows=rows, info=info)
+    return StageOutput(
+        outputs={"history": history},
+        rows=rows,
+        info={
+            "best_epoch": best.epoch,
+            "best_setting": str(best.setting),
+            "last_setting": str(last.setting),
+        },
+    )
 
 
 def build_probe(cfg: LinearConfig) -> LinearProbe:

@@ -127,8 +127,10 @@ def write_fit(ctx: StageContext, cfg: LogisticConfig, penalty: float, found: "Lo
     """Write the result of a penalty, with the checksum of the features it was fitted to."""
     from mugs.weights.backbone_file import write_backbone_file
 
-    facts = {"objective": found.objective, "gap": found.gap, "iterations": found.iterations}
-    meta = {"features": ctx.inputs["features"].outputs["features"].sha256, "fit": facts}
+    meta = {
+        "features": ctx.inputs["features"].outputs["features"].sha256,
+        "fit": {"objective": found.objective, "gap": found.gap, "iterations": found.iterations},
+    }
     write_backbone_file(cfg.fit_path(ctx.run_dir, penalty), {"weight": found.weight}, meta)
 
 

@@ -71,7 +71,16 @@ def build_context(
     runs = sort_by_dependency(list(collection.runs.values()))
     tables = build_tables(collection.results, spec.table_names())
     # The command gives every run of a reproduction; without one, only finished runs are known.
-    drawn = list(nodes) or [_node(run) for run in runs]
+    drawn = list(nodes) or [
+        Node(
+            run.run_id,
+            run.stage,
+            run.name,
+            detail=format_run_time(run.seconds),
+            needs=tuple(run.upstream.values()),
+        )
+        for run in runs
+    ]
     script = resources.read_resource("report", "templates", "report.js")
     return {
         "title": root.name or "run root",
@@ -109,17 +118,6 @@ def build_context(
         # Not the time of writing: the same results give the same bytes.
         "newest": max((run.finished for run in runs), default=""),
     }
-
-
-def _node(run: FinishedRun) -> Node:
-    return Node(
-        run.run_id,
-        run.stage,
-        run.name,
-        "done",
-        format_run_time(run.seconds),
-        tuple(run.upstream.values()),
-    )
 
 
 def count_filled_cells(table: Table) -> tuple[int, int, int]:

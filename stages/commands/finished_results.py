@@ -17,6 +17,8 @@ from results.runs import flatten_config, run_from_entry
 from results.variants import ReferenceReproduction, ReferenceRun
 from stages import STAGES
 
+PAPER_ARCHS = ("vit_s16", "vit_b16", "vit_l16")
+
 
 def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResults:
     """Return the results of those `runs` that are done, or of every finished run without `runs`.
@@ -97,7 +99,9 @@ def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]
         if run.stage != "pretrain":
             continue
         ours = flatten_config(run.config)
-        recipe = config.load_recipe(find_paper_recipe(str(run.config.get("arch"))))
+        # One recipe is for the mini network and others that are not in the paper.
+        arch = f"_{run.config['arch']}" if run.config.get("arch") in PAPER_ARCHS else ""
+        recipe = config.load_recipe(f"pretrain/paper{arch}")
         # The paper's text is about its own method; the recipe has a section of its settings.
         if run.config.get("method") not in recipe:
             continue
@@ -108,9 +112,3 @@ def find_paper_differences(collection: CollectedResults) -> dict[str, list[str]]
             if key in ours and ours[key] != value
         ]
     return found
-
-
-def find_paper_recipe(arch: str) -> str:
-    """Return the recipe with the paper's settings; one for other architectures than the paper's."""
-    in_paper = arch in ("vit_s16", "vit_b16", "vit_l16")
-    return f"pretrain/paper_{arch}" if in_paper else "pretrain/paper"

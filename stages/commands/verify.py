@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.files import FormatVersionError
-from pipeline.manifest import ManifestEntry
 from pipeline.runfile import import_by_name
 from pipeline.spec import StageRun
 from stages import STAGES
@@ -48,8 +47,8 @@ def verify_runs(
             found.recorded += 1
             # Other commands compare sizes only, since hashing a data set takes minutes.
             found.problems += manifest.find_problems(entry, hashes=True)
-            if every:
-                found.problems += check_output_contents(run.stage, entry, every)
+            if every and (check := STAGES[run.stage].check):
+                found.problems += import_by_name(check)(entry, every)
         # An entry that exists but cannot be read; without a file the run is simply not done.
         elif (path := manifest.entry_path(root, run.run_id)).exists():
             found.problems.append(f"{path}: not a readable manifest entry")
@@ -59,9 +58,3 @@ def verify_runs(
         found.problems += checkpoints.problems
         found.repaired += checkpoints.repaired
     return found
-
-
-def check_output_contents(stage: str, entry: ManifestEntry, every: int) -> list[str]:
-    """Return what the stage's own check finds wrong inside the outputs of a finished run."""
-    check = STAGES[stage].check
-    return list(import_by_name(check)(entry, every)) if check else []

@@ -30,6 +30,8 @@ FROZEN = {"data": "convert?", "weights": f"{WEIGHTS}?", "features": "features?"}
 CLASS_FEATURES: tuple[Feature, ...] = ("cls", "last4_cls")
 """Features of class tokens alone."""
 Weights = Literal["teacher", "student", "initial"]
+FACTS = ("method", "arch", "epochs", "seed")
+"""What a run of `WEIGHTS` records for result rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +267,7 @@ def describe_backbone(ctx: StageContext, weights: Weights) -> dict[str, Any]:
     # Stored features carry these facts of the data and the weights they were computed from.
     if "features" in ctx.inputs:
         return dict(ctx.inputs["features"].info)
-    source = ctx.inputs["weights"].info
-    facts = {name: source[name] for name in ("method", "arch", "epochs", "seed")}
+    facts = {name: ctx.inputs["weights"].info[name] for name in FACTS}
     return {**facts, "weights": weights, "dataset": ctx.inputs["data"].info["dataset"]}
 
 
