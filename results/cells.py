@@ -1,12 +1,13 @@
 """From results to the one number of a cell: the best setting, as a mean over seeds."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from statistics import fmean, stdev
 
 from results.collect import separate_conflicts
+from results.runs import group_by
 from results.schema import Result
 from results.store import RowsError
 
@@ -57,9 +58,7 @@ def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ())
     kept, conflicts = separate_conflicts(tuple(results))
     if conflicts:
         raise RowsError("\n".join(conflicts))
-    by_setting: dict[str, list[Result]] = defaultdict(list)
-    for result in kept:
-        by_setting[result.row.setting].append(result)
+    by_setting: dict[str, list[Result]] = group_by(kept, attrgetter("row.setting"))
     # A setting that only some seeds have would win by a lucky seed, so only those with the most
     # seeds can be chosen. Sorting makes the choice between equal means independent of file order.
     most = max(len(found) for found in by_setting.values())

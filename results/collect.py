@@ -1,12 +1,11 @@
 """From the files of a run root to results: every row is read, checked and joined with its run."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
-from results.runs import FinishedRun, iter_with_upstream
+from results.runs import FinishedRun, group_by, iter_with_upstream
 from results.schema import Result, ResultRow
 from results.store import COLUMNS, RowsError, find_unknown_names, read_results
 from results.variants import (
@@ -116,11 +115,9 @@ def separate_conflicts(results: Sequence[Result]) -> tuple[tuple[Result, ...], t
 
     None of the several is kept: picking one silently would hide a mistake.
     """
-    by_key: dict[tuple[object, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        by_key[_result_key(result)].append(result)
-    kept = tuple(same[0] for same in by_key.values() if len(same) == 1)
-    return kept, tuple(_describe_conflict(same) for same in by_key.values() if len(same) > 1)
+    groups = group_by(results, _result_key).values()
+    kept = tuple(same[0] for same in groups if len(same) == 1)
+    return kept, tuple(_describe_conflict(same) for same in groups if len(same) > 1)
 
 
 def _describe_conflict(same: Sequence[Result]) -> str:

@@ -3,9 +3,12 @@
 Tables, report and `--explain` see finished runs in this form.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 # Fields of a manifest entry that are taken over as they are.
 _COPIED_FIELDS = (
@@ -99,6 +102,14 @@ def _list_other_code(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         for each in provenance.get("earlier") or ()
         if any(each.get(key) != provenance.get(key) for key in keys)
     ]
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by their key; keys and items stay in order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

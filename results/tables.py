@@ -1,6 +1,5 @@
 """The paper's tables with our results: pure functions of results, specs and the paper's numbers."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,6 +8,7 @@ from operator import attrgetter
 from results.cells import Cell, choose_best_cell
 from results.collect import CollectedResults, describe_row
 from results.margins import Margin, compute_margins
+from results.runs import group_by
 from results.schema import Result
 from results.spec import Column, PaperRow, TableSpec, load_table_spec
 from results.vocabulary import load_vocabulary
@@ -152,17 +152,20 @@ def build_table(name: str, results: Iterable[Result]) -> Table:
 def _fill_printed(spec: TableSpec, results: Sequence[Result]) -> tuple[Block, set[Result]]:
     """Return the paper's rows with ours, and the results shown."""
     vocabulary = load_vocabulary()
-    by_pretraining: dict[tuple[object, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        row = result.row
-        method = vocabulary.method_title(row.method)
-        by_pretraining[method, row.arch, row.epochs, result.variant].append(result)
-
+    by_pretraining: dict[tuple[object, ...], list[Result]] = group_by(
+        results,
+        lambda result: (
+            vocabulary.method_title(result.row.method),
+            result.row.arch,
+            result.row.epochs,
+            result.variant,
+        ),
+    )
     entries = []
     used: set[Result] = set()
     for paper in spec.paper:
         key = (base_method(paper.method), paper.arch, paper.pretrain_epochs, paper.variant)
-        mine = by_pretraining[key]
+        mine = by_pretraining.get(key, [])
         by_column = {
             column: [r for r in mine if column.takes(r) and r.row.dataset == column.dataset]
             for column in spec.columns
@@ -230,10 +233,8 @@ def _alternative_cells(
     results: Sequence[Result], pretraining: PretrainingKey, column: Column
 ) -> list[Cell]:
     """Return one cell per set of differing settings of a pretraining, the smallest set first."""
-    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        if _pretraining_key(result) == pretraining:
-            groups[result.differs].append(result)
+    mine = [result for result in results if _pretraining_key(result) == pretraining]
+    groups: dict[tuple[str, ...], list[Result]] = group_by(mine, attrgetter("differs"))
     return [
         choose_best_cell(groups[differs], column.also_report)
         for differs in sorted(groups, key=lambda differs: (len(differs), differs))

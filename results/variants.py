@@ -1,11 +1,11 @@
 """What a row does not say about its pretraining: variant, and deviations from the recipe."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from results.runs import FinishedRun, flatten_config, iter_with_upstream
+from results.runs import FinishedRun, flatten_config, group_by, iter_with_upstream
 from results.schema import Result, ResultRow
 from results.vocabulary import load_vocabulary
 
@@ -141,16 +141,13 @@ def _experiment_and_setting(result: Result) -> tuple[object, ...]:
 def _name_varying(
     results: Sequence[Result],
     runs: Mapping[str, FinishedRun],
-    group_by: Callable[[Result], tuple[object, ...]],
+    experiment: Callable[[Result], tuple[object, ...]],
     *,
     own: bool,
 ) -> list[Result]:
     """Return the results, each with the settings in which its group varies."""
-    groups: dict[tuple[object, ...], list[Result]] = defaultdict(list)
-    for result in results:
-        groups[group_by(result)].append(result)
     varying: dict[tuple[tuple[object, ...], str], tuple[str, ...]] = {}
-    for group, same in groups.items():
+    for group, same in group_by(results, experiment).items():
         ids = sorted({result.row.run_id for result in same if result.row.run_id in runs})
         chains = {run_id: _chain_settings(run_id, same[0].row, runs, own=own) for run_id in ids}
         # Settings that only some have belong to another version of the code.
@@ -163,7 +160,7 @@ def _name_varying(
     return [
         replace(
             result,
-            differs=(*result.differs, *varying.get((group_by(result), result.row.run_id), ())),
+            differs=(*result.differs, *varying.get((experiment(result), result.row.run_id), ())),
         )
         for result in results
     ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from results.cells import Cell
 from results.figures.style import Drawing, Theme
+from results.runs import group_by
 from results.schema import Result
 from results.spec import load_table_spec
 from results.tables import OurCell, build_table
@@ -113,13 +115,11 @@ def _axes(label: str) -> tuple[Figure, Axes]:
 
 def draw_knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
     """Return a curve per run of the stage `knn_curve`; None without such a run."""
-    by_run: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        if result.row.stage == STAGE and EPOCH.fullmatch(result.row.setting):
-            by_run[result.row.run_id].append(result)
-    if not by_run:
+    found = [r for r in results if r.row.stage == STAGE and EPOCH.fullmatch(r.row.setting)]
+    if not found:
         return None
-    curves = [best_setting_curve(found) for _, found in sorted(by_run.items())]
+    by_run: dict[str, list[Result]] = group_by(found, attrgetter("row.run_id"))
+    curves = [best_setting_curve(by_run[run_id]) for run_id in sorted(by_run)]
     return Drawing(
         STAGE, "k-NN during pretraining", DURING_CAPTION, lambda theme: _draw_course(curves, theme)
     )

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 
-from results.runs import FinishedRun
+from results.runs import FinishedRun, group_by
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class Cost:
 
 def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
     """Return the costs of each stage, in the order of its first run, and their total at the end."""
-    groups: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.stage, []).append(run)
+    groups: dict[str, list[FinishedRun]] = group_by(runs, attrgetter("stage"))
     everything = [run for group in groups.values() for run in group]
     return [
         Cost(

@@ -21,7 +21,7 @@ from results.figures.style import DARK, LIGHT, data_uri, render_image
 from results.formatted import format_table
 from results.report.costs import format_run_time, sum_costs_by_stage
 from results.report.graph import HEIGHT, WIDTH, Node, lay_out_graph
-from results.runs import FinishedRun, flatten_config, sort_by_dependency
+from results.runs import FinishedRun, flatten_config, group_by, sort_by_dependency
 from results.tables import Table, build_tables, describe_unplaced
 from results.variants import format_setting
 from results.vocabulary import load_vocabulary
@@ -150,8 +150,9 @@ def _differs(collection: CollectedResults) -> dict[str, list[str]]:
 
 def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
     """Return each set of package versions with the runs that had it."""
-    found: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        text = ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items()))
-        found.setdefault(text or "not recorded", []).append(run)
-    return list(found.items())
+
+    def describe(run: FinishedRun) -> str:
+        versions = [f"{name} {version}" for name, version in sorted(run.versions.items())]
+        return ", ".join(versions) or "not recorded"
+
+    return list(group_by(runs, describe).items())
