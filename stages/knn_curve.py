@@ -80,19 +80,12 @@ class KnnCurveConfig(Crop, FeatureEvaluation):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining that runs or is done: its folder, and the evaluated steps by epoch."""
+    """A pretraining that runs or is done: its folder, and where the teacher of each epoch is or
+    will be; epoch 0 is the start.
+    """
 
     run_dir: Path
-    steps: Mapping[int, int]
-
-    def file(self, epoch: int) -> Path:
-        """Return where the teacher of an epoch is or will be; epoch 0 is the start."""
-        if epoch == 0:
-            return self.run_dir / "weights" / f"{INITIAL}.safetensors"
-        from mugs.checkpoint.record import checkpoint_name
-
-        folder = self.run_dir / "checkpoints" / checkpoint_name(self.steps[epoch])
-        return folder / "teacher.safetensors"
+    files: Mapping[int, Path]
 
     def silent_minutes(self) -> float:
         """Return the time since its last sign of life: an attempt, progress, or a checkpoint."""
@@ -111,7 +104,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     began = time.monotonic()
     progress = Progress(
         "knn curve",
-        len(pretraining.steps),
+        len(pretraining.files),
         unit="checkpoints",
         rate_unit="checkpoints/s",
         path=ctx.run_dir / "progress.json",
@@ -124,9 +117,9 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
     ) != "none":
         if chosen == "wait":
             time.sleep(cfg.poll_seconds)
-            continue
-        evaluate_epoch(ctx, cfg, pretraining, int(chosen))
-        progress.update(len(list((ctx.run_dir / "epochs").glob("epoch_*.json"))))
+        else:
+            evaluate_epoch(ctx, cfg, pretraining, int(chosen))
+            progress.update(len(list((ctx.run_dir / "epochs").glob("epoch_*.json"))))
     progress.close()
     entry = find_done_entry(ctx)
     assert entry is not None
@@ -137,7 +130,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
         build_result_row(
             ended, "teacher", setting=f"epoch={epoch}, {feature}, k={k}, T={t:g}", value=value
         )
-        for epoch in pretraining.steps
+        for epoch in pretraining.files
         for k, t, value in (read_json(epoch_record_path(ctx, epoch)) or {})["top1"]
     ]
     return StageOutput(rows=rows)
@@ -145,6 +138,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
 
 def find_pretraining(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
     """Return the pretraining that fills the role `weights`."""
+    from mugs.checkpoint.record import checkpoint_name
     from mugs.data.loading.order import SampleOrder
     from mugs.data.sources.open import open_source
 
@@ -160,8 +154,11 @@ def find_pretraining(ctx: StageContext, cfg: KnnCurveConfig) -> Pretraining:
         batch_size=config.batch_size,
         steps_per_epoch=config.steps_per_epoch,
     )
-    epochs = [*range(0, config.epochs, cfg.every_epochs), config.epochs]
-    return Pretraining(run_dir, {epoch: epoch * order.steps_per_epoch for epoch in epochs})
+    files = {0: run_dir / "weights" / f"{INITIAL}.safetensors"}
+    for epoch in [*range(cfg.every_epochs, config.epochs, cfg.every_epochs), config.epochs]:
+        name = checkpoint_name(epoch * order.steps_per_epoch)
+        files[epoch] = run_dir / "checkpoints" / name / "teacher.safetensors"
+    return Pretraining(run_dir, files)
 
 
 def find_done_entry(ctx: StageContext) -> manifest.ManifestEntry | None:
@@ -185,13 +182,13 @@ def next_epoch(
     """
     # Asked first: a checkpoint that is missing afterwards will never come.
     done = find_done_entry(ctx) is not None
-    remaining = [epoch for epoch in pretraining.steps if not is_evaluated(ctx, pretraining, epoch)]
+    remaining = [epoch for epoch in pretraining.files if not is_evaluated(ctx, pretraining, epoch)]
     for epoch in remaining:
-        if is_good(pretraining.file(epoch)):
+        if is_good(pretraining.files[epoch]):
             return str(epoch)
     if done and remaining:
         raise ValueError(
-            f"{pretraining.file(remaining[0])}: no good weights of epoch {remaining[0]}, and the "
+            f"{pretraining.files[remaining[0]]}: no good weights of epoch {remaining[0]}, and the "
             "pretraining is done; every_epochs has to be a multiple of the keep_every_epochs it "
             "ran with"
         )
@@ -223,7 +220,7 @@ def identify_weights(pretraining: Pretraining, epoch: int) -> str | None:
     # The initial weights are written once and never change.
     if epoch == 0:
         return INITIAL
-    file = pretraining.file(epoch)
+    file = pretraining.files[epoch]
     try:
         return read_record(file.parent).files[file.name].sha256
     except (CheckpointError, KeyError):
@@ -286,9 +283,9 @@ def load_teacher(pretraining: Pretraining, epoch: int) -> "ViT":
     from mugs.weights.backbone_file import extract_backbone_state, load_backbone, load_strictly
 
     # A checkpoint holds tensors only; the initial weights also say the shape of the network.
-    vit = load_backbone(pretraining.file(0))
+    vit = load_backbone(pretraining.files[0])
     if epoch:
-        file = pretraining.file(epoch)
+        file = pretraining.files[epoch]
         state, _ = extract_backbone_state({"teacher": load_state_dict_file(file.parent, "teacher")})
         load_strictly(vit, state, file)
     return vit.eval().requires_grad_(False)

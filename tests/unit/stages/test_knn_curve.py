@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mugs.checkpoint.record import checkpoint_name
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.folder import FolderSource
@@ -145,7 +146,8 @@ def case(trained: Path, tmp_path: Path) -> Case:
 
 
 def test_checkpoints_are_evaluated_as_they_appear(case: Case, meetings: list[set[Path]]) -> None:
-    assert list(case.found().steps.items()) == [(0, 0), (2, 2), (3, 3)]
+    folders = [(epoch, file.parent.name) for epoch, file in case.found().files.items()]
+    assert folders == [(0, "weights"), (2, checkpoint_name(2)), (3, checkpoint_name(3))]
     assert case.next() == "wait"
     case.appear("initial")
     assert case.next() == "0"
