@@ -6,7 +6,7 @@ import math
 import pickle
 import pickletools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,27 +146,6 @@ class ArraySource(ListedSource):
         return digest.hexdigest()
 
 
-def open_cifar10(root: Path, split: str) -> ArraySource:
-    """Open `root` or `root/cifar-10-batches-py`: data_batch_1 to 5, test_batch and batches.meta."""
-    root = find_cifar_dir(root, "cifar-10-batches-py", "batches.meta")
-    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    return read_batches(
-        root, split, names, labels="labels", classes=("batches.meta", "label_names")
-    )
-
-
-def open_cifar100(root: Path, split: str) -> ArraySource:
-    """Open `root` or `root/cifar-100-python`: train, test and meta, with the 100 fine labels."""
-    root = find_cifar_dir(root, "cifar-100-python", "meta")
-    return read_batches(
-        root,
-        split,
-        ["train" if split == "train" else "test"],
-        labels="fine_labels",
-        classes=("meta", "fine_label_names"),
-    )
-
-
 def find_cifar_dir(root: Path, folder: str, mark: str) -> Path:
     """Return the folder that holds the file `mark`: `root` itself or the published folder in it."""
     for candidate in (root, root / folder):
@@ -177,17 +156,25 @@ def find_cifar_dir(root: Path, folder: str, mark: str) -> Path:
     )
 
 
-def read_batches(
-    root: Path, split: str, names: list[str], *, labels: str, classes: tuple[str, str]
+def open_cifar(
+    root: Path,
+    split: str,
+    *,
+    folder: str,
+    files: Mapping[str, Sequence[str]],
+    labels: str,
+    classes: tuple[str, str],
 ) -> ArraySource:
-    """Return the images of the named files in their order. Raises SourceError naming a wrong file.
+    """Open `root` or `root/folder`. Raises SourceError naming a wrong file.
 
-    `labels` is the key of the labels; `classes` are file and key of the class names.
+    `files` are those of each split, in order; `labels` is the key of the labels; `classes` are file
+    and key of the class names.
     """
+    root = find_cifar_dir(root, folder, classes[0])
     known = [str(name) for name in read_dictionary(root / classes[0], classes[1])[classes[1]]]
     pixels = []
     numbers = []
-    for name in names:
+    for name in files[split]:
         content = read_dictionary(root / name, "data", labels)
         rows = content["data"].array if isinstance(content["data"], ByteArray) else None
         chosen = content[labels]

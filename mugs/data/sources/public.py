@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
-from mugs.data.sources.cifar import open_cifar10, open_cifar100
+from mugs.data.sources.cifar import open_cifar
 from mugs.data.sources.listing import ListedSource, is_file_below
 
 Opener = Callable[[Path, str], ListedSource]
@@ -168,8 +168,21 @@ def read_mat(path: Path, name: str) -> np.ndarray:
 
 
 PUBLIC: dict[str, Opener] = {
-    "cifar10": open_cifar10,
-    "cifar100": open_cifar100,
+    "cifar10": partial(
+        open_cifar,
+        folder="cifar-10-batches-py",
+        files={"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]},
+        labels="labels",
+        classes=("batches.meta", "label_names"),
+    ),
+    # With the 100 fine labels.
+    "cifar100": partial(
+        open_cifar,
+        folder="cifar-100-python",
+        files={"train": ["train"], "val": ["test"]},
+        labels="fine_labels",
+        classes=("meta", "fine_label_names"),
+    ),
     "inat18": partial(open_inat, year=2018),
     "inat19": partial(open_inat, year=2019),
     "flowers102": open_flowers,
