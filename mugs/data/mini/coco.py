@@ -11,7 +11,6 @@ from PIL import Image
 from mugs.data.dense.coco import SPLITS
 from mugs.data.mini.scenes_and_videos import (
     BODY,
-    Digits,
     draw_dark_noise,
     load_digit_split,
     paste_digit,
@@ -34,11 +33,11 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
         ("val", val, DemoStream.VAL_COCO),
     ):
         (root / SPLITS[split]).mkdir()
-        digits = load_digit_split(split)
+        digits, labels = load_digit_split(split)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(1, count + 1):
-            light, found = draw_coco_scene(digits, make_item_generator(seed, index, stream))
+            light, found = draw_coco_scene(digits, labels, make_item_generator(seed, index, stream))
             name = f"{index:012d}.jpg"
             Image.fromarray(light).convert("RGB").save(root / SPLITS[split] / name, quality=95)
             height, width = light.shape
@@ -57,7 +56,9 @@ def materialize_coco(root: Path, *, train: int, val: int, seed: int = 0) -> None
         )
 
 
-def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def draw_coco_scene(
+    digits: np.ndarray, labels: np.ndarray, rng: Generator
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Draw a dark picture with one to four digits side by side; return it and their annotations."""
     height, width = SIZES[rng.integers(len(SIZES))]
     light = draw_dark_noise(height, width, rng)
@@ -68,7 +69,7 @@ def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[di
     for _ in range(20 * wanted):
         if len(found) == wanted:
             break
-        chosen = int(rng.integers(len(digits.labels)))
+        chosen = int(rng.integers(len(digits)))
         size = int(rng.integers(*SIDES))
         top = int(rng.integers(0, height - size + 1))
         left = int(rng.integers(0, width - size + 1))
@@ -76,9 +77,9 @@ def draw_coco_scene(digits: Digits, rng: Generator) -> tuple[np.ndarray, list[di
         if place.any():
             continue
         place[:] = True
-        shape = scale_digit(digits.images[chosen], size)
+        shape = scale_digit(digits[chosen], size)
         paste_digit(light, shape, top, left)
-        found.append(annotate_digit(shape > BODY, int(digits.labels[chosen]), top, left))
+        found.append(annotate_digit(shape > BODY, int(labels[chosen]), top, left))
     return light, found
 
 

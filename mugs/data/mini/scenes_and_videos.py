@@ -4,7 +4,6 @@ Light digits on a dark, noisy ground, written in the layouts of the two data set
 digit, and no other, is used for validation.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +23,13 @@ BODY = 110
 SIZES = ((64, 64), (64, 80), (80, 64))
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images (n, 8, 8), levels from 0 to 16, and labels (n,) of one split."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def load_digit_split(split: str) -> Digits:
-    """Return the digits of "train" or "val"."""
+def load_digit_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits of "train" or "val": images (n, 8, 8), levels 0 to 16, and labels (n,)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     chosen = (np.arange(len(digits.target)) % 5 == 0) == (split == "val")
-    return Digits(digits.images[chosen], digits.target[chosen])
+    return digits.images[chosen], digits.target[chosen]
 
 
 @write_once
@@ -50,43 +41,43 @@ def materialize_scenes(
         ("train", "training", train, DemoStream.TRAIN_SCENES),
         ("val", "validation", val, DemoStream.VAL_SCENES),
     ):
-        digits = load_digit_split(split)
+        digits, digit_labels = load_digit_split(split)
         images = root / "images" / name
         annotations = root / "annotations" / name
         images.mkdir(parents=True)
         annotations.mkdir(parents=True)
         for index in range(count):
             rng = make_item_generator(seed, index, stream)
-            image, labels = draw_labeled_scene(digits, rng, classes)
+            image, labels = draw_labeled_scene(digits, digit_labels, rng, classes)
             image.save(images / f"{name}_{index:04d}.jpg", quality=95)
             Image.fromarray(labels).save(annotations / f"{name}_{index:04d}.png")
 
 
 def draw_labeled_scene(
-    digits: Digits, rng: Generator, classes: int
+    digits: np.ndarray, digit_labels: np.ndarray, rng: Generator, classes: int
 ) -> tuple[Image.Image, np.ndarray]:
     """Draw a picture with two to four digits in its quarters, and its label map."""
     height, width = SIZES[rng.integers(len(SIZES))]
     light = draw_dark_noise(height, width, rng)
     labels = np.full((height, width), BACKGROUND, np.uint8)
-    usable = np.flatnonzero(digits.labels < classes)
+    usable = np.flatnonzero(digit_labels < classes)
     for quarter in rng.permutation(4)[: rng.integers(2, 5)]:
         chosen = rng.choice(usable)
         size = int(rng.integers(26, 33))
         top = (quarter // 2) * (height // 2) + int(rng.integers(0, height // 2 - size + 1))
         left = (quarter % 2) * (width // 2) + int(rng.integers(0, width // 2 - size + 1))
-        shape = scale_digit(digits.images[chosen], size)
+        shape = scale_digit(digits[chosen], size)
         paste_digit(light, shape, top, left)
         part = labels[top : top + size, left : left + size]
         part[shape > EDGE] = 0
-        part[shape > BODY] = digits.labels[chosen] + 2
+        part[shape > BODY] = digit_labels[chosen] + 2
     return Image.fromarray(light).convert("RGB"), labels
 
 
 @write_once
 def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -> None:
     """Write videos of two moving validation digits each in DAVIS-2017's layout, if not there."""
-    digits = load_digit_split("val")
+    digits, _ = load_digit_split("val")
     names = [f"digits_{index:02d}" for index in range(videos)]
     for index, name in enumerate(names):
         write_video(root, name, digits, frames, make_item_generator(seed, index, DemoStream.VIDEOS))
@@ -95,7 +86,7 @@ def materialize_videos(root: Path, *, videos: int, frames: int, seed: int = 0) -
     listing.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generator) -> None:
+def write_video(root: Path, name: str, digits: np.ndarray, frames: int, rng: Generator) -> None:
     """Write frames and maps of a video: two digits that move, grow and bounce off the sides."""
     height = 64
     width = 96
@@ -103,7 +94,7 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
     images.mkdir(parents=True)
     annotations.mkdir(parents=True)
     # The order of these draws is part of the data set.
-    chosen = rng.choice(len(digits.images), 2, replace=False)
+    chosen = rng.choice(len(digits), 2, replace=False)
     sizes = rng.uniform(26, 32, 2)
     # One digit begins on the left and one on the right, so that neither hides the other in the
     # first map.
@@ -119,7 +110,7 @@ def write_video(root: Path, name: str, digits: Digits, frames: int, rng: Generat
             size = round(sizes[number] * (1 + 0.01 * frame))
             room = np.array([height - size, width - size])
             top, left = bounce_position(place[number] + frame * speed[number], room).astype(int)
-            shape = scale_digit(digits.images[digit], size)
+            shape = scale_digit(digits[digit], size)
             paste_digit(light, shape, top, left)
             ids[top : top + size, left : left + size][shape > BODY] = number + 1
         Image.fromarray(light).convert("RGB").save(images / f"{frame:05d}.jpg", quality=95)
