@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mugs.engine.layer_decay import build_layer_decay_groups
 from mugs.finetune.config import HeadOptions
-from mugs.models.vit import ViT
+from mugs.models.vit import ViT, init_weights
 
 
 class ImageClassifier(nn.Module):
@@ -32,22 +32,14 @@ def build_head(options: HeadOptions, width: int, num_classes: int, seed: int) ->
         torch.manual_seed(seed)
         first: list[nn.Module] = []
         if options.kind == "mlp":
-            first = [build_linear_layer(width, options.hidden), nn.GELU()]
+            first = [nn.Linear(width, options.hidden).apply(init_weights), nn.GELU()]
             width = options.hidden
-        last = build_linear_layer(width, num_classes)
+        last = nn.Linear(width, num_classes).apply(init_weights)
     # ImageNet fine-tuning scales by 0.001, as released: the first logits are then almost equal for
     # all classes.
     with torch.no_grad():
         last.weight.mul_(options.scale)
     return nn.Sequential(*first, last) if first else last
-
-
-def build_linear_layer(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer with weights N(0, 0.02), truncated at +-2, and bias 0."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def load_first_layer(head: nn.Module, state: Mapping[str, Tensor]) -> None:
