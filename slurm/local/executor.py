@@ -178,7 +178,8 @@ class _Executor:
         launch = f"local-{uuid.uuid4().hex[:12]}"
         started_at = time.monotonic()
         run_dir = runfile.write_run_file(self.run_root, run)
-        ranks = self.processes.start(run_dir, launch, count, beside=beside)
+        on_gpus = run.resources.gpu and _gpus_here() > 0
+        ranks = self.processes.start(run_dir, launch, count, beside=beside, on_gpus=on_gpus)
         return partial(self._wait, run, launch, started_at, ranks)
 
     def _wait(self, run: StageRun, launch: str, started_at: float, ranks: Ranks) -> Outcome:

@@ -54,8 +54,10 @@ class LocalProcesses:
         """Whether a signal came: nothing more is started then."""
         return self._signals > 0
 
-    def start(self, run_dir: Path, launch: str, count: int, *, beside: bool) -> Ranks:
-        """Start the ranks of a run.
+    def start(
+        self, run_dir: Path, launch: str, count: int, *, beside: bool, on_gpus: bool
+    ) -> Ranks:
+        """Start the ranks of a run, which computes `on_gpus` or on the CPUs.
 
         Rank 0 shows its log on the screen. A run that is started `beside` another one shows
         nothing, and has the lowest priority.
@@ -73,7 +75,7 @@ class LocalProcesses:
                 output = log if rank or beside else None
                 process = subprocess.Popen(
                     command,
-                    env=_rank_environment(launch, rank, count, port),
+                    env=_rank_environment(launch, rank, count, port, on_gpus=on_gpus),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -112,13 +114,19 @@ def stop_processes(processes: Ranks) -> None:
             process.wait()
 
 
-def _rank_environment(launch: str, rank: int, ranks: int, port: int) -> dict[str, str]:
+def _rank_environment(
+    launch: str, rank: int, ranks: int, port: int, *, on_gpus: bool
+) -> dict[str, str]:
     # In an interactive Slurm job these would make the rank believe that Slurm started it.
     env = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("SLURM_", "SUBMITIT_"))
     }
+    if not on_gpus:
+        # By default a thread that has done its part spins until the others have done theirs. Where
+        # other programs use the cores, it takes the core that a thread it waits for needs.
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The default, as many threads as cores in every rank, would slow all of them down.
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     return env | {

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from commands import write_module
@@ -192,8 +193,34 @@ def test_costs_are_summed_over_attempts(
 @pytest.mark.parametrize(("ranks", "threads"), [(1, "3"), (2, "1"), (7, "1")])
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: int, threads: str) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    env = processes._rank_environment("x", 0, ranks, 1)
+    env = processes._rank_environment("x", 0, ranks, 1, on_gpus=False)
     assert env["OMP_NUM_THREADS"] == env["MKL_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize(
+    ("on_gpus", "given", "expected"),
+    [(False, None, "PASSIVE"), (False, "ACTIVE", "ACTIVE"), (True, None, None)],
+)
+def test_threads_on_cpus_do_not_spin_while_they_wait(
+    monkeypatch: pytest.MonkeyPatch, on_gpus: bool, given: str | None, expected: str | None
+) -> None:
+    """Unless the user says how they shall wait."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    env = processes._rank_environment("x", 0, 1, 1, on_gpus=on_gpus)
+    assert env.get("OMP_WAIT_POLICY") == expected
+
+
+@pytest.mark.parametrize(("wanted", "gpus"), [(True, 1), (True, 0), (False, 1)])
+def test_a_run_is_on_gpus_if_it_wants_them_and_there_are_some(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool, gpus: int
+) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: gpus)
+    run = replace(make(tiny, "a"), resources=Resources(gpu=wanted))
+    started = Mock()
+    local._Executor(tmp_path, 1, None, started)._start(run, beside=False)
+    assert started.start.call_args.kwargs == {"beside": False, "on_gpus": wanted and gpus > 0}
 
 
 def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> None:
