@@ -17,7 +17,6 @@ a crop that may be masked, D width, C bottleneck, K class and J patch prototypes
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +29,14 @@ from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import ViewPlan
 from mugs.losses.blocked import without_autocast
 from mugs.losses.clustering import clustering_loss, teacher_temperature_at
-from mugs.losses.pairs import pair_weights
-from mugs.methods.base import Method, Network
+from mugs.methods.class_tokens import Centers, ClassTokenMethod, HeadNetwork
 from mugs.methods.config import IbotConfig
 from mugs.methods.ibot_masks import SampleDraws, draw_mask, draw_ratio
 from mugs.methods.teacher import update_center
-from mugs.models.heads import GroupHead, Prototypes
-from mugs.models.vit import ViT, build_vit
-from mugs.weights.backbone_file import load_strictly, remove_wrappers
+from mugs.models.heads import Prototypes
 from mugs.weights.pickle_file import WeightsError
 
-# Our names in state dicts, and those of released checkpoints.
-RELEASED_NAMES = {"head.projector.": "head.mlp.", "masked_embed": "backbone.masked_embed"}
+# Prototypes of class and of patch tokens in released checkpoints.
 FIRST_LAYER = "head.last_layer."
 SECOND_LAYER = "head.last_layer2."
 
@@ -60,15 +55,15 @@ class StudentCrops:
     small: Tensor
 
 
-class IbotNetwork(Network):
+class IbotNetwork(HeadNetwork):
     """A backbone, a head for class and patch tokens, and the student's mask vector."""
 
-    def __init__(self, backbone: ViT, head: GroupHead, *, has_mask_vector: bool) -> None:
-        super().__init__(backbone)
-        self.head = head
+    def __init__(self, config: IbotConfig, *, student: bool) -> None:
+        second_out = None if config.shared_head else config.count_patch_prototypes()
+        super().__init__(config, student=student, second_out=second_out)
         # Two dimensions, so that it has weight decay (released, I15).
         self.masked_embed = (
-            nn.Parameter(torch.zeros(1, backbone.embed_dim)) if has_mask_vector else None
+            nn.Parameter(torch.zeros(1, self.backbone.embed_dim)) if student else None
         )
 
     @property
@@ -104,15 +99,13 @@ class IbotNetwork(Network):
         return tokens
 
 
-class IbotState(nn.Module):
+class IbotCenters(Centers):
     """The centers of class logits (K,) and patch logits (J,), equal on all ranks."""
 
-    center: Tensor
     center2: Tensor
 
     def __init__(self, num_prototypes: int, num_patch_prototypes: int) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(num_prototypes))
+        super().__init__(num_prototypes)
         self.register_buffer("center2", torch.zeros(num_patch_prototypes))
 
 
@@ -127,25 +120,19 @@ class TeacherOutputs:
     mean_patch_logits: Tensor
 
 
-class Ibot(Method):
+class Ibot(ClassTokenMethod):
     """The method as the engine sees it; `mugs.methods.base.Method` explains the calls."""
 
+    config: IbotConfig
     student: IbotNetwork
     teacher: IbotNetwork
-    extra_state: IbotState
+    extra_state: IbotCenters
+    centers_entry = "ibot_loss"
 
     def __init__(self, config: IbotConfig, *, seed: int = 0) -> None:
-        self.config = config
+        super().__init__(config, IbotNetwork, seed)
         self.loss_weights = dict(zip(("cls", "patch"), config.loss_weights, strict=True))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.student = build_network(config, student=True)
-            self.teacher = build_network(config, student=False)
-        shared = self.student.state_dict()
-        del shared["masked_embed"]
-        self.teacher.load_state_dict(shared)
-        self.teacher.requires_grad_(False)
-        self.extra_state = IbotState(config.num_prototypes, config.count_patch_prototypes())
+        self.extra_state = IbotCenters(config.num_prototypes, config.count_patch_prototypes())
 
     @property
     def annotate(self) -> Annotate:
@@ -180,7 +167,7 @@ class Ibot(Method):
             teacher = self._run_teacher(views.large[:2], index)
         classes, patches = student(crops, index)
         losses = {
-            "cls": self._cluster(classes, teacher.classes, epoch),
+            "cls": self.cluster_class_tokens(classes, teacher.classes, epoch),
             "patch": self._predict_patches(patches, teacher.patches, weights, epoch),
         }
         return losses, (teacher.classes.float().mean(dim=(0, 1)), teacher.mean_patch_logits)
@@ -218,22 +205,6 @@ class Ibot(Method):
             compute_mean_patch_logits(features, network.patch_prototypes),
         )
 
-    def _cluster(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
-        config = self.config
-        # Pairs of equal index are left out, also where the student's large crops are its own.
-        weights = pair_weights(2, len(student), 2, "uniform", student.device)
-        start, end = config.teacher_temperature
-        return clustering_loss(
-            student,
-            teacher,
-            self.extra_state.center,
-            weights,
-            student_temperature=config.student_temperature,
-            teacher_temperature=teacher_temperature_at(
-                epoch, start=start, end=end, warmup_epochs=config.teacher_warmup_epochs
-            ),
-        )
-
     def _predict_patches(
         self, student: Tensor, teacher: Tensor, weights: Tensor, epoch: int
     ) -> Tensor:
@@ -262,55 +233,27 @@ class Ibot(Method):
         update_center(state.center, of_classes, self.config.center_momentum, valid)
         update_center(state.center2, of_patches, self.config.center_momentum, valid)
 
-    def last_layer_parameters(self) -> list[nn.Parameter]:
-        """Return directions and magnitudes of all prototypes."""
-        head = self.student.head
-        layers = (head.last_layer, head.last_layer2)
-        return [p for layer in layers if layer is not None for p in layer.parameters()]
-
-    def projection(self) -> nn.Linear | None:
-        """Return the first layer of the teacher's head."""
-        return self.teacher.head.input_layer
-
-    def load_released(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue from networks and centers of a released full checkpoint.
+    def read_network(self, released: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """Return the weights of a released network under our names.
 
         Raises:
-            WeightsError: names the keys that are missing or that the network does not have.
+            WeightsError: prototypes are not shared, and `shared_head` says so.
         """
-        for name, network in (("student", self.student), ("teacher", self.teacher)):
-            state = {
-                rename(remove_wrappers(key), released=False): value
-                for key, value in checkpoint[name].items()
+        state = super().read_network(released, where)
+        if self.config.shared_head:
+            drop_second_layer(state, where)
+        return state
+
+    def release_network(self, network: HeadNetwork) -> dict[str, Tensor]:
+        """Return the weights of a network under their released names: two of shared prototypes."""
+        state = super().release_network(network)
+        if self.config.shared_head:
+            state |= {
+                key.replace(FIRST_LAYER, SECOND_LAYER): value
+                for key, value in state.items()
+                if key.startswith(FIRST_LAYER)
             }
-            if self.config.shared_head:
-                drop_second_layer(state, name)
-            load_strictly(network, state, name)
-        load_strictly(
-            self.extra_state,
-            {key: value.flatten() for key, value in checkpoint["ibot_loss"].items()},
-            "ibot_loss",
-        )
-
-    def released_state(self) -> dict[str, dict[str, Tensor]]:
-        """Return networks and centers under the names of a released full checkpoint."""
-
-        def convert(network: nn.Module, prefix: str) -> dict[str, Tensor]:
-            state = network.state_dict()
-            if self.config.shared_head:
-                state |= {
-                    key.replace(FIRST_LAYER, SECOND_LAYER): value
-                    for key, value in state.items()
-                    if key.startswith(FIRST_LAYER)
-                }
-            return {prefix + rename(key, released=True): value for key, value in state.items()}
-
-        state = self.extra_state
-        return {
-            "student": convert(self.student, "module."),
-            "teacher": convert(self.teacher, ""),
-            "ibot_loss": {"center": state.center[None], "center2": state.center2[None, None]},
-        }
+        return state
 
 
 def pick_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -331,15 +274,6 @@ def compute_mean_patch_logits(features: Tensor, prototypes: Prototypes) -> Tenso
         return logits
 
 
-def rename(key: str, *, released: bool) -> str:
-    """Return a key under its released name, or else a released key under ours."""
-    for ours, theirs in RELEASED_NAMES.items():
-        old, new = (ours, theirs) if released else (theirs, ours)
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key
-
-
 def drop_second_layer(state: dict[str, Tensor], where: str) -> None:
     """Remove the second name that a released file has for the shared prototypes.
 
@@ -353,17 +287,3 @@ def drop_second_layer(state: dict[str, Tensor], where: str) -> None:
                 f"{where}: {key} differs from {FIRST_LAYER}*: class and patch tokens have "
                 "prototypes of their own, so set ibot.shared_head to false"
             )
-
-
-def build_network(config: IbotConfig, *, student: bool) -> IbotNetwork:
-    """Build the student (with mask vector and stochastic depth) or the teacher."""
-    backbone = build_vit(config.arch, drop_path=config.drop_path if student else 0.0)
-    head = GroupHead(
-        backbone.embed_dim,
-        hidden=config.head_hidden,
-        bottleneck=config.bottleneck,
-        out=config.num_prototypes,
-        train_magnitude=config.train_prototype_magnitude,
-        second_out=None if config.shared_head else config.count_patch_prototypes(),
-    )
-    return IbotNetwork(backbone, head, has_mask_vector=student)

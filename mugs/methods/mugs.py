@@ -30,7 +30,7 @@ from mugs.methods.base import Method
 from mugs.methods.config import MugsConfig
 from mugs.methods.network import MugsNetwork, NetworkOutputs, build_network
 from mugs.methods.state import ExtraState, MicroBatchFeatures, gather_features
-from mugs.methods.teacher import update_center
+from mugs.methods.teacher import start_as_copy, update_center
 
 LEVELS = ("instance", "local_group", "group")
 
@@ -51,11 +51,8 @@ class Mugs(Method):
             self.student = build_network(config, student=True)
             self.teacher = build_network(config, student=False)
 
-        # The teacher starts as a copy of the student. It has no predictors: they exist in the
-        # student only.
-        shared = {k: v for k, v in self.student.state_dict().items() if ".predictor." not in k}
-        self.teacher.load_state_dict(shared)
-        self.teacher.requires_grad_(False)
+        # Predictors exist in the student only.
+        start_as_copy(self.teacher, self.student)
 
         self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
         self.needs_whole_batch_per_rank = config.needs_whole_batch_per_rank

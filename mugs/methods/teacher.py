@@ -1,4 +1,4 @@
-"""Rules by which the teacher's side follows the student: the EMA and the center."""
+"""Rules by which the teacher's side follows the student: its start, the EMA and the center."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from mugs.distributed import all_reduce_mean
 
 PRODUCT_ELEMENTS = 1 << 25  # of student parameters times a factor: 128 MiB at a time
+
+
+def start_as_copy(teacher: nn.Module, student: nn.Module) -> None:
+    """Give the teacher the student's weights of all that both have, and no gradient."""
+    of_student = student.state_dict()
+    teacher.load_state_dict({key: of_student[key] for key in teacher.state_dict()})
+    teacher.requires_grad_(False)
 
 
 @torch.no_grad()
