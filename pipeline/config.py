@@ -209,7 +209,7 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
             f"--set {override}: unknown run {keys[0]!r}{format_choices(keys[0], map(str, runs))}"
         )
     if _is_likeness(override):
-        _put_recipe_over(runs, keys[0], parse_yaml(f"--set {dotted}", text))
+        _put_recipe_over(runs, keys[0], parse_yaml(f"--set {dotted}", text, anchors=False))
         return
     node = runs
     for key in keys[:-1]:
@@ -219,7 +219,7 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
         # A copy: with YAML anchors, other runs may share this mapping.
         node[key] = dict(below or {})
         node = node[key]
-    node[keys[-1]] = parse_yaml(f"--set {dotted}", text)
+    node[keys[-1]] = parse_yaml(f"--set {dotted}", text, anchors=False)
 
 
 def _is_likeness(override: str) -> bool:
@@ -329,7 +329,7 @@ def _resources_from_command_line(name: str, overrides: Sequence[str]) -> list[st
         dotted, _, text = override.partition("=")
         keys = dotted.strip().split(".")
         if keys[:2] == [name, "resources"]:
-            found += keys[2:] or parse_yaml(f"--set {dotted}", text)
+            found += keys[2:] or parse_yaml(f"--set {dotted}", text, anchors=False)
     return found
 
 

@@ -21,7 +21,10 @@ from pipeline.spec import ConfigError
 
 _Model = TypeVar("_Model")
 _DEEPEST = 200  # far deeper than any configuration
-_LONGEST = 4 << 20  # bytes; far longer than any
+_LONGEST = 256 << 10  # bytes; far longer than any, and parsed in seconds
+_MOST_VALUES = 100_000  # far more than any
+_LONGEST_NUMBER = 400  # digits; base 60 (`1:30`) takes time that grows with their square
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -46,6 +49,18 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+class _ValueLoader(_Loader):
+    """Loader of a single value, in which nothing can be worth a name."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        untyped: Any = self
+        event = untyped.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            problem = f"anchors and aliases ({event.anchor!r}) are for files only; write it out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def format_choices(key: str, known: Iterable[str]) -> str:
@@ -91,11 +106,11 @@ def read_config_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
 
 
-def parse_yaml(source: str, text: str) -> Any:
-    """Return the content of YAML.
+def parse_yaml(source: str, text: str, *, anchors: bool = True) -> Any:
+    """Return the content of YAML; without `anchors`, nothing in it may be named and repeated.
 
     Raises:
-        ConfigError: it is malformed; names file, line and column.
+        ConfigError: it is malformed, or would become very large; names file, line and column.
     """
     depth = deepest = 0
     for bracket in re.findall(r"[\[{\]}]", text):
@@ -105,8 +120,15 @@ def parse_yaml(source: str, text: str) -> Any:
         raise ConfigError(
             f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other"
         )
+    loader = _Loader(text) if anchors else _ValueLoader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        # As a graph first, in which each alias is one edge: only then is it known how much a file
+        # of a few lines would become.
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _count_values(root, {})
+        return loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
@@ -122,6 +144,38 @@ def parse_yaml(source: str, text: str) -> Any:
         AttributeError,
     ) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int], depth: int = 0) -> int:
+    """Return how many values a node stands for once its aliases and merges are written out.
+
+    `counts` holds the nodes that were counted, by their id.
+
+    Raises:
+        MarkedYAMLError: these are too many, too deep, or a number has too many digits.
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    problem = ""
+    below: Sequence[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        below = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    elif node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+        problem = f"a number of more than {_LONGEST_NUMBER} digits"
+    if depth > _DEEPEST:  # also of what contains itself
+        problem = f"more than {_DEEPEST} values inside each other"
+        below = ()
+    count = 1 + sum(_count_values(part, counts, depth + 1) for part in below)
+    if count > _MOST_VALUES:
+        problem = f"more than {_MOST_VALUES} values once its aliases are written out"
+    if problem:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    counts[id(node)] = count
+    return count
 
 
 def validate_model(

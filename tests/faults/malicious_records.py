@@ -166,6 +166,12 @@ def written(path: Path, text: str, read: Callable[[], object]) -> Callable[[], o
     return read
 
 
+def bomb(empty: str, level: str) -> str:
+    """A mapping of few bytes whose last value has 9 to the 13th values, each an alias of others."""
+    levels = [f"a{i}: &a{i} " + level % ", ".join([f"*a{i - 1}"] * 9) for i in range(1, 14)]
+    return "{" + ", ".join([f"a0: &a0 {empty}", *levels]) + "}"
+
+
 TAGS = {
     "apply": "!!python/object/apply:os.system ['touch FUSE']",
     "new": "!!python/object/new:os.mkdir ['FUSE']",
@@ -175,6 +181,10 @@ TAGS = {
     "short": "!<tag:yaml.org,2002:python/object/apply:os.mkdir> ['FUSE']",
     "exec": "!!python/object/apply:builtins.exec [\"open('FUSE', 'w')\"]",
     "nested deeply": "[" * 20_000,
+    "merge bomb": bomb("{x: 1}", "{<<: [%s]}"),
+    "alias bomb": bomb("[x]", "[%s]"),
+    "contains itself": "&a [*a, *a]",
+    "number of base 60": "1" + ":1" * 50_000,
 }
 READERS: dict[str, Callable[[Place, str], Callable[[], object]]] = {
     "run file": lambda place, tag: written(

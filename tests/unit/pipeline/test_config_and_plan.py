@@ -94,6 +94,13 @@ def test_science_has_none_and_no_runtime(plan: Plan) -> None:
         ("epochs: 3", "epochs: !!bool x", ["not valid YAML"]),
         ("epochs: 3", "epochs: !!int ''", ["not valid YAML"]),
         ("epochs: 3", "epochs: !!binary [1]", ["not valid YAML"]),
+        ("epochs: 3", "epochs: &a [*a]", ["small.yaml:", "more than 200 values inside each other"]),
+        ("epochs: 3", f"epochs: {'9' * 401}", ["small.yaml:", "a number of more than 400 digits"]),
+        (
+            "epochs: 3",
+            f"x: &x [{'1, ' * 999}], y: &y [{'*x, ' * 9}], z: [{'*y, ' * 12}]",
+            ["small.yaml:", "more than 100000 values once its aliases are written out"],
+        ),
     ],
 )
 def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]) -> None:
@@ -112,6 +119,8 @@ def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]
         ("mian.epochs=3", ["unknown run 'mian'", "did you mean 'main'"]),
         ("main=3", ["expected run.key=value"]),
         ("main.epochs.x=3", ["epochs is 3, not a mapping"]),
+        ("main.epochs=&a 3", ["--set main.epochs:1:1", "anchors and aliases ('a')"]),
+        ("main.like=[x, *a]", ["--set main.like:1:5", "anchors and aliases ('a')"]),
     ],
 )
 def test_mistakes_in_overrides_blame_the_option(
