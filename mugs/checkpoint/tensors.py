@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mugs.checkpoint.record import CheckpointError, StoredFile
-from pipeline.files import write_new_file
+from pipeline.files import open_regular_file, write_new_file
 
 CHUNK_BYTES = 16 << 20
+# A tensor takes about 100 bytes of a header: 80,000 of them, far more than any network has.
+LONGEST_HEADER = 8 << 20
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -83,6 +85,22 @@ def write_tensors(
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file; raise CheckpointError with its name if it is damaged."""
     try:
+        check_header_length(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_header_length(path: Path) -> None:
+    """Check that a file's header is short, before the library builds what it says.
+
+    Raises:
+        OSError: there is no such file, or it is a pipe or a device.
+        SafetensorError: the header is far longer than that of any network.
+    """
+    with open(open_regular_file(path), "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise SafetensorError(
+            f"says that its header has {length} bytes, more than {LONGEST_HEADER}"
+        )

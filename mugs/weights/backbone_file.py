@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mugs.checkpoint.tensors import write_tensors
+from mugs.checkpoint.tensors import check_header_length, write_tensors
 from mugs.models.config import ViTConfig
 from mugs.models.vit import ViT, build_sincos_positions, build_vit
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
@@ -80,10 +80,11 @@ def write_backbone_file(path: Path, state: State, meta: dict[str, Any]) -> None:
 def read_backbone_file(path: Path) -> tuple[State, dict[str, Any]]:
     """Return weights and description of one of our files; raise WeightsError with its name."""
     try:
+        check_header_length(path)
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["mugs"])
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not a backbone file of ours ({error})") from error
 
 
@@ -91,11 +92,41 @@ def load_backbone(path: Path, *, drop_path: float = 0.0) -> ViT:
     """Return the backbone in one of our files; raise WeightsError with file and keys."""
     state, meta = read_backbone_file(path)
     try:
-        vit = build_vit(ViTConfig(**meta["arch"]), drop_path=drop_path)
+        config = ViTConfig(**meta["arch"])
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: does not say of what shape it is") from error
+    check_described_shape(config, state, path)
+    vit = build_vit(config, drop_path=drop_path)
     load_strictly(vit, state, path)
     return vit
+
+
+def check_described_shape(config: ViTConfig, state: State, path: Path) -> None:
+    """Check that a file's tensors have the shape that it says, before that is built.
+
+    A text of 200 bytes can ask for a million blocks. How tensors fit one by one is not checked.
+
+    Raises:
+        WeightsError: the shape is none, or another one.
+    """
+    sizes = (config.embed_dim, config.depth, config.num_heads, config.patch_size, config.image_size)
+    # `True` is an int for Python.
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise WeightsError(f"{path}: says that it is of no possible shape, {config}")
+    side = config.image_size // config.patch_size
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    if len(blocks) != config.depth:
+        raise WeightsError(f"{path}: says depth {config.depth}, but has {len(blocks)} blocks")
+    shapes = {
+        "pos_embed": [1, 1 + side**2, config.embed_dim],
+        "patch_embed.proj.weight": [config.embed_dim, 3, config.patch_size, config.patch_size],
+    }
+    for key, shape in shapes.items():
+        found = list(state[key].shape) if key in state else "missing"
+        if found != shape:
+            raise WeightsError(f"{path}: by what it says, {key} is {shape}, but it is {found}")
+    if config.embed_dim % config.num_heads or config.positions not in ("learned", "sincos"):
+        raise WeightsError(f"{path}: says that it is of no possible shape, {config}")
 
 
 def extract_backbone_state(

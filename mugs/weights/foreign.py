@@ -1,5 +1,6 @@
 """Backbones trained elsewhere (released Mugs checkpoints, plain ViTs of timm) as our ViT."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from mugs.checkpoint.tensors import check_header_length
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.vit import ViT, build_vit
@@ -23,12 +25,14 @@ from mugs.weights.backbone_file import (
     load_strictly,
 )
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
-from pipeline.files import hash_file
+from pipeline.files import hash_file, open_regular_file
 
 # Of classifiers and reconstruction, which features do not need.
 HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "mask_token")
 # Relative. Other kernels differ by rounding only.
 SAME_TOLERANCE = 1e-4
+# Bytes. A full checkpoint of a ViT-L has 5 GB.
+LARGEST_FILE = 32 << 30
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
 def read_safetensors(path: Path) -> State:
     """Return the tensors of a file; raise WeightsError with its name."""
     try:
+        check_header_length(path)
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
@@ -145,6 +150,10 @@ def read_safetensors(path: Path) -> State:
 def verify_sha256(path: Path, expected: str | None) -> str:
     """Return the SHA-256 of a file; raise WeightsError if it is missing or not the expected one."""
     try:
+        with open(open_regular_file(path), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+        if size > LARGEST_FILE:
+            raise WeightsError(f"{path}: has {size} bytes, which are no weights of a ViT")
         found = hash_file(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}; name the file of the weights") from error

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.files import open_regular_file
+
 # What a download leaves instead of weights, by how the file begins.
 NO_WEIGHTS = {
     rb"\s*<(!doctype|html|\?xml)": "a web page, not weights: the download was refused or needs"
@@ -44,6 +46,7 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing, damaged, no file of PyTorch, or unsafe.
     """
     check_torch_file(path)
+    check_members(path)
     try:
         with torch.serialization.safe_globals(list_safe_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,7 +65,7 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
 def check_torch_file(path: Path) -> None:
     """Raise WeightsError if the first bytes tell that torch did not write the file."""
     try:
-        with path.open("rb") as stream:
+        with open(open_regular_file(path), "rb") as stream:
             head = stream.read(512)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
@@ -72,6 +75,32 @@ def check_torch_file(path: Path) -> None:
     is_tar = head[257:262] == b"ustar"
     if not head.startswith(TORCH_BEGINNINGS) and not is_tar:
         raise WeightsError(f"{path}: is not a PyTorch file, it begins with {head[:16]!r}")
+
+
+def check_members(path: Path) -> None:
+    """Check that a zip file of torch holds no more than it has bytes, before it is unpacked.
+
+    torch stores tensors as they are. A compressed file of a megabyte could fill the memory.
+
+    Raises:
+        WeightsError: a member is compressed, or the members are larger than the file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: damaged or not a PyTorch file: {error}") from error
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise WeightsError(
+                f"{path}: holds {member.filename!r} compressed, so PyTorch did not write it;"
+                " it is not unpacked"
+            )
+    total = sum(member.file_size for member in members)
+    if total > path.stat().st_size:
+        raise WeightsError(f"{path}: says that it holds {total} bytes, which is more than it has")
 
 
 def name_refused(error: pickle.UnpicklingError) -> str:

@@ -7,6 +7,8 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from malice import Case, Place
 
 from mugs.checkpoint import record
 from mugs.checkpoint.save_load import load_latest
-from mugs.weights.backbone_file import read_backbone_file
+from mugs.models.vit import build_vit
+from mugs.weights.backbone_file import load_backbone, read_backbone_file, write_backbone_file
 from mugs.weights.pickle_file import read_released_checkpoint
 from pipeline.files import hash_file
 
@@ -150,8 +153,87 @@ def checkpoint(content: bytes) -> Case:
     return case
 
 
+def write_lying_weights(path: Path, **lies: Any) -> None:
+    """Write the weights of a small ViT, whose description has these values changed."""
+    vit = build_vit("vit_mini")
+    meta = {"arch": asdict(vit.config) | lies}
+    write_backbone_file(path, dict(vit.state_dict()), meta)
+
+
+def described(**lies: Any) -> Case:
+    """Weights that say another shape than they have."""
+
+    def case(place: Place) -> Callable[[], object]:
+        write_lying_weights(place.root / "weights.safetensors", **lies)
+        return lambda: load_backbone(place.root / "weights.safetensors")
+
+    return case
+
+
+def zipped(change: Callable[[Path], None]) -> Case:
+    """A file of torch whose zip archive was changed."""
+
+    def case(place: Place) -> Callable[[], object]:
+        path = place.root / "weights.pth"
+        torch.save({"x": torch.zeros(1 << 20)}, path)
+        change(path)
+        return lambda: read_released_checkpoint(path)
+
+    return case
+
+
+def deflate(path: Path) -> None:
+    """Write the archive compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 10_000
+
+
+def repeat_member(path: Path) -> None:
+    """List a member of the archive a second time, under another name."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/more", "")
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        twice = copy(largest)
+        twice.filename = "archive/twice"
+        archive.filelist.append(twice)
+
+
+NESTED_NOTE = json.dumps({"__metadata__": {"mugs": "[" * 100_000}}).encode()
+# What asks for far more than the file holds, and what would be waited for.
+GREEDY: dict[str, Case] = {
+    "depth of a million": described(depth=1_000_000),
+    "embed_dim of a million": described(embed_dim=3_000_000),
+    "image of a million pixels": described(image_size=8_000_000),
+    "patches of no pixels": described(patch_size=0),
+    "no heads": described(num_heads=0),
+    "heads that do not divide": described(num_heads=5),
+    "depth is a text": described(depth="3"),
+    "depth is true": described(depth=True),
+    "unknown positions": described(positions="planted"),
+    "description nested deeply": weights(tensor_file(NESTED_NOTE, data=b"")),
+    "header of 20 MB": weights(tensor_file(b"{}" + b" " * (20 << 20), data=b"")),
+    "archive that is compressed": zipped(deflate),
+    "archive that lists a member twice": zipped(repeat_member),
+    "archive that is a pipe": lambda place: waiting(place, "weights.pth", read_released_checkpoint),
+    "tensors that are a pipe": lambda place: waiting(
+        place, "weights.safetensors", read_backbone_file
+    ),
+}
+
+
+def waiting(place: Place, name: str, read: Callable[[Path], object]) -> Callable[[], object]:
+    """A pipe that nobody writes to."""
+    os.mkfifo(place.root / name)
+    return lambda: read(place.root / name)
+
+
 # Weights and checkpoints whose safetensors header lies.
 LIES: dict[str, Case] = {
     **{f"weights, {name}": weights(content) for name, content in HEADERS.items()},
     **{f"checkpoint, {name}": checkpoint(content) for name, content in HEADERS.items()},
+    **{f"weights, {name}": case for name, case in GREEDY.items()},
 }

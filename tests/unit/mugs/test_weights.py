@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import (
     extract_backbone_state,
+    load_backbone,
     load_released_backbone,
     load_strictly,
     read_backbone_file,
     write_backbone_file,
 )
-from mugs.weights.foreign import import_released, import_timm
+from mugs.weights.foreign import import_released, import_timm, verify_sha256
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 
 INIT = Path(__file__).parents[2] / "parity" / "golden" / "init.pth"
@@ -206,6 +207,38 @@ def test_export_cut_short_is_named(tmp_path: Path) -> None:
     os.truncate(path, 1000)
     with pytest.raises(WeightsError, match=r"x\.safetensors"):
         read_backbone_file(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"depth": 1_000_000}, "says depth 1000000, but has 3 blocks"),
+        ({"image_size": 448}, r"pos_embed is \[1, 785, 48\], but it is \[1, 197, 48\]"),
+        ({"num_heads": 5}, "of no possible shape"),
+    ],
+)
+def test_a_shape_that_is_not_the_tensors_is_refused(
+    tmp_path: Path, said: dict[str, int], message: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    write_backbone_file(path, build_vit(TINY).state_dict(), {"arch": asdict(TINY) | said})
+    with pytest.raises(WeightsError, match=message):
+        load_backbone(path)
+
+
+def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/data.pkl", b"\0" * 1_000_000)
+    with pytest.raises(WeightsError, match=r"b\.pth: holds 'b/data\.pkl' compressed"):
+        read_released_checkpoint(path)
+
+
+def test_a_file_larger_than_any_weights_is_not_hashed(tmp_path: Path) -> None:
+    (tmp_path / "b.pth").touch()
+    os.truncate(tmp_path / "b.pth", 1 << 40)
+    with pytest.raises(WeightsError, match=r"b\.pth: has 1099511627776 bytes"):
+        verify_sha256(tmp_path / "b.pth", None)
 
 
 TIMM = {"vit_s16": "vit_small_patch16_224.dino", "vit_b16": "vit_base_patch16_224.dino"}
