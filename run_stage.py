@@ -254,7 +254,12 @@ def run_command(
     overrides: Overrides = None,
     only: Only = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes per run. Default: one per local GPU.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes per run, if its stage can use more than one. "
+            "Default: one per local GPU.",
+        ),
     ] = None,
     trace_steps: TraceSteps = 0,
     run_root: RunRoot = None,

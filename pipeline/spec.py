@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
@@ -36,6 +36,9 @@ class ConfigError(ValueError):
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Settings):
     """Base of every stage's configuration."""
+
+    # Whether one process does everything, so that more of them would wait or do the same.
+    one_rank: ClassVar[bool] = False
 
     # The hooks below are called when a plan is made, before a job is queued. `inputs` are the
     # configurations of the inputs, by role.

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -34,6 +34,8 @@ class LogisticConfig(FeatureEvaluation):
     the previous one, and all labelled features fit on one device. Other ranks end at once. The
     result of each finished penalty is kept in the run's folder and is not computed again.
     """
+
+    one_rank: ClassVar[bool] = True
 
     # The images that keep their labels.
     labelled: LabelledPart

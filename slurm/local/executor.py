@@ -18,7 +18,7 @@ from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_fo
 from slurm.shared import queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
-from slurm.shared.logs import log_path
+from slurm.shared.logs import find_rank_log
 
 Announce = Callable[[StageRun, int], None]
 
@@ -145,10 +145,16 @@ def _gpus_here() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _default_ranks(run: StageRun) -> int:
-    """Return what a run asks for, but at most one rank per GPU, and one if there is no GPU."""
+def _count_ranks(run: StageRun, asked: int | None) -> int:
+    """Return the ranks that the user asked for, else those of the run's resources.
+
+    Without a wish of the user, there is at most one rank per GPU, and one if there is no GPU. A
+    stage that does everything in one process has one rank in any case.
+    """
+    if run.config.one_rank:
+        return 1
     wanted = run.resources.ranks
-    return min(wanted, max(1, _gpus_here())) if run.resources.gpu else wanted
+    return asked or (min(wanted, max(1, _gpus_here())) if run.resources.gpu else wanted)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class _Executor:
 
     def _start(self, run: StageRun, *, beside: bool) -> Callable[[], Outcome]:
         """Start a run and return a function that waits for it and returns its outcome."""
-        count = self.ranks or _default_ranks(run)
+        count = _count_ranks(run, self.ranks)
         if self.announce:
             self.announce(run, count)
         launch = f"local-{uuid.uuid4().hex[:12]}"
@@ -203,10 +209,13 @@ def _find_failure(run_dir: Path, launch: str, codes: Sequence[int | None]) -> at
         number = attempts.find_attempt(run_dir, launch, timeout_s=0)
     except TimeoutError:
         number = attempts.start_attempt(run_dir, launch=launch)
-    rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, 0))
+    # A rank that a signal ended could not say so; the others then failed because of it.
+    ended = [(rank, code) for rank, code in enumerate(codes) if code]
+    killed = [(rank, code) for rank, code in ended if code < 0]
+    rank, code = [*killed, *ended, (0, 0)][0]
     # subprocess reports a process that a signal ended as minus the number of the signal.
     how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
-    log = log_path(run_dir, number, rank)
+    log = find_rank_log(run_dir, number, rank)
     attempts.record_failure(run_dir, number, error=f"rank {rank} {how}", log=log)
     failure = attempts.read_failure(run_dir, number)
     assert failure is not None

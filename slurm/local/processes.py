@@ -12,6 +12,7 @@ from typing import Any, Self
 from pipeline.files import open_to_append
 from pipeline.provenance import code_root
 from slurm.node.rendezvous import find_free_port
+from slurm.shared.logs import rank_output_path
 
 Ranks = Sequence[subprocess.Popen[bytes]]
 """The processes of one run, by rank."""
@@ -71,7 +72,7 @@ class LocalProcesses:
             if self.signaled:
                 break
             # What a rank prints before it has its own log, such as a failed import, goes here.
-            with open_to_append(run_dir / "logs" / f"rank{rank}.err") as log:
+            with open_to_append(rank_output_path(run_dir, rank)) as log:
                 output = log if rank or beside else None
                 process = subprocess.Popen(
                     command,

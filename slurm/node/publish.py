@@ -39,7 +39,8 @@ def publish_results(
     if output.rows:
         runfile.import_by_name(run.rows_writer)(path, list(output.rows))
     devices = provenance.list_cuda_devices()
-    gpus = run.resources.gpus if devices else 0
+    # One for each rank that there was: on one machine, `run --ranks` may differ from the resources.
+    gpus = ranks if devices and run.resources.gpu else 0
     seconds = _sum_seconds(run_dir, attempt)
     entry = manifest.ManifestEntry(
         stage=run.stage,

@@ -17,6 +17,19 @@ def log_path(run_dir: Path, attempt: int, rank: int) -> Path:
     return run_dir / "logs" / f"attempt_{attempt:04d}_rank{rank}.log"
 
 
+def rank_output_path(run_dir: Path, rank: int) -> Path:
+    """Return the file for what a rank on this machine prints before it has a log."""
+    return run_dir / "logs" / f"rank{rank}.err"
+
+
+def find_rank_log(run_dir: Path, attempt: int, rank: int) -> Path:
+    """Return the log of a rank; if it ended before it had one, the file with what it printed."""
+    log = log_path(run_dir, attempt, rank)
+    printed = rank_output_path(run_dir, rank)
+    says_more = not log.exists() and printed.exists() and printed.stat().st_size > 0
+    return printed if says_more else log
+
+
 class _LogFile(logging.FileHandler):
     """A log that is written nowhere else: a link in its place is refused."""
 

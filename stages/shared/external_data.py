@@ -24,6 +24,7 @@ class ExternalDataConfig(StageConfig):
 
     # What the built-in data set and its output are called: "scenes" or "videos".
     kind: ClassVar[str]
+    one_rank: ClassVar[bool] = True
 
     # Name in result rows and tables.
     dataset: Annotated[str, Field(min_length=1)]

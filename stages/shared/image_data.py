@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -41,6 +41,8 @@ class ConvertConfig(StageConfig):
     are read from `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless
     folders are given.
     """
+
+    one_rank: ClassVar[bool] = True
 
     # Name in result rows and tables; the counts of known names are checked.
     dataset: Annotated[str, Field(min_length=1)]

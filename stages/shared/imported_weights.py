@@ -1,7 +1,7 @@
 """What a reproduction says of weights that were trained elsewhere."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -19,6 +19,8 @@ class ImportConfig(StageConfig):
     `.safetensors` that a pretraining or the command `import` wrote. `method`, `epochs` and `seed`
     go into result rows; tables find their row by them.
     """
+
+    one_rank: ClassVar[bool] = True
 
     # Who wrote the file: the release (`mugs`), timm, or a pretraining of ours.
     source: Literal["mugs", "timm", "ours"] = "mugs"

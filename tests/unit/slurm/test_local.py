@@ -29,8 +29,13 @@ from slurm.local.executor import run_locally
 from slurm.node import publish
 from slurm.node.job import warn_of_other_code
 from slurm.shared import queue
-from slurm.shared.logs import log_path
+from slurm.shared.logs import log_path, rank_output_path
 from slurm.status import collect_status, format_duration
+from stages.coco_data import CocoDataConfig
+from stages.logistic import LogisticConfig
+from stages.shared.image_data import ConvertConfig
+from stages.shared.imported_weights import ImportConfig
+from stages.shared.labelled import LabelledPart
 
 STAGE = """
 import os, signal, time
@@ -188,6 +193,64 @@ def test_costs_are_summed_over_attempts(
     assert (entry.device, entry.gpus, entry.ranks, entry.restarts) == ("H200", 6, 6, 2)
     assert (entry.stage, entry.name, entry.attempt, entry.rows) == ("tiny", "a", 3, None)
     assert entry.config == {"text": "a", "fault": "", "file": None} and entry.upstream == {}
+
+
+def test_gpu_hours_are_those_of_the_ranks_that_ran(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run --ranks 2` of a run that asks for 8."""
+    run = replace(make(tiny, "a"), resources=Resources(ranks_per_node=8))
+    run_dir = run.run_dir(tmp_path)
+    attempt = attempts.start_attempt(run_dir, time=time.time() - 3600)
+    monkeypatch.setattr(publish.provenance, "list_cuda_devices", lambda: ["H200"])
+    publish.publish_results(run, run_dir, StageOutput(), attempt=attempt, ranks=2, facts={})
+    entry = manifest.find_done(tmp_path, run.run_id)
+    assert entry is not None and entry.gpus == 2
+    assert entry.gpu_hours == pytest.approx(2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted", "asked", "count"),
+    [
+        (StageConfig(), 8, None, 2),
+        (StageConfig(), 1, None, 1),
+        (StageConfig(), 8, 3, 3),
+        (ConvertConfig(dataset="digits"), 1, 3, 1),
+        (CocoDataConfig(), 1, 3, 1),
+        (ImportConfig(arch="vit_s16", epochs=1), 1, 3, 1),
+        (LogisticConfig(labelled=LabelledPart(percent=1)), 1, 3, 1),
+    ],
+)
+def test_ranks_are_for_stages_that_share_their_work(
+    monkeypatch: pytest.MonkeyPatch, config: StageConfig, wanted: int, asked: int, count: int
+) -> None:
+    monkeypatch.setattr(local, "_gpus_here", lambda: 2)
+    resources = Resources(ranks_per_node=wanted)
+    run = StageRun("stage", "a", "b", config, {}, resources, "x:run")
+    assert local._count_ranks(run, asked) == count
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank", "how"),
+    [
+        ([0, 1, None], 1, "ended with exit code 1"),
+        ([1, 1, -9], 2, "was killed by signal 9"),  # the others lost their connection to it
+    ],
+)
+@pytest.mark.parametrize("logged", [False, True])
+def test_the_log_is_that_of_the_rank_that_failed_first(
+    tmp_path: Path, codes: list[int | None], rank: int, how: str, logged: bool
+) -> None:
+    number = attempts.start_attempt(tmp_path, launch="x")
+    (tmp_path / "logs").mkdir()
+    for each in range(3):
+        log = log_path(tmp_path, number, each) if logged else rank_output_path(tmp_path, each)
+        log.write_text("line")
+        rank_output_path(tmp_path, each).touch()
+    failure = local._find_failure(tmp_path, "x", codes)
+    assert failure.error == f"rank {rank} {how}"
+    name = f"attempt_0001_rank{rank}.log" if logged else f"rank{rank}.err"
+    assert failure.log == str(tmp_path / "logs" / name)
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(1, "3"), (2, "1"), (7, "1")])
