@@ -407,6 +407,7 @@ def figures(
     classes: Annotated[
         list[int] | None, typer.Option(help="Number of a class to show in t-SNE. Repeatable.")
     ] = None,
+    force: Force = False,
     overrides: Overrides = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -426,7 +427,8 @@ def figures(
     collection = collect_finished(selection.root, selection.runs)
     warnings: list[str] = []
     warn_of_problems(collection, warnings.append)
-    _print(write_figures(draw_all_figures(collection, selection.root, classes or ()), out))
+    drawings = draw_all_figures(collection, selection.root, classes or ())
+    _print(write_figures(drawings, out, force=force))
     _warn(warnings)
 
 
@@ -572,6 +574,7 @@ def import_command(
         typer.Option(help="Which network to take from a full Mugs checkpoint."),
     ] = "teacher",
     sha256: Annotated[str | None, typer.Option(help="The SHA-256 that the file must have.")] = None,
+    force: Force = False,
 ) -> None:
     """Convert weights from elsewhere into our format.
 
@@ -582,7 +585,7 @@ def import_command(
     from stages.commands.weights import import_file, import_settings
 
     settings = import_settings(file, arch, source=source, network=network, sha256=sha256)
-    _print(import_file(settings, out))
+    _print(import_file(settings, out, force=force))
 
 
 @app.command()
@@ -602,6 +605,7 @@ def export(
     weights: Annotated[
         str, typer.Option(help="teacher; for a pretraining also student or initial.")
     ] = "teacher",
+    force: Force = False,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -614,7 +618,7 @@ def export(
     from stages.commands.weights import export_backbone
 
     root = place.choose_run_root(run_root, cluster)
-    _print(export_backbone(run, out, root, weights=weights, format=format))
+    _print(export_backbone(run, out, root, weights=weights, format=format, force=force))
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """Our backbones for timm: the same names and tensors, tried before they are written."""
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import timm
@@ -13,6 +15,8 @@ from mugs.weights.backbone_file import load_backbone, load_strictly
 from mugs.weights.foreign import check_same_class_token
 from pipeline.files import replace_atomically
 
+# In the head of every file, by which we know that it may be replaced.
+MARK = "mugs-repro-export"
 # By width and depth. timm takes any other shape through the arguments of FALLBACK_NAME.
 TIMM_NAMES = {
     (384, 12): "vit_small_patch16_224",
@@ -69,6 +73,10 @@ def write_bare_weights(path: Path, vit: ViT, format: Literal["timm", "safetensor
     state = {key: value.contiguous() for key, value in vit.state_dict().items()}
     with replace_atomically(path) as temporary:
         if format == "timm":
-            torch.save(state, temporary)
+            # torch puts the name of the file into it, so the name of a temporary file would make
+            # other bytes each time.
+            with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+                torch.save(state, Path(folder) / f"{MARK}.pth")
+                os.replace(Path(folder) / f"{MARK}.pth", temporary)
         else:
-            write_tensors(temporary, state, {"format": "pt"})
+            write_tensors(temporary, state, {"format": "pt", "written_by": MARK})

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import write_atomic
+from pipeline.files import check_overwrite, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Format = Literal["svg", "png"]
 FORMATS: tuple[Format, ...] = ("png", "svg")
+# In the head of every file, by which we know that it may be replaced.
+MARK = "mugs-repro figures"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
     with matplotlib.rc_context(matplotlib_settings(theme)):
         figure = drawing.draw(theme)
         # By default a file says when, and by which version of matplotlib, it was made.
-        metadata = {"Date": None, "Creator": None} if fmt == "svg" else {"Software": None}
+        metadata = {"Date": None, "Creator": MARK} if fmt == "svg" else {"Software": MARK}
         figure.savefig(
             buffer, format=fmt, dpi=160, bbox_inches="tight", pad_inches=0.08, metadata=metadata
         )
@@ -145,10 +147,19 @@ def data_uri(content: bytes, fmt: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def write_figures(drawings: list[Drawing], out_dir: Path) -> list[Path]:
-    """Write every drawing as PNG and SVG in the light theme; return the paths."""
+def write_figures(drawings: list[Drawing], out_dir: Path, *, force: bool = False) -> list[Path]:
+    """Write every drawing as PNG and SVG in the light theme; return the paths.
+
+    Raises:
+        OverwriteError: a file there is none of ours, and `force` is not given.
+    """
+    files = {
+        out_dir / f"{drawing.name}.{fmt}": (drawing, fmt) for drawing in drawings for fmt in FORMATS
+    }
+    # All are looked at before the first is written.
+    for path in files:
+        check_overwrite(path, MARK, force=force)
     return [
-        write_atomic(out_dir / f"{drawing.name}.{fmt}", render_image(drawing, LIGHT, fmt))
-        for drawing in drawings
-        for fmt in FORMATS
+        write_atomic(path, render_image(drawing, LIGHT, fmt))
+        for path, (drawing, fmt) in files.items()
     ]

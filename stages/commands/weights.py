@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest
-from pipeline.files import write_atomic
+from pipeline.files import check_overwrite, write_atomic
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
@@ -12,6 +12,10 @@ from stages.import_weights import load_foreign_weights, write_imported_weights
 from stages.shared.imported_weights import ImportConfig
 
 Format = Literal["timm", "safetensors"]
+
+# How the description of each backbone file begins, and the list of keys that do not fit.
+BACKBONE_MARK = '{"__metadata__":{"mugs":'
+KEYS_MARK = "# Keys that do not fit, listed by the command import"
 
 
 def import_settings(file: str, arch: str, **options: Any) -> ImportConfig:
@@ -26,23 +30,26 @@ def import_settings(file: str, arch: str, **options: Any) -> ImportConfig:
     )
 
 
-def import_file(cfg: ImportConfig, out: Path) -> list[str]:
+def import_file(cfg: ImportConfig, out: Path, *, force: bool = False) -> list[str]:
     """Write the backbone in `cfg.file` to `out`; return the lines to print.
 
     Raises:
         ConfigError: `out` has another suffix, or the file does not fit; the message names the keys.
+        OverwriteError: there is a file that is none of ours, and `force` is not given.
     """
     from mugs.weights.pickle_file import WeightsError
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: expected a name that ends in .safetensors")
+    check_overwrite(out, BACKBONE_MARK, force=force)
     try:
         found = load_foreign_weights(cfg)
     except WeightsError as error:
         if not error.details:
             raise ConfigError(shorten_error(error)) from error
         listed = out.with_suffix(".keys.txt")
-        write_atomic(listed, error.details + "\n")
+        check_overwrite(listed, KEYS_MARK, force=force)
+        write_atomic(listed, f"{KEYS_MARK}\n{error.details}\n")
         raise ConfigError(f"{shorten_error(error)}; all of them are in {listed}") from error
     write_imported_weights(found, out)
     tensors = f"{len(found.vit.state_dict())} tensors of {cfg.arch}"
@@ -53,16 +60,29 @@ def import_file(cfg: ImportConfig, out: Path) -> list[str]:
 
 
 def export_backbone(
-    run: str, out: Path, run_root: Path, *, weights: str = "teacher", format: Format = "timm"
+    run: str,
+    out: Path,
+    run_root: Path,
+    *,
+    weights: str = "teacher",
+    format: Format = "timm",
+    force: bool = False,
 ) -> list[str]:
     """Write the backbone of a run, or of a weights file, for timm; return the lines to print.
 
     Raises:
         ConfigError: there is no such run or network, or the file is damaged.
+        OverwriteError: there is a file that is no export of ours, and `force` is not given.
     """
     from mugs.weights.pickle_file import WeightsError
-    from mugs.weights.timm_export import format_timm_call, load_vit_for_timm, write_bare_weights
+    from mugs.weights.timm_export import (
+        MARK,
+        format_timm_call,
+        load_vit_for_timm,
+        write_bare_weights,
+    )
 
+    check_overwrite(out.expanduser(), MARK, force=force)
     try:
         vit = load_vit_for_timm(find_backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:

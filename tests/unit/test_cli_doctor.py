@@ -25,6 +25,7 @@ from mugs.evaluation.feature_store import FeatureStore
 from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file
 from pipeline import environment, manifest
+from pipeline.files import OverwriteError
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
@@ -543,6 +544,38 @@ def test_a_run_to_export_is_found_or_named(tmp_path: Path, images: Path) -> None
     damaged[-1] ^= 1
     entry.output("teacher").write_bytes(damaged)
     assert "differs from the SHA-256" in refused(*given)
+
+
+def test_import_and_export_replace_only_what_they_wrote(tmp_path: Path) -> None:
+    path, ours = released(tmp_path / "r.pth", "vit_mini"), tmp_path / "ours.safetensors"
+    imports = ("import", path, "--arch", "vit_mini", "--out", ours)
+    exports = ("export", ours, "--run-root", tmp_path, "--out")
+    bare = tmp_path / "bare.safetensors"
+    for command, out in (
+        (imports, ours),
+        ((*exports, tmp_path / "plain.pth"), tmp_path / "plain.pth"),
+        ((*exports, bare, "--format", "safetensors"), bare),
+    ):
+        assert cli(*command).exit_code == 0
+        first = out.read_bytes()
+        assert cli(*command).exit_code == 0
+        assert out.read_bytes() == first
+        out.write_text("my notes")
+        result = cli(*command)
+        assert isinstance(result.exception, OverwriteError)
+        assert out.read_text() == "my notes"
+        assert cli(*command, "--force").exit_code == 0
+        assert out.read_bytes() == first
+
+
+def test_a_list_of_keys_replaces_no_other_text(tmp_path: Path) -> None:
+    given = ("import", released(tmp_path / "r.pth", "vit_mini"), "--arch", "vit_s16", "--out")
+    keys = tmp_path / "o.keys.txt"
+    keys.write_text("keys of my house")
+    assert isinstance(cli(*given, tmp_path / "o.safetensors").exception, OverwriteError)
+    assert keys.read_text() == "keys of my house"
+    for _ in range(2):
+        assert "keys do not fit" in refused(*given, tmp_path / "p.safetensors")
 
 
 def test_another_architecture_than_the_file_of_ours_says(tmp_path: Path) -> None:

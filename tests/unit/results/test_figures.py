@@ -10,15 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from pipeline.files import OverwriteError, check_overwrite, write_atomic
 from results.figures import tsne
 from results.figures.curves import average_in_bins, draw_training_curves, read_curves
 from results.figures.figure2 import draw_figure2
 from results.figures.gallery import collect_galleries, is_wide, shrink_picture
 from results.figures.knn import draw_knn_during_pretraining, draw_knn_over_epochs
-from results.figures.style import DARK, LIGHT, render_image
+from results.figures.style import (
+    DARK,
+    LIGHT,
+    MARK,
+    Drawing,
+    Format,
+    render_image,
+    write_figures,
+)
 from results.runs import FinishedRun
 from results.schema import Result
 from results.spec import OptionError
@@ -342,3 +352,16 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[FinishedRun, P
 def test_nothing_is_drawn_without_material(tmp_path: Path) -> None:
     assert draw_training_curves(FinishedRun("x", "pretrain", "p"), tmp_path) is None
     assert tsne.draw_tsne(FinishedRun("x", "features", "f"), tmp_path, None) is None
+
+
+@pytest.mark.parametrize("fmt", ["png", "svg"])
+def test_a_figure_replaces_only_a_figure(tmp_path: Path, fmt: Format) -> None:
+    drawing = Drawing("figure2", "", "", lambda theme: Figure(figsize=(1, 1)))
+    ours = write_atomic(tmp_path / "a", render_image(drawing, LIGHT, fmt))
+    check_overwrite(ours, MARK, force=False)
+    (tmp_path / f"figure2.{fmt}").write_text("my notes")
+    with pytest.raises(OverwriteError, match=f"figure2.{fmt}: was not written by this command"):
+        write_figures([drawing], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", f"figure2.{fmt}"]
+    assert write_figures([drawing], tmp_path, force=True)[0] == tmp_path / "figure2.png"
+    assert len(write_figures([drawing], tmp_path)) == 2
