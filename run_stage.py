@@ -456,7 +456,16 @@ def report(
     selection = _select(reproduction, overrides, None, cluster, run_root)
     # Nodes are made here, since results knows no Slurm and slurm knows no results.
     nodes = [
-        Node(s.run.run_id, s.run.stage, s.run.name, s.state, s.detail, tuple(s.run.needs.values()))
+        Node(
+            s.run.run_id,
+            s.run.stage,
+            s.run.name,
+            s.state,
+            s.detail,
+            tuple(s.run.needs.values()),
+            seconds=s.cost.seconds,
+            gpu_hours=s.cost.gpu_hours,
+        )
         for s in collect_status(selection.runs, selection.root)
     ]
     path, refused = write_report(selection, nodes, out, force=force)

@@ -113,6 +113,21 @@ def show_status(found: Sequence[RunStatus]) -> None:
     _show_logs(status for status in found if status.state in ("failed", "unknown"))
     counts = Counter(status.state for status in found)
     print_line(", ".join(f"{count} {state}" for state, count in counts.items()))
+    _show_cost(found)
+
+
+def _show_cost(found: Sequence[RunStatus]) -> None:
+    """Print what all attempts cost, and how much of it is of runs that are not done."""
+    unfinished = [status.cost for status in found if status.state != "done"]
+    if any(cost.seconds for cost in unfinished):
+        hours = sum(status.cost.gpu_hours for status in found)
+        part = sum(cost.gpu_hours for cost in unfinished)
+        time_of_all = format_duration(sum(status.cost.seconds for status in found))
+        time_of_part = format_duration(sum(cost.seconds for cost in unfinished))
+        print_line(
+            f"cost so far: {hours:.1f} GPU-hours, {time_of_all}; "
+            f"of it in runs that are not done: {part:.1f} GPU-hours, {time_of_part}"
+        )
 
 
 def _show_logs(failed: Iterable[RunStatus | Outcome]) -> None:

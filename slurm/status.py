@@ -5,8 +5,8 @@ While Slurm does not answer, the state of a run that may have a job is `unknown`
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline import attempts, manifest
@@ -14,6 +14,7 @@ from pipeline.files import read_json
 from pipeline.spec import StageRun
 from slurm.shared import nodes, queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
+from slurm.shared.costs import Cost, sum_attempts
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.logs import find_newest_log, read_last_line
 
@@ -35,6 +36,8 @@ class RunStatus:
     detail: str = ""
     job_id: str | None = None
     log: str | None = None
+    # Of all attempts so far, however they ended.
+    cost: Cost = field(default_factory=Cost)
 
 
 def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
@@ -59,7 +62,19 @@ def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
         else:
             missing = [names.get(need, need) for need in run.needs.values() if need not in done]
             found.append(_status_outside_queue(run, run_dir, missing))
-    return found
+    return [replace(status, cost=_sum_cost(status, run_root, done)) for status in found]
+
+
+def _sum_cost(
+    status: RunStatus, run_root: Path, done: Mapping[str, manifest.ManifestEntry]
+) -> Cost:
+    if (entry := done.get(status.run.run_id)) is not None:
+        return Cost(entry.seconds, entry.gpu_hours)
+    run_dir = status.run.run_dir(run_root)
+    running = attempts.latest_attempt(run_dir) if status.state == "running" else None
+    # Attempts of earlier versions do not tell their GPUs; those of a cluster got what was asked.
+    gpus = status.run.resources.gpus if (run_dir / queue.JOB_NOTE).exists() else 0
+    return sum_attempts(run_dir, gpus=gpus, running=running)
 
 
 def _unknown(run: StageRun, run_dir: Path, job_id: str, silence: str) -> RunStatus:
@@ -257,6 +272,8 @@ def format_json(found: Sequence[RunStatus]) -> str:
             "detail": status.detail,
             "job_id": status.job_id,
             "log": status.log,
+            "seconds": round(status.cost.seconds),
+            "gpu_hours": round(status.cost.gpu_hours, 4),
         }
         for status in found
     ]

@@ -7,6 +7,7 @@ from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 
+from results.report.graph import Node
 from results.runs import FinishedRun, group_by
 
 
@@ -37,6 +38,19 @@ def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
         )
         for stage, group in [*groups.items(), ("all stages", everything)]
     ]
+
+
+def sum_unfinished(nodes: Iterable[Node]) -> Cost:
+    """Return what the attempts of runs that are not done cost: running, failed or canceled."""
+    begun = [node for node in nodes if node.state != "done" and node.seconds]
+    return Cost(
+        stage="not done",
+        runs=len(begun),
+        gpu_hours=sum(node.gpu_hours for node in begun),
+        seconds=sum(node.seconds for node in begun),
+        earlier=0.0,
+        restarts=0,
+    )
 
 
 def earlier_seconds(run: FinishedRun, root: Path) -> float:

@@ -23,6 +23,9 @@ class Node:
     state: str = "done"
     detail: str = ""
     needs: tuple[str, ...] = ()
+    # What its attempts cost so far.
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from results.figures.all_figures import draw_all_figures
 from results.figures.gallery import collect_galleries, is_wide, shrink_picture
 from results.figures.style import DARK, LIGHT, data_uri, render_image
 from results.formatted import format_table
-from results.report.costs import format_run_time, sum_costs_by_stage
+from results.report.costs import format_run_time, sum_costs_by_stage, sum_unfinished
 from results.report.graph import HEIGHT, WIDTH, Node, lay_out_graph
 from results.runs import FinishedRun, flatten_config, group_by, sort_by_dependency
 from results.tables import Table, build_tables, describe_unplaced
@@ -95,6 +95,7 @@ def build_context(
         "graph": lay_out_graph(drawn),
         "box": {"width": WIDTH, "height": HEIGHT},
         "costs": sum_costs_by_stage(runs, root),
+        "unfinished": sum_unfinished(drawn),
         "our_cells": [(table.name, own) for table in tables for own in table.our_cells()],
         "dataset": load_vocabulary().dataset_title,
         "filled": {table.name: count_filled_cells(table) for table in tables},

@@ -17,6 +17,7 @@ from pipeline.spec import StageRun
 from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
 from slurm.shared import queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
+from slurm.shared.costs import count_gpus_here
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.logs import find_rank_log
 
@@ -134,15 +135,10 @@ def _concurrent_runs(run: StageRun, runs: Iterable[StageRun], run_root: Path) ->
     None where there are GPUs.
     """
     for other in runs:
-        if run.run_id in other.watched and not _gpus_here():
+        if run.run_id in other.watched and not count_gpus_here():
             needs = set(other.needs.values()) - {run.run_id}
             if all(manifest.find_done(run_root, need) for need in needs):
                 yield other
-
-
-def _gpus_here() -> int:
-    # Device files, because this package does not import torch, which would take seconds.
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _count_ranks(run: StageRun, asked: int | None) -> int:
@@ -154,7 +150,7 @@ def _count_ranks(run: StageRun, asked: int | None) -> int:
     if run.config.one_rank:
         return 1
     wanted = run.resources.ranks
-    return asked or (min(wanted, max(1, _gpus_here())) if run.resources.gpu else wanted)
+    return asked or (min(wanted, max(1, count_gpus_here())) if run.resources.gpu else wanted)
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ class _Executor:
         launch = f"local-{uuid.uuid4().hex[:12]}"
         started_at = time.monotonic()
         run_dir = runfile.write_run_file(self.run_root, run)
-        on_gpus = run.resources.gpu and _gpus_here() > 0
+        on_gpus = run.resources.gpu and count_gpus_here() > 0
         ranks = self.processes.start(run_dir, launch, count, beside=beside, on_gpus=on_gpus)
         return partial(self._wait, run, launch, started_at, ranks)
 

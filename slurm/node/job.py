@@ -43,6 +43,7 @@ from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
 from slurm.node.time_limit import why_not_resume
 from slurm.node.watchdog import JobControl, Watchdog
 from slurm.shared import queue
+from slurm.shared.costs import count_gpus_here
 from slurm.shared.exit_codes import EXIT_HUNG, EXIT_INTERRUPTED
 from slurm.shared.logs import FILE_ONLY, log_path, start_logging
 
@@ -114,8 +115,13 @@ def _run_rank(run_dir: Path, run_file_sha256: str | None, signals: StopSignals) 
     # Rank 0 takes the attempt number; the other ranks find it by the key that all ranks of a launch
     # share.
     if launch.rank == 0:
+        has_gpus = run_file.resources.get("gpu", True) and (launch.job_id or count_gpus_here())
         attempt = attempts.start_attempt(
-            run_dir, launch=launch.key, job_id=launch.job_id, ranks=launch.world_size
+            run_dir,
+            launch=launch.key,
+            job_id=launch.job_id,
+            ranks=launch.world_size,
+            gpus=launch.world_size if has_gpus else 0,
         )
     else:
         attempt = attempts.find_attempt(run_dir, launch.key)

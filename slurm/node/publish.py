@@ -12,7 +12,7 @@ from pipeline import attempts, manifest, provenance, runfile
 from pipeline.identity import dump_settings
 from pipeline.spec import StageRun
 from pipeline.stage import StageOutput
-from slurm.shared.logs import log_path
+from slurm.shared.costs import sum_attempts
 
 
 def publish_results(
@@ -41,7 +41,7 @@ def publish_results(
     devices = provenance.list_cuda_devices()
     # One for each rank that there was: on one machine, `run --ranks` may differ from the resources.
     gpus = ranks if devices and run.resources.gpu else 0
-    seconds = _sum_seconds(run_dir, attempt)
+    spent = sum_attempts(run_dir, gpus=gpus, running=attempt)
     entry = manifest.ManifestEntry(
         stage=run.stage,
         name=run.name,
@@ -64,25 +64,8 @@ def publish_results(
         device=devices[0] if devices else "cpu",
         ranks=ranks,
         gpus=gpus,
-        seconds=round(seconds, 3),
-        gpu_hours=round(gpus * seconds / 3600, 4),
+        seconds=round(spent.seconds, 3),
+        gpu_hours=round(spent.gpu_hours, 4) if gpus else 0.0,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     manifest.record_entry(run_root, entry)
-
-
-def _sum_seconds(run_dir: Path, attempt: int) -> float:
-    """Return the running time of all attempts in seconds.
-
-    An attempt that was killed records no end, so earlier ones count from their start to their last
-    log line.
-    """
-    total = 0.0
-    for number in attempts.list_attempts(run_dir):
-        started = float(attempts.read_attempt(run_dir, number).get("time", 0.0))
-        if not started:
-            continue  # its record cannot be read
-        log = log_path(run_dir, number, 0)
-        logged = log.stat().st_mtime if log.exists() else started
-        total += max(0.0, (time.time() if number == attempt else logged) - started)
-    return total

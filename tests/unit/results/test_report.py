@@ -19,7 +19,7 @@ from results import resources, spec
 from results.collect import CollectedResults, collect_results
 from results.publish import publish_tables, read_published
 from results.render import write_tables
-from results.report.costs import format_run_time, sum_costs_by_stage
+from results.report.costs import format_run_time, sum_costs_by_stage, sum_unfinished
 from results.report.graph import Node, lay_out_graph
 from results.report.page import count_filled_cells, link_run_ids, render_report
 from results.runs import FinishedRun
@@ -207,6 +207,20 @@ def test_costs_by_stage_and_what_earlier_attempts_took(tmp_path: Path) -> None:
         ("all stages", 2, 510.0, 200.0),
     ]
     assert [format_run_time(s) for s in (41.6, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+
+
+def test_attempts_of_runs_that_are_not_done_cost_too(tmp_path: Path) -> None:
+    nodes = [
+        Node("a", "pretrain", "a", "failed", seconds=100.0, gpu_hours=2.0),
+        Node("b", "knn", "b", "running", seconds=20.0, gpu_hours=0.5),
+        Node("c", "knn", "c", "waiting"),
+        Node("d", "knn", "d", "done", seconds=1000.0, gpu_hours=9.0),
+    ]
+    cost = sum_unfinished(nodes)
+    assert (cost.runs, cost.seconds, cost.gpu_hours) == (2, 120.0, 2.5)
+    text = render_report(CollectedResults(()), tmp_path, nodes=nodes)
+    assert "attempts of 2 runs that are not done, 2.50 GPU-hours, 2 min 00 s" in text
+    assert "<dt>GPU-hours</dt><dd>2.5</dd>" in text
 
 
 def luminance(color: str) -> float:

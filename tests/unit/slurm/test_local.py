@@ -23,6 +23,7 @@ from pipeline.provenance import code_root, read_git_state
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from pipeline.stage import StageOutput
 from results.runs import run_from_entry
+from slurm import console
 from slurm.local import executor as local
 from slurm.local import processes
 from slurm.local.executor import run_locally
@@ -195,6 +196,31 @@ def test_costs_are_summed_over_attempts(
     assert entry.config == {"text": "a", "fault": "", "file": None} and entry.upstream == {}
 
 
+@pytest.mark.parametrize(("end", "state"), [("failed", "failed"), ("interrupted", "waiting")])
+def test_attempts_of_a_run_that_is_not_done_cost_too(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str, state: str
+) -> None:
+    run = make(tiny, "a")
+    run_dir, now = run.run_dir(tmp_path), time.time()
+    (run_dir / "logs").mkdir(parents=True)
+    for began, gpus in ((7300, 4), (3700, 2)):
+        attempt = attempts.start_attempt(run_dir, time=now - began, gpus=gpus)
+        log = log_path(run_dir, attempt, 0)
+        log.touch()
+        os.utime(log, (now, now - began + 3600))
+    if end == "failed":
+        attempts.record_failure(run_dir, attempt, error="x", log=log)
+    else:
+        attempts.record_interruption(run_dir, attempt, "SIGTERM")
+    (found,) = collect_status([run], tmp_path)
+    assert found.state == state
+    assert found.cost.seconds == pytest.approx(7200, abs=1)
+    assert found.cost.gpu_hours == pytest.approx(6, abs=0.01)
+    console.show_status([found])
+    line = "cost so far: 6.0 GPU-hours, 2h00m; of it in runs that are not done: 6.0 GPU-hours"
+    assert line in capsys.readouterr().out
+
+
 def test_gpu_hours_are_those_of_the_ranks_that_ran(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +250,7 @@ def test_gpu_hours_are_those_of_the_ranks_that_ran(
 def test_ranks_are_for_stages_that_share_their_work(
     monkeypatch: pytest.MonkeyPatch, config: StageConfig, wanted: int, asked: int, count: int
 ) -> None:
-    monkeypatch.setattr(local, "_gpus_here", lambda: 2)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: 2)
     resources = Resources(ranks_per_node=wanted)
     run = StageRun("stage", "a", "b", config, {}, resources, "x:run")
     assert local._count_ranks(run, asked) == count
@@ -279,7 +305,7 @@ def test_threads_on_cpus_do_not_spin_while_they_wait(
 def test_a_run_is_on_gpus_if_it_wants_them_and_there_are_some(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool, gpus: int
 ) -> None:
-    monkeypatch.setattr(local, "_gpus_here", lambda: gpus)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: gpus)
     run = replace(make(tiny, "a"), resources=Resources(gpu=wanted))
     started = Mock()
     local._Executor(tmp_path, 1, None, started)._start(run, beside=False)
@@ -307,7 +333,7 @@ def test_failure_stops_only_what_depends_on_it(tiny: Any, tmp_path: Path) -> Non
 def test_a_run_that_watches_another_runs_beside_it(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: 0)
     a = make(tiny, "a", fault="until watched")
     between, watch = make(tiny, "between"), make(tiny, "watch", a, fault="watch")
     told: list[str] = []
@@ -328,7 +354,7 @@ def test_a_run_that_watches_another_runs_beside_it(
 def test_it_ends_with_a_run_that_fails(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: 0)
     bad = make(tiny, "bad", fault="until watched, raise")
     watch = make(tiny, "watch", bad, fault="watch")
     assert [
@@ -349,7 +375,7 @@ def test_it_ends_with_a_run_that_is_interrupted(
     """Whoever told that run's process to stop did not tell the other's,
     which would wait for ever.
     """
-    monkeypatch.setattr(local, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: 0)
     stopped = make(tiny, "stopped", fault="until watched, interrupted")
     watch = make(tiny, "watch", stopped, fault="watch")
     assert [
@@ -363,7 +389,7 @@ def test_it_ends_with_a_run_that_is_interrupted(
 def test_with_gpus_it_comes_after(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_gpus_here", lambda: 1)
+    monkeypatch.setattr(local, "count_gpus_here", lambda: 1)
     a = make(tiny, "a")
     assert [o.state for o in run_locally([a, make(tiny, "w", a, fault="watch")], tmp_path)] == [
         "finished",

@@ -1,0 +1,43 @@
+"""What a run has cost so far, by the records and logs of its attempts."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import attempts
+from slurm.shared.logs import log_path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Running time of all attempts, and that time multiplied by the GPUs of each."""
+
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+
+
+def count_gpus_here() -> int:
+    """Return the number of GPUs of this machine."""
+    # Device files, because this package does not import torch, which would take seconds.
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def sum_attempts(run_dir: Path, *, gpus: int, running: int | None = None) -> Cost:
+    """Return what all attempts of a run have cost, however they ended; `running` still runs.
+
+    `gpus` is for attempts whose record does not tell. An attempt that was killed records no end, so
+    all but the running one count from their start to their last log line.
+    """
+    seconds = 0.0
+    gpu_hours = 0.0
+    for number in attempts.list_attempts(run_dir):
+        note = attempts.read_attempt(run_dir, number)
+        started = float(note.get("time", 0.0))
+        if not started:
+            continue  # its record cannot be read
+        log = log_path(run_dir, number, 0)
+        logged = log.stat().st_mtime if log.exists() else started
+        lasted = max(0.0, (time.time() if number == running else logged) - started)
+        seconds += lasted
+        gpu_hours += lasted * int(note.get("gpus", gpus)) / 3600
+    return Cost(seconds, gpu_hours)
