@@ -1,18 +1,22 @@
 """Where a number came from: commit, versions, machine; and that all our packages share one root."""
 
 import importlib.metadata
+import logging
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("pipeline", "mugs", "results", "slurm", "stages")
 SNAPSHOT_NOTE = "SNAPSHOT.json"
 _DISTRIBUTIONS = ("torch", "torchvision", "timm", "numpy", "pydantic", "submitit", "ffcv", "numba")
@@ -62,20 +66,41 @@ def read_git_state(root: Path) -> dict[str, Any]:
         return {"git_sha": None, "git_dirty": None}
     changes = run_git(root, "status", "--porcelain")
     return {
-        "git_sha": run_git(root, "rev-parse", "HEAD") or None,
+        "git_sha": run_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None,
         "git_dirty": None if changes is None else bool(changes),
     }
 
 
 def run_git(root: Path, *args: str) -> str | None:
-    """Return what git says about a checkout; None if it fails or is not there."""
+    """Return what git says about a checkout; None, and a warning, if it fails or is not there."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _warn_of_git(root, str(error))
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode == 0:
+        return done.stdout.strip()
+    _warn_of_git(root, done.stderr)
+    return None
+
+
+@cache
+def _warn_of_git(root: Path, error: str) -> None:
+    """Log why git says nothing about a checkout, once, and what to do."""
+    reason = next(iter(error.strip().splitlines()), "")
+    if not reason:
+        return  # it has no commit yet
+    remedy = ""
+    if "dubious ownership" in reason:
+        # The owner, such as whoever set up a shared checkout, could have put commands there that
+        # git would run as us.
+        remedy = (
+            "; if you trust its owner, run "
+            f"`git config --global --add safe.directory {shlex.quote(str(root))}`"
+        )
+    logger.warning("%s: the commit is not known: %s%s", root, reason, remedy)
 
 
 def collect_versions() -> dict[str, str]:

@@ -418,6 +418,20 @@ def test_commit_and_changes_are_noted(tmp_path: Path) -> None:
     assert read_git_state(tmp_path) == {"git_sha": None, "git_dirty": None}
 
 
+def test_a_checkout_that_git_does_not_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert read_git_state(tmp_path) == {"git_sha": None, "git_dirty": False}
+    assert not caplog.text  # no commit yet
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for _ in range(2):
+        assert read_git_state(tmp_path) == {"git_sha": None, "git_dirty": None}
+    (line,) = caplog.messages
+    assert "dubious ownership" in line
+    assert f"git config --global --add safe.directory {tmp_path}`" in line
+
+
 @pytest.mark.parametrize("other_is_faster", [True, False])
 def test_two_snapshots_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_is_faster: bool
