@@ -23,6 +23,7 @@ from mugs.weights.backbone_file import (
     load_backbone,
     load_released_backbone,
     load_strictly,
+    remove_wrappers,
 )
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 from pipeline.files import hash_file, open_regular_file
@@ -129,9 +130,14 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
     """Load a file into timm's model; return the keys of a head, which are left out."""
     others: tuple[str, ...] = ()
     if path.suffix == ".safetensors":
-        state = read_safetensors(path)
+        state = {remove_wrappers(key): value for key, value in read_safetensors(path).items()}
     else:
-        state, others = extract_backbone_state(read_released_checkpoint(path))
+        checkpoint = read_released_checkpoint(path)
+        try:
+            state, others = extract_backbone_state(checkpoint)
+        except WeightsError as error:
+            # Networks by name are those of the release, so only its source lets one choose.
+            raise WeightsError(f"{path}: {error} of source mugs") from error
     left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD_PREFIXES)))))
     load_strictly(model, {key: value for key, value in state.items() if key not in left_out}, path)
     check_positions(state, read_timm_config(model), path)

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES, ViTConfig
@@ -29,7 +30,7 @@ from mugs.weights.backbone_file import (
     read_backbone_file,
     write_backbone_file,
 )
-from mugs.weights.foreign import import_released, import_timm, verify_sha256
+from mugs.weights.foreign import import_released, import_timm, load_timm_file, verify_sha256
 from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 
 INIT = Path(__file__).parents[2] / "parity" / "golden" / "init.pth"
@@ -147,6 +148,27 @@ def test_prefixes_of_wrappers_are_removed(
     vit = build_vit(TINY)
     assert load_released_backbone(vit, tmp_path / "x.pth") == ()
     assert torch.equal(vit.norm.weight, state["norm.weight"])
+
+
+def tiny_timm_vit() -> VisionTransformer:
+    return VisionTransformer(img_size=32, embed_dim=48, depth=1, num_heads=3, num_classes=0)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_removed_from_safetensors(tmp_path: Path, prefix: str) -> None:
+    state = tiny_timm_vit().state_dict()
+    path = tmp_path / "x.safetensors"
+    save_file({f"{prefix}{key}": value for key, value in state.items()}, path)
+    model = tiny_timm_vit()
+    assert load_timm_file(model, path) == ()
+    assert torch.equal(model.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+
+
+def test_a_student_alone_is_no_file_of_timm(tmp_path: Path) -> None:
+    torch.save({"student": tiny_timm_vit().state_dict()}, tmp_path / "x.pth")
+    words = r"x\.pth: has no teacher, only a student; ask for network student of source mugs"
+    with pytest.raises(WeightsError, match=words):
+        load_timm_file(tiny_timm_vit(), tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(("asked", "there"), [("teacher", "student"), ("student", "teacher")])
