@@ -35,6 +35,7 @@ addEventListener("load", async () => {
     dead_links: all("a[href^='#']").map((a) => a.getAttribute("href")).filter((h) => !document.getElementById(h.slice(1))),
     low_contrast: written.filter((e) => contrast(e) < 4.5).map((e) => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`),
     too_small: all("img").filter((image) => image.getBoundingClientRect().width < 250).map((image) => image.alt),
+    summary_scrolls: scrolls.some((e) => e.closest("#summary")),
     unreachable: scrolls.filter((e) => e.tabIndex !== 0 || !e.getAttribute("aria-label")).map((e) => e.outerHTML.slice(0, 80)),
   };
   parent.postMessage(JSON.stringify(found), "*");
