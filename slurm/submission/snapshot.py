@@ -1,5 +1,6 @@
 """A copy of our code per content, so that a job requeued next week runs what was submitted."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from pipeline.ownership import OTHERS_WRITE, ForeignOwnerError, check_mine
 from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state, run_git
 from pipeline.run_root import make_shared_folder
 
+logger = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"
 _ROOT_FILES = ("run_stage.py", "pyproject.toml")
 _REMEDY = "have it removed, or use a run root of your own"
@@ -30,24 +32,33 @@ class SnapshotError(ValueError):
 def list_code_files(root: Path) -> list[Path]:
     """Return the files of our packages, relative to `root`.
 
-    In a git checkout these are the files that git tracks or would track; elsewhere all but caches.
+    In a git checkout these are the files that git tracks: others could be notes, or secrets.
+    Elsewhere all but caches. Python files that are left out are named in a warning.
     """
-    listed = _list_git_files(root)
-    if listed is None:
+    listed = _list_git_files(root, "--cached")
+    left_out = _list_git_files(root, "--others", "--exclude-standard") or []
+    if not listed:  # no checkout, or one to which nothing was added yet
+        left_out = []
         listed = [Path(name) for name in _ROOT_FILES]
         for package in PACKAGES:
             listed += [path.relative_to(root) for path in (root / package).rglob("*")]
+    if python_files := sorted(str(path) for path in left_out if path.suffix == ".py"):
+        logger.warning(
+            "not in the snapshot, since git does not track them: %s; if a run needs them, run"
+            " `git add` on them and submit again",
+            ", ".join(python_files),
+        )
     # git also lists files that were deleted but not committed.
     return sorted(
         path for path in set(listed) if "__pycache__" not in path.parts and (root / path).is_file()
     )
 
 
-def _list_git_files(root: Path) -> list[Path] | None:
+def _list_git_files(root: Path, *kinds: str) -> list[Path] | None:
+    """Return what `git ls-files` lists of our packages; None if `root` is no checkout."""
     if not (root / ".git").exists():
         return None
-    options = ("-z", "--cached", "--others", "--exclude-standard", "--")
-    listed = run_git(root, "ls-files", *options, *PACKAGES, *_ROOT_FILES)
+    listed = run_git(root, "ls-files", "-z", *kinds, "--", *PACKAGES, *_ROOT_FILES)
     return None if listed is None else [Path(name) for name in listed.split("\0") if name]
 
 

@@ -432,6 +432,28 @@ def test_a_checkout_that_git_does_not_trust(
     assert f"git config --global --add safe.directory {tmp_path}`" in line
 
 
+def test_a_snapshot_holds_what_git_tracks_and_names_what_it_leaves_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "src"
+    (source / "slurm").mkdir(parents=True)
+    for name, mode in (("a.py", 0o644), ("b.sh", 0o755), ("private.yaml", 0o600)):
+        (source / "slurm" / name).touch(mode=mode)
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", "-C", str(source), *command], check=True)
+    for name in ("mine.py", "token.yaml", "ä b.py"):
+        (source / "slurm" / name).touch()
+    copy = snapshot.take_snapshot(tmp_path / "runs", source)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (copy / "slurm").iterdir()}
+    assert modes == {"a.py": 0o444, "b.sh": 0o555, "private.yaml": 0o400}
+    assert "git does not track them: slurm/mine.py, slurm/ä b.py; if a run" in caplog.text
+    assert "token" not in caplog.text
+    subprocess.run(["git", "-C", str(source), "add", "slurm/mine.py", "slurm/ä b.py"], check=True)
+    caplog.clear()
+    copy = snapshot.take_snapshot(tmp_path / "runs", source)
+    assert (copy / "slurm/mine.py").exists() and not caplog.records
+
+
 @pytest.mark.parametrize("other_is_faster", [True, False])
 def test_two_snapshots_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_is_faster: bool
