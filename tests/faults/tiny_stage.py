@@ -11,7 +11,8 @@ from pipeline.spec import Resources, StageConfig, StageRun
 from pipeline.stage import StageContext, StageOutput
 from results.schema import ResultRow
 
-os.environ["MUGS_STAGE_MODULES"] = "tiny_stage"  # for the jobs that are started from here
+# For the jobs that are started from here. Other tests may have stages of their own.
+os.environ["MUGS_STAGE_MODULES"] = f"{os.environ.get('MUGS_STAGE_MODULES', '')},tiny_stage"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from pipeline.settings import Runtime
 from pipeline.spec import StageConfig
 from pipeline.stage import StageContext, StageOutput
 
-os.environ["MUGS_STAGE_MODULES"] = "toy_training"  # for the jobs that are submitted from here
+# For the jobs that are started from here. Other tests may have stages of their own.
+os.environ["MUGS_STAGE_MODULES"] = f"{os.environ.get('MUGS_STAGE_MODULES', '')},toy_training"
 
 
 @dataclass(frozen=True, kw_only=True)
