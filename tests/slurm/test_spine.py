@@ -22,6 +22,7 @@ from slurm.shared import queue
 from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import submit
+from stages import STAGES
 
 pytestmark = pytest.mark.slurm
 
@@ -290,9 +291,10 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     """The first run of each stage of `mini`, from submission to the table;
     the pretraining on 2 x 2 ranks.
     """
-    every = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
-    first = {run["stage"]: name for name, run in reversed(every.items())}
-    runs = {name: run for name, run in every.items() if name in first.values()}
+    every = config.load_reproduction("mini", STAGES).runs
+    first = {run.spec.name: name for name, run in reversed(every.items())}
+    written = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
+    runs = {name: run for name, run in written.items() if name in first.values()}
     reproduction = tmp_path / "mini.yaml"
     reproduction.write_text(yaml.safe_dump({"name": "mini", "runs": runs}, sort_keys=False))
     profile = tmp_path / "cluster.yaml"
