@@ -58,7 +58,7 @@ def run(ctx: StageContext, cfg: KnnConfig) -> StageOutput:
     # Tables find a cell by this text, so its form is part of the file format.
     rows = [
         build_result_row(
-            ctx, cfg.weights, setting=f"{cfg.feature}, k={k}, T={t:g}", value=value["top1"]
+            ctx, cfg.weights, setting=f"{cfg.chosen_feature}, k={k}, T={t:g}", value=value["top1"]
         )
         for (k, t), value in accuracy.items()
     ]

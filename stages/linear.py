@@ -105,7 +105,7 @@ def run(ctx: StageContext, cfg: LinearConfig) -> StageOutput:
     last = task.best([cfg.epochs - 1])
     # Both are the best of all classifiers of a sweep, which the row has to say.
     count = len(probe.settings)
-    feature = cfg.feature if count == 1 else f"{cfg.feature}, best of {count}"
+    feature = cfg.chosen_feature if count == 1 else f"{cfg.chosen_feature}, best of {count}"
     rows = [
         build_result_row(
             ctx,

@@ -114,7 +114,7 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
             logger.info("lambda %g: done before, not computed again", penalty)
         weight = found.weight
         value = top1_accuracy(weight, queries, targets)
-        setting = f"{cfg.labelled.describe()}, {cfg.feature}, lambda={penalty:g}"
+        setting = f"{cfg.labelled.describe()}, {cfg.chosen_feature}, lambda={penalty:g}"
         # The record of the `features` run names the weights; the argument is not read.
         rows.append(build_result_row(ctx, "teacher", setting=setting, value=value))
         facts.append(
