@@ -18,7 +18,7 @@ from scipy.io import savemat
 
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import BetonSource
-from mugs.data.sources.cifar import SIDE, open_cifar10
+from mugs.data.sources.cifar import SIDE
 from mugs.data.sources.convert import verify_beton
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.expected import KNOWN
@@ -482,7 +482,7 @@ def test_pixels_of_cifar(tmp_path: Path, storage: Any, most: int) -> None:
     )
     ctx: Any = SimpleNamespace(run_dir=tmp_path / "run", stage="convert", control=None)
     packed = BetonSource(stage.run(ctx, cfg).outputs["train"])
-    pixels = open_cifar10(root, "train").pixels
+    pixels = PUBLIC["cifar10"](root, "train").pixels
     differences = [
         np.abs(np.asarray(decode_rgb(packed.read(i), "x")).astype(int) - pixels[i]).max()
         for i in range(10)

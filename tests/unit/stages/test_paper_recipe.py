@@ -4,6 +4,7 @@ and that a default has one place.
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from pipeline import config
 from pipeline.identity import dump_settings, run_id, runtime_names
 from pipeline.reading import validate_model
-from pipeline.spec import ConfigError
+from pipeline.spec import ConfigError, Resources
 from stages import STAGES
 from stages.pretrain import PretrainConfig
 
@@ -103,12 +104,16 @@ def test_every_recipe_has_settings_that_exist(file: str) -> None:
     for name in config.list_recipes(file):
         settings = config.load_recipe(name)
         stage = settings.pop("stage")
+        # A recipe may also say what its runs need of a machine.
+        Resources(**settings.pop("resources", {}))
         if stage == "finetune":
             settings["rate"] = {"base_lr": 1} | settings["rate"]
         if stage != "linear":
             # A recipe may take back a batch size, so that a run has to say its own.
             given = {key: value for key, value in settings.items() if value is not None}
-            settings = {"epochs": 1, "batch_size": 8} | given
+            required = {"epochs": 1, "batch_size": 8}
+            known = {field.name for field in fields(STAGES[stage].config)}
+            settings = {key: required[key] for key in required.keys() & known} | given
         assert validate_model(STAGES[stage].config, settings, name)
 
 
