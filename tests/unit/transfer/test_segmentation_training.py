@@ -178,10 +178,18 @@ def test_two_ranks_do_what_one_does(mini: Path, tmp_path: Path) -> None:
     spawn(on_rank, 2, mini, tmp_path)
     found = [json.loads((tmp_path / f"scores_{rank}.json").read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
-    assert found[0] == pytest.approx([want.miou, want.macc, want.aacc], abs=0.2)
+    losses = {}
+    for number in ("one", "two"):
+        lines = (tmp_path / number / "metrics.jsonl").read_text().splitlines()
+        losses[number] = [line["loss"] for line in map(json.loads, lines) if "loss" in line][:3]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-4)
+    # AdamW makes steps of the learning rate from gradients that are nothing but rounding, as those
+    # of the convolutions before batch normalization partly are.
+    assert found[0] == pytest.approx([want.miou, want.macc, want.aacc], abs=2)
     one, two = (load_latest(tmp_path / n / "checkpoints")[1]["model"] for n in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        rounding = 2 * CONFIG.lr * (10 if "running" in name else 1)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=rounding, msg=name)
     names = [sorted(p.name for p in (tmp_path / n / "pictures").iterdir()) for n in ("one", "two")]
     assert names[0] == names[1] and len(names[0]) == 3
     assert load_latest(tmp_path / "two_void" / "checkpoints")[0] == 6
