@@ -5,7 +5,6 @@ are not seen here: for them there are the tests marked `gpu`.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -54,7 +53,7 @@ TASKS = [
 ]
 
 
-@pytest.mark.skipif(not os.environ.get("MUGS_ALL_FAULTS"), reason="MUGS_ALL_FAULTS=1 runs it")
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "fp32", "bf16"), TASKS, ids=[task for task, *_ in TASKS])
 def test_no_device_is_mixed(task: str, fp32: float, bf16: float | None, tmp_path: Path) -> None:
     """In fp32 the numbers are those of the CPU; in bf16 CUDA's autocast has lists of its own."""
