@@ -105,7 +105,9 @@ def lift_exclusion(job: QueuedJob, run_dir: Path, scontrol: Scontrol) -> str:
         return ""
     left = ",".join(sorted(names - set(lifted)))
     code, _ = scontrol("update", f"JobId={job.job_id}", f"ExcNodeList={left}")
-    return f"{', '.join(lifted)} failed before but may be used again, so it can start" * (code == 0)
+    if code != 0:
+        return ""
+    return f"{', '.join(lifted)} failed before but may be used again, so it can start"
 
 
 def _read_script_option(run_dir: Path, option: str) -> str:
