@@ -4,16 +4,16 @@ through: weights of both networks, optimizer and the state of the method.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import campaign_interruptions
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import StopAfter, StoppedError
 
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.folder import FolderSource
-from mugs.engine.control import NullControl
 from mugs.methods.config import METHODS
 from mugs.pretrain.train import pretrain
 from pipeline import config
@@ -24,27 +24,6 @@ from stages.pretrain import PretrainConfig
 # Two epochs of two steps: a stop within an epoch, at its end, and before the last step.
 STEPS = 4
 SETS = ("epochs=2", "steps_per_epoch=2", "warmup_epochs=1", "batch_size=4", "checkpoint_steps=100")
-
-
-class StoppedError(Exception):
-    """The steps are made."""
-
-
-class StopAfter(NullControl):
-    """Ask a training to stop after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.done = 0
-
-    def heartbeat(self, step: int) -> None:
-        self.done = step
-
-    def stop_requested(self) -> bool:
-        return self.done >= self.steps
-
-    def interrupted(self, step: int) -> NoReturn:
-        raise StoppedError
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 from ranks import spawn
 from step_cases import float64
+from stopping import StopAfter, StoppedError
 
 from mugs import distributed
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.folder import FolderSource
-from mugs.engine.control import NullControl
 from mugs.methods.mugs import Mugs
 from mugs.models.memory import NeighborMemory
 from mugs.pretrain.train import PretrainTask, pretrain
@@ -34,26 +34,6 @@ from stages.pretrain import PretrainConfig
 
 STEPS = int(os.environ.get("MUGS_STEPS", "22"))
 BATCH = 64
-
-
-class StoppedError(Exception):
-    """The steps are made."""
-
-
-class Until(NullControl):
-    """Ends after so many steps; of several ranks the votes for it are counted a step later."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps - (distributed.world_size() > 1), 0
-
-    def heartbeat(self, step: int) -> None:
-        self.done = step
-
-    def stop_requested(self) -> bool:
-        return self.done >= self.steps
-
-    def interrupted(self, step: int) -> NoReturn:
-        raise StoppedError
 
 
 class Choices:
@@ -116,7 +96,7 @@ def train(data: Path, out: Path) -> None:
     samples = [task.order.indices(step).tolist() for step in range(STEPS)]
     (out / f"samples_{distributed.rank()}.json").write_text(json.dumps(samples))
     with pytest.raises(StoppedError):
-        pretrain(method, FolderSource(data), cfg, out, torch.device("cpu"), Until(STEPS))
+        pretrain(method, FolderSource(data), cfg, out, torch.device("cpu"), StopAfter(STEPS))
 
 
 def on_rank(_rank: int, exact: bool, repeat: bool, data: Path, out: Path) -> None:

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from ranks import spawn
+from stopping import StopAfter, StoppedError
 from torch import Tensor
 
 from mugs import distributed
@@ -23,7 +24,6 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
-from mugs.engine.control import NullControl
 from mugs.engine.failures import NonFiniteError
 from mugs.finetune import train as train_module
 from mugs.finetune.batches import AugmentedViews, BatchSampler
@@ -183,31 +183,11 @@ def test_resumed_in_mid_epoch_bitwise(tmp_path: Path, data: Path, workers: int) 
     assert one["files"] == other["files"] and one["meta"] == other["meta"]
 
 
-class Interrupted(Exception):
-    """What leaves the loop when the training is asked to stop."""
-
-
-class StopAfter(NullControl):
-    """Asks for a stop once this many steps are done."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.done = step, 0
-
-    def heartbeat(self, step: int) -> None:
-        self.done = step
-
-    def stop_requested(self) -> bool:
-        return self.done >= self.step
-
-    def interrupted(self, step: int) -> NoReturn:
-        raise Interrupted(step)
-
-
 def test_asked_to_stop_it_saves_and_goes_on_later(
     tmp_path: Path, data: Path, base: dict[str, Tensor]
 ) -> None:
     source, config = Few(data), replace(CONFIG, workers=1, checkpoint_steps=99)
-    with pytest.raises(Interrupted, match="5"):
+    with pytest.raises(StoppedError, match="5"):
         Finetuning(model(), (source, source), config, tmp_path, CPU, num_classes=10).train(
             StopAfter(5)
         )
