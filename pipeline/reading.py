@@ -120,8 +120,9 @@ def parse_yaml(source: str, text: str, *, anchors: bool = True) -> Any:
         raise ConfigError(
             f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other"
         )
-    loader = _Loader(text) if anchors else _ValueLoader(text)
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text) if anchors else _ValueLoader(text)  # refuses control characters
         # As a graph first, in which each alias is one edge: only then is it known how much a file
         # of a few lines would become.
         root = loader.get_single_node()
@@ -145,7 +146,8 @@ def parse_yaml(source: str, text: str, *, anchors: bool = True) -> Any:
     ) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int], depth: int = 0) -> int:

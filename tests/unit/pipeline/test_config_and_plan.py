@@ -91,6 +91,8 @@ def test_science_has_none_and_no_runtime(plan: Plan) -> None:
         ("epochs: 3", "2024-01-01: 3", ["runs.main", "datetime.date(2024, 1, 1)"]),
         ("epochs: 3", r'epochs: "\UFFFFFFFF"', ["not valid YAML"]),
         ("epochs: 3", "epochs: !!timestamp zz", ["not valid YAML"]),
+        ("epochs: 3", "epochs: \0", ["small.yaml: not valid YAML", "#x0000"]),
+        ("epochs: 3", "epochs: \x1b[31m", ["small.yaml: not valid YAML", "#x001b"]),
         ("epochs: 3", "epochs: !!bool x", ["not valid YAML"]),
         ("epochs: 3", "epochs: !!int ''", ["not valid YAML"]),
         ("epochs: 3", "epochs: !!binary [1]", ["not valid YAML"]),
@@ -120,6 +122,7 @@ def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]
         ("main=3", ["expected run.key=value"]),
         ("main.epochs.x=3", ["epochs is 3, not a mapping"]),
         ("main.epochs=&a 3", ["--set main.epochs:1:1", "anchors and aliases ('a')"]),
+        ("main.epochs=\x1b[1m", ["--set main.epochs: not valid YAML", "#x001b"]),
         ("main.like=[x, *a]", ["--set main.like:1:5", "anchors and aliases ('a')"]),
     ],
 )
