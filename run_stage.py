@@ -190,7 +190,7 @@ def doctor(
         from slurm.submission.preflight import check_cluster
 
         profile = place.load_profile_at(cluster, run_root)
-        if profile.python and not profile.container_image:
+        if profile.python and not profile.in_container:
             findings.append(environment.check_job_python(profile.python))
         findings += check_cluster(profile, checks.pending)
     else:
@@ -198,6 +198,29 @@ def doctor(
     code = console.show_findings([*findings, *checks.findings])
     console.show_lines(list_changed_inputs(selection))
     raise typer.Exit(code)
+
+
+@app.command(name="init-cluster")
+def init_cluster(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The profile to write.")],
+    run_root: Annotated[
+        Path, typer.Option(help="Folder of all runs, shared by all nodes. Goes into the profile.")
+    ] = Path("$HOME/mugs-runs"),
+    partition: Annotated[
+        str | None,
+        typer.Option(help="Partition of the jobs. Default: the one with the most GPUs."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write a cluster profile from what Slurm says of this cluster.
+
+    Asks for partitions, GPUs, CPUs and memory of the nodes, time limits, and your accounts, and
+    submits nothing. Read the file: a comment stands where Slurm did not tell. Then check it with
+    doctor REPRODUCTION --cluster FILE.
+    """
+    from slurm.submission.init_profile import write_profile
+
+    _print(write_profile(out, run_root, partition, force=force))
 
 
 @app.command()
@@ -262,27 +285,32 @@ def run_command(
         ),
     ] = None,
     trace_steps: TraceSteps = 0,
+    cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
     """Run what is not done, on this machine.
 
-    Needs no Slurm. Runs start one after another, except a `knn_curve` run with `watch: true`:
-    without GPUs, it starts together with the pretraining that it measures. If a run fails, the runs
-    that need it are left out. Press Ctrl-C to save and stop, and repeat the command to continue.
-    Press Ctrl-C twice to stop at once.
+    Needs no Slurm: of a cluster profile, only run_root and env are used. Runs start one after
+    another, except a `knn_curve` run with `watch: true`: without GPUs, it starts together with the
+    pretraining that it measures. If a run fails, the runs that need it are left out. Press Ctrl-C
+    to save and stop, and repeat the command to continue. Press Ctrl-C twice to stop at once.
     """
     from pipeline.plan import check_required_settings, with_trace_steps
     from slurm import console
     from slurm.local.executor import run_locally
+    from slurm.submission.profile import load_local_environment
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, None, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root)
     # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
     console.show_remarks(runs)
     console.show_lines(list_changed_inputs(selection))
-    outcomes = run_locally(runs, selection.root, ranks=ranks, on_start=console.announce_run)
+    env = load_local_environment(cluster) if cluster else {}
+    outcomes = run_locally(
+        runs, selection.root, ranks=ranks, env=env, on_start=console.announce_run
+    )
     raise typer.Exit(console.show_outcomes(outcomes))
 
 

@@ -106,10 +106,28 @@ Every run may also have `resources`, which say what it needs from the cluster:
 """
 PROFILES = """# Cluster profiles
 
-A cluster profile says once how your cluster wants its jobs. Copy `slurm/profiles/a100_8x80g.yaml`,
-change it, and give its path with `--cluster`. A profile changes where and how jobs run, never their
-results: no key is part of a run id. Every key except `gpus_per_node`, which is a limit, reaches
-the batch script; an unknown key is refused. See `slurm/README.md` for what a job survives.
+A cluster profile says once how your cluster wants its jobs. On a login node, this writes a first
+one from what Slurm says of partitions, nodes, limits and your accounts:
+
+    python run_stage.py init-cluster my_cluster.yaml
+
+Or copy the one of `slurm/profiles/` that is most like your cluster, and change it:
+
+| profile | cluster |
+|---|---|
+| `a100_8x80g` | nodes with 8 A100 80 GB |
+| `a100_8x_gres` | jobs ask for GPUs with `--gres`; a partition of its own for conversions |
+| `a100_4x40g` | nodes with 4 A100 40 GB |
+| `preemptible` | short jobs that are stopped for others and queued again |
+| `modules_conda` | software from modules and a conda environment |
+| `container_pyxis` | containers of pyxis and enroot; `slurm/images/Dockerfile` makes an image |
+| `container_apptainer` | containers of apptainer; `slurm/images/apptainer.def` makes an image |
+| `workstation` | one machine without Slurm, for `run` |
+
+Give its path with `--cluster`, and check it first with `doctor REPRODUCTION --cluster FILE`. A
+profile changes where and how jobs run, never their results: no key is part of a run id. Every key
+except `gpus_per_node`, which is a limit, reaches the batch script; an unknown key is refused. See
+`slurm/README.md` for what a job survives.
 
 All keys but `run_root` may differ for the jobs of a stage. Here conversions run on nodes without
 GPUs:

@@ -48,12 +48,14 @@ def run_locally(
     run_root: Path,
     *,
     ranks: int | None = None,
+    env: Mapping[str, str] | None = None,
     on_start: Announce | None = None,
 ) -> list[Outcome]:
     """Run what is not done, in the given (topological) order.
 
     If a run fails, what depends on it is not run and the rest is. After an interruption nothing
-    more is run. `on_start` is called with each run and its number of ranks.
+    more is run. The ranks get the variables of `env` too. `on_start` is called with each run and
+    its number of ranks.
 
     Raises:
         ConfigError: an input is neither done nor among `runs`.
@@ -71,7 +73,7 @@ def run_locally(
         if (reason := _describe_job(run, run_root, jobs.get(run.run_id, []), silence))
     }
     outcomes: dict[str, Outcome] = {}
-    with LocalProcesses() as processes:
+    with LocalProcesses(env) as processes:
         executor = _Executor(run_root, ranks, on_start, processes)
         for run in by_id.values():
             if run.run_id in outcomes:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,11 +26,12 @@ class LocalProcesses:
     """The processes that are started within the `with` block; none of them outlives it.
 
     Signals to this process are forwarded: the first as SIGTERM, on which the ranks save and stop;
-    the second kills them.
+    the second kills them. `env` holds variables that the ranks get besides those of this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self.started: list[subprocess.Popen[bytes]] = []
+        self._env = dict(env or {})
         self._signals = 0
 
     def __enter__(self) -> Self:
@@ -76,7 +77,7 @@ class LocalProcesses:
                 output = log if rank or beside else None
                 process = subprocess.Popen(
                     command,
-                    env=_rank_environment(launch, rank, count, port, on_gpus=on_gpus),
+                    env=_rank_environment(launch, rank, count, port, on_gpus=on_gpus) | self._env,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

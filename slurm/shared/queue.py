@@ -350,12 +350,15 @@ def query_qos_limit_s(qos: str) -> float:
     return (parse_duration_s(out) if code == 0 else 0.0) or float("inf")
 
 
-def list_accounts(user: str) -> list[str]:
-    """Return the accounts of a user; none if the cluster keeps none or does not tell."""
+def list_associations(user: str, field: str) -> list[str]:
+    """Return what a user may use: the accounts (`Account`) or qualities of service (`QOS`).
+
+    Nothing if the cluster keeps no accounts or does not tell.
+    """
     code, out, _ = call_slurm(
-        "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"
+        "sacctmgr", "-n", "-P", "show", "associations", f"user={user}", f"format={field}"
     )
-    return sorted(set(out.split())) if code == 0 else []
+    return sorted(set(out.replace(",", " ").split())) if code == 0 else []
 
 
 def dry_run_script(text: str) -> tuple[bool, str]:

@@ -73,7 +73,7 @@ def _check_partition(choice: str | None, partitions: Partitions) -> Finding:
 
 def _check_account(profile: ClusterProfile) -> Finding:
     user = get_user_name()
-    accounts = queue.list_accounts(user)
+    accounts = queue.list_associations(user, "Account")
     if not accounts:
         return skipped("account", f"the cluster lists no accounts of {user}")
     choices = ", ".join(accounts)
@@ -103,7 +103,9 @@ def find_exceeded_limit(
     asked_s = 60.0 * time_limit_minutes(profile, run.resources)
     names = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
     # Of several partitions, Slurm takes the first that lets the job start.
-    longest = {name: _partition_limit_s(partitions[name]) for name in names if name in partitions}
+    longest = {
+        name: find_partition_limit_s(partitions[name]) for name in names if name in partitions
+    }
     if longest and asked_s > max(longest.values()):
         name, limit_s = max(longest.items(), key=lambda item: item[1])
         return f"its time limit is {_hours(asked_s)}, partition {name} allows {_hours(limit_s)}"
@@ -116,7 +118,7 @@ def _default_partitions(partitions: Partitions) -> list[str]:
     return [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
 
 
-def _partition_limit_s(partition: Mapping[str, str]) -> float:
+def find_partition_limit_s(partition: Mapping[str, str]) -> float:
     """Return the longest time limit in a partition: its own, or that of the QOS it has."""
     limit_s = queue.parse_duration_s(partition.get("MaxTime", "UNLIMITED")) or float("inf")
     qos = partition.get("QoS", "N/A")

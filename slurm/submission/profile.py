@@ -128,12 +128,20 @@ class JobOptions(BaseModel):
     container_image: Line | None = None
     # Mounts for srun's `--container-mounts`.
     container_mounts: Line | None = None
+    # Words before the Python of each rank that start it in a container, without pyxis:
+    # `apptainer exec --nv --bind /data image.sif`.
+    container_command: Line | None = None
     # Python to start; without it, the one that submits.
     python: Line | None = None
     # Further options of sbatch, name to value; one that has a key of its own is refused.
     sbatch: Mapping[OptionName, Line | int | bool] = Field(default_factory=dict)
     # Further arguments of srun.
     srun: tuple[Line, ...] = ()
+
+    @property
+    def in_container(self) -> bool:
+        """Whether the ranks of a job run in a container."""
+        return bool(self.container_image or self.container_command)
 
 
 class ClusterProfile(JobOptions):
@@ -193,6 +201,15 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     return profile.model_copy(update={"run_root": check_run_root(root, source)})
 
 
+def load_local_environment(name_or_path: str) -> dict[str, str]:
+    """Return the variables that a profile gives to the ranks of this machine.
+
+    What they refer to (`$HOME`) is filled in, as the shell does it in a job.
+    """
+    env = load_profile(name_or_path).env
+    return {name: os.path.expandvars(value) for name, value in env.items()}
+
+
 def check_stage_names(profile: ClusterProfile, known: Iterable[str]) -> None:
     """Raise ConfigError if the profile has options for a stage that does not exist."""
     if unknown := sorted(set(profile.stages) - set(known)):
@@ -222,6 +239,11 @@ def _check_options(options: JobOptions, source: str, image: str | None = None) -
         )
     if options.container_mounts and not (options.container_image or image):
         raise ConfigError(f"{source}: container_mounts: expected container_image beside it")
+    if options.container_command and (options.container_image or image):
+        raise ConfigError(
+            f"{source}: container_command: not with container_image, which starts the container "
+            "through pyxis"
+        )
     if options.gres and options.gpu_type:
         raise ConfigError(
             f"{source}: gpu_type: not with gres, which names the type itself "
@@ -280,18 +302,19 @@ def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
 
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
     """Return the command that srun starts on every rank."""
-    return f"{_python(profile)} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+    container = f"{profile.container_command} " if profile.container_command else ""
+    return f"{container}{_python(profile)} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
 
 
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
     """Return the shell lines after srun, which decide about a retry.
 
-    They run outside of pyxis' container, with the Python that submits: the profile's one may be in
-    the image only. The shell itself requeues a job that was interrupted where the handler cannot,
+    They run outside of the container, with the Python that submits: the profile's one may be in the
+    image only. The shell itself requeues a job that was interrupted where the handler cannot,
     because there is no such Python, or none with a `scontrol` beside it. It asks for the state
     first: a job that is being canceled must stay ended.
     """
-    python = shlex.quote(sys.executable) if profile.container_image else _python(profile)
+    python = shlex.quote(sys.executable) if profile.in_container else _python(profile)
     handler = f"{python} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
     return [
         "code=$?",

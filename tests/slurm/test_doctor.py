@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.findings import Finding
+from slurm.submission.init_profile import write_profile
 from slurm.submission.preflight import check_cluster
 from slurm.submission.profile import load_profile
 from stages.commands.reproduction import all_runs
@@ -39,3 +40,13 @@ def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     assert found["partition"].remedy == "set partition to one of high, low, low_at_once"
     found = findings(tmp_path, "partition: low\nconstraint: h100", "train.resources.nodes=4")
     assert found["jobs train"].state == found["jobs digits"].state == "wrong", found
+
+
+def test_a_first_profile_works_as_it_is(slurm_cluster: Any, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    write_profile(out, tmp_path / "runs", None, force=False)
+    profile = load_profile(str(out))
+    assert (profile.partition, profile.gpu_type, profile.gpus_per_node) == ("low", "a100", 8)
+    runs = all_runs("mugs_vit_s16_ep100", ["imagenet.train_dir=/t", "imagenet.val_dir=/v"])
+    found = check_cluster(profile, runs)
+    assert {finding.state for finding in found} <= {"ok", "skipped"}, found

@@ -16,7 +16,8 @@ from slurm.submission import profile as cluster
 from slurm.submission import submit
 
 NEED = Resources(nodes=2, ranks_per_node=8, cpus_per_rank=8, hours=30, memory_gb=None)
-GOLDEN = Path(__file__).parent / "golden_a100_8x80g.sbatch"
+GOLDEN = Path(__file__).parent / "golden"
+PROFILES = list_bundled_yaml("slurm", "profiles")
 # key -> (value, text it must put into the sbatch file)
 KEYS: dict[str, tuple[Any, str]] = {
     "run_root": ("/big/runs", "export MUGS_RUN_ROOT=/big/runs"),
@@ -37,6 +38,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "env": ({"A_B": "c d"}, 'export A_B="c d"'),
     "container_image": ("i.sqsh", "--container-image=i.sqsh"),
     "container_mounts": ("/a:/b", "--container-mounts=/a:/b"),
+    "container_command": ("box exec i.sif", "--kill-on-bad-exit=1 box exec i.sif /"),
     "python": ("/opt/py", "--kill-on-bad-exit=1 /opt/py -u -m slurm.node.job "),
     "sbatch": ({"mail-type": "END"}, "--mail-type=END"),
     "gres": ("gpu:h100", "--gres=gpu:h100:8"),
@@ -68,11 +70,13 @@ def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
 
 
-def test_golden_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", PROFILES)
+def test_golden_sbatch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    profile = cluster.load_profile("a100_8x80g").model_copy(update={"python": "/venv/bin/python"})
-    text = sbatch_text(profile, parents=("41", "42"))
-    assert text == GOLDEN.read_text(), f"changed on purpose? then write this to {GOLDEN}:\n{text}"
+    monkeypatch.setattr("sys.executable", "/venv/bin/python")
+    text = sbatch_text(cluster.load_profile(name), parents=("41", "42"))
+    path = GOLDEN / f"{name}.sbatch"
+    assert text == path.read_text(), f"changed on purpose? then write this to {path}:\n{text}"
 
 
 def test_every_key_has_a_case() -> None:
@@ -159,7 +163,7 @@ def test_no_gpu_is_asked_for_when_none_is_needed() -> None:
     assert "gpu" not in sbatch_text(profile, Resources(gpu=False)).replace("MUGS", "")
 
 
-@pytest.mark.parametrize("name", list_bundled_yaml("slurm", "profiles"))
+@pytest.mark.parametrize("name", PROFILES)
 def test_bundled_profiles_load(name: str) -> None:
     assert cluster.load_profile(name).run_root.is_absolute()
 

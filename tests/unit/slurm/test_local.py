@@ -116,12 +116,14 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     a = make(tiny, "a")
     b = make(tiny, "b", a)
     assert [s.state for s in collect_status([a, b], tmp_path)] == ["waiting", "waiting"]
-    assert [o.state for o in run_locally([a, b], tmp_path, ranks=2)] == ["finished", "finished"]
+    outcomes = run_locally([a, b], tmp_path, ranks=2, env={"OMP_NUM_THREADS": "5"})
+    assert [o.state for o in outcomes] == ["finished", "finished"]
     assert [o.state for o in run_locally([a, b], tmp_path)] == ["done", "done"]
     assert [s.state for s in collect_status([a, b], tmp_path)] == ["done", "done"]
     entry = manifest.find_done(tmp_path, b.run_id)
     assert entry is not None and entry.output("out").read_text() == "ba"
     assert (entry.ranks, entry.attempt, entry.gpus) == (2, 1, 0)
+    assert entry.info["threads"] == "5"
     assert entry.provenance["versions"]["python"]
     assert entry.provenance.items() >= read_git_state(code_root()).items()
     assert entry.provenance["earlier"] == []
