@@ -375,6 +375,21 @@ def tables(
     filled: Annotated[
         bool, typer.Option("--filled", help="Only tables that have a result of ours.")
     ] = False,
+    verdicts: Annotated[
+        bool,
+        typer.Option(
+            "--verdicts",
+            help="Say below each accuracy of ours whether it reproduces the printed one, differs "
+            "from it, or needs more seeds. With --explain: show the arithmetic.",
+        ),
+    ] = False,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="With --verdicts: greatest difference that counts as reproduced. Default: 0.5.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write files into this folder instead of printing.")
     ] = None,
@@ -414,6 +429,8 @@ def tables(
         table=table or (),
         format=format,
         filled=filled,
+        verdicts=verdicts,
+        margin=margin,
         out=out,
         force=force,
         explain=explain,

@@ -12,10 +12,13 @@ from results.runs import FinishedRun, flatten_config, iter_with_upstream
 from results.spec import OptionError
 from results.tables import OurCell, build_table
 from results.variants import format_setting
+from results.verdict import explain_verdict
 
 
-def explain_cell(collection: CollectedResults, table: str, row: str, column: str) -> str:
-    """Return the origin of one cell.
+def explain_cell(
+    collection: CollectedResults, table: str, row: str, column: str, margin: float | None = None
+) -> str:
+    """Return the origin of one cell; with a margin, also the arithmetic of its verdict.
 
     `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key.
 
@@ -45,7 +48,7 @@ def explain_cell(collection: CollectedResults, table: str, row: str, column: str
         raise OptionError(
             f"{table}, {column}: {len(matching)} rows have the words {row!r}, of these:{listed}"
         )
-    return "\n".join(_explain(table, matching[0], collection)) + "\n"
+    return "\n".join(_explain(table, matching[0], collection, margin)) + "\n"
 
 
 def _place(ours: OurCell) -> str:
@@ -56,7 +59,9 @@ def _plain_row(ours: OurCell) -> str:
     return ours.row.lower().replace(",", "").removesuffix(" ours").removesuffix(" epochs")
 
 
-def _explain(table: str, ours: OurCell, collection: CollectedResults) -> Iterator[str]:
+def _explain(
+    table: str, ours: OurCell, collection: CollectedResults, margin: float | None
+) -> Iterator[str]:
     cell = ours.cell
     line = f"{table}, {ours.row}, {ours.column}: {cell.text()}"
     if ours.paper is not None and ours.difference is not None:
@@ -69,6 +74,9 @@ def _explain(table: str, ours: OurCell, collection: CollectedResults) -> Iterato
     for deviation in cell.results[0].differs:
         yield f"  differs from the released recipe: {deviation}"
 
+    if margin is not None:
+        yield from _explain_verdict(ours, margin)
+
     # Seeds share runs (the converted data set), which are shown once.
     shown: set[str] = set()
     for result in cell.results:
@@ -78,6 +86,13 @@ def _explain(table: str, ours: OurCell, collection: CollectedResults) -> Iterato
             if run.run_id not in shown:
                 shown.add(run.run_id)
                 yield from _describe_run(run, collection.runs)
+
+
+def _explain_verdict(ours: OurCell, margin: float) -> Iterator[str]:
+    if ours.paper is None:
+        yield "no verdict: the paper prints no number for this cell"
+    else:
+        yield from explain_verdict(ours.cell, ours.paper, margin)
 
 
 def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str]:

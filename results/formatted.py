@@ -7,9 +7,10 @@ from typing import Literal
 from results.cells import Cell, format_difference, format_value
 from results.margins import Margin
 from results.tables import Block, Entry, OurRow, Table
+from results.verdict import describe_method, describe_verdict
 
 MISSING = "--"
-Kind = Literal["paper", "ours", "difference"]
+Kind = Literal["paper", "ours", "difference", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,17 @@ class FormattedTable:
     notes: tuple[str, ...]
 
 
-def format_table(table: Table) -> FormattedTable:
-    """Return the rows and footnotes of a table."""
+def format_table(table: Table, margin: float | None = None) -> FormattedTable:
+    """Return the rows and footnotes of a table; with a margin, also verdicts and their method."""
     # All parts share the numbering, so they are formatted in the order in which they are printed.
     footnotes: Footnotes = {}
-    parts = [_format_block(table.printed, footnotes)]
+    parts = [_format_block(table.printed, footnotes, margin)]
     if table.unmatched.entries:
         parts.append(_format_block(table.unmatched, footnotes))
     if table.margins:
         parts.append(_format_margins(table.margins, table.printed.columns, footnotes))
-    return FormattedTable(table.name, table.title, tuple(parts), tuple(footnotes), table.notes)
+    notes = table.notes if margin is None else (*table.notes, *describe_method(margin))
+    return FormattedTable(table.name, table.title, tuple(parts), tuple(footnotes), notes)
 
 
 def _mark(footnotes: Footnotes, text: str) -> tuple[int]:
@@ -71,9 +73,11 @@ def _mark(footnotes: Footnotes, text: str) -> tuple[int]:
     return (footnotes.setdefault(text, len(footnotes) + 1),)
 
 
-def _format_block(block: Block, footnotes: Footnotes) -> FormattedPart:
+def _format_block(block: Block, footnotes: Footnotes, margin: float | None = None) -> FormattedPart:
     rows = [
-        row for entry in block.entries for row in _format_entry(entry, block.columns, footnotes)
+        row
+        for entry in block.entries
+        for row in _format_entry(entry, block.columns, footnotes, margin)
     ]
     # The paper prints effective epochs; our own rows have the epochs that were really trained.
     epochs = "Epochs" if block.entries and block.entries[0].printed else "Real epochs"
@@ -82,9 +86,12 @@ def _format_block(block: Block, footnotes: Footnotes) -> FormattedPart:
 
 
 def _format_entry(
-    entry: Entry, columns: Mapping[str, str], footnotes: Footnotes
+    entry: Entry, columns: Mapping[str, str], footnotes: Footnotes, margin: float | None
 ) -> list[FormattedRow]:
-    """Return the printed row, our rows, and below each the difference from the printed one."""
+    """Return the printed row, our rows, and below each the difference from the printed one.
+
+    With a margin, the verdict follows the difference.
+    """
     rows = []
     if entry.printed:
         rows.append(_paper_row(entry, columns, footnotes))
@@ -95,6 +102,8 @@ def _format_entry(
         rows.append(_our_row(entry, ours, columns, footnotes))
         if any(key in entry.paper for key in ours.cells):
             rows.append(_difference_row(entry, ours, columns))
+            if margin is not None:
+                rows.append(_verdict_row(entry, ours, columns, margin))
     return rows
 
 
@@ -125,6 +134,20 @@ def _difference_row(entry: Entry, ours: OurRow, columns: Mapping[str, str]) -> F
     texts = [_difference_or_missing(differences.get(key)) for key in columns]
     labels = ("difference", "", "")
     return FormattedRow(entry.group, "difference", tuple(map(FormattedCell, [*labels, *texts])))
+
+
+def _verdict_row(
+    entry: Entry, ours: OurRow, columns: Mapping[str, str], margin: float
+) -> FormattedRow:
+    verdicts = {
+        key: describe_verdict(cell, entry.paper[key], margin)
+        for key, cell in ours.cells.items()
+        if key in entry.paper
+    }
+    texts = [verdicts.get(key, MISSING) for key in columns]
+    return FormattedRow(
+        entry.group, "verdict", tuple(map(FormattedCell, ["verdict", "", "", *texts]))
+    )
 
 
 def _mark_notes(

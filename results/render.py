@@ -21,32 +21,41 @@ from results.formatted import (
     format_table,
 )
 from results.tables import Block, Entry, Table
+from results.verdict import describe_verdict
 
 Format = Literal["md", "latex", "csv"]
 SUFFIX: dict[Format, str] = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
-def write_tables(tables: Sequence[Table], out_dir: Path, *, force: bool = False) -> dict[str, Path]:
+def write_tables(
+    tables: Sequence[Table], out_dir: Path, *, margin: float | None = None, force: bool = False
+) -> dict[str, Path]:
     """Write tables in all three formats; return the paths by file name.
+
+    With a margin, they have verdicts.
 
     Raises:
         OverwriteError: a file there is none of ours, and `force` is not given.
     """
     texts = {
-        f"{table.name}.{suffix}": render_table(table, fmt)
+        f"{table.name}.{suffix}": render_table(table, fmt, margin)
         for table in tables
         for fmt, suffix in SUFFIX.items()
     }
-    # All are looked at before the first is written. Ours begin alike, whatever the results are.
+    # All are looked at before the first is written. Ours begin alike, whatever the results are and
+    # with or without verdicts.
     for name, text in texts.items():
-        check_overwrite(out_dir / name, text.partition("\n")[0], force=force)
+        mark = text.partition("\n")[0].removesuffix(f",{VERDICT_COLUMN}")
+        check_overwrite(out_dir / name, mark, force=force)
     return {name: write_atomic(out_dir / name, text) for name, text in texts.items()}
 
 
-def render_table(table: Table, fmt: Format) -> str:
-    """Return a table as text."""
+def render_table(table: Table, fmt: Format, margin: float | None = None) -> str:
+    """Return a table as text; with a margin, it has verdicts."""
     # The CSV has unrounded numbers and no footnotes, so it is made from the table itself.
-    return render_csv(table) if fmt == "csv" else render_formatted(format_table(table), fmt)
+    if fmt == "csv":
+        return render_csv(table, margin)
+    return render_formatted(format_table(table, margin), fmt)
 
 
 def render_formatted(table: FormattedTable, fmt: Format) -> str:
@@ -95,7 +104,7 @@ def _markdown_part(part: FormattedPart) -> str:
 def _markdown_cell(cell: FormattedCell, row: FormattedRow) -> str:
     text = _escape_markdown(cell.text)
     # A missing value (all dashes) is not set in italics.
-    if row.kind == "difference" and cell.text.strip("-"):
+    if row.kind in ("difference", "verdict") and cell.text.strip("-"):
         text = f"*{text}*"
     return text + "".join(f" [{mark}]" for mark in cell.marks)
 
@@ -218,17 +227,22 @@ CSV_COLUMNS = [
     "differs",
     "note",
 ]
+# The last one, if verdicts are asked for.
+VERDICT_COLUMN = "verdict"
 
 
-def render_csv(table: Table) -> str:
-    """Return one record per cell of a table, with unrounded numbers; the leads are left out."""
+def render_csv(table: Table, margin: float | None = None) -> str:
+    """Return one record per cell of a table, with unrounded numbers; the leads are left out.
+
+    With a margin, the last column has verdicts.
+    """
     records = [
         {"table": table.name, "part": part, **record}
         for part, block in (("printed", table.printed), ("elsewhere", table.unmatched))
         for entry in block.entries
-        for record in _records(entry, block)
+        for record in _records(entry, block, margin)
     ]
-    return _as_csv(records, CSV_COLUMNS)
+    return _as_csv(records, CSV_COLUMNS if margin is None else [*CSV_COLUMNS, VERDICT_COLUMN])
 
 
 def _as_csv(records: Sequence[Record], columns: Sequence[str]) -> str:
@@ -264,7 +278,7 @@ def _escape_csv(value: object) -> object:
     return text
 
 
-def _records(entry: Entry, block: Block) -> Iterator[dict[str, object]]:
+def _records(entry: Entry, block: Block, margin: float | None) -> Iterator[dict[str, object]]:
     """Yield a record for each cell of ours, and for each printed number or note without one."""
     for key in block.columns:
         common: dict[str, object] = {
@@ -283,6 +297,8 @@ def _records(entry: Entry, block: Block) -> Iterator[dict[str, object]]:
             cell = ours.cells[key]
             # Rounded, since the subtraction of two decimals leaves digits that nobody printed.
             difference = round(cell.value - entry.paper[key], 6) if key in entry.paper else ""
+            if margin is not None and key in entry.paper:
+                common[VERDICT_COLUMN] = describe_verdict(cell, entry.paper[key], margin)
             yield {
                 **common,
                 "line": ours.label,

@@ -17,6 +17,10 @@ class Vocabulary:
     archs: Mapping[str, str]
     methods: Mapping[str, str]
     datasets: Mapping[str, str]
+    # Images that an evaluation counts, by data set.
+    evaluation_images: Mapping[str, int]
+    # Metrics that are the share of images with a right answer.
+    image_shares: tuple[str, ...]
     stages: tuple[str, ...]
     # The smallest and the largest possible value.
     units: Mapping[str, tuple[float, float]]

@@ -11,6 +11,7 @@ from results.explain import explain_cell
 from results.render import Format
 from results.spec import OptionError
 from results.tables import build_tables, describe_unplaced
+from results.verdict import DEFAULT_MARGIN, check_margin
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection
 
@@ -26,6 +27,7 @@ COMBINES_WITH = {
     "filled": ("out",),
     "format": ("against",),
     "force": ("out",),
+    "verdicts": ("out", "explain"),
 }
 
 
@@ -36,6 +38,8 @@ class TablesRequest:
     table: Sequence[str] = ()
     format: Format | None = None
     filled: bool = False
+    verdicts: bool = False
+    margin: float | None = None
     out: Path | None = None
     force: bool = False
     explain: tuple[str, str, str] | None = None
@@ -48,6 +52,13 @@ class TablesRequest:
             explained = (full_table_name(self.explain[0]), *self.explain[1:])
             object.__setattr__(self, "explain", explained)
 
+    @property
+    def verdict_margin(self) -> float | None:
+        """The margin of verdicts; None if there are none."""
+        if not self.verdicts:
+            return None
+        return DEFAULT_MARGIN if self.margin is None else self.margin
+
     def check(self) -> None:
         """Raise OptionError if two options exclude each other or a table does not exist."""
         actions = [name for name in ACTIONS if getattr(self, name) is not None]
@@ -55,6 +66,10 @@ class TablesRequest:
             raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
         if self.force and self.out is None:
             raise OptionError("--force needs --out")
+        if self.margin is not None and not self.verdicts:
+            raise OptionError("--margin needs --verdicts")
+        if self.margin is not None:
+            check_margin(self.margin)
         # An option without effect is refused: silently ignored, it would seem to have worked.
         for option, heeding in COMBINES_WITH.items():
             if getattr(self, option) and actions and actions[0] not in heeding:
@@ -100,7 +115,8 @@ def run(
     if request.publish is not None:
         return map(str, publish.publish_tables(collection, request.publish))
     if request.explain is not None:
-        return [explain_cell(collection, *request.explain).removesuffix("\n")]
+        text = explain_cell(collection, *request.explain, margin=request.verdict_margin)
+        return [text.removesuffix("\n")]
     if request.against is not None:
         other = load_comparison(request.against, selection.runs)
         warn_of_problems(other, warn)
@@ -116,6 +132,9 @@ def run(
         warn("no table has a result of ours")
         return []
     if request.out is None:
-        return ["\n".join(render.render_table(table, fmt) for table in shown)]
-    written = render.write_tables(shown, request.out, force=request.force)
+        margin = request.verdict_margin
+        return ["\n".join(render.render_table(table, fmt, margin) for table in shown)]
+    written = render.write_tables(
+        shown, request.out, margin=request.verdict_margin, force=request.force
+    )
     return [f"{file}: {path}" for file, path in written.items()]

@@ -1,0 +1,223 @@
+"""Whether a result of ours reproduces the printed accuracy, or differs from it, or is undecided.
+
+Equivalence is shown by two one-sided tests (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987), a
+difference by an interval that does not hold zero. docs/verdicts.md has the method and its power.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from statistics import NormalDist, fmean
+from typing import Literal
+
+from results.cells import Cell, format_value
+from results.spec import OptionError
+from results.vocabulary import load_vocabulary
+
+# In points of percent.
+DEFAULT_MARGIN = 0.5
+
+# Quantiles of 95%: a one-sided test has all 5% on its side, an interval half of it on each.
+ONE_SIDED = 0.95
+TWO_SIDED = 0.975
+
+# Nobody pretrains more often than that to decide about one number.
+MOST_MORE_SEEDS = 20
+
+# The paper prints one decimal, so its number is off by up to 0.05: variance of that error.
+ROUNDING_VARIANCE = 0.1**2 / 12
+
+Outcome = Literal["reproduced", "lower", "higher", "undecided"]
+
+
+class NoVerdictError(ValueError):
+    """The sampling error of a number is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Our accuracies, one per seed, and the printed one, of as many images; all in percent."""
+
+    values: tuple[float, ...]
+    paper: float
+    images: int
+    margin: float = DEFAULT_MARGIN
+
+    @cached_property
+    def mean(self) -> float:
+        """Our mean over seeds."""
+        return fmean(self.values)
+
+    @property
+    def difference(self) -> float:
+        """Our mean minus the printed value."""
+        return self.mean - self.paper
+
+    @cached_property
+    def our_error(self) -> float:
+        """Standard error of one run of ours, from the number of images."""
+        return binomial_error(self.mean, self.images)
+
+    @cached_property
+    def paper_error(self) -> float:
+        """Standard error of the printed value, from the number of images."""
+        return binomial_error(self.paper, self.images)
+
+    @cached_property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None for a single one."""
+        if len(self.values) == 1:
+            return None
+        # statistics.stdev is exact and takes 20 times as long, which simulations would feel.
+        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
+        return math.sqrt(squares / (len(self.values) - 1))
+
+    def half_width(self, probability: float, more_seeds: int = 0) -> float:
+        """Return the half-width of the interval around the difference.
+
+        With several seeds, this is the wider of two intervals: from the images alone, and from the
+        spread over seeds, which the paper's run is assumed to share. With `more_seeds`, mean and
+        spread are assumed to stay; the spread of a single seed is assumed to be that of its images.
+        """
+        seeds = len(self.values) + more_seeds
+        images = self.our_error**2 / seeds + self.paper_error**2 + ROUNDING_VARIANCE
+        width = normal_quantile(probability) * math.sqrt(images)
+        if seeds == 1:
+            return width
+        spread = self.our_error if self.spread is None else self.spread
+        runs = spread**2 * (1 / seeds + 1) + ROUNDING_VARIANCE
+        return max(width, student_quantile(probability, seeds - 1) * math.sqrt(runs))
+
+    def decide(self, more_seeds: int = 0) -> Outcome:
+        """Return the outcome, or what it would be with more seeds of the same mean and spread."""
+        # Both one-sided tests reject if the interval of 90% lies within the margin.
+        if abs(self.difference) + self.half_width(ONE_SIDED, more_seeds) < self.margin:
+            return "reproduced"
+        if abs(self.difference) > self.half_width(TWO_SIDED, more_seeds):
+            return "lower" if self.difference < 0 else "higher"
+        return "undecided"
+
+    def count_missing_seeds(self) -> int | None:
+        """Return how many more seeds would decide; None if MOST_MORE_SEEDS would not.
+
+        The error of the paper's run stays, however many seeds of ours there are.
+        """
+        numbers = range(1, MOST_MORE_SEEDS + 1)
+        return next((number for number in numbers if self.decide(number) != "undecided"), None)
+
+    def describe(self) -> str:
+        """Return the verdict in words, as tables print it."""
+        outcome = self.decide()
+        if outcome == "reproduced":
+            return outcome
+        if outcome != "undecided":
+            size = format_value(abs(self.difference))
+            return f"{outcome} by {size} ± {format_value(self.half_width(TWO_SIDED))}"
+        missing = self.count_missing_seeds()
+        if missing is None:
+            return f"undecided: {MOST_MORE_SEEDS} more seeds would not decide"
+        return f"undecided: {missing} more seed{'s' if missing > 1 else ''} would decide"
+
+    def explain(self) -> Iterator[str]:
+        """Yield the arithmetic of the verdict, line by line."""
+        difference = abs(self.difference)
+        equivalence = self.half_width(ONE_SIDED)
+        interval = self.half_width(TWO_SIDED)
+        yield f"verdict: {self.describe()}"
+        yield (
+            f"  difference: {self.mean:.3f} - {format_value(self.paper)} = {self.difference:+.3f}"
+        )
+        yield (
+            f"  sampling error of {self.images:,} images: {self.our_error:.3f} for a run of ours,"
+            f" {self.paper_error:.3f} for the paper's"
+        )
+        yield f"  rounding of the printed number: {math.sqrt(ROUNDING_VARIANCE):.3f}"
+        if self.spread is None:
+            yield "  spread over seeds: unknown, there is one seed"
+        else:
+            yield f"  spread over seeds: {self.spread:.3f} (n={len(self.values)})"
+        within = "below" if difference + equivalence < self.margin else "not below"
+        yield (
+            f"  reproduced if {difference:.3f} + {equivalence:.3f} is below the margin of"
+            f" {self.margin:g}: {within}"
+        )
+        outside = "above" if difference > interval else "not above"
+        yield f"  different if {difference:.3f} is above {interval:.3f}: {outside}"
+
+
+def check_margin(margin: float) -> None:
+    """Raise OptionError if a margin is not a positive number of points."""
+    if not 0 < margin < 100:
+        raise OptionError(f"--margin {margin:g}: expected points between 0 and 100, such as 0.5")
+
+
+def compare_cell(cell: Cell, paper: float, margin: float) -> Comparison:
+    """Return a cell of ours compared with the printed number.
+
+    Raises:
+        NoVerdictError: it is no share of images, or the number of images is not known.
+    """
+    row = cell.results[0].row
+    vocabulary = load_vocabulary()
+    if row.metric not in vocabulary.image_shares:
+        raise NoVerdictError(f"{row.metric} needs results per image")
+    if row.dataset not in vocabulary.evaluation_images:
+        raise NoVerdictError(f"number of images of {row.dataset} unknown")
+    return Comparison(
+        values=tuple(result.row.value for result in cell.results),
+        paper=paper,
+        images=vocabulary.evaluation_images[row.dataset],
+        margin=margin,
+    )
+
+
+def describe_verdict(cell: Cell, paper: float, margin: float) -> str:
+    """Return the verdict on a cell in words, or why there is none."""
+    try:
+        return compare_cell(cell, paper, margin).describe()
+    except NoVerdictError as reason:
+        return f"no verdict: {reason}"
+
+
+def explain_verdict(cell: Cell, paper: float, margin: float) -> Iterator[str]:
+    """Yield the arithmetic of the verdict on a cell, or why there is none."""
+    try:
+        yield from compare_cell(cell, paper, margin).explain()
+    except NoVerdictError as reason:
+        yield f"no verdict: {reason}"
+
+
+def describe_method(margin: float) -> tuple[str, str]:
+    """Return the two lines that stand beside a table with verdicts."""
+    return (
+        f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
+        " interval of 95% does not hold zero; it follows after ±.",
+        "Errors: binomial, of ours and of the paper's value on as many images, as if independent;"
+        " with several seeds also their spread. The best of several settings is taken as it is.",
+    )
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Return the standard error of an accuracy, both in percent.
+
+    Two successes and two failures are added (Agresti and Coull, 1998): an accuracy of 100% of a few
+    images is not certain.
+    """
+    share = (accuracy / 100 * images + 2) / (images + 4)
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+@cache
+def normal_quantile(probability: float) -> float:
+    """Return the quantile of the normal distribution."""
+    return NormalDist().inv_cdf(probability)
+
+
+@cache
+def student_quantile(probability: float, degrees: int) -> float:
+    """Return the quantile of Student's t with so many degrees of freedom."""
+    # Imported here: tables without verdicts need no scipy and are there at once.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))

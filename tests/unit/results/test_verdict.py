@@ -1,0 +1,250 @@
+"""Verdicts: hand-computed cases, errors by simulation, and where tables print them."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mugs.data.sources.expected import KNOWN
+from results.collect import CollectedResults
+from results.explain import explain_cell
+from results.render import CSV_COLUMNS, Format, render_table, write_tables
+from results.schema import Result
+from results.spec import OptionError
+from results.tables import build_table
+from results.verdict import Comparison, binomial_error, compare_cell
+from results.vocabulary import load_vocabulary
+from stages.commands.tables import TablesRequest
+
+Make = Callable[..., list[Result]]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def compare(*values: float, paper: float = 75.6, images: int = 50_000, **changes: float) -> str:
+    return Comparison(values=values, paper=paper, images=images, **changes).describe()
+
+
+def test_the_error_of_an_accuracy_is_binomial() -> None:
+    # sqrt(0.75 * 0.25 / 50,000) = 0.0019365; the two successes and failures change the 6th digit.
+    assert binomial_error(75.0, 50_000) == pytest.approx(0.19365, abs=1e-5)
+    # (98 + 2) / (100 + 4) = 0.96154; sqrt(0.96154 * 0.03846 / 100) = 0.019231.
+    assert binomial_error(98.0, 100) == pytest.approx(1.9231, abs=1e-4)
+    assert 0 < binomial_error(100.0, 100) == pytest.approx(binomial_error(0.0, 100))
+
+
+def test_half_widths_by_hand() -> None:
+    one = Comparison(values=(75.1,), paper=75.6, images=50_000)
+    # Variances: 0.19339^2 + 0.19207^2 + 0.1^2 / 12 = 0.075126; 1.95996 * sqrt(0.075126) = 0.53721.
+    assert one.half_width(0.975) == pytest.approx(0.5372, abs=1e-4)
+    assert one.half_width(0.95) == pytest.approx(1.64485 * math.sqrt(0.075126), abs=1e-4)
+    # Spread 1 over three seeds: t = 4.30265 with two degrees; 4.30265 * sqrt(4 / 3 + 0.1^2 / 12).
+    wide = Comparison(values=(74.0, 75.0, 76.0), paper=75.6, images=50_000)
+    assert wide.half_width(0.975) == pytest.approx(4.9698, abs=1e-3)
+    # No spread: the images remain, 1.95996 * sqrt(0.19339^2 / 3 + 0.19207^2 + 0.1^2 / 12).
+    narrow = Comparison(values=(75.1, 75.1, 75.1), paper=75.6, images=50_000)
+    assert narrow.half_width(0.975) == pytest.approx(0.4391, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "verdict"),
+    [
+        ((75.6,), {}, "reproduced"),
+        # 0.1 + 0.451 is not below 0.5, and 0.1 is not above 0.537. Eight seeds: t = 1.89458,
+        # 0.1 + 1.89458 * sqrt(0.19232^2 * 9 / 8 + 0.1^2 / 12) = 0.490 < 0.5.
+        ((75.5,), {}, "undecided: 7 more seeds would decide"),
+        ((75.5,), {"margin": 1.0}, "reproduced"),
+        ((74.6,), {}, "lower by 1.0 ± 0.5"),
+        ((76.6,), {}, "higher by 1.0 ± 0.5"),
+        # A difference that is there, and that is shown to be too small to matter.
+        ((75.0,), {"margin": 1.5}, "reproduced"),
+        # Eight seeds: t = 2.36462, 2.36462 * sqrt(0.19339^2 * 9 / 8 + 0.1^2 / 12) = 0.4898 < 0.5.
+        ((75.1,), {}, "undecided: 7 more seeds would decide"),
+        ((75.1, 75.1, 75.1), {}, "lower by 0.5 ± 0.4"),
+        # The spread is 0.1: 2.91999 * sqrt(0.1^2 * 4 / 3 + 0.1^2 / 12) = 0.347 < 0.5.
+        ((75.5, 75.6, 75.7), {}, "reproduced"),
+        # It is 0.18: 0.613 with three seeds, 2.35336 * sqrt(0.18^2 * 5 / 4 + ...) = 0.478 with 4.
+        ((75.42, 75.6, 75.78), {}, "undecided: 1 more seed would decide"),
+        ((74.0, 75.0, 76.0), {}, "undecided: 20 more seeds would not decide"),
+        ((75.6,), {"images": 3_030}, "undecided: 20 more seeds would not decide"),
+    ],
+)
+def test_verdicts_by_hand(
+    values: tuple[float, ...], changes: dict[str, float], verdict: str
+) -> None:
+    assert compare(*values, **changes) == verdict  # type: ignore[arg-type]
+
+
+def test_so_many_more_seeds_do_decide() -> None:
+    start = Comparison(values=(75.1,), paper=75.6, images=50_000)
+    missing = start.count_missing_seeds()
+    assert missing == 7
+    error = start.our_error
+    # Eight values of the assumed mean and spread: +-a has the spread a * sqrt(8 / 7).
+    step = error * math.sqrt(7 / 8)
+    values = tuple(75.1 + step * sign for sign in (-1, 1) * 4)
+    assert replace(start, values=values).decide() == "lower"
+    assert replace(start, values=values[:6]).decide() == "undecided"
+
+
+# Accuracies of about this size, in the tables with so many images.
+ACCURACIES = {50_000: 75.6, 6_149: 98.0}
+DRAWS = 10_000
+# Three standard errors of a share of 5% in so many draws, in percent.
+CHANCE = 3 * math.sqrt(5 * 95 / DRAWS)
+
+
+def simulate(difference: float, images: int, seeds: int, seed_spread: float) -> dict[str, float]:
+    """Return the share of each outcome, in percent, if ours is truly lower by a difference."""
+    generator = np.random.default_rng([int(10 * difference), images, seeds])
+    accuracy = ACCURACIES[images]
+    truth = np.full((DRAWS, seeds + 1), accuracy - difference)
+    truth[:, 0] = accuracy
+    truth = np.minimum(truth + seed_spread * generator.standard_normal(truth.shape), 100.0)
+    drawn = 100 * generator.binomial(images, truth / 100) / images
+    printed = np.round(drawn[:, 0], 1).tolist()
+    outcomes = [
+        Comparison(values=tuple(values), paper=paper, images=images).decide()
+        for values, paper in zip(drawn[:, 1:].tolist(), printed, strict=True)
+    ]
+    kinds = ("reproduced", "lower", "higher", "undecided")
+    return {kind: 100 * outcomes.count(kind) / DRAWS for kind in kinds}
+
+
+def documented_power() -> dict[tuple[int, int, float], dict[str, float]]:
+    """Return the power table of the documentation."""
+    text = (ROOT / "docs/verdicts.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| ([\d,]+) \| (\d) \| ([\d.]+) \|(.+)\|$", text, re.MULTILINE)
+    kinds = ("reproduced", "lower", "higher", "undecided")
+    return {
+        (int(images.replace(",", "")), int(seeds), float(difference)): dict(
+            zip(kinds, map(float, shares.split("|")), strict=True)
+        )
+        for images, seeds, difference, shares in lines
+    }
+
+
+@pytest.mark.parametrize("images", ACCURACIES)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_errors_of_the_first_kind_and_the_documented_power(images: int, seeds: int) -> None:
+    power = documented_power()
+    for difference in (0.0, 0.3, 0.5, 1.0):
+        shares = simulate(difference, images, seeds, seed_spread=0.0)
+        if difference >= 0.5:
+            assert shares["reproduced"] <= 5, (difference, shares)
+        if difference == 0:
+            assert shares["lower"] + shares["higher"] <= 5 + CHANCE, shares
+        else:
+            assert shares["higher"] <= 2.5, (difference, shares)
+        # Another version of NumPy may draw other numbers.
+        assert shares == pytest.approx(power[images, seeds, difference], abs=2), difference
+
+
+def test_spread_over_seeds_does_not_pass_for_a_difference() -> None:
+    """Three runs of a training whose seeds scatter by more than the images do."""
+    same = simulate(0.0, 50_000, 3, seed_spread=0.4)
+    assert same["lower"] + same["higher"] <= 5 + CHANCE, same
+    assert simulate(0.5, 50_000, 3, seed_spread=0.4)["reproduced"] <= 5
+
+
+def test_counts_are_those_that_conversion_checks() -> None:
+    known = {name: expected.images["val"] for name, expected in KNOWN.items() if expected.images}
+    counts = load_vocabulary().evaluation_images
+    # An image of COCO has many objects, so nothing of it is a share of images.
+    assert counts == {name: number for name, number in known.items() if name != "coco2017"}
+
+
+def render(results: list[Result], name: str, fmt: Format, margin: float | None) -> str:
+    return render_table(build_table(name, results), fmt, margin)
+
+
+def test_tables_print_verdicts_only_if_asked(results: Make) -> None:
+    rows = results({"value": 74.0})
+    plain = render(rows, "table1", "md", None)
+    text = render(rows, "table1", "md", 0.5)
+    added = [line for line in text.splitlines() if line not in plain.splitlines()]
+    (verdict,) = [line for line in added if line.startswith("| *verdict*")]
+    assert "*lower by 1.6 ± 0.5*" in verdict
+    assert "two one-sided tests at 95%" in text and "binomial" in text
+    assert "verdict" not in plain
+    assert "lower by 1.6 $\\pm$ 0.5" in render(rows, "table1", "latex", 0.5)
+    assert "reproduced" in render(results({"value": 75.6}), "table1", "md", 0.5)
+
+
+def test_the_csv_has_one_more_column(results: Make, tmp_path: Path) -> None:
+    rows = results({"value": 74.0})
+    plain = render(rows, "table1", "csv", None).splitlines()
+    lines = render(rows, "table1", "csv", 0.5).splitlines()
+    assert plain[0] == ",".join(CSV_COLUMNS) and lines[0] == f"{plain[0]},verdict"
+    assert [line.rpartition(",")[0] for line in lines] == plain
+    # Only the cell of ours has a verdict.
+    assert [line.rpartition(",")[2] for line in lines if not line.endswith(",")] == [
+        "verdict",
+        "lower by 1.6 ± 0.5",
+    ]
+    # Either may replace the other.
+    table = build_table("table1", rows)
+    for margin in (None, 0.5, None):
+        write_tables([table], tmp_path, margin=margin)
+        assert (tmp_path / "table1.csv").read_text(encoding="utf-8").splitlines() == (
+            plain if margin is None else lines
+        )
+
+
+def test_without_a_known_error_there_is_no_verdict(results: Make) -> None:
+    boxes = {"stage": "coco_detection", "dataset": "coco2017", "metric": "box AP", "unit": "AP"}
+    text = render(results({**boxes, "value": 49.0, "setting": ""}), "table6", "md", 0.5)
+    assert "*no verdict: box AP needs results per image*" in text
+
+
+def test_explain_shows_the_arithmetic(results: Make) -> None:
+    collection = CollectedResults(tuple(results({"value": 75.1})))
+    where = ("table1", "mugs vit-s/16 3200", "k-nn")
+    text = explain_cell(collection, *where, margin=0.5)
+    for line in (
+        "verdict: undecided: 7 more seeds would decide",
+        "  difference: 75.100 - 75.6 = -0.500",
+        "  sampling error of 50,000 images: 0.193 for a run of ours, 0.192 for the paper's",
+        "  rounding of the printed number: 0.029",
+        "  spread over seeds: unknown, there is one seed",
+        "  reproduced if 0.500 + 0.451 is below the margin of 0.5: not below",
+        "  different if 0.500 is above 0.537: not above",
+    ):
+        assert line in text.splitlines(), (line, text)
+    assert "verdict" not in explain_cell(collection, *where)
+    seeds = CollectedResults(
+        tuple(results({"value": 75.5}, {"value": 75.7, "seed": 1, "run_id": "two"}))
+    )
+    assert "  spread over seeds: 0.141 (n=2)" in explain_cell(seeds, *where, margin=0.5)
+
+
+def test_unknown_images_are_named(results: Make) -> None:
+    (cell,) = (
+        ours.cell for ours in build_table("table1", results({"dataset": "mine"})).our_cells()
+    )
+    with pytest.raises(ValueError, match="number of images of mine unknown"):
+        compare_cell(cell, 75.6, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"margin": 0.5}, "--margin needs --verdicts"),
+        ({"verdicts": True, "margin": 0.0}, "--margin 0: expected points between 0 and 100"),
+        ({"verdicts": True, "margin": math.nan}, "--margin nan: expected points"),
+        ({"verdicts": True, "publish": Path("x")}, "--verdicts cannot be combined with --publish"),
+        ({"verdicts": True, "against": Path("x")}, "--verdicts cannot be combined with --against"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, object], words: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(words)):
+        TablesRequest(**options).check()  # type: ignore[arg-type]
+
+
+def test_the_default_margin_is_half_a_point() -> None:
+    assert TablesRequest(verdicts=True).verdict_margin == 0.5
+    assert TablesRequest(verdicts=True, margin=1.0).verdict_margin == 1.0
+    assert TablesRequest().verdict_margin is None
