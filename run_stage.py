@@ -483,6 +483,13 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: report.html in the run root.")
     ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Greatest difference that counts as reproduced in tables. Default: 0.5.",
+        ),
+    ] = None,
     force: Force = False,
     overrides: Overrides = None,
     cluster: Cluster = None,
@@ -490,9 +497,9 @@ def report(
 ) -> None:
     """Write one HTML page with all results.
 
-    Shows tables, figures, runs and their states, costs, provenance and deviations. The page needs
-    no other file and opens from disk. For a REPRODUCTION it shows all runs, done or not. It lists
-    the result rows that were refused.
+    Shows tables with verdicts, figures, runs and their states, costs, provenance and deviations.
+    The page needs no other file and opens from disk. For a REPRODUCTION it shows all runs, done or
+    not. It lists the result rows that were refused.
     """
     from results.report.graph import Node
     from slurm.status import collect_status
@@ -513,7 +520,7 @@ def report(
         )
         for s in collect_status(selection.runs, selection.root)
     ]
-    path, refused = write_report(selection, nodes, out, force=force)
+    path, refused = write_report(selection, nodes, out, margin=margin, force=force)
     _print((f"refused: {line}" for line in refused), err=True)
     typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 

@@ -24,6 +24,9 @@ class Cell:
     results: tuple[Result, ...]
     # Other settings that a footnote reports, with their means.
     also_reported: tuple[tuple[str, float], ...] = ()
+    # How many settings the best was chosen from, and the one fixed in advance, with its mean.
+    choices: int = 1
+    fixed: tuple[str, float] | None = None
 
     def text(self) -> str:
         """Return `72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""
@@ -49,8 +52,12 @@ def setting_matches(setting: str, pattern: str) -> bool:
     return any(fnmatchcase(part.strip(), pattern) for part in setting.split(","))
 
 
-def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ()) -> Cell:
+def choose_best_cell(
+    results: Iterable[Result], also_report: Sequence[str] = (), fixed: Sequence[str] = ()
+) -> Cell:
     """Return the cell of one or more results that differ in setting and seed only.
+
+    `fixed` are patterns of the setting that is fixed in advance; all must match.
 
     Raises:
         RowsError: two results have the same setting and seed.
@@ -71,7 +78,25 @@ def choose_best_cell(results: Iterable[Result], also_report: Sequence[str] = ())
     used = sorted(by_setting[best], key=lambda result: result.row.seed)
     # stdev divides by n - 1: the seeds are a sample of all seeds.
     spread = stdev(result.row.value for result in used) if most > 1 else None
-    return Cell(means[best], spread, best, tuple(used), _also_reported(means, best, also_report))
+    return Cell(
+        value=means[best],
+        spread=spread,
+        setting=best,
+        results=tuple(used),
+        also_reported=_also_reported(means, best, also_report),
+        choices=len(means),
+        fixed=_find_fixed(means, fixed),
+    )
+
+
+def _find_fixed(means: dict[str, float], patterns: Sequence[str]) -> tuple[str, float] | None:
+    """Return the setting fixed in advance; None if no setting, or more than one, is it."""
+    found = [
+        (setting, mean)
+        for setting, mean in means.items()
+        if patterns and all(setting_matches(setting, pattern) for pattern in patterns)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _also_reported(

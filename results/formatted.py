@@ -7,7 +7,7 @@ from typing import Literal
 from results.cells import Cell, format_difference, format_value
 from results.margins import Margin
 from results.tables import Block, Entry, OurRow, Table
-from results.verdict import describe_method, describe_verdict
+from results.verdict import describe_method, describe_selection, describe_verdict
 
 MISSING = "--"
 Kind = Literal["paper", "ours", "difference", "verdict"]
@@ -103,7 +103,7 @@ def _format_entry(
         if any(key in entry.paper for key in ours.cells):
             rows.append(_difference_row(entry, ours, columns))
             if margin is not None:
-                rows.append(_verdict_row(entry, ours, columns, margin))
+                rows.append(_verdict_row(entry, ours, columns, margin, footnotes))
     return rows
 
 
@@ -137,17 +137,20 @@ def _difference_row(entry: Entry, ours: OurRow, columns: Mapping[str, str]) -> F
 
 
 def _verdict_row(
-    entry: Entry, ours: OurRow, columns: Mapping[str, str], margin: float
+    entry: Entry, ours: OurRow, columns: Mapping[str, str], margin: float, footnotes: Footnotes
 ) -> FormattedRow:
-    verdicts = {
-        key: describe_verdict(cell, entry.paper[key], margin)
-        for key, cell in ours.cells.items()
-        if key in entry.paper
-    }
-    texts = [verdicts.get(key, MISSING) for key in columns]
-    return FormattedRow(
-        entry.group, "verdict", tuple(map(FormattedCell, ["verdict", "", "", *texts]))
-    )
+    """Return the verdicts of a row; a note says what was selected on the evaluated images."""
+    cells = [FormattedCell("verdict"), FormattedCell(""), FormattedCell("")]
+    for key, title in columns.items():
+        cell = ours.cells.get(key)
+        if cell is None or key not in entry.paper:
+            cells.append(FormattedCell(MISSING))
+            continue
+        selection = describe_selection(cell)
+        what = f"{title}, {entry.words()}, {ours.label}"
+        marks = _mark(footnotes, f"{what}: {selection}") if selection else ()
+        cells.append(FormattedCell(describe_verdict(cell, entry.paper[key], margin), marks))
+    return FormattedRow(entry.group, "verdict", tuple(cells))
 
 
 def _mark_notes(

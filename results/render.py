@@ -45,7 +45,7 @@ def write_tables(
     # All are looked at before the first is written. Ours begin alike, whatever the results are and
     # with or without verdicts.
     for name, text in texts.items():
-        mark = text.partition("\n")[0].removesuffix(f",{VERDICT_COLUMN}")
+        mark = text.partition("\n")[0].removesuffix("," + ",".join(VERDICT_COLUMNS))
         check_overwrite(out_dir / name, mark, force=force)
     return {name: write_atomic(out_dir / name, text) for name, text in texts.items()}
 
@@ -227,14 +227,14 @@ CSV_COLUMNS = [
     "differs",
     "note",
 ]
-# The last one, if verdicts are asked for.
-VERDICT_COLUMN = "verdict"
+# The last ones, if verdicts are asked for.
+VERDICT_COLUMNS = ["verdict", "choices", "fixed_setting", "fixed_value"]
 
 
 def render_csv(table: Table, margin: float | None = None) -> str:
     """Return one record per cell of a table, with unrounded numbers; the leads are left out.
 
-    With a margin, the last column has verdicts.
+    With a margin, the last columns have verdicts, and the setting fixed in advance.
     """
     records = [
         {"table": table.name, "part": part, **record}
@@ -242,7 +242,7 @@ def render_csv(table: Table, margin: float | None = None) -> str:
         for entry in block.entries
         for record in _records(entry, block, margin)
     ]
-    return _as_csv(records, CSV_COLUMNS if margin is None else [*CSV_COLUMNS, VERDICT_COLUMN])
+    return _as_csv(records, CSV_COLUMNS if margin is None else [*CSV_COLUMNS, *VERDICT_COLUMNS])
 
 
 def _as_csv(records: Sequence[Record], columns: Sequence[str]) -> str:
@@ -298,7 +298,10 @@ def _records(entry: Entry, block: Block, margin: float | None) -> Iterator[dict[
             # Rounded, since the subtraction of two decimals leaves digits that nobody printed.
             difference = round(cell.value - entry.paper[key], 6) if key in entry.paper else ""
             if margin is not None and key in entry.paper:
-                common[VERDICT_COLUMN] = describe_verdict(cell, entry.paper[key], margin)
+                fixed = cell.fixed or ("", "")
+                verdict = describe_verdict(cell, entry.paper[key], margin)
+                values = (verdict, cell.choices, *fixed)
+                common |= dict(zip(VERDICT_COLUMNS, values, strict=True))
             yield {
                 **common,
                 "line": ours.label,

@@ -39,6 +39,8 @@ class Column:
     without_settings: tuple[str, ...] = ()
     # Settings that a footnote reports besides the best one.
     also_report: tuple[str, ...] = ()
+    # The setting fixed in advance, with which verdicts compare the best one; all patterns match it.
+    fixed_setting: tuple[str, ...] = ()
     # The title in the part for results without a counterpart in the paper, where each row names its
     # data set: "Fine-tuning" there, "CIFAR-10" here.
     title_unmatched: str = ""

@@ -236,7 +236,7 @@ def _alternative_cells(
     mine = [result for result in results if _pretraining_key(result) == pretraining]
     groups: dict[tuple[str, ...], list[Result]] = group_by(mine, attrgetter("differs"))
     return [
-        choose_best_cell(groups[differs], column.also_report)
+        choose_best_cell(groups[differs], column.also_report, column.fixed_setting)
         for differs in sorted(groups, key=lambda differs: (len(differs), differs))
     ]
 

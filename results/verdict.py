@@ -184,8 +184,27 @@ def explain_verdict(cell: Cell, paper: float, margin: float) -> Iterator[str]:
     """Yield the arithmetic of the verdict on a cell, or why there is none."""
     try:
         yield from compare_cell(cell, paper, margin).explain()
+        if selection := describe_selection(cell):
+            yield f"  selection: {selection}"
     except NoVerdictError as reason:
         yield f"no verdict: {reason}"
+
+
+def describe_selection(cell: Cell) -> str:
+    """Return that a cell was selected on the evaluated images, and by how much; "" if it was not.
+
+    The paper's numbers were selected the same way, so the verdict compares like with like.
+    """
+    if cell.choices == 1:
+        return ""
+    chosen = f"the best of {cell.choices} settings on the evaluated images, as in the paper"
+    if cell.fixed is None:
+        return f"{chosen}; none was fixed in advance"
+    setting, value = cell.fixed
+    gain = format_value(cell.value - value)
+    return (
+        f"{chosen}; fixed in advance: {setting}, {format_value(value)}; gain by selection: {gain}"
+    )
 
 
 def describe_method(margin: float) -> tuple[str, str]:
@@ -194,7 +213,8 @@ def describe_method(margin: float) -> tuple[str, str]:
         f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
         " interval of 95% does not hold zero; it follows after ±.",
         "Errors: binomial, of ours and of the paper's value on as many images, as if independent;"
-        " with several seeds also their spread. The best of several settings is taken as it is.",
+        " with several seeds also their spread. A best setting is compared as the paper chose it;"
+        " notes have the one fixed in advance.",
     )
 
 

@@ -24,6 +24,7 @@ from results.report.graph import HEIGHT, WIDTH, Node, lay_out_graph
 from results.runs import FinishedRun, flatten_config, group_by, sort_by_dependency
 from results.tables import Table, build_tables, describe_unplaced
 from results.variants import format_setting
+from results.verdict import DEFAULT_MARGIN
 from results.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ def render_report(
     *,
     nodes: Sequence[Node] = (),
     paper_says: Mapping[str, Sequence[str]] | None = None,
+    margin: float = DEFAULT_MARGIN,
 ) -> str:
     """Return the page.
 
     `nodes` are the runs to draw, also planned ones (default: the finished runs). `paper_says` has,
-    by the id of a pretraining, its settings that differ from what the paper's text says.
+    by the id of a pretraining, its settings that differ from what the paper's text says. `margin`
+    is that of the verdicts.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -55,7 +58,7 @@ def render_report(
         "signed": format_difference,
     }
     template = resources.read_resource("report", "templates", "report.html.j2")
-    context = build_context(collection, root, nodes, paper_says or {})
+    context = build_context(collection, root, nodes, paper_says or {}, margin)
     return environment.from_string(template).render(context)
 
 
@@ -64,6 +67,7 @@ def build_context(
     root: Path,
     nodes: Sequence[Node],
     paper_says: Mapping[str, Sequence[str]],
+    margin: float = DEFAULT_MARGIN,
 ) -> dict[str, Any]:
     """Return the variables of the template."""
     from markupsafe import Markup
@@ -99,7 +103,7 @@ def build_context(
         "our_cells": [(table.name, own) for table in tables for own in table.our_cells()],
         "dataset": load_vocabulary().dataset_title,
         "filled": {table.name: count_filled_cells(table) for table in tables},
-        "tables": [format_table(table) for table in tables],
+        "tables": [format_table(table, margin) for table in tables],
         "left_over": describe_unplaced(collection, tables),
         # Escapes the text itself, since its result is HTML.
         "linked": lambda text: link_run_ids(text, collection.runs),

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.files import check_overwrite, write_atomic
 from results.report.graph import Node
 from results.report.page import render_report
+from results.verdict import DEFAULT_MARGIN, check_margin
 from stages.commands.finished_results import collect_finished, find_paper_differences
 from stages.commands.reproduction import Selection
 
@@ -14,18 +15,29 @@ MARK = ", reproduced: "
 
 
 def write_report(
-    selection: Selection, nodes: Sequence[Node], out: Path | None, *, force: bool = False
+    selection: Selection,
+    nodes: Sequence[Node],
+    out: Path | None,
+    *,
+    margin: float | None = None,
+    force: bool = False,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the page and return its path and a line for each refused result row.
 
     `nodes` are the runs to draw. The default for `out` is report.html in the run root.
+    `margin` is that of the verdicts in tables.
 
     Raises:
+        OptionError: the margin is not a positive number of points.
         OverwriteError: there is a file that is no report of ours, and `force` is not given.
     """
+    margin = DEFAULT_MARGIN if margin is None else margin
+    check_margin(margin)
     path = out or selection.root / "report.html"
     check_overwrite(path, MARK, force=force)
     collection = collect_finished(selection.root, selection.runs)
     differences = find_paper_differences(collection)
-    text = render_report(collection, selection.root, nodes=nodes, paper_says=differences)
+    text = render_report(
+        collection, selection.root, nodes=nodes, paper_says=differences, margin=margin
+    )
     return write_atomic(path, text), collection.problems
