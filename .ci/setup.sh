@@ -1,11 +1,30 @@
 #!/usr/bin/env bash
 # System packages (as root, with apt), then the Python environment in .venv. `setup.sh tests` also installs the browser
-# and the LaTeX that tests open reports and tables with. MUGS_PYTHON names the Python to use, 3.11 or newer. FFCV is
-# optional: without its system libraries everything else is installed, and the plain loader does the same work; once
-# they are there, the next `make setup` adds FFCV.
+# and the LaTeX that tests open reports and tables with. docs/installation.md says what MUGS_PYTHON and MUGS_TORCH choose,
+# and how to install without network. FFCV is optional: without its system libraries everything else is installed, and the
+# plain loader does the same work; once they are there, the next `make setup` adds FFCV.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${MUGS_PYTHON:-python3}"
+# The last choice holds until another one is made: every target of the Makefile comes here.
+torch="${MUGS_TORCH:-$(cat .venv/.torch 2>/dev/null || echo cuda13)}"
+venv_options=()
+constraints=constraints.txt
+case "$torch" in
+    cuda13) ;;
+    cuda12) constraints=constraints-cuda12.txt ;;
+    installed)
+        venv_options=(--system-site-packages)
+        # The torch that is there decides about everything that goes with it.
+        constraints="$(mktemp)"
+        trap 'rm -f "$constraints"' EXIT
+        grep -viE '^(torch|torchvision|triton|numpy|nvidia-[a-z0-9-]+|cuda-[a-z]+)==' constraints.txt >"$constraints"
+        ;;
+    *)
+        echo "setup: stopped: MUGS_TORCH is '$torch', expected cuda13, cuda12 or installed"
+        exit 1
+        ;;
+esac
 PATH="$PATH:/usr/sbin:/sbin"
 
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -16,7 +35,8 @@ headers() {
 }
 ffcv_can_be_built() { library opencv4 && library libturbojpeg && has g++ && headers; }
 state() {
-    cat constraints.txt pyproject.toml .ci/setup.sh | sha256sum
+    cat constraints*.txt pyproject.toml .ci/setup.sh | sha256sum
+    echo "torch: $torch"
     ffcv_can_be_built && echo "with FFCV" || echo "without FFCV"
 }
 
@@ -75,14 +95,25 @@ if ! python_ok; then
     exit 1
 fi
 
+if [ "$torch" = installed ] && ! "$python" -c 'import torch, torchvision' 2>/dev/null; then
+    echo "setup: stopped: MUGS_TORCH=installed, but '$python' cannot import torch and torchvision"
+    echo "       load their module or environment first, or name its Python with MUGS_PYTHON"
+    exit 1
+fi
+if [ "$torch" = installed ] && ls -d .venv/lib/python*/site-packages/torch >/dev/null 2>&1; then
+    echo "setup: stopped: .venv has a torch of its own, which would hide the installed one; remove .venv first"
+    exit 1
+fi
+
 echo "setup: installing Python packages into .venv, which takes minutes the first time"
-"$python" -m venv .venv
+"$python" -m venv "${venv_options[@]}" .venv
+echo "$torch" >.venv/.torch
 .venv/bin/python -m pip install -qq --upgrade pip
-.venv/bin/python -m pip install -qq -c constraints.txt -e '.[dev]'
+.venv/bin/python -m pip install -qq -c "$constraints" -e '.[dev]'
 now="$(state)"
 if ! ffcv_can_be_built; then
     echo "setup: FFCV is left out; the thread loader gives the same batches"
-elif ! .venv/bin/python -m pip install -qq -c constraints.txt -e '.[ffcv]' || ! .venv/bin/python -c 'import ffcv'; then
+elif ! .venv/bin/python -m pip install -qq -c "$constraints" -e '.[ffcv]' || ! .venv/bin/python -c 'import ffcv'; then
     .venv/bin/python -m pip uninstall -qq -y ffcv 2>/dev/null || true
     echo "setup: FFCV did not build or does not start (see above) and is left out; the thread loader gives the same batches"
 fi
