@@ -79,6 +79,13 @@ def show_plan(
     total = f"at most {sum(run.resources.gpu_hours for run in split.pending):g} GPU-hours"
     print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
     show_lines(f"{run.name}: {fact}" for run in runs for fact in run.facts)
+    # Counts of images that a finished conversion changed or skipped, for example.
+    show_lines(
+        f"{run.name}: {note}"
+        for run in runs
+        if run.run_id in split.done
+        for note in split.done[run.run_id].info.get("notes", [])
+    )
     show_remarks(runs)
     show_lines(advice)
 

@@ -14,7 +14,7 @@ from commands import call_command_line, write_commands
 from typer.testing import CliRunner
 
 import run_stage
-from pipeline.manifest import SplitRuns
+from pipeline.manifest import ManifestEntry, SplitRuns
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from slurm import console
 
@@ -93,7 +93,10 @@ def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[s
 
     runs = [run("a", nodes=2, ranks_per_node=3, hours=1.5), run("b", hours=8), run("c", gpu=False)]
     runs.append(run("d", ranks_per_node=4, hours=0.25))
-    split = SplitRuns(done={"b" * 12}, pending=[runs[0], *runs[2:]])
+    # What a conversion counted is shown once it is done.
+    notes = ["train: 22 images: CMYK, made RGB", "val: 3 files that are no images: .txt"]
+    done = ManifestEntry(stage="knn", name="b", run_id="b" * 12, info={"notes": notes})
+    split = SplitRuns(done={done.run_id: done}, pending=[runs[0], *runs[2:]])
     console.show_plan(runs, split, Path("/r"), ["advice"])
     rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
     assert [row[2:7] for row in rows[1:5]] == [
@@ -103,7 +106,7 @@ def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[s
         ["not done", "1", "4", "0.25", "1"],
     ]
     assert " ".join(rows[5]) == "1 done, 3 not done, at most 10 GPU-hours, in /r"
-    assert rows[6] == ["advice"]
+    assert rows[6:] == [*([f"b: {note}"] for note in notes), ["advice"]]
 
 
 def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> None:
