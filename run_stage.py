@@ -15,7 +15,7 @@ import logging
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -70,6 +70,15 @@ Only = Annotated[
     list[str] | None,
     typer.Option(metavar="RUN", help="Select a run or a stage by name. Repeatable."),
 ]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seeds",
+        metavar="N ...",
+        help="Repeat each pretraining, and the runs that need it, with these seeds, e.g. --seeds 0 "
+        "1 2. Tables show mean and standard deviation. Repeat it on every command, like --set.",
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="With --out: overwrite files that this command did not write."),
@@ -98,6 +107,7 @@ SkipDataChecks = Annotated[
 def plan(
     reproduction: ReproductionName,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -130,11 +140,11 @@ def plan(
     if explain is not None:
         from stages.commands.explain import HEADER, find_run, tabulate_settings
 
-        run = find_run(reproduction, explain, overrides)
+        run = find_run(reproduction, explain, overrides, seeds)
         decided = _find_profile_resources(cluster, run)
         console.show_table(HEADER, tabulate_settings(reproduction, run, overrides, decided))
         return
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     split = manifest.split_runs(selection.root, selection.runs)
     if graph is not None:
         from pipeline.graph import render_graph
@@ -156,6 +166,7 @@ def plan(
 def doctor(
     reproduction: ReproductionName,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -176,7 +187,7 @@ def doctor(
     from stages.commands.preflight import check_runs, list_written_folders
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     console.announce_data_checks(skip_data_checks)
     checks = check_runs(selection, skip_data_checks=skip_data_checks)
     # FFCV is only a problem for runs that insist on it; the others take another loader.
@@ -228,6 +239,7 @@ def submit(
     reproduction: ReproductionName,
     cluster: Annotated[str, typer.Option(help="Cluster profile: bundled name or path.")],
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     trace_steps: TraceSteps = 0,
     run_root: RunRoot = None,
@@ -255,7 +267,7 @@ def submit(
     from stages.commands.preflight import require_no_problems
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
@@ -275,6 +287,7 @@ def submit(
 def run_command(
     reproduction: ReproductionName,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     ranks: Annotated[
         int | None,
@@ -301,7 +314,7 @@ def run_command(
     from slurm.submission.profile import load_local_environment
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
@@ -324,6 +337,7 @@ def status(
         ),
     ] = None,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -343,7 +357,7 @@ def status(
     from slurm import console
     from slurm import status as states
 
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
     if not reproduction:
         from stages.commands.whole_run_root import describe_settings, load_all_runs
@@ -411,6 +425,7 @@ def tables(
         typer.Option(help="Write rows, runs and tables to a folder: results/published/NAME."),
     ] = None,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -439,7 +454,7 @@ def tables(
     )
     # Before anything is read: collecting the results of a large run root takes seconds.
     request.check()
-    selection = _select(reproduction, overrides, None, cluster, run_root)
+    selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     warnings = list_changed_inputs(selection)
     _print(command.run(selection, request, warn=warnings.append))
     _warn(warnings)
@@ -454,6 +469,7 @@ def figures(
     ] = None,
     force: Force = False,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -468,7 +484,7 @@ def figures(
     from stages.commands.finished_results import collect_finished
     from stages.commands.tables import warn_of_problems
 
-    selection = _select(reproduction, overrides, None, cluster, run_root)
+    selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     collection = collect_finished(selection.root, selection.runs)
     warnings: list[str] = []
     warn_of_problems(collection, warnings.append)
@@ -492,6 +508,7 @@ def report(
     ] = None,
     force: Force = False,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -505,7 +522,7 @@ def report(
     from slurm.status import collect_status
     from stages.commands.report import write_report
 
-    selection = _select(reproduction, overrides, None, cluster, run_root)
+    selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     # Nodes are made here, since results knows no Slurm and slurm knows no results.
     nodes = [
         Node(
@@ -541,6 +558,7 @@ def verify(
         ),
     ] = False,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -556,7 +574,7 @@ def verify(
 
     if every and not deep:
         raise typer.BadParameter("give --deep as well", param_hint="--every")
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     found = verify_runs(
         selection.runs, selection.root, every=(every or 1) if deep else 0, repair=repair
     )
@@ -572,6 +590,7 @@ def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or of a stage.")],
     lines: Annotated[int, typer.Option(min=1, help="Number of lines to print.")] = 40,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -584,7 +603,7 @@ def logs(
     from slurm.status import collect_status
 
     # A stage name selects several runs; each log is printed.
-    selection = _select(reproduction, overrides, [run], cluster, run_root)
+    selection = _select(reproduction, overrides, [run], cluster, run_root, seeds)
     for found in collect_status(selection.runs, selection.root):
         log = found.log or find_newest_log(found.run.run_dir(selection.root))
         console.show_log(found.run.name, log, lines)
@@ -597,6 +616,7 @@ def cancel(
         bool, typer.Option("--now", help="Do not wait until running jobs have saved.")
     ] = False,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -609,7 +629,7 @@ def cancel(
     from slurm import console
     from slurm.submission.cancel import cancel_runs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     ids = cancel_runs(selection.runs, selection.root, at_once=now, on_wait=console.announce_saving)
     typer.echo(f"canceled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
 
@@ -705,6 +725,7 @@ def clean(
         bool, typer.Option("--empty-trash", help="Delete all of the trash, whatever its age.")
     ] = False,
     overrides: Overrides = None,
+    seeds: Seeds = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
@@ -723,7 +744,7 @@ def clean(
     from stages.commands.clean import clean_run_root, planned_run_ids
 
     # Read first: with a YAML file that does not parse, nothing may be removed.
-    keep = planned_run_ids(reproduction, overrides, also or ())
+    keep = planned_run_ids(reproduction, overrides, also or (), seeds)
     lines = clean_run_root(
         place.choose_run_root(run_root, cluster),
         keep,
@@ -741,6 +762,7 @@ def _select(
     only: Only,
     cluster: Cluster,
     run_root: RunRoot,
+    seeds: Seeds = None,
 ) -> Selection:
     """Return the runs that a command is about, and the folder of all runs."""
     from slurm.submission import profile as place
@@ -750,10 +772,12 @@ def _select(
     # Ignored silently, it would look as if the results were those of the changed setting.
     if overrides and not reproduction:
         raise typer.BadParameter("name the REPRODUCTION to change", param_hint="--set")
+    if seeds and not reproduction:
+        raise typer.BadParameter("name the REPRODUCTION to repeat", param_hint="--seeds")
     if cluster:
         place.check_stage_names(place.load_profile(cluster), STAGES)
     root = place.choose_run_root(run_root, cluster)
-    return load_selection(reproduction, overrides, only, root)
+    return load_selection(reproduction, overrides, only, root, seeds)
 
 
 def _find_profile_resources(cluster: str | None, run: StageRun) -> dict[str, tuple[object, str]]:
@@ -799,7 +823,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         check_one_root()
-        app()
+        app(spread_seeds(sys.argv[1:]))
     except Exception as error:
         # With an intruder on the path our own modules may not import, so it is asked for first.
         if isinstance(error, (ForeignPackageError, OSError)):
@@ -810,6 +834,19 @@ def main() -> None:
             _print([f"error: {error}"], err=True)
             sys.exit(2)
         sys.exit(report_internal_error(error))
+
+
+def spread_seeds(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--seeds 0 1 2` as one option for each seed.
+
+    The parser takes one value for an option.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        if found[-2:-1] == ["--seeds"] and found[-1].isdecimal() and argument.isdecimal():
+            found.append("--seeds")
+        found.append(argument)
+    return found
 
 
 def report_internal_error(error: Exception) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 from pipeline import reading
 from pipeline.joining import join_runs
 from pipeline.reading import format_choices, parse_yaml, validate_model
+from pipeline.seeds import SeedPlan, check_seeds
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec, is_plain_name
 
-RESERVED = ("stage", "like", "needs", "resources")
+RESERVED = ("stage", "like", "needs", "resources", "seeds")
 _RECIPES = "configs/recipes"
-_TOP = ("name", "description", "include", "all_of", "runs")
+_TOP = ("name", "description", "include", "all_of", "seeds", "runs")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class RunConfig:
     resources: Resources
     # Its name in the file that it is from; the run's folder has it (`all_of` may rename runs).
     own_name: str
+    # Its name in this reproduction, without the seed that `pipeline.seeds` adds.
+    written_name: str = ""
+    # Seeds with which it is repeated.
+    seeds: tuple[int, ...] = ()
     # The same run without --set; None if no --set changes it.
     as_written: "RunConfig | None" = None
 
@@ -58,11 +63,15 @@ def find_reproduction(name_or_path: str) -> tuple[str, str]:
 
 
 def load_reproduction(
-    name_or_path: str, stages: Mapping[str, StageSpec], overrides: Sequence[str] = ()
+    name_or_path: str,
+    stages: Mapping[str, StageSpec],
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Reproduction:
     """Read and check a reproduction.
 
-    Each override is `run.key[.key]=value`; the value is parsed as YAML.
+    Each override is `run.key[.key]=value`; the value is parsed as YAML. `seeds` take the place of
+    those that the file gives.
 
     Raises:
         ConfigError: names file or override, key, and what is expected.
@@ -82,9 +91,22 @@ def load_reproduction(
     for name, raw in written.items():
         if raw != whole[name]:
             checked[name] = _compare_with_file(source, checked[name], raw, stages)
+    checked = _repeat_with_seeds(found, checked, seeds)
     description = " ".join(str(found.document.get("description", "")).split())
     name = str(found.document.get("name", Path(source).stem))
     return Reproduction(name, source, checked, description, joined=bool(found.origins))
+
+
+def _repeat_with_seeds(
+    found: "UncheckedReproduction", runs: dict[str, RunConfig], seeds: Sequence[int]
+) -> dict[str, RunConfig]:
+    """Return the runs for each seed of the command line, the file, or the run."""
+    source = found.source
+    if not seeds and "seeds" in found.document:
+        seeds = check_seeds(found.document["seeds"], f"{source}: seeds")
+    if not seeds and not any(run.seeds for run in runs.values()):
+        return runs
+    return SeedPlan(source, runs, seeds).repeat()
 
 
 @dataclass(frozen=True)
@@ -166,10 +188,16 @@ def _read_all_of(
 
 def _read_other(source: str, key: str, name: Any, outer: Sequence[str]) -> UncheckedReproduction:
     try:
-        return read_reproduction(str(name), [*outer, source])
+        found = read_reproduction(str(name), [*outer, source])
     except ConfigError as error:
         # Alone, the message would name a file that the user has not asked for.
         raise ConfigError(f"{source}: {key}: {error}") from None
+    if "seeds" in found.document:
+        raise ConfigError(
+            f"{source}: {key}: {found.source} has seeds for all of its runs, which are not taken;"
+            " put seeds into this file, or into its runs"
+        )
+    return found
 
 
 def _read_included_runs(
@@ -371,4 +399,19 @@ def _check_run(
         instead = f"like: {spec.name}/{fields['preset']}"
         raise ConfigError(f"{where}.preset: presets are recipes now; write {instead}")
     config = validate_model(spec.config, fields, where, name, overrides, extra_choices=RESERVED)
-    return RunConfig(name, spec, config, {str(k): v for k, v in needs.items()}, found, name)
+    seeds = check_seeds(raw["seeds"], f"{where}.seeds") if "seeds" in raw else ()
+    if seeds and not config.repeats_with_seed():
+        raise ConfigError(
+            f"{where}.seeds: a {spec.name!r} run is not repeated on its own; give seeds to the"
+            " pretraining that it needs"
+        )
+    return RunConfig(
+        name=name,
+        spec=spec,
+        config=config,
+        needs={str(role): filler for role, filler in needs.items()},
+        resources=found,
+        own_name=name,
+        written_name=name,
+        seeds=seeds,
+    )

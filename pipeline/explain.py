@@ -10,6 +10,7 @@ from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import Resources, StageRun, StageSpec
 
 COMMAND_LINE = "command line (--set)"
+SEEDS = "--seeds, or seeds of the reproduction"
 DEFAULT = "default"
 
 
@@ -42,7 +43,9 @@ def explain_run(
     `from_profile` has the resources that a cluster profile decides: their value there, and a text
     that names the profile.
     """
-    given = _find_sources(name_or_path, run.name, overrides)
+    given = _find_sources(name_or_path, run.written_name or run.name, overrides)
+    if run.written_name and run.name != run.written_name and run.config.repeats_with_seed():
+        given["seed"] = _Given(SEEDS)
     cls = type(run.config)
     fields = {key: value for key, value in given.items() if key not in config.RESERVED}
     named = use_current_names(cls, fields)

@@ -56,6 +56,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
             rows_writer=run.spec.rows_writer,
             facts=tuple(config.list_facts(inputs)),
             own_name=run.own_name,
+            written_name=run.written_name,
             remarks=(*config.list_remarks(inputs), *remark_on_overrides(run)),
         )
     # A run that has two names in `planned` comes once.
@@ -106,23 +107,32 @@ def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]
     """Return the runs whose name or stage is in `only`, or all of them if it is empty.
 
     A word that is both the name of a run and a stage means the run alone: `knn` leaves out
-    `knn_initial`.
+    `knn_initial`. The name that a run has in the file means all of its seeds.
 
     Raises:
         ConfigError: there is no such run or stage.
     """
-    known = {run.name for run in runs} | {run.stage for run in runs}
+    names = {name for run in runs for name in (run.name, run.written_name) if name}
+    known = names | {run.stage for run in runs}
     for name in only:
         if name not in known:
             raise ConfigError(f"--only {name}: no such run or stage{format_choices(name, known)}")
-    stages = set(only) - {run.name for run in runs}
-    return [run for run in runs if not only or run.name in only or run.stage in stages]
+    stages = set(only) - names
+    return [
+        run
+        for run in runs
+        if not only or run.name in only or run.written_name in only or run.stage in stages
+    ]
 
 
 def list_unset_settings(runs: Iterable[StageRun]) -> list[str]:
     """Return a line for each setting that a run requires and that is not set, with the --set."""
-    keys = [f"{run.name}.{key}" for run in runs for key in _unset(run.config)]
-    return [f"{key} is not set: --set {key}=/path/to/{key.rpartition('.')[2]}" for key in keys]
+    # --set knows a run by its name in the file; all of its seeds lack the same setting.
+    keys = [f"{run.written_name or run.name}.{key}" for run in runs for key in _unset(run.config)]
+    return [
+        f"{key} is not set: --set {key}=/path/to/{key.rpartition('.')[2]}"
+        for key in dict.fromkeys(keys)
+    ]
 
 
 def check_required_settings(runs: Iterable[StageRun]) -> None:

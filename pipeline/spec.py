@@ -62,6 +62,14 @@ class StageConfig(Settings):
         """Return whether the learning rate is scaled when another batch size is set."""
         return True
 
+    def repeats_with_seed(self) -> bool:
+        """Return whether another `seed` makes this run a repetition of the same experiment.
+
+        The seed is then a column of its result rows, and tables take the mean over seeds. `--seeds`
+        sets it.
+        """
+        return False
+
     def check_resources(self, resources: Resources) -> None:
         """Raise ValueError if this configuration cannot run on these resources."""
 
@@ -198,6 +206,8 @@ class StageRun:
     # Its name in the reproduction that it is from, if that is another one. Records and the folder
     # have it, so that a run is the same whichever reproduction asks for it.
     own_name: str = ""
+    # Its name in the reproduction, without the seed that `--seeds` adds.
+    written_name: str = ""
     # Lines for the user of `plan` and `submit`; not in the run file.
     facts: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

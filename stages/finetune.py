@@ -54,6 +54,10 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
     activation_checkpointing: Runtime[bool] = False
     compile: Runtime[bool] = False
 
+    def repeats_with_seed(self) -> bool:
+        """Return whether the network starts at random, and not from a pretraining."""
+        return self.weights == "scratch"
+
     def rate_follows_batch(self) -> bool:
         """Return whether the rate is meant for a batch of `lr_batch` images."""
         return self.rate.lr_batch is not None

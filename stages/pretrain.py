@@ -44,6 +44,10 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
         super().__post_init__()
         self.options.check_views(self.views)
 
+    def repeats_with_seed(self) -> bool:
+        """Return True: a pretraining starts at random."""
+        return True
+
     def complete_from(self, inputs: Mapping[str, StageConfig]) -> "PretrainConfig":
         """Fill in `steps_per_epoch`, one pass over the images, if their number is known."""
         images = count_train_images(inputs)

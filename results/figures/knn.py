@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from results.cells import Cell
@@ -30,7 +32,7 @@ STAGE = "knn_curve"
 EPOCH = re.compile(r"epoch=(\d+), (.+)")
 DURING_CAPTION = (
     "The teacher at the start of a pretraining, at checkpoints on the way, and at its end; k and "
-    "temperature are those with the best last value."
+    "temperature are those with the best last value. Bands: mean over seeds ± standard deviation."
 )
 INITIAL = " (initialisation)"
 
@@ -113,45 +115,92 @@ def _axes(label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Mean accuracy over seeds, and its standard deviation, by epoch."""
+
+    label: str
+    means: dict[int, float]
+    # None for a single seed.
+    spreads: dict[int, float | None]
+
+
 def draw_knn_during_pretraining(results: Sequence[Result]) -> Drawing | None:
-    """Return a curve per run of the stage `knn_curve`; None without such a run."""
+    """Return a curve per pretraining that the stage `knn_curve` watched; None without one.
+
+    Pretrainings that differ in seed only are one curve.
+    """
     found = [r for r in results if r.row.stage == STAGE and EPOCH.fullmatch(r.row.setting)]
     if not found:
         return None
-    by_run: dict[str, list[Result]] = group_by(found, attrgetter("row.run_id"))
-    curves = [best_setting_curve(by_run[run_id]) for run_id in sorted(by_run)]
+    runs: dict[str, list[Result]] = group_by(found, attrgetter("row.run_id"))
+    # Only where seeds were evaluated at the same epochs: else a mean would jump from one to the
+    # next.
+    alike = group_by((runs[run_id] for run_id in sorted(runs)), _describe_watched)
+    curves = [make_curve([result for run in group for result in run]) for group in alike.values()]
     return Drawing(
         STAGE, "k-NN during pretraining", DURING_CAPTION, lambda theme: _draw_course(curves, theme)
     )
 
 
-def best_setting_curve(results: Sequence[Result]) -> tuple[str, dict[int, float]]:
-    """Return label and accuracy by epoch, for the setting with the best last value.
+def _describe_watched(run: Sequence[Result]) -> tuple[object, ...]:
+    """Return all that makes a watched pretraining, but for its seed."""
+    row = run[0].row
+    settings = frozenset(result.row.setting for result in run)
+    about = (row.method, row.arch, row.epochs, row.dataset, run[0].variant, run[0].differs)
+    return *about, settings
+
+
+def make_curve(results: Sequence[Result]) -> Curve:
+    """Return accuracy by epoch, for the setting with the best last value; a mean over seeds.
 
     The best setting at each epoch would mix several curves and look smoother than any of them.
     """
-    by_setting: dict[str, dict[int, float]] = defaultdict(dict)
+    by_setting: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         epoch, setting = EPOCH.findall(result.row.setting)[0]
-        by_setting[setting][int(epoch)] = result.row.value
-    best = max(sorted(by_setting), key=lambda name: by_setting[name][max(by_setting[name])])
+        by_setting[setting][int(epoch)].append(result.row.value)
+    last = {setting: fmean(found[max(found)]) for setting, found in by_setting.items()}
+    best = max(sorted(last), key=lambda setting: last[setting])
+    points = dict(sorted(by_setting[best].items()))
+
     row = results[0].row
     vocabulary = load_vocabulary()
     variant = f" {results[0].variant}" if results[0].variant else ""
     where = f"{vocabulary.arch_title(row.arch)}{variant}, {vocabulary.dataset_title(row.dataset)}"
-    return f"{where}, {best}, seed {row.seed}", dict(sorted(by_setting[best].items()))
+    seeds = len({result.row.seed for result in results})
+    repeated = f"{seeds} seeds" if seeds > 1 else f"seed {row.seed}"
+    return Curve(
+        label=f"{where}, {best}, {repeated}",
+        means={epoch: fmean(values) for epoch, values in points.items()},
+        spreads={
+            epoch: stdev(values) if len(values) > 1 else None for epoch, values in points.items()
+        },
+    )
 
 
-def _draw_course(curves: Sequence[tuple[str, dict[int, float]]], theme: Theme) -> Figure:
+def _draw_course(curves: Sequence[Curve], theme: Theme) -> Figure:
     figure, axes = _axes("Epoch of the pretraining")
-    for number, (label, points) in enumerate(curves):
-        axes.plot(
-            list(points),
-            list(points.values()),
-            marker="o",
-            markersize=4,
-            color=theme.one_of(number),
-            label=label,
-        )
+    for number, curve in enumerate(curves):
+        xs = list(curve.means)
+        means = list(curve.means.values())
+        color = theme.one_of(number)
+        axes.plot(xs, means, marker="o", markersize=4, color=color, label=curve.label)
+        _draw_band(axes, xs, means, list(curve.spreads.values()), color)
     axes.legend()
     return figure
+
+
+def _draw_band(
+    axes: Axes,
+    xs: Sequence[float],
+    means: Sequence[float],
+    spreads: Sequence[float | None],
+    color: str,
+) -> None:
+    """Draw the standard deviation over seeds; a single seed has none."""
+    if not any(spreads):
+        return
+    lower = [mean - (spread or 0.0) for mean, spread in zip(means, spreads, strict=True)]
+    upper = [mean + (spread or 0.0) for mean, spread in zip(means, spreads, strict=True)]
+    axes.fill_between(xs, lower, upper, color=color, alpha=0.25, linewidth=0)

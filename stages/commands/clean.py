@@ -53,10 +53,13 @@ class Leftover:
 
 
 def planned_run_ids(
-    reproduction: str, overrides: Sequence[str] | None, others: Sequence[str]
+    reproduction: str,
+    overrides: Sequence[str] | None,
+    others: Sequence[str],
+    seeds: Sequence[str] | None = None,
 ) -> set[str]:
     """Return the run ids of a reproduction, of `others`, and of all bundled ones."""
-    runs = all_runs(reproduction, overrides)
+    runs = all_runs(reproduction, overrides, seeds)
     for name in (*others, *config.list_bundled()):
         runs += all_runs(name)
     return {run.run_id for run in runs}

@@ -15,13 +15,18 @@ from stages.commands.reproduction import all_runs
 HEADER = ("setting", "value", "from", "in run id")
 
 
-def find_run(reproduction: str, name: str, overrides: Sequence[str] | None) -> StageRun:
+def find_run(
+    reproduction: str,
+    name: str,
+    overrides: Sequence[str] | None,
+    seeds: Sequence[str] | None = None,
+) -> StageRun:
     """Return a run of a reproduction.
 
     Raises:
         ConfigError: there is no run of this name.
     """
-    runs = {run.name: run for run in all_runs(reproduction, overrides)}
+    runs = {run.name: run for run in all_runs(reproduction, overrides, seeds)}
     if name not in runs:
         raise ConfigError(f"--explain {name}: no such run{format_choices(name, runs)}")
     return runs[name]

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline import config, manifest
 from pipeline.inputs import find_changed_inputs, find_mixed_inputs
 from pipeline.plan import build_plan, select_runs
+from pipeline.seeds import parse_seeds
 from pipeline.spec import StageRun
 from stages import STAGES
 
@@ -54,16 +55,24 @@ def load_selection(
     overrides: Sequence[str] | None,
     only: Sequence[str] | None,
     root: Path,
+    seeds: Sequence[str] | None = None,
 ) -> Selection:
     """Return the runs of a reproduction that `only` names, or all of them without `only`."""
-    every = all_runs(reproduction, overrides) if reproduction else []
+    every = all_runs(reproduction, overrides, seeds) if reproduction else []
     return Selection(select_runs(every, only or ()), every, root)
 
 
-def all_runs(name_or_path: str, overrides: Sequence[str] | None = None) -> list[StageRun]:
+def all_runs(
+    name_or_path: str,
+    overrides: Sequence[str] | None = None,
+    seeds: Sequence[str] | None = None,
+) -> list[StageRun]:
     """Return every run of a reproduction, each after the runs it needs.
 
+    `overrides` are the values of --set, `seeds` those of --seeds.
+
     Raises:
-        ConfigError: the file or an override is wrong; the message names the place.
+        ConfigError: the file or an option is wrong; the message names the place.
     """
-    return build_plan(config.load_reproduction(name_or_path, STAGES, overrides or ()))
+    numbers = parse_seeds(seeds) if seeds else ()
+    return build_plan(config.load_reproduction(name_or_path, STAGES, overrides or (), numbers))

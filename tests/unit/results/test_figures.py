@@ -155,6 +155,32 @@ def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
     )
 
 
+def test_seeds_of_a_watched_pretraining_are_a_line_with_a_band(results: Make) -> None:
+    points = [(0, 0, 5.0), (0, 9, 50.0), (1, 0, 7.0), (1, 9, 54.0)]
+    rows = [
+        {
+            "run_id": f"seed{seed}",
+            "seed": seed,
+            "stage": "knn_curve",
+            "setting": f"epoch={epoch}, cls, k=20, T=0.07",
+            "value": value,
+        }
+        for seed, epoch, value in points
+    ]
+    # Watched at other epochs, so a mean would jump.
+    other = {**rows[0], "run_id": "seed2", "seed": 2, "setting": "epoch=3, cls, k=20, T=0.07"}
+    drawing = draw_knn_during_pretraining(results(*rows, other))
+    assert drawing is not None
+    (axes,) = drawing.draw(LIGHT).axes
+    together, alone = axes.get_lines()
+    assert together.get_xydata().tolist() == [[0, 6.0], [9, 52.0]]
+    assert together.get_label().endswith("2 seeds") and alone.get_label().endswith("seed 2")
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    assert edges[:, 1].min() == pytest.approx(6 - 2**0.5)
+    assert edges[:, 1].max() == pytest.approx(52 + 8**0.5)
+
+
 def test_the_caption_names_the_dashed_line_only_where_it_is(results: Make) -> None:
     rows = (
         {"arch": "vit_mini", "epochs": n, "value": 60.0, "dataset": "sklearn_digits"}

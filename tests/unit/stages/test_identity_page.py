@@ -24,6 +24,7 @@ CHANGES: dict[str, tuple[str, str, str]] = {
     "Setting marked `Added`, at another value": (BASE, "pretrain", "pretrain.decay=all"),
     "Setting marked `Runtime`": (BASE, "pretrain", "pretrain.threads=3"),
     "Epoch, as steps": (BASE, "pretrain", "imagenet.num_train_images=2000000"),
+    "`seed`, also by `--seeds` or `seeds`": (BASE, "pretrain", "pretrain.seed=1"),
     "Run that fills a role": (BASE, "knn", "pretrain.seed=1"),
     "Path of data, lists and weights (`InputPath`, `RequiredAtRun`)": (
         BASE, "imagenet", "imagenet.train_dir=/elsewhere",
