@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import run_stage
 from pipeline import attempts, manifest, runfile
 from pipeline.run_root import MARKER
-from pipeline.spec import StageRun
-from stages.commands.clean import NeededPaths
+from pipeline.spec import ConfigError, StageRun
+from stages.commands.clean import NeededPaths, clean_run_root
 from stages.commands.reproduction import all_runs
 from stages.commands.trash import Trash
 
@@ -208,38 +208,113 @@ def test_a_name_that_holds_no_unneeded_checkpoints_is_refused(root: Path) -> Non
     assert (root / "pretrain/mine-0123456789ab").exists()
 
 
-# Folders that nobody made a run root, as people have them.
+# Folders that nobody made a run root, as people have them: files, and links (name -> target).
+UUID = "0b5d9f0e-7c3a-4d8f-9f3e-0123456789ab"
+RUN = "knn/a-0123456789ab"
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "empty": (),
-    "home": (".bashrc", ".cache/pip/x", ".ssh/id", "convert/notes.txt"),
-    "features": ("features/0b5d9f0e-7c3a-4d8f-9f3e-0123456789ab/x.bin",),
+    "home": (".bashrc", ".cache/pip/x", ".ssh/id", "convert/notes.txt", f"mugs-runs/{RUN}/x"),
+    "root of the system": ("etc/passwd", "usr/bin/sh", "tmp/.x.01234567.tmp", f"home/me/{RUN}/x"),
+    "features": (f"features/{UUID}/x.bin",),
     "photographs": ("import/photos-20240131abcd/1.jpg", "import/photos-20240131abcd/2.jpg"),
     "backup": (".backup.tmp", f".cache.{'0' * 32}"),
-    "data": ("train/n01/1.jpg", "val/n01/1.jpg", "knn/a-0123456789ab/labels.csv"),
+    "data": ("train/n01/1.jpg", "val/n01/1.jpg", f"{RUN}/labels.csv"),
     "temporary": (".x.01234567.tmp", "manifest/.x.json.01234567.tmp", "code/.y.01234567.tmp"),
+    "checkout": ("stages/knn.py", "pipeline/files.py", ".git/HEAD", "results/published/a/rows.csv"),
+    "environment": ("bin/python", "lib/python3.11/site-packages/x.py", "pyvenv.cfg"),
+    "another program": (f"pretrain/resnet-0123456789ab/checkpoints/step_{1:08d}/x.pt", "x.log"),
+    "logs": ("slurm-12.out", "job.json", "submission.sh", "logs/attempt_0001_rank0.log"),
+    "published": ("rows.csv", "runs.json", "tables/table1.md"),
+    "configurations": (f"{RUN}/config.yaml", "knn/config.yaml", "config.yaml"),
+    "manifest of another program": ("manifest/0123456789ab.json", "manifest/a.json"),
+    "copies": (f"copy/{RUN}/config.yaml", "copy/.mugs-run-root", "copy/manifest/x.json"),
+    "trash": (".Trash-1000/files/x", ".trash/20200101T000000-01234567/pretrain/x/w.bin"),
+    "links": ("pretrain -> RUNS/pretrain", "manifest -> RUNS/manifest", "all -> RUNS"),
+    "links to itself": ("pretrain -> .", "knn -> knn", "linear/a-0123456789ab -> ../.."),
+    "links to runs": ("pretrain/x -> x", "pretrain/mine-0123456789ab -> RUNS/MINE"),
+    "a marker that is a folder": (f"{MARKER}/x", f"{RUN}/x"),
+    "a marker that leads nowhere": (f"{MARKER} -> nowhere", f"{RUN}/x"),
 }
+MARKS_ITSELF = [name for name in ELSEWHERE if "marker" in name]
+
+
+def make_elsewhere(folder: Path, name: str, runs: Path) -> None:
+    """Make such a folder, all of it old."""
+    folder.mkdir()
+    for text in ELSEWHERE[name]:
+        file, _, target = text.partition(" -> ")
+        if target:
+            path = folder / file
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.symlink_to(
+                target.replace("RUNS", str(runs)).replace("MINE", "pretrain/mine-0123456789ab")
+            )
+        else:
+            place(folder / file)
+
+
+def make_old(folder: Path) -> None:
+    """Let all in a folder have changed long ago."""
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (OLD, OLD), follow_symlinks=False)
+
+
+def tree(folder: Path) -> dict[str, str | bytes]:
+    """Files with their contents, and links with what they lead to."""
+    found: dict[str, str | bytes] = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            found[str(path)] = os.readlink(path)
+        elif path.is_file():
+            found[str(path)] = path.read_bytes()
+    return found
+
+
+def clean_all(folder: Path, **options: bool) -> list[str]:
+    """What the command says, called for no reproduction: none of the runs would be kept."""
+    return list(clean_run_root(folder, set(), lambda folders: {}, **options))
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-@pytest.mark.parametrize("marked", [False, True])
-def test_what_was_never_a_run_stays(
-    root: Path, tmp_path: Path, clean: Clean, name: str, marked: bool
+def test_nothing_is_removed_where_no_run_root_is(root: Path, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    make_elsewhere(elsewhere, name, root)
+    make_old(elsewhere)
+    before = tree(tmp_path)
+    for options in ({"yes": False}, {"yes": True}, {"yes": True, "empty_trash": True}):
+        with pytest.raises(ConfigError, match=f"{elsewhere}: is not a run root, nothing is remov"):
+            clean_all(elsewhere, **options)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [name for name in ELSEWHERE if name not in MARKS_ITSELF])
+def test_what_was_never_a_run_stays_also_in_a_run_root(
+    root: Path, tmp_path: Path, name: str
 ) -> None:
-    place_ = tmp_path / "elsewhere"
-    place_.mkdir()
-    for file in ELSEWHERE[name]:
-        place(place_ / file)
-    if marked:  # by a `run` in it, say
-        (place_ / MARKER).touch()
-    for path in (*place_.rglob("*"), place_):
-        os.utime(path, (OLD, OLD))
-    before = files(place_)
-    result = CliRunner().invoke(
-        run_stage.app, ["clean", "mini", "--run-root", str(place_), "--yes"]
-    )
-    assert files(place_) == before
-    if not marked:
-        assert "is not a run root, nothing is removed" in str(result.exception)
+    elsewhere = tmp_path / "elsewhere"
+    make_elsewhere(elsewhere, name, root)
+    (elsewhere / MARKER).touch()  # by a `run` in it, say
+    make_old(elsewhere)
+    before = tree(tmp_path)
+    said = clean_all(elsewhere, yes=True)
+    assert tree(tmp_path) == before
+    assert "0 bytes moved to the trash" in said[-1]
+    for line in said[:-1]:
+        assert line.startswith("stays: ") and "is no run: it has no config.yaml of this" in line
+
+
+@pytest.mark.parametrize(
+    "place_", ["{root}/pretrain", "{root}/manifest", "{root}/..", "{root}/nothing", "{file}"]
+)
+def test_neither_is_a_part_of_a_run_root_one_nor_what_is_around_it(
+    root: Path, tmp_path: Path, place_: str
+) -> None:
+    file = place(tmp_path / "file")
+    before = tree(tmp_path)
+    path = Path(place_.format(root=root, file=file))
+    with pytest.raises(ConfigError, match="is not a run root, nothing is removed"):
+        clean_all(path, yes=True)
+    assert tree(tmp_path) == before
 
 
 def test_the_run_file_of_another_run_makes_no_run(clean: Clean, root: Path) -> None:
