@@ -77,11 +77,11 @@ def render_markdown(table: FormattedTable) -> str:
             text.append(f"#### {_escape_markdown(part.title)}\n")
         text.append(_markdown_part(part) + "\n")
     text += [
-        f"{number}. {_escape_markdown(note)}" for number, note in enumerate(table.footnotes, 1)
+        f"{number}. {_escape_markdown_note(note)}" for number, note in enumerate(table.footnotes, 1)
     ]
     if table.footnotes:
         text.append("")
-    text += [f"- {_escape_markdown(' '.join(note.split()))}" for note in table.notes]
+    text += [f"- {_escape_markdown_note(note)}" for note in table.notes]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -90,7 +90,7 @@ def _markdown_part(part: FormattedPart) -> str:
     body: list[list[str]] = []
     for group, rows in groupby(part.rows, key=attrgetter("group")):
         if group:
-            body.append([f"**{_escape_markdown(group)}**"] + [""] * (len(header) - 1))
+            body.append([f"**{_escape_markdown(group).strip()}**"] + [""] * (len(header) - 1))
         body += [[_markdown_cell(cell, row) for cell in row.cells] for row in rows]
     # Group headings are long and would widen the first column of every row.
     plain = [row for row in body if not row[0].startswith("**")]
@@ -105,7 +105,7 @@ def _markdown_cell(cell: FormattedCell, row: FormattedRow) -> str:
     text = _escape_markdown(cell.text)
     # A missing value (all dashes) is not set in italics.
     if row.kind in ("difference", "verdict") and cell.text.strip("-"):
-        text = f"*{text}*"
+        text = f"*{text.strip()}*"
     return text + "".join(f" [{mark}]" for mark in cell.marks)
 
 
@@ -114,6 +114,13 @@ def _escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", clean_line(text))
 
 
+def _escape_markdown_note(text: str) -> str:
+    """Return text for a note, which does not begin a list, a heading, a quotation or the like."""
+    return _BLOCK.sub(r"\1\\\2", _escape_markdown(" ".join(text.split())))
+
+
+# What makes a block of its own at the begin of a line: `- x`, `1. x`, `# x`, `> x`, `~~~`, `---`.
+_BLOCK = re.compile(r"^(\d{0,9})([-+#>~=.)])")
 # A bracket is left alone unless it makes a link: notes have many.
 _MARKDOWN = re.compile(r"[|*_`\\<]|\](?=[(\[:])")
 
