@@ -7,9 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline.settings import Settings
+from pipeline.text import clean_line
 
 ROWS_WRITER = "results.store:write_rows"
 """Entry point, as text, of the function `(path, rows)` that stores the result rows of a stage."""
@@ -18,6 +28,17 @@ ROWS_WRITER = "results.store:write_rows"
 # These become parts of paths: no separator, and no leading dot.
 PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=200)]
 _PLAIN_NAME: TypeAdapter[str] = TypeAdapter(PlainName)
+
+
+def _check_label(text: str) -> str:
+    if not text[:1].isalnum() or clean_line(text) != text or "\t" in text:
+        raise PydanticCustomError("label", "one line of text that begins with a letter or a digit")
+    return text
+
+
+# What result rows and tables call something. Refused before anything runs: a spreadsheet takes a
+# cell that begins with "=" or "-" for a formula, and a line end would break a row.
+Label = Annotated[str, AfterValidator(_check_label), Field(max_length=200)]
 
 
 def is_plain_name(text: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import FormatVersionError, check_format_version, write_atomic
+from pipeline.text import clean_line
 from results.schema import Result, ResultRow
 from results.vocabulary import load_vocabulary
 
@@ -31,12 +32,19 @@ class RowsError(ValueError):
 
 
 def write_rows(path: Path, rows: Sequence[ResultRow]) -> None:
-    """Write all rows of a run at once."""
+    """Write all rows of a run at once; of a text with a line end, only a space is left of it."""
     buffer = io.StringIO()
     # csv writes \r\n by default, which git and diff show as changes on other systems.
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    # Not all that a line end could break is quoted: our own reader would refuse the row.
+    writer.writerows(
+        {
+            key: clean_line(value) if isinstance(value, str) else value
+            for key, value in asdict(row).items()
+        }
+        for row in rows
+    )
     write_atomic(path, buffer.getvalue())
 
 

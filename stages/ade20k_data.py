@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from pipeline.settings import Added
-from pipeline.spec import Resources, StageSpec
+from pipeline.spec import Label, Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
@@ -23,7 +23,7 @@ class Ade20kDataConfig(ExternalDataConfig):
 
     kind: ClassVar[str] = "scenes"
 
-    dataset: Annotated[str, Field(min_length=1)] = "ade20k"
+    dataset: Label = "ade20k"
     # Number of classes; annotations are 8-bit and keep a value for void.
     num_classes: Annotated[int, Field(ge=2, le=254)] = 150
     num_train_images: PositiveInt = 20210

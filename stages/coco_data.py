@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from pipeline.spec import Resources, StageSpec
+from pipeline.spec import Label, Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
@@ -21,7 +21,7 @@ class CocoDataConfig(ExternalDataConfig):
 
     kind: ClassVar[str] = "scenes"
 
-    dataset: Annotated[str, Field(min_length=1)] = "coco2017"
+    dataset: Label = "coco2017"
     num_classes: PositiveInt | None = None
     num_train_images: PositiveInt | None = None
     num_val_images: PositiveInt | None = None

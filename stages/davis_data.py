@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from pipeline.spec import Resources, StageSpec
+from pipeline.spec import Label, Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import ExternalDataConfig, Report, register_external_data
 
@@ -20,7 +20,7 @@ class DavisDataConfig(ExternalDataConfig):
 
     kind: ClassVar[str] = "videos"
 
-    dataset: Annotated[str, Field(min_length=1)] = "davis2017"
+    dataset: Label = "davis2017"
     # Expected number of validation videos.
     num_videos: PositiveInt = 30
     # Expected number of their frames.

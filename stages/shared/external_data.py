@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from pipeline.inputs import check_unchanged
 from pipeline.settings import RequiredAtRun, Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Label, StageConfig
 from pipeline.stage import StageContext
 
 Report = Callable[[int, int], None]
@@ -27,7 +27,7 @@ class ExternalDataConfig(StageConfig):
     one_rank: ClassVar[bool] = True
 
     # Name in result rows and tables.
-    dataset: Annotated[str, Field(min_length=1)]
+    dataset: Label
     data_dir: RequiredAtRun[str | None] = None
     threads: Runtime[PositiveInt] = 8
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline import runfile
 from pipeline.settings import Added, InputPath, RequiredAtRun, Runtime
-from pipeline.spec import StageConfig
+from pipeline.spec import Label, StageConfig
 
 if TYPE_CHECKING:
     from mugs.data.sources.expected import ExpectedCounts
@@ -45,7 +45,7 @@ class ConvertConfig(StageConfig):
     one_rank: ClassVar[bool] = True
 
     # Name in result rows and tables; the counts of known names are checked.
-    dataset: Annotated[str, Field(min_length=1)]
+    dataset: Label
     # Expected number of classes; 0 for images without labels.
     num_classes: NonNegativeInt | None = None
     # Expected number of training images; needed with a list.

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt
 
 from pipeline.settings import RequiredAtRun
-from pipeline.spec import Resources, StageConfig
+from pipeline.spec import Label, Resources, StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ImportConfig(StageConfig):
     # Name of the architecture, for `timm` as timm calls it.
     arch: Annotated[str, Field(min_length=1)]
     # Method in result rows.
-    method: Annotated[str, Field(min_length=1)] = "mugs"
+    method: Label = "mugs"
     # Epochs of the pretraining, in result rows.
     epochs: NonNegativeInt
     seed: int = 0
