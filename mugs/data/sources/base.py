@@ -10,9 +10,9 @@ from PIL import Image
 
 from pipeline.files import open_regular_file
 
-# Of all formats that Pillow knows, those of these names: it would start Ghostscript for a
-# PostScript file, whatever its name.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+# Of all formats that Pillow knows, those of these names, and GIF, which public data sets have under
+# such names: it would start Ghostscript for a PostScript file, whatever its name.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Those of torchvision's ImageFolder.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # More than any image that Pillow reads can have.

@@ -5,10 +5,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mugs.data.sources.base import EXTENSIONS, FORMATS, is_name_below, open_image
+from mugs.data.sources.changes import count_changes
+from mugs.data.sources.convert import encode_image
 from mugs.data.sources.decode import DecodeError, decode_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -58,8 +61,24 @@ def test_every_format_of_a_known_ending_is_read(name: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (9, 7), (10, 200, 30)).save(buffer, format=name)
     assert decode_rgb(buffer.getvalue(), "x").size == (9, 7)
+    if name == "GIF":
+        return  # files of that ending are no images to ImageFolder either
     endings = {ending for ending, of in Image.registered_extensions().items() if of == name}
     assert endings & set(EXTENSIONS)
+
+
+def test_the_first_picture_of_a_gif_under_another_name_is_taken() -> None:
+    first, second = Image.new("P", (9, 7), 1), Image.new("P", (9, 7), 2)
+    for number, image in enumerate((first, second), 1):
+        image.putpalette([0, 0, 0, 250, 0, 0, 0, 0, 250])
+        assert image.getpixel((0, 0)) == number
+    buffer = io.BytesIO()
+    first.save(buffer, format="GIF", save_all=True, append_images=[second])
+    assert decode_rgb(buffer.getvalue(), "x.JPEG").getpixel((0, 0)) == (250, 0, 0)
+    assert decode_rgb(encode_image(buffer.getvalue(), "x.JPEG", 0).data, "x").size == (9, 7)
+    kinds = {"first of several pictures in the file", "palette, made RGB", "stored anew as JPEG"}
+    changes = encode_image(buffer.getvalue(), "x.JPEG", 0).changes
+    assert kinds == count_changes(np.array([changes])).keys()
 
 
 @pytest.mark.parametrize(
