@@ -8,6 +8,7 @@ from typing import Any
 
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
+from results.environments import describe_environment, list_environment_differences
 from results.runs import FinishedRun, flatten_config, iter_with_upstream
 from results.spec import OptionError
 from results.tables import OurCell, build_table
@@ -78,14 +79,17 @@ def _explain(
         yield from _explain_verdict(ours, margin)
 
     # Seeds share runs (the converted data set), which are shown once.
-    shown: set[str] = set()
+    shown: dict[str, FinishedRun] = {}
     for result in cell.results:
         if result.row.run_id not in collection.runs:
             yield f"\nrun {result.row.run_id}: no record of it"
         for run in iter_with_upstream(result.row.run_id, collection.runs):
             if run.run_id not in shown:
-                shown.add(run.run_id)
+                shown[run.run_id] = run
                 yield from _describe_run(run, collection.runs)
+    if lines := list_environment_differences(shown.values()):
+        yield "\nthe environments of these runs differ:"
+        yield from (f"  {line}" for line in lines)
 
 
 def _explain_verdict(ours: OurCell, margin: float) -> Iterator[str]:
@@ -116,6 +120,7 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
             for each in run.earlier
         ),
         f"  versions: {', '.join(versions)}",
+        *(f"  environment: {line}" for line in describe_environment(run.environment)),
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
         f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts",
         f"  finished: {run.finished or 'unknown'}",

@@ -16,8 +16,8 @@ from results.runs import FinishedRun
 from results.store import RowsError, read_results, write_rows
 from results.tables import build_tables
 
-# Fields of a run that say where its files lie.
-LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256")
+# Fields of a run that say where its files lie, or on which machines it ran.
+LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256", "environment")
 
 
 def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:

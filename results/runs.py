@@ -52,6 +52,8 @@ class FinishedRun:
     git_sha: str | None = None
     git_dirty: bool | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    # Packages, machine and job of the last attempt.
+    environment: Mapping[str, Any] = field(default_factory=dict)
     # Provenance of earlier attempts that ran with other code or packages.
     earlier: Sequence[Mapping[str, Any]] = ()
     device: str = "cpu"
@@ -90,6 +92,7 @@ def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> F
         git_sha=provenance.get("git_sha"),
         git_dirty=provenance.get("git_dirty"),
         versions=provenance.get("versions") or {},
+        environment=provenance.get("environment") or {},
         earlier=_list_other_code(provenance),
     )
 

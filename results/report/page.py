@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from results import resources, spec
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
+from results.environments import describe_environment, list_environment_differences
 from results.explain import describe_code
 from results.figures.all_figures import draw_all_figures
 from results.figures.gallery import collect_galleries, is_wide, shrink_picture
@@ -120,6 +121,8 @@ def build_context(
         "code": describe_code,
         "flat": flatten_config,
         "versions": _versions(runs),
+        "environments": list_environment_differences(runs),
+        "environment": describe_environment,
         # Not the time of writing: the same results give the same bytes.
         "newest": max((run.finished for run in runs), default=""),
     }

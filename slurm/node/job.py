@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import attempts, manifest, provenance, runfile
+from pipeline import attempts, machine, manifest, provenance, runfile
 from pipeline.control import Interrupted
 from pipeline.files import open_to_append
 from pipeline.inputs import check_unchanged, note_earlier_inputs, record_inputs
@@ -166,6 +166,7 @@ def _run_stage(context: RankContext) -> None:
     if launch.rank == 0:
         # Now, and not when the run ends: files may be replaced while it runs.
         facts["inputs"] = _record_inputs(run, run_dir, control.attempt)
+        facts["environment"] = machine.describe_environment(run_dir / queue.SCRIPT)
         attempts.record_provenance(run_dir, control.attempt, facts)
         warn_of_other_code(run_dir)
     logger.info("%s: attempt %d, %d ranks", run.key, control.attempt, launch.world_size)
@@ -177,6 +178,9 @@ def _run_stage(context: RankContext) -> None:
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
+        # By now torch is loaded and its GPUs are known.
+        facts["environment"] |= machine.describe_accelerator()
+        attempts.record_provenance(run_dir, control.attempt, facts)
         check_unchanged(
             facts["inputs"],
             "it was replaced while the run read it, so nothing is recorded; start the run again",

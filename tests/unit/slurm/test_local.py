@@ -127,6 +127,8 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     assert entry.provenance["versions"]["python"]
     assert entry.provenance.items() >= read_git_state(code_root()).items()
     assert entry.provenance["earlier"] == []
+    environment = entry.provenance["environment"]
+    assert environment["packages"]["numpy"] and environment["variables"]["OMP_NUM_THREADS"] == "5"
     (code,) = attempts.list_code_versions(b.run_dir(tmp_path))
     assert code.items() >= {"attempt": 1, **read_git_state(code_root())}.items()
 
