@@ -144,7 +144,7 @@ def test_hue_of_every_kind_of_colour() -> None:
         assert_same(crop, Image.fromarray(colors))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hue_of_every_colour_at_every_shift() -> None:
     """All 16.7 million, a million at a time,
     by the 51 steps between the ends that the recipe draws.

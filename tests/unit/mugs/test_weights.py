@@ -295,7 +295,7 @@ def image(
 
 @pytest.mark.parametrize(
     ("arch", "full"),
-    [("vit_s16", True), ("vit_s16", False), pytest.param("vit_b16", True, marks=pytest.mark.slow)],
+    [("vit_s16", True), ("vit_s16", False), pytest.param("vit_b16", True, marks=pytest.mark.long)],
 )
 def test_a_released_checkpoint_through_import_to_timm(
     tmp_path: Path, arch: str, full: bool
