@@ -16,7 +16,7 @@ os.environ.setdefault("MUGS_CACHE_DIR", CACHE.name)
 
 
 class FileScheduling(LoadScopeScheduling):
-    """A file stays on one worker, and one worker has all of Slurm, which comes first.
+    """A file stays on one worker, and one worker has all of Slurm.
 
     xdist's own `--dist loadgroup` reads the group from the node id, which pytest 9.2 no longer lets
     it change: every worker then builds every shared fixture, Slurm clusters included.
@@ -33,10 +33,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduli
     return FileScheduling(config, log)
 
 
+# Runs before `-m` takes tests out, so that the order does not depend on the choice.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put Slurm's tests first: they mostly wait, while the other worker computes."""
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+    """Put Slurm's tests first, which mostly wait, and then the files that hold slow tests.
+
+    A long file that came last would leave the other worker without work.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        return item.get_closest_marker("slurm") is None, item.path not in slow
+
+    items.sort(key=rank)
 
 
 # Reasons to skip that say nothing about the machine's set-up.
