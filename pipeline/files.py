@@ -53,6 +53,17 @@ def follow_umask(path: Path) -> None:
         probe.unlink()
 
 
+def cache_folder() -> Path | None:
+    """Return the user's folder for what may be found out again: `MUGS_CACHE_DIR`, or in the home.
+
+    Not in the run root, as `plan` and `doctor` come first and change nothing there. Login and
+    compute nodes share the home folder as a rule. Returns None for a user without home folder.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("MUGS_CACHE_DIR") or Path(caches, "mugs-repro"))
+    return folder if folder.is_absolute() else None
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, flushed to the disk. An existing folder is fine."""
     if path.is_dir():
@@ -252,7 +263,7 @@ def list_numbered(folder: Path) -> list[int]:
     Only those of the folder's owner: where others may write, they could plant any number.
     """
     try:
-        owner = folder.stat().st_uid
+        owner = os.stat(folder).st_uid
         with os.scandir(folder) as entries:
             names = [
                 entry.name.removesuffix(".json")

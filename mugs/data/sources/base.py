@@ -95,6 +95,15 @@ def list_by_suffix(folder: Path, suffix: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{suffix}") if is_image_name(path.name))
 
 
+def is_encodable(name: str) -> bool:
+    """Return whether a name is text, and not bytes that Python keeps as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def count_skipped(names: Iterable[str]) -> dict[str, int]:
     """Return how many of the skipped files have which suffix; `._*` are those of macOS."""
     kinds = Counter(

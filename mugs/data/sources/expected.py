@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mugs.data.sources.base import SourceError, format_names, raise_if_any
+from mugs.data.sources.base import SourceError, format_names, is_encodable, raise_if_any
 
 if TYPE_CHECKING:
     # Planning reads the counts below, and does without NumPy.
@@ -66,11 +66,9 @@ def check_expected_counts(
 def check_names_are_text(sources: "Mapping[str, FolderSource]") -> None:
     """Raise SourceError for names that are not UTF-8, which no sidecar can hold."""
     for split, source in sources.items():
-        # Python keeps the bytes of such a name as lone surrogates, which no text file takes. All
-        # names in one go: one by one, those of ImageNet take a second.
-        if _is_encodable("\n".join((*source.classes, *source.paths))):
+        if source.has_only_text_names():
             continue
-        wrong = [name for name in (*source.classes, *source.paths) if not _is_encodable(name)]
+        wrong = [name for name in (*source.classes, *source.paths) if not is_encodable(name)]
         raise_if_any(
             f"{split} ({source.root})",
             "names of files or folders are not UTF-8 (rename them, for example with convmv)",
@@ -79,14 +77,6 @@ def check_names_are_text(sources: "Mapping[str, FolderSource]") -> None:
                 for name in wrong
             ],
         )
-
-
-def _is_encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_allowed_exist(sources: "Mapping[str, FolderSource]", allow_bad: Sequence[str]) -> None:

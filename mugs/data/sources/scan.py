@@ -14,8 +14,8 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from mugs.data.sources.base import (
     is_image_name,
     open_image,
 )
-from pipeline.files import open_regular_file, replace_atomically
+from pipeline.files import cache_folder, open_regular_file, replace_atomically
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -79,7 +79,13 @@ class Listing:
         """Return the names."""
         return os.fsdecode(self.names).split("\0")[:-1]
 
-    def __len__(self) -> int:
+    def pick(self, index: int) -> str:
+        """Return one name, without making texts of the others."""
+        return os.fsdecode(self.names.split(b"\0", index + 1)[index])
+
+    @cached_property
+    def count(self) -> int:
+        """How many images there are."""
         return self.names.count(b"\0")
 
 
@@ -110,6 +116,15 @@ class Scan:
             counts.update(listing.others)
         return dict(sorted(counts.items()))
 
+    def has_only_text_names(self) -> bool:
+        """Return whether the names of all images and folders are UTF-8."""
+        # Folder by folder: as bytes, the names of ImageNet take a fiftieth of a second.
+        return all(
+            is_text(names)
+            for folder, listing in self.listings.items()
+            for names in (os.fsencode(folder), listing.names)
+        )
+
     def list_paths(self) -> list[str]:
         """Return the images relative to the root, those of a folder before those below it."""
         paths: list[str] = []
@@ -118,13 +133,18 @@ class Scan:
             paths += [prefix + name for name in names]
         return paths
 
+    def find_unknown(self, positions: np.ndarray) -> np.ndarray:
+        """Return which of the images at these positions in the scan were not looked at yet."""
+        return np.flatnonzero(self.facts["whole"][positions] == UNKNOWN)
+
     def look_at_files(
-        self, paths: Sequence[str], positions: np.ndarray, report: ProgressCallback
+        self,
+        paths: Sequence[str],
+        positions: np.ndarray,
+        missing: np.ndarray,
+        report: ProgressCallback,
     ) -> None:
-        """Look at those of `paths`, at these positions in the scan, of which nothing is known."""
-        missing = np.flatnonzero(self.facts["whole"][positions] == UNKNOWN)
-        if not len(missing):
-            return
+        """Look at the `missing` ones of `paths`, which have these positions in the scan."""
         # By index, as a million paths with the root before them are hundreds of MB.
         looks = map_in_chunks(
             lambda index: look_at_file(f"{self.root}/{paths[index]}"), missing.tolist(), THREADS
@@ -169,7 +189,7 @@ class Scan:
             "folders": to_array(os.fsencode(joined)),
             "skipped": to_array(os.fsencode(skipped)),
             "mtimes": np.array([listing.mtime_ns for listing in self.listings.values()]),
-            "counts": np.array([len(listing) for listing in self.listings.values()]),
+            "counts": np.array([listing.count for listing in self.listings.values()]),
             "names": to_array(b"".join(listing.names for listing in self.listings.values())),
             "others": to_array(json.dumps(others).encode()),
             "facts": self.facts,
@@ -184,21 +204,27 @@ class Scan:
         self.changed = False
 
 
+def is_text(name: bytes) -> bool:
+    """Return whether bytes are UTF-8."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def to_array(content: bytes) -> np.ndarray:
     """Return bytes as an array, as a file of NumPy holds them."""
     return np.frombuffer(content, dtype=np.uint8)
 
 
 def scan_folder() -> Path | None:
-    """Return the folder of this user's scans: `MUGS_CACHE_DIR`, or in the user's cache folder.
+    """Return the folder of this user's scans; None for a user without home folder.
 
-    Not in the run root, as `plan` and `doctor` come first and change nothing there. Login and
-    compute nodes share the home folder as a rule; where they do not, a job lists the images itself.
-    Returns None for a user without home folder.
+    Where compute nodes have another home, a job lists the images itself.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(os.environ.get("MUGS_CACHE_DIR") or Path(caches, "mugs-repro"))
-    return folder / "scans" if folder.is_absolute() else None
+    folder = cache_folder()
+    return folder and folder / "scans"
 
 
 def scan_path(folder: Path, root: Path) -> Path:
@@ -235,34 +261,47 @@ def scan_images(root: Path, memory: Path | None = None) -> Scan:
             len(skipped),
             format_names(sorted(skipped)),
         )
-    facts = np.full(sum(len(listing) for listing in listings.values()), NO_FACT)
-    scan = Scan(root, listings, facts, path)
+    if before is not None and is_same(before.listings, listings):
+        # Nothing is copied: the facts of ImageNet are 22 MB.
+        scan = before
+    else:
+        scan = Scan(root, listings, np.full(count_images(listings), NO_FACT), path)
+        if before is not None:
+            take_over_facts(scan, before)
     if counts := scan.count_skipped():
         logger.info("%s: %s", root, describe_skipped(counts))
     if before is not None:
-        take_over_facts(scan, before)
         forget_changed_files(scan)
     return scan
+
+
+def is_same(before: Mapping[str, Listing], now: Mapping[str, Listing]) -> bool:
+    """Return whether no folder was listed anew, and none is gone."""
+    return len(before) == len(now) and all(
+        before.get(folder) is listing for folder, listing in now.items()
+    )
+
+
+def count_images(listings: Mapping[str, Listing]) -> int:
+    """Return the images of all folders."""
+    return sum(listing.count for listing in listings.values())
 
 
 def list_folders(root: Path, before: dict[str, Listing]) -> dict[str, Listing]:
     """Return the listing of each folder below `root`, sorted; folders are listed in parallel."""
     listings: dict[str, Listing] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-
-        def submit(folder: str, above: frozenset[tuple[int, int]]) -> None:
-            task = pool.submit(list_folder, root, folder, above, before.get(folder))
-            pending[task] = folder
-
-        pending: dict[Future[tuple[Listing, frozenset[tuple[int, int]]]], str] = {}
-        submit("", frozenset())
-        while pending:
-            for task in wait(pending, return_when=FIRST_COMPLETED).done:
-                folder = pending.pop(task)
-                listing, above = task.result()
-                listings[folder] = listing
-                for name in listing.below:
-                    submit(f"{folder}/{name}".lstrip("/"), above)
+    level: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while level:
+        # Few folders to a thread at once: each is a request to a file server, and one that was not
+        # listed before takes long.
+        found = map_in_chunks(
+            lambda item: list_folder(root, *item, before.get(item[0])), level, THREADS, chunk=8
+        )
+        below = []
+        for (folder, _), (listing, around) in zip(level, found, strict=True):
+            listings[folder] = listing
+            below += [(f"{folder}/{name}".lstrip("/"), around) for name in listing.below]
+        level = below
     return {folder: listings[folder] for folder in sorted(listings)}
 
 
@@ -370,14 +409,11 @@ def group_by_parent(paths: Sequence[str]) -> dict[str, list[str]]:
 def take_over_facts(scan: Scan, before: Scan) -> None:
     """Copy what is known of the images of unchanged folders; log how the others differ."""
     positions = dict(zip(before.listings, count_before(before), strict=True))
-    same = 0
     for (folder, listing), start in zip(scan.listings.items(), count_before(scan), strict=True):
         if before.listings.get(folder) is listing:
             at = positions[folder]
-            stop = at + len(listing)
-            scan.facts[start : start + len(listing)] = before.facts[at:stop]
-            same += 1
-    scan.changed = not same == len(scan.listings) == len(before.listings)
+            stop = at + listing.count
+            scan.facts[start : start + listing.count] = before.facts[at:stop]
     added, removed = compare_names(before.listings, scan.listings)
     if added or removed:
         change = describe_change(added, removed)
@@ -411,13 +447,17 @@ def describe_change(added: list[str], removed: list[str]) -> str:
 
 def count_before(scan: Scan) -> list[int]:
     """Return how many images lie before those of each folder."""
-    counts = [len(listing) for listing in scan.listings.values()]
+    counts = [listing.count for listing in scan.listings.values()]
     return [0, *np.cumsum(counts).tolist()[:-1]]
 
 
 def name_files(folder: str, listing: Listing | None) -> set[str]:
     """Return the paths of the images of a listing."""
-    return {f"{folder}/{name}".lstrip("/") for name in listing.split()} if listing else set()
+    return (
+        {f"{folder}/{name}".lstrip("/") for name in listing.split()}
+        if listing is not None
+        else set()
+    )
 
 
 def forget_changed_files(scan: Scan) -> None:
@@ -454,9 +494,8 @@ def pick_paths(scan: Scan, indices: np.ndarray) -> Iterator[tuple[int, str]]:
         first, last = np.searchsorted(indices, starts[number : number + 2])
         if first == last:
             continue
-        names = listing.split()
         for index in indices[first:last].tolist():
-            yield index, f"{folder}/{names[index - starts[number]]}".lstrip("/")
+            yield index, f"{folder}/{listing.pick(index - starts[number])}".lstrip("/")
 
 
 def look_at_file(path: str) -> tuple[int, int, int]:
