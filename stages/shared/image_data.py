@@ -179,6 +179,10 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     Raises:
         SourceError: names everything that is wrong with any of them.
     """
+    for name in ("root", *(f"{split}_dir" for split in cfg.splits)):
+        if getattr(cfg, name) is None:
+            raise ValueError(f"{name} is not set")
+    # After that, since a plan without data sets does without NumPy.
     from mugs.data.sources.base import SourceError
     from mugs.data.sources.cifar import ArraySource
     from mugs.data.sources.expected import (
@@ -217,12 +221,10 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     return good
 
 
-def find_image_folder(folder: str | None, split: str, run_dir: Path) -> Path:
+def find_image_folder(folder: str, split: str, run_dir: Path) -> Path:
     """Return the folder to convert; built-in images are first written below the run's folder."""
     from mugs.data.sources.base import SourceError
 
-    if folder is None:
-        raise ValueError(f"{split}_dir is not set")
     if folder in BUILTIN:
         images = run_dir / "images"
         runfile.import_by_name(BUILTIN[folder])(images)

@@ -520,6 +520,16 @@ def test_root_or_folders() -> None:
     assert set(image_data.PUBLIC) == set(PUBLIC) == set(KNOWN) - {"imagenet1k", "coco2017"}
 
 
+def test_without_a_folder_nothing_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The working folder, as "" names it, may hold anything.
+    (tmp_path / "cat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^root is not set$"):
+        open_splits(tmp_path, ConvertConfig(dataset="cars"))
+
+
 def test_splits_of_a_public_data_set(tmp_path: Path) -> None:
     cfg = ConvertConfig(
         dataset="cars",
