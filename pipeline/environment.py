@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from pipeline.findings import Finding, ok, skipped, wrong
+from pipeline.import_memory import recall_import, remember_import
 from pipeline.provenance import code_root, find_version
 
 DISTRIBUTION = "mugs-repro"
@@ -86,7 +87,7 @@ def _describe_untested() -> str:
 
 
 def _check_torch() -> Finding:
-    code, out = _run_python(_DESCRIBE_TORCH)
+    code, out = _try_import(_DESCRIBE_TORCH)
     return ok("torch", out) if code == 0 else wrong("torch", f"cannot be imported: {out}", SETUP)
 
 
@@ -96,7 +97,7 @@ def _check_ffcv(*, required: bool) -> Finding:
         return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")
     if version is None:
         return ok("ffcv", "not installed: the thread loader gives the same batches")
-    code, out = _run_python("import ffcv")
+    code, out = _try_import("import ffcv")
     if code == 0:
         return ok("ffcv", f"{version} can be imported")
     remedy = "install its system libraries (make setup names them)"
@@ -114,6 +115,16 @@ def check_job_python(command: str) -> Finding:
         return ok("job python", f"{command}: {out}")
     remedy = "correct python of the profile, or install the packages there (make setup)"
     return wrong("job python", f"{command}: {out or f'exit code {code}'}", remedy)
+
+
+def _try_import(code: str) -> tuple[int, str]:
+    """Run code as `_run_python` does, unless it is known to succeed."""
+    if (known := recall_import(code)) is not None:
+        return 0, known
+    status, out = _run_python(code)
+    if status == 0:
+        remember_import(code, out)
+    return status, out
 
 
 def _run_python(code: str, command: Sequence[str] = (sys.executable,)) -> tuple[int, str]:

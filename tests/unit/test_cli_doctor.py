@@ -55,6 +55,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     nothing costly is imported in a process of its own.
     """
     monkeypatch.setattr(environment, "_run_python", lambda *_: (0, "imported"))
+    monkeypatch.setenv("MUGS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
