@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,10 @@ _DEEPEST = 200  # far deeper than any configuration
 _LONGEST = 256 << 10  # bytes; far longer than any, and parsed in seconds
 _MOST_VALUES = 100_000  # far more than any
 _LONGEST_NUMBER = 400  # digits; base 60 (`1:30`) takes time that grows with their square
+_MOST_BRACKETS = 1000  # of a text that the C parser reads
+_DEEP_BLOCK = re.compile(r"[ \t?:-]{200}")
+# PyYAML lets these slip for scalars that do not fit their tag, such as "!!bool x".
+_SLIPPED = (ValueError, RecursionError, ArithmeticError, LookupError, AttributeError)
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -48,7 +53,16 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return dict(loader.construct_mapping(node, deep=True))
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+# The C parser is six times faster; some builds of PyYAML lack it.
+_CLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _FastLoader(_CLoader):  # type: ignore[misc]  # known only at run time
+    """The same with the C parser."""
+
+
+for _loader in (_Loader, _FastLoader):
+    _loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 class _ValueLoader(_Loader):
@@ -120,9 +134,34 @@ def parse_yaml(source: str, text: str, *, anchors: bool = True) -> Any:
         raise ConfigError(
             f"{source}: not valid YAML: more than {_DEEPEST} brackets inside each other"
         )
-    loader: _Loader | None = None
+    if anchors and _is_shallow(text):
+        # What the C parser refuses, the other one describes.
+        with suppress(yaml.YAMLError, *_SLIPPED):
+            return _load(_FastLoader, text)
     try:
-        loader = _Loader(text) if anchors else _ValueLoader(text)  # refuses control characters
+        return _load(_Loader if anchors else _ValueLoader, text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, *_SLIPPED) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _is_shallow(text: str) -> bool:
+    """Return whether nothing in a text can be nested so deeply that the C parser overflows.
+
+    Each level of the block style stands in a column of its own, after spaces and indicators only;
+    two at most share one. Each of the flow style takes a bracket.
+    """
+    brackets = text.count("[") + text.count("{")
+    return brackets <= _MOST_BRACKETS and not _DEEP_BLOCK.search(text)
+
+
+def _load(kind: Any, text: str) -> Any:
+    """Return the content of a text; `kind` is the loader."""
+    loader = kind(text)  # refuses control characters
+    try:
         # As a graph first, in which each alias is one edge: only then is it known how much a file
         # of a few lines would become.
         root = loader.get_single_node()
@@ -130,24 +169,8 @@ def parse_yaml(source: str, text: str, *, anchors: bool = True) -> Any:
             return None
         _count_values(root, {})
         return loader.construct_document(root)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ConfigError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    # PyYAML lets these slip for scalars that do not fit their tag, such as "!!bool x" and
-    # "\UFFFFFFFF".
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-    ) as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
-        if loader is not None:
-            loader.dispose()
+        loader.dispose()
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int], depth: int = 0) -> int:

@@ -40,7 +40,7 @@ def cli(tmp_path: Path) -> Cli:
         ["--help"],
         ["plan", "--help"],
         ["plan", "mini"],
-        ["plan", "paper", "--skip-data-checks"],
+        ["plan", "paper"],
         ["plan", "paper", "--graph", "text"],
         ["status", "mini"],
         ["verify", "mini"],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
+from pipeline import config, reading
 from pipeline.identity import run_id, runtime_names, science_fields
 from pipeline.plan import build_plan, list_unset_settings, select_runs
 from pipeline.spec import ConfigError, StageRun, StageSpec
@@ -172,3 +172,67 @@ def test_select(plan: Plan) -> None:
     assert [run.name for run in select_runs(runs, ["test", "main"])] == ["main", "knn"]
     with pytest.raises(ConfigError, match="did you mean 'main'"):
         select_runs(runs, ["mani"])
+
+
+def list_yaml_texts() -> list[tuple[str, str]]:
+    recipes = [
+        reading.find_yaml(name, "pipeline", "configs/recipes", what="recipe file")
+        for name in config.list_recipe_files()
+    ]
+    return [*map(config.find_reproduction, config.list_bundled()), *recipes]
+
+
+def parse_slowly(source: str, text: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_is_shallow", lambda text: False)
+        return reading.parse_yaml(source, text)
+
+
+def test_both_parsers_read_the_same_from_bundled_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = list_yaml_texts()
+    assert len(texts) > 20
+    for source, text in texts:
+        assert reading._is_shallow(text)
+        assert reading.parse_yaml(source, text) == parse_slowly(source, text, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\na: 2\n",
+        "a: [1\nb: 2",
+        "a:\n\tb: 1",
+        'a: "\\UFFFFFFFF"',
+        "!!bool x",
+        "a: &x 1\nb: *y",
+        "a: 1\n--- \nb: 2",
+        "\x07",
+        "a: " + "1" * 500,
+        "a: &a [*a]",
+        "a: " * 200,
+    ],
+)
+def test_both_parsers_refuse_the_same_in_the_same_words(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) as fast:
+        reading.parse_yaml("x.yaml", text)
+    with pytest.raises(ConfigError) as slow:
+        parse_slowly("x.yaml", text, monkeypatch)
+    assert str(fast.value) == str(slow.value)
+
+
+@pytest.mark.parametrize("text", ["- " * 100_000, "? " * 100_000, '[ "]", ' * 30_000])
+def test_what_is_nested_deeply_never_reaches_the_c_parser(text: str) -> None:
+    assert not reading._is_shallow(text)
+    with pytest.raises(ConfigError, match=r"^x\.yaml"):
+        reading.parse_yaml("x.yaml", text[:20_000])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n".join(" " * n + "a:" for n in range(190)), "- " * 90 + "1", "[" * 190 + "]" * 190],
+)
+def test_the_deepest_texts_for_the_c_parser(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reading._is_shallow(text)
+    assert reading.parse_yaml("x.yaml", text) == parse_slowly("x.yaml", text, monkeypatch)
