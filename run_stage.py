@@ -360,12 +360,12 @@ def status(
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
     if not reproduction:
-        from stages.commands.whole_run_root import describe_settings, load_all_runs
+        from stages.commands.whole_run_root import load_all_runs
 
-        runs, unreadable = load_all_runs(root, only or ())
+        runs, lines, unreadable = load_all_runs(root, only or ())
         if not as_json:
             _print([f"run root {root}: {len(runs)} runs"])
-            _print(f"  {run.key}: {describe_settings(run)}" for run in runs)
+            _print(f"  {line}" for line in lines)
         _print((f"left out: {line}" for line in unreadable), err=True)
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         if as_json:

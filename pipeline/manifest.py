@@ -6,6 +6,7 @@ checksum and those of all files it names; none of these files may lie outside th
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,15 @@ def entry_path(run_root: Path, run_id: str) -> Path:
 def list_run_ids(run_root: Path) -> list[str]:
     """Return the ids of all runs with an entry, sorted."""
     # Temporary files of `write_atomic` begin with a dot.
-    return sorted(path.stem for path in run_root.glob("manifest/[!.]*.json"))
+    try:
+        names = os.listdir(run_root / "manifest")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        name.removesuffix(".json")
+        for name in names
+        if name.endswith(".json") and not name.startswith(".")
+    )
 
 
 def measure_size(path: Path) -> int:
@@ -330,5 +339,11 @@ def check_inputs(run_root: Path, runs: Sequence[StageRun], remedy: str) -> None:
 
 def split_runs(run_root: Path, runs: Sequence[StageRun]) -> SplitRuns:
     """Sort runs into done and pending."""
-    done = {run.run_id: entry for run in runs if (entry := find_done(run_root, run.run_id))}
+    # One listing, since most of thousands of runs may have no entry.
+    recorded = set(list_run_ids(run_root))
+    done = {
+        run.run_id: entry
+        for run in runs
+        if run.run_id in recorded and (entry := find_done(run_root, run.run_id))
+    }
     return SplitRuns(done, [run for run in runs if run.run_id not in done])

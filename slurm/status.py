@@ -72,6 +72,8 @@ def _sum_cost(
         return Cost(entry.seconds, entry.gpu_hours)
     run_dir = status.run.run_dir(run_root)
     running = attempts.latest_attempt(run_dir) if status.state == "running" else None
+    if not attempts.latest_attempt(run_dir):
+        return Cost()
     # Attempts of earlier versions do not tell their GPUs; those of a cluster got what was asked.
     gpus = status.run.resources.gpus if (run_dir / queue.JOB_NOTE).exists() else 0
     return sum_attempts(run_dir, gpus=gpus, running=running)
@@ -121,8 +123,8 @@ def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunS
         detail += f", held: `scontrol release {job.job_id}` lets it start"
     if earlier := attempts.latest_attempt(run_dir):
         detail += f", {earlier} attempts before"
-    if failure := attempts.read_failure(run_dir):
-        detail += f", the last failed: {failure.error}"
+        if failure := attempts.read_failure(run_dir, earlier):
+            detail += f", the last failed: {failure.error}"
     if job.reason == queue.NEVER_SATISFIED:
         # What it needs has failed and says so itself.
         return RunStatus(run, "waiting", f"{job.why_never}", job.job_id)

@@ -1,5 +1,6 @@
 """Which runs have or may have a job, or processes here: those must not be started or removed."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,12 +70,22 @@ def _last_job_id(folder: Path) -> str | None:
     The id is `?` if that submission died before it recorded one. The batch script is written before
     sbatch is called and the job id after it, so a script newer than the id tells of that.
     """
-    script = folder / queue.SCRIPT
-    note = folder / queue.JOB_NOTE
-    noted = note.exists()
-    if script.exists() and not (noted and note.stat().st_mtime >= script.stat().st_mtime):
+    submitted = _changed(f"{folder}/{queue.SCRIPT}")
+    noted = _changed(f"{folder}/{queue.JOB_NOTE}")
+    if submitted is not None and (noted is None or noted < submitted):
         return "?"
-    return str((read_json(note) or {}).get("job_id", "?")) if noted else None
+    if noted is None:
+        return None
+    return str((read_json(folder / queue.JOB_NOTE) or {}).get("job_id", "?"))
+
+
+def _changed(path: str) -> int | None:
+    """Return when a file was written; None if there is none."""
+    # As text: this is asked of each of thousands of runs.
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _is_over(folder: Path, run_id: str, job_id: str) -> bool:

@@ -21,7 +21,8 @@ from pipeline.ownership import describe_owner
 from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
-_NAMES_AT_ONCE = 1000
+# An argument of a command has at most 128 kB, and a name with its comma 18 bytes.
+_NAMES_AT_ONCE = 6000
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
@@ -100,7 +101,8 @@ class QueuedJob:
         """Return whether it is of this run folder: another run root may hold the same run id."""
         script, _, comment = self.origin.partition(f"|{_COMMENT_PREFIX}")
         if comment:
-            return f"{_COMMENT_PREFIX}{comment}" == comment_of(run_dir)
+            # Most paths have no links, and to look for some takes longer than all else about a job.
+            return comment == str(run_dir) or f"{_COMMENT_PREFIX}{comment}" == comment_of(run_dir)
         script = script.removesuffix("|(null)").removesuffix("|")
         if not script.endswith(f"/{SCRIPT}"):
             return True  # Slurm does not tell, so be careful and count it
@@ -181,7 +183,6 @@ def _ask_queue(names: Collection[str]) -> list[QueuedJob]:
     The ids of runs are the same for everybody, so anybody may queue a job of such a name.
     """
     listed = sorted(names)
-    # The arguments of a command may have 2 MB, of which the environment takes a part.
     parts = [listed[i : i + _NAMES_AT_ONCE] for i in range(0, len(listed), _NAMES_AT_ONCE)]
     return [job for part in parts for job in _ask_for(part)]
 
