@@ -53,8 +53,8 @@ bench: setup  ## measure against the naive ways, into build/bench.csv; BENCHMARK
 bench-gpu:  ## measure training on the GPU of this machine in nine minutes, into build/bench_gpu.json
 	if [ -x $(PYTHON) ]; then $(PYTHON) tests/benchmarks/bench_gpu.py; else python3 tests/benchmarks/bench_gpu.py; fi
 
-chaos: setup  ## run the fault campaigns at full size, into build/chaos.csv; CAMPAIGNS="2_ 4_" chooses
-	$(PYTHON) tests/faults/chaos.py $(CAMPAIGNS)
+chaos: setup  ## run the fault campaigns at full size, into build/chaos.csv; CAMPAIGNS="2_ 9_" IMAGES=100000
+	MUGS_CHAOS_IMAGES=$(IMAGES) $(PYTHON) tests/faults/chaos.py $(CAMPAIGNS)
 
 mutants: setup  ## break one place of the code at a time, into build/mutants_1.txt; SEED=1 COUNT=150
 	$(PYTHON) tests/mutants/run.py $(or $(SEED),1) $(or $(COUNT),150)
