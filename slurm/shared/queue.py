@@ -22,7 +22,7 @@ from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
 # An argument of a command has at most 128 kB, and a name with its comma 18 bytes.
-_NAMES_AT_ONCE = 6000
+_NAMES_AT_ONCE = 5000
 
 JOB_PREFIX = "mugs-"
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def hash_expected(pool: Sequence[Path], count: int) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that has ended; CPU seconds and memory are also of those that it waited for."""
+    """A process that has ended; its CPU seconds are also of processes that it waited for."""
 
     code: int
     cpu_s: float
@@ -114,9 +115,28 @@ class Ended:
 
 def wait_for(process: "subprocess.Popen[bytes]") -> Ended:
     """Wait for a process."""
+    peak = 0
+    while not has_ended(process):
+        peak = read_peak_bytes(process.pid) or peak
+        time.sleep(0.05)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Ended(process.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    return Ended(process.returncode, used.ru_utime + used.ru_stime, peak)
+
+
+def has_ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Return whether a process has ended; whoever waits for it still learns what it has used."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def read_peak_bytes(process: int) -> int:
+    """Return the most memory that a process has had so far; 0 once it has ended.
+
+    The `ru_maxrss` of a process begins with the memory of the one that started it.
+    """
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return 1024 * int(found[1]) if found else 0
 
 
 class Folders:
@@ -192,6 +212,7 @@ def convert_with_kills(
         process = place.start("-m", "slurm.node.job", str(run_dir), MUGS_LAUNCH=f"launch{number}")
         note = wait_until(process, run_dir, end)
         if note is not None:
+            peak = max(peak, read_peak_bytes(process.pid))
             process.send_signal(signal.SIGKILL)
         ended = wait_for(process)
         peak = max(peak, ended.peak_bytes)
@@ -221,8 +242,7 @@ def wait_until(
 ) -> dict[str, float] | None:
     """Wait until a conversion is at an image; return its progress, or None if it ended before."""
     while True:
-        # Without reaping it: whoever waits for it then learns what it has used.
-        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        if has_ended(process):
             return None
         time.sleep(0.1)
         path = run_dir / "progress.json"
