@@ -1,4 +1,9 @@
-"""Loss and training step against the loop-by-loop reference, in one run."""
+"""Steps of a tiny network, in one run.
+
+The training step of Mugs is compared with one of the release's shape (`release_step.py`). The
+losses of Mugs and the step of DINO are compared with the loops that tests take as the truth, which
+are no rival.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,6 +15,7 @@ import torch
 from method_cases import TINY_VIT, MethodCase
 from naive_dino import NaiveDino
 from naive_mugs import NaiveMugs
+from release_step import ReleasedStep
 from step_cases import SCHEDULE, SMALLEST, Case, build
 
 from mugs.data.loading.batch import Views
@@ -90,7 +96,7 @@ def method_step(
         f"train_step_{name}",
         lambda: trainer.step([views], 2),
         lambda: naive.step(views, **rates),
-        f"batch {case.batch}, {2 + case.num_small} student crops",
+        f"batch {case.batch}, {2 + case.num_small} student crops, against the loops of the tests",
     )
 
 
@@ -104,6 +110,7 @@ DINO = MethodCase(
 def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
+    released = ReleasedStep(build(CASE), clip=3.0)
     views = CASE.views(0)
     trainer = Trainer(
         method, build_pretrain_adamw(method.student), SCHEDULE, StepConfig(), method.student
@@ -115,13 +122,13 @@ def run() -> list[dict[str, Any]]:
             "loss_step",
             lambda: method.compute_losses(method.student, views, 1),
             lambda: naive.losses(views, 1),
-            note,
+            f"{note}, against the loops of the tests",
         ),
         compare(
             "train_step_fp32",
             lambda: trainer.step([views], 2),
-            lambda: naive.step(views, **rates),
-            note,
+            lambda: released.step(views, **rates),
+            f"{note}, against a step of the release's shape",
         ),
         watchdog(trainer, views),
         method_step("dino", DINO, NaiveDino),

@@ -24,6 +24,7 @@ from mugs.pretrain.step import Trainer
 from mugs.pretrain.train import build_log_settings
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
+from stages.finetune import FinetuneStageConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,6 +59,19 @@ def test_options_that_are_not_offered(given: dict[str, Any]) -> None:
     validate_model(TrainConfig, needed, "x.yaml")
     with pytest.raises(ConfigError, match="unknown"):
         validate_model(TrainConfig, {**needed, **given}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["layer_scale", "rel_pos_bias", "color_jitter", "clip", "ema", "images.color_jitter"],
+)
+def test_options_of_fine_tuning_that_are_not_offered(option: str) -> None:
+    needed = {"epochs": 1, "batch_size": 4, "rate": {"base_lr": 0.1}, "layer_decay": 1.0}
+    validate_model(FinetuneStageConfig, needed, "x.yaml")
+    group, _, key = option.rpartition(".")
+    given = {group: {key: 0.4}} if group else {key: 0.4}
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        validate_model(FinetuneStageConfig, {**needed, **given}, "x.yaml")
 
 
 def test_no_name_is_undefined() -> None:
