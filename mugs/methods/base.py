@@ -11,6 +11,7 @@ from mugs.data.loading.batch import Views
 from mugs.data.views.annotate import Annotate, annotate_nothing
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import plan_views
+from mugs.methods.options import MethodOptions
 from mugs.methods.teacher import update_ema
 from mugs.models.flops import copy_to_meta, count_flops
 from mugs.models.vit import ViT
@@ -43,21 +44,27 @@ class Network(nn.Module):
 class Method(ABC):
     """Networks, losses, teacher rule and extra state (queues, memories, centers) of a method.
 
-    A subclass sets `student`, `teacher`, `extra_state` and `loss_weights` in its constructor, which
-    is called as `(options, seed=seed)`, and writes `compute_losses` and `update_extra_state`.
-    Everything else has a default, which fits a method whose teacher is the EMA of the student.
+    A subclass sets the attributes below in its constructor, which is called as
+    `(config, seed=seed)`, and writes `compute_losses`, and `update_extra_state` if it keeps
+    anything between steps. Everything else has a default, which fits a method whose teacher is the
+    EMA of the student.
+
+    Each rank computes the losses of its own images, and gradients are averaged over the ranks. What
+    depends on other images (negatives, batch normalization, centers) has to be made of those of all
+    ranks: `mugs/distributed.py`, and `norm="batch"` of `mugs.models.heads.build_mlp`.
     """
+
+    config: MethodOptions
+    """Its settings."""
 
     student: Network
     """The network that is trained."""
     teacher: Network
     """The network that follows the student (its EMA); it starts as a copy and has no gradient."""
     extra_state: nn.Module
-    """Buffers besides the networks, which are equal on all ranks."""
+    """Buffers besides the networks, which are equal on all ranks; an empty module without any."""
     loss_weights: dict[str, float]
     """The loss of a step is the sum of weight * loss over these names."""
-    needs_whole_batch_per_rank: bool = False
-    """Whether a micro-batch would change the numbers, as with batch normalization."""
 
     @property
     def annotate(self) -> Annotate:
@@ -120,8 +127,9 @@ class Method(ABC):
         The teacher sees `views.large[:2]` and the student `views.large[-2:]` and `views.small`.
         """
 
-    @abstractmethod
-    def update_extra_state(self, features: Sequence[Any], valid: Tensor) -> None:
+    def update_extra_state(  # noqa: B027 (some methods keep nothing)
+        self, features: Sequence[Any], valid: Tensor
+    ) -> None:
         """Update queues, memories and center once per step, from all its micro-batches in order.
 
         Where `valid`, a boolean on the device, is false, the state stays as it is.

@@ -12,43 +12,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mugs.data.views.config import ViewRecipe
 from mugs.losses.config import PairAverage
-from mugs.models.config import HeadNorm, PointerRule, PredictorInit, ViTConfig
+from mugs.methods.options import MethodOptions
+from mugs.models.config import HeadNorm, PointerRule, PredictorInit
 from pipeline.settings import Added, Internal, Probability, Settings
 
 if TYPE_CHECKING:
     from mugs.methods.base import Method
 
 LocalGroupToken = Literal["released", "paper"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions(Settings):
-    """What all methods have; the settings of a method are a class derived from this one."""
-
-    trains_class_token: ClassVar[bool] = True
-    """Whether the class token after the last block is trained, which evaluations use by default."""
-
-    # Set from the setting of the pretraining.
-    arch: Internal[str | ViTConfig] = "vit_s16"
-    # Stochastic depth of the student's last block; it grows linearly from 0. The teacher has none.
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    @property
-    def needs_whole_batch_per_rank(self) -> bool:
-        """Whether a micro-batch would change the numbers, as with batch normalization."""
-        return False
-
-    def check_views(self, views: ViewRecipe) -> None:
-        """Raise ValueError unless the method can use these views."""
-
-    def count_parameters(self, width: int, depth: int) -> int:
-        """Return about how many parameters the student has; `width` and `depth` are the ViT's."""
-        # A block has 12 width^2 weights: 4 in attention, 8 in the MLP.
-        return 12 * width**2 * depth
-
-    def count_extra_values(self, width: int) -> int:
-        """Return about how many values are kept between steps besides the networks."""
-        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +70,7 @@ class MugsConfig(MethodOptions):
     loss_sum: Added[Literal["weighted", "released"]] = "weighted"
     # Transformer blocks over a token and its neighbors: the paper has 2 (M7).
     relation_depth: Literal[1, 2] = 1
-    # `mugs.models.memory.NeighbourMemory` explains both (M1, M33).
+    # `mugs.models.memory.NeighborMemory` explains both (M1, M33).
     memory_pointer: PointerRule = "released"
     # Whether both tables of a memory start alike (M33).
     memory_start: Literal["common", "released"] = "common"

@@ -51,7 +51,6 @@ class Dino(ClassTokenMethod):
     def __init__(self, config: DinoConfig, *, seed: int = 0) -> None:
         super().__init__(config, DinoNetwork, seed)
         self.loss_weights = {"cls": 1.0}
-        self.needs_whole_batch_per_rank = config.needs_whole_batch_per_rank
         self.extra_state = Centers(config.num_prototypes)
 
     def compute_losses(

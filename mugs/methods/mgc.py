@@ -12,7 +12,7 @@ trained. Negatives are all other sampled tokens of the batch. Where to look:
 Shapes: N images of a rank, L patches, D width, M pairs of a level.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,12 +116,12 @@ def pool_patches(patches: Tensor, window: int) -> Tensor:
 class Mgc(Method):
     """The method as the engine sees it; `mugs.methods.base.Method` explains the calls."""
 
+    config: MgcConfig
     student: MgcNetwork
     teacher: MgcNetwork
 
     def __init__(self, config: MgcConfig, *, seed: int = 0) -> None:
         self.config = config
-        self.needs_whole_batch_per_rank = config.needs_whole_batch_per_rank
         pairs = sum(config.num_pairs)
         self.loss_weights = {
             level: num / pairs for level, num in zip(LEVELS, config.num_pairs, strict=True)
@@ -173,9 +173,6 @@ class Mgc(Method):
         there = batch_info_nce_loss(queries[0], keys[1], config.temperature, **options)
         back = batch_info_nce_loss(queries[1], keys[0], config.temperature, **options)
         return there + back
-
-    def update_extra_state(self, features: Sequence[Any], valid: Tensor) -> None:
-        """Do nothing: negatives are those of the batch."""
 
     def before_forward(self, momentum: float) -> None:
         """Move the teacher towards the student as it is before the step (released)."""

@@ -38,6 +38,7 @@ LEVELS = ("instance", "local_group", "group")
 class Mugs(Method):
     """The method as the engine sees it; `mugs.methods.base.Method` explains the calls."""
 
+    config: MugsConfig
     student: MugsNetwork
     teacher: MugsNetwork
     extra_state: ExtraState
@@ -55,7 +56,6 @@ class Mugs(Method):
         start_as_copy(self.teacher, self.student)
 
         self.extra_state = ExtraState(config, self.student.backbone.embed_dim, seed)
-        self.needs_whole_batch_per_rank = config.needs_whole_batch_per_rank
         # Normalized here, as the engine adds up weight * loss. The release divides by the weights
         # without multiplying (M5); both are equal at 1/1/1.
         used = {n: w for n, w in zip(LEVELS, config.loss_weights, strict=True) if w > 0}

@@ -74,7 +74,7 @@ class PretrainTask:
     ) -> None:
         self.order, self.micro = plan_batches(len(source), config)
         if (
-            method.needs_whole_batch_per_rank
+            method.config.needs_whole_batch_per_rank
             and self.micro * distributed.world_size() < config.batch_size
         ):
             raise ValueError(

@@ -28,8 +28,9 @@ from mugs.data.views.config import ViewRecipe
 from mugs.engine.failures import NonFiniteError
 from mugs.engine.optim import build_pretrain_parameter_groups, clip_each_tensor
 from mugs.losses.clustering import teacher_temperature_at
-from mugs.methods.config import METHODS, DinoConfig, IbotConfig, MethodOptions, MgcConfig
+from mugs.methods.config import METHODS, DinoConfig, IbotConfig, MgcConfig
 from mugs.methods.mugs import Mugs
+from mugs.methods.options import MethodOptions
 from mugs.pretrain.agreement import StateMismatchError, fingerprint_tensor
 from mugs.pretrain.config import StepConfig, TrainConfig
 from mugs.pretrain.step import split_micro_batches
