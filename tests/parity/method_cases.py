@@ -17,19 +17,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mugs import distributed
 from mugs.data.loading.batch import Views
+from mugs.data.views.config import ViewRecipe
 from mugs.engine.optim import Decay, build_pretrain_adamw
 from mugs.methods.base import Method
-from mugs.methods.config import METHODS, MethodOptions
+from mugs.methods.config import METHODS
+from mugs.methods.options import MethodOptions
 from mugs.models.config import ViTConfig
-from mugs.pretrain.config import StepConfig
+from mugs.pretrain.config import StepConfig, TrainConfig
 from mugs.pretrain.step import Trainer, split_micro_batches
+from mugs.pretrain.train import draw_micro_batch_uniforms
 
 RANKS = [
-    (2, 3),
-    pytest.param(4, 2, marks=pytest.mark.slow),
-    pytest.param(4, 12, marks=pytest.mark.long),
+    (2, 3, False),
+    pytest.param(4, 2, False, marks=pytest.mark.slow),
+    pytest.param(2, 12, True, marks=pytest.mark.long),
+    pytest.param(4, 12, True, marks=pytest.mark.long),
 ]
-"""Numbers of ranks, and of seeds whose configurations they compare."""
+"""Numbers of ranks, and of seeds whose configurations they compare; whether also in float64."""
 TINY_VIT = ViTConfig(embed_dim=24, depth=2, num_heads=2, patch_size=8, image_size=32)
 
 
@@ -91,7 +95,8 @@ class MethodCase:
                     if name in trained:
                         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
             for buffer in method.extra_state.buffers():
-                buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator))
+                if buffer.is_floating_point():
+                    buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator))
         return method
 
 
@@ -107,7 +112,10 @@ class MethodTrace:
 
 
 def run_method(case: MethodCase) -> MethodTrace:
-    """This rank's share of the case through Trainer; losses are means over ranks."""
+    """This rank's share of the case through Trainer; losses are means over ranks.
+
+    With stochastic depth, if the options have it.
+    """
     method = case.build()
     world, rank = distributed.world_size(), distributed.rank()
     student = method.student if world == 1 else DistributedDataParallel(method.student)
@@ -119,10 +127,16 @@ def run_method(case: MethodCase) -> MethodTrace:
         student,
     )
     share = case.batch // world
+    micro = share // case.micro_batches
+    recipe = ViewRecipe(num_small=case.num_small)
+    settings = TrainConfig(
+        epochs=SCHEDULE.epochs, base_lr=1e-3, batch_size=case.batch, views=recipe, seed=case.seed
+    )
     losses = []
     for step in range(case.steps):
         mine = list(split_micro_batches(case.views(step), share))[rank]
-        result = trainer.step(list(split_micro_batches(mine, share // case.micro_batches)), step)
+        uniforms = draw_micro_batch_uniforms(method, settings, step, micro)
+        result = trainer.step(list(split_micro_batches(mine, micro)), step, uniforms)
         values = {"total": result.total, **result.losses}
         losses.append({n: distributed.all_reduce_mean(v).item() for n, v in values.items()})
     return MethodTrace(
@@ -196,10 +210,14 @@ def assert_equal_traces(
 
 
 def compare_with_naive(
-    case: MethodCase, naive_of: Callable[[Method, float], Naive], **options: Any
+    case: MethodCase,
+    naive_of: Callable[[Method, float], Naive],
+    *,
+    exact: bool = True,
+    **options: Any,
 ) -> None:
-    """On this rank, in float32, as trained, and on one rank also in float64."""
+    """On this rank, in float32, as trained, and if `exact` also in float64."""
     assert_equal_traces(run_method(case), run_naive_method(case, naive_of), **options)
-    if distributed.world_size() == 1:
+    if exact:
         with float64():
             assert_equal_traces(run_method(case), run_naive_method(case, naive_of), **options)

@@ -86,14 +86,14 @@ def test_random_configurations(seed: int) -> None:
     compare_with_naive(random_case(seed), NaiveIbot)
 
 
-def on_rank(_rank: int, seeds: int) -> None:
+def on_rank(_rank: int, seeds: int, exact: bool) -> None:
     for seed in range(seeds):
-        compare_with_naive(random_case(seed), NaiveIbot)
+        compare_with_naive(random_case(seed), NaiveIbot, exact=exact)
 
 
-@pytest.mark.parametrize(("world", "seeds"), RANKS)
-def test_ranks_equal_the_global_batch(world: int, seeds: int) -> None:
-    spawn(on_rank, world, seeds)
+@pytest.mark.parametrize(("world", "seeds", "exact"), RANKS)
+def test_ranks_equal_the_global_batch(world: int, seeds: int, exact: bool) -> None:
+    spawn(on_rank, world, seeds, exact)
 
 
 def test_masks_need_the_crops_of_the_teacher() -> None:
