@@ -29,13 +29,16 @@ class Network(nn.Module):
         # Draws (branches, crops, N) of stochastic depth for the next pass, on the CPU; None keeps
         # every branch.
         self.depth_uniforms: Tensor | None = None
+        # Of how many crops the draws were handed to the backbone.
+        self.crops_drawn = 0
 
     def set_crop_uniforms(self, first: int, count: int) -> None:
         """Hand the draws of crops first, ..., first + count - 1 to the backbone, if there are any.
 
-        The pass that follows has these crops, crop by crop.
+        The pass that follows has these crops, crop by crop. A network calls it before each pass.
         """
         if self.depth_uniforms is not None:
+            self.crops_drawn += count
             self.backbone.set_depth_uniforms(
                 self.depth_uniforms[:, first : first + count].flatten(1)
             )
@@ -145,6 +148,22 @@ class Method(ABC):
     def set_depth_uniforms(self, uniforms: Tensor | None) -> None:
         """Hand draws (branches, student crops, N) to the student; the teacher drops nothing."""
         self.student.depth_uniforms = uniforms
+        self.student.crops_drawn = 0
+
+    def check_depth_uniforms(self) -> None:
+        """Check that the student's passes took the draws of every crop.
+
+        Raises:
+            RuntimeError: some were not taken; the branches would have been kept without a word.
+        """
+        uniforms = self.student.depth_uniforms
+        if uniforms is not None and self.student.crops_drawn != uniforms.shape[1]:
+            raise RuntimeError(
+                f"{type(self).__name__}: stochastic depth was drawn for {uniforms.shape[1]} crops "
+                f"of the student, and its passes took the draws of {self.student.crops_drawn}; "
+                "call set_crop_uniforms before each pass of the backbone, and see "
+                "count_student_crops"
+            )
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that get no update in the first epochs."""

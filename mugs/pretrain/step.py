@@ -88,6 +88,7 @@ class Trainer:
             with sync_gradients(self.student, last=last):
                 with autocast(self.config.precision, views.large.device):
                     losses, carried = self.method.compute_losses(self.student, views, epoch)
+                    self.method.check_depth_uniforms()
                     total = sum_weighted_losses(losses, weights)
                 # Outside: autocast would turn products of fp32 losses into bf16 going back.
                 torch.autograd.backward(total * share)
