@@ -29,6 +29,7 @@ from forked import answer, in_own_process
 from outcome import Outcome
 from processes import free_port
 
+from mugs.methods.config import METHODS
 from pipeline import config, manifest, runfile
 from pipeline.files import read_json
 from pipeline.plan import build_plan
@@ -41,22 +42,8 @@ SETS = (
     "epochs=2", f"steps_per_epoch={STEPS // 2}", "warmup_epochs=1", "batch_size=8",
     "checkpoint_steps=5", "log_steps=1",
 )  # fmt: skip
-# The run of each method in mini_methods, and settings that make it small. Stochastic depth is on,
-# as its draws have to be the same after a restart.
-METHODS = {
-    "mugs": ("pretrain", (
-        "mugs.head_hidden=32", "mugs.predictor_hidden=32", "mugs.head_out=16",
-        "mugs.group_bottleneck=16", "mugs.num_prototypes=32", "mugs.queue_size=48",
-        "mugs.memory_size=40", "mugs.drop_path=0.1",
-    )),
-    "dino": ("dino", (
-        "dino.head_hidden=32", "dino.bottleneck=16", "dino.num_prototypes=32", "dino.drop_path=0.1",
-    )),
-    "ibot": ("ibot", (
-        "ibot.head_hidden=32", "ibot.bottleneck=16", "ibot.num_prototypes=32", "ibot.drop_path=0.1",
-    )),
-    "mgc": ("mgc", ("mgc.head_hidden=32", "mgc.head_out=16", "mgc.drop_path=0.1")),
-}  # fmt: skip
+# Queue and memory come round within these steps.
+SMALLER = {"mugs": ("queue_size=48", "memory_size=40")}
 KINDS = {
     "usr2": signal.SIGUSR2,
     "term": signal.SIGTERM,
@@ -94,6 +81,21 @@ class Start:
             os.kill(pid, number)
 
 
+def plan_pretraining(method: str, sets: Iterable[str]) -> tuple[StageRun, StageRun]:
+    """Return the first pretraining of a method in mini_methods, with these settings, and its data.
+
+    Stochastic depth is on, as its draws have to be the same after a restart.
+    """
+    runs = config.load_reproduction("mini_methods", STAGES).runs
+    names = [name for name, run in runs.items() if getattr(run.config, "method", "") == method]
+    assert names, f"{method} has no pretraining in mini_methods, so nothing interrupts it"
+    own = [f"{method}.{item}" for item in ("drop_path=0.1", *SMALLER.get(method, ()))]
+    overrides = [f"{names[0]}.{item}" for item in (*sets, *own)]
+    planned = build_plan(config.load_reproduction("mini_methods", STAGES, overrides))
+    by_name = {run.name: run for run in planned}
+    return by_name[names[0]], by_name["digits"]
+
+
 class Campaign:
     """A folder with the converted data set, and the states that undisturbed runs end with."""
 
@@ -107,30 +109,27 @@ class Campaign:
     ) -> None:
         self.folder, self.random, self.ranks = folder, random.Random(seed), ranks
         self.ends: Counter[str] = Counter()
-        overrides = [
-            f"{name}.{item}"
-            for name, sets in (METHODS[method] for method in methods)
-            for item in (*SETS, *sets)
-        ]
-        every = build_plan(config.load_reproduction("mini_methods", STAGES, overrides))
-        runs = {run.name: run for run in every}
-        digits = runs["digits"]
-        self.pretrainings = {method: runs[METHODS[method][0]] for method in methods}
+        self.interruptions: Counter[str] = Counter()
+        self.expected: dict[tuple[str, int], dict[str, Any]] = {}
+        found = [plan_pretraining(method, SETS) for method in methods]
+        self.pretrainings = dict(zip(methods, (run for run, _ in found), strict=True))
+        digits = found[0][1]
         for module in IMPORTED:
             importlib.import_module(module)
         self._finish(self._start(runfile.write_run_file(folder, digits), 1))
         assert manifest.find_done(folder, digits.run_id) is not None
-        self.expected = {
-            (method, count): self._undisturbed(method, count)
-            for method in methods
-            for count in ranks
-        }
 
     def _run(self, method: str, name: str) -> StageRun:
         run_id = f"{zlib.crc32(name.encode()):012x}"
         return replace(self.pretrainings[method], name=name, own_name=name, run_id=run_id)
 
     def _undisturbed(self, method: str, count: int) -> dict[str, Any]:
+        """Files and samples of a run without interruption, made when they are first asked for."""
+        if (method, count) not in self.expected:
+            self.expected[method, count] = self._run_undisturbed(method, count)
+        return self.expected[method, count]
+
+    def _run_undisturbed(self, method: str, count: int) -> dict[str, Any]:
         run = self._run(method, f"straight_{method}_{count}")
         run_dir = runfile.write_run_file(self.folder, run)
         codes = self._finish(self._start(run_dir, count))
@@ -172,8 +171,9 @@ class Campaign:
         try:
             for _ in range(self.random.randint(1, 3)):
                 story.append(self._interrupt(run_dir, count))
+                self.interruptions[method] += 1
             codes = self._finish(self._start(run_dir, count))
-            wrong = self._compare(run, run_dir, self.expected[method, count], codes) or ""
+            wrong = self._compare(run, run_dir, self._undisturbed(method, count), codes) or ""
             return f"{method}, {count} ranks, {', '.join(story)}: {wrong}" if wrong else None
         finally:
             if not wrong:
@@ -278,9 +278,10 @@ def play(trials: int, seed: int, methods: str) -> Outcome:
     if not outcome.complaints:
         shutil.rmtree(folder)
     ends = ", ".join(f"{times} {how}" for how, times in sorted(campaign.ends.items()))
+    struck = ", ".join(f"{times} of {method}" for method, times in campaign.interruptions.items())
     outcome.note = (
-        f"{methods}: 1-3 interruptions a run at random of {STEPS} steps, 1 and 2 ranks, fp32, "
-        f"seed {seed}: {ends}"
+        f"runs of the methods in turn, 1-3 interruptions each ({struck}) at random of {STEPS} "
+        f"steps, 1 and 2 ranks, fp32, seed {seed}: {ends}"
     )
     return outcome
 

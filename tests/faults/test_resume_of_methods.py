@@ -16,9 +16,6 @@ from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.folder import FolderSource
 from mugs.methods.config import METHODS
 from mugs.pretrain.train import pretrain
-from pipeline import config
-from pipeline.plan import build_plan
-from stages import STAGES
 from stages.pretrain import PretrainConfig
 
 # Two epochs of two steps: a stop within an epoch, at its end, and before the last step.
@@ -34,12 +31,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
 
 
 def plan_pretraining(method: str) -> PretrainConfig:
-    name, small = campaign_interruptions.METHODS[method]
-    overrides = [f"{name}.{item}" for item in (*SETS, *small)]
-    runs = build_plan(config.load_reproduction("mini_methods", STAGES, overrides))
-    (found,) = [run.config for run in runs if run.name == name]
-    assert isinstance(found, PretrainConfig)
-    return found
+    run, _ = campaign_interruptions.plan_pretraining(method, SETS)
+    assert isinstance(run.config, PretrainConfig)
+    return run.config
 
 
 def train(cfg: PretrainConfig, source: FolderSource, folder: Path, control: Any = None) -> None:
