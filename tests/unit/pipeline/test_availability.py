@@ -28,6 +28,36 @@ def test_the_best_interval_is_a_minimum_of_the_loss() -> None:
         assert effective_time_ratio(RUN, other) < effective_time_ratio(RUN, best)
 
 
+def test_the_interval_and_the_ratio_by_hand() -> None:
+    """A save of 2 s and a failure each 100 s; half = sqrt(2 / 200) = 0.1, so 20 (1 + ...) - 2."""
+    gpus = round(54 * DAY * 16384 / 419 / 100)
+    often = replace(RUN, gpus=gpus, preempt_every_s=math.inf)
+    assert often.failure_every_s == pytest.approx(100)
+    assert best_checkpoint_interval_s(often) == pytest.approx(20 * (1 + 0.1 / 3 + 0.01 / 9) - 2)
+    # 2 s of 20 saving; of each 100 s, 10 s since the checkpoint, 20 s until it was there and 120 s.
+    assert effective_time_ratio(often, 20) == pytest.approx(1 / (1 + 0.1 + 1.5))
+    warned = replace(often, preempt_every_s=700)
+    assert effective_time_ratio(warned, 20) == pytest.approx(1 / (1 + 0.1 + 1.5 + 140 / 700))
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "mean_s", "expected"),
+    [
+        (201, 100, 100),  # a save that takes twice the time between failures: after each
+        (199, 100, math.sqrt(39800) * (1 + math.sqrt(0.995) / 3 + 0.995 / 9) - 199),
+        (0, 20000, 20 * (1 + 0.0005 / 3 + 0.0005**2 / 9) - 0.01),
+    ],
+)
+def test_dear_and_free_saves(stall_s: float, mean_s: float, expected: float) -> None:
+    gpus = 54 * DAY * 16384 / 419 / mean_s
+    run = replace(RUN, gpus=gpus, stall_s=stall_s)
+    assert best_checkpoint_interval_s(run) == pytest.approx(expected)
+
+
+def test_nothing_fails_without_gpus() -> None:
+    assert replace(RUN, gpus=0).failure_every_s == math.inf
+
+
 def test_preemptions_alone_by_hand() -> None:
     """Two hours of training, then 20 s to save and 120 s to be back;
     a checkpoint each hour but at the warning.
