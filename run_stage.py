@@ -253,15 +253,30 @@ def submit(
             "--break-lock", help="Take over from a submission that has died on another host."
         ),
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Be the keeper in this terminal, for clusters where jobs may not submit jobs.",
+        ),
+    ] = False,
+    no_keeper: Annotated[
+        bool, typer.Option("--no-keeper", help="Queue no keeper: submit again yourself.")
+    ] = False,
 ) -> None:
     """Submit to Slurm every run that is neither done nor queued.
 
     Run it again to resume or retry. Submits one job per run, chained by dependencies. First checks
     the data sets, file lists and weights that the runs read (as doctor does) and submits nothing if
     one is wrong. Jobs use a copy of the code as it is now. Follow progress with status.
+
+    Also queues a keeper: a small job that starts whenever a job of these runs ends, and submits
+    again what Slurm has ended without requeueing it. It stops when all is done, or when a run needs
+    a person; status then says why.
     """
     from pipeline.plan import with_trace_steps
     from slurm import console
+    from slurm.submission import keeper
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
@@ -271,6 +286,8 @@ def submit(
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
+    if keep and no_keeper:
+        raise typer.BadParameter("not with --keep", param_hint="--no-keeper")
     if dry_run:
         _print(submission.preview_scripts(runs, profile))
         return
@@ -281,6 +298,11 @@ def submit(
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
     console.show_submissions(submission.submit(runs, profile, break_lock=break_lock))
+    if keep:
+        found = keeper.watch(runs, profile, on_round=console.show_round)
+        raise typer.Exit(0 if found.state == "finished" else 1)
+    if not no_keeper:
+        console.show_keeper(keeper.queue_keeper(runs, profile))
 
 
 @app.command(name="run")
@@ -356,6 +378,7 @@ def status(
     """
     from slurm import console
     from slurm import status as states
+    from slurm.shared.keeper_notes import list_ended_keepers
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
@@ -372,6 +395,7 @@ def status(
             typer.echo(states.format_json(found))
         else:
             console.show_status(found)
+            console.show_lines(list_ended_keepers(runs, root))
     # With --watch, this is the last state.
     raise typer.Exit(states.exit_code(found))
 

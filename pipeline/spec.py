@@ -156,6 +156,11 @@ class Resources(BaseModel):
         marked._from_command_line = frozenset(names)
         return marked
 
+    @property
+    def names_from_command_line(self) -> frozenset[str]:
+        """Names of the resources that the user set with --set."""
+        return self._from_command_line
+
     def overrides_profile(self, name: str) -> bool:
         """Return whether the user set this resource with --set."""
         return name in self._from_command_line

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.spec import StageRun
     from slurm.local.executor import Outcome
     from slurm.status import RunStatus
+    from slurm.submission.keeper import Round
     from slurm.submission.submit import Submission
 
 _STYLES = {
@@ -111,6 +112,22 @@ def show_submissions(submissions: Sequence[Submission]) -> None:
         for s in submissions
         if s.other_code
     )
+
+
+def show_keeper(job_id: str | None) -> None:
+    """Print which job submits again what is missing."""
+    if job_id is not None:
+        print_line(
+            f"keeper: job {job_id} submits again what Slurm ends without requeueing it; "
+            "nothing is left to do until status says done"
+        )
+
+
+def show_round(found: Round) -> None:
+    """Print what a keeper in this terminal did."""
+    if found.submitted or found.state != "working":
+        print_line(f"keeper: {found.state}; submitted {', '.join(found.submitted) or 'nothing'}")
+        show_lines(f"  {reason}" for reason in found.reasons)
 
 
 def show_status(found: Sequence[RunStatus]) -> None:

@@ -20,6 +20,7 @@ from slurm.shared.logs import find_newest_log, read_last_line
 
 _FRESH_S = 180.0  # progress is written more often than that
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+_TAKEN = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")  # ended by Slurm, for no fault of the run
 _NOT_OVER = (*_ACTIVE, "PENDING", "CONFIGURING", "REQUEUED")
 
 
@@ -189,6 +190,8 @@ def _status_without_attempt(run: StageRun, run_dir: Path, job_id: str) -> RunSta
         return RunStatus(run, "queued", state.lower(), job_id)
     if state == "CANCELLED":
         return RunStatus(run, "canceled", f"resumes when submitted again [job {state}]", job_id)
+    if state in _TAKEN:
+        return RunStatus(run, "waiting", f"resumes when submitted again [job {state}]", job_id)
     log = find_newest_log(run_dir, f"{job_id}_*")
     line = read_last_line(log) or "no output"
     return RunStatus(run, "failed", f"{line} [job {state}]", job_id, log)
@@ -200,6 +203,8 @@ def _status_of_attempt(
     """Return the status that follows from the newest attempt, whose job, if it had one, is over."""
     suffix = f" [job {job_state}]" if job_state else ""
     failure = attempts.read_failure(run_dir, number)
+    if job_state in _TAKEN and not (failure and failure.no_retry_reason):
+        return RunStatus(run, "waiting", f"resumes when submitted again{suffix}", job_id)
     if failure is not None:
         reason = f" ({failure.no_retry_reason})" if failure.no_retry_reason else ""
         log = find_log_of(run_dir, failure.log, job_id)

@@ -160,7 +160,7 @@ def find_jobs(runs: Iterable[StageRun], run_root: Path) -> dict[str, list[Queued
     """
     by_name = {job_name(run.run_id): run for run in runs}
     jobs: dict[str, list[QueuedJob]] = {}
-    for job in _ask_queue(by_name):
+    for job in find_jobs_named(by_name):
         run = by_name[job.name]
         if job.belongs_to(run.run_dir(run_root)):
             jobs.setdefault(run.run_id, []).append(job)
@@ -174,10 +174,10 @@ def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
         SlurmError: the queue cannot be asked.
     """
     by_name = {job_name(run_id): run_id for run_id in run_ids}
-    return {by_name[job.name]: job for job in _ask_queue(by_name)}
+    return {by_name[job.name]: job for job in find_jobs_named(by_name)}
 
 
-def _ask_queue(names: Collection[str]) -> list[QueuedJob]:
+def find_jobs_named(names: Collection[str]) -> list[QueuedJob]:
     """Return our own jobs with these names, and log those of other users.
 
     The ids of runs are the same for everybody, so anybody may queue a job of such a name.
@@ -228,16 +228,23 @@ def submit_script(text: str, run_dir: Path, *, comment: bool = True) -> str:
     Raises:
         SlurmError: Slurm refuses it.
     """
+    options = [f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}"]
+    if comment:
+        options.append(f"--comment={comment_of(run_dir)}")
+    return submit_text(text, *options, what=str(run_dir))
+
+
+def submit_text(text: str, *options: str, what: str) -> str:
+    """Queue a batch script and return the id of the job; `what` names it in errors.
+
+    Raises:
+        SlurmError: Slurm refuses it.
+    """
     code, out, err = call_slurm(
-        "sbatch",
-        "--parsable",
-        f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}",
-        *([f"--comment={comment_of(run_dir)}"] if comment else []),
-        environment=clean_environment(),
-        stdin=text,
+        "sbatch", "--parsable", *options, environment=clean_environment(), stdin=text
     )
     if code != 0 or not out.strip():
-        raise SlurmError(f"sbatch for {run_dir}: {(err or out).strip() or f'exit {code}'}")
+        raise SlurmError(f"sbatch for {what}: {(err or out).strip() or f'exit {code}'}")
     # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
     return out.strip().splitlines()[-1].split(";")[0]
 
@@ -339,6 +346,13 @@ def list_partitions() -> dict[str, dict[str, str]]:
         for partition in map(parse_scontrol, out.splitlines())
         if "PartitionName" in partition
     }
+
+
+def read_config() -> dict[str, str]:
+    """Return the configuration of the cluster; empty if it does not tell."""
+    code, out, _ = call_slurm("scontrol", "show", "config")
+    pairs = (line.partition("=") for line in out.splitlines()) if code == 0 else ()
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def query_qos_limit_s(qos: str) -> float:

@@ -24,6 +24,13 @@ from slurm.submission.submit import Dependencies, sbatch_text
 Partitions = Mapping[str, Mapping[str, str]]
 """What Slurm says of each partition, by its name."""
 
+_AFTER_PREEMPTION = defaultdict(
+    lambda: "not known what becomes of a preempted job",
+    OFF="jobs are not preempted",
+    REQUEUE="Slurm puts a preempted job back into the queue, and it resumes",
+    CANCEL="a preempted job ends, and the keeper submits it again",
+    SUSPEND="a preempted job stands still until it may go on",
+)
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
 
@@ -41,6 +48,7 @@ def check_cluster(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Fin
         ok("slurm", "its commands are here and it answers"),
         *_check_partitions([profile, *(profile_of_run(profile, run) for run in runs)], partitions),
         _check_account(profile),
+        *_describe_preemption(profile, partitions),
     ]
     # With a wrong partition or account, every dry run would only repeat that.
     if any(finding.state == "wrong" for finding in findings):
@@ -83,6 +91,28 @@ def _check_account(profile: ClusterProfile) -> Finding:
         remedy = f"set account to one of {choices}"
         return wrong("account", f"{user} has no account {profile.account}", remedy)
     return ok("account", profile.account)
+
+
+def _describe_preemption(profile: ClusterProfile, partitions: Partitions) -> list[Finding]:
+    """Say what becomes of preempted jobs, and whether a keeper can submit them again."""
+    config = queue.read_config()
+    names = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    findings = []
+    for name in names:
+        fields = partitions.get(name, {})
+        mode = fields.get("PreemptMode", config.get("PreemptMode", "?")).split(",")[0]
+        grace = fields.get("GraceTime", "0")
+        detail = f"{name}: PreemptMode={mode}, GraceTime={grace} s: {_AFTER_PREEMPTION[mode]}"
+        findings.append(ok("preemption", detail))
+        if (login := fields.get("AllocNodes", "ALL")) != "ALL":
+            findings.append(
+                skipped(
+                    "keeper",
+                    f"{name} takes jobs only from {login}, so jobs may not be able to submit jobs: "
+                    "use submit --keep",
+                )
+            )
+    return findings
 
 
 def get_user_name() -> str:

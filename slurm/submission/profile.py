@@ -24,6 +24,7 @@ from slurm.shared.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 logger = logging.getLogger(__name__)
 RUN_ROOT_VARIABLE = "MUGS_RUN_ROOT"
 DEFAULT_RUN_ROOT = "~/mugs-runs"
+KEEPER = "keeper"  # under `stages`: the small jobs that submit again what is missing
 # fmt: off
 RESERVED_OPTIONS = frozenset((
     "job-name", "time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus",
@@ -155,7 +156,8 @@ class ClusterProfile(JobOptions):
 
     # Folder that all nodes share and that holds all runs; `~` and `$VARIABLES` are expanded.
     run_root: Path
-    # Keys that differ for the jobs of a stage: `{convert: {partition: cpu, memory_gb: 64}}`.
+    # Keys that differ for the jobs of a stage: `{convert: {partition: cpu, memory_gb: 64}}`; those
+    # of `keeper` are for the jobs that submit again what is missing.
     stages: Mapping[str, JobOptions] = Field(default_factory=dict)
 
 
@@ -164,13 +166,18 @@ def profile_of_run(profile: ClusterProfile, run: StageRun) -> ClusterProfile:
 
     `env` and `sbatch` of the stage add to those of the profile; other keys take their place.
     """
-    own = profile.stages.get(run.stage)
+    return profile_of_stage(profile, run.stage, gpu=run.resources.gpu)
+
+
+def profile_of_stage(profile: ClusterProfile, stage: str, *, gpu: bool) -> ClusterProfile:
+    """Return the profile for the jobs of a stage, with or without GPUs."""
+    own = profile.stages.get(stage)
     changes = {key: getattr(own, key) for key in own.model_fields_set} if own else {}
     for key in ("env", "sbatch"):
         if key in changes:
             changes[key] = {**getattr(profile, key), **changes[key]}
     # CPUs per rank of a profile are the share of one GPU; a conversion has one rank and wants many.
-    if not run.resources.gpu:
+    if not gpu:
         changes.setdefault("cpus_per_rank", None)
     return profile.model_copy(update={**changes, "stages": {}})
 
@@ -210,9 +217,10 @@ def load_local_environment(name_or_path: str) -> dict[str, str]:
     return {name: os.path.expandvars(value) for name, value in env.items()}
 
 
-def check_stage_names(profile: ClusterProfile, known: Iterable[str]) -> None:
+def check_stage_names(profile: ClusterProfile, stages: Iterable[str]) -> None:
     """Raise ConfigError if the profile has options for a stage that does not exist."""
-    if unknown := sorted(set(profile.stages) - set(known)):
+    known = {*stages, KEEPER}
+    if unknown := sorted(set(profile.stages) - known):
         raise ConfigError(
             f"cluster profile: stages: there is no stage {unknown[0]!r}"
             f"{format_choices(unknown[0], known)}"
@@ -306,6 +314,11 @@ def job_command(profile: ClusterProfile, run_dir: Path) -> str:
     return f"{container}{_python(profile)} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
 
 
+def keeper_command(profile: ClusterProfile, note: Path, sha256: str) -> str:
+    """Return the command of a keeper's job. It runs outside of containers, where Slurm is."""
+    return f"{_python_outside(profile)} -u -m slurm.node.keep {shlex.quote(str(note))} {sha256}"
+
+
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
     """Return the shell lines after srun, which decide about a retry.
 
@@ -314,8 +327,7 @@ def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
     because there is no such Python, or none with a `scontrol` beside it. It asks for the state
     first: a job that is being canceled must stay ended.
     """
-    python = shlex.quote(sys.executable) if profile.in_container else _python(profile)
-    handler = f"{python} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
+    handler = f"{_python_outside(profile)} -m slurm.node.on_exit {shlex.quote(str(run_dir))} $code"
     return [
         "code=$?",
         "[ $code -eq 0 ] && exit 0",
@@ -334,6 +346,10 @@ def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:
 
 def _python(profile: ClusterProfile) -> str:
     return profile.python or shlex.quote(sys.executable)
+
+
+def _python_outside(profile: ClusterProfile) -> str:
+    return shlex.quote(sys.executable) if profile.in_container else _python(profile)
 
 
 def find_profile_resources(profile: ClusterProfile, need: Resources) -> dict[str, int]:

@@ -75,7 +75,7 @@ def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
     source = code_root() if root is None else root
     files = list_code_files(source)
     target = find_snapshot_folder(run_root) / hash_named_files(source, files)[:12]
-    _make_own_folder(run_root, target.parent)
+    make_own_folder(run_root, target.parent)
     if not target.is_dir():
         _fill_snapshot(source, files, target)
     for path in (target.parent, target):
@@ -92,8 +92,12 @@ def find_snapshot_folder(run_root: Path) -> Path:
     return run_root / "code" / str(os.geteuid())
 
 
-def _make_own_folder(run_root: Path, folder: Path) -> None:
-    """Make the folder of this user's snapshots, or check that it is ours alone."""
+def make_own_folder(run_root: Path, folder: Path) -> None:
+    """Make a folder `<run_root>/<kind>/<user id>` of this user, or check that it is ours alone.
+
+    Raises:
+        ForeignOwnerError: another user made it, or it is a link.
+    """
     make_shared_folder(run_root, folder.parent.name)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o755)

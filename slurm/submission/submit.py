@@ -13,7 +13,7 @@ import submitit
 from pipeline import attempts, manifest, runfile
 from pipeline.files import CHECKSUM_KEY, write_atomic, write_json_atomic
 from pipeline.ownership import check_mine, keep_others_from_writing
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.shared import queue
 from slurm.submission.estimates import estimate_lead_seconds
 from slurm.submission.lock import SubmissionLock, submission_lock
@@ -269,16 +269,42 @@ def sbatch_text(
     """
     profile = profile_of_run(profile, run)
     run_dir = run.run_dir(profile.run_root)
-    executor = submitit.SlurmExecutor(run_dir / "logs")
-    lead_s = estimate_lead_seconds(profile, run)
-    parameters = sbatch_parameters(profile, run.resources, code=code, lead_s=lead_s)
-    parameters["setup"] = [*checks, *parameters["setup"]]
-    executor.update_parameters(
-        **parameters,
-        job_name=queue.job_name(run.run_id),
+    return render_script(
+        profile,
+        run.resources,
+        folder=run_dir / "logs",
+        name=queue.job_name(run.run_id),
         dependency=dependencies.dependency,
+        # The job refuses another run file than this one.
+        command=f"{job_command(profile, run_dir)} {runfile.describe_run(run)[CHECKSUM_KEY]}",
+        code=code,
+        checks=checks,
+        lead_s=estimate_lead_seconds(profile, run),
         teardown=exit_handler_lines(profile, run_dir),
     )
-    # The job refuses another run file than this one.
-    command = f"{job_command(profile, run_dir)} {runfile.describe_run(run)[CHECKSUM_KEY]}"
+
+
+def render_script(
+    profile: ClusterProfile,
+    need: Resources,
+    *,
+    folder: Path,
+    name: str,
+    dependency: str,
+    command: str,
+    code: Path,
+    checks: Sequence[str],
+    lead_s: int,
+    teardown: Sequence[str],
+) -> str:
+    """Return a batch script, made by submitit.
+
+    Slurm's output goes into `folder`; `checks` are the first shell lines, `teardown` the last.
+    """
+    executor = submitit.SlurmExecutor(folder)
+    parameters = sbatch_parameters(profile, need, code=code, lead_s=lead_s)
+    parameters["setup"] = [*checks, *parameters["setup"]]
+    executor.update_parameters(
+        **parameters, job_name=name, dependency=dependency, teardown=list(teardown)
+    )
     return str(executor._make_submission_file_text(command, "job"))

@@ -11,6 +11,8 @@ from typing import Any
 from fault_case import Case, Fault
 
 from pipeline import attempts, manifest
+from slurm.shared.keeper_notes import list_ended_keepers
+from slurm.submission.keeper import queue_keeper
 
 
 def preempted(case: Case) -> None:
@@ -23,6 +25,55 @@ def preempted_with_time(case: Case) -> None:
     """The same with time to save: no step is lost."""
     preempted(case)
     assert case.steps() <= 61, case.steps()
+
+
+def preempted_for_good(case: Case) -> None:
+    """Slurm ends the job and its dependent leaves the queue: the keeper submits both again."""
+    keep(case)
+    first = case.job_id
+    case.at_step(33)
+    case.preempt()
+    case.until(lambda: case.job_id != first, "submitted again")
+    assert case.cluster.job(first)["JobState"] == "PREEMPTED"
+    end_of_keeper(case)
+
+
+def keeper_killed(case: Case) -> None:
+    """Kill -9 of the keeper at work: the one that it queued before goes on."""
+    keep(case)
+    case.at_step(33)
+    case.preempt()
+    case.until(lambda: find_keepers(case), "the keeper starts")
+    for pid in find_keepers(case):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    end_of_keeper(case)
+
+
+def keep(case: Case) -> None:
+    """Queue the keeper, as `submit` does."""
+    assert queue_keeper(case.runs, case.profile) is not None
+
+
+def find_keepers(case: Case) -> list[int]:
+    """Processes of its keeper."""
+    mark = f"slurm.node.keep\0{case.root}/keepers".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def end_of_keeper(case: Case) -> None:
+    """Both are done in two attempts; the last keeper says so and leaves no other behind."""
+    case.finish()
+    assert case.attempts() == 2
+    case.until(lambda: list(list_ended_keepers(case.runs, case.root)), "the last keeper")
+    assert list(list_ended_keepers(case.runs, case.root)) == ["keeper: finished"]
+    squeue = ["squeue", "-h", "-t", "PENDING", "-o", "%j"]
+    case.until(lambda: "keep" not in case.cluster.run(*squeue).stdout, "no keeper is left")
 
 
 def controller_restarted(case: Case) -> None:
@@ -138,6 +189,8 @@ CLUSTER_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "preempted_warned_at_once": (preempted, {"partition": "low_at_once"}),
     "preempted_with_grace": (preempted_with_time, {}),
     "preempted_at_once": (preempted, {"partition": "low_at_once"}),
+    "preempted_for_good": (preempted_for_good, {"partition": "low_cancel"}),
+    "keeper_killed": (keeper_killed, {"partition": "low_cancel"}),
     "controller_restarted": (controller_restarted, {"seconds": 0.3}),
     "controller_away": (controller_away, {"seconds": 0.3}),
     "node_down": (node_down, {}),

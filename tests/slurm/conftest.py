@@ -50,6 +50,7 @@ SlurmctldParameters=preempt_send_user_signal
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
 PartitionName=low_at_once PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=low_cancel PriorityTier=1 PreemptMode=CANCEL GraceTime=0
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 NODE = (

@@ -34,10 +34,14 @@ def findings(folder: Path, profile: str, *overrides: str) -> dict[str, Finding]:
 def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     found = findings(tmp_path, "partition: low")
     assert {f.state for f in found.values()} <= {"ok", "skipped"}, found
+    assert found["preemption"].detail == (
+        "low: PreemptMode=REQUEUE, GraceTime=15 s: "
+        "Slurm puts a preempted job back into the queue, and it resumes"
+    )
     assert found["partition"].detail == "low is UP" and "to start at" in found["jobs train"].detail
     assert not slurm_cluster.run("squeue", "-h").stdout.strip()
     found = findings(tmp_path, "partition: lo")
-    assert found["partition"].remedy == "set partition to one of high, low, low_at_once"
+    assert found["partition"].remedy == "set partition to one of high, low, low_at_once, low_cancel"
     found = findings(tmp_path, "partition: low\nconstraint: h100", "train.resources.nodes=4")
     assert found["jobs train"].state == found["jobs digits"].state == "wrong", found
 

@@ -23,7 +23,7 @@ from job_faults import JOB_FAULTS  # noqa: E402
 pytestmark = pytest.mark.slurm
 
 # Slurm takes minutes to give up a node.
-WAIT_FOR_SLURM = ("node_seems_dead", "node_dies")
+WAIT_FOR_SLURM = ("node_seems_dead", "node_dies", "keeper_killed")
 
 
 @pytest.fixture(scope="module")

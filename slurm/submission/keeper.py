@@ -1,0 +1,246 @@
+"""The keeper: submits again what a person would, until a reproduction is finished or stuck.
+
+    <run_root>/keepers/<user id>/<name>.json            what it keeps: runs, cluster profile
+    <run_root>/keepers/<user id>/<name>.progress.json   how far these were, and when
+    <run_root>/keepers/<user id>/<name>.end.json        why the last keeper ended
+
+Slurm requeues most jobs by itself. But where PreemptMode is CANCEL, a preempted job ends for good,
+and its dependents leave the queue. `submit` therefore queues one more small job, which starts
+whenever a job of the reproduction ends: it submits what is missing, and queues the next keeper. It
+ends with a reason when all is done, when what is left needs a person, or when ten keepers one after
+the other saw no progress. It starts no run that failed for good or that the user canceled.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import attempts, manifest, runfile
+from pipeline.files import (
+    CHECKSUM_KEY,
+    ChecksumError,
+    read_json,
+    verify_checksum,
+    with_checksum,
+    write_atomic,
+    write_json_atomic,
+)
+from pipeline.spec import ConfigError, Resources, StageRun
+from slurm.shared import queue
+from slurm.shared.exit_codes import EXIT_INTERRUPTED
+from slurm.shared.keeper_notes import END, PROGRESS, find_keeper_folder
+from slurm.status import RunStatus, collect_status
+from slurm.submission.profile import KEEPER, ClusterProfile, keeper_command, profile_of_stage
+from slurm.submission.snapshot import checking_lines, make_own_folder, take_snapshot
+from slurm.submission.submit import render_script, submit
+
+_NAME = f"{queue.JOB_PREFIX}keep-"
+_PATIENCE = 10  # keepers one after the other without any progress
+_PAUSE_S = 300  # before the next keeper, after one that saw no progress
+_NEED = Resources(gpu=False, ranks_per_node=1, cpus_per_rank=1, hours=0.5, memory_gb=2)
+_LEAD_S = 60
+# A keeper that was killed, or got no answer, starts again; `scancel` has ended its shell as well.
+_TEARDOWN = (
+    "code=$?",
+    f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] &&'
+    f" {{ [ $code -eq {EXIT_INTERRUPTED} ] || [ $code -gt 128 ]; }}; then",
+    '  scontrol requeue "$SLURM_JOB_ID"',
+    "fi",
+    "exit $code",
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one look at the runs led to. `state` is working | finished | stuck | unknown."""
+
+    state: str
+    submitted: Sequence[str] = ()
+    reasons: Sequence[str] = ()
+    job_ids: Sequence[str] = ()
+
+
+def queue_keeper(runs: Sequence[StageRun], profile: ClusterProfile) -> str | None:
+    """Queue the keeper of these runs, and return the id of its job; None if no run has a job.
+
+    One that waits in the queue already is replaced.
+
+    Raises:
+        SlurmError: Slurm does not answer, or refuses.
+    """
+    statuses = collect_status(runs, profile.run_root)
+    job_ids = [s.job_id for s in statuses if s.job_id and s.state in ("queued", "running")]
+    if not job_ids:
+        return None
+    note = _write_note(runs, profile)
+    for ending in (PROGRESS, END):  # of an earlier submission
+        note.with_suffix(ending).unlink(missing_ok=True)
+    _count_idle_looks(note, runs, profile.run_root)  # begins to count
+    return _queue(note, job_ids, profile)
+
+
+def keep_going(note: Path, sha256: str) -> Round:
+    """Do the work of a keeper's job: look once, submit what is missing, queue the next keeper.
+
+    Raises:
+        ConfigError: the note, or the file of a run, is not what the job was submitted with.
+        SlurmError: Slurm refuses.
+    """
+    runs, profile = _read_note(note, sha256)
+    if own_id := os.environ.get("SLURM_JOB_ID"):
+        # If this one is killed, that one goes on at once.
+        _queue(note, [own_id], profile)
+    found = look_after(runs, profile)
+    idle = _count_idle_looks(note, runs, profile.run_root)
+    if found.state == "working" and idle >= _PATIENCE:
+        reason = (
+            f"{idle} keepers one after the other saw no progress; submit again to try once more"
+        )
+        found = Round("stuck", found.submitted, [reason])
+    if found.state in ("finished", "stuck"):
+        end = {"state": found.state, "reasons": list(found.reasons), "time": time.time()}
+        write_json_atomic(note.with_suffix(END), end)
+        queue.cancel_jobs(job.job_id for job in _find_waiting(note))
+    elif found.state == "working":
+        _queue(note, found.job_ids, profile, pause=idle > 0)
+    return found
+
+
+def watch(
+    runs: Sequence[StageRun],
+    profile: ClusterProfile,
+    *,
+    on_round: Callable[[Round], object],
+    pause_s: float = 60.0,
+) -> Round:
+    """Keep the runs going from this process, until they are finished or stuck."""
+    while True:
+        found = look_after(runs, profile)
+        on_round(found)
+        if found.state in ("finished", "stuck"):
+            return found
+        time.sleep(pause_s)
+
+
+def look_after(runs: Sequence[StageRun], profile: ClusterProfile) -> Round:
+    """Submit the runs that are neither done, nor in the queue, nor in need of a person.
+
+    If Slurm does not answer, the state is `unknown` and nothing is submitted.
+    """
+    try:
+        statuses = collect_status(runs, profile.run_root)
+        if any(status.state == "unknown" for status in statuses):
+            return Round("unknown", reasons=["Slurm does not answer"])
+        stuck = _find_stuck(statuses)
+        wanted = [status.run for status in statuses if status.run.run_id not in stuck]
+        made = submit(wanted, profile)
+    except queue.SlurmError as error:
+        return Round("unknown", reasons=[str(error)])
+    submitted = [each.run.name for each in made if each.action == "submitted"]
+    job_ids = [each.job_id for each in made if each.job_id]
+    if job_ids:
+        return Round("working", submitted, job_ids=job_ids)
+    if all(status.state == "done" for status in statuses):
+        return Round("finished")
+    return Round("stuck", reasons=list(stuck.values()))
+
+
+def _find_stuck(statuses: Sequence[RunStatus]) -> dict[str, str]:
+    """Return why runs need a person, by id: they failed, or need one that did."""
+    stuck: dict[str, str] = {}
+    for status in statuses:  # in topological order
+        run = status.run
+        if status.state in ("failed", "blocked", "canceled"):
+            stuck[run.run_id] = f"{run.name} {status.state}: {status.detail}"
+        elif status.state != "done" and stuck.keys() & set(run.needs.values()):
+            stuck[run.run_id] = f"{run.name} needs a run that is not done"
+    return stuck
+
+
+def _count_idle_looks(note: Path, runs: Sequence[StageRun], run_root: Path) -> int:
+    """Return how many looks in a row, this one included, saw no run end or save something new."""
+    saves = [list(attempts.list_saves(run.run_dir(run_root)))[-1:] for run in runs]
+    done = [manifest.find_done(run_root, run.run_id) is not None for run in runs]
+    now = [done, [save.get("step") for newest in saves for save in newest]]
+    path = note.with_suffix(PROGRESS)
+    before = read_json(path) or {}
+    idle = int(before.get("idle", 0)) + 1 if before.get("progress") == now else 0
+    write_json_atomic(path, {"progress": now, "idle": idle, "time": time.time()})
+    return idle
+
+
+def _write_note(runs: Sequence[StageRun], profile: ClusterProfile) -> Path:
+    """Write down what a keeper keeps; only this user may read it, as it holds the profile."""
+    root = profile.run_root
+    folders = {
+        str(run.run_dir(root).relative_to(root)): runfile.describe_run(run)[CHECKSUM_KEY]
+        for run in runs
+    }
+    name = hashlib.sha256("\n".join([str(root), *folders]).encode()).hexdigest()[:12]
+    folder = find_keeper_folder(root)
+    make_own_folder(root, folder)
+    content = {
+        "run_root": str(root),
+        "runs": folders,
+        # What --set gave counts more than the profile; the file of a run does not tell.
+        "from_command_line": {
+            folder: sorted(run.resources.names_from_command_line)
+            for folder, run in zip(folders, runs, strict=True)
+        },
+        "profile": profile.model_dump(mode="json", exclude_unset=True, exclude={"run_root"}),
+    }
+    path = folder / f"{_NAME}{name}.json"
+    write_atomic(path, json.dumps(with_checksum(content), indent=1) + "\n", private=True)
+    return path
+
+
+def _read_note(path: Path, sha256: str) -> tuple[list[StageRun], ClusterProfile]:
+    content: dict[str, Any] = read_json(path) or {}
+    try:
+        checked = verify_checksum(content)
+    except ChecksumError as error:
+        raise ConfigError(f"{path}: {error}; submit again") from None
+    if content[CHECKSUM_KEY] != sha256:
+        raise ConfigError(f"{path}: a newer submission has a keeper of its own")
+    root = Path(checked["run_root"])
+    profile = ClusterProfile.model_validate({**checked["profile"], "run_root": root})
+    runs = []
+    for folder, checksum in checked["runs"].items():
+        run = runfile.read_run_file(root / folder, checksum).build()
+        names = checked["from_command_line"][folder]
+        runs.append(replace(run, resources=run.resources.mark_from_command_line(names)))
+    return runs, profile
+
+
+def _find_waiting(note: Path) -> list[queue.QueuedJob]:
+    return [job for job in queue.find_jobs_named([note.stem]) if job.state == "PENDING"]
+
+
+def _queue(
+    note: Path, job_ids: Sequence[str], profile: ClusterProfile, *, pause: bool = False
+) -> str:
+    """Queue a keeper that starts when one of these jobs ends; cancel the one that waits by now."""
+    waiting = _find_waiting(note)
+    own = profile_of_stage(profile, KEEPER, gpu=False)
+    code = take_snapshot(profile.run_root)
+    text = render_script(
+        own,
+        _NEED,
+        folder=note.parent,
+        name=note.stem,
+        dependency="?".join(f"afterany:{job_id}" for job_id in job_ids),
+        command=keeper_command(own, note, str((read_json(note) or {})[CHECKSUM_KEY])),
+        code=code,
+        checks=checking_lines(code),
+        lead_s=_LEAD_S,
+        teardown=_TEARDOWN,
+    )
+    begin = [f"--begin=now+{_PAUSE_S}"] if pause else []
+    job_id = queue.submit_text(text, *begin, what=f"the keeper {note.stem}")
+    queue.cancel_jobs(job.job_id for job in waiting)  # after that: at every moment there is one
+    return job_id
