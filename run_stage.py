@@ -275,8 +275,7 @@ def submit(
     a person; status then says why.
     """
     from pipeline.plan import with_trace_steps
-    from slurm import console
-    from slurm.submission import keeper
+    from slurm import console, keeper
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems

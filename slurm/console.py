@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pipeline.findings import Finding
     from pipeline.manifest import SplitRuns
     from pipeline.spec import StageRun
+    from slurm.keeper import Round
     from slurm.local.executor import Outcome
     from slurm.status import RunStatus
-    from slurm.submission.keeper import Round
     from slurm.submission.submit import Submission
 
 _STYLES = {

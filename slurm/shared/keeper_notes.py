@@ -1,4 +1,4 @@
-"""What keepers leave behind (`slurm/submission/keeper.py`), for those who only look."""
+"""What keepers leave behind (`slurm/keeper.py`), for those who only look."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -316,7 +316,7 @@ def job_command(profile: ClusterProfile, run_dir: Path) -> str:
 
 def keeper_command(profile: ClusterProfile, note: Path, sha256: str) -> str:
     """Return the command of a keeper's job. It runs outside of containers, where Slurm is."""
-    return f"{_python_outside(profile)} -u -m slurm.node.keep {shlex.quote(str(note))} {sha256}"
+    return f"{_python_outside(profile)} -u -m slurm.keeper {shlex.quote(str(note))} {sha256}"
 
 
 def exit_handler_lines(profile: ClusterProfile, run_dir: Path) -> list[str]:

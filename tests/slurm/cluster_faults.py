@@ -11,8 +11,8 @@ from typing import Any
 from fault_case import Case, Fault
 
 from pipeline import attempts, manifest
+from slurm.keeper import queue_keeper
 from slurm.shared.keeper_notes import list_ended_keepers
-from slurm.submission.keeper import queue_keeper
 
 
 def preempted(case: Case) -> None:
@@ -57,7 +57,7 @@ def keep(case: Case) -> None:
 
 def find_keepers(case: Case) -> list[int]:
     """Processes of its keeper."""
-    mark = f"slurm.node.keep\0{case.root}/keepers".encode()
+    mark = f"slurm.keeper\0{case.root}/keepers".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -9,10 +9,10 @@ import pytest
 from pipeline import attempts, runfile
 from pipeline.files import CHECKSUM_KEY
 from pipeline.spec import ConfigError, StageRun
+from slurm import keeper
 from slurm.shared import queue
 from slurm.shared.keeper_notes import list_ended_keepers
 from slurm.status import RunStatus
-from slurm.submission import keeper
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import Submission
 from stages.commands.reproduction import all_runs
@@ -114,7 +114,7 @@ def test_it_waits_for_whichever_job_ends_first(
     name, options, text = fake.waiting
     assert "--dependency='" in text or "--dependency=" in text
     assert "?".join(f"afterany:j-{run.name}" for run in runs) in text
-    for words in ("--partition=small", "--cpus-per-task=1", "slurm.node.keep", 'A="b"', "check"):
+    for words in ("--partition=small", "--cpus-per-task=1", "slurm.keeper", 'A="b"', "check"):
         assert words in text
     assert "gpu" not in text.replace("mugs", "") and options == ()
     path, sha256 = note_of(profile.run_root)

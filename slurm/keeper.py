@@ -9,11 +9,17 @@ and its dependents leave the queue. `submit` therefore queues one more small job
 whenever a job of the reproduction ends: it submits what is missing, and queues the next keeper. It
 ends with a reason when all is done, when what is left needs a person, or when ten keepers one after
 the other saw no progress. It starts no run that failed for good or that the user canceled.
+
+`python -m slurm.keeper NOTE SHA256` is the job. Exit codes: 0 it has done its work, 2 the note is
+not what the job was submitted with, 75 Slurm did not answer in time and the batch script starts
+this job again.
 """
 
 import hashlib
 import json
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +36,7 @@ from pipeline.files import (
     write_atomic,
     write_json_atomic,
 )
+from pipeline.ownership import keep_others_from_writing
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.shared import queue
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
@@ -39,11 +46,14 @@ from slurm.submission.profile import KEEPER, ClusterProfile, keeper_command, pro
 from slurm.submission.snapshot import checking_lines, make_own_folder, take_snapshot
 from slurm.submission.submit import render_script, submit
 
+logger = logging.getLogger("slurm.keeper")  # `__name__` is "__main__" under `python -m`
 _NAME = f"{queue.JOB_PREFIX}keep-"
 _PATIENCE = 10  # keepers one after the other without any progress
 _PAUSE_S = 300  # before the next keeper, after one that saw no progress
 _NEED = Resources(gpu=False, ranks_per_node=1, cpus_per_rank=1, hours=0.5, memory_gb=2)
 _LEAD_S = 60
+_ANSWER_S = 1200.0  # a restart of the controller takes minutes
+_ASK_AGAIN_S = 30.0
 # A keeper that was killed, or got no answer, starts again; `scancel` has ended its shell as well.
 _TEARDOWN = (
     "code=$?",
@@ -244,3 +254,35 @@ def _queue(
     job_id = queue.submit_text(text, *begin, what=f"the keeper {note.stem}")
     queue.cancel_jobs(job.job_id for job in waiting)  # after that: at every moment there is one
     return job_id
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line, `NOTE SHA256`, and return the exit code of the job."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    keep_others_from_writing()
+    end = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            found = keep_going(Path(arguments[0]), arguments[1])
+        except ConfigError as error:
+            logger.error("%s", error)
+            return 2
+        except queue.SlurmError as error:
+            problem = str(error)
+        else:
+            logger.info("%s; submitted: %s", found.state, ", ".join(found.submitted) or "nothing")
+            for reason in found.reasons:
+                logger.info("%s", reason)
+            if found.state != "unknown":
+                return 0
+            problem = "; ".join(found.reasons)
+        logger.warning("%s", problem)
+        if time.monotonic() > end:
+            return EXIT_INTERRUPTED
+        time.sleep(_ASK_AGAIN_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
