@@ -72,7 +72,7 @@ SHARED = {
     "resize": "Shorter side to which images are resized before the crop.",
     "seed": "Seed of all random numbers of the run.",
     "temperatures": "Temperatures of the vote; each gives rows of its own (E2).",
-    "threads": "Threads of each rank that read and decode files.",
+    "threads": "Threads or worker processes of each rank that read and decode files.",
     "weight_decay": "Weight decay of all tensors with more than one dimension.",
     "weights": "Which network of the run that fills the role `weights`.",
     "workers": "Processes of each rank that read and prepare images.",

@@ -12,13 +12,10 @@ fine-tuning, timm's transforms and mixing use `numpy.random.SeedSequence` of (se
 copy) and (seed, step, group), see `mugs.finetune.batches` and `mugs.finetune.mixing`.
 """
 
-import math
 from enum import IntEnum, unique
 from typing import Any
 
-import torch
 from numpy.random import Generator, Philox
-from torch import Tensor
 
 MASK_64_BITS = (1 << 64) - 1
 
@@ -168,7 +165,10 @@ def state_seed(seed: int, stream: StateStream) -> int:
 
 
 def make_image_key(seed: int, epoch: int, sample: int) -> int:
-    """Return a 64-bit key of one sample in one epoch, for `hashed_bits` and `derive_erase_key`."""
+    """Return a 64-bit key of one sample in one epoch.
+
+    For `mugs.hashed_draws.hashed_bits` and `derive_erase_key`.
+    """
     return splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ sample)
 
 
@@ -188,27 +188,3 @@ def splitmix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * MULTIPLIER_1) & MASK_64_BITS
     value = ((value ^ (value >> 27)) * MULTIPLIER_2) & MASK_64_BITS
     return value ^ (value >> 31)
-
-
-def box_muller(u: Tensor, v: Tensor) -> Tensor:
-    """Return N(0, 1) values sqrt(-2 ln u) cos(2 pi v), for draws u and v from U(0, 1)."""
-    return torch.sqrt(-2 * torch.log(u)) * torch.cos(2 * math.pi * v)
-
-
-def hashed_bits(key: int, count: int, device: torch.device) -> Tensor:
-    """Return uniform 64-bit integers (count,), a function of the key: splitmix64 of a counter."""
-    counter = torch.arange(count, dtype=torch.int64, device=device)
-    value = counter * _as_signed(GAMMA) + _as_signed(key)
-    value = (value ^ _shift_right(value, 30)) * _as_signed(MULTIPLIER_1)
-    value = (value ^ _shift_right(value, 27)) * _as_signed(MULTIPLIER_2)
-    return value ^ _shift_right(value, 31)
-
-
-def _as_signed(value: int) -> int:
-    # torch has no arithmetic on unsigned 64-bit integers; signed ones wrap around to the same bits.
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _shift_right(value: Tensor, bits: int) -> Tensor:
-    # torch shifts the sign bit in; the mask clears it, as the hash is defined on unsigned integers.
-    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -96,7 +96,7 @@ def _check_ffcv(*, required: bool) -> Finding:
     if version is None and required:
         return wrong("ffcv", "not installed", f"{SETUP}; or set loader: auto")
     if version is None:
-        return ok("ffcv", "not installed: the thread loader gives the same batches")
+        return ok("ffcv", "not installed: the other loader gives the same batches")
     code, out = _try_import("import ffcv")
     if code == 0:
         return ok("ffcv", f"{version} can be imported")

@@ -69,12 +69,14 @@ def draw_attention(
         path=progress_path,
         quiet=not distributed.is_main(),
     )
-    batches = iter_eval_batches(source, resize=resize, crop=crop, batch_size=1, indices=own_indices)
+    batches = iter_eval_batches(
+        source, resize=resize, crop=crop, batch_size=1, indices=own_indices, device=device
+    )
     for done, (images, _, ids) in enumerate(batches, 1):
-        maps = vit.class_attention(images.to(device))[0].cpu().numpy()
+        maps = vit.class_attention(images)[0].cpu().numpy()
 
         # Undo the normalization, so that the picture shows exactly the pixels the network saw.
-        levels = ((images[0] * std + mean) * 255).round().clamp(0, 255).byte()
+        levels = ((images[0].cpu() * std + mean) * 255).round().clamp(0, 255).byte()
         save_png(
             folder / f"image_{int(ids[0]):06d}.png",
             compose_attention_picture(levels.permute(1, 2, 0).numpy(), maps, keep),

@@ -141,10 +141,11 @@ def _compute(
         batch_size=batch_size,
         indices=ids,
         threads=threads,
+        device=device,
     )
     classes, means, labels = [], [], []
     for images, label, _ in batches:
-        outputs = vit.last_blocks(images.to(device), layout.blocks)
+        outputs = vit.last_blocks(images, layout.blocks)
         classes.append(torch.stack([tokens[:, 0] for tokens in outputs], dim=1))
         means.append(outputs[-1][:, 1:].mean(dim=1))
         labels.append(label)

@@ -46,13 +46,13 @@ def extract_features(
     *,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the features of all ranks' batches of (images, labels, ids).
+    """Compute the features of all ranks' batches of (images on the device, labels, ids).
 
     Returns features (N, D') in fp32, labels and ids, all sorted by id, on the device of this rank.
     """
     features, labels, ids = [], [], []
     for images, label, index in batches:
-        features.append(model(images.to(device)).float())
+        features.append(model(images).float())
         labels.append(label)
         ids.append(index)
     own_parts = (torch.cat(features), torch.cat(labels).to(device), torch.cat(ids).to(device))

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mugs import distributed
 from mugs.checkpoint.save_load import StateDicts
-from mugs.data.loading.evaluation import Augmentation, iter_probe_batches
+from mugs.data.loading.drawing import Augmentation
+from mugs.data.loading.evaluation import iter_probe_batches
 from mugs.data.loading.order import SampleOrder
 from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress

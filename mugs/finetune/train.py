@@ -212,10 +212,11 @@ def evaluate_accuracy(
         # Every world-th image: none is repeated to make the ranks equal, so the result is exact.
         indices=range(distributed.rank(), len(source), distributed.world_size()),
         threads=max(config.workers, 1),
+        device=device,
     )
     for images, labels, _ in batches:
         with autocast(config.precision, device):
-            scores = model(copy_to_device(images, device))
+            scores = model(images)
         top = scores.topk(min(5, scores.shape[1]), dim=1).indices
         hit = top == copy_to_device(labels, device)[:, None]
         hits += torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()])

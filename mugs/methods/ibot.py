@@ -6,7 +6,7 @@ same positions of the same crop. The two losses are added.
 
 Prototypes are applied to the patches that the patch loss uses, not to all. Where to look:
 
-    masks                          `Ibot.annotate`, mugs/methods/ibot_masks.py
+    masks                          `annotate_masks`, mugs/methods/annotations.py
     masked patches of the student  `ViT.tokens`
     losses                         `Ibot.compute_losses`, mugs/losses/clustering.py
     centers                        `compute_mean_patch_logits`, `Ibot.update_extra_state`
@@ -17,21 +17,19 @@ a crop that may be masked, D width, C bottleneck, K class and J patch prototypes
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.random import Generator
 from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
 from mugs.data.views.annotate import Annotate
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import ViewPlan
 from mugs.losses.blocked import without_autocast
 from mugs.losses.clustering import clustering_loss, teacher_temperature_at
+from mugs.methods.annotations import annotate_masks
 from mugs.methods.class_tokens import Centers, ClassTokenMethod, HeadNetwork
 from mugs.methods.config import IbotConfig
-from mugs.methods.ibot_masks import SampleDraws, draw_mask, draw_ratio
 from mugs.methods.teacher import update_center
 from mugs.models.heads import Prototypes
 from mugs.weights.pickle_file import WeightsError
@@ -137,18 +135,7 @@ class Ibot(ClassTokenMethod):
     @property
     def annotate(self) -> Annotate:
         """Return the draw of `masks` (2, V, V), one for each large crop of an image."""
-        return self._draw_masks
-
-    def _draw_masks(self, rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
-        config = self.config
-        side = plan.crops[0].size // self.student.backbone.config.patch_size
-        masks = np.zeros((2, side, side), dtype=bool)
-        if epoch >= config.mask_start_epoch:
-            draws = SampleDraws(rng)
-            for crop in masks:
-                ratio = draw_ratio(draws, config.mask_ratios, config.mask_half_widths)
-                crop[:] = draw_mask(draws, side, ratio, config.mask_shape)
-        return {"masks": masks}
+        return partial(annotate_masks, self.config, self.student.backbone.config.patch_size)
 
     def count_student_crops(self, recipe: ViewRecipe) -> int:
         """Return in how many crops the student sees each image in a step."""

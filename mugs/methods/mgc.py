@@ -15,16 +15,14 @@ Shapes: N images of a rank, L patches, D width, M pairs of a level.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.random import Generator
 from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
 from mugs.data.views.annotate import Annotate
-from mugs.data.views.plan import ViewPlan
 from mugs.losses.batch_info_nce import batch_info_nce_loss
+from mugs.methods.annotations import annotate_geometry
 from mugs.methods.base import Method, Network
 from mugs.methods.config import MgcConfig
 from mugs.methods.mgc_pairs import PairRule, Pairs, StrideRule, find_pairs
@@ -257,12 +255,3 @@ def build_pair_rules(config: MgcConfig, backbone: ViT) -> dict[str, PairRule]:
             )
         rules[level] = PairRule(side // window, num, StrideRule(*rows), StrideRule(*columns))
     return rules
-
-
-def annotate_geometry(rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
-    """Return where the large crops are, left, top, width, height, and which of them are flipped."""
-    crops = plan.crops[:2]
-    return {
-        "boxes": np.array([crop.box for crop in crops], dtype=np.int64),
-        "flips": np.array([crop.flip for crop in crops], dtype=bool),
-    }

@@ -15,17 +15,15 @@ Shapes: N images of a micro-batch, B of the global batch, D width, K prototypes.
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.random import Generator
 from torch import Tensor, nn
 
 from mugs.data.loading.batch import Views
 from mugs.data.views.annotate import Annotate
-from mugs.data.views.plan import ViewPlan
 from mugs.losses.clustering import clustering_loss, teacher_temperature_at
 from mugs.losses.info_nce import info_nce_loss
 from mugs.losses.pairs import pair_weights
+from mugs.methods.annotations import annotate_strength
 from mugs.methods.base import Method
 from mugs.methods.config import MugsConfig
 from mugs.methods.network import MugsNetwork, NetworkOutputs, build_network
@@ -158,8 +156,3 @@ class Mugs(Method):
         """Return the first layer of the teacher's group head, if that loss is on."""
         head = self.teacher.group_head
         return None if head is None else head.input_layer
-
-
-def annotate_strength(rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
-    """Return `weak`: whether the large student crops of the image are weak."""
-    return {"weak": np.array(plan.weak)}

@@ -239,6 +239,7 @@ def compute_features(
             # Rank r takes images r, r + ranks, ...: every image exactly once, without padding.
             indices=range(distributed.rank(), len(source), ranks),
             threads=threads,
+            device=device,
         )
         found[split] = extract_features(model, batches, device=device)[:2]
     return found

@@ -14,6 +14,7 @@ group and DDP), save (stall of a checkpoint), search (k-NN of ImageNet's size).
 
 import argparse
 import gc
+import importlib.util
 import io
 import json
 import os
@@ -31,11 +32,12 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent / "parity")]
+if importlib.util.find_spec("pydantic") is None:
+    sys.path.append(str(HERE / "bare"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-import without_pydantic  # noqa: E402, F401
 from PIL import Image  # noqa: E402
 from release_step import ReleasedStep  # noqa: E402
 from step_cases import SCHEDULE, SMALLEST  # noqa: E402
@@ -46,6 +48,7 @@ from mugs.data.loading.batch import Views  # noqa: E402
 from mugs.data.loading.device import DeviceTransform  # noqa: E402
 from mugs.data.loading.loader import make_loader  # noqa: E402
 from mugs.data.loading.order import SampleOrder  # noqa: E402
+from mugs.data.sources.base import ImageInMemory  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
 from mugs.distributed import set_tf32  # noqa: E402
 from mugs.engine.metering import device_peak_tflops, peak_memory_mb  # noqa: E402
@@ -95,6 +98,9 @@ class JpegSource:
 
     def read(self, index: int) -> bytes:
         return self.files[index]
+
+    def locate(self, index: int) -> ImageInMemory:
+        return ImageInMemory(self.files[index])
 
     def label(self, index: int) -> int:
         return 0

@@ -23,10 +23,10 @@ from pretend_cuda import CUDA, PretendMode, install  # noqa: E402
 from step_cases import SCHEDULE, SMALLEST  # noqa: E402
 from tiny_tasks import TASKS  # noqa: E402
 
-from mugs.data.loading.batch import Batch  # noqa: E402
+from mugs.data.loading.batch import Batch, make_box_noise  # noqa: E402
 from mugs.data.loading.device import DeviceTransform  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
-from mugs.data.views.render.erase import ErasedBox, draw_box_noise  # noqa: E402
+from mugs.data.views.render.erase import ErasedBox, draw_boxes  # noqa: E402
 from mugs.engine.optim import build_pretrain_adamw  # noqa: E402
 from mugs.methods.mugs import Mugs  # noqa: E402
 from mugs.models.config import ViTConfig  # noqa: E402
@@ -69,7 +69,7 @@ def make_batch() -> Batch:
     boxes = [ErasedBox(2, (3, 4, 10, 9), 3 * 32 * 32, 32), ErasedBox(5, (1, 1, 5, 5), 60000, 16)]
     ids = torch.arange(IMAGES)
     weak = {"weak": ids % 2 == 0}
-    noise = draw_box_noise(0, 0, 0, boxes)
+    noise = make_box_noise([draw_boxes(0, 0, 0, boxes)])
     return Batch(draw(4, 32), draw(10, 16), noise, weak, ids, ids, epoch=0, step=11)
 
 

@@ -1,11 +1,39 @@
 """Batches of views: bytes as the loaders make them, floats as the networks get them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from mugs.data.views.render.erase import BoxNoise
+from mugs.data.views.render.erase import BoxDraws
+from mugs.hashed_draws import box_muller
+
+
+class BoxNoise(NamedTuple):
+    """Noise of erased boxes: values (E,) float32, and their places (E,) int64.
+
+    Places count the values of the large crops and then those of the small ones, as they are stored.
+    """
+
+    values: Tensor
+    places: Tensor
+
+
+NO_NOISE = BoxNoise(torch.empty(0), torch.empty(0, dtype=torch.int64))
+
+
+def make_box_noise(parts: Sequence[BoxDraws]) -> BoxNoise:
+    """Return the noise of several images, in page-locked memory where there is a GPU."""
+    # Logarithm and cosine are torch's: those of numba differ in the last bit.
+    uniforms = torch.from_numpy(np.concatenate([part.uniforms for part in parts], axis=1))
+    places = torch.from_numpy(np.concatenate([part.places for part in parts]))
+    values = box_muller(*uniforms)
+    if torch.cuda.is_available():
+        return BoxNoise(values.pin_memory(), places.pin_memory())
+    return BoxNoise(values, places)
 
 
 @dataclass(frozen=True)

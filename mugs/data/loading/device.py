@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from mugs.data.loading.batch import Batch, Views
+from mugs.data.loading.batch import Batch, BoxNoise, Views
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.render.erase import BoxNoise
 from mugs.devices import copy_to_device
 
 

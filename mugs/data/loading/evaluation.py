@@ -1,49 +1,27 @@
-"""Images for evaluations, and single views to train a probe on.
+"""Images for evaluations, and single views to train a probe on, as floats on the device.
 
-Evaluation images are preprocessed by PIL exactly as torchvision does, come in order, and none is
-repeated.
+They take the way of pretraining: workers draw bytes, the device turns them into floats. Images of
+evaluations come in order, and none is repeated.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mugs.data.loading.batch import Batch
 from mugs.data.loading.device import DeviceTransform
-from mugs.data.loading.order import SampleOrder
-from mugs.data.prefetch import map_prefetched
+from mugs.data.loading.drawing import Augmentation, CenterCrop, Interpolation, ProbeView
+from mugs.data.loading.order import FixedOrder, SampleOrder
+from mugs.data.loading.view_loader import ViewLoader
 from mugs.data.sources.base import Source
-from mugs.data.sources.decode import decode_rgb
-from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD, ViewRecipe
-from mugs.data.views.plan import Box, CropPlan, draw_crop_box, draw_strong_crop
-from mugs.data.views.render.erase import BoxNoise, ErasedBox, draw_box_noise, join_noise
-from mugs.data.views.render.reference import crop_and_resize, render_crop_pil, resize_pil
-from mugs.random_streams import SampleStream, make_generator
+from mugs.data.views.config import ViewRecipe
+from mugs.devices import copy_to_device
 
-Augmentation = Literal["strong", "crop_flip"]
-Interpolation = Literal["bicubic", "bilinear"]
-
-
-def preprocess_eval_image(
-    image: Image.Image, short_side: int, crop: int, interpolation: Interpolation = "bicubic"
-) -> np.ndarray:
-    """Resize the shorter side to `short_side` and cut out the center; return uint8 (3, crop, crop).
-
-    Roundings are those of torchvision's Resize (down) and CenterCrop (to the nearest, halves to
-    even).
-    """
-    width, height = image.size
-    short = min(width, height)
-    size = (int(short_side * width / short), int(short_side * height / short))
-    image = resize_pil(image, *size, resample=Image.Resampling[interpolation.upper()])
-    left = round((size[0] - crop) / 2)
-    top = round((size[1] - crop) / 2)
-    return np.asarray(image.crop((left, top, left + crop, top + crop))).transpose(2, 0, 1)
+AHEAD = 3  # batches that are prefetched at most
+CPU = torch.device("cpu")
 
 
 def iter_eval_batches(
@@ -55,46 +33,29 @@ def iter_eval_batches(
     batch_size: int = 256,
     indices: Sequence[int] | None = None,
     threads: int = 2,
+    device: torch.device = CPU,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield normalized images (N, 3, crop, crop), labels and ids of the given samples in order."""
-    chosen = list(range(len(source))) if indices is None else list(indices)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    """Yield normalized images (N, 3, crop, crop) on the device, labels and ids, in order.
 
-    def load_pixels(index: int) -> np.ndarray:
-        image = decode_rgb(source.read(index), source.describe(index))
-        return preprocess_eval_image(image, resize, crop, interpolation)
-
-    # Images wait as bytes and become floats batch by batch, as floats take four times the memory.
-    images = map_prefetched(load_pixels, chosen, threads)
-    for first in range(0, len(chosen), batch_size):
-        ids = chosen[first : first + batch_size]
-        batch = torch.from_numpy(np.stack([next(images) for _ in ids]))
-        labels = torch.tensor([source.label(i) for i in ids])
-        yield batch.float().div_(255).sub_(mean).div_(std), labels, torch.tensor(ids)
-
-
-def render_probe_view(
-    source: Source,
-    epoch: int,
-    sample: int,
-    *,
-    seed: int,
-    augmentation: Augmentation,
-    recipe: ViewRecipe,
-) -> tuple[np.ndarray, Box]:
-    """Return one training view of a sample, uint8 (3, S, S), and its erased box.
-
-    Both are a function of (seed, epoch, sample).
+    Args:
+        source: the images.
+        resize: length of the shorter side, in pixels.
+        crop: side of the center that is cut out.
+        interpolation: filter of the resize, with antialiasing.
+        batch_size: images of a batch; the last one may be smaller.
+        indices: the samples, all if None.
+        threads: worker processes that decode and resize.
+        device: where the images are copied to.
     """
-    image = decode_rgb(source.read(sample), source.describe(sample))
-    rng = make_generator(seed, epoch, sample, SampleStream.PROBE_VIEW)
-    box = draw_crop_box(rng, image.width, image.height, recipe.large_scale, recipe.ratio)
-    if augmentation == "strong":
-        plan = draw_strong_crop(rng, recipe.large_size, box, 0, recipe)
-        return np.asarray(render_crop_pil(image, plan)).transpose(2, 0, 1), plan.erase
-    plan = CropPlan(recipe.large_size, box, bool(rng.random() < recipe.flip_prob), strong=False)
-    view = np.asarray(crop_and_resize(image, plan))
-    return (view[:, ::-1] if plan.flip else view).transpose(2, 0, 1), plan.erase
+    order = FixedOrder(np.arange(len(source)) if indices is None else indices, batch_size)
+    if order.steps_per_epoch == 0:
+        return
+    drawing = CenterCrop(resize, crop, interpolation)
+    to_device = DeviceTransform(device, ViewRecipe(large_size=crop, num_small=0))
+    workers = min(threads, len(order.samples))
+    with closing(ViewLoader(source, order, drawing, workers=workers, ahead=AHEAD)) as loader:
+        for batch in loader.iterate(0, order.steps_per_epoch):
+            yield to_device(batch).large[0], batch.labels, batch.ids
 
 
 def iter_probe_batches(
@@ -118,39 +79,8 @@ def iter_probe_batches(
     recipe = replace(
         ViewRecipe(), large_size=crop, large_scale=(0.08, 1.0), num_small=0, erase_before_norm=False
     )
+    drawing = ProbeView(recipe, seed, augmentation)
     to_device = DeviceTransform(device, recipe)
-    each = order.steps_per_epoch
-
-    def draw(item: tuple[int, int, int]) -> tuple[np.ndarray, BoxNoise]:
-        epoch, sample, slot = item
-        view, box = render_probe_view(
-            source, epoch, sample, seed=seed, augmentation=augmentation, recipe=recipe
-        )
-        # Erased on the device, as in pretraining, after normalizing.
-        erased = [ErasedBox(0, box, slot * view.size, crop)] if box[2] > 0 else []
-        return view, draw_box_noise(seed, epoch, sample, erased)
-
-    # The threads walk through the steps ahead of the loop below, so the order is asked for twice.
-    items = (
-        (step // each, int(sample), slot)
-        for step in range(start, stop)
-        for slot, sample in enumerate(order.indices(step))
-    )
-    views = map_prefetched(draw, items, threads)
-    for step in range(start, stop):
-        ids = order.indices(step)
-        drawn = [next(views) for _ in ids]
-        labels = torch.tensor([source.label(int(i)) for i in ids])
-        large = torch.from_numpy(np.stack([view for view, _ in drawn]))[None]
-        # A batch of pretraining with a single large crop and no small ones (the empty slice).
-        batch = Batch(
-            large=large,
-            small=large[:0],
-            noise=join_noise([noise for _, noise in drawn]),
-            extras={},
-            ids=torch.from_numpy(ids),
-            labels=labels,
-            epoch=step // each,
-            step=step,
-        )
-        yield to_device(batch).large[0], labels.to(device)
+    with closing(ViewLoader(source, order, drawing, workers=threads, ahead=AHEAD)) as loader:
+        for batch in loader.iterate(start, stop):
+            yield to_device(batch).large[0], copy_to_device(batch.labels, device)

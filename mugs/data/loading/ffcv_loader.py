@@ -1,6 +1,6 @@
-"""FFCV loader: FFCV reads images of a `.beton` file ahead, the thread loader's pool renders them.
+"""FFCV loader: FFCV reads images of a `.beton` file ahead, the workers of the loader draw them.
 
-Its batches are those of the thread loader, bit by bit. FFCV's own decoders, augmentations and
+Its batches are those of the other loader, bit by bit. FFCV's own decoders, augmentations and
 orders are not used: they decode once per view, resize with another filter and take their randomness
 from hidden state. The classes below replace parts of FFCV 1.0.2 that hang, leak or break in long
 runs; each one says what and why.
@@ -12,7 +12,6 @@ restores it.
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import partial
 from queue import Empty
 from typing import Any
 from weakref import WeakSet
@@ -29,52 +28,32 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from ffcv.reader import Reader
 
-from mugs.data.loading.config import RendererName
-from mugs.data.loading.order import SampleOrder
-from mugs.data.loading.thread_loader import BatchRequest, ThreadLoader
-from mugs.data.sources.base import Source, SourceError
+from mugs.data.loading.drawing import Drawing
+from mugs.data.loading.view_loader import BatchOrder, BatchRequest, ViewLoader
+from mugs.data.sources.base import FilePart, Source, SourceError
 from mugs.data.sources.beton import BetonSource
-from mugs.data.views.annotate import Annotate
-from mugs.data.views.config import ViewRecipe
 
 OS_PAGE = 4096
 
 
-class FFCVLoader(ThreadLoader):
-    """The thread loader with FFCV as its reader. Raises SourceError for a folder."""
+class FFCVLoader(ViewLoader):
+    """The loader with FFCV as its reader. Raises SourceError for a folder."""
 
     def __init__(
-        self,
-        source: Source,
-        recipe: ViewRecipe,
-        order: SampleOrder,
-        *,
-        seed: int,
-        renderer: RendererName,
-        threads: int,
-        ahead: int,
-        annotate: Annotate,
+        self, source: Source, order: BatchOrder, drawing: Drawing, *, workers: int, ahead: int
     ) -> None:
         if not isinstance(source, BetonSource):
             raise SourceError(
                 "loader 'ffcv' reads .beton files; convert the folder, or use loader: thread"
             )
-        super().__init__(
-            source,
-            recipe,
-            order,
-            seed=seed,
-            renderer=renderer,
-            threads=threads,
-            ahead=ahead,
-            annotate=annotate,
-        )
-        self.reader = make_reader(source, order.batch_size // order.world)
+        super().__init__(source, order, drawing, workers=workers, ahead=ahead)
+        self.path = str(source.path)
+        self.reader = make_reader(source, order.max_images)
         check_image_table(source, self.reader.reader)
         self.reading: WeakSet[ReadAhead] = WeakSet()
 
     def requests(self, start: int, stop: int) -> Generator[BatchRequest]:
-        """Yield batches of images that have been read into memory, epoch by epoch."""
+        """Yield batches of images that have been read into the page cache, epoch by epoch."""
         per_epoch = self.order.steps_per_epoch
         while start < stop:
             end = min(stop, start - start % per_epoch + per_epoch)
@@ -82,20 +61,18 @@ class FFCVLoader(ThreadLoader):
             with closing(ReadAhead(self.reader, ids)) as batches:
                 self.reading.add(batches)
                 for step, chosen in zip(range(start, end), ids, strict=True):
-                    yield step, chosen, partial(read_mapped_image, batches.file, next(batches))
+                    yield BatchRequest(step, chosen, self._locate(next(batches)))
             start = end
 
+    def _locate(self, places: np.ndarray) -> list[FilePart]:
+        """Return the parts of the file that rows of `LocateImage` tell."""
+        return [FilePart(self.path, int(start), int(size)) for start, size in places[:, :2]]
+
     def close(self) -> None:
-        """Stop all threads, those of unfinished iterators too."""
+        """End workers and threads, those of unfinished iterators too."""
         for reader in list(self.reading):
             reader.close()
         super().close()
-
-
-def read_mapped_image(file: np.ndarray, places: np.ndarray, slot: int) -> bytes:
-    """Return the encoded image of a slot, from the mapped file and a row of `LocateImage`."""
-    address, size = (int(value) for value in places[slot, :2])
-    return file[address : address + size].tobytes()
 
 
 def make_reader(source: BetonSource, batch_size: int) -> Loader:
@@ -197,7 +174,6 @@ class ReadAhead(EpochIterator):  # type: ignore[misc]
         # Before the base class, which starts the thread.
         self.error: BaseException | None = None
         super().__init__(loader, np.concatenate(batches).astype(np.uint64))
-        self.file: np.ndarray = self.storage_state[0]
 
     def run(self) -> None:
         """Read batch after batch until told to stop; None in the queue is the end."""

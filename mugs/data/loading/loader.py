@@ -3,8 +3,9 @@
 import torch
 
 from mugs.data.loading.config import LoaderName, RendererName
+from mugs.data.loading.drawing import TrainingViews
 from mugs.data.loading.order import SampleOrder
-from mugs.data.loading.thread_loader import ThreadLoader
+from mugs.data.loading.view_loader import ViewLoader
 from mugs.data.sources.base import Source
 from mugs.data.views.annotate import Annotate, annotate_nothing
 from mugs.data.views.config import ViewRecipe
@@ -21,7 +22,7 @@ def make_loader(
     threads: int = 2,
     ahead: int = 3,
     annotate: Annotate = annotate_nothing,
-) -> ThreadLoader:
+) -> ViewLoader:
     """Return a loader of views; its batches are the same whatever is chosen.
 
     Args:
@@ -33,9 +34,9 @@ def make_loader(
             `.beton` file; below about 1,000 images per second and process, where decoding and
             rendering are the cost, it is not faster.
         renderer: "fast" is compiled, "reference" is PIL's.
-        threads: threads that decode and render.
+        threads: worker processes, each with one thread, that decode and render.
         ahead: batches that are prefetched at most.
-        annotate: what is drawn of each image besides its views.
+        annotate: what is drawn of each image besides its views; it is sent to the workers.
 
     Raises:
         ValueError: FFCV is not installed.
@@ -43,17 +44,9 @@ def make_loader(
     """
     torch_threads = torch.get_num_threads()
     try:
-        loader_class = _import_ffcv_loader() if loader == "ffcv" else ThreadLoader
-        return loader_class(
-            source,
-            recipe,
-            order,
-            seed=seed,
-            renderer=renderer,
-            threads=threads,
-            ahead=ahead,
-            annotate=annotate,
-        )
+        loader_class = _import_ffcv_loader() if loader == "ffcv" else ViewLoader
+        drawing = TrainingViews(recipe, seed, renderer, annotate)
+        return loader_class(source, order, drawing, workers=threads, ahead=ahead)
     finally:
         # FFCV sets the threads of the whole process to 1, when it is imported and when its loader
         # is made.
@@ -61,7 +54,7 @@ def make_loader(
             torch.set_num_threads(torch_threads)
 
 
-def _import_ffcv_loader() -> type[ThreadLoader]:
+def _import_ffcv_loader() -> type[ViewLoader]:
     try:
         from mugs.data.loading.ffcv_loader import FFCVLoader
     except (ImportError, OSError) as error:

@@ -3,6 +3,7 @@
 One permutation per epoch, cut by step and rank.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -60,6 +61,11 @@ class SampleOrder:
         # Per object and not by a decorator, which would keep every object alive.
         self.permutation = lru_cache(EPOCHS_KEPT)(self._permutation)
 
+    @property
+    def max_images(self) -> int:
+        """Return the number of this rank's samples in the largest batch."""
+        return min(self.batch_size, self.per_epoch) // self.world
+
     def _permutation(self, epoch: int) -> np.ndarray:
         """Return all samples of an epoch in order, (per_epoch,)."""
         rng = make_item_generator(self.seed, epoch, EpochStream.SAMPLE_ORDER)
@@ -71,3 +77,21 @@ class SampleOrder:
         batch = self.permutation(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
         share = len(batch) // self.world
         return batch[self.rank * share : (self.rank + 1) * share]
+
+
+class FixedOrder:
+    """Given samples in their order, once, in batches of which the last one may be smaller."""
+
+    def __init__(self, samples: Sequence[int] | np.ndarray, batch_size: int) -> None:
+        self.samples = np.asarray(samples, dtype=np.int64)
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-len(self.samples) // batch_size)
+
+    @property
+    def max_images(self) -> int:
+        """Return the number of samples in the largest batch."""
+        return min(self.batch_size, len(self.samples))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the samples of a step."""
+        return self.samples[step * self.batch_size : (step + 1) * self.batch_size]

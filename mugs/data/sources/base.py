@@ -1,8 +1,11 @@
 """Where images come from: the interface of a source, its errors, and which files are images."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -58,6 +61,48 @@ class FileStamp(NamedTuple):
     mtime_ns: int = 0
 
 
+class StoredImage(Protocol):
+    """Where an encoded image is: small enough to be sent to another process, which reads it."""
+
+    def read(self) -> bytes:
+        """Return the encoded image."""
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A whole file, or `size` bytes of it from `start` on."""
+
+    path: str
+    start: int = 0
+    size: int | None = None
+
+    def read(self) -> bytes:
+        """Return the bytes, fewer where the file ends before."""
+        if self.size is None:
+            return Path(self.path).read_bytes()
+        # By a system call and not through a memory map: a page fault would hold up all threads, as
+        # it happens with the interpreter lock held, and kill the process if the file became
+        # shorter.
+        return os.pread(_open_once(self.path), self.size, self.start)
+
+
+@cache
+def _open_once(path: str) -> int:
+    # A file of many images stays open: opening is the slow part on a network file system.
+    return os.open(path, os.O_RDONLY)
+
+
+@dataclass(frozen=True)
+class ImageInMemory:
+    """An encoded image that lies in no file."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        """Return the encoded image."""
+        return self.data
+
+
 class Source(Protocol):
     """Encoded images with labels and names, by index."""
 
@@ -66,6 +111,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
+
+    def locate(self, index: int) -> StoredImage:
+        """Return where the encoded image is, for another process to read it."""
 
     def label(self, index: int) -> int:
         """Return the class index."""

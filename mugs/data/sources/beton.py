@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from mugs.data.sources.base import SourceError
+from mugs.data.sources.base import FilePart, SourceError
 from pipeline.files import write_atomic
 
 # FFCV's layout, field by field; `align` gives the padding of its C structures. An image may not
@@ -197,12 +197,15 @@ class BetonSource:
 
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
-        # By a system call and not through the map: a page fault would hold up all threads, as it
-        # happens with the interpreter lock held, and kill the process if the file became shorter.
+        part = self.locate(index)
+        return os.pread(self._file, self.sizes[index], part.start)
+
+    def locate(self, index: int) -> FilePart:
+        """Return where the encoded image is, for another process to read it."""
         # The address is limited so that a damaged table gives a short read and not an error of the
         # system.
         address = min(int(self.samples["image"]["data_ptr"][index]), self.sidecar.file_size)
-        return os.pread(self._file, self.sizes[index], address)
+        return FilePart(str(self.path), address, self.sizes[index])
 
     def label(self, index: int) -> int:
         """Return the class index."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mugs.data.prefetch import ProgressCallback, ignore_progress
-from mugs.data.sources.base import FileStamp, SourceError
+from mugs.data.sources.base import FileStamp, ImageInMemory, SourceError, StoredImage
 from mugs.data.sources.listing import ListedSource
 from pipeline.files import read_bounded
 
@@ -112,6 +112,10 @@ class ArraySource(ListedSource):
         options = {"quality": 100, "subsampling": 0} if self.format == "JPEG" else {}
         Image.fromarray(self.pixels[index]).save(buffer, format=self.format, **options)
         return buffer.getvalue()
+
+    def locate(self, index: int) -> StoredImage:
+        """Return the encoded image itself."""
+        return ImageInMemory(self.read(index))
 
     def use_png(self) -> None:
         """Hand out PNG from now on."""

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_in_chunks, with_progress
-from mugs.data.sources.base import EXTENSIONS, FileStamp, SourceError, is_encodable
+from mugs.data.sources.base import (
+    EXTENSIONS,
+    FilePart,
+    FileStamp,
+    SourceError,
+    StoredImage,
+    is_encodable,
+)
 from mugs.data.sources.scan import (
     THREADS,
     UNKNOWN,
@@ -86,7 +93,11 @@ class FolderSource:
 
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
-        return (self.root / self.paths[index]).read_bytes()
+        return self.locate(index).read()
+
+    def locate(self, index: int) -> StoredImage:
+        """Return where the encoded image is, for another process to read it."""
+        return FilePart(f"{self.root}/{self.paths[index]}")
 
     def read_with_stamp(self, index: int) -> tuple[bytes, FileStamp]:
         """Return the encoded image, and the stamp of the file as it was opened."""

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from mugs.data.sources.base import Source, SourceError, raise_if_any
+from mugs.data.sources.base import Source, SourceError, StoredImage, raise_if_any
 from mugs.data.sources.listing import read_lines
 from mugs.random_streams import ClassStream, make_item_generator
 
@@ -28,6 +28,10 @@ class Subset:
     def read(self, index: int) -> bytes:
         """Return the encoded image."""
         return self.source.read(self.indices[index])
+
+    def locate(self, index: int) -> StoredImage:
+        """Return where the encoded image is, for another process to read it."""
+        return self.source.locate(self.indices[index])
 
     def label(self, index: int) -> int:
         """Return the class index."""

@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from mugs.hashed_draws import hashed_bits
 from mugs.models.flops import copy_to_meta
 from mugs.models.vit import ViT
-from mugs.random_streams import DetectionStream, derive_detection_key, hashed_bits
+from mugs.random_streams import DetectionStream, derive_detection_key
 from mugs.transfer.detection.boxes import Detections, Targets
 from mugs.transfer.detection.cascade import POSITIVE_SHARE, Cascade
 from mugs.transfer.detection.config import DetectorConfig

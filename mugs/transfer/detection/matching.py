@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from mugs.random_streams import hashed_bits
+from mugs.hashed_draws import hashed_bits
 
 # Results of `match_boxes` that stand for no object. Negative, because objects count from 0.
 BACKGROUND = -1

@@ -2,13 +2,13 @@
 
 import os
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import Generator
+from example_annotations import annotate_image
 from PIL import Image
 
 from mugs.data.loading.batch import Batch
@@ -18,20 +18,10 @@ from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
-from mugs.data.views.plan import ViewPlan
 
 RECIPE = ViewRecipe(large_size=32, small_size=16, num_small=2)
 NUM, BATCH = 22, 4
 FIELDS = ("large", "small", "ids", "labels")
-
-
-def annotate_image(rng: Generator, plan: ViewPlan, epoch: int) -> dict[str, np.ndarray]:
-    """Two annotations of different shapes and types."""
-    return {
-        "noise": rng.random((2, 3)),
-        "boxes": np.array([crop.box for crop in plan.crops[:2]]),
-        "epoch": np.array(epoch),
-    }
 
 
 def write_images(root: Path) -> Path:
@@ -96,12 +86,32 @@ def abandon(path: Path, name: str, repeats: int) -> int:
 
 
 def working() -> list[str]:
-    """Threads of loaders that are still there."""
-    return [
+    """Threads and processes of loaders that are still there."""
+    threads = [
         t.name
         for t in threading.enumerate()
         if t.name.startswith("views") or type(t).__name__ == "ReadAhead"
     ]
+    return threads + [f"process {pid}" for pid in workers_of(os.getpid())]
+
+
+def workers_of(trainer: int) -> list[int]:
+    """Worker processes of a trainer: the children of its server."""
+    return [worker for server in children_of(trainer) for worker in children_of(server)]
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process has started and that were not waited for."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            # Behind the name, which may hold spaces: state and parent.
+            if (
+                folder.name.isdecimal()
+                and int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid
+            ):
+                found.append(int(folder.name))
+    return found
 
 
 def resident() -> int:

@@ -1,31 +1,41 @@
 """What both front ends promise. FFCV: the same batches, and none of its side effects."""
 
+import gc
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
+from example_annotations import annotate_process, die, fail
 from loader_cases import (
     BATCH,
     NUM,
     RECIPE,
     abandon,
     assert_same_batches,
+    children_of,
     collect,
     copy_of,
     damage_image,
     loader,
+    workers_of,
     working,
 )
 from PIL import Image
 
-from mugs.data.loading import thread_loader
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.worker import IGNORED_SIGNALS
+from mugs.data.loading.worker_pool import WorkerError
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import HEADER, BetonSource
 from mugs.data.sources.convert import convert_to_beton
@@ -197,15 +207,12 @@ def test_a_damaged_image_is_named_where_it_is_due(beton: Path, tmp_path: Path, n
     assert not working()
 
 
-def test_an_error_while_rendering_surfaces(
-    beton: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError("in a thread")
-
-    monkeypatch.setattr(thread_loader, "plan_views", fail)
-    with loader(beton, name) as batches, pytest.raises(ZeroDivisionError):
-        next(batches.iterate(0, 5))
+def test_an_error_while_rendering_surfaces(beton: Path, name: str) -> None:
+    with loader(beton, name, annotate=fail) as batches:
+        with pytest.raises(ZeroDivisionError) as caught:
+            next(batches.iterate(0, 5))
+        # The lines of the worker, as the trainer's say nothing.
+        assert "example_annotations.py" in caught.value.__notes__[0]
     assert not working()
 
 
@@ -245,3 +252,102 @@ def test_ffcv_missing_is_one_message(beton: Path, monkeypatch: pytest.MonkeyPatc
     ):
         collect(beton, "ffcv")
     assert len(collect(beton, "auto", stop=2)) == 2
+
+
+def test_images_are_drawn_in_processes_of_their_own(beton: Path, name: str) -> None:
+    """By as many as were asked for, each as often as the others; in every epoch by the same."""
+    with loader(beton, name, threads=3, annotate=annotate_process) as batches:
+        drawn = Counter[int]()
+        for batch in batches.iterate(0, 12):
+            drawn.update(batch.extras["process"].tolist())
+        assert sorted(drawn) == sorted(workers_of(os.getpid()))
+    assert os.getpid() not in drawn
+    assert list(drawn.values()) == [16, 16, 16]
+
+
+def test_no_thread_of_the_trainer_runs_code_that_plans_or_renders(beton: Path, name: str) -> None:
+    """So nothing of it can hold the interpreter's lock, whatever the number of workers."""
+    entered: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            entered.add(frame.f_code.co_filename)
+
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        collect(beton, name, stop=6)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    ours = {path.rpartition("/mugs/data/")[2] for path in entered if "/mugs/data/" in path}
+    assert "loading/view_loader.py" in ours
+    assert not [path for path in ours if re.match("views/(plan|render)|.*decode", path)]
+
+
+def test_a_worker_that_was_killed_is_named(beton: Path, name: str) -> None:
+    with loader(beton, name, threads=2) as batches:
+        iterator = batches.iterate(0, 30)
+        next(iterator)
+        killed = workers_of(os.getpid())[1]
+        os.kill(killed, signal.SIGKILL)
+        words = rf"loader worker 2 of 2 \(process {killed}\) was killed by SIGKILL; perhaps for"
+        with pytest.raises(WorkerError, match=words):
+            list(iterator)
+        # A new iterator needs the worker too.
+        with pytest.raises(WorkerError, match=words):
+            next(batches.iterate(0, 5))
+    assert not working()
+
+
+def test_a_worker_that_dies_of_an_image_is_named(beton: Path, name: str) -> None:
+    with (
+        loader(beton, name, annotate=die) as batches,
+        pytest.raises(WorkerError, match="was killed by SIGKILL"),
+    ):
+        next(batches.iterate(0, 5))
+    assert not working()
+
+
+def test_signals_to_stop_do_not_end_workers(beton: Path, name: str) -> None:
+    """Slurm and a terminal send them to all processes; the trainer still takes its step."""
+    with loader(beton, name, threads=2) as batches:
+        iterator = batches.iterate(0, 12)
+        next(iterator)
+        (server,) = [pid for pid in children_of(os.getpid()) if children_of(pid)]
+        for pid in (server, *children_of(server)):
+            for number in IGNORED_SIGNALS:
+                os.kill(pid, number)
+        assert len(list(iterator)) == 11
+
+
+def test_loaders_leave_no_files_open(beton: Path, name: str) -> None:
+    collect(beton, name, stop=2)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        collect(beton, name, stop=2)
+    gc.collect()
+    # FFCV keeps a map of the data for some time.
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_trainer_that_was_killed(beton: Path, name: str) -> None:
+    code = """
+import sys; sys.path[:0] = [".", "tests/unit/data"]
+from pathlib import Path; from loader_cases import loader, workers_of
+import os
+with loader(Path(sys.argv[1]), sys.argv[2]) as batches:
+    next(batches.iterate(0, 12))
+    print(*workers_of(os.getpid()), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(beton), name], cwd=root, capture_output=True, text=True
+    )
+    # `run` returns when the last process that has the pipe of the output, a worker too, has ended.
+    workers = done.stdout.split()
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2
+    # What is left may be a zombie, where nothing waits for orphans.
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/exe").exists()]

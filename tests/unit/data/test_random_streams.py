@@ -17,6 +17,7 @@ from mugs.data.views.plan import draw_erase_box, plan_views
 from mugs.finetune.batches import BatchSampler
 from mugs.finetune.config import MixOptions
 from mugs.finetune.mixing import draw_mix
+from mugs.hashed_draws import hashed_bits
 from mugs.random_streams import (
     EpochStream,
     SampleStream,
@@ -24,7 +25,6 @@ from mugs.random_streams import (
     StepStream,
     derive_detection_key,
     derive_erase_key,
-    hashed_bits,
     make_generator,
     make_image_key,
     make_item_generator,

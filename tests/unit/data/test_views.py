@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_cases import annotate_image, assert_same_batches
+from example_annotations import annotate_image
+from loader_cases import assert_same_batches
 from PIL import Image
 
+from mugs.data.loading.batch import NO_NOISE, make_box_noise
 from mugs.data.loading.device import DeviceTransform
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
+from mugs.data.sources.base import ImageInMemory
 from mugs.data.sources.decode import DecodeError
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import (
@@ -25,9 +28,10 @@ from mugs.data.views.plan import (
     intersect_over_union,
     plan_views,
 )
-from mugs.data.views.render.erase import NO_NOISE, ErasedBox, draw_box_noise
+from mugs.data.views.render.erase import ErasedBox, draw_boxes
 from mugs.data.views.render.reference import apply_operation_pil
-from mugs.random_streams import derive_erase_key, hashed_bits, make_image_key
+from mugs.hashed_draws import hashed_bits
+from mugs.random_streams import derive_erase_key, make_image_key
 
 SMALL = ViewRecipe(large_size=32, small_size=16, num_small=3)
 
@@ -50,6 +54,9 @@ class MemorySource:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG")
         return buffer.getvalue()
+
+    def locate(self, index: int) -> ImageInMemory:
+        return ImageInMemory(self.read(index))
 
     def label(self, index: int) -> int:
         return index % 2
@@ -290,7 +297,7 @@ def draw_normal(key: int, count: int) -> torch.Tensor:
 
 
 def test_noise_is_normal() -> None:
-    noise = draw_box_noise(0, 0, 0, [ErasedBox(2, (8, 0, 200, 190), 5, 220)])
+    noise = make_box_noise([draw_boxes(0, 0, 0, [ErasedBox(2, (8, 0, 200, 190), 5, 220)])])
     assert len(noise.values) == 3 * 200 * 190
     assert noise.values.mean().abs() < 0.01
     assert noise.values.std() == pytest.approx(1, abs=0.01)

@@ -11,14 +11,18 @@ import torch
 
 # Runs the benchmark with pydantic out of sight, as it is on a bare machine.
 WITHOUT_PYDANTIC = """
-import importlib.util, runpy, sys
+import importlib.machinery, importlib.util, runpy, sys
 find = importlib.util.find_spec
 hidden = lambda name, *rest: None if name == "pydantic" else find(name, *rest)
 importlib.util.find_spec = hidden
 class Refuse:
     def find_spec(self, name, *rest):
         if name.partition(".")[0] == "pydantic":
-            raise ModuleNotFoundError(name)
+            bare = [path for path in sys.path if path.endswith("bare")]
+            found = importlib.machinery.PathFinder.find_spec(name, bare)
+            if found is None:
+                raise ModuleNotFoundError(name)
+            return found
 sys.meta_path.insert(0, Refuse())
 path = sys.argv.pop(1)
 sys.argv[0] = path

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mugs.data.views.plan import plan_views
+from mugs.methods.annotations import annotate_geometry
 from mugs.methods.config import MgcConfig
-from mugs.methods.mgc import annotate_geometry
 from mugs.pretrain.train import build_pretrain_schedule
 from pipeline import config
 from pipeline.identity import dump_settings

@@ -1,15 +1,14 @@
 """Noise of erased boxes: a hash of (seed, epoch, sample, crop, pixel), turned into N(0, 1).
 
-It is drawn on the CPU, so it has the same bits whatever device the views are on, and in the threads
-that render, so it costs the training step two copies and one write whatever the number of boxes.
+It is drawn on the CPU, so it has the same bits whatever device the views are on. The workers of the
+loader make the uniform draws, `mugs.data.loading.batch` the noise of a whole batch from them; so it
+costs the training step two copies and one write whatever the number of boxes.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mugs.data.views.plan import Box
 from mugs.data.views.render.compiled import cached_njit
@@ -17,7 +16,6 @@ from mugs.random_streams import (
     GAMMA,
     MULTIPLIER_1,
     MULTIPLIER_2,
-    box_muller,
     derive_erase_key,
     make_image_key,
 )
@@ -41,43 +39,27 @@ class ErasedBox(NamedTuple):
     size: int
 
 
-class BoxNoise(NamedTuple):
-    """Values (E,) float32, and the places (E,) int64 in the views of a batch that they go to.
+class BoxDraws(NamedTuple):
+    """Draws (2, E) float32 from U(0, 1), two for each value of noise, and its place (E,) int64.
 
-    Places count the values of the large crops and then those of the small ones, as they are stored.
+    Places count the values of the large crops of a batch and then those of the small ones, as they
+    are stored.
     """
 
-    values: Tensor
-    places: Tensor
+    uniforms: np.ndarray
+    places: np.ndarray
 
 
-NO_NOISE = BoxNoise(torch.empty(0), torch.empty(0, dtype=torch.int64))
-
-
-def draw_box_noise(seed: int, epoch: int, sample: int, erased: Sequence[ErasedBox]) -> BoxNoise:
-    """Return the noise in the erased boxes of an image."""
+def draw_boxes(seed: int, epoch: int, sample: int, erased: Sequence[ErasedBox]) -> BoxDraws:
+    """Return the draws for the erased boxes of an image."""
     image_key = make_image_key(seed, epoch, sample)
     keys = np.array([derive_erase_key(image_key, box.number) for box in erased], dtype=np.uint64)
     boxes = np.array([(*box.box, box.start, box.size) for box in erased], dtype=np.int64)
     boxes = boxes.reshape(len(erased), 6)
     count = int((3 * boxes[:, 2] * boxes[:, 3]).sum())
-    uniforms = np.empty((2, count), np.float32)
-    places = np.empty(count, np.int64)
-    hash_boxes(keys, boxes, uniforms, places)
-    # Logarithm and cosine are torch's: those of numba differ in the last bit.
-    return BoxNoise(box_muller(*torch.from_numpy(uniforms)), torch.from_numpy(places))
-
-
-def join_noise(parts: Sequence[BoxNoise]) -> BoxNoise:
-    """Return the noise of several images, in page-locked memory where there is a GPU."""
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        out = torch.empty(
-            sum(map(len, tensors)), dtype=tensors[0].dtype, pin_memory=torch.cuda.is_available()
-        )
-        return torch.cat(tensors, out=out)
-
-    return BoxNoise(join([part.values for part in parts]), join([part.places for part in parts]))
+    draws = BoxDraws(np.empty((2, count), np.float32), np.empty(count, np.int64))
+    hash_boxes(keys, boxes, *draws)
+    return draws
 
 
 @cached_njit
@@ -86,7 +68,7 @@ def hash_boxes(
 ) -> None:
     """Write two draws from U(0, 1) for each value of each box, and the place of the value.
 
-    The draws are 24 bits each of splitmix64 of a counter, as `mugs.random_streams.hashed_bits`.
+    The draws are 24 bits each of splitmix64 of a counter, as `mugs.hashed_draws.hashed_bits`.
     """
     element = 0
     for index in range(len(keys)):
