@@ -1,5 +1,6 @@
 """Multi-crop loaders against the plain way (plain_views.py), over the same images, in one run."""
 
+import importlib
 import tempfile
 import time
 from collections import Counter
@@ -10,24 +11,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from numba.core.dispatcher import Dispatcher
 from PIL import Image
 from plain_views import plain_loader
 
 from mugs.data.loading.config import LoaderName
+from mugs.data.loading.drawing import Place, TrainingViews
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.view_loader import ViewLoader
+from mugs.data.loading.worker_pool import copy_pixels
 from mugs.data.sources.base import Source
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.decode import decode_rgb
 from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.open import open_source
+from mugs.data.views.annotate import annotate_nothing
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import plan_views
 from mugs.data.views.render import fast
+from mugs.hashed_draws import box_muller
 
 NUM, PASSES, BATCH, WORKERS, ROUNDS = 64, 3, 16, 2, 5
 
@@ -49,7 +57,13 @@ def photographs(root: Path) -> None:
 
 def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Iterable[Any]]:
     """PASSES over the images by one of our front ends."""
-    loader = stack.enter_context(
+    loader = make_warm_loader(stack, source, name)
+    return lambda: loader.iterate(0, PASSES * NUM // BATCH)
+
+
+def make_warm_loader(stack: ExitStack, source: Source, name: LoaderName) -> ViewLoader:
+    """One of our front ends, for as long as the stack lives."""
+    return stack.enter_context(
         closing(
             make_loader(
                 source,
@@ -61,7 +75,6 @@ def ours(stack: ExitStack, source: Source, name: LoaderName) -> Callable[[], Ite
             )
         )
     )
-    return lambda: loader.iterate(0, PASSES * NUM // BATCH)
 
 
 def rate(batches: Callable[[], Iterable[Any]]) -> float:
@@ -108,6 +121,61 @@ def stage_times(source: Source) -> str:
     return ", ".join(f"{stage} {1000 * seconds / NUM:.1f}" for stage, seconds in spent.items())
 
 
+def measure_lock(source: Source, loader: ViewLoader) -> dict[str, Any]:
+    """Milliseconds of an image that need the interpreter's lock: in the trainer, and by the work
+    itself, as if threads of the trainer did it. CPU times, so other processes do not show.
+    """
+    spent = Counter[str]()
+
+    def timed(part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.thread_time()
+            result = work(*arguments)
+            spent[part] += time.thread_time() - start
+            return result
+
+        return call
+
+    # What runs without the lock: here logarithms of noise and copies of pixels, there the decoder
+    # and compiled kernels.
+    count = PASSES * NUM // BATCH
+    copy = "mugs.data.loading.worker_pool.copy_pixels"
+    for _ in loader.iterate(0, count):
+        pass
+    with (
+        patch("mugs.data.loading.batch.box_muller", timed("free", box_muller)),
+        patch(copy, timed("free", copy_pixels)),
+    ):
+        start = time.process_time()
+        for _ in loader.iterate(0, count):
+            pass
+        held = time.process_time() - start - spent["free"]
+
+    recipe = ViewRecipe()
+    drawing = TrainingViews(recipe, 0, "fast", annotate_nothing)
+    crops = drawing.sizes.split(np.empty(drawing.sizes.bytes_per_image, np.uint8), 1)
+    with ExitStack() as stack:
+        for name in ("erase", "fast", "geometry", "randaugment", "weak"):
+            module = importlib.import_module(f"mugs.data.views.render.{name}")
+            for key, kernel in list(vars(module).items()):
+                if isinstance(kernel, Dispatcher):
+                    stack.enter_context(patch.object(module, key, timed("kernels", kernel)))
+        spent.clear()
+        start = time.thread_time()
+        for index in range(NUM):
+            image = timed("kernels", decode_rgb)(source.read(index), "")
+            drawing(image, Place(0, index, 0), crops)
+        needed = time.thread_time() - start - spent["kernels"]
+    return {
+        "name": "loader_lock",
+        "ours": 1000 * held / (PASSES * NUM),
+        "baseline": 1000 * needed / NUM,
+        "ratio": needed / NUM / (held / (PASSES * NUM)),
+        "unit": "ms an image",
+        "note": "CPU time that holds the trainer's interpreter lock; baseline: threads that draw",
+    }
+
+
 def run() -> list[dict[str, Any]]:
     """Rows {name, ours, baseline, ratio, unit, note}; loaders,
     workers and compiled code are warm.
@@ -130,6 +198,7 @@ def run() -> list[dict[str, Any]]:
         rounds = [{name: rate(batches) for name, batches in ways.items()} for _ in range(ROUNDS)]
         stages = stage_times(pack)
         floor = median(decode_rate(pack) for _ in range(ROUNDS))
+        lock = measure_lock(pack, make_warm_loader(stack, pack, "auto"))
     note = (
         f"14 crops, batch {BATCH}, {WORKERS} workers, "
         f"medians of {ROUNDS} interleaved rounds of {PASSES * NUM} images; "
@@ -150,5 +219,6 @@ def run() -> list[dict[str, Any]]:
     ]
     return [
         *rows,
+        lock,
         {**rows[0], "name": "loader_multicrop_full", "note": f"ms an image, one thread: {stages}"},
     ]

@@ -115,6 +115,11 @@ def stop_workers(workers: Sequence[Worker]) -> None:
             worker.wait()
 
 
+def copy_pixels(buffer: np.ndarray, out: np.ndarray) -> None:
+    """Copy the start of a buffer; numpy gives the interpreter lock away meanwhile."""
+    out[:] = buffer[: len(out)]
+
+
 class Ticket(NamedTuple):
     """A batch of `num` images that workers are drawing into a buffer, in `shares` parts."""
 
@@ -184,7 +189,7 @@ class WorkerPool:
         try:
             while len(self.answers[ticket.number]) < ticket.shares:
                 self._receive()
-            pixels[:] = self.memory.buffers[ticket.buffer][: len(pixels)]
+            copy_pixels(self.memory.buffers[ticket.buffer], pixels)
         finally:
             answers = self.answers.pop(ticket.number)
             self.free.put(ticket.buffer)
