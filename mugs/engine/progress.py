@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,9 @@ class Progress:
     With `path` the state is written there at most once a second, for `status`. A `quiet` one, on a
     rank other than the first, shows and writes nothing. If the loop is one of several phases,
     `phase` names it, and `later_s` may be set to the seconds that those after it will take.
+
+    A loop of several ranks writes `in_background`: a call of a shared file system that hangs would
+    hold up all of them.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Progress:
         quiet: bool = False,
         log_seconds: float = 10.0,
         phase: str = "",
+        in_background: bool = False,
     ) -> None:
         self.label = label
         self.phase = phase
@@ -62,6 +67,10 @@ class Progress:
         self.log_seconds = log_seconds
         self.items = 0
         self.last_log = self.last_write = time.monotonic()
+        self.writer = (
+            ThreadPoolExecutor(1, thread_name_prefix="progress") if in_background else None
+        )
+        self.write: Future[None] | None = None
         # The first sample is the newest that is older than the window, or the first of all.
         self.samples = deque([Sample(self.last_write, start, 0)])
         self.bar: RichBar | None = None
@@ -121,7 +130,24 @@ class Progress:
                 "time": time.time(),
                 **({"phase": self.phase} if self.phase else {}),
             }
-            write_atomic(self.path, json.dumps(record))
+            self._write(json.dumps(record), wait=last)
+
+    def _write(self, text: str, *, wait: bool) -> None:
+        """Write the file; in the background unless the one before is still being written.
+
+        What goes wrong in the background is raised by the next call.
+        """
+        assert self.path is not None
+        if self.writer is None:
+            write_atomic(self.path, text)
+            return
+        if self.write is not None and (wait or self.write.done()):
+            self.write.result()
+            self.write = None
+        if self.write is None:
+            self.write = self.writer.submit(write_atomic, self.path, text)
+        if wait:
+            self.write.result()
 
     def format_line(self, detail: str = "") -> str:
         """Return one line: how far, how fast, how long still."""
@@ -131,6 +157,8 @@ class Progress:
         return f"{text}, {self.eta_seconds:.0f} s left" + (f", {detail}" if detail else "")
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Take the bar off the terminal, and wait for the file."""
+        if self.writer is not None:
+            self.writer.shutdown()
         if self.bar is not None:
             self.bar.stop()

@@ -69,6 +69,7 @@ class StepLog:
             path=self.run_dir / "progress.json",
             start=start,
             quiet=not self.main,
+            in_background=True,
         )
         self.waited = 0.0
         self.since = time.monotonic()

@@ -104,6 +104,7 @@ class LinearProbeTraining:
                 path=self.run_dir / "progress.json",
                 start=start,
                 quiet=not distributed.is_main(),
+                in_background=True,
             )
         ) as progress:
             for step, (features, labels) in enumerate(self.batches(start, self.total_steps), start):
