@@ -134,6 +134,7 @@ def plan(
     from pipeline import manifest
     from slurm import console
     from slurm.submission import estimates
+    from slurm.submission import profile as place
     from stages.commands.preflight import list_problems
     from stages.commands.reproduction import list_changed_inputs
 
@@ -154,10 +155,11 @@ def plan(
     advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
     console.show_plan(selection.runs, split, selection.root, advice)
     console.show_lines(list_changed_inputs(selection))
+    profile = None
     if cluster is not None:
-        from slurm.submission.profile import find_gpu_shortages, load_profile
-
-        console.show_lines(find_gpu_shortages(load_profile(cluster), split.pending))
+        profile = place.load_profile(cluster)
+        console.show_lines(place.find_gpu_shortages(profile, split.pending))
+    console.show_lines(place.find_crowded_cpus(profile, split.pending))
     console.announce_data_checks(skip_data_checks)
     console.show_lines(list_problems(selection, skip_data_checks=skip_data_checks))
 
@@ -197,6 +199,7 @@ def doctor(
         *environment.check_free_space(selection.root, checks.bytes),
         *environment.check_folders(list_written_folders(selection.root, checks.pending)),
     ]
+    profile = None
     if cluster:
         from slurm.submission.preflight import check_cluster
 
@@ -207,6 +210,7 @@ def doctor(
     else:
         findings.append(environment.skip_cluster_check())
     code = console.show_findings([*findings, *checks.findings])
+    console.show_lines(place.find_crowded_cpus(profile, checks.pending))
     console.show_lines(list_changed_inputs(selection))
     raise typer.Exit(code)
 

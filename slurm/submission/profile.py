@@ -284,6 +284,28 @@ def find_gpu_shortages(profile: ClusterProfile, runs: Iterable[StageRun]) -> lis
     ]
 
 
+def find_crowded_cpus(profile: ClusterProfile | None, runs: Iterable[StageRun]) -> list[str]:
+    """Return a line for the runs that have more loader threads than CPUs for each rank.
+
+    Without a profile, the CPUs are those that the runs ask for.
+    """
+    crowded: dict[tuple[int, int], list[str]] = {}
+    for run in runs:
+        decided = (
+            find_profile_resources(profile_of_run(profile, run), run.resources) if profile else {}
+        )
+        cpus = decided.get("cpus_per_rank", run.resources.cpus_per_rank)
+        # Not every stage has this setting.
+        threads = getattr(run.config, "threads", 0)
+        if threads > cpus:
+            crowded.setdefault((threads, cpus), []).append(run.name)
+    return [
+        f"note: {', '.join(names)}: threads is {threads}, but a rank has {cpus} CPUs "
+        f"(cpus_per_rank), which take turns: set threads to {cpus}, or ask for more CPUs"
+        for (threads, cpus), names in crowded.items()
+    ]
+
+
 def fold_ranks(profile: ClusterProfile, need: Resources) -> Resources:
     """Return what a run needs on nodes with fewer GPUs than it asks for on each: more nodes.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.spec import ConfigError, StageRun
-from slurm.submission.profile import load_profile, sbatch_parameters
+from slurm.submission.profile import find_crowded_cpus, load_profile, sbatch_parameters
 from stages.commands.reproduction import all_runs
 
 
@@ -115,3 +115,23 @@ def test_cpus_of_the_command_line_count_more_than_the_profile(
     code = tmp_path_factory.mktemp("code")
     profile = load_profile("a100_8x80g")
     assert sbatch_parameters(profile, run.resources, code=code, lead_s=60)["cpus_per_task"] == cpus
+
+
+@pytest.mark.parametrize(
+    ("override", "cluster", "words"),
+    [
+        # The profile's 12 CPUs take the place of the recipe's 16.
+        ((), True, "pretrain: threads is 14, but a rank has 12 CPUs"),
+        ((), False, ""),
+        (("pretrain.threads=12",), True, ""),
+        (("pretrain.resources.cpus_per_rank=14",), True, ""),
+        (("pretrain.threads=17",), False, "pretrain: threads is 17, but a rank has 16 CPUs"),
+    ],
+)
+def test_more_loader_threads_than_cpus_are_noted(
+    override: tuple[str, ...], cluster: bool, words: str
+) -> None:
+    run = plan_run("mugs_vit_s16_ep100", "pretrain", *override)
+    profile = load_profile("a100_8x80g") if cluster else None
+    assert words in "".join(find_crowded_cpus(profile, [run]))
+    assert bool(find_crowded_cpus(profile, [run])) == bool(words)
