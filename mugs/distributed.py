@@ -152,6 +152,33 @@ def run_on_main(work: Callable[[], object]) -> str:
     return answer[1:]
 
 
+def share_tensors_of_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return rank 0's tensors, in memory of the CPU, on all ranks; the others give None.
+
+    They travel one by one, by way of the GPU where there is one: NCCL sends nothing else.
+    """
+    if world_size() == 1:
+        return tensors or {}
+    shared: list[Any] = [
+        None
+        if tensors is None
+        else [(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]
+    ]
+    dist.broadcast_object_list(shared)
+    cuda = dist.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    received = {}
+    for name, shape, dtype in shared[0]:
+        value = (
+            torch.empty(shape, dtype=dtype, device=device)
+            if tensors is None
+            else tensors[name].to(device)
+        )
+        dist.broadcast(value, src=0)
+        received[name] = value.cpu() if tensors is None else tensors[name]
+    return received
+
+
 def wrap_data_parallel(model: nn.Module) -> nn.Module:
     """Return the model with gradients averaged over ranks, if there are several.
 

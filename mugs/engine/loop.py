@@ -1,5 +1,6 @@
 """The loop around every training: resume, step, save checkpoints, stop when asked to."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -13,7 +14,6 @@ from mugs.checkpoint.record import CheckpointError, checkpoint_name, remove_left
 from mugs.checkpoint.save_load import (
     SavePolicy,
     StateDicts,
-    load_checkpoint,
     load_latest,
     remove_old_checkpoints,
 )
@@ -92,6 +92,33 @@ def train(
     control.finish()
 
 
+def share_state(
+    found: tuple[int, StateDicts, dict[str, Any]] | None,
+) -> tuple[StateDicts, dict[str, Any]]:
+    """Return the state that rank 0 has read on all ranks.
+
+    Over the network: forty ranks that each read the checkpoint of a ViT-L would ask the file system
+    for 250 GB at once.
+    """
+    flat = None
+    notes = ""
+    if found is not None:
+        _, state_dicts, metadata = found
+        # The part of a tensor is what comes before the first "/", which no name of a part has.
+        flat = {
+            f"{part}/{name}": value
+            for part, tensors in state_dicts.items()
+            for name, value in tensors.items()
+        }
+        notes = json.dumps([list(state_dicts), metadata])
+    parts, metadata = json.loads(distributed.broadcast_from_main(notes))
+    shared: StateDicts = {part: {} for part in parts}
+    for key, value in distributed.share_tensors_of_main(flat).items():
+        part, _, name = key.partition("/")
+        shared[part][name] = value
+    return shared, metadata
+
+
 def resume_training(task: Task, folder: Path, policy: SavePolicy) -> int:
     """Load the newest good checkpoint into the task, and return the step to continue from.
 
@@ -114,8 +141,7 @@ def resume_training(task: Task, folder: Path, policy: SavePolicy) -> int:
     step = int(distributed.run_on_main(choose))
     if step < 0:
         return 0
-    # Rank 0 has read it already; the others read the one that rank 0 chose.
-    _, state_dicts, metadata = found or load_checkpoint(folder / checkpoint_name(step))
+    state_dicts, metadata = share_state(found)
     try:
         task.load_state(state_dicts, metadata)
     except (KeyError, RuntimeError) as error:

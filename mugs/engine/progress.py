@@ -70,7 +70,7 @@ class Progress:
         self.writer = (
             ThreadPoolExecutor(1, thread_name_prefix="progress") if in_background else None
         )
-        self.write: Future[None] | None = None
+        self.write: Future[Path] | None = None
         # The first sample is the newest that is older than the window, or the first of all.
         self.samples = deque([Sample(self.last_write, start, 0)])
         self.bar: RichBar | None = None

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import processes
 import pytest
+import torch
 from checkpoint_cases import POLICY, loaded_step, save
 from shim import failing, intercepted
 
 from mugs import distributed
 from mugs.checkpoint.record import CheckpointError
-from mugs.checkpoint.save_load import load_latest
+from mugs.checkpoint.save_load import StateDicts, load_checkpoint, load_latest
 from mugs.checkpoint.saver import CheckpointSaver
 from mugs.engine.control import NullControl
 
@@ -104,14 +105,22 @@ def test_both_resume_where_rank_0_says(tmp_path: Path, monkeypatch: pytest.Monke
         return found
 
     class Task(Counted):
-        def load_state(self, parts: object, notes: dict[str, object]) -> None:
-            loaded.append(notes["history"][0])
+        def load_state(self, parts: StateDicts, notes: dict[str, object]) -> None:
+            loaded.append((parts, notes["history"][0]))
 
     monkeypatch.setattr(loop, "load_latest", blind)
+    _, expected, _ = load_checkpoint(tmp_path / "step_00000001")
 
     def work() -> None:
         assert loop.resume_training(Task(), tmp_path, POLICY) == 1
-        assert loaded == [1]
+        ((parts, step),) = loaded
+        assert step == 1
+        # Rank 1 has read nothing (see `blind`).
+        assert [list(part) for part in parts.values()] == [list(x) for x in expected.values()]
+        for part, tensors in expected.items():
+            for name, value in tensors.items():
+                assert torch.equal(parts[part][name], value)
+                assert parts[part][name].dtype == value.dtype
 
     on_two_ranks(work)
     assert loaded_step(tmp_path) == 2
