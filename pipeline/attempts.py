@@ -54,7 +54,7 @@ class Failure:
 
 
 def _record_path(run_dir: Path, attempt: int, kind: str = "") -> Path:
-    return run_dir / "attempts" / f"{attempt:04d}{kind}.json"
+    return Path(f"{run_dir}/attempts/{attempt:04d}{kind}.json")
 
 
 def list_attempts(run_dir: Path) -> list[int]:

@@ -250,4 +250,5 @@ class StageRun:
 
     def run_dir(self, run_root: Path) -> Path:
         """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""
-        return run_root / self.stage / self.key
+        # In one go: thousands of runs are asked for it several times each.
+        return Path(f"{run_root}/{self.stage}/{self.key}")

@@ -30,7 +30,9 @@ def may_have_job(run_dir: Path, run_id: str) -> str | None:
     To be asked if Slurm does not answer. The id is `?` if it was never recorded.
     """
     job_id = _last_job_id(run_dir)
-    if job_id is None or _is_over(run_dir, run_id, job_id) or queue.is_canceled(run_dir, job_id):
+    if job_id is None or queue.is_canceled(run_dir, job_id):
+        return None
+    if _is_over(run_dir, job_id, done=bool(manifest.find_done(run_dir.parents[1], run_id))):
         return None
     return job_id
 
@@ -41,11 +43,17 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     Slurm is asked only about runs that were submitted and whose own records do not say that they
     are over. If it does not answer, these count as in use.
     """
-    uncertain = {
-        folder: job_id
-        for folder, run_id in folders.items()
-        if (job_id := _last_job_id(folder)) and not _is_over(folder, run_id, job_id)
-    }
+    roots = {folder.parents[1] for folder in folders}
+    # One listing of entries, since most of thousands of runs may have none.
+    recorded = {root: set(manifest.list_run_ids(root)) for root in roots}
+    uncertain = {}
+    for folder, run_id in folders.items():
+        if (job_id := _last_job_id(folder)) is None:
+            continue
+        root = folder.parents[1]
+        done = run_id in recorded[root] and manifest.find_done(root, run_id) is not None
+        if not _is_over(folder, job_id, done=done):
+            uncertain[folder] = job_id
     silence = ""
     try:
         jobs = queue.find_jobs_by_run_id(folders[folder] for folder in uncertain)
@@ -76,7 +84,7 @@ def _last_job_id(folder: Path) -> str | None:
         return "?"
     if noted is None:
         return None
-    return str((read_json(folder / queue.JOB_NOTE) or {}).get("job_id", "?"))
+    return str((read_json(Path(f"{folder}/{queue.JOB_NOTE}")) or {}).get("job_id", "?"))
 
 
 def _changed(path: str) -> int | None:
@@ -88,9 +96,9 @@ def _changed(path: str) -> int | None:
         return None
 
 
-def _is_over(folder: Path, run_id: str, job_id: str) -> bool:
+def _is_over(folder: Path, job_id: str, *, done: bool) -> bool:
     """Return whether the records say that no job is left: the run is done, or is not retried."""
-    if manifest.find_done(folder.parents[1], run_id):
+    if done:
         return True
     failure = attempts.read_failure(folder)
     return (

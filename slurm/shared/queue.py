@@ -195,9 +195,10 @@ def _ask_for(names: Collection[str]) -> list[QueuedJob]:
     if code != 0:
         raise SlurmError(f"cannot ask the queue: {last_line(err or out) or f'squeue exit {code}'}")
     jobs = []
+    asked = set(names)
     for line in out.splitlines():
         parts = line.strip().split("|", 6)
-        if len(parts) != 7 or parts[1] not in names:
+        if len(parts) != 7 or parts[1] not in asked:
             continue
         job_id, name, state, reason, dependency, user_id, origin = parts
         if user_id != str(os.geteuid()):

@@ -244,7 +244,7 @@ def find_run_folders(root: Path) -> dict[Path, str]:
             for entry in entries:
                 name = _RUN_FOLDER.fullmatch(entry.name)
                 if name and entry.is_dir(follow_symlinks=False):
-                    found[place / entry.name] = name[1]
+                    found[Path(f"{place}/{entry.name}")] = name[1]
     return found
 
 

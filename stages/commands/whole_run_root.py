@@ -73,7 +73,7 @@ def load_all_runs(root: Path, only: Sequence[str]) -> tuple[list[StageRun], list
     known = _read_memory(memory)
     found: dict[str, RunSummary] = {}
     problems = []
-    for folder in sorted(find_run_folders(root)):
+    for folder in sorted(find_run_folders(root), key=str):
         key = f"{folder.parent.name}/{folder.name}"
         try:
             stamp = _stamp(folder)
