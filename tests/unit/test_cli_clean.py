@@ -33,8 +33,8 @@ def plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan each reproduction once for all tests."""
     monkeypatch.setattr(
         "stages.commands.clean.all_runs",
-        lambda name, overrides=None: (
-            all_runs(name, overrides) if overrides else [*cached_runs(name)]
+        lambda name, overrides=None, seeds=None: (
+            all_runs(name, overrides, seeds) if overrides or seeds else [*cached_runs(name)]
         ),
     )
 
