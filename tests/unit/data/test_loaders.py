@@ -225,7 +225,7 @@ def test_closing_ends_iterators_that_are_still_there(beton: Path, name: str) -> 
         next(iterator)
 
 
-@pytest.mark.parametrize("repeats", [50, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [50, pytest.param(200, marks=pytest.mark.long)])
 def test_abandoned_iterators_leave_nothing(beton: Path, name: str, repeats: int) -> None:
     assert abandon(beton, name, repeats) < 20e6
     assert not working()
