@@ -285,6 +285,26 @@ def test_mixed_crops() -> None:
     assert not has_mixed_classes(torch.full((4, 4), 255, dtype=torch.uint8), 0.75)
 
 
+def test_exactly_the_share_is_too_much() -> None:
+    labels = torch.zeros(4, 4, dtype=torch.uint8)
+    labels[0] = 3
+    assert not has_mixed_classes(labels, 0.75)
+    assert has_mixed_classes(labels, 0.76)
+
+
+@pytest.mark.parametrize(("share", "draws"), [(0.75, 11), (1.0, 1)])
+def test_a_crop_is_drawn_eleven_times_at_most_and_once_at_any_share(
+    share: float, draws: int
+) -> None:
+    labels = torch.zeros(50, 90, dtype=torch.uint8)
+    recipe = SceneRecipe(long_side=128, short_side=32, crop=32, max_class_share=share)
+    rng = Mock(wraps=Generator(Philox(3)))
+    again = Generator(Philox(3))
+    expected = [(int(again.integers(19)), int(again.integers(59))) for _ in range(draws)]
+    assert draw_crop(labels, rng, recipe) == expected[-1]
+    assert rng.integers.call_count == 2 * draws
+
+
 def test_a_mixed_crop_is_preferred() -> None:
     labels = torch.zeros(32, 200, dtype=torch.uint8)
     labels[:, 100:116] = 1
