@@ -101,6 +101,7 @@ SkipDataChecks = Annotated[
         help="Skip the data-set checks (e.g. if the data is only on compute nodes).",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @app.command()
@@ -124,6 +125,7 @@ def plan(
         Literal["text", "mermaid"] | None,
         typer.Option(help="Print only which run waits for which, as a tree or for Mermaid."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what would run, what is done, and what it costs.
 
@@ -135,6 +137,7 @@ def plan(
     from slurm import console
     from slurm.submission import estimates
     from slurm.submission import profile as place
+    from stages.commands.facts import describe_plan, format_json
     from stages.commands.preflight import list_problems
     from stages.commands.reproduction import list_changed_inputs
 
@@ -153,15 +156,20 @@ def plan(
         console.show_lines(render_graph(selection.runs, split.done, graph))
         return
     advice = estimates.advise_checkpoint_interval(split.pending, selection.root)
-    console.show_plan(selection.runs, split, selection.root, advice)
-    console.show_lines(list_changed_inputs(selection))
-    profile = None
-    if cluster is not None:
-        profile = place.load_profile(cluster)
-        console.show_lines(place.find_gpu_shortages(profile, split.pending))
-    console.show_lines(place.find_crowded_cpus(profile, split.pending))
+    profile = place.load_profile(cluster) if cluster else None
+    shortages = place.find_gpu_shortages(profile, split.pending) if profile else []
+    advice += place.find_crowded_cpus(profile, split.pending)
+    changed = list(list_changed_inputs(selection))
+    if not as_json:  # first, since the data checks may take minutes
+        console.show_plan(selection.runs, split, selection.root, advice)
+        console.show_lines([*changed, *shortages])
     console.announce_data_checks(skip_data_checks)
-    console.show_lines(list_problems(selection, skip_data_checks=skip_data_checks))
+    problems = [*shortages, *list_problems(selection, skip_data_checks=skip_data_checks)]
+    if as_json:
+        facts = {"advice": advice, "changed_inputs": changed, "problems": problems}
+        typer.echo(format_json(describe_plan(selection.runs, split, selection.root, **facts)))
+    else:
+        console.show_lines(problems[len(shortages) :])
 
 
 @app.command()
@@ -173,6 +181,7 @@ def doctor(
     cluster: Cluster = None,
     run_root: RunRoot = None,
     skip_data_checks: SkipDataChecks = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check everything that could stop the runs.
 
@@ -186,6 +195,7 @@ def doctor(
     from pipeline import environment
     from slurm import console
     from slurm.submission import profile as place
+    from stages.commands.facts import describe_findings, format_json
     from stages.commands.preflight import check_runs, list_written_folders
     from stages.commands.reproduction import list_changed_inputs
 
@@ -209,7 +219,11 @@ def doctor(
         findings += check_cluster(profile, checks.pending)
     else:
         findings.append(environment.skip_cluster_check())
-    code = console.show_findings([*findings, *checks.findings])
+    findings += checks.findings
+    if as_json:
+        typer.echo(format_json(describe_findings(findings)))
+        raise typer.Exit(1 if any(finding.state == "wrong" for finding in findings) else 0)
+    code = console.show_findings(findings)
     console.show_lines(place.find_crowded_cpus(profile, checks.pending))
     console.show_lines(list_changed_inputs(selection))
     raise typer.Exit(code)
@@ -267,6 +281,7 @@ def submit(
     no_keeper: Annotated[
         bool, typer.Option("--no-keeper", help="Queue no keeper: submit again yourself.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Submit to Slurm every run that is neither done nor queued.
 
@@ -282,6 +297,7 @@ def submit(
     from slurm import console, keeper
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
+    from stages.commands.facts import describe_submissions, format_json
     from stages.commands.preflight import require_no_problems
     from stages.commands.reproduction import list_changed_inputs
 
@@ -289,23 +305,29 @@ def submit(
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
-    if keep and no_keeper:
-        raise typer.BadParameter("not with --keep", param_hint="--no-keeper")
+    if keep and (no_keeper or as_json):
+        raise typer.BadParameter("not with --no-keeper or --json", param_hint="--keep")
     if dry_run:
         _print(submission.preview_scripts(runs, profile))
         return
-    console.show_remarks(runs)
-    console.show_lines(list_changed_inputs(selection))
+    if not as_json:
+        console.show_remarks(runs)
+        console.show_lines(list_changed_inputs(selection))
     # What takes a moment comes before the data checks, which may take minutes.
     submission.check_submission(runs, profile)
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
-    console.show_submissions(submission.submit(runs, profile, break_lock=break_lock))
+    made = submission.submit(runs, profile, break_lock=break_lock)
+    if not as_json:
+        console.show_submissions(made)
     if keep:
         found = keeper.watch(runs, profile, on_round=console.show_round)
         raise typer.Exit(0 if found.state == "finished" else 1)
-    if not no_keeper:
-        console.show_keeper(keeper.queue_keeper(runs, profile))
+    keeper_id = None if no_keeper else keeper.queue_keeper(runs, profile)
+    if as_json:
+        typer.echo(format_json(describe_submissions(made, keeper_id)))
+    else:
+        console.show_keeper(keeper_id)
 
 
 @app.command(name="run")
@@ -369,7 +391,7 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh every few seconds until the runs end.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the state of every run.
 

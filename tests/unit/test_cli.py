@@ -14,9 +14,13 @@ from commands import call_command_line, write_commands
 from typer.testing import CliRunner
 
 import run_stage
+from pipeline.findings import wrong
 from pipeline.manifest import ManifestEntry, SplitRuns
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from slurm import console
+from slurm.submission.submit import Submission
+from stages.commands.facts import describe_findings, describe_submissions
+from stages.commands.reproduction import all_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -142,6 +146,35 @@ def test_status_and_verify_without_any_run(cli: Cli) -> None:
     shown = cli("status", "mini")
     assert shown.returncode == 0 and "waiting" in shown.stdout and "failed" not in shown.stdout
     assert cli("verify", "mini").stdout.startswith("0 of ")
+
+
+def documented_keys(command: str) -> set[str]:
+    """The keys that AGENTS.md names for `COMMAND --json`."""
+    text = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{command} --json` \|(.+)\|$", text, re.MULTILINE)
+    assert row is not None
+    return set(re.findall(r"`(\w+)`", row[1]))
+
+
+def test_plan_for_programs(cli: Cli) -> None:
+    facts = json.loads(cli("plan", "mini", "--json", "--skip-data-checks").stdout)
+    assert set(facts) | set(facts["runs"][0]) == documented_keys("plan")
+    pretrain = next(run for run in facts["runs"] if run["run"] == "pretrain")
+    digits = next(run for run in facts["runs"] if run["run"] == "digits")
+    assert pretrain["needs"] == {"data": digits["run_id"]} and pretrain["state"] == "not done"
+    assert facts["done"] == 0 and facts["not_done"] == len(facts["runs"])
+    assert facts["problems"] == []
+
+
+def test_facts_for_programs_are_those_of_the_documentation() -> None:
+    run = all_runs("mini")[0]
+    made = describe_submissions([Submission(run, "submitted", "7", "c0de")], "8")
+    assert made["keeper"] == "8" and made["runs"][0]["job_id"] == "7"
+    actions = {"done", "queued", "submitted"}
+    assert set(made) | set(made["runs"][0]) | actions == documented_keys("submit")
+    (found,) = describe_findings([wrong("disk", "full", "make room")])
+    assert found["remedy"] == "make room"
+    assert set(found) | {"ok", "wrong", "skipped"} == documented_keys("doctor")
 
 
 def test_submit_without_slurm_is_explained(cli: Cli, tmp_path: Path) -> None:
