@@ -135,9 +135,9 @@ def plan(
     """
     from pipeline import manifest
     from slurm import console
+    from slurm.facts import describe_plan, format_json
     from slurm.submission import estimates
     from slurm.submission import profile as place
-    from stages.commands.facts import describe_plan, format_json
     from stages.commands.preflight import list_problems
     from stages.commands.reproduction import list_changed_inputs
 
@@ -194,8 +194,8 @@ def doctor(
     """
     from pipeline import environment
     from slurm import console
+    from slurm.facts import describe_findings, format_json
     from slurm.submission import profile as place
-    from stages.commands.facts import describe_findings, format_json
     from stages.commands.preflight import check_runs, list_written_folders
     from stages.commands.reproduction import list_changed_inputs
 
@@ -295,9 +295,9 @@ def submit(
     """
     from pipeline.plan import with_trace_steps
     from slurm import console, keeper
+    from slurm.facts import describe_submissions, format_json
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
-    from stages.commands.facts import describe_submissions, format_json
     from stages.commands.preflight import require_no_problems
     from stages.commands.reproduction import list_changed_inputs
 

@@ -18,8 +18,8 @@ from pipeline.findings import wrong
 from pipeline.manifest import ManifestEntry, SplitRuns
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun
 from slurm import console
+from slurm.facts import describe_findings, describe_submissions
 from slurm.submission.submit import Submission
-from stages.commands.facts import describe_findings, describe_submissions
 from stages.commands.reproduction import all_runs
 
 ROOT = Path(__file__).resolve().parents[2]
