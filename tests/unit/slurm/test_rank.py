@@ -282,12 +282,13 @@ def test_ports_of_jobs_and_restarts_differ(monkeypatch: pytest.MonkeyPatch) -> N
             {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "2"},
             "torchrun-x-12345-2",
         ),
-        ({}, f"pid-{os.getpid()}-"),
+        ({}, "pid-77-"),
     ],
 )
 def test_keys_of_starts_without_slurm(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], key: str
 ) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 77)
     for name in ("MUGS_LAUNCH", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     given = {"RANK": "2", "WORLD_SIZE": "3", "MASTER_PORT": "12345", **environment}
