@@ -96,8 +96,18 @@ def annotate_result(
         variant="" if pretraining is None else describe_variant(pretraining.config, row.arch),
         differs=find_deviations(row, runs, references),
         imported=imported,
+        standard_error=find_standard_error(row, runs[row.run_id]),
         mixed_code=any(run.earlier for run in upstream),
     )
+
+
+def find_standard_error(row: ResultRow, run: FinishedRun) -> float | None:
+    """Return the sampling error that a run recorded for a row; None if it recorded none."""
+    errors = run.info.get("standard_errors")
+    found = errors.get(row.setting) if isinstance(errors, Mapping) else None
+    value = found.get(row.metric) if isinstance(found, Mapping) else None
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return float(value) if valid else None  # type: ignore[arg-type]
 
 
 # What only one result may have: everything but value, unit and run. `variant` and `differs` are

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.files import write_atomic
 from results import render, spec
-from results.collect import CollectedResults, make_collection
+from results.collect import CollectedResults, find_standard_error, make_collection
 from results.runs import FinishedRun
 from results.store import RowsError, read_results, write_rows
 from results.tables import build_tables
@@ -81,5 +81,8 @@ def read_published(folder: Path) -> CollectedResults:
         if result.row.run_id not in facts:
             raise RowsError(f"{path}: nothing about the run of {result.where}")
         known = facts[result.row.run_id]
-        annotated.append(replace(result, **known | {"differs": tuple(known["differs"])}))
+        known = known | {"differs": tuple(known["differs"])}
+        if run := runs.get(result.row.run_id):
+            known["standard_error"] = find_standard_error(result.row, run)
+        annotated.append(replace(result, **known))
     return make_collection(annotated, runs, problems).require_valid()

@@ -37,5 +37,7 @@ class Result:
     differs: tuple[str, ...] = ()
     # The weights were imported instead of pretrained here.
     imported: bool = False
+    # Sampling error that the run estimated from its results per image or video.
+    standard_error: float | None = None
     # Its run, or one that it needs, went on with other code or packages after an interruption.
     mixed_code: bool = False

@@ -37,11 +37,16 @@ class NoVerdictError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Our accuracies, one per seed, and the printed one, of as many images; all in percent."""
+    """Our numbers, one per seed, and the printed one; all in percent.
+
+    The sampling error of both follows from the number of `images`, or is `error`, which our runs
+    estimated.
+    """
 
     values: tuple[float, ...]
     paper: float
-    images: int
+    images: int = 0
+    error: float | None = None
     margin: float = DEFAULT_MARGIN
 
     @cached_property
@@ -56,13 +61,13 @@ class Comparison:
 
     @cached_property
     def our_error(self) -> float:
-        """Standard error of one run of ours, from the number of images."""
-        return binomial_error(self.mean, self.images)
+        """Standard error of one run of ours, from its images."""
+        return binomial_error(self.mean, self.images) if self.error is None else self.error
 
     @cached_property
     def paper_error(self) -> float:
-        """Standard error of the printed value, from the number of images."""
-        return binomial_error(self.paper, self.images)
+        """Standard error of the printed value, from its images."""
+        return binomial_error(self.paper, self.images) if self.error is None else self.error
 
     @cached_property
     def spread(self) -> float | None:
@@ -128,8 +133,9 @@ class Comparison:
         yield (
             f"  difference: {self.mean:.3f} - {format_value(self.paper)} = {self.difference:+.3f}"
         )
+        source = f"of {self.images:,} images" if self.error is None else "by bootstrap"
         yield (
-            f"  sampling error of {self.images:,} images: {self.our_error:.3f} for a run of ours,"
+            f"  sampling error {source}: {self.our_error:.3f} for a run of ours,"
             f" {self.paper_error:.3f} for the paper's"
         )
         yield f"  rounding of the printed number: {math.sqrt(ROUNDING_VARIANCE):.3f}"
@@ -156,16 +162,23 @@ def compare_cell(cell: Cell, paper: float, margin: float) -> Comparison:
     """Return a cell of ours compared with the printed number.
 
     Raises:
-        NoVerdictError: it is no share of images, or the number of images is not known.
+        NoVerdictError: its sampling error is not known: it is no share of images and the run has
+            none, or the number of images is not known.
     """
     row = cell.results[0].row
+    values = tuple(result.row.value for result in cell.results)
     vocabulary = load_vocabulary()
     if row.metric not in vocabulary.image_shares:
-        raise NoVerdictError(f"{row.metric} needs results per image")
+        errors = [result.standard_error for result in cell.results]
+        known = [error for error in errors if error is not None]
+        if len(known) < len(errors):
+            raise NoVerdictError(f"{row.metric} needs results per image")
+        error = math.sqrt(fmean(value**2 for value in known))
+        return Comparison(values=values, paper=paper, error=error, margin=margin)
     if row.dataset not in vocabulary.evaluation_images:
         raise NoVerdictError(f"number of images of {row.dataset} unknown")
     return Comparison(
-        values=tuple(result.row.value for result in cell.results),
+        values=values,
         paper=paper,
         images=vocabulary.evaluation_images[row.dataset],
         margin=margin,
@@ -212,7 +225,8 @@ def describe_method(margin: float) -> tuple[str, str]:
     return (
         f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
         " interval of 95% does not hold zero; it follows after ±.",
-        "Errors: binomial, of ours and of the paper's value on as many images, as if independent;"
+        "Errors: binomial, or by bootstrap over our images or videos, of ours and of the paper's"
+        " value on as many, as if independent;"
         " with several seeds also their spread. A best setting is compared as the paper chose it;"
         " notes have the one fixed in advance.",
     )

@@ -13,7 +13,13 @@ from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch
 from stages.shared.external_data import read_data_root
-from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vit
+from stages.shared.frozen import (
+    WEIGHTS,
+    Pretrained,
+    build_result_rows,
+    describe_standard_errors,
+    load_vit,
+)
 
 if TYPE_CHECKING:
     from mugs.data.dense.ade20k import SceneFolder
@@ -76,7 +82,12 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
     """
     from mugs import distributed
     from mugs.data.dense.pictures import hex_colors
-    from mugs.transfer.segmentation.evaluate import CAPTION, evaluate_scenes
+    from mugs.transfer.segmentation.evaluate import (
+        CAPTION,
+        estimate_errors,
+        evaluate_scenes,
+        merge_parts,
+    )
     from mugs.transfer.segmentation.model import build_segmenter
     from mugs.transfer.segmentation.train import SegmentationTraining
     from mugs.weights.backbone_file import write_backbone_file
@@ -95,20 +106,26 @@ def run(ctx: StageContext, cfg: Ade20kSegmentationConfig) -> StageOutput:
         run_dir=ctx.run_dir,
         num_pictures=cfg.num_pictures,
     )
+    setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
+    info: dict[str, Any] = {"dataset": data["dataset"]}
     outputs = {"segmenter": ctx.run_dir / "weights" / "segmenter.safetensors"}
+    # All ranks have written their part of the results per image.
+    distributed.barrier()
     if distributed.is_main():
+        outputs["per_image"] = ctx.run_dir / "per_image.npz"
+        errors = estimate_errors(merge_parts(ctx.run_dir, outputs["per_image"]))
+        named = {"mIoU": errors.miou, "mAcc": errors.macc, "aAcc": errors.aacc}
+        info |= describe_standard_errors({setting: named})
         meta = {"variant": cfg.variant, "classes": data["num_classes"]}
         write_backbone_file(outputs["segmenter"], model.state_dict(), meta)
     # The file has to be complete before any rank returns and the run is recorded.
     distributed.barrier()
-    info: dict[str, Any] = {"dataset": data["dataset"]}
     if cfg.num_pictures:
         outputs["pictures"] = ctx.run_dir / "pictures"
         # Color 0 is not drawn, so label 0 has color 1.
         colors = hex_colors(data.get("class_names", ()), first=1)
         # The key is spelled as reports of earlier runs have it.
         info |= {"captions": {"pictures": CAPTION}, "colours": {"pictures": colors}}
-    setting = f"{cfg.variant}, lr={cfg.lr:g}, layer decay={cfg.layer_decay:g}"
     values = [("mIoU", found.miou), ("mAcc", found.macc), ("aAcc", found.aacc)]
     return StageOutput(
         outputs=outputs, rows=build_result_rows(ctx, cfg.weights, setting, values), info=info

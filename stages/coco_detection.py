@@ -5,7 +5,7 @@ Or Mask R-CNN, with which MGC is evaluated.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
@@ -15,7 +15,13 @@ from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch
 from stages.shared.external_data import read_data_root
-from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vit
+from stages.shared.frozen import (
+    WEIGHTS,
+    Pretrained,
+    build_result_rows,
+    describe_standard_errors,
+    load_vit,
+)
 
 if TYPE_CHECKING:
     from mugs.data.dense.coco import CocoSplit
@@ -63,7 +69,11 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     """
     from mugs import distributed
     from mugs.transfer.detection.detector import build_detector
-    from mugs.transfer.detection.evaluate import compute_average_precision, detect_split
+    from mugs.transfer.detection.evaluate import (
+        compute_average_precision,
+        detect_split,
+        estimate_errors,
+    )
     from mugs.transfer.detection.pictures import CAPTION, draw_pictures
     from mugs.transfer.detection.train import DetectionTraining
     from mugs.weights.backbone_file import write_backbone_file
@@ -78,6 +88,7 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
     training.train(ctx.control)
     val = open_split(ctx, "val")
     detections = detect_split(model, val, config, ctx.run_dir, device)
+    info: dict[str, Any] = {"dataset": data["dataset"], "captions": {"pictures": CAPTION}}
     outputs = {"detector": ctx.run_dir / "weights" / "detector.safetensors"}
     rows = []
     # Only rank 0 gets the gathered detections.
@@ -95,15 +106,12 @@ def run(ctx: StageContext, cfg: CocoDetectionConfig) -> StageOutput:
             setting = f"mask_rcnn, {setting}"
         precision = compute_average_precision(val.annotations, detections)
         rows = build_result_rows(ctx, cfg.weights, setting, precision.items())
+        info |= describe_standard_errors({setting: estimate_errors(val.annotations, detections)})
     distributed.barrier()
     if distributed.is_main():
         for split in ("train", "val"):
             (ctx.run_dir / TABLE.format(split=split)).unlink()
-    return StageOutput(
-        outputs=outputs,
-        rows=rows,
-        info={"dataset": data["dataset"], "captions": {"pictures": CAPTION}},
-    )
+    return StageOutput(outputs=outputs, rows=rows, info=info)
 
 
 def open_split(ctx: StageContext, split: str) -> "CocoSplit":

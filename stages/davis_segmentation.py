@@ -10,7 +10,13 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.external_data import read_data_root
-from stages.shared.frozen import WEIGHTS, Pretrained, build_result_rows, load_vit
+from stages.shared.frozen import (
+    WEIGHTS,
+    Pretrained,
+    build_result_rows,
+    describe_standard_errors,
+    load_vit,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     """Propagate for each number of frames; rows J&F, J and F, outputs masks and pictures."""
     from mugs import distributed
     from mugs.data.dense.davis import VideoFolder
-    from mugs.transfer.video.evaluate import CAPTION, evaluate_videos
+    from mugs.transfer.video.evaluate import CAPTION, estimate_errors, evaluate_videos
 
     device = distributed.init_process_group()
     videos = VideoFolder(read_data_root(ctx))
@@ -34,6 +40,7 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     outputs = {}
     rows = []
     captions = {}
+    errors = {}
     for previous in cfg.num_previous:
         folder = ctx.run_dir / f"previous_{previous}"
         found = evaluate_videos(
@@ -48,6 +55,9 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
         # Ranks share the videos; a folder is an output once all of them have written it.
         distributed.barrier()
         outputs[f"masks_{previous}"] = folder / "masks"
+        outputs[f"scores_{previous}"] = folder / "scores"
+        spread = estimate_errors(folder, videos)
+        errors[f"n={previous}"] = {"J&F": spread.jf, "J": spread.j, "F": spread.f}
         if cfg.num_pictures:
             # Reports show the label, so it says which setting the pictures belong to.
             label = f"pictures_n={previous}"
@@ -58,7 +68,11 @@ def run(ctx: StageContext, cfg: DavisSegmentationConfig) -> StageOutput:
     return StageOutput(
         outputs=outputs,
         rows=rows,
-        info={"dataset": ctx.inputs["data"].info["dataset"], "captions": captions},
+        info={
+            "dataset": ctx.inputs["data"].info["dataset"],
+            "captions": captions,
+            **describe_standard_errors(errors),
+        },
     )
 
 

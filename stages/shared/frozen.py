@@ -1,5 +1,6 @@
 """What evaluations of a pretrained backbone share: its features, and their result rows."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -295,6 +296,19 @@ def build_result_row(
         unit="%",
         seed=info["seed"],
     )
+
+
+def describe_standard_errors(errors: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the sampling errors of result rows, by setting and metric, as verdicts look for them.
+
+    Only for metrics that are no share of images: the error of those follows from their number.
+    """
+    return {
+        "standard_errors": {
+            setting: {metric: error for metric, error in found.items() if math.isfinite(error)}
+            for setting, found in errors.items()
+        }
+    }
 
 
 def build_result_rows(

@@ -33,7 +33,7 @@ from mugs.engine.loop import train
 from mugs.evaluation.config import LinearProbe
 from mugs.evaluation.linear import LinearProbeTraining, build_feature_batches, build_order
 from mugs.models.vit import build_vit
-from stages.linear import LinearConfig, build_probe
+from stages.linear import LinearConfig, Sweep, build_probe
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, VALIDATION, WIDTH, CLASSES, EPOCHS, BATCH = 1437, 360, 192, 10, 5, 128
@@ -149,7 +149,8 @@ def run() -> list[dict[str, Any]]:
             train(task, Path(folder) / "checkpoints", every=10**6)
 
     one = build_probe(LinearConfig(batch_size=BATCH, epochs=EPOCHS))
-    sweep = build_probe(LinearConfig(sweep={}, batch_size=BATCH, epochs=EPOCHS))
+    sweep = build_probe(LinearConfig(sweep=Sweep(), batch_size=BATCH, epochs=EPOCHS))
+    assert len(sweep.settings) == 360 and len(one.settings) == 1
     works = [
         lambda: ours(sweep),
         lambda: ours(one),

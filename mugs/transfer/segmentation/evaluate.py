@@ -4,7 +4,7 @@ Logits of overlapping windows are averaged where they overlap; the scores follow
 matrix of all pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,10 +19,12 @@ from mugs.data.dense.label_maps import VOID
 from mugs.data.dense.pictures import overlay_labels, save_png, side_by_side
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
+from mugs.transfer.bootstrap import bootstrap_errors
 from mugs.transfer.segmentation.batches import Scene, iter_scenes
 from mugs.transfer.segmentation.config import SegmentationConfig
 from mugs.transfer.segmentation.heads import resize_bilinear
 from mugs.transfer.segmentation.model import Segmenter
+from pipeline.files import replace_atomically
 
 CAPTION = (
     "The image, the prediction over it, the annotation over it. A pixel has the color of its "
@@ -59,6 +61,7 @@ def evaluate_scenes(
     # No image is repeated to make the ranks equal, so the summed counts are exact.
     own_indices = range(distributed.rank(), len(scenes), distributed.world_size())
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    per_image = []
     progress = Progress(
         "segmentation test",
         len(own_indices),
@@ -70,7 +73,9 @@ def evaluate_scenes(
         iter_scenes(scenes, config.scenes, own_indices, workers=config.workers), 1
     ):
         predicted = predict_scene(model, scene, config, device)
-        counts += count_confusion(predicted, scene.labels.to(device), num_classes)
+        own_counts = count_confusion(predicted, scene.labels.to(device), num_classes)
+        counts += own_counts
+        per_image.append(summarize_counts(own_counts))
         if scene.sample < num_pictures:
             save_png(
                 run_dir / "pictures" / f"{scenes.names[scene.sample]}.png",
@@ -78,7 +83,61 @@ def evaluate_scenes(
             )
         progress.update(done)
     progress.close()
+    write_part(run_dir, [scenes.names[index] for index in own_indices], per_image, num_classes)
     return compute_scores(distributed.all_gather_rows(counts[None]).sum(dim=0))
+
+
+def summarize_counts(counts: Tensor) -> np.ndarray:
+    """Return the pixels (3, K) of each class that are right, labeled, and predicted."""
+    parts = [counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)]
+    return torch.stack(parts).cpu().numpy().astype(np.int32)
+
+
+def write_part(
+    run_dir: Path, names: Sequence[str], tables: Sequence[np.ndarray], num_classes: int
+) -> None:
+    """Write this rank's pixel counts of each image; `merge_parts` makes one file of all."""
+    # The number of ranks is in the name, so that a restart on fewer ranks reads no old parts.
+    path = _part_path(run_dir, distributed.rank(), distributed.world_size())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.stack(tables) if tables else np.zeros((0, 3, num_classes), np.int32)
+    with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, names=np.array(names, dtype=str), pixels=pixels)
+
+
+def _part_path(run_dir: Path, rank: int, world: int) -> Path:
+    return run_dir / "per_image" / f"part_{rank:04d}_of_{world:04d}.npz"
+
+
+def merge_parts(run_dir: Path, target: Path) -> np.ndarray:
+    """Write the pixel counts of all images into one file, by name, and return them (N, 3, K).
+
+    Called on one rank, after all have written their parts.
+    """
+    world = distributed.world_size()
+    parts = [np.load(_part_path(run_dir, rank, world)) for rank in range(world)]
+    names = np.concatenate([part["names"] for part in parts])
+    order = np.argsort(names, kind="stable")
+    pixels = np.concatenate([part["pixels"] for part in parts])[order]
+    with replace_atomically(target) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, names=names[order], pixels=pixels)
+    return np.asarray(pixels)
+
+
+def estimate_errors(pixels: np.ndarray) -> SegmentationScores:
+    """Return the standard errors of the scores, from the pixel counts (N, 3, K) of each image."""
+
+    def score(draws: np.ndarray) -> np.ndarray:
+        hit, labeled, predicted = (draws @ pixels[:, kind].astype(np.float64) for kind in range(3))
+        # 0 / 0 for classes that a draw does not have: NaN, which the means leave out.
+        with np.errstate(invalid="ignore"):
+            iou = hit / (labeled + predicted - hit)
+            recall = hit / labeled
+            overall = hit.sum(axis=1) / labeled.sum(axis=1)
+        return 100 * np.stack([np.nanmean(iou, axis=1), np.nanmean(recall, axis=1), overall], 1)
+
+    miou, macc, aacc = bootstrap_errors(len(pixels), score).tolist()
+    return SegmentationScores(miou=miou, macc=macc, aacc=aacc)
 
 
 def predict_scene(

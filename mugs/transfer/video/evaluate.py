@@ -1,5 +1,6 @@
 """Label propagation over all videos, divided over the ranks, and its scores."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from mugs.data.dense.pictures import (
 from mugs.data.sources.decode import decode_rgb
 from mugs.engine.progress import Progress
 from mugs.models.vit import ViT
+from mugs.transfer.bootstrap import bootstrap_errors
 from mugs.transfer.video.config import PropagationRecipe
 from mugs.transfer.video.j_and_f import VideoScores, average_scores, score_objects
 from mugs.transfer.video.propagation import (
@@ -29,7 +31,7 @@ from mugs.transfer.video.propagation import (
     harden_labels,
     propagate_labels,
 )
-from pipeline.files import replace_atomically
+from pipeline.files import replace_atomically, write_json_atomic
 
 logger = logging.getLogger(__name__)
 SHOWN_FRAMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the length of a video
@@ -53,7 +55,8 @@ def evaluate_videos(
 ) -> VideoScores:
     """Propagate the labels of all videos, write the masks and return the scores.
 
-    Writes `out_dir/masks/<video>/<frame>.png`, and `out_dir/pictures/<video>.png` for the first
+    Writes `out_dir/masks/<video>/<frame>.png`, the scores of its objects to
+    `out_dir/scores/<video>.json`, and `out_dir/pictures/<video>.png` for the first
     `num_pictures` videos. The scores are the same on all ranks.
     """
     vit = vit.to(device).eval()
@@ -73,6 +76,9 @@ def evaluate_videos(
         predicted = segment_video(vit, videos, video, truth[0], recipe, device)
         tables[index] = score_objects(predicted, truth, int(truth[0].max()))
         write_masks(out_dir / "masks" / video, videos.frames(video), predicted)
+        path = out_dir / "scores" / f"{video}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, [{"J": j, "F": f} for j, f in tables[index].tolist()])
         if index < num_pictures:
             save_png(
                 out_dir / "pictures" / f"{video}.png",
@@ -83,6 +89,23 @@ def evaluate_videos(
         )
     progress.close()
     return average_scores(gather_scores(tables, len(videos), device))
+
+
+def estimate_errors(folder: Path, videos: VideoFolder) -> VideoScores:
+    """Return the standard errors of the scores, from those that all ranks wrote of each video."""
+    tables = [
+        np.array([[each["J"], each["F"]] for each in json.loads(path.read_bytes())])
+        for path in (folder / "scores" / f"{video}.json" for video in videos.names)
+    ]
+    sums = np.stack([table.sum(axis=0) for table in tables])
+    objects = np.array([len(table) for table in tables])
+
+    def score(draws: np.ndarray) -> np.ndarray:
+        means = 100 * (draws @ sums) / (draws @ objects)[:, None]
+        return np.concatenate([means.mean(axis=1, keepdims=True), means], axis=1)
+
+    jf, j, f = bootstrap_errors(len(tables), score).tolist()
+    return VideoScores(jf=jf, j=j, f=f)
 
 
 def segment_video(

@@ -10,9 +10,10 @@ import pytest
 from verdict_power import ACCURACIES, DIFFERENCES, OUTCOMES, SEEDS, simulate
 
 from mugs.data.sources.expected import KNOWN
-from results.collect import CollectedResults
+from results.collect import CollectedResults, find_standard_error
 from results.explain import explain_cell
 from results.render import CSV_COLUMNS, VERDICT_COLUMNS, Format, render_table, write_tables
+from results.runs import run_from_entry
 from results.schema import Result
 from results.spec import OptionError
 from results.tables import build_table
@@ -226,6 +227,36 @@ def test_without_a_known_error_there_is_no_verdict(results: Make) -> None:
     boxes = {"stage": "coco_detection", "dataset": "coco2017", "metric": "box AP", "unit": "AP"}
     text = render(results({**boxes, "value": 49.0, "setting": ""}), "table6", "md", 0.5)
     assert "*no verdict: box AP needs results per image*" in text
+    # A run that knows it; ours and the paper's are taken to have the same.
+    (result,) = results({**boxes, "value": 49.0, "setting": ""})
+    text = render([replace(result, standard_error=0.4)], "table6", "md", 0.5)
+    # 1.95996 * sqrt(2 * 0.4^2 + 0.1^2 / 12) = 1.11.
+    assert re.search(r"\*(higher|lower) by \d\.\d ± 1\.1\*|\*undecided", text)
+    comparison = Comparison(values=(49.0,), paper=50.2, error=0.4)
+    assert comparison.describe() == "lower by 1.2 ± 1.1"
+    assert "  sampling error by bootstrap: 0.400 for a run of ours, 0.400 for the paper's" in (
+        comparison.explain()
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "found"),
+    [
+        ({"n=7": {"J&F": 1.5}}, 1.5),
+        ({"n=7": {"J": 1.5}}, None),
+        ({"n=20": {"J&F": 1.5}}, None),
+        ({"n=7": {"J&F": "much"}}, None),
+        ({"n=7": {"J&F": -1}}, None),
+        ("none", None),
+        (None, None),
+    ],
+)
+def test_the_error_that_a_run_recorded(results: Make, errors: object, found: float | None) -> None:
+    (result,) = results({"setting": "n=7", "metric": "J&F"})
+    run = run_from_entry(
+        {"run_id": "x", "stage": "s", "name": "n", "info": {"standard_errors": errors}}
+    )
+    assert find_standard_error(result.row, run) == found
 
 
 def test_explain_shows_the_arithmetic(results: Make) -> None:
