@@ -1,8 +1,8 @@
 """Steps of a tiny network, in one run.
 
 The training step of Mugs is compared with one of the release's shape (`release_step.py`). The
-losses of Mugs and the step of DINO are compared with the loops that tests take as the truth, which
-are no rival.
+losses of Mugs and the steps of the other methods are compared with the loops that tests take as the
+truth, which are no rival; the masks of iBOT with the time that they may take.
 """
 
 import time
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from method_cases import TINY_VIT, MethodCase
 from naive_dino import NaiveDino
+from naive_ibot import NaiveIbot
+from naive_mgc import NaiveMgc
 from naive_mugs import NaiveMugs
 from release_step import ReleasedStep
 from step_cases import SCHEDULE, SMALLEST, Case, build
@@ -21,9 +23,11 @@ from step_cases import SCHEDULE, SMALLEST, Case, build
 from mugs.data.loading.batch import Views
 from mugs.distributed import all_reduce_and
 from mugs.engine.optim import build_pretrain_adamw
-from mugs.methods.config import DinoConfig
+from mugs.methods.config import DinoConfig, IbotConfig, MgcConfig
+from mugs.methods.ibot_masks import SampleDraws, draw_mask, draw_ratio
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.step import Trainer
+from mugs.random_streams import SampleStream, make_generator
 
 CASE = Case(
     replace(SMALLEST, queue_size=4096, memory_size=4096, num_prototypes=1024),
@@ -107,6 +111,71 @@ DINO = MethodCase(
 )
 
 
+def mask_some(num: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The first crop of each image with 5 of its 16 patches masked, the second without a mask."""
+    masks = torch.zeros(num, 2, 4, 4, dtype=torch.bool)
+    masks[:, 0, :, 1] = True
+    masks[:, 0, 0, 0] = True
+    return {"masks": masks}
+
+
+IBOT = MethodCase(
+    IbotConfig(arch=TINY_VIT, drop_path=0.0, head_hidden=64, bottleneck=32, num_prototypes=1024),
+    num_small=8,
+    batch=16,
+    extras=mask_some,
+)
+
+
+def draw_boxes(num: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Boxes (left, top, width, height) of two crops that share more than half, and flips."""
+    corners = torch.randint(0, 20, (num, 2, 2), generator=generator)
+    sizes = torch.randint(70, 90, (num, 2, 2), generator=generator)
+    flips = torch.rand(num, 2, generator=generator) < 0.5
+    return {"boxes": torch.cat([corners, sizes], dim=-1), "flips": flips}
+
+
+MGC = MethodCase(
+    MgcConfig(
+        arch=replace(TINY_VIT, positions="sincos"),
+        drop_path=0.0,
+        head_hidden=64,
+        head_out=32,
+        windows=(1, 2, 4),
+    ),
+    num_small=0,
+    batch=16,
+    decay="all",
+    extras=draw_boxes,
+)
+
+
+def mask_time() -> dict[str, Any]:
+    """The two masks of an image, with the published settings, against the 0.1 ms they may take."""
+    options = IbotConfig()
+    generators = [make_generator(0, 0, n, SampleStream.ANNOTATIONS) for n in range(2000)]
+
+    def draw() -> None:
+        for generator in generators:
+            draws = SampleDraws(generator)
+            for _ in range(2):
+                ratio = draw_ratio(draws, options.mask_ratios, options.mask_half_widths)
+                draw_mask(draws, 14, ratio, options.mask_shape)
+
+    # Time of this process, as the threads of a loader share the cores with others.
+    start = time.process_time()
+    draw()
+    spent = (time.process_time() - start) / len(generators)
+    return {
+        "name": "ibot_masks",
+        "ours": spent,
+        "baseline": 1e-4,
+        "ratio": 1e-4 / spent,
+        "unit": "s",
+        "note": "two block masks of an image, against 0.1 ms",
+    }
+
+
 def run() -> list[dict[str, Any]]:
     torch.set_num_threads(2)
     method, naive = build(CASE), NaiveMugs(build(CASE), clip=3.0)
@@ -132,4 +201,7 @@ def run() -> list[dict[str, Any]]:
         ),
         watchdog(trainer, views),
         method_step("dino", DINO, NaiveDino),
+        method_step("ibot", IBOT, NaiveIbot),
+        method_step("mgc", MGC, NaiveMgc),
+        mask_time(),
     ]
