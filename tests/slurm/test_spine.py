@@ -2,11 +2,13 @@
 with tiny stages.
 """
 
+import csv
+import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,47 @@ def test_preempted_run_is_requeued_and_finishes(
     assert slurm_cluster.job(job)["Restarts"] == "1"
 
 
+class Commands:
+    """Commands about one reproduction on the cluster, with the same settings."""
+
+    def __init__(
+        self, folder: Path, reproduction: str, sets: list[str], *, memory_gb: int = 8
+    ) -> None:
+        profile = folder / "cluster.yaml"
+        text = f"run_root: {folder}/runs\npartition: low\ncpus_per_rank: 1\n"
+        profile.write_text(f"{text}memory_gb: {memory_gb}\nenv: {{OMP_NUM_THREADS: '1'}}\n")
+        settings = [part for item in sets for part in ("--set", item)]
+        self.options = [reproduction, "--cluster", str(profile), *settings]
+
+    def call(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command."""
+        line = [sys.executable, str(code_root() / "run_stage.py"), command, *self.options, *more]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+    def finish(self, timeout_s: float) -> int:
+        """Submit, wait until all runs are done, and return how many there are."""
+        submitted = self.call("submit")
+        assert submitted.returncode == 0, submitted.stderr
+        end, states = time.monotonic() + timeout_s, {""}
+        while states != {"done"}:
+            found = json.loads(self.call("status", "--json").stdout)
+            states = {s["state"] for s in found}
+            assert "failed" not in states and time.monotonic() < end, found
+            assert states == {"done"} or states & {"running", "queued"}, ("nothing runs", found)
+            time.sleep(5)  # each look costs the processor time of a process
+        return len(found)
+
+
+FEW_STEPS = ["epochs=2", "steps_per_epoch=3", "warmup_epochs=1"]
+FEW_OF_DETECTION = ["epochs=1", "decay_epochs=[]", "warmup_steps=2"]
+FEW_OF_SEGMENTATION = ["steps=4", "warmup_steps=2"]
+
+
+def for_runs(names: Iterable[str], sets: list[str]) -> list[str]:
+    """Return the settings for each of the runs."""
+    return [f"{name}.{item}" for name in names for item in sets]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
@@ -297,45 +340,49 @@ def test_mini_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     runs = {name: run for name, run in written.items() if name in first.values()}
     reproduction = tmp_path / "mini.yaml"
     reproduction.write_text(yaml.safe_dump({"name": "mini", "runs": runs}, sort_keys=False))
-    profile = tmp_path / "cluster.yaml"
-    text = f"run_root: {tmp_path}/runs\npartition: low\ncpus_per_rank: 1\nmemory_gb: 8\n"
-    profile.write_text(text + "env: {OMP_NUM_THREADS: '1'}\n")
     sets = [
         "pretrain.resources.nodes=2",
         "pretrain.resources.ranks_per_node=2",
-        "pretrain.epochs=2",
-        "pretrain.steps_per_epoch=3",
-        "pretrain.warmup_epochs=1",
+        *for_runs(["pretrain"], FEW_STEPS),
         "linear.epochs=1",
         "finetune.epochs=2",
-        "detection.epochs=1",
-        "detection.decay_epochs=[]",
-        "detection.warmup_steps=2",
-        "segmentation.steps=4",
-        "segmentation.warmup_steps=2",
+        *for_runs(["detection"], FEW_OF_DETECTION),
+        *for_runs(["segmentation"], FEW_OF_SEGMENTATION),
     ]
-    options = ["--cluster", str(profile), *(part for item in sets for part in ("--set", item))]
-
-    def call(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        line = [
-            sys.executable,
-            str(code_root() / "run_stage.py"),
-            command,
-            str(reproduction),
-            *options,
-            *more,
-        ]
-        return subprocess.run(line, capture_output=True, text=True, timeout=120)
-
-    submitted = call("submit")
-    assert submitted.returncode == 0, submitted.stderr
-    end, states = time.monotonic() + 1200, {""}
-    while states != {"done"}:
-        found = json.loads(call("status", "--json").stdout)
-        states = {s["state"] for s in found}
-        assert "failed" not in states and time.monotonic() < end, found
-        assert states == {"done"} or states & {"running", "queued"}, ("nothing is under way", found)
-        time.sleep(5)  # each look costs the processor time of a process
-    assert len(found) == len(first) == 15
-    shown = call("tables")
+    commands = Commands(tmp_path, str(reproduction), sets)
+    assert commands.finish(1200) == len(first) == 15
+    shown = commands.call("tables")
     assert shown.returncode == 0 and "|" in shown.stdout, shown.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2700)
+def test_methods_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
+    """All of `mini_methods` with a few steps of each training, from submission to the tables."""
+    stages: dict[str, list[str]] = {}
+    for name, run in config.load_reproduction("mini_methods", STAGES).runs.items():
+        stages.setdefault(run.spec.name, []).append(name)
+    sets = [
+        *for_runs(stages["pretrain"], FEW_STEPS),
+        *for_runs(stages["linear"], ["epochs=1"]),
+        *for_runs(stages["coco_detection"], FEW_OF_DETECTION),
+        *for_runs(stages["ade20k_segmentation"], FEW_OF_SEGMENTATION),
+    ]
+    # So much memory that four jobs run at a time, and not all pretrainings at once.
+    commands = Commands(tmp_path, "mini_methods", sets, memory_gb=200)
+    assert commands.finish(2400) == sum(map(len, stages.values()))
+    assert read_filled(commands, "table8") == {
+        f"{method}{strength}"
+        for method in ("Mugs", "DINO", "iBOT")
+        for strength in ("", " strong augmentation")
+    }
+    for table in ("mgc_detection", "mgc_segmentation"):
+        assert read_filled(commands, table) == {"MGC"}
+
+
+def read_filled(commands: Commands, table: str) -> set[str]:
+    """Return the methods that have a number of ours in a table."""
+    shown = commands.call("tables", "--table", table, "--format", "csv")
+    assert shown.returncode == 0, shown.stderr
+    rows = csv.DictReader(io.StringIO(shown.stdout))
+    return {row["method"] for row in rows if row["ours"]}
