@@ -592,6 +592,44 @@ def report(
 
 
 @app.command()
+def sink(
+    reproduction: ReproductionName,
+    to: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"], typer.Option(help="Where the metrics go.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for its files.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until no run is running or queued.")
+    ] = False,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    cluster: Cluster = None,
+    run_root: RunRoot = None,
+) -> None:
+    """Pass the metrics of trainings on to TensorBoard, Weights & Biases or MLflow.
+
+    Reads the metrics.jsonl of each run, also while it trains, from a process of its own: whatever
+    happens to the sink, the training does not notice. A run that was restarted has one curve. Run
+    the command again to pass on what is new. Nothing is sent over the network, unless WANDB_MODE is
+    "online", or MLFLOW_TRACKING_URI names a server.
+    """
+    from slurm.status import watch_status
+    from stages.commands.sink import Sink
+
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    target = Sink(to, out, selection.runs, selection.root, Path(reproduction).stem)
+    try:
+        # The last look comes after the last run has ended.
+        for _ in watch_status(selection.runs, selection.root, pause_s=10) if follow else ():
+            target.pass_on()
+        counts = target.pass_on()
+    finally:
+        target.close()
+    _print(f"{name}: {count} points" for name, count in counts.items())
+
+
+@app.command()
 def verify(
     reproduction: ReproductionName,
     deep: Annotated[
@@ -920,6 +958,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Return the errors that a user can cause; imported late, to keep --help fast."""
     from pipeline.files import FormatVersionError, OverwriteError
     from pipeline.spec import ConfigError
+    from results.sinks.writers import SinkError
     from results.spec import OptionError
     from results.store import RowsError
     from slurm.shared.queue import SlurmError
@@ -930,6 +969,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         OptionError,
         OverwriteError,
         RowsError,
+        SinkError,
         SlurmError,
     )
 

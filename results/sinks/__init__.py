@@ -1,0 +1,1 @@
+"""Sinks of metrics: TensorBoard, Weights & Biases, MLflow and trackio, fed from metrics.jsonl."""
