@@ -630,6 +630,49 @@ def sink(
 
 
 @app.command()
+def notify(
+    reproduction: ReproductionName,
+    to: Annotated[
+        Literal["slack", "json"],
+        typer.Option(help="Content of the message: for Slack and what is like it, or plain JSON."),
+    ] = "json",
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    only: Only = None,
+    cluster: Cluster = None,
+    run_root: RunRoot = None,
+) -> None:
+    """Wait until a reproduction is finished or stuck, and post one message about it.
+
+    It is stuck when no run is running or queued and not all are done. The message has the error of
+    each run that failed, and the tables as far as they are filled. It is posted to the address in
+    the environment variable MUGS_WEBHOOK. The exit code is 1 if a run is failed or blocked.
+    """
+    import os
+    from collections import deque
+
+    from slurm import notify as messages
+    from slurm import status as states
+    from stages.commands.tables import TablesRequest
+    from stages.commands.tables import run as make_tables
+
+    address = os.environ.get(messages.ADDRESS_VARIABLE)
+    if not address:
+        raise typer.BadParameter(f"set {messages.ADDRESS_VARIABLE} to the address of the webhook")
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    # Only the last state counts.
+    (found,) = deque(states.watch_status(selection.runs, selection.root, pause_s=30), maxlen=1)
+    tables = make_tables(
+        selection, TablesRequest(filled=True), warn=lambda line: _print([line], err=True)
+    )
+    text = "\n".join(map(str, tables))
+    message = messages.compose_message(Path(reproduction).stem, found, text)
+    messages.send_message(address, messages.format_message(message, to))
+    _print([message.title, *message.causes])
+    raise typer.Exit(states.exit_code(found))
+
+
+@app.command()
 def verify(
     reproduction: ReproductionName,
     deep: Annotated[
@@ -961,11 +1004,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from results.sinks.writers import SinkError
     from results.spec import OptionError
     from results.store import RowsError
+    from slurm.notify import MessageError
     from slurm.shared.queue import SlurmError
 
     return (
         ConfigError,
         FormatVersionError,
+        MessageError,
         OptionError,
         OverwriteError,
         RowsError,
