@@ -614,19 +614,19 @@ def sink(
     the command again to pass on what is new. Nothing is sent over the network, unless WANDB_MODE is
     "online", or MLFLOW_TRACKING_URI names a server.
     """
-    from slurm.status import watch_status
+    from slurm.watching import watch_until_over
     from stages.commands.sink import Sink
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     target = Sink(to, out, selection.runs, selection.root, Path(reproduction).stem)
     try:
-        # The last look comes after the last run has ended.
-        for _ in watch_status(selection.runs, selection.root, pause_s=10) if follow else ():
+        for _ in watch_until_over(selection.runs, selection.root, pause_s=10) if follow else ():
             target.pass_on()
-        counts = target.pass_on()
+        # After the last run has ended.
+        target.pass_on()
     finally:
         target.close()
-    _print(f"{name}: {count} points" for name, count in counts.items())
+    _print(f"{name}: {count} points" for name, count in target.counts.items())
 
 
 @app.command()
@@ -636,6 +636,9 @@ def notify(
         Literal["slack", "json"],
         typer.Option(help="Content of the message: for Slack and what is like it, or plain JSON."),
     ] = "json",
+    every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two looks at the runs.")
+    ] = 30.0,
     overrides: Overrides = None,
     seeds: Seeds = None,
     only: Only = None,
@@ -644,15 +647,17 @@ def notify(
 ) -> None:
     """Wait until a reproduction is finished or stuck, and post one message about it.
 
-    It is stuck when no run is running or queued and not all are done. The message has the error of
-    each run that failed, and the tables as far as they are filled. It is posted to the address in
-    the environment variable MUGS_WEBHOOK. The exit code is 1 if a run is failed or blocked.
+    It is stuck when no run is running or queued, nothing will submit one again, and not all are
+    done. The message has the error of each run that failed, and the tables as far as they are
+    filled. It is posted to the address in the environment variable MUGS_WEBHOOK. The exit code is 1
+    if a run is failed or blocked.
     """
     import os
     from collections import deque
 
     from slurm import notify as messages
     from slurm import status as states
+    from slurm.watching import watch_until_over
     from stages.commands.tables import TablesRequest
     from stages.commands.tables import run as make_tables
 
@@ -661,7 +666,7 @@ def notify(
         raise typer.BadParameter(f"set {messages.ADDRESS_VARIABLE} to the address of the webhook")
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     # Only the last state counts.
-    (found,) = deque(states.watch_status(selection.runs, selection.root, pause_s=30), maxlen=1)
+    (found,) = deque(watch_until_over(selection.runs, selection.root, pause_s=every), maxlen=1)
     tables = make_tables(
         selection, TablesRequest(filled=True), warn=lambda line: _print([line], err=True)
     )

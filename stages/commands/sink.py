@@ -4,6 +4,7 @@ It reads what trainings write to their metrics.jsonl, from a process of its own.
 in a file for each run, so that it goes on there when it is started again.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,13 @@ class Sink:
     ) -> None:
         self.kind = kind
         self.folder = folder
+        # Points that were passed on, by the name of the run.
+        self.counts: Counter[str] = Counter()
         self.feeds = [open_feed(kind, folder, run, root, group) for run in runs]
 
-    def pass_on(self) -> dict[str, int]:
-        """Pass on what was written since the last call; return the number of points by run."""
-        counts = {}
+    def pass_on(self) -> None:
+        """Pass on what was written since the last call."""
         for feed in self.feeds:
-            count = 0
             for points in split(feed.reader.read_new(), PART):
                 # Only runs that train have points, and get a writer.
                 if feed.writer is None:
@@ -57,10 +58,7 @@ class Sink:
                 write_json_atomic(
                     feed.note, {"position": feed.reader.position, "last": feed.reader.last}
                 )
-                count += len(points)
-            if count:
-                counts[feed.run.name] = count
-        return counts
+                self.counts[feed.run.name] += len(points)
 
     def close(self) -> None:
         """Close all writers."""

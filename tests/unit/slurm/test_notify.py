@@ -20,7 +20,10 @@ from slurm.notify import (
     format_message,
     send_message,
 )
+from slurm.shared import queue
+from slurm.shared.keeper_notes import find_keeper_folder, list_ended_keepers, list_open_keepers
 from slurm.status import RunStatus
+from slurm.watching import watch_until_over
 from stages import STAGES
 
 
@@ -121,11 +124,52 @@ def test_a_refusal_is_final_and_names_no_address(webhook: Webhook) -> None:
         send_message("file:///etc/passwd", {})
 
 
+def test_it_is_over_when_several_looks_are_quiet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not between two runs, nor while a keeper is in the queue or Slurm does not tell."""
+    waiting, running = status(("waiting", "")), status(("running", ""))
+    looks = iter([running, waiting, waiting, running, *[waiting] * 6])
+    monkeypatch.setattr("slurm.watching.collect_status", lambda *_: next(looks))
+    answers = iter([[], [], ["job"], queue.SlurmError("no answer"), [], [], []])
+
+    def find_jobs(names: list[str]) -> list[str]:
+        assert names == ["keeper"]
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("slurm.watching.list_open_keepers", lambda *_: ["keeper"])
+    monkeypatch.setattr(queue, "find_jobs_named", find_jobs)
+    seen = list(watch_until_over([], tmp_path, pause_s=0))
+    assert len(seen) == 9
+    assert list(answers) == []
+    done = status(("done", ""))
+    monkeypatch.setattr("slurm.watching.collect_status", lambda *_: done)
+    assert list(watch_until_over([], tmp_path, pause_s=0)) == [done]
+
+
+def test_keepers_that_have_not_ended(tmp_path: Path) -> None:
+    (run,) = [found.run for found in status(("waiting", ""))]
+    folder = find_keeper_folder(tmp_path)
+    folder.mkdir(parents=True)
+    note = {"runs": {f"convert/digits-{run.run_id}": "x"}}
+    for name in ("keeper-one", "keeper-two"):
+        (folder / f"{name}.json").write_text(json.dumps(note))
+        (folder / f"{name}.progress.json").write_text("{}")
+    (folder / "keeper-other.json").write_text('{"runs": {"convert/other-0": "x"}}')
+    (folder / "keeper-two.end.json").write_text('{"state": "stuck", "reasons": ["why"]}')
+    assert list_open_keepers([run], tmp_path) == ["keeper-one"]
+    assert list(list_ended_keepers([run], tmp_path)) == ["keeper: stuck: why"]
+
+
 def test_command(webhook: Webhook, tmp_path: Path) -> None:
     """Of a reproduction that nobody started: it is stuck at once."""
     done = call_command_line(
-        "notify", "mini", "--only", "digits", folder=tmp_path, env={"MUGS_WEBHOOK": webhook.address}
-    )
+        "notify", "mini", "--only", "digits", "--every", "0.1",
+        folder=tmp_path, env={"MUGS_WEBHOOK": webhook.address},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [content["title"] for content in webhook.received] == ["mini is stuck: 1 waiting"]
     missing = call_command_line("notify", "mini", folder=tmp_path)
