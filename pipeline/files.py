@@ -9,6 +9,7 @@ module.
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -83,6 +84,19 @@ def read_server_time(folder: Path) -> float:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
+
+
+def measure_age(path: Path, folder: Path) -> float:
+    """Return how many seconds ago a file was written; infinity if there is none.
+
+    By the clock of the file server, in whose `folder` a file can be made: clocks of hosts may be a
+    day off. One from the future counts as old: the server's clock was wrong when it was written.
+    """
+    try:
+        written = path.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return math.inf
+    return abs(read_server_time(folder) - written)
 
 
 def write_new_file(path: Path, chunks: Iterable[bytes | memoryview]) -> str:

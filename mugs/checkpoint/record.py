@@ -49,6 +49,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used or written; the message names the file and the reason."""
 
 
+class CheckpointReadError(CheckpointError):
+    """The disk did not give the content of a checkpoint, which may be good."""
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """Size and SHA-256 of a file."""
@@ -118,6 +122,7 @@ def read_record(path: Path) -> CheckpointRecord:
 
     Raises:
         CheckpointError: it is not a good record; the message names it.
+        CheckpointReadError: the disk failed; the record may be good.
         FormatVersionError: it is of a version that this code does not read.
     """
     file = path / RECORD_NAME
@@ -133,7 +138,9 @@ def read_record(path: Path) -> CheckpointRecord:
         raise
     except ChecksumError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointReadError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a readable checkpoint record ({error})") from error
     # A folder that was copied or renamed by hand must not resume at a wrong step.
     if name_it_has != path.name:
@@ -180,7 +187,9 @@ def verify_checkpoint(path: Path, only: str | None = None) -> CheckpointRecord:
         try:
             found = hash_file(path / name)
         except OSError as error:
-            raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
+            raise CheckpointReadError(
+                f"{path / name}: cannot be read ({error.strerror})"
+            ) from error
         if found != facts.sha256:
             raise CheckpointError(f"{path / name}: SHA-256 differs from the one recorded")
     return record

@@ -1,18 +1,18 @@
 """Check the checkpoints of a run, and repair what can be repaired. Does not import torch."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mugs.checkpoint.record import (
     CheckpointError,
+    CheckpointReadError,
     delete_leftovers,
     list_checkpoints,
     list_leftovers,
     quarantine_checkpoint,
     verify_checkpoint,
 )
-from pipeline.files import FormatVersionError
+from pipeline.files import FormatVersionError, read_server_time
 
 IN_USE_S = 3600.0
 """A leftover that changed within this time may be a write in progress."""
@@ -32,7 +32,7 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
 
     With `repair`, leftovers of interrupted writes are removed and bad checkpoints are renamed to
     `bad_...`. Bad ones stay if there is no good one: without any the run would start over in
-    silence.
+    silence. Those that the disk could not read stay too: they may be good.
     """
     found = Inspection()
     bad = {}
@@ -43,6 +43,9 @@ def inspect_checkpoints(folder: Path, *, repair: bool = False) -> Inspection:
         except FormatVersionError as error:
             # Good for other code, so it is neither set aside nor counted.
             found.problems.append(str(error))
+        except (CheckpointReadError, OSError) as error:
+            # The disk stumbled, which says nothing about the checkpoint.
+            found.problems.append(f"{error}; {path.name} may be good, so it stays")
         except CheckpointError as error:
             # A running training may have removed it just now.
             if path.exists():
@@ -72,4 +75,5 @@ def _idle(path: Path) -> bool:
         newest = max(p.stat().st_mtime for p in (path, *path.glob("*")))
     except OSError:
         return False
-    return time.time() - newest > IN_USE_S
+    # Not by the clock of this host: if it is a day ahead, a write in progress would look old.
+    return read_server_time(path.parent) - newest > IN_USE_S

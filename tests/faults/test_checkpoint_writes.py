@@ -1,13 +1,19 @@
 """Small versions of the campaign on cut-short writes; `make chaos` runs it at full size."""
 
+import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from campaign_writes import NEW, OLD, WAYS, boundaries, calls_of_a_save, kills, prepared
-from checkpoint_cases import loaded_step, only, save
+from checkpoint_cases import loaded_step, names, only, save
 from outcome import Outcome
 from shim import Crash, dead_after, intercepted
+
+from mugs.checkpoint import record
+from mugs.checkpoint.record import checkpoint_name
+from mugs.checkpoint.repair import inspect_checkpoints
 
 
 @pytest.mark.slow
@@ -59,3 +65,25 @@ def test_a_dead_process_removes_nothing(tmp_path: Path) -> None:
         save(tmp_path, NEW)
     assert loaded_step(tmp_path) == OLD
     assert [p.name for p in tmp_path.iterdir() if p.name not in only(2, OLD)] != []
+
+
+def test_what_the_disk_could_not_read_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (OLD, NEW):
+        save(tmp_path, step)
+    plain = record.hash_file
+
+    def stumble(path: Path) -> str:
+        if path.parent.name == checkpoint_name(NEW):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(record, "hash_file", stumble)
+    found = inspect_checkpoints(tmp_path, repair=True)
+    assert (found.good, found.repaired) == (1, [])
+    assert found.problems[0].endswith("may be good, so it stays"), found.problems
+    monkeypatch.undo()
+    assert loaded_step(tmp_path) == NEW and names(tmp_path) == only(OLD, NEW)
+    (tmp_path / checkpoint_name(NEW) / "student.safetensors").write_bytes(b"damaged")
+    assert len(inspect_checkpoints(tmp_path, repair=True).repaired) == 1
