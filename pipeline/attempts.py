@@ -110,6 +110,14 @@ def read_attempt(run_dir: Path, attempt: int) -> dict[str, Any]:
     return read_json(_record_path(run_dir, attempt)) or {}
 
 
+def find_start_time(run_dir: Path, attempt: int) -> float:
+    """Return when an attempt began by the clock of the file server; 0.0 if there is no record."""
+    try:
+        return _record_path(run_dir, attempt).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def is_newest_attempt(run_dir: Path, attempt: int) -> bool:
     """Return whether no newer attempt has started. Only then may this one write or publish."""
     return latest_attempt(run_dir) <= attempt

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline import attempts, manifest
-from pipeline.files import read_json
+from pipeline.files import measure_age, read_json
 from pipeline.spec import StageRun
 from slurm.shared import nodes, queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
@@ -159,7 +160,7 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
     if number == 0 and submitted_id is None:
         return RunStatus(run, "waiting", waits)
 
-    if submitted_id and float(note.get("time", 0.0)) > float(attempt.get("time", 0.0)):
+    if submitted_id and _began_before(run_dir, number, attempt, submitted_id):
         # The newest job has left the queue without starting an attempt.
         if missing:
             return RunStatus(run, "waiting", waits, submitted_id)
@@ -176,6 +177,15 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
         # squeue did not answer, but scontrol or sacct did.
         return RunStatus(run, "queued", f"{job_state.lower()}, {number} attempts before", job_id)
     return _status_of_attempt(run, run_dir, number, job_id, job_state)
+
+
+def _began_before(run_dir: Path, number: int, attempt: Mapping[str, Any], job_id: str) -> bool:
+    """Return whether the newest attempt, if any, is older than the submission of a job."""
+    if str(attempt.get("job_id")) == job_id:
+        return False  # it is an attempt of that job
+    # By the clock of the file server: the hosts that wrote the two may differ by a day.
+    began = attempts.find_start_time(run_dir, number)
+    return (run_dir / queue.JOB_NOTE).stat().st_mtime > began
 
 
 def _status_without_attempt(run: StageRun, run_dir: Path, job_id: str) -> RunStatus:
@@ -235,15 +245,14 @@ def find_log_of(run_dir: Path, log: str, job_id: str | None) -> str | None:
 
 def _is_fresh(run_dir: Path) -> bool:
     """Return whether an attempt, perhaps on another machine, made progress lately."""
-    written = float((read_json(run_dir / "progress.json") or {}).get("time", 0.0))
-    return time.time() - written < _FRESH_S
+    return measure_age(run_dir / "progress.json", run_dir.parents[1]) < _FRESH_S
 
 
 def _describe_progress(run_dir: Path) -> str:
-    note = read_json(run_dir / "progress.json") or {}
-    written = float(note.get("time", 0.0))
-    attempt = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir))
-    if not note or written < float(attempt.get("time", 0.0)):
+    path = run_dir / "progress.json"
+    note = read_json(path) or {}
+    began = attempts.find_start_time(run_dir, attempts.latest_attempt(run_dir))
+    if not note or path.stat().st_mtime < began:
         return "starting"  # the file is of an earlier attempt
     phase = f"{note['phase']}: " if note.get("phase") else ""
     parts = [f"{phase}{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
@@ -251,7 +260,7 @@ def _describe_progress(run_dir: Path) -> str:
         parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
     if note.get("eta_s") is not None:
         parts.append(f"{format_duration(float(note['eta_s']))} left")
-    age_s = time.time() - written
+    age_s = measure_age(path, run_dir.parents[1])
     if age_s > _FRESH_S:
         parts.append(f"no news for {format_duration(age_s)}")
     return ", ".join(parts)

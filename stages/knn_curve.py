@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline import attempts, manifest, runfile
-from pipeline.files import read_json, write_json_atomic
+from pipeline.files import read_json, read_server_time, write_json_atomic
 from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
@@ -91,7 +91,7 @@ class Pretraining:
         """Return the time since its last sign of life: an attempt, progress, or a checkpoint."""
         places = [self.run_dir / name for name in ("progress.json", "attempts", "checkpoints")]
         newest = max((place.stat().st_mtime for place in places if place.exists()), default=0.0)
-        return (time.time() - newest) / 60
+        return (read_server_time(self.run_dir) - newest) / 60
 
 
 def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
