@@ -100,10 +100,13 @@ def check_image_table(source: BetonSource, reader: Reader) -> None:
     # FFCV's compiled code trusts the table: with a damaged one it would read elsewhere, without an
     # error.
     table = reader.alloc_table
+    size = np.uint64(source.sidecar.file_size)
     if (
         not np.array_equal(table["ptr"], source.samples["image"]["data_ptr"])
         or not np.array_equal(table["size"], np.asarray(source.sizes, dtype=np.uint64))
-        or int((table["ptr"] + table["size"]).max()) > source.sidecar.file_size
+        # Not by the sum of both, which begins at 0 again beyond 2**64.
+        or (table["ptr"] > size).any()
+        or (table["size"] > size - table["ptr"]).any()
     ):
         raise SourceError(f"{source.path}: its table of images is damaged; convert again")
 

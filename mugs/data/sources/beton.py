@@ -18,7 +18,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from mugs.data.sources.base import FilePart, SourceError
-from pipeline.files import write_atomic
+from pipeline.files import read_bounded, write_atomic
 
 # FFCV's layout, field by field; `align` gives the padding of its C structures. An image may not
 # cross a page, so PAGE is also the size of the largest image.
@@ -41,6 +41,8 @@ FIELD = np.dtype(
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+# A sidecar has about 60 bytes for each image.
+SIDECAR_LIMIT = 1 << 30
 # FFCV's numbers of its field types.
 IMAGE_TYPE = 2
 INT_TYPE = 1
@@ -157,9 +159,13 @@ def read_sidecar(path: Path) -> Sidecar:
             "convert again"
         )
     try:
-        sidecar = Sidecar(**json.loads(side.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        sidecar = Sidecar(**json.loads(read_bounded(side, SIDECAR_LIMIT)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SourceError(f"{side}: not a readable sidecar ({error}); convert again") from error
+    if wrong := _find_wrong_fields(sidecar):
+        raise SourceError(
+            f"{side}: not a readable sidecar (wrong values of {', '.join(wrong)}); convert again"
+        )
     if sidecar.format != SIDECAR_FORMAT:
         raise SourceError(
             f"{side}: format {sidecar.format}, this code reads {SIDECAR_FORMAT}; convert again"
@@ -173,6 +179,61 @@ def read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
+def _find_wrong_fields(sidecar: Sidecar) -> list[str]:
+    """Return the names of fields whose values a conversion does not write.
+
+    What reads an image trusts sizes and addresses, so none may be beyond what a file can have.
+    """
+    num = len(sidecar.names) if isinstance(sidecar.names, list) else -1
+    lists = {
+        "names": _holds(sidecar.names, str, num),
+        "classes": _holds(sidecar.classes, str),
+        "sizes": _holds(sidecar.sizes, int, num, PAGE),
+        "crc32": _holds(sidecar.crc32, int, num, 0xFFFFFFFF),
+        "labels": sidecar.labels is None or _holds(sidecar.labels, int, num),
+        "fingerprint": isinstance(sidecar.fingerprint, str),
+        "sha256": isinstance(sidecar.sha256, str),
+        "file_size": type(sidecar.file_size) is int,
+        **{
+            name: isinstance(value, dict) and _holds(list(value.values()), kind)
+            for name, value, kind in (
+                ("left_out", sidecar.left_out, str),
+                ("versions", sidecar.versions, str),
+                ("changes", sidecar.changes, int),
+                ("skipped", sidecar.skipped, int),
+            )
+        },
+    }
+    return [name for name, is_right in lists.items() if not is_right]
+
+
+def _holds(values: object, kind: type, num: int | None = None, most: int | None = None) -> bool:
+    """Return whether values are a list of `num` of one kind; with `most`, of 0 to `most`."""
+    if not isinstance(values, list) or num not in (None, len(values)):
+        return False
+    # Not one by one in Python: there may be millions. `type` also tells True from 1.
+    if not set(map(type, values)) <= {kind}:
+        return False
+    return most is None or not values or (min(values) >= 0 and max(values) <= most)
+
+
+def _check_header(path: Path, mapped: mmap.mmap, sidecar: Sidecar) -> None:
+    """Raise SourceError unless the header is as `write_tables` writes it: FFCV trusts it."""
+    header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
+    num = int(header["num_samples"])
+    if header["version"] != VERSION or num != len(sidecar.names):
+        raise SourceError(f"{path}: header says version {header['version']}, {num} samples")
+    fields = np.frombuffer(mapped, dtype=FIELD, count=2, offset=HEADER.itemsize)
+    end = int(header["alloc_table_ptr"]) + num * ALLOCATION.itemsize
+    if (
+        header["num_fields"] != 2
+        or header["page_size"] != PAGE
+        or end != sidecar.file_size
+        or fields.tobytes() != _field_descriptors().tobytes()
+    ):
+        raise SourceError(f"{path}: its header is damaged; convert again")
+
+
 class BetonSource:
     """A `.beton` file, its table memory-mapped. Raises SourceError for an incomplete file."""
 
@@ -183,14 +244,17 @@ class BetonSource:
         self.sizes = self.sidecar.sizes
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
-        header = np.frombuffer(mapped, dtype=HEADER, count=1)[0]
-        version = header["version"]
-        num = int(header["num_samples"])
-        if version != VERSION or num != len(self.sidecar.names):
-            raise SourceError(f"{path}: header says version {version}, {num} samples")
+        num = len(self.sidecar.names)
         offset = HEADER.itemsize + 2 * FIELD.itemsize
+        if self.sidecar.file_size < offset + num * SAMPLE.itemsize:
+            raise SourceError(f"{path}: too short for {num} samples; convert again")
+        mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        _check_header(path, mapped, self.sidecar)
         self.samples = np.frombuffer(mapped, dtype=SAMPLE, count=num, offset=offset)
+        labels = self.samples["label"]
+        # -1: none. Others would be looked up in a list of the classes.
+        if num and not (labels.min() >= -1 and labels.max() < max(0, len(self.classes))):
+            raise SourceError(f"{path}: has labels beyond its {len(self.classes)} classes")
 
     def __len__(self) -> int:
         return len(self.samples)

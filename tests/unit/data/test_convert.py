@@ -1,11 +1,13 @@
 """Conversion of good and bad folders, read back by us and by stock FFCV."""
 
 import io
+import json
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,15 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 from mugs.data.sources.base import SourceError, describe_skipped
-from mugs.data.sources.beton import BetonSource, read_sidecar, sidecar_path
+from mugs.data.sources.beton import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    SAMPLE,
+    BetonSource,
+    read_sidecar,
+    sidecar_path,
+)
 from mugs.data.sources.changes import KINDS, describe_changes, find_changes
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.decode import DecodeError, decode_rgb
@@ -271,3 +281,86 @@ def test_verify_finds_a_flipped_byte(packed: Path) -> None:
     assert len(verify_beton(packed, every=3)) == 1 and verify_beton(packed, every=2) == []
     os.truncate(packed, 1000)
     assert "truncated" in verify_beton(packed)[0]
+
+
+HOSTILE_FIELDS: dict[str, list[object]] = {
+    "sizes": [[1 << 40] * 11, [-1] * 11, [True] * 11, [1.5] * 11, [9], "123456789", None],
+    "names": [[1] * 11, {}, "123456789", ["x"]],
+    "crc32": [["x"] * 11, [1 << 32] * 11, []],
+    "labels": [[0], ["x"] * 11, {}],
+    "classes": ["ab", [1, 2], None],
+    "file_size": ["9", None, 1 << 70, True],
+    "left_out": [[], {"x": 1}],
+    "changes": [{"x": "y"}, [1]],
+    "format": ["1", 2],
+    "fingerprint": [1],
+}
+
+
+@pytest.mark.parametrize("field", HOSTILE_FIELDS)
+def test_a_sidecar_with_other_values_is_refused(packed: Path, field: str) -> None:
+    content = json.loads(sidecar_path(packed).read_text())
+    for value in HOSTILE_FIELDS[field]:
+        sidecar_path(packed).write_text(json.dumps(content | {field: value}))
+        with pytest.raises(SourceError, match=packed.name):
+            BetonSource(packed)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1" * 5000, "{}", "\ud800"])
+def test_a_sidecar_that_is_none_is_refused(packed: Path, text: str) -> None:
+    sidecar_path(packed).write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(SourceError, match="not a readable sidecar"):
+        BetonSource(packed)
+
+
+HOSTILE_HEADERS = {
+    "version": 3,
+    "num_fields": 65535,
+    "page_size": 1,
+    "num_samples": 1 << 62,
+    "alloc_table_ptr": (1 << 64) - 24 * 11,
+}
+
+
+@pytest.mark.parametrize("field", [*HOSTILE_HEADERS, "type", "label", "short", "empty"])
+def test_a_header_with_other_values_is_refused(packed: Path, field: str) -> None:
+    content = bytearray(packed.read_bytes())
+    num = len(BetonSource(packed))
+    if field in HOSTILE_HEADERS:
+        header = np.frombuffer(content, HEADER, 1)
+        header[field] = HOSTILE_HEADERS[field]
+    elif field == "type":
+        np.frombuffer(content, FIELD, 2, HEADER.itemsize)["type_id"][0] = 255
+    elif field == "label":
+        offset = HEADER.itemsize + 2 * FIELD.itemsize
+        np.frombuffer(content, SAMPLE, num, offset)["label"][0] = 10**9
+    else:
+        content = content[: 2000 if field == "short" else 0]
+    packed.write_bytes(content)
+    sidecar = json.loads(sidecar_path(packed).read_text()) | {"file_size": len(content)}
+    sidecar_path(packed).write_text(json.dumps(sidecar))
+    with pytest.raises(SourceError, match=packed.name):
+        BetonSource(packed)
+
+
+@pytest.mark.parametrize("address", [(1 << 64) - 10, 1 << 63, 1 << 40, -1])
+def test_ffcv_is_given_no_address_beyond_the_file(packed: Path, address: int) -> None:
+    """With a size that fits, the sum of both begins at 0 again."""
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    from mugs.data.loading.ffcv_loader import check_image_table
+
+    content = bytearray(packed.read_bytes())
+    whole = BetonSource(packed)
+    offset = HEADER.itemsize + 2 * FIELD.itemsize
+    value = address if address > 0 else len(content) - 5
+    samples = np.frombuffer(content, SAMPLE, len(whole), offset)
+    samples["image"]["data_ptr"][0] = value
+    table_at = int(np.frombuffer(content, HEADER, 1)["alloc_table_ptr"][0])
+    table = np.frombuffer(content, ALLOCATION, len(whole), table_at)
+    table["ptr"][0] = value
+    packed.write_bytes(content)
+    source = BetonSource(packed)
+    with pytest.raises(SourceError, match="its table of images is damaged"):
+        check_image_table(source, SimpleNamespace(alloc_table=table))
+    assert len(source.read(0)) < source.sizes[0], "read without FFCV: cut short"
+    assert "sample 0" in verify_beton(packed)[0]
