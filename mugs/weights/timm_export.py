@@ -1,8 +1,9 @@
 """Our backbones for timm: the same names and tensors, tried before they are written."""
 
 import os
+import shutil
+import uuid
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import timm
@@ -75,8 +76,12 @@ def write_bare_weights(path: Path, vit: ViT, format: Literal["timm", "safetensor
         if format == "timm":
             # torch puts the name of the file into it, so the name of a temporary file would make
             # other bytes each time.
-            with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-                torch.save(state, Path(folder) / f"{MARK}.pth")
-                os.replace(Path(folder) / f"{MARK}.pth", temporary)
+            folder = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            folder.mkdir()
+            try:
+                torch.save(state, folder / f"{MARK}.pth")
+                os.replace(folder / f"{MARK}.pth", temporary)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         else:
             write_tensors(temporary, state, {"format": "pt", "written_by": MARK})
