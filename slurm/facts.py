@@ -1,15 +1,18 @@
 """What commands print with --json, for programs; AGENTS.md describes it."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.findings import Finding
-from pipeline.manifest import SplitRuns
-from pipeline.spec import StageRun
-from slurm.submission.submit import Submission
+if TYPE_CHECKING:
+    from pipeline.findings import Finding
+    from pipeline.manifest import SplitRuns
+    from pipeline.spec import StageRun
+    from slurm.submission.submit import Submission
 
 
 def describe_plan(
