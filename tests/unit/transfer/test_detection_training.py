@@ -280,7 +280,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert changed[1][40:140, 190:290].mean() > 0.95 and not changed[1][:20, :20].any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)  # minutes, unless many share the machine
 def test_overfit(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """32 scenes, 480 steps: box AP 94.5 and mask AP 93.8 after 173 CPU seconds on one thread."""

@@ -329,7 +329,7 @@ def overfit(root: Path, folder: Path) -> SegmentationScores:
     return evaluate_scenes(model, data, config, CPU, run_dir=folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_overfit(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     materialize_scenes(tmp_path / "scenes", train=32, val=1, classes=3)
