@@ -22,8 +22,15 @@ from job_faults import JOB_FAULTS  # noqa: E402
 
 pytestmark = pytest.mark.slurm
 
-# Slurm takes minutes to give up a node.
-WAIT_FOR_SLURM = ("node_seems_dead", "node_dies", "keeper_killed")
+# Slurm takes minutes to give up a node. The preemptions that are left give a warning and time to
+# save, or neither.
+LONG = (
+    "node_seems_dead",
+    "node_dies",
+    "keeper_killed",
+    "preempted_warned_at_once",
+    "preempted_with_grace",
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_fault_of_a_job(played: Played, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.long) if name in WAIT_FOR_SLURM else name
+        pytest.param(name, marks=pytest.mark.long) if name in LONG else name
         for name in CLUSTER_FAULTS
     ],
 )
