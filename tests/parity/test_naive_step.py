@@ -5,13 +5,13 @@ for random configurations and one and two ranks.
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from method_cases import list_seeds
 from ranks import spawn
 from step_cases import (
     SMALLEST,
     SWITCHES,
     Case,
+    Trace,
     assert_equal,
     float64,
     random_case,
@@ -61,9 +61,7 @@ def test_released_weights_only_divide(weights: tuple[float, float, float]) -> No
     assert total == pytest.approx(sum(step.values()) / sum(weights), rel=1e-6)
 
 
-@pytest.mark.slow
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6))
+@pytest.mark.parametrize("seed", list_seeds(2, 6))
 def test_random_configurations(seed: int) -> None:
     compare(random_case(seed))
 
@@ -76,12 +74,14 @@ def test_the_defaults() -> None:
     compare(Case(SMALLEST, clip=0.05))
 
 
-def on_rank(_rank: int) -> None:
-    for seed in range(8):
-        case = random_case(seed)
-        assert_equal(run_product(case), run_naive(case))
+def on_rank(_rank: int, traces: list[Trace]) -> None:
+    for seed, naive in enumerate(traces):
+        assert_equal(run_product(random_case(seed)), naive)
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_the_global_batch() -> None:
-    spawn(on_rank, 2)
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.long)],
+)
+def test_two_ranks_equal_the_global_batch(seeds: int) -> None:
+    spawn(on_rank, 2, [run_naive(random_case(seed)) for seed in range(seeds)])
