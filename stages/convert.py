@@ -184,7 +184,9 @@ def check_images(cfg: ConvertConfig, inputs: Mapping[str, StageConfig]) -> tuple
         for split, source in sources.items()
         if source.skipped
     ]
-    return f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB{''.join(skipped)}", size
+    words = f"{', '.join(counts)} of {classes}, about {size / 1e9:.1f} GB{''.join(skipped)}"
+    # One split after the other is unpacked, and removed once it is converted.
+    return words, size + max(source.estimate_unpacked_bytes() for source in sources.values())
 
 
 def check_not_truncated(sources: "Mapping[str, FolderSource]", cfg: ConvertConfig) -> None:

@@ -39,7 +39,9 @@ class ConvertConfig(StageConfig):
     a data set without validation images. Counts are those of the files found, including
     `allow_bad`; for imagenet1k and the public data sets they are known. The data sets in `PUBLIC`
     are read from `root` as they are downloaded (layouts: `mugs/data/sources/public.py`), unless
-    folders are given.
+    folders are given. `train_dir` and `val_dir` may also name a tar file, a parquet file, or a
+    folder or pattern of them (`mugs/data/sources/packed.py` says which kinds): nothing is unpacked,
+    and the run is the same as that of these images in folders.
     """
 
     one_rank: ClassVar[bool] = True
@@ -67,6 +69,11 @@ class ConvertConfig(StageConfig):
     train_list: InputPath[str | None] = None
     # The same for validation.
     val_list: InputPath[str | None] = None
+    # Text file with the classes of images in a tar file without class folders, a line for each:
+    # name, space, class; or a class alone, in the order of the names. ImageNet's development kit.
+    train_labels: InputPath[str | None] = None
+    # The same for validation.
+    val_labels: InputPath[str | None] = None
     threads: Runtime[PositiveInt] = 4
 
     def __post_init__(self) -> None:
@@ -205,6 +212,9 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
                     source.use_png()
                 good[split] = source
                 continue
+            if packed := find_packed(cfg, split):
+                good[split] = packed
+                continue
             folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
             list_file = None if listed is None else Path(listed).expanduser()
             # Images that come with the program are written by each run.
@@ -219,6 +229,27 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
     check_expected_counts(cfg.dataset, {**good, **bad}, cfg.expected_counts)
     check_allowed_exist(good, cfg.allow_bad)
     return good
+
+
+def find_packed(cfg: ConvertConfig, split: str) -> "FolderSource | None":
+    """Return the images of a split if they lie in tar or parquet files, else None.
+
+    Raises SourceError naming what is wrong with them.
+    """
+    from mugs.data.sources.base import SourceError
+    from mugs.data.sources.packed import is_packed, open_packed
+    from mugs.data.sources.scan import scan_folder
+
+    place = getattr(cfg, f"{split}_dir")
+    path = Path(place).expanduser()
+    labels = getattr(cfg, f"{split}_labels")
+    if place in BUILTIN or not is_packed(path):
+        if labels is not None:
+            raise SourceError(f"{split}_labels is for tar files, and {split}_dir is {place}")
+        return None
+    if getattr(cfg, f"{split}_list") is not None or cfg.num_classes == 0:
+        raise SourceError(f"{path}: {split}_list and num_classes: 0 need a folder of images")
+    return open_packed(path, Path(labels).expanduser() if labels else None, scan_folder())
 
 
 def find_image_folder(folder: str, split: str, run_dir: Path) -> Path:

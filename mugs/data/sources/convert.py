@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 MAX_LISTED = 200
 # A kill loses at most the work of this time. Saving waits until all images are on the disk.
 SAVE_SECONDS = 10.0
-Phase = Literal["convert", "checksum"]
+Phase = Literal["unpack", "convert", "checksum"]
 PhaseCallback = Callable[[Phase, int, int, int], None]
 """Is called with the phase of a conversion, the images or bytes that are done of it, their total,
 and the size of the file so far."""
@@ -115,11 +116,15 @@ def convert_to_beton(
         report: is told how far each phase is.
         control: the job around it, which may ask to stop.
     """
+    unpacked = path.with_name(path.name + ".unpacked")
     if (done := find_converted(source, path, allow_bad)) is not None:
+        # Left by a kill right before the end.
+        shutil.rmtree(unpacked, ignore_errors=True)
         return done
     # A stale one would count for the new file.
     sidecar_path(path).unlink(missing_ok=True)
     versions = {"pillow": version("pillow"), "numpy": version("numpy")}
+    source.prepare(unpacked, lambda done, size: report("unpack", done, size, size), control)
     parts = BetonParts(source, path, versions, storage)
     parts.resume(threads)
     try:
@@ -149,6 +154,7 @@ def convert_to_beton(
     )
     write_sidecar(path, sidecar)
     parts.remove()
+    shutil.rmtree(unpacked, ignore_errors=True)
     return sidecar
 
 

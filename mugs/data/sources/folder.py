@@ -25,6 +25,7 @@ from mugs.data.sources.scan import (
     look_at_file,
     scan_images,
 )
+from pipeline.control import Control
 
 
 class FolderSource:
@@ -88,6 +89,14 @@ class FolderSource:
         labels: list[int] = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
         return labels
 
+    def prepare(
+        self,
+        folder: Path,
+        report: ProgressCallback = ignore_progress,
+        control: Control | None = None,
+    ) -> None:
+        """Make every image readable by itself, with files in `folder` if need be; they are."""
+
     def __len__(self) -> int:
         return len(self.positions)
 
@@ -146,6 +155,10 @@ class FolderSource:
         # Asking for all 1.3 million sizes of ImageNet is slow on a network file system.
         sizes = [self.size(index) for index in range(0, len(self), max(1, len(self) // 1000))]
         return len(self) * sum(sizes) / len(sizes)
+
+    def estimate_unpacked_bytes(self) -> float:
+        """Return the bytes that `prepare` writes."""
+        return 0.0
 
     def find_changed_since_scan(self, sizes: np.ndarray, mtimes_ns: np.ndarray) -> list[str]:
         """Return the images that had another size or time when they were scanned."""
