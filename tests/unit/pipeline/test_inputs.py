@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import folder_content
+from pipeline import folder_content, inputs
 from pipeline.inputs import (
     InputChangedError,
     check_unchanged,
@@ -229,3 +229,31 @@ def test_commands_tell_of_other_weights_and_images(tmp_path: Path) -> None:
         else:
             (line,) = list_changed_inputs(selection)
             assert line.startswith(f"note: {weights} is done, but file: ") and "sha256" in line
+
+
+def test_of_a_large_file_some_parts_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_LARGE_BYTES", 10_000)
+    path = tmp_path / "train.tar"
+    content = bytes(range(256)) * 5000
+    path.write_bytes(content)
+    entry = done(Reader(file=str(path)))
+    facts = entry.provenance["inputs"]["file"]
+    assert "sha256" not in facts
+    assert len(facts["sampled"]) == 64
+    (tmp_path / "moved.tar").write_bytes(content)
+    assert find_changed_inputs(Reader(file=str(tmp_path / "moved.tar")), entry) == []
+    for change in (content[:-1] + b"x", content + b"x", b"x" + content[1:]):
+        path.write_bytes(change)
+        os.utime(path, ns=(1, 1))
+        (line,) = find_changed_inputs(Reader(file=str(path)), entry)
+        assert line.startswith(f"file: {path} has another content than the file that")
+        with pytest.raises(InputChangedError, match="another content"):
+            check_unchanged(entry.provenance["inputs"], "do it again")
+
+
+def test_an_empty_or_short_file_can_be_sampled(tmp_path: Path) -> None:
+    for content in (b"", b"x", b"x" * 5000):
+        (tmp_path / "x").write_bytes(content)
+        assert len(inputs._hash_content(tmp_path / "x", "sampled")) == 64
