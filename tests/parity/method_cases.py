@@ -7,7 +7,7 @@ state) and `step`, which makes one step on the global batch and returns the loss
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
 import torch
@@ -71,6 +71,7 @@ class MethodCase:
     clip: float = 0.0
     frozen_epochs: int = 0
     decay: Decay = "matrices"
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     extras: Callable[[int, torch.Generator], dict[str, Tensor]] = no_extras
 
@@ -123,7 +124,11 @@ def run_method(case: MethodCase) -> MethodTrace:
         method,
         build_pretrain_adamw(method.student, 1.0, case.decay),
         SCHEDULE,
-        StepConfig(clip=((0, case.clip),), freeze_prototypes_epochs=case.frozen_epochs),
+        StepConfig(
+            clip=((0, case.clip),),
+            freeze_prototypes_epochs=case.frozen_epochs,
+            precision=case.precision,
+        ),
         student,
     )
     share = case.batch // world
