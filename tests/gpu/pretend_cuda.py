@@ -8,6 +8,7 @@ counts the kernels that would be launched and the places where the host would wa
 import contextlib
 import ctypes
 import subprocess
+import threading
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -73,7 +74,6 @@ def install(folder: Path) -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     torch.backends.cudnn.enabled = False
     answers = {
-        "is_available": True,
         "is_bf16_supported": True,
         "is_initialized": True,
         "_lazy_init": None,
@@ -90,6 +90,9 @@ def install(folder: Path) -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **options: answer)
+    # Modes are of one thread: the loader's thread, which collects batches, makes real tensors.
+    main = threading.main_thread()
+    torch.cuda.is_available = lambda: threading.current_thread() is main
     torch.cuda.Stream = Stream
     torch.cuda.stream = lambda stream: contextlib.nullcontext()
     torch.cuda.current_stream = lambda *args: Stream()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mugs.data.views.render.erase import BoxDraws
+from mugs.data.views.boxes import BoxDraws
 from mugs.hashed_draws import box_muller
 
 

@@ -1,7 +1,9 @@
 """What a worker makes of a decoded image: its views, annotations and noise.
 
 An object of these classes is sent to the workers, so it must be small and possible to pickle. Its
-crops are functions of (seed, epoch, sample), whichever worker draws them.
+crops are functions of (seed, epoch, sample), whichever worker draws them. The compiled renderer is
+imported where it is called: the trainer, which only makes the objects, saves the second that numba
+takes.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from PIL import Image
 
 from mugs.data.loading.config import RendererName
 from mugs.data.views.annotate import Annotate
+from mugs.data.views.boxes import BoxDraws, ErasedBox
 from mugs.data.views.config import ViewRecipe
 from mugs.data.views.plan import (
     FIRST_SMALL_CROP,
@@ -21,13 +24,14 @@ from mugs.data.views.plan import (
     draw_strong_crop,
     plan_views,
 )
-from mugs.data.views.render import fast, reference
-from mugs.data.views.render.erase import BoxDraws, ErasedBox, draw_boxes
+from mugs.data.views.render import reference
 from mugs.random_streams import SampleStream, make_generator
 
 Augmentation = Literal["strong", "crop_flip"]
 Interpolation = Literal["bicubic", "bilinear"]
-RENDERERS = {"fast": fast.render_views_compiled, "reference": reference.render_views_pil}
+
+
+NO_BOXES = BoxDraws(np.empty((2, 0), np.float32), np.empty(0, np.int64))
 
 
 class Crops(NamedTuple):
@@ -102,10 +106,15 @@ class TrainingViews:
 
     def __call__(self, image: Image.Image, place: Place, crops: Crops) -> DrawnImage:
         """Write the crops of an RGB image into its slot; return annotations and erased boxes."""
+        from mugs.data.views.render import fast
+        from mugs.data.views.render.erase import draw_boxes
+
         key = (self.seed, place.epoch, place.sample)
         # Drawn only now, as boxes depend on the size of the image.
         plan = plan_views(*key, image.width, image.height, self.recipe)
-        render = RENDERERS[self.renderer]
+        render = (
+            fast.render_views_compiled if self.renderer == "fast" else reference.render_views_pil
+        )
         render(image, plan, crops.large[:, place.slot], crops.small[:, place.slot])
         boxes = draw_boxes(*key, list_erased_boxes(crops, plan, place.slot))
         rng = make_generator(*key, SampleStream.ANNOTATIONS)
@@ -143,6 +152,9 @@ class ProbeView:
 
     def __call__(self, image: Image.Image, place: Place, crops: Crops) -> DrawnImage:
         """Write the crop of an RGB image into its slot; return its erased box."""
+        from mugs.data.views.render import fast
+        from mugs.data.views.render.erase import draw_boxes
+
         key = (self.seed, place.epoch, place.sample)
         recipe = self.recipe
         rng = make_generator(*key, SampleStream.PROBE_VIEW)
@@ -178,7 +190,7 @@ class CenterCrop:
         crops.large[0, place.slot] = preprocess_eval_image(
             image, self.resize, self.crop, self.interpolation
         )
-        return DrawnImage({}, draw_boxes(0, 0, 0, []))
+        return DrawnImage({}, NO_BOXES)
 
 
 def preprocess_eval_image(

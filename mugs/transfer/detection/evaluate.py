@@ -22,6 +22,7 @@ from mugs.data.dense.coco import CocoSplit
 from mugs.data.dense.pixels import fit_size, normalize_pixels, resize_image
 from mugs.data.prefetch import map_prefetched
 from mugs.data.sources.base import format_names
+from mugs.devices import copy_to_device
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
 from mugs.transfer.bootstrap import bootstrap_errors
@@ -64,7 +65,7 @@ def detect_split(
     for done, (index, image) in enumerate(zip(own_indices, images, strict=True), 1):
         # One image per pass, as in the reference: attention would see the padding of a batch.
         entry = split.images[index]
-        batch = pad_batch([image], model.pyramid.strides[-1]).to(device)
+        batch = copy_to_device(pad_batch([image], model.pyramid.strides[-1]), device)
         with autocast(config.test_precision, device):
             detections = model.detect(batch, (image.shape[1], image.shape[2]), entry.size)
         found.append(

@@ -17,6 +17,7 @@ from mugs import distributed
 from mugs.data.dense.ade20k import SceneFolder
 from mugs.data.dense.label_maps import VOID
 from mugs.data.dense.pictures import overlay_labels, save_png, side_by_side
+from mugs.devices import copy_to_device
 from mugs.engine.precision import autocast
 from mugs.engine.progress import Progress
 from mugs.transfer.bootstrap import bootstrap_errors
@@ -73,7 +74,7 @@ def evaluate_scenes(
         iter_scenes(scenes, config.scenes, own_indices, workers=config.workers), 1
     ):
         predicted = predict_scene(model, scene, config, device)
-        own_counts = count_confusion(predicted, scene.labels.to(device), num_classes)
+        own_counts = count_confusion(predicted, copy_to_device(scene.labels, device), num_classes)
         counts += own_counts
         per_image.append(summarize_counts(own_counts))
         if scene.sample < num_pictures:
@@ -145,7 +146,7 @@ def predict_scene(
 ) -> Tensor:
     """Return the predicted label map (H, W) of a scene, at the size of its annotation."""
     recipe = config.scenes
-    image = scene.view.to(device)
+    image = copy_to_device(scene.view, device)
     with autocast(config.test_precision, device):
         if recipe.test == "whole":
             logits = model.logits(image[None])[0]

@@ -1,9 +1,14 @@
 """Activation checkpointing and compilation leave every number as it is."""
 
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
+import torch
 from step_cases import SCHEDULE, SMALLEST, Case, build
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from mugs.engine.optim import build_pretrain_adamw
 from mugs.engine.step import StepResult
@@ -43,3 +48,19 @@ def test_activation_checkpointing() -> None:
 @pytest.mark.slow
 def test_compile() -> None:
     compare(compile=True)
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_blocks_compile_to_five_graphs(
+    activation_checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student's first block, which drops nothing, and its others, at two sizes of crops; and
+    the teacher's, which sees one size. No step after the first adds one, and none breaks.
+    """
+    counter = CompileCounter()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
+    torch._dynamo.reset()
+    counters.clear()
+    three_steps(compile=True, activation_checkpointing=activation_checkpointing)
+    assert counter.frame_count == 5
+    assert not counters["graph_break"]

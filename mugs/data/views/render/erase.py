@@ -6,11 +6,10 @@ costs the training step two copies and one write whatever the number of boxes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from mugs.data.views.plan import Box
+from mugs.data.views.boxes import BoxDraws, ErasedBox
 from mugs.data.views.render.compiled import cached_njit
 from mugs.random_streams import (
     GAMMA,
@@ -25,29 +24,6 @@ HASH_STEP = np.uint64(GAMMA)
 FIRST_FACTOR = np.uint64(MULTIPLIER_1)
 SECOND_FACTOR = np.uint64(MULTIPLIER_2)
 LOW_24_BITS = np.uint64(0xFFFFFF)
-
-
-class ErasedBox(NamedTuple):
-    """A box of a crop: the crop's number in random streams, and where its pixels are stored.
-
-    The crop is three planes of `size` x `size` values that begin at `start` in the batch.
-    """
-
-    number: int
-    box: Box
-    start: int
-    size: int
-
-
-class BoxDraws(NamedTuple):
-    """Draws (2, E) float32 from U(0, 1), two for each value of noise, and its place (E,) int64.
-
-    Places count the values of the large crops of a batch and then those of the small ones, as they
-    are stored.
-    """
-
-    uniforms: np.ndarray
-    places: np.ndarray
 
 
 def draw_boxes(seed: int, epoch: int, sample: int, erased: Sequence[ErasedBox]) -> BoxDraws:
