@@ -351,11 +351,14 @@ def test_status_is_watched_while_something_may_happen(
 def test_progress_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: dict[str, Any], words: str
 ) -> None:
+    # The times of the files count: the hosts that wrote them may have other clocks.
     run_dir = RUN.run_dir(tmp_path)
-    attempts.start_attempt(run_dir, job_id="7", time=100.0)
+    attempts.start_attempt(run_dir, job_id="7", time=1e9)
+    os.utime(run_dir / "attempts/0001.json", (100.0, 100.0))
     if note:
-        write_json_atomic(run_dir / "progress.json", {"time": 250.0, **note})
-    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: 300.0))
+        write_json_atomic(run_dir / "progress.json", {**note, "time": 1e9})
+        os.utime(run_dir / "progress.json", (note.get("time", 250.0),) * 2)
+    monkeypatch.setattr("pipeline.files.read_server_time", lambda folder: 300.0)
     job = QueuedJob("7", queue.job_name(RUN.run_id), "RUNNING", "None")
     monkeypatch.setattr(queue, "find_jobs", lambda *_, **__: {RUN.run_id: [job]})
     (found,) = status.collect_status([RUN], tmp_path)
