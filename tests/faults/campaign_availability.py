@@ -23,7 +23,7 @@ QUEUE_S = 30.0
 DAYS, GPUS, PREEMPT_S = 42, 40, 7200.0
 
 
-def measured(sample_gb: float = 0.5, times: int = 3) -> tuple[float, float, float]:
+def measured(*, sample_gb: float = 0.5, times: int = 3) -> tuple[float, float, float]:
     """Stall and time to durable of a save,
     and time from the start of Python to the loaded state, for STATE_GB.
 
@@ -56,9 +56,9 @@ def _measure(parts: StateDicts) -> tuple[float, float, float, float]:
     return saved.stall_s, saved.durable_s, load, time.monotonic() - began
 
 
-def run(seeds: int = 20) -> Outcome:
-    """One simulated training per seed."""
-    stall, durable, start = measured()
+def run(seeds: int = 20, **size: float) -> Outcome:
+    """One simulated training per seed; `size` is that of the measurement."""
+    stall, durable, start = measured(**size)
     conditions = Conditions(
         gpus=GPUS,
         stall_s=stall,

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.mark.slow
 def test_the_simulation_says_what_it_assumes() -> None:
-    outcome = campaign_availability.run(2)
+    outcome = campaign_availability.run(2, sample_gb=0.05, times=1)
     assert outcome.trials == 2
     assert all(
         word in outcome.note
