@@ -281,6 +281,15 @@ def submit(
     no_keeper: Annotated[
         bool, typer.Option("--no-keeper", help="Queue no keeper: submit again yourself.")
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="HOURS",
+            help="Submit nothing if the runs may take more GPU-hours than that, attempts so far "
+            "included; the keeper stops when they are spent.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit to Slurm every run that is neither done nor queued.
@@ -295,7 +304,9 @@ def submit(
     """
     from pipeline.plan import with_trace_steps
     from slurm import console, keeper
+    from slurm.budget import check_budget
     from slurm.facts import describe_submissions, format_json
+    from slurm.status import collect_status
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
     from stages.commands.preflight import require_no_problems
@@ -315,15 +326,17 @@ def submit(
         console.show_lines(list_changed_inputs(selection))
     # What takes a moment comes before the data checks, which may take minutes.
     submission.check_submission(runs, profile)
+    if budget is not None:
+        _print(check_budget(collect_status(runs, profile.run_root), budget), err=True)
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
     made = submission.submit(runs, profile, break_lock=break_lock)
     if not as_json:
         console.show_submissions(made)
     if keep:
-        found = keeper.watch(runs, profile, on_round=console.show_round)
+        found = keeper.watch(runs, profile, budget, on_round=console.show_round)
         raise typer.Exit(0 if found.state == "finished" else 1)
-    keeper_id = None if no_keeper else keeper.queue_keeper(runs, profile)
+    keeper_id = None if no_keeper else keeper.queue_keeper(runs, profile, budget)
     if as_json:
         typer.echo(format_json(describe_submissions(made, keeper_id)))
     else:

@@ -38,6 +38,7 @@ from pipeline.files import (
 )
 from pipeline.ownership import keep_others_from_writing
 from pipeline.spec import ConfigError, Resources, StageRun
+from slurm.budget import describe_overrun
 from slurm.shared import queue
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.keeper_notes import END, PROGRESS, find_keeper_folder
@@ -75,10 +76,13 @@ class Round:
     job_ids: Sequence[str] = ()
 
 
-def queue_keeper(runs: Sequence[StageRun], profile: ClusterProfile) -> str | None:
+def queue_keeper(
+    runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None = None
+) -> str | None:
     """Queue the keeper of these runs, and return the id of its job; None if no run has a job.
 
-    One that waits in the queue already is replaced.
+    One that waits in the queue already is replaced. Once `budget` GPU-hours are spent, it submits
+    nothing more.
 
     Raises:
         SlurmError: Slurm does not answer, or refuses.
@@ -87,7 +91,7 @@ def queue_keeper(runs: Sequence[StageRun], profile: ClusterProfile) -> str | Non
     job_ids = [s.job_id for s in statuses if s.job_id and s.state in ("queued", "running")]
     if not job_ids:
         return None
-    note = _write_note(runs, profile)
+    note = _write_note(runs, profile, budget)
     for ending in (PROGRESS, END):  # of an earlier submission
         note.with_suffix(ending).unlink(missing_ok=True)
     _count_idle_looks(note, runs, profile.run_root)  # begins to count
@@ -101,11 +105,11 @@ def keep_going(note: Path, sha256: str) -> Round:
         ConfigError: the note, or the file of a run, is not what the job was submitted with.
         SlurmError: Slurm refuses.
     """
-    runs, profile = _read_note(note, sha256)
+    runs, profile, budget = _read_note(note, sha256)
     if own_id := os.environ.get("SLURM_JOB_ID"):
         # If this one is killed, that one goes on at once.
         _queue(note, [own_id], profile)
-    found = look_after(runs, profile)
+    found = look_after(runs, profile, budget)
     idle = _count_idle_looks(note, runs, profile.run_root)
     if found.state == "working" and idle >= _PATIENCE:
         reason = (
@@ -124,20 +128,23 @@ def keep_going(note: Path, sha256: str) -> Round:
 def watch(
     runs: Sequence[StageRun],
     profile: ClusterProfile,
+    budget: float | None = None,
     *,
     on_round: Callable[[Round], object],
     pause_s: float = 60.0,
 ) -> Round:
     """Keep the runs going from this process, until they are finished or stuck."""
     while True:
-        found = look_after(runs, profile)
+        found = look_after(runs, profile, budget)
         on_round(found)
         if found.state in ("finished", "stuck"):
             return found
         time.sleep(pause_s)
 
 
-def look_after(runs: Sequence[StageRun], profile: ClusterProfile) -> Round:
+def look_after(
+    runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None = None
+) -> Round:
     """Submit the runs that are neither done, nor in the queue, nor in need of a person.
 
     If Slurm does not answer, the state is `unknown` and nothing is submitted.
@@ -146,6 +153,8 @@ def look_after(runs: Sequence[StageRun], profile: ClusterProfile) -> Round:
         statuses = collect_status(runs, profile.run_root)
         if any(status.state == "unknown" for status in statuses):
             return Round("unknown", reasons=["Slurm does not answer"])
+        if overrun := describe_overrun(statuses, budget):
+            return Round("stuck", reasons=[overrun])
         stuck = _find_stuck(statuses)
         wanted = [status.run for status in statuses if status.run.run_id not in stuck]
         made = submit(wanted, profile)
@@ -184,7 +193,7 @@ def _count_idle_looks(note: Path, runs: Sequence[StageRun], run_root: Path) -> i
     return idle
 
 
-def _write_note(runs: Sequence[StageRun], profile: ClusterProfile) -> Path:
+def _write_note(runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None) -> Path:
     """Write down what a keeper keeps; only this user may read it, as it holds the profile."""
     root = profile.run_root
     folders = {
@@ -196,6 +205,7 @@ def _write_note(runs: Sequence[StageRun], profile: ClusterProfile) -> Path:
     make_own_folder(root, folder)
     content = {
         "run_root": str(root),
+        "budget": budget,
         "runs": folders,
         # What --set gave counts more than the profile; the file of a run does not tell.
         "from_command_line": {
@@ -209,7 +219,7 @@ def _write_note(runs: Sequence[StageRun], profile: ClusterProfile) -> Path:
     return path
 
 
-def _read_note(path: Path, sha256: str) -> tuple[list[StageRun], ClusterProfile]:
+def _read_note(path: Path, sha256: str) -> tuple[list[StageRun], ClusterProfile, float | None]:
     content: dict[str, Any] = read_json(path) or {}
     try:
         checked = verify_checksum(content)
@@ -224,7 +234,7 @@ def _read_note(path: Path, sha256: str) -> tuple[list[StageRun], ClusterProfile]
         run = runfile.read_run_file(root / folder, checksum).build()
         names = checked["from_command_line"][folder]
         runs.append(replace(run, resources=run.resources.mark_from_command_line(names)))
-    return runs, profile
+    return runs, profile, checked["budget"]
 
 
 def _find_waiting(note: Path) -> list[queue.QueuedJob]:

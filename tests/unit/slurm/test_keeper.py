@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import attempts, runfile
 from pipeline.files import CHECKSUM_KEY
-from pipeline.spec import ConfigError, StageRun
+from pipeline.spec import ConfigError, Resources, StageRun
 from slurm import keeper
+from slurm.budget import check_budget
 from slurm.shared import queue
+from slurm.shared.costs import Cost
 from slurm.shared.keeper_notes import list_ended_keepers
 from slurm.status import RunStatus
 from slurm.submission.profile import ClusterProfile
@@ -156,13 +159,13 @@ def test_resources_of_the_command_line_still_count_more_than_the_profile(
 ) -> None:
     fake.submit(runs, profile)
     keeper.queue_keeper(runs, profile)
-    again, same_profile = keeper._read_note(*note_of(profile.run_root))
+    again, same_profile, budget = keeper._read_note(*note_of(profile.run_root))
     assert [run.run_id for run in again] == [run.run_id for run in runs]
     assert [run.needs for run in again] == [run.needs for run in runs]
     for one, other in zip(again, runs, strict=True):
         assert one.resources == other.resources
         assert one.resources.overrides_profile("hours") == (other.name == "knn")
-    assert same_profile == profile
+    assert same_profile == profile and budget is None
 
 
 @pytest.mark.parametrize("state", ["failed", "blocked", "canceled"])
@@ -192,6 +195,52 @@ def _needs(run: StageRun, runs: list[StageRun]) -> set[str]:
     by_id = {other.run_id: other for other in runs}
     direct = [by_id[need] for need in run.needs.values()]
     return {each.name for each in direct}.union(*(_needs(each, runs) for each in direct))
+
+
+def cost(run: StageRun, state: str, spent: float) -> RunStatus:
+    return RunStatus(run, state, cost=Cost(3600.0, spent))
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [(24.9, "16 GPU-hours are spent and 9 are ahead"), (25, "100% of the budget"), (40, None)],
+)
+def test_a_budget_counts_what_is_spent_and_what_is_ahead(
+    runs: list[StageRun], budget: float, words: str | None
+) -> None:
+    need = Resources(hours=4.5, nodes=2)
+    ahead = replace(runs[0], resources=need)
+    statuses = [cost(ahead, "failed", 6.0), cost(replace(runs[1], resources=need), "done", 10.0)]
+    if budget < 25:
+        with pytest.raises(ConfigError, match=words):
+            check_budget(statuses, budget)
+    else:
+        notes = check_budget(statuses, budget)
+        assert bool(notes) == (words is not None)
+        assert all(str(words) in note for note in notes)
+
+
+def test_nothing_is_submitted_again_once_the_budget_is_spent(
+    fake: FakeSlurm,
+    runs: list[StageRun],
+    profile: ClusterProfile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent = 5.0
+
+    def collect(runs: Sequence[StageRun], root: Path) -> list[RunStatus]:
+        return [replace(s, cost=Cost(1.0, spent)) for s in fake.collect_status(runs, root)]
+
+    monkeypatch.setattr(keeper, "collect_status", collect)
+    fake.submit(runs, profile)
+    keeper.queue_keeper(runs, profile, budget=spent * len(runs) + 1)
+    fake.states["pretrain"] = "waiting"
+    assert keeper.keep_going(*note_of(profile.run_root)).submitted == ["pretrain"]
+    spent = 6.0
+    fake.states["pretrain"] = "waiting"
+    found = keeper.keep_going(*note_of(profile.run_root))
+    assert found.state == "stuck" and "GPU-hours is spent" in found.reasons[0]
+    assert not found.submitted and not fake.keepers
 
 
 def test_no_answer_is_not_an_end(
