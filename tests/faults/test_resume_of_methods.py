@@ -1,5 +1,5 @@
-"""A pretraining of each method, stopped after any of its steps, ends with the bits of one that ran
-through: weights of both networks, optimizer and the state of the method.
+"""A pretraining of each method, stopped after every one of its steps, ends with the bits of one
+that ran through: weights of both networks, optimizer and the state of the method.
 """
 
 from dataclasses import replace
@@ -53,16 +53,18 @@ def read_end(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_resume_is_bitwise_at_any_step(method: str, source: FolderSource, tmp_path: Path) -> None:
+def test_resume_after_every_step_is_bitwise(
+    method: str, source: FolderSource, tmp_path: Path
+) -> None:
     cfg = plan_pretraining(method)
     train(cfg, source, tmp_path / "straight")
     expected = read_end(tmp_path / "straight")
     assert {name.partition(".")[0] for name in expected} >= {"student", "teacher", "optimizer"}
+    folder = tmp_path / "stopped"
     for stop in range(1, STEPS):
-        folder = tmp_path / str(stop)
         with pytest.raises(StoppedError):
             train(cfg, source, folder, StopAfter(stop))
-        train(cfg, source, folder)
-        found = read_end(folder)
-        assert found.keys() == expected.keys()
-        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    train(cfg, source, folder)
+    found = read_end(folder)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
