@@ -1,6 +1,7 @@
 """Image data sets: what a reproduction says of one, and its files, opened and checked."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -239,6 +240,7 @@ def find_packed(cfg: ConvertConfig, split: str) -> "FolderSource | None":
     from mugs.data.sources.base import SourceError
     from mugs.data.sources.packed import is_packed, open_packed
     from mugs.data.sources.scan import scan_folder
+    from mugs.engine.progress import Progress
 
     place = getattr(cfg, f"{split}_dir")
     path = Path(place).expanduser()
@@ -249,7 +251,15 @@ def find_packed(cfg: ConvertConfig, split: str) -> "FolderSource | None":
         return None
     if getattr(cfg, f"{split}_list") is not None or cfg.num_classes == 0:
         raise SourceError(f"{path}: {split}_list and num_classes: 0 need a folder of images")
-    return open_packed(path, Path(labels).expanduser() if labels else None, scan_folder())
+    label_file = Path(labels).expanduser() if labels else None
+    # A bar on a terminal, lines in a log: going through 138 GB takes minutes, the first time.
+    with closing(Progress(f"list {split} images", 1, unit="MB", rate_unit="MB/s")) as progress:
+
+        def report(done: int, total: int) -> None:
+            progress.total = max(1, total // 10**6)
+            progress.update(done // 10**6, items=done // 10**6 - progress.done)
+
+        return open_packed(path, label_file, scan_folder(), report)
 
 
 def find_image_folder(folder: str, split: str, run_dir: Path) -> Path:

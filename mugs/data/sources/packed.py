@@ -218,7 +218,12 @@ def is_packed(path: Path) -> bool:
     return path.suffix in SUFFIXES
 
 
-def open_packed(path: Path, labels: Path | None, memory: Path | None) -> PackedSource:
+def open_packed(
+    path: Path,
+    labels: Path | None,
+    memory: Path | None,
+    report: ProgressCallback = ignore_progress,
+) -> PackedSource:
     """Return the images in the file `path`, in all files of that folder, or of that pattern.
 
     `labels` has the classes of images without class folders. What the folder `memory` remembers is
@@ -239,7 +244,7 @@ def open_packed(path: Path, labels: Path | None, memory: Path | None) -> PackedS
     index = read_index(place, stamps)
     if index is None:
         logger.info("%s: listing the images in %d files", path, len(files))
-        index = build_index(path, files, labels)
+        index = build_index(path, files, labels, report)
         remember(index)
     return PackedSource(path, files, index, stamps, remember)
 
@@ -270,9 +275,14 @@ def stamp_file(path: Path) -> list[Any]:
     return [str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino]
 
 
-def build_index(path: Path, files: Sequence[Path], labels: Path | None) -> PackedIndex:
+def build_index(
+    path: Path,
+    files: Sequence[Path],
+    labels: Path | None,
+    report: ProgressCallback = ignore_progress,
+) -> PackedIndex:
     """Return where the images in some files are. Raises SourceError naming what is wrong."""
-    images, skipped = list_images(path, files)
+    images, skipped = list_images(path, files, report)
     if not images:
         raise SourceError(f"{path}: no images in it")
     classes, paths, numbers = find_classes(path, images, labels)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mugs.data.prefetch import ProgressCallback, ignore_progress
 from mugs.data.sources.base import SourceError, count_skipped, is_image_name, raise_if_any
 from mugs.data.sources.parquet import iter_rows
 from mugs.data.sources.tar import Member, list_tar
@@ -14,6 +15,7 @@ from mugs.data.sources.tar import Member, list_tar
 OF_MANY = re.compile(r"(.*?)(\d+)-of-(\d+)")
 NUMBERED = re.compile(r"(.*?)(\d+)")
 LABEL = ".cls"
+REPORT_EVERY = 1000
 # A label is a few digits.
 LABEL_BYTES = 20
 
@@ -33,17 +35,32 @@ class FoundImage(NamedTuple):
     data_end: bytes | None = None
 
 
-def list_images(path: Path, files: Sequence[Path]) -> tuple[list[FoundImage], dict[str, int]]:
+def list_images(
+    path: Path, files: Sequence[Path], report: ProgressCallback = ignore_progress
+) -> tuple[list[FoundImage], dict[str, int]]:
     """Return the images in some files, and how many other files of which kind were skipped.
 
-    Raises SourceError naming the file, and the member or row, that is wrong.
+    `report` is told how many bytes of all files were gone through. Raises SourceError naming the
+    file, and the member or row, that is wrong.
     """
     check_complete(path, files)
-    if files[0].suffix == ".parquet":
-        return [
-            image for number, file in enumerate(files) for image in _list_rows(file, number)
-        ], {}
-    members = [list(list_tar(file)) for file in files]
+    total = sum(file.stat().st_size for file in files)
+    before = 0
+    images: list[FoundImage] = []
+    members: list[list[Member]] = []
+    for number, file in enumerate(files):
+        if file.suffix == ".parquet":
+            images += _list_rows(file, number)
+        else:
+            members.append([])
+            for member in list_tar(file):
+                members[-1].append(member)
+                if len(members[-1]) % REPORT_EVERY == 0:
+                    report(before + member.offset, total)
+        before += file.stat().st_size
+        report(before, total)
+    if images:
+        return images, {}
     if any(member.name.endswith(LABEL) for part in members for member in part):
         check_numbered(path, files)
         samples = [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.sources import packed
+from mugs.data.sources import packed, packed_images
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import sidecar_path
 from mugs.data.sources.convert import check_whole_images, convert_to_beton
@@ -207,7 +207,13 @@ def test_where_images_are_is_remembered(
 ) -> None:
     path = pack(tmp_path, images)
     memory = tmp_path / "memory"
-    first = open_packed(path, None, memory)
+    monkeypatch.setattr(packed_images, "REPORT_EVERY", 10)
+    told: list[tuple[int, int]] = []
+    first = open_packed(path, None, memory, lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert len(told) > 1
+    size = sum(file.stat().st_size for file in first.files)
+    assert told[-1] == (size, size)
     check_whole_images(first, threads=1)
     with monkeypatch.context() as patch:
         patch.setattr(packed, "list_images", None)
