@@ -4,6 +4,7 @@
     <run_dir>/attempts/NNNN.failed.json        how the attempt failed, why the job is not retried
     <run_dir>/attempts/NNNN.interrupted.json   that it was asked to stop and did
     <run_dir>/attempts/NNNN.saved.json         its newest checkpoint, and how long saving took
+    <run_dir>/attempts/NNNN.energy_RRRR.json   what the GPU of a rank took, if it has a counter
     <run_dir>/attempts/NNNN.provenance.json    code, packages and machine that it ran with
 
 A process can outlive its job in Slurm's eyes, for example on a node whose slurmd died. It then
@@ -210,6 +211,30 @@ def has_saved(run_dir: Path, attempt: int) -> bool:
 def record_provenance(run_dir: Path, attempt: int, facts: Mapping[str, Any]) -> None:
     """Record the code, packages and machine of an attempt."""
     write_json_atomic(_record_path(run_dir, attempt, ".provenance"), dict(facts))
+
+
+def record_energy(run_dir: Path, attempt: int, rank: int, gpu: str, joules: float) -> None:
+    """Record what a rank's GPU took during an attempt."""
+    path = _record_path(run_dir, attempt, f".energy_{rank:04d}")
+    write_json_atomic(path, {"gpu": gpu, "joules": round(joules, 3)})
+
+
+def count_energy(run_dir: Path, attempt: int) -> int:
+    """Return how many ranks have recorded the energy of an attempt."""
+    return len(list((run_dir / "attempts").glob(f"{attempt:04d}.energy_*.json")))
+
+
+def list_energy(run_dir: Path, attempt: int) -> dict[str, float]:
+    """Return the joules that ranks recorded for an attempt, by GPU."""
+    found: dict[str, float] = {}
+    for path in (run_dir / "attempts").glob(f"{attempt:04d}.energy_*.json"):
+        note = read_json(path) or {}
+        joules = note.get("joules")
+        if isinstance(joules, int | float) and joules >= 0:
+            # Ranks that share a GPU have its counter in common.
+            gpu = str(note.get("gpu"))
+            found[gpu] = max(found.get(gpu, 0.0), float(joules))
+    return found
 
 
 def list_code_versions(run_dir: Path, *, before: int | None = None) -> list[dict[str, Any]]:

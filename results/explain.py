@@ -122,7 +122,8 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
         f"  versions: {', '.join(versions)}",
         *(f"  environment: {line}" for line in describe_environment(run.environment)),
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
-        f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts",
+        f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts"
+        f"{describe_energy(run)}",
         f"  finished: {run.finished or 'unknown'}",
         *(f"  note: {note}" for note in run.info.get("notes", [])),
         "  config:",
@@ -132,6 +133,17 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
 
 def _describe_need(run_id: str, runs: Mapping[str, FinishedRun]) -> str:
     return f"{runs[run_id].stage} {runs[run_id].name}" if run_id in runs else "no record of it"
+
+
+def describe_energy(run: FinishedRun) -> str:
+    """Return `, 1.2 kWh of its GPUs`, or nothing if their energy was not measured."""
+    if not run.energy:
+        return ""
+    kwh = f"{run.energy['kwh']:.4g} kWh of its GPUs"
+    measured, of = run.energy["measured"], run.energy["of"]
+    if measured == of:
+        return f", {kwh}"
+    return f", at least {kwh} ({measured} of {of} measured, over all attempts)"
 
 
 def describe_code(run: FinishedRun) -> str:

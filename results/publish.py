@@ -17,7 +17,7 @@ from results.store import RowsError, read_results, write_rows
 from results.tables import build_tables
 
 # Fields of a run that say where its files lie, or on which machines it ran.
-LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256", "environment")
+LEFT_OUT = ("outputs", "runtime", "rows", "rows_sha256", "environment", "energy")
 
 
 def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:

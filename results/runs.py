@@ -54,6 +54,8 @@ class FinishedRun:
     versions: Mapping[str, str] = field(default_factory=dict)
     # Packages, machine and job of the last attempt.
     environment: Mapping[str, Any] = field(default_factory=dict)
+    # `kwh` of all attempts, of so many `measured` GPUs `of` all; empty without a counter.
+    energy: Mapping[str, float] = field(default_factory=dict)
     # Provenance of earlier attempts that ran with other code or packages.
     earlier: Sequence[Mapping[str, Any]] = ()
     device: str = "cpu"
@@ -93,6 +95,7 @@ def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> F
         git_dirty=provenance.get("git_dirty"),
         versions=provenance.get("versions") or {},
         environment=provenance.get("environment") or {},
+        energy=provenance.get("energy") or {},
         earlier=_list_other_code(provenance),
     )
 

@@ -15,7 +15,7 @@ from results import resources, spec
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
 from results.environments import describe_environment, list_environment_differences
-from results.explain import describe_code
+from results.explain import describe_code, describe_energy
 from results.figures.all_figures import draw_all_figures
 from results.figures.gallery import collect_galleries, is_wide, shrink_picture
 from results.figures.style import DARK, LIGHT, data_uri, render_image
@@ -119,6 +119,7 @@ def build_context(
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": describe_code,
+        "energy": describe_energy,
         "flat": flatten_config,
         "versions": _versions(runs),
         "environments": list_environment_differences(runs),

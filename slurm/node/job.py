@@ -36,6 +36,7 @@ from pipeline.ownership import check_mine, keep_others_from_writing
 from pipeline.runfile import RunFile
 from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
+from slurm.node.energy import EnergyMeter, wait_for_ranks
 from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
 from slurm.node.requeue import RequeueError, read_job, requeue_job
@@ -81,6 +82,13 @@ class RankContext:
     launch: Launch
     control: JobControl
     log: Path
+    # None for runs without GPUs.
+    energy: EnergyMeter | None = None
+
+    def record_energy(self) -> None:
+        """Record what this rank's GPU took so far, once."""
+        if self.energy is not None:
+            self.energy.record(self.control.run_dir, self.control.attempt, self.launch.rank)
 
 
 def run_job(run_dir: Path, run_file_sha256: str | None = None) -> None:
@@ -128,7 +136,8 @@ def _run_rank(run_dir: Path, run_file_sha256: str | None, signals: StopSignals) 
     log = log_path(run_dir, attempt, launch.rank)
     start_logging(log, screen=launch.rank == 0)
 
-    context = RankContext(run_file, launch, JobControl(run_dir, attempt, signals), log)
+    meter = EnergyMeter() if run_file.resources.get("gpu", True) else None
+    context = RankContext(run_file, launch, JobControl(run_dir, attempt, signals), log, meter)
     try:
         with _with_watchdog(context):
             _run_stage(context)
@@ -152,6 +161,8 @@ def _run_rank(run_dir: Path, run_file_sha256: str | None, signals: StopSignals) 
             repeatable=isinstance(error, _REPEATABLE),
         )
         raise
+    finally:
+        context.record_energy()
 
 
 def _run_stage(context: RankContext) -> None:
@@ -175,6 +186,7 @@ def _run_stage(context: RankContext) -> None:
         run.stage, run.name, run.run_id, run_dir, inputs, control.attempt, control, running
     )
     output = runfile.import_by_name(run.entrypoint)(stage_context, run.config)
+    context.record_energy()
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")
     if launch.rank == 0:
@@ -185,6 +197,7 @@ def _run_stage(context: RankContext) -> None:
             facts["inputs"],
             "it was replaced while the run read it, so nothing is recorded; start the run again",
         )
+        wait_for_ranks(run_dir, control.attempt, launch.world_size)
         publish_results(
             run, run_dir, output, attempt=control.attempt, ranks=launch.world_size, facts=facts
         )

@@ -12,7 +12,7 @@ from pipeline import attempts, manifest, provenance, runfile
 from pipeline.identity import dump_settings
 from pipeline.spec import StageRun
 from pipeline.stage import StageOutput
-from slurm.shared.costs import sum_attempts
+from slurm.shared.costs import sum_attempts, sum_energy
 
 
 def publish_results(
@@ -42,6 +42,7 @@ def publish_results(
     # One for each rank that there was: on one machine, `run --ranks` may differ from the resources.
     gpus = ranks if devices and run.resources.gpu else 0
     spent = sum_attempts(run_dir, gpus=gpus, running=attempt)
+    energy = sum_energy(run_dir)
     entry = manifest.ManifestEntry(
         stage=run.stage,
         name=run.name,
@@ -56,6 +57,7 @@ def publish_results(
         info=dict(output.info),
         provenance={
             **facts,
+            **({} if energy is None else {"energy": energy}),
             # Of attempts before this one, whose work this one went on with.
             "earlier": attempts.list_code_versions(run_dir, before=attempt),
         },

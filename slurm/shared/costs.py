@@ -22,6 +22,24 @@ def count_gpus_here() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
+def sum_energy(run_dir: Path) -> dict[str, float | int] | None:
+    """Return the kWh of all attempts, and how many of their GPUs were measured; None if none was.
+
+    An attempt that was killed has no measurement: then the sum is a lower limit.
+    """
+    joules = 0.0
+    measured = expected = 0
+    for number in attempts.list_attempts(run_dir):
+        found = attempts.list_energy(run_dir, number)
+        joules += sum(found.values())
+        measured += len(found)
+        gpus = attempts.read_attempt(run_dir, number).get("gpus")
+        expected += max(len(found), gpus if isinstance(gpus, int) else 0)
+    if not measured:
+        return None
+    return {"kwh": round(joules / 3.6e6, 6), "measured": measured, "of": expected}
+
+
 def sum_attempts(run_dir: Path, *, gpus: int, running: int | None = None) -> Cost:
     """Return what all attempts of a run have cost, however they ended; `running` still runs.
 
