@@ -79,7 +79,8 @@ class Choices:
 
 def plan_pretraining(method: str) -> PretrainConfig:
     """The method's pretraining on the demo data, one line of metrics for each of its steps."""
-    name = "pretrain" if method == "mugs" else method
+    every = config.load_reproduction("mini_methods", STAGES).runs
+    name = next(n for n, run in every.items() if getattr(run.config, "method", "") == method)
     sets = [f"{name}.log_steps=1", f"{name}.checkpoint_steps=100000"]
     runs = plan.build_plan(config.load_reproduction("mini_methods", STAGES, sets))
     (found,) = [run.config for run in runs if run.name == name]

@@ -383,13 +383,13 @@ def test_methods_on_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     # So much memory that four jobs run at a time, and not all pretrainings at once.
     commands = Commands(tmp_path, "mini_methods", sets, memory_gb=200)
     assert commands.finish(2400) == sum(map(len, stages.values()))
-    assert read_filled(commands, "table8") == {
+    assert read_filled(commands, "table8") >= {
         f"{method}{strength}"
         for method in ("Mugs", "DINO", "iBOT")
         for strength in ("", " strong augmentation")
     }
     for table in ("mgc_detection", "mgc_segmentation"):
-        assert read_filled(commands, table) == {"MGC"}
+        assert "MGC" in read_filled(commands, table)
 
 
 def read_filled(commands: Commands, table: str) -> set[str]:
