@@ -1,6 +1,7 @@
 """Calls of torch.distributed that also work in a single process without a group."""
 
 import atexit
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -120,12 +121,28 @@ def barrier() -> None:
 
 
 def broadcast_from_main(text: str) -> str:
-    """Return rank 0's text on all ranks."""
+    """Return rank 0's text on all ranks.
+
+    It is sent as bytes. torch's own functions for objects send pickles, and who unpickles them
+    runs the code that somebody else on the network may have put there.
+    """
     if world_size() == 1:
         return text
-    shared = [text]
-    dist.broadcast_object_list(shared)
-    return shared[0]
+    device = _find_collective_device()
+    content = list(text.encode(errors="surrogatepass")) if is_main() else []
+    length = torch.tensor([len(content)], device=device)
+    dist.broadcast(length, 0)
+    shared = torch.zeros(int(length), dtype=torch.uint8, device=device)
+    if is_main():
+        shared.copy_(torch.tensor(content, dtype=torch.uint8))
+    dist.broadcast(shared, 0)
+    return bytes(shared.tolist()).decode(errors="surrogatepass")
+
+
+def _find_collective_device() -> torch.device:
+    """Return where tensors must be that travel: NCCL has no collectives for memory of the CPU."""
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def run_on_main(work: Callable[[], object]) -> str:
@@ -159,18 +176,15 @@ def share_tensors_of_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor
     """
     if world_size() == 1:
         return tensors or {}
-    shared: list[Any] = [
-        None
-        if tensors is None
-        else [(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]
+    own = [
+        (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in (tensors or {}).items()
     ]
-    dist.broadcast_object_list(shared)
-    cuda = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    device = _find_collective_device()
     received = {}
-    for name, shape, dtype in shared[0]:
+    for name, shape, dtype in json.loads(broadcast_from_main(json.dumps(own))):
         value = (
-            torch.empty(shape, dtype=dtype, device=device)
+            torch.empty(shape, dtype=getattr(torch, dtype), device=device)
             if tensors is None
             else tensors[name].to(device)
         )
