@@ -18,7 +18,8 @@ from mugs.weights.pickle_file import WeightsError, read_released_checkpoint
 from pipeline.files import replace_atomically
 
 State = dict[str, Tensor]
-
+# Bytes. A full checkpoint of a ViT-L has 5 GB.
+LARGEST_FILE = 32 << 30
 
 # Whose weights a file holds, by a piece of a key that only they have.
 KEY_SIGNS = {
@@ -81,6 +82,8 @@ def read_backbone_file(path: Path) -> tuple[State, dict[str, Any]]:
     """Return weights and description of one of our files; raise WeightsError with its name."""
     try:
         check_header_length(path)
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"more than {LARGEST_FILE >> 30} GB")
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["mugs"])
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118

@@ -17,6 +17,7 @@ from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES, ViTConfig
 from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import (
+    LARGEST_FILE,
     State,
     check_positions,
     extract_backbone_state,
@@ -32,8 +33,6 @@ from pipeline.files import hash_file, open_regular_file
 HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "mask_token")
 # Relative. Other kernels differ by rounding only.
 SAME_TOLERANCE = 1e-4
-# Bytes. A full checkpoint of a ViT-L has 5 GB.
-LARGEST_FILE = 32 << 30
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ GREEDY: dict[str, Case] = {
     "unknown positions": described(positions="planted"),
     "description nested deeply": weights(tensor_file(NESTED_NOTE, data=b"")),
     "header of 20 MB": weights(tensor_file(b"{}" + b" " * (20 << 20), data=b"")),
+    "tensors of a terabyte": lambda place: huge(place, 1 << 40),
     "archive that is compressed": zipped(deflate),
     "archive that lists a member twice": zipped(repeat_member),
     "archive that is a pipe": lambda place: waiting(place, "weights.pth", read_released_checkpoint),
@@ -223,6 +224,20 @@ GREEDY: dict[str, Case] = {
         place, "weights.safetensors", read_backbone_file
     ),
 }
+
+
+def huge(place: Place, size: int) -> Callable[[], object]:
+    """A file of one tensor of so many bytes, which takes no room."""
+    path = place.root / "weights.safetensors"
+    header = json.dumps(
+        {
+            "__metadata__": {"mugs": "{}"},
+            "x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+        }
+    ).encode()
+    path.write_bytes(tensor_file(header, data=b""))
+    os.truncate(path, 8 + len(header) + size)
+    return lambda: read_backbone_file(path)
 
 
 def waiting(place: Place, name: str, read: Callable[[Path], object]) -> Callable[[], object]:
