@@ -58,7 +58,7 @@ def in_a_loop(
     validation: tuple[torch.Tensor, torch.Tensor],
     probe: LinearProbe,
 ) -> None:
-    """All classifiers of a sweep as modules of their own, over the same batches."""
+    """All classifiers of a sweep as modules of their own, over the same batches; LARS as SGD."""
     models = [torch.nn.Linear(WIDTH, CLASSES) for _ in probe.settings]
     optimizers = [
         torch.optim.SGD(
