@@ -25,7 +25,14 @@ from typing import Any
 import numpy as np
 
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_in_chunks, with_progress
-from mugs.data.sources.base import FileStamp, SourceError, find_repeated, open_image, raise_if_any
+from mugs.data.sources.base import (
+    FileStamp,
+    ImageInMemory,
+    SourceError,
+    find_repeated,
+    open_image,
+    raise_if_any,
+)
 from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.packed_images import FoundImage, list_images
 from mugs.data.sources.packed_labels import name_classes, read_classes
@@ -132,6 +139,10 @@ class PackedSource(FolderSource):
         if not self.plain:
             return read_row(self.files[place["file"]], int(place["row"]))
         return self._read_part(index, 0, int(place["size"]))
+
+    def locate(self, index: int) -> ImageInMemory:
+        """Return the encoded image itself."""
+        return ImageInMemory(self.read(index))
 
     def _read_part(self, index: int, start: int, size: int) -> bytes:
         place = self.index.places[index]

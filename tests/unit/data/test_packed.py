@@ -171,6 +171,7 @@ def test_the_same_images_give_the_same_files(
     )
     assert source.fingerprint == folder.fingerprint
     assert [source.read(i) for i in (0, 30, 59)] == [folder.read(i) for i in (0, 30, 59)]
+    assert source.locate(30).read() == folder.locate(30).read() == folder.read(30)
     check_whole_images(source, threads=1)
     convert_to_beton(source, tmp_path / "x.beton", threads=2)
     assert (tmp_path / "x.beton").read_bytes() == beton
@@ -589,7 +590,7 @@ def test_numbers_name_the_classes_of_images_without_names(tmp_path: Path) -> Non
     assert source.classes == [f"{number:02d}" for number in range(11)]
     assert source.labels == [number // 2 for number in range(22)]
     assert source.paths[:2] == ["00/x_000000.jpg", "00/x_000011.jpg"]
-    assert source.read(1) == b"image 11"
+    assert source.read(1) == source.locate(1).read() == b"image 11"
 
 
 def test_parquet_files_need_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
