@@ -56,15 +56,15 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
             uncertain[folder] = job_id
     silence = ""
     try:
-        jobs = queue.find_jobs_by_run_id(folders[folder] for folder in uncertain)
+        jobs = queue.find_jobs_of_folders(uncertain)
     except queue.SlurmError as error:
         jobs = {}
         silence = str(error)
 
     active = {}
-    for folder, run_id in folders.items():
-        if run_id in jobs:
-            active[folder] = f"is job {jobs[run_id].job_id}, {jobs[run_id].state}"
+    for folder in folders:
+        if folder in jobs:
+            active[folder] = f"is job {jobs[folder].job_id}, {jobs[folder].state}"
         elif attempts.is_running_here(folder):
             active[folder] = "is running on this machine"
         elif folder in uncertain and silence:

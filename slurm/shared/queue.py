@@ -5,6 +5,7 @@ nothing may be concluded about a job, so these functions raise SlurmError then; 
 "there is no such job".
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -16,15 +17,14 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.files import read_json, write_json_atomic
-from pipeline.identity import ID_LENGTH
 from pipeline.ownership import describe_owner
 from pipeline.spec import StageRun
 
 logger = logging.getLogger(__name__)
-# An argument of a command has at most 128 kB, and a name with its comma 18 bytes.
-_NAMES_AT_ONCE = 5000
+_NAMES_LENGTH = 100_000  # of all names in one call; an argument of a command has at most 128 kB
 
 JOB_PREFIX = "mugs-"
+_SAID_LENGTH = 60  # of stage and run in the name of a job
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 CANCEL_NOTE = "canceled.json"  # in a run's folder: the id of the job that the user has canceled
@@ -114,9 +114,23 @@ def comment_of(run_dir: Path) -> str:
     return f"{_COMMENT_PREFIX}{run_dir.resolve()}"
 
 
-def job_name(run_id: str) -> str:
-    """Return the name of a run's jobs, by which the queue is asked about the run."""
-    return f"{JOB_PREFIX}{run_id}"
+def job_name(run_dir: Path) -> str:
+    """Return the name of a run's jobs, such as `mugs-pretrain-6928-1c40f7`.
+
+    It says run and stage (once, if the run's name has it) and how the run's id begins. The queue is
+    asked by this name, and Slurm runs one job of a name at a time (`singleton`). So the last part
+    tells run folders apart: the same run in another run root has another name.
+    """
+    name, _, run_id = run_dir.name.rpartition("-")
+    stage = run_dir.parent.name
+    said = name if stage in name else f"{stage}-{name}"
+    place = hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()
+    return f"{JOB_PREFIX}{said[:_SAID_LENGTH]}-{run_id[:4]}-{place[:6]}"
+
+
+def list_job_names(run_dir: Path) -> tuple[str, str]:
+    """Return the names that a run's jobs may have: today's, and that of earlier versions."""
+    return job_name(run_dir), f"{JOB_PREFIX}{run_dir.name.rpartition('-')[2]}"
 
 
 def clean_environment() -> dict[str, str]:
@@ -158,22 +172,25 @@ def find_jobs(runs: Iterable[StageRun], run_root: Path) -> dict[str, list[Queued
     Raises:
         SlurmError: the queue cannot be asked.
     """
-    by_name = {job_name(run.run_id): run for run in runs}
+    folders = {run.run_dir(run_root): run.run_id for run in runs}
+    by_name = {name: folder for folder in folders for name in list_job_names(folder)}
     jobs: dict[str, list[QueuedJob]] = {}
     for job in find_jobs_named(by_name):
-        run = by_name[job.name]
-        if job.belongs_to(run.run_dir(run_root)):
-            jobs.setdefault(run.run_id, []).append(job)
+        folder = by_name[job.name]
+        if job.belongs_to(folder):
+            jobs.setdefault(folders[folder], []).append(job)
     return jobs
 
 
-def find_jobs_by_run_id(run_ids: Iterable[str]) -> dict[str, QueuedJob]:
-    """Return the jobs in the queue of these runs, in whatever run root.
+def find_jobs_of_folders(folders: Iterable[Path]) -> dict[Path, QueuedJob]:
+    """Return the jobs in the queue of the runs in these folders.
+
+    A job that an earlier version queued counts in whatever run root it is.
 
     Raises:
         SlurmError: the queue cannot be asked.
     """
-    by_name = {job_name(run_id): run_id for run_id in run_ids}
+    by_name = {name: folder for folder in folders for name in list_job_names(folder)}
     return {by_name[job.name]: job for job in find_jobs_named(by_name)}
 
 
@@ -182,8 +199,14 @@ def find_jobs_named(names: Collection[str]) -> list[QueuedJob]:
 
     The ids of runs are the same for everybody, so anybody may queue a job of such a name.
     """
-    listed = sorted(names)
-    parts = [listed[i : i + _NAMES_AT_ONCE] for i in range(0, len(listed), _NAMES_AT_ONCE)]
+    parts: list[list[str]] = []
+    length = _NAMES_LENGTH
+    for name in sorted(names):
+        length += len(os.fsencode(name)) + 1  # a comma
+        if length > _NAMES_LENGTH:
+            parts.append([])
+            length = len(os.fsencode(name))
+        parts[-1].append(name)
     return [job for part in parts for job in _ask_for(part)]
 
 
@@ -229,7 +252,7 @@ def submit_script(text: str, run_dir: Path, *, comment: bool = True) -> str:
     Raises:
         SlurmError: Slurm refuses it.
     """
-    options = [f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}"]
+    options = [f"--job-name={job_name(run_dir)}"]
     if comment:
         options.append(f"--comment={comment_of(run_dir)}")
     return submit_text(text, *options, what=str(run_dir))

@@ -29,8 +29,7 @@ from pipeline.files import (
     read_server_time,
     write_json_atomic,
 )
-from pipeline.identity import ID_LENGTH
-from slurm.shared.queue import JOB_NOTE, SlurmError, job_name
+from slurm.shared.queue import JOB_NOTE, SlurmError, list_job_names
 
 # Longer than submitting one run can take, with the time-outs of its Slurm commands.
 _FOREIGN_STALE_S = 600.0
@@ -149,10 +148,10 @@ def _process_start(pid: int) -> str | None:
 
 def _sbatch_runs(run_dir: Path) -> bool:
     """Return whether an sbatch of this run, left by a killed submission, still runs here."""
-    option = f"--job-name={job_name(run_dir.name[-ID_LENGTH:])}".encode()
+    options = {f"--job-name={name}".encode() for name in list_job_names(run_dir)}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if option in (process / "cmdline").read_bytes().split(b"\0"):
+            if options.intersection((process / "cmdline").read_bytes().split(b"\0")):
                 return True
         except OSError:
             continue  # it has ended meanwhile, or is another user's

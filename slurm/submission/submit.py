@@ -217,9 +217,8 @@ def _submit_locked(
         job_id = _call_sbatch(run, profile, dependencies, code, lock)
         # Later runs of this submission find their input in the queue without asking again.
         parents = (*dependencies.after_end, *dependencies.after_begin)
-        state.jobs[run.run_id] = [
-            queue.QueuedJob(job_id, queue.job_name(run.run_id), "PENDING", "", parents)
-        ]
+        name = queue.job_name(run_dir)
+        state.jobs[run.run_id] = [queue.QueuedJob(job_id, name, "PENDING", "", parents)]
         return Submission(run, "submitted", job_id, find_other_code(run, profile, code)), state
 
 
@@ -273,7 +272,7 @@ def sbatch_text(
         profile,
         run.resources,
         folder=run_dir / "logs",
-        name=queue.job_name(run.run_id),
+        name=queue.job_name(run_dir),
         dependency=dependencies.dependency,
         # The job refuses another run file than this one.
         command=f"{job_command(profile, run_dir)} {runfile.describe_run(run)[CHECKSUM_KEY]}",

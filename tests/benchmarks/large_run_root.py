@@ -102,7 +102,7 @@ def plant_run_root(root: Path, runs: Sequence[StageRun], submitted: int) -> None
         run_dir = plant_submitted(root, run, job_id, running=running)
         state = "RUNNING|None" if running else "PENDING|Priority"
         comment = queue.comment_of(run_dir)
-        name = queue.job_name(run.run_id)
+        name = queue.job_name(run_dir)
         lines.append(f"{job_id}|{name}|{state}|(null)|{os.geteuid()}|(null)|{comment}\n")
     (root / "bin").mkdir()
     (root / "jobs").write_text("".join(lines))

@@ -29,6 +29,7 @@ from outcome import Outcome
 from pipeline import attempts, config, manifest
 from pipeline.plan import build_plan
 from pipeline.spec import StageRun
+from slurm.shared.queue import job_name
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import submit
 from stages import STAGES
@@ -70,7 +71,7 @@ class FakeSlurm:
         with (self.folder / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             lines = (self.folder / "queue").read_text().splitlines()
-        names = {f"mugs-{run.run_id}": run for run in self.runs}
+        names = {job_name(run.run_dir(self.run_root)): run for run in self.runs}
         for line in self.random.sample(lines, len(lines)):
             run = names[line.split("|")[1]]
             if all(manifest.find_done(self.run_root, need) for need in run.needs.values()):
@@ -108,7 +109,8 @@ def play(seed: int, submissions: int) -> str | None:
         os.environ["PATH"] = path
         reader.ended.set()
         reader.join()
-    counts = {run.name: slurm.submitted()[f"mugs-{run.run_id}"] for run in runs}
+    submitted = slurm.submitted()
+    counts = {run.name: submitted[job_name(run.run_dir(profile.run_root))] for run in runs}
     wrong = [] if set(counts.values()) == {1} else [f"sbatch calls: {counts}"]
     wrong += errors + reader.wrong
     wrong += [

@@ -160,7 +160,9 @@ def test_order_status_and_idempotence(spine: Spine, slurm_cluster: Any) -> None:
     assert "Dependency" in spine.status()["last"].detail
     assert set(spine.submit().values()) == {"queued"}
     jobs = slurm_cluster.run("squeue", "-h", "-o", "%j").stdout.split()
-    assert sorted(jobs) == sorted(f"mugs-{run.run_id}" for run in spine.runs)
+    assert sorted(jobs) == sorted(
+        queue.job_name(run.run_dir(spine.profile.run_root)) for run in spine.runs
+    )
     spine.finish()
     assert set(spine.submit().values()) == {"done"}
     _check_results(spine)

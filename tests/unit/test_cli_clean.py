@@ -14,6 +14,7 @@ import run_stage
 from pipeline import attempts, manifest, runfile
 from pipeline.run_root import MARKER
 from pipeline.spec import ConfigError, StageRun
+from slurm.shared.queue import list_job_names
 from stages.commands.clean import NeededPaths, clean_run_root
 from stages.commands.reproduction import all_runs
 from stages.commands.trash import Trash
@@ -351,10 +352,11 @@ def test_what_may_be_queued_or_is_stays(
     assert "may be job 12 of a cluster" in clean("--yes")
     commands = {"sbatch": "exit 1", "squeue": f"cat {tmp_path}/queue"}
     monkeypatch.setenv("PATH", write_commands(tmp_path / "bin", **commands))
-    (tmp_path / "queue").write_text(
-        f"12|mugs-0123456789ab|PENDING|Priority|(null)|{os.geteuid()}|(null)|(null)\n"
-    )
-    assert "is job 12, PENDING" in clean("--yes")
+    for name in list_job_names(folder):
+        (tmp_path / "queue").write_text(
+            f"12|{name}|PENDING|Priority|(null)|{os.geteuid()}|(null)|(null)\n"
+        )
+        assert "is job 12, PENDING" in clean("--yes")
     assert folder.exists()
     (tmp_path / "queue").write_text("")
     clean("--yes")

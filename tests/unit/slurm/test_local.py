@@ -510,7 +510,7 @@ RUN = StageRun("tiny", "one", "0123456789ab", StageConfig(), {}, Resources(gpu=F
 
 
 def test_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = queue.QueuedJob("7", queue.job_name(RUN.run_id), "RUNNING", "None")
+    job = queue.QueuedJob("7", "mugs-one-0123", "RUNNING", "None")
     monkeypatch.setattr(queue, "find_jobs", lambda *_, **__: {RUN.run_id: [job]})
     assert collect_status([RUN], tmp_path)[0].detail == "starting"
     attempts.start_attempt(RUN.run_dir(tmp_path), job_id="7")

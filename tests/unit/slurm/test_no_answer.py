@@ -145,7 +145,7 @@ def test_a_job_that_can_never_start_is_seen(
     reason: str, state: str, words: str,
 ) -> None:  # fmt: skip
     origin = f"{os.geteuid()}|{submitted / queue.SCRIPT}|(null)"
-    line = f"7|{queue.job_name(RUN.run_id)}|PENDING|{reason}|(null)|{origin}"
+    line = f"7|{queue.job_name(submitted)}|PENDING|{reason}|(null)|{origin}"
     answers = {"squeue": (0, line, ""), "scontrol": (1, "", "x")}
     monkeypatch.setattr(queue, "call_slurm", lambda command, *_, **__: answers[command])
     found = get_status(tmp_path)
@@ -180,7 +180,7 @@ def test_a_canceled_job_saves_before_it_ends(
             return 0, "", ""
         asked.append(1)
         origin = f"{os.geteuid()}|{submitted / queue.SCRIPT}|(null)"
-        line = f"7|{queue.job_name(RUN.run_id)}|RUNNING|None|(null)|{origin}"
+        line = f"7|{queue.job_name(submitted)}|RUNNING|None|(null)|{origin}"
         return 0, line if len(asked) < 3 else "", ""
 
     monkeypatch.setattr(queue, "call_slurm", answer)

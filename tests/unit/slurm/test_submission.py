@@ -107,11 +107,12 @@ def test_the_number_of_a_process_may_have_been_given_to_another(tmp_path: Path) 
     assert lock._take(tmp_path, 0).number == 2
 
 
-def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_sbatch_that_outlives_its_submission_is_waited_for(tmp_path: Path, which: int) -> None:
+    """Also one of an earlier version, whose jobs have another name."""
     leave_a_dead_claim(tmp_path)
-    sbatch = subprocess.Popen(
-        ["sh", "-c", "sleep 60; true", "sbatch", f"--job-name=mugs-{tmp_path.name[-12:]}"]
-    )
+    option = f"--job-name={queue.list_job_names(tmp_path)[which]}"
+    sbatch = subprocess.Popen(["sh", "-c", "sleep 60; true", "sbatch", option])
     try:
         with pytest.raises(queue.SlurmError):
             lock._take(tmp_path, 0.2)
@@ -251,17 +252,46 @@ def test_what_the_queue_says_is_read(
 ) -> None:
     run_dir, me = RUNS["b"].run_dir(tmp_path), os.geteuid()
     waits = "afterok:41(unfulfilled),afterok:42(unfulfilled),singleton(unfulfilled)"
+    name, former = queue.list_job_names(run_dir)
+    assert former == "mugs-b"
     lines = [
-        f"7|mugs-b|PENDING|Dependency|{waits}|{me}|(null)|{queue.comment_of(run_dir)}",
-        f"8|mugs-b|RUNNING|None|(null)|{me}|(null)|{queue.comment_of(tmp_path / 'other')}",
-        f"9|mugs-b|RUNNING|None|(null)|{me}|{run_dir.parent}/{queue.SCRIPT}|(null)",
-        f"10|mugs-b|PENDING|JobHeldUser|(null)|{me + 1}|(null)|{queue.comment_of(run_dir)}",
+        f"7|{name}|PENDING|Dependency|{waits}|{me}|(null)|{queue.comment_of(run_dir)}",
+        f"8|{former}|RUNNING|None|(null)|{me}|(null)|{queue.comment_of(tmp_path / 'other')}",
+        f"9|{former}|RUNNING|None|(null)|{me}|{run_dir.parent}/{queue.SCRIPT}|(null)",
+        f"10|{name}|PENDING|JobHeldUser|(null)|{me + 1}|(null)|{queue.comment_of(run_dir)}",
+        f"11|{former}|RUNNING|None|(null)|{me}|(null)|{queue.comment_of(run_dir)}",
     ]
     monkeypatch.setattr(queue, "call_slurm", lambda *_: (0, "\n".join(lines), ""))
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    (found,) = queue.find_jobs(RUNS.values(), tmp_path)["b"]
+    found, older = queue.find_jobs(RUNS.values(), tmp_path)["b"]
     assert (found.job_id, found.parents) == ("7", ("41", "42"))
-    assert "job 10 of " in caplog.text and "named mugs-b like ours" in caplog.text
+    assert older.job_id == "11", "queued by an earlier version"
+    assert "job 10 of " in caplog.text and f"named {name} like ours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("pretrain/pretrain-6928abcdef01", "mugs-pretrain-6928-"),
+        ("knn/knn_initial-6928abcdef01", "mugs-knn_initial-6928-"),
+        ("convert/imagenet-6928abcdef01", "mugs-convert-imagenet-6928-"),
+        ("convert/two-parts-6928abcdef01", "mugs-convert-two-parts-6928-"),
+    ],
+)
+def test_a_job_says_stage_and_run(folder: str, said: str) -> None:
+    name = queue.job_name(Path("/data/runs") / folder)
+    assert name.startswith(said) and len(name) == len(said) + 6
+
+
+def test_run_roots_do_not_block_each_other(tmp_path: Path) -> None:
+    """Slurm runs one job of a name at a time; the name is the same by whatever path."""
+    folder = "pretrain/pretrain-6928abcdef01"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "link").symlink_to("one")
+    names = [queue.job_name(tmp_path / root / folder) for root in ("one", "two", "link")]
+    assert names[0] != names[1] and names[0] == names[2]
+    long = queue.job_name(tmp_path / "pretrain" / ("x" * 200 + "-6928abcdef01"))
+    assert len(long) < 100
 
 
 @pytest.mark.parametrize(
@@ -284,10 +314,11 @@ def test_run_roots_are_told_apart(tmp_path: Path, origin: str, belongs: bool) ->
 def test_thousands_of_runs_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(queue, "call_slurm", lambda *command: asked.extend(command) or (0, "", ""))
-    queue.find_jobs_by_run_id(f"{number:012d}" for number in range(8000))
+    long = "x" * 200
+    queue.find_jobs_of_folders(Path(f"/r/x/{long}-{number:012d}") for number in range(4000))
     names = [word for word in asked if word.startswith("--name=")]
     assert sum(word.count("mugs-") for word in names) == 8000
-    assert max(map(len, names)) < 100_000, "one argument may have 128 kB on Linux"
+    assert max(map(len, names)) < 128 * 1024, "more is refused by Linux"
 
 
 def test_snapshot_is_whole_reused_and_by_content(tmp_path: Path) -> None:
