@@ -77,7 +77,9 @@ def show_plan(
         for run in runs
     ]
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
-    total = f"at most {sum(run.resources.gpu_hours for run in split.pending):g} GPU-hours"
+    hours = sum(run.resources.gpu_hours for run in split.pending)
+    # No bound: a run that reaches its time limit goes on in another job.
+    total = f"{hours:g} GPU-hours if each run ends within its hours once started"
     print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
     show_lines(f"{run.name}: {fact}" for run in runs for fact in run.facts)
     # Counts of images that a finished conversion changed or skipped, for example.

@@ -82,6 +82,7 @@ def run(ctx: StageContext, cfg: FeaturesConfig) -> StageOutput:
             batch_size=cfg.eval_batch_size,
             threads=cfg.threads,
             progress_path=ctx.run_dir / "progress.json",
+            control=ctx.control,
         )
     described = describe_backbone(ctx, cfg.weights)
     info = {

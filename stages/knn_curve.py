@@ -116,6 +116,7 @@ def run(ctx: StageContext, cfg: KnnCurveConfig) -> StageOutput:
         chosen := distributed.run_on_main(lambda: next_epoch(ctx, cfg, pretraining, began))
     ) != "none":
         if chosen == "wait":
+            note_resumable(ctx, 0)
             time.sleep(cfg.poll_seconds)
         else:
             evaluate_epoch(ctx, cfg, pretraining, int(chosen))
@@ -270,7 +271,19 @@ def evaluate_epoch(
         write_json_atomic(
             epoch_record_path(ctx, epoch), {"epoch": epoch, "weights": weights, "top1": top1}
         )
+        note_resumable(ctx, epoch)
     distributed.barrier()
+
+
+def note_resumable(ctx: StageContext, epoch: int) -> None:
+    """Say that another attempt would not stop where this one does.
+
+    It goes on with the epochs that have no result, or with waiting for them.
+    """
+    from mugs import distributed
+
+    if ctx.control is not None and distributed.is_main():
+        ctx.control.saved(epoch, 0.0)
 
 
 def load_teacher(pretraining: Pretraining, epoch: int) -> "ViT":

@@ -11,6 +11,7 @@ shards.
 
 import json
 import logging
+import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from mugs.data.sources.base import Source
 from mugs.engine.progress import Progress
 from mugs.evaluation.config import Feature
 from mugs.models.vit import ViT
+from pipeline.control import Control
 from pipeline.files import follow_umask, replace_atomically, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -76,8 +78,11 @@ def extract_split(
     batch_size: int,
     threads: int,
     progress_path: Path | None = None,
+    control: Control | None = None,
 ) -> None:
     """Compute the missing shards, each on one rank, then write the index.
+
+    `control` is told of every shard that is on disk: the next attempt goes on from there.
 
     Raises:
         FeatureStoreError: The backbone has fewer blocks than wanted, or features are not finite.
@@ -111,9 +116,12 @@ def extract_split(
             ids = layout.ids(shard)
             if not _is_good(shard_path(folder, shard), layout, len(ids)):
                 tensors = _compute(vit, source, ids, layout, device, batch_size, threads)
+                began = time.monotonic()
                 with replace_atomically(shard_path(folder, shard)) as temporary:
                     save_file(tensors, temporary, metadata={"layout": json.dumps(asdict(layout))})
                     follow_umask(temporary)  # safetensors writes files that only the owner reads
+                if control is not None:
+                    control.saved(done, time.monotonic() - began)
             progress.update(done, items=len(ids))
 
     # The index means "complete": after all ranks' shards, and before any rank goes on to read it.

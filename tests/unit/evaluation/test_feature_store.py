@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from mugs.data.loading.evaluation import iter_eval_batches
 from mugs.data.sources.folder import FolderSource
+from mugs.engine.control import NullControl
 from mugs.evaluation import feature_store
 from mugs.evaluation.config import Feature
 from mugs.evaluation.feature_store import (
@@ -58,11 +59,37 @@ def layout(source: FolderSource) -> StoreLayout:
 
 
 def extract(
-    vit: ViT, source: FolderSource, folder: Path, wanted: StoreLayout | None = None
+    vit: ViT,
+    source: FolderSource,
+    folder: Path,
+    wanted: StoreLayout | None = None,
+    control: NullControl | None = None,
 ) -> FeatureStore:
     wanted = wanted or layout(source)
-    extract_split(vit, source, folder / "train", wanted, device=CPU, batch_size=3, threads=1)
+    extract_split(
+        vit,
+        source,
+        folder / "train",
+        wanted,
+        device=CPU,
+        batch_size=3,
+        threads=1,
+        control=control,
+    )
     return FeatureStore(folder)
+
+
+class NoteSaves(NullControl):
+    """Note which shards were on disk when one was said to be saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saves: list[int] = []
+
+    def saved(self, step: int, seconds: float) -> None:
+        assert seconds >= 0
+        assert len(list(self.folder.glob("shard_*.safetensors"))) >= step
+        self.saves.append(step)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-5), ("fp16", 3e-3)])
@@ -105,8 +132,10 @@ def test_only_missing_and_bad_shards_are_computed(
         return compute(vit, source, ids, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(feature_store, "_compute", counted)
-    store = extract(vit, source, tmp_path)
+    control = NoteSaves(folder)
+    store = extract(vit, source, tmp_path, control=control)
     assert computed == [range(4, 8), range(8, 11)]
+    assert control.saves == [2, 3], "what it computed, for the decision whether it may start again"
     assert torch.equal(store.load("train", "cls")[0], whole)
     shards = [f"shard_0000{i}.safetensors" for i in range(3)]
     met = [sorted(p.name for p in found if p.parent == folder) for found in meetings[3:]]

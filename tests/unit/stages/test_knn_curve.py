@@ -12,12 +12,14 @@ from mugs.checkpoint.record import checkpoint_name
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.folder import FolderSource
+from mugs.engine.control import NullControl
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
 from pipeline.spec import ConfigError, StageRun
 from pipeline.stage import StageContext
 from stages import STAGES, knn_curve, pretrain
+from stages.knn_curve import next_epoch
 
 YAML = """
 name: curve
@@ -100,11 +102,22 @@ def context(root: Path, run: StageRun) -> StageContext:
     )
 
 
+class NoteSaves(NullControl):
+    """Note the epochs that are said to be saved."""
+
+    def __init__(self) -> None:
+        self.saves: list[int] = []
+
+    def saved(self, step: int, seconds: float) -> None:
+        self.saves.append(step)
+
+
 class Case:
     """A copy of the run root in which the pretraining is not done."""
 
     def __init__(self, root: Path) -> None:
         self.root, runs = root, planned(root / "curve.yaml")
+        self.control = NoteSaves()
         self.pre, self.curve = runs["pretrain"].run_dir(root), runs["curve"]
         assert isinstance(self.curve.config, knn_curve.KnnCurveConfig)
         self.cfg = self.curve.config
@@ -133,7 +146,8 @@ class Case:
         return knn_curve.next_epoch(ctx, self.cfg, self.found(), time.monotonic() - waited)
 
     def evaluate(self, epoch: int) -> None:
-        knn_curve.evaluate_epoch(context(self.root, self.curve), self.cfg, self.found(), epoch)
+        ctx = replace(context(self.root, self.curve), control=self.control)
+        knn_curve.evaluate_epoch(ctx, self.cfg, self.found(), epoch)
 
     def found(self) -> knn_curve.Pretraining:
         return knn_curve.find_pretraining(context(self.root, self.curve), self.cfg)
@@ -145,7 +159,9 @@ def case(trained: Path, tmp_path: Path) -> Case:
     return Case(tmp_path / "runs")
 
 
-def test_checkpoints_are_evaluated_as_they_appear(case: Case, meetings: list[set[Path]]) -> None:
+def test_checkpoints_are_evaluated_as_they_appear(
+    case: Case, meetings: list[set[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = [(epoch, file.parent.name) for epoch, file in case.found().files.items()]
     assert folders == [(0, "weights"), (2, checkpoint_name(2)), (3, checkpoint_name(3))]
     assert case.next() == "wait"
@@ -157,10 +173,17 @@ def test_checkpoints_are_evaluated_as_they_appear(case: Case, meetings: list[set
     case.appear("2")
     assert case.next() == "2"
     case.evaluate(2)
+    assert case.control.saves == [0, 2], "else a stop at the time limit would end the run"
     assert case.next() == "wait"
     case.appear("3")
     case.end()
-    out = knn_curve.run(context(case.root, case.curve), case.cfg)
+    pretend_wait = ["wait"]
+    monkeypatch.setattr(
+        knn_curve, "next_epoch", lambda *a: pretend_wait.pop() if pretend_wait else next_epoch(*a)
+    )
+    ctx = replace(context(case.root, case.curve), control=case.control)
+    out = knn_curve.run(ctx, case.cfg)
+    assert case.control.saves == [0, 2, 0, 3], "also while it waits for a slow pretraining"
     settings = [row.setting for row in out.rows]
     assert settings == [f"epoch={e}, cls, k={k}, T=0.07" for e in (0, 2, 3) for k in (1, 3)]
     assert {(row.method, row.stage, row.epochs, row.unit) for row in out.rows} == {
