@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -434,6 +436,8 @@ def status(
         else:
             console.show_status(found)
             console.show_lines(list_ended_keepers(runs, root))
+        if getattr(sys.stdout, "reader_left", False):
+            break  # nobody watches any more
     # With --watch, this is the last state.
     raise typer.Exit(states.exit_code(found))
 
@@ -959,16 +963,80 @@ def _print(lines: Iterable[object], *, err: bool = False) -> None:
             typer.echo(clean_line(part), err=err)
 
 
+class _Output:
+    """Standard output or error whose reader may leave, as `head` does.
+
+    After an error of `error_type` the rest is dropped; the command goes on and ends with its own
+    exit code.
+    """
+
+    def __init__(self, stream: TextIO, *, error_type: type[OSError] = BrokenPipeError) -> None:
+        self.stream = stream
+        self.error_type = error_type
+        self.reader_left = False
+
+    def write(self, text: str) -> int:
+        """Write text, to nobody if the reader has left."""
+        with self._let_reader_leave():
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._let_reader_leave():
+            self.stream.flush()
+
+    def end(self) -> None:
+        """Hand on what is left, if that can be done: it was tried, and the error was shown."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self._drop_rest()
+
+    @contextmanager
+    def _let_reader_leave(self) -> Iterator[None]:
+        try:
+            yield
+        except self.error_type:
+            self.reader_left = True
+            self._drop_rest()
+
+    def _drop_rest(self) -> None:
+        # Python flushes once more when it ends, and would say then that it cannot.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in all else."""
+        return getattr(self.stream, name)
+
+
 def main() -> None:
     """Run the command line; errors of the user become a message and exit code 2."""
+    streams = sys.stdout, sys.stderr
+    # Python has no stream at all for an output that the caller has closed, as with `>&-`.
+    present = [stream or open(os.devnull, "w") for stream in streams]  # noqa: SIM115
+    for stream in present:
+        # An ASCII terminal shows other characters of paths and messages as \\xe9 and its like.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Nobody can be told that an error cannot be shown.
+    outputs = [_Output(present[0]), _Output(present[1], error_type=OSError)]
+    sys.stdout, sys.stderr = outputs
+    try:
+        _run_command_line()
+    finally:
+        sys.stdout, sys.stderr = streams
+        for output in outputs:
+            output.end()
+
+
+def _run_command_line() -> None:
     from pipeline.provenance import ForeignPackageError, check_one_root
 
     # Warnings of ours go to stderr, so that --json and CSV on stdout stay clean.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # An ASCII terminal shows other characters of paths and messages as \\xe9 and its like.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
         check_one_root()
         app(spread_seeds(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Everyday use of the command line: the last guard, names that users type, dry runs."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -58,6 +59,57 @@ def test_an_ascii_terminal_shows_any_path(tmp_path: Path, locale: str) -> None:
         cwd=ROOT,
     )
     assert done.returncode == 0 and "ufe: 0 runs" in done.stdout, done
+
+
+def call_main(
+    monkeypatch: pytest.MonkeyPatch, line: str, stdout: object, stderr: object = None
+) -> tuple[object, str]:
+    """The exit code and what stderr got, unless another stderr is given."""
+    seen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["run_stage.py", *line.split()])
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "stderr", seen if stderr is None else stderr)
+    with pytest.raises(SystemExit) as ended:
+        run_stage.main()
+    assert sys.stdout is stdout, "the next caller has its own again"
+    monkeypatch.undo()
+    seen.seek(0)
+    return ended.value.code, seen.read()
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [("plan mini", 0), ("status --watch", 0), ("plan --help", 0), ("tables", 0)]
+)
+def test_a_reader_that_leaves_early_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, code: int
+) -> None:
+    """As `head -1` does; not when the command ends either, when Python flushes once more."""
+    monkeypatch.setenv("MUGS_RUN_ROOT", str(tmp_path))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stdout:
+        found, said = call_main(monkeypatch, line, stdout)
+    assert found == code and "rror" not in said, said
+
+
+@pytest.mark.parametrize("line", ["plan mini", "tables", "--help"])
+def test_output_that_finds_no_room_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str
+) -> None:
+    monkeypatch.setenv("MUGS_RUN_ROOT", str(tmp_path))
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        code, said = call_main(monkeypatch, line, full)
+    assert code == 2 and "No space left on device" in said
+    with open("/dev/full", "w", encoding="utf-8") as full, open(os.devnull, "w") as nowhere:
+        assert call_main(monkeypatch, "plan nope", nowhere, full) == (2, "")
+
+
+def test_outputs_that_the_caller_closed_are_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `>&-` does: Python then has no such stream."""
+    monkeypatch.setenv("MUGS_RUN_ROOT", str(tmp_path))
+    assert call_main(monkeypatch, "plan mini", None)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["1", "table1", "Table 1", "TABLE1"])
