@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from slurm.shared.exit_codes import EXIT_INTERNAL
+from slurm.shared.exit_codes import EXIT_INTERNAL, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from pipeline.spec import StageRun
     from stages.commands.reproduction import Selection
 
+_CTRL_C = 130  # exit code of typer then
 # Old option names that still work but that --help does not list. click applies the function to
 # every option name a user types, in every command.
 RENAMED_OPTIONS = {"unseen": "skip-data-checks", "profile": "trace-steps"}
@@ -1040,6 +1041,9 @@ def _run_command_line() -> None:
     try:
         check_one_root()
         app(spread_seeds(sys.argv[1:]))
+    except SystemExit as ended:
+        # After Ctrl-C, which `run` alone takes for a request to save.
+        sys.exit(EXIT_INTERRUPTED if ended.code == _CTRL_C else ended.code)
     except Exception as error:
         # With an intruder on the path our own modules may not import, so it is asked for first.
         if isinstance(error, (ForeignPackageError, OSError)):

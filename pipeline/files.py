@@ -31,6 +31,14 @@ _NUMBERED = re.compile(r"[0-9]{1,9}\.json", re.ASCII)
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` replaced; as it is where no such home folder is known.
+
+    `Path.expanduser` would raise RuntimeError then.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def sync_path(path: Path) -> None:
     """Flush a file, or the entries of a folder (new names, renames), to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import hash_file
+from pipeline.files import expand_home, hash_file
 from pipeline.folder_content import compare_folder, describe_folder
 from pipeline.manifest import ManifestEntry
 from pipeline.settings import Mark, Settings, setting_fields
@@ -74,7 +74,7 @@ def _hash_content(path: Path, kind: str) -> str:
 
 def _absolute(value: str) -> Path:
     # Not resolved: a link that leads elsewhere today is noticed by what it leads to.
-    return Path(os.path.normpath(Path(value).expanduser().absolute()))
+    return Path(os.path.normpath(expand_home(value).absolute()))
 
 
 def find_changed_inputs(settings: Settings, entry: ManifestEntry) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.files import read_bounded
+from pipeline.files import expand_home, read_bounded
 from pipeline.settings import Settings, setting_fields, use_current_names
 from pipeline.spec import ConfigError
 
@@ -101,7 +101,7 @@ def find_yaml(name_or_path: str, package: str, folder: str, *, what: str) -> tup
     if name_or_path in names:
         source = f"{name_or_path}.yaml"
         return source, (resources.files(package) / folder / source).read_text(encoding="utf-8")
-    path = Path(name_or_path).expanduser()
+    path = expand_home(name_or_path)
     if path.is_file():
         return str(path), read_config_text(path)
     choices = format_choices(name_or_path, names)

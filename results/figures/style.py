@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,8 @@ def render_image(drawing: Drawing, theme: Theme, fmt: Format) -> bytes:
 
     # No display on a compute node.
     matplotlib.use("Agg")
+    # The files have no date; matplotlib all the same fails on a value that is none.
+    os.environ.pop("SOURCE_DATE_EPOCH", None)
     buffer = io.BytesIO()
     # For this figure only: settings are global in matplotlib.
     with matplotlib.rc_context(matplotlib_settings(theme)):

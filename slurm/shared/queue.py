@@ -153,7 +153,9 @@ def call_slurm(
         done = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            # What is no UTF-8, such as another job's comment, is kept, as in names of files.
+            encoding="utf-8",
+            errors="surrogateescape",
             timeout=_TIMEOUT_S,
             env=environment,
             input=stdin,

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline import reading
+from pipeline.files import expand_home
 from pipeline.provenance import code_root
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageRun
@@ -200,7 +201,7 @@ def load_profile(name_or_path: str) -> ClusterProfile:
     _check_options(profile, source)
     for stage, own in profile.stages.items():
         _check_options(own, f"{source}: stages: {stage}", image=profile.container_image)
-    root = Path(os.path.expandvars(profile.run_root)).expanduser()
+    root = expand_home(os.path.expandvars(profile.run_root))
     if "$" in str(root) or not root.is_absolute():
         raise ConfigError(
             f"{source}: run_root: expected an absolute path with known variables, got {str(root)!r}"
@@ -490,12 +491,25 @@ def choose_run_root(given: Path | None, cluster: str | None) -> Path:
     """
     profile = None if cluster is None else load_profile(cluster)  # also checked if not needed
     if given is not None:
-        return given.expanduser().absolute()
-    chosen = os.environ.get(RUN_ROOT_VARIABLE) or DEFAULT_RUN_ROOT
-    root = profile.run_root if profile else Path(chosen).expanduser().absolute()
+        return _find_absolute(given, "--run-root")
+    chosen = os.environ.get(RUN_ROOT_VARIABLE)
+    root = (
+        profile.run_root
+        if profile
+        else _find_absolute(
+            chosen or DEFAULT_RUN_ROOT, RUN_ROOT_VARIABLE if chosen else "the default run root"
+        )
+    )
     if root.is_relative_to(code_root()):
         raise ConfigError(f"run root {root} is inside the checkout; name another with --run-root")
     return root
+
+
+def _find_absolute(path: str | Path, source: str) -> Path:
+    expanded = expand_home(path)
+    if str(expanded).startswith("~"):
+        raise ConfigError(f"{source} {path}: no such home folder is known; give an absolute path")
+    return expanded.absolute()
 
 
 def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline import config, manifest
 from pipeline.config import RunConfig
-from pipeline.files import FormatVersionError
+from pipeline.files import FormatVersionError, expand_home
 from pipeline.identity import RETIRED_SETTINGS, runtime_names, science_fields
 from pipeline.plan import build_plan
 from pipeline.settings import use_record_names
@@ -56,7 +56,7 @@ def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedRes
         ConfigError: there is no such folder.
     """
     # A shell does not expand "~" after "--against=".
-    folder = folder.expanduser().absolute()
+    folder = expand_home(folder).absolute()
     if not folder.is_dir():
         raise ConfigError(f"--against {folder}: there is no such folder")
     # A published folder has no manifest; its runs.json stands in for it.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import manifest
+from pipeline.files import expand_home
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.inputs import list_input_paths
 from pipeline.plan import list_unset_settings
@@ -142,7 +143,7 @@ def _data_remedy(run: StageRun) -> str:
     remedy = f"correct the files, or {settings or 'the run'}"
     # Paths that exist are not the problem of a login node without the data, so the option is not
     # named.
-    if not all(Path(place).expanduser().exists() for place in places.values()):
+    if not all(expand_home(place).exists() for place in places.values()):
         remedy += "; --skip-data-checks if only compute nodes have them"
     return remedy
 

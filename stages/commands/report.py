@@ -40,4 +40,5 @@ def write_report(
     text = render_report(
         collection, selection.root, nodes=nodes, paper_says=differences, margin=margin
     )
-    return write_atomic(path, text), collection.problems
+    # Names of files may hold bytes that are no text.
+    return write_atomic(path, text.encode(errors="backslashreplace")), collection.problems

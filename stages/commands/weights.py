@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import manifest
-from pipeline.files import check_overwrite, write_atomic
+from pipeline.files import check_overwrite, expand_home, write_atomic
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
@@ -82,13 +82,13 @@ def export_backbone(
         write_bare_weights,
     )
 
-    check_overwrite(out.expanduser(), MARK, force=force)
+    check_overwrite(expand_home(out), MARK, force=force)
     try:
         vit = load_vit_for_timm(find_backbone_file(run, run_root, weights))
     except (WeightsError, manifest.DamagedError) as error:
         raise ConfigError(shorten_error(error)) from error
     # Loaded first: a file that cannot be read must not replace an older export.
-    write_bare_weights(out.expanduser(), vit, format)
+    write_bare_weights(expand_home(out), vit, format)
     loader = "torch.load" if format == "timm" else "safetensors.torch.load_file"
     return [
         f"{out}: {len(vit.state_dict())} tensors, loaded into timm and compared",
@@ -105,7 +105,7 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
         ConfigError: there is no such run, or it has no such weights.
         DamagedError: the file is not what the run wrote.
     """
-    path = Path(run).expanduser().absolute()
+    path = expand_home(run).absolute()
     if path.is_file():
         if weights != "teacher":
             raise ConfigError(

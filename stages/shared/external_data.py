@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
+from pipeline.files import expand_home
 from pipeline.inputs import check_unchanged
 from pipeline.settings import RequiredAtRun, Runtime
 from pipeline.spec import Label, StageConfig
@@ -45,7 +46,7 @@ class ExternalDataConfig(StageConfig):
             raise ValueError("data_dir is not set")
         if self.data_dir == f"builtin:digit_{self.kind}":
             return None
-        return Path(self.data_dir).expanduser().absolute()
+        return expand_home(self.data_dir).absolute()
 
 
 def check_external_data(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipeline import runfile
+from pipeline.files import expand_home
 from pipeline.settings import Added, InputPath, RequiredAtRun, Runtime
 from pipeline.spec import Label, StageConfig
 
@@ -208,7 +209,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
         listed = getattr(cfg, f"{split}_list")
         try:
             if cfg.root:
-                source = open_public(cfg.dataset, Path(cfg.root).expanduser(), split)
+                source = open_public(cfg.dataset, expand_home(cfg.root), split)
                 if isinstance(source, ArraySource) and cfg.storage == "original":
                     source.use_png()
                 good[split] = source
@@ -217,7 +218,7 @@ def open_splits(run_dir: Path, cfg: ConvertConfig) -> "dict[str, FolderSource]":
                 good[split] = packed
                 continue
             folder = find_image_folder(getattr(cfg, f"{split}_dir"), split, run_dir)
-            list_file = None if listed is None else Path(listed).expanduser()
+            list_file = None if listed is None else expand_home(listed)
             # Images that come with the program are written by each run.
             memory = None if run_dir in folder.parents else scan_folder()
             good[split] = open_images(
@@ -272,7 +273,7 @@ def find_image_folder(folder: str, split: str, run_dir: Path) -> Path:
         return images / split
     if folder.startswith("builtin:"):
         raise ValueError(f"{split}_dir: there is no {folder} (valid: {', '.join(BUILTIN)})")
-    path = Path(folder).expanduser()
+    path = expand_home(folder)
     if not path.is_dir():
         raise SourceError(f"{split}_dir: {path} is not a folder")
     return path

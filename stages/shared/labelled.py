@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.files import expand_home
 from pipeline.settings import RequiredAtRun, Settings
 from pipeline.spec import StageConfig
 from stages.shared.batch_checks import check_batch_is_filled
@@ -50,7 +51,7 @@ class LabelledPart(Settings):
 
     @property
     def _list_path(self) -> Path:
-        return Path(self.list_file or "").expanduser()
+        return expand_home(self.list_file or "")
 
     def select_images(self, source: "Source", dataset: str) -> "Subset":
         """Return the labelled images.

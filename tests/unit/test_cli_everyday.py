@@ -14,6 +14,8 @@ import run_stage
 from pipeline import files, runfile
 from pipeline.plan import select_runs
 from pipeline.spec import Resources, StageConfig, StageRun
+from stages.commands.report import write_report
+from stages.commands.reproduction import load_selection
 from stages.commands.tables import TablesRequest
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,45 @@ def test_output_that_finds_no_room_is_an_error(
     assert code == 2 and "No space left on device" in said
     with open("/dev/full", "w", encoding="utf-8") as full, open(os.devnull, "w") as nowhere:
         assert call_main(monkeypatch, "plan nope", nowhere, full) == (2, "")
+
+
+def test_ctrl_c_ends_as_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def be_interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slurm.status.collect_status", be_interrupted)
+    with open(os.devnull, "w") as nowhere:
+        assert call_main(monkeypatch, f"status --run-root {tmp_path}", nowhere)[0] == 75
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "~nosuchuser"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "status --run-root PATH",
+        "tables PATH",
+        "plan mini --cluster PATH",
+        "tables --against PATH",
+        "export PATH --out x.pth",
+        "plan mini --set digits.train_dir=PATH",
+    ],
+)
+def test_a_home_folder_that_nobody_has_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, path: str
+) -> None:
+    monkeypatch.setenv("MUGS_RUN_ROOT", str(tmp_path))
+    seen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    code, said = call_main(monkeypatch, line.replace("PATH", path), seen)
+    seen.seek(0)
+    assert code == 2 and path in said + seen.read()
+
+
+def test_a_run_root_with_bytes_that_are_no_text_has_a_report(tmp_path: Path) -> None:
+    """Its path stands in the page."""
+    root = tmp_path / "l\udce9ufe"
+    selection = load_selection(None, None, None, root)
+    path, _ = write_report(selection, (), None)
+    assert "ufe" in path.read_text(encoding="utf-8")
 
 
 def test_outputs_that_the_caller_closed_are_no_error(

@@ -375,6 +375,17 @@ def test_the_same_bytes_in_another_process(pretraining_run: tuple[FinishedRun, P
     assert b"<dc:date>" not in render_image(draw_figure2([]), LIGHT, "svg")
 
 
+@pytest.mark.parametrize("date", ["0", "yesterday"])
+def test_a_date_in_the_environment_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, date: str
+) -> None:
+    """Matplotlib would read it, and fail on what is no number."""
+    drawing = Drawing("figure2", "", "", lambda theme: Figure(figsize=(1, 1)))
+    plain = render_image(drawing, LIGHT, "svg")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", date)
+    assert render_image(drawing, LIGHT, "svg") == plain
+
+
 def test_nothing_is_drawn_without_material(tmp_path: Path) -> None:
     assert draw_training_curves(FinishedRun("x", "pretrain", "p"), tmp_path) is None
     assert tsne.draw_tsne(FinishedRun("x", "features", "f"), tmp_path, None) is None

@@ -101,6 +101,13 @@ def test_submit_and_cancel_stop(silent: None, submitted: Path, tmp_path: Path) -
         queue.query_job_state("7")
 
 
+def test_an_answer_that_is_no_text_is_kept() -> None:
+    """As a comment in another encoding; a folder's name is read in the same way."""
+    command = ("printf", "7|l\\344ufe")
+    assert queue.call_slurm(*command) == (0, "7|l\udce4ufe", "")
+    assert os.fsencode("l\udce4ufe") == b"l\xe4ufe"
+
+
 def test_no_such_job_is_an_answer(
     submitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
