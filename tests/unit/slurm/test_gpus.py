@@ -21,6 +21,10 @@ def job(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0,1,2,3", 0, False),
         ("GPU-2f4c,GPU-77aa", 2, True),
         ("", 0, False),
+        ("NoDevFiles", 0, False),  # so Slurm hides all GPUs
+        ("GPU-2f4c,GPU-77aa", 1, False),
+        ("MIG-3a,MIG-4b", 1, False),  # CUDA uses one part of a divided GPU
+        ("MIG-3a", 1, True),
         ("", 2, True),  # a cluster that does not set it
     ],
 )
