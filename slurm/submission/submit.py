@@ -253,6 +253,15 @@ def _call_sbatch(
     return job_id
 
 
+class _ScriptWriter(submitit.SlurmExecutor):
+    """Submitit's writer of batch scripts, which refuses to exist where there is no srun."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Claim to be on a cluster: a dry run shows the scripts anywhere."""
+        return 2
+
+
 def sbatch_text(
     run: StageRun,
     profile: ClusterProfile,
@@ -300,7 +309,7 @@ def render_script(
 
     Slurm's output goes into `folder`; `checks` are the first shell lines, `teardown` the last.
     """
-    executor = submitit.SlurmExecutor(folder)
+    executor = _ScriptWriter(folder)
     parameters = sbatch_parameters(profile, need, code=code, lead_s=lead_s)
     parameters["setup"] = [*checks, *parameters["setup"]]
     executor.update_parameters(

@@ -197,7 +197,7 @@ def test_status_without_a_name_lists_the_run_root(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_the_batch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name, *_, **__: f"/usr/bin/{name}")
+    monkeypatch.setenv("PATH", "/nowhere")  # also where there is no Slurm
     monkeypatch.setattr("slurm.shared.queue.call_slurm", None)  # nobody is asked
     (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\npartition: p1\n")
     call = ["submit", "mini", "--cluster", str(tmp_path / "c.yaml"), "--dry-run"]

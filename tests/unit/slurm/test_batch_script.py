@@ -18,7 +18,7 @@ RUNNING = "JobState=RUNNING"
 
 
 @pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+def play(tmp_path: Path) -> Play:
     """Run a batch script: the ranks end with `code`, the handler with `decision` (None: there is no
     such Python). Return the exit code of the job, and whether the shell has requeued it.
     """
@@ -26,8 +26,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     folder.mkdir()
     shell, grep = (shutil.which(name) or f"/bin/{name}" for name in ("sh", "grep"))
     (folder / "grep").symlink_to(grep)
-    # Submitit wants an srun.
-    monkeypatch.setattr("shutil.which", lambda name, *_, **__: f"/usr/bin/{name}")
 
     def write(name: str, lines: str) -> None:
         (folder / name).write_text(f"#!{shell}\n{lines}\n")
