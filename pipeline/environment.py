@@ -138,6 +138,7 @@ def _run_python(code: str, command: Sequence[str] = (sys.executable,)) -> tuple[
             [*command, "-c", code],
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             timeout=_TIMEOUT_S,
             env={**os.environ, "PYTHONPATH": path},
         )

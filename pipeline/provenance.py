@@ -75,7 +75,12 @@ def run_git(root: Path, *args: str) -> str | None:
     """Return what git says about a checkout; None, and a warning, if it fails or is not there."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=60
+            ["git", "-C", str(root), *args],
+            capture_output=True,
+            # Names of files need not be text.
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         _warn_of_git(root, str(error))
