@@ -113,7 +113,7 @@ printf %s "$names" | tr , '\\n' > {root}/asked.$$
 awk -F'|' 'NR == FNR {{asked[$1]; next}} $2 in asked' {root}/asked.$$ {root}/jobs
 rm {root}/asked.$$
 """
-    for name, text in (("squeue", answer), ("scontrol", "exit 1"), ("sbatch", "exit 1")):
+    for name, text in (("squeue", answer), ("scontrol", "exit 1"), ("sbatch", "echo 99999")):
         (root / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (root / "bin" / name).chmod(0o755)
 
