@@ -57,7 +57,8 @@ IMPORTED = (
     "slurm.node.job",
     "stages.pretrain",
 )
-PATIENCE_S = 120.0
+# A start on a busy machine has taken two minutes.
+PATIENCE_S = 600.0
 
 
 @dataclass

@@ -7,6 +7,7 @@ from mugs.methods.config import METHODS
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_interrupted_runs_end_with_the_same_state() -> None:
     """One run of each method; with this seed some are warned and some killed, on 1 and 2 ranks."""
     outcome = campaign_interruptions.run(len(METHODS), seed=7)
@@ -16,6 +17,7 @@ def test_interrupted_runs_end_with_the_same_state() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_so_do_more_of_every_method() -> None:
     outcome = campaign_interruptions.run(4 * len(METHODS), seed=3)
     assert (outcome.trials, outcome.complaints) == (4 * len(METHODS), [])
