@@ -14,6 +14,7 @@ from PIL import Image
 from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
+from mugs.data.loading.worker_pool import find_server
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.folder import FolderSource
@@ -92,12 +93,12 @@ def working() -> list[str]:
         for t in threading.enumerate()
         if t.name.startswith("views") or type(t).__name__ == "ReadAhead"
     ]
-    return threads + [f"process {pid}" for pid in workers_of(os.getpid())]
+    return threads + [f"process {pid}" for pid in list_workers()]
 
 
-def workers_of(trainer: int) -> list[int]:
-    """Worker processes of a trainer: the children of its server."""
-    return [worker for server in children_of(trainer) for worker in children_of(server)]
+def list_workers() -> list[int]:
+    """Worker processes of this process: the children of its server."""
+    return children_of(find_server().process.pid)
 
 
 def children_of(pid: int) -> list[int]:

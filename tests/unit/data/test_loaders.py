@@ -21,12 +21,11 @@ from loader_cases import (
     RECIPE,
     abandon,
     assert_same_batches,
-    children_of,
     collect,
     copy_of,
     damage_image,
+    list_workers,
     loader,
-    workers_of,
     working,
 )
 from PIL import Image
@@ -35,7 +34,7 @@ from mugs.data.loading.batch import Batch
 from mugs.data.loading.loader import make_loader
 from mugs.data.loading.order import SampleOrder
 from mugs.data.loading.worker import IGNORED_SIGNALS
-from mugs.data.loading.worker_pool import WorkerError
+from mugs.data.loading.worker_pool import WorkerError, find_server
 from mugs.data.sources.base import SourceError
 from mugs.data.sources.beton import HEADER, BetonSource
 from mugs.data.sources.convert import convert_to_beton
@@ -260,7 +259,7 @@ def test_images_are_drawn_in_processes_of_their_own(beton: Path, name: str) -> N
         drawn = Counter[int]()
         for batch in batches.iterate(0, 12):
             drawn.update(batch.extras["process"].tolist())
-        assert sorted(drawn) == sorted(workers_of(os.getpid()))
+        assert sorted(drawn) == sorted(list_workers())
     assert os.getpid() not in drawn
     assert list(drawn.values()) == [16, 16, 16]
 
@@ -289,7 +288,7 @@ def test_a_worker_that_was_killed_is_named(beton: Path, name: str) -> None:
     with loader(beton, name, threads=2) as batches:
         iterator = batches.iterate(0, 30)
         next(iterator)
-        killed = workers_of(os.getpid())[1]
+        killed = list_workers()[1]
         os.kill(killed, signal.SIGKILL)
         words = rf"loader worker 2 of 2 \(process {killed}\) was killed by SIGKILL; perhaps for"
         with pytest.raises(WorkerError, match=words):
@@ -314,8 +313,7 @@ def test_signals_to_stop_do_not_end_workers(beton: Path, name: str) -> None:
     with loader(beton, name, threads=2) as batches:
         iterator = batches.iterate(0, 12)
         next(iterator)
-        (server,) = [pid for pid in children_of(os.getpid()) if children_of(pid)]
-        for pid in (server, *children_of(server)):
+        for pid in (find_server().process.pid, *list_workers()):
             for number in IGNORED_SIGNALS:
                 os.kill(pid, number)
         assert len(list(iterator)) == 11
@@ -335,11 +333,11 @@ def test_loaders_leave_no_files_open(beton: Path, name: str) -> None:
 def test_workers_end_with_a_trainer_that_was_killed(beton: Path, name: str) -> None:
     code = """
 import sys; sys.path[:0] = [".", "tests/unit/data"]
-from pathlib import Path; from loader_cases import loader, workers_of
+from pathlib import Path; from loader_cases import loader, list_workers
 import os
 with loader(Path(sys.argv[1]), sys.argv[2]) as batches:
     next(batches.iterate(0, 12))
-    print(*workers_of(os.getpid()), flush=True)
+    print(*list_workers(), flush=True)
     os.kill(os.getpid(), 9)
 """
     root = Path(__file__).parents[3]
