@@ -1,7 +1,6 @@
 """A copy of our code per content, so that a job requeued next week runs what was submitted."""
 
 import logging
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -11,13 +10,14 @@ from pathlib import Path
 from pipeline.files import (
     hash_file,
     hash_named_files,
+    make_folder,
     replace_atomically,
     write_atomic,
     write_json_atomic,
 )
 from pipeline.ownership import OTHERS_WRITE, ForeignOwnerError, check_mine
 from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state, run_git
-from pipeline.run_root import make_shared_folder
+from pipeline.run_root import make_shared_folder, name_snapshot_folder
 
 logger = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"
@@ -63,7 +63,7 @@ def _list_git_files(root: Path, *kinds: str) -> list[Path] | None:
 
 
 def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
-    """Copy the code to `<run_root>/code/<user id>/<hash>`, once per content; return that folder.
+    """Copy the code to `<run_root>/code-<user id>/<hash>`, once per content; return that folder.
 
     It is filled under a temporary name and renamed: the folder is complete or absent, whoever else
     is copying. Files keep the rights of the originals, but for writing.
@@ -89,16 +89,21 @@ def take_snapshot(run_root: Path, root: Path | None = None) -> Path:
 
 def find_snapshot_folder(run_root: Path) -> Path:
     """Return the folder of this user's snapshots."""
-    return run_root / "code" / str(os.geteuid())
+    return run_root / name_snapshot_folder()
 
 
 def make_own_folder(run_root: Path, folder: Path) -> None:
-    """Make a folder `<run_root>/<kind>/<user id>` of this user, or check that it is ours alone.
+    """Make a folder of this user in the run root, or check that it is ours alone.
+
+    `folder` is `<run_root>/<name>` or `<run_root>/<kind>/<user id>`.
 
     Raises:
         ForeignOwnerError: another user made it, or it is a link.
     """
-    make_shared_folder(run_root, folder.parent.name)
+    if folder.parent == run_root:
+        make_folder(run_root)
+    else:
+        make_shared_folder(run_root, folder.parent.name)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o755)
     check_mine(folder, _REMEDY)

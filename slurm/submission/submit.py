@@ -25,7 +25,7 @@ from slurm.submission.profile import (
     profile_of_run,
     sbatch_parameters,
 )
-from slurm.submission.snapshot import checking_lines, take_snapshot
+from slurm.submission.snapshot import checking_lines, find_snapshot_folder, take_snapshot
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterat
     """
     done = {run.run_id for run in manifest.split_runs(profile.run_root, runs).done.values()}
     names = {run.run_id: run.name for run in runs}
-    code = profile.run_root / "code" / "SNAPSHOT"
+    code = find_snapshot_folder(profile.run_root) / "SNAPSHOT"
     for run in runs:
         if run.run_id in done:
             continue

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config, manifest, runfile
-from pipeline.files import read_server_time
+from pipeline.files import FormatVersionError, read_server_time
 from pipeline.manifest import ManifestEntry
 from pipeline.ownership import find_foreign_owner
-from pipeline.run_root import MARKER, is_run_root
+from pipeline.run_root import MARKER, is_run_root, name_snapshot_folder
 from pipeline.spec import ConfigError
 from stages import STAGES
 from stages.commands.reproduction import all_runs
@@ -33,7 +33,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _TEMPORARY_IN = {
     "": re.compile(rf"\.(report\.html|{re.escape(MARKER)})\.[0-9a-f]{{8}}\.tmp"),
     "manifest": re.compile(r"\.[0-9a-f]{12}\.json\.[0-9a-f]{8}\.tmp"),
-    f"code/{os.geteuid()}": re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]{8}\.tmp"),
+    name_snapshot_folder(): re.compile(r"\.[0-9a-f]{12}\.[0-9a-f]{8}\.tmp"),
 }
 
 
@@ -176,13 +176,13 @@ def find_leftovers(
     folders = find_run_folders(root)
     # An entry that cannot be read protects its run too: its name is enough for `recorded`.
     recorded = set(manifest.list_run_ids(root))
-    entries = [entry for run_id in sorted(recorded) if (entry := manifest.read_entry(root, run_id))]
+    entries, refused = _read_entries(root, sorted(recorded))
     needed = NeededPaths(entry.output(label) for entry in entries for label in entry.outputs)
     active = find_active(folders)
     unasked = {folder for folder, run_id in folders.items() if run_id not in planned | recorded}
 
     found: list[Leftover] = []
-    kept: list[str] = []
+    kept = list(refused)
     candidates: list[tuple[Path, str, str]] = []
     for folder in sorted(unasked):
         if folder in active:
@@ -211,6 +211,21 @@ def find_leftovers(
             reason = "changed within the last hour, or another run's output lies in it"
             kept.append(f"{path}: {reason}")
     return found, kept
+
+
+def _read_entries(root: Path, run_ids: Iterable[str]) -> tuple[list[ManifestEntry], list[str]]:
+    """Return the entries that can be read, and a line for each of a newer version."""
+    entries = []
+    refused = []
+    for run_id in run_ids:
+        try:
+            entry = manifest.read_entry(root, run_id)
+        except FormatVersionError as error:
+            refused.append(str(error))
+            continue
+        if entry is not None:
+            entries.append(entry)
+    return entries, refused
 
 
 class NeededPaths:

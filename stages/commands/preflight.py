@@ -9,6 +9,7 @@ from pipeline.files import expand_home
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.inputs import list_input_paths
 from pipeline.plan import list_unset_settings
+from pipeline.run_root import name_snapshot_folder
 from pipeline.runfile import import_by_name
 from pipeline.spec import ConfigError, StageConfig, StageRun
 from stages import STAGES
@@ -88,7 +89,7 @@ def collect_input_configs(run: StageRun, by_id: Mapping[str, StageRun]) -> dict[
 
 def list_written_folders(run_root: Path, runs: Iterable[StageRun]) -> list[Path]:
     """Return the folders that these runs write to, and that may be another user's by now."""
-    folders = [run_root / "manifest", run_root / "code"]
+    folders = [run_root / "manifest", run_root / name_snapshot_folder()]
     for run in runs:
         run_dir = run.run_dir(run_root)
         folders += [run_dir.parent, run_dir]

@@ -65,7 +65,7 @@ def root(tmp_path: Path) -> Path:
         place(root / "pretrain/custom-ba9876543210/teacher.safetensors"),
     )
     place(root / "manifest/.0123456789ab.json.01234567.tmp")
-    place(root / f"code/{os.geteuid()}/.0123456789ab.01234567.tmp/pipeline/x.py")
+    place(root / f"code-{os.geteuid()}/.0123456789ab.01234567.tmp/pipeline/x.py")
     place(root / "notes/of-0123456789ab/mine.txt")
     for path in (*root.rglob("*"), root):
         os.utime(path, (OLD, OLD))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -356,14 +357,16 @@ def test_the_python_of_the_profile_is_tried(python: str) -> None:
     assert finding.state == "wrong" and finding.detail.startswith(f"{python}: ")
 
 
-@pytest.mark.parametrize("name", ["manifest", "code", "features", "features/features-{id}/logs"])
+@pytest.mark.parametrize(
+    "name", ["manifest", "code-{user}", "features", "features/features-{id}/logs"]
+)
 def test_a_folder_of_another_user_is_told(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     ids = {
         run["run"]: run["run_id"] for run in json.loads(doctor("--json", command="status").stdout)
     }
-    folder = tmp_path / "runs" / name.format(id=ids["features"])
+    folder = tmp_path / "runs" / name.format(id=ids["features"], user=os.geteuid())
     folder.mkdir(parents=True)
     create = tempfile.NamedTemporaryFile
 

@@ -416,8 +416,8 @@ def test_a_snapshot_is_ours_alone_whatever_the_umask(tmp_path: Path, umask: int,
     finally:
         os.umask(before)
     assert [path for path in first.parent.rglob("*") if path.stat().st_mode & 0o022] == []
-    shared = (tmp_path / "runs/code").stat().st_mode & 0o7777
-    assert shared == (0o3775 if mode == 0o2775 else 0o777 & ~umask & shared)
+    # Right in the run root: the owner of a folder in between could rename it.
+    assert first.parent.parent == tmp_path / "runs"
     source = (tmp_path / "src/pipeline/__init__.py").stat().st_mode
     assert (first / "pipeline/__init__.py").stat().st_mode == source & ~0o222
 
