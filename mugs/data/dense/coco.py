@@ -7,6 +7,7 @@ Boxes are x1, y1, x2, y2 in pixels. Classes are counted from 0 in the order of t
 which have gaps in COCO.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +223,7 @@ def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
         encoded = outline
         # Run lengths come as a list of numbers or compressed to text.
         if isinstance(outline["counts"], list):
+            _check_counts(outline["counts"], height * width)
             encoded = rle.frPyObjects(outline, height, width)
         if list(encoded["size"]) != [height, width]:
             raise ValueError(
@@ -235,9 +237,20 @@ def decode_outline(outline: Any, height: int, width: int) -> np.ndarray:
     polygons = [polygon for polygon in outline if len(polygon) >= 6]
     if any(len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon with an odd number of coordinates")
+    # The compiled code takes memory for each pixel of an edge, and crashes where it gets none.
+    most = 10 * max(height, width) + 1000
+    for value in itertools.chain.from_iterable(polygons):
+        if type(value) not in (int, float) or not abs(value) <= most:
+            raise ValueError(f"a polygon with a coordinate far outside: {str(value)[:40]}")
     if not polygons:
         return np.zeros((height, width), np.uint8)
     return np.asarray(rle.decode(rle.merge(rle.frPyObjects(polygons, height, width))))
+
+
+def _check_counts(counts: list[Any], pixels: int) -> None:
+    """Raise ValueError unless run lengths have so many pixels: compiled code trusts them."""
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != pixels:
+        raise ValueError(f"run lengths that are not those of {pixels} pixels")
 
 
 def trainable_indices(split: CocoSplit, min_side: int) -> list[int]:

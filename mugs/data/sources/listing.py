@@ -11,8 +11,11 @@ import numpy as np
 from mugs.data.sources.base import SourceError, is_name_below, raise_if_any
 from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.scan import Scan, scan_images
+from pipeline.files import read_bounded
 
 NO_LABEL = -1
+# Bytes. A list of ImageNet has 60 MB.
+LONGEST_LIST = 1 << 30
 
 
 class ListedSource(FolderSource):
@@ -107,7 +110,7 @@ def read_lines(list_file: Path, hint: str = "") -> list[str]:
     """
     try:
         # Editors on Windows begin a file with a mark that would belong to the first name.
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bounded(list_file, LONGEST_LIST).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{list_file}: cannot be read as a list of files: {error}{hint}"

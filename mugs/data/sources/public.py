@@ -8,6 +8,7 @@ cars                cars_train/, cars_test/, devkit/cars_train_annos.mat, devkit
                     cars_test_annos_withlabels.mat in devkit/ or beside it
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ import numpy as np
 
 from mugs.data.sources.base import SourceError, find_repeated, raise_if_any
 from mugs.data.sources.cifar import open_cifar
-from mugs.data.sources.listing import ListedSource, is_file_below
+from mugs.data.sources.listing import LONGEST_LIST, ListedSource, is_file_below
+from pipeline.files import read_bounded
 
 Opener = Callable[[Path, str], ListedSource]
 
@@ -48,7 +50,8 @@ def open_inat(root: Path, split: str, *, year: int) -> ListedSource:
         listing = "categories.json" if year == 2018 else f"categories{year}.json"
         species = content.get("categories") or read_dataset_json(root / listing)
         names = {entry["id"]: str(entry["name"]) for entry in species}
-    except (KeyError, TypeError) as error:
+        sorted(names)  # they have to be of one kind
+    except (KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path}: not an iNaturalist file ({error!r})") from error
     raise_if_any(
         path,
@@ -141,10 +144,10 @@ def make_checked_source(
 def read_dataset_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises SourceError naming it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path, LONGEST_LIST))
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not readable as JSON: {error}") from error
 
 
@@ -158,9 +161,9 @@ def read_mat(path: Path, name: str) -> np.ndarray:
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     try:
-        content = loadmat(path, squeeze_me=True)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        # Damaged files make scipy raise all of these; it does not read files of MATLAB 7.3.
+        content = loadmat(io.BytesIO(read_bounded(path)), squeeze_me=True)
+    except Exception as error:
+        # Damaged files make scipy raise whatever it is; it does not read files of MATLAB 7.3.
         raise SourceError(f"{path}: not readable as a MATLAB file: {error}") from error
     if name not in content:
         raise SourceError(f"{path}: no variable {name!r} in it")

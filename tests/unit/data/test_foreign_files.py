@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mugs.data.sources.base import EXTENSIONS, FORMATS, is_name_below, open_image
+from mugs.data.dense.coco import decode_outline
+from mugs.data.sources.base import EXTENSIONS, FORMATS, SourceError, is_name_below, open_image
 from mugs.data.sources.changes import count_changes
 from mugs.data.sources.convert import encode_image
 from mugs.data.sources.decode import DecodeError, decode_rgb
+from mugs.data.sources.listing import read_lines
+from mugs.data.sources.public import read_dataset_json, read_mat
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 OTHERS = {
@@ -94,3 +97,37 @@ def test_the_first_picture_of_a_gif_under_another_name_is_taken() -> None:
 )
 def test_a_name_in_a_list_stays_below_its_folder(name: str, below: bool) -> None:
     assert is_name_below(name) == below
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [[1e300, 0, 5, 5, 0, 5]],
+        [[float("nan"), 0, 5, 5, 0, 5]],
+        [[10**30, 0, 5, 5, 0, 5]],
+        [["1", 0, 5, 5, 0, 5]],
+        {"size": [6, 8], "counts": [10**9]},
+        {"size": [6, 8], "counts": [-1, 49]},
+        {"size": [6, 8], "counts": ["x"]},
+    ],
+)
+def test_no_outline_is_decoded_beyond_its_image(outline: object) -> None:
+    with pytest.raises(ValueError, match=r"far outside|run lengths"):
+        decode_outline(outline, 6, 8)
+
+
+def test_outlines_within_the_image_are_decoded() -> None:
+    assert decode_outline([[0, 0, 8, 0, 8, 6, 0, 6]], 6, 8).sum() == 48
+    assert decode_outline({"size": [6, 8], "counts": [8, 40]}, 6, 8).sum() == 40
+
+
+def test_a_list_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(SourceError, match="cannot be read as a list"):
+        read_lines(path)
+    for name, read in (("a.json", read_dataset_json), ("a.mat", lambda path: read_mat(path, "x"))):
+        (tmp_path / name).write_bytes(b"[" * 100_000)
+        with pytest.raises(SourceError, match=f"{name}: not readable"):
+            read(tmp_path / name)
