@@ -55,7 +55,8 @@ def read_released_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: refused, because reading it could run code: it holds {name_refused(error)}"
             " beside tensors and plain values; save the state dict alone, where the file is from"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # Damaged pickles raise whatever it is: KeyError, IndexError, struct.error and more.
         raise WeightsError(f"{path}: damaged or not a PyTorch file: {error}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")

@@ -202,6 +202,12 @@ def repeat_member(path: Path) -> None:
         archive.filelist.append(twice)
 
 
+def write_raw_bytes(content: object, path: Path) -> None:
+    """Write bytes as they are."""
+    assert isinstance(content, bytes)
+    path.write_bytes(content)
+
+
 NESTED_NOTE = json.dumps({"__metadata__": {"mugs": "[" * 100_000}}).encode()
 # What asks for far more than the file holds, and what would be waited for.
 GREEDY: dict[str, Case] = {
@@ -217,6 +223,9 @@ GREEDY: dict[str, Case] = {
     "description nested deeply": weights(tensor_file(NESTED_NOTE, data=b"")),
     "header of 20 MB": weights(tensor_file(b"{}" + b" " * (20 << 20), data=b"")),
     "tensors of a terabyte": lambda place: huge(place, 1 << 40),
+    "pickle that asks for what it never kept": loaded(
+        lambda fuse: b"\x80\x02h\x7f.", "weights.pth", write_raw_bytes, read_released_checkpoint
+    ),
     "archive that is compressed": zipped(deflate),
     "archive that lists a member twice": zipped(repeat_member),
     "archive that is a pipe": lambda place: waiting(place, "weights.pth", read_released_checkpoint),
