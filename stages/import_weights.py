@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.spec import Resources, StageConfig, StageSpec
+from pipeline.reading import format_choices
+from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.imported_weights import ImportConfig
 
@@ -31,11 +32,17 @@ def load_foreign_weights(cfg: ImportConfig) -> "Imported":
     """Return the backbone.
 
     Raises:
+        ConfigError: there is no architecture of that name.
         WeightsError: names the file and the keys.
     """
+    from mugs.models.config import ARCHITECTURES
     from mugs.weights.foreign import import_ours, import_released, import_timm
 
     file = cfg.file or ""
+    if cfg.source != "timm" and cfg.arch not in ARCHITECTURES:
+        raise ConfigError(
+            f"arch: unknown architecture {cfg.arch!r}{format_choices(cfg.arch, ARCHITECTURES)}"
+        )
     if cfg.source == "mugs":
         return import_released(cfg.arch, file, network=cfg.network, sha256=cfg.sha256)
     load_single = import_timm if cfg.source == "timm" else import_ours

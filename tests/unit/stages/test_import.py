@@ -15,10 +15,11 @@ from mugs.weights.pickle_file import WeightsError
 from pipeline import manifest
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.reading import validate_model
-from pipeline.spec import StageConfig
+from pipeline.spec import ConfigError, StageConfig
 from pipeline.stage import StageContext
 from results.schema import ResultRow
 from stages import STAGES, convert, features, import_weights, knn, linear, logistic
+from stages.commands.weights import import_settings
 
 MODULES: dict[str, Any] = {
     "convert": convert,
@@ -163,3 +164,10 @@ def test_another_file_stops_the_import(
     values = {"arch": "vit_mini", "epochs": 800, "file": str(released), **values}
     with pytest.raises(WeightsError, match=words):
         Runs(tmp_path / "runs").run("import", {}, **values)
+
+
+@pytest.mark.parametrize("source", ["mugs", "ours"])
+def test_an_unknown_architecture_is_named_before_the_file_is_read(source: str) -> None:
+    cfg = import_settings("/no/file", "vit_s61", source=source)
+    with pytest.raises(ConfigError, match=r"'vit_s61'; did you mean 'vit_s16'"):
+        import_weights.load_foreign_weights(cfg)
