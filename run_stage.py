@@ -299,7 +299,9 @@ def submit(
 
     Run it again to resume or retry. Submits one job per run, chained by dependencies. First checks
     the data sets, file lists and weights that the runs read (as doctor does) and submits nothing if
-    one is wrong. Jobs use a copy of the code as it is now. Follow progress with status.
+    one is wrong. Jobs use a copy of the code as it is now. Follow progress with status. Runs that
+    another user of the run root has begun are named and left out, with those that need them; the
+    exit code is then 1.
 
     Also queues a keeper: a small job that starts whenever a job of these runs ends, and submits
     again what Slurm has ended without requeueing it. It stops when all is done, or when a run needs
@@ -334,16 +336,19 @@ def submit(
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
     made = submission.submit(runs, profile, break_lock=break_lock)
+    code = int(any(each.action == "skipped" for each in made))
     if not as_json:
         console.show_submissions(made)
     if keep:
         found = keeper.watch(runs, profile, budget, on_round=console.show_round)
-        raise typer.Exit(0 if found.state == "finished" else 1)
-    keeper_id = None if no_keeper else keeper.queue_keeper(runs, profile, budget)
+        raise typer.Exit(code if found.state == "finished" else 1)
+    kept = [each.run for each in made if each.action != "skipped"]
+    keeper_id = None if no_keeper else keeper.queue_keeper(kept, profile, budget)
     if as_json:
         typer.echo(format_json(describe_submissions(made, keeper_id)))
     else:
         console.show_keeper(keeper_id)
+    raise typer.Exit(code)
 
 
 @app.command(name="run")

@@ -22,7 +22,12 @@ from pipeline.files import (
     write_atomic,
 )
 from pipeline.identity import RETIRED_SETTINGS, dump_settings
-from pipeline.ownership import ForeignOwnerError, check_mine, close_to_others
+from pipeline.ownership import (
+    ForeignOwnerError,
+    check_mine,
+    close_to_others,
+    find_foreign_owner,
+)
 from pipeline.reading import format_choices, parse_yaml, read_config_text, validate_model
 from pipeline.run_root import make_shared_folder, mark_run_root
 from pipeline.spec import ROWS_WRITER, ConfigError, Resources, StageRun, StageSpec
@@ -30,6 +35,12 @@ from pipeline.spec import ROWS_WRITER, ConfigError, Resources, StageRun, StageSp
 FILE_NAME = "config.yaml"
 STAGE_MODULES_VARIABLE = "MUGS_STAGE_MODULES"
 FOREIGN_REMEDY = "use a run root of your own, or let its owner finish or remove it"
+
+
+def find_other_beginner(run_root: Path, run: StageRun) -> str:
+    """Return which other user has begun a run, and what to do; "" if nobody has."""
+    owner = find_foreign_owner(run.run_dir(run_root))
+    return f"begun by {owner}: {FOREIGN_REMEDY}" if owner else ""
 
 
 @dataclass(frozen=True)

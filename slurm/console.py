@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.text import clean_line
+from slurm.shared.logs import read_tail
 from slurm.status import format_duration
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _STYLES = {
     "unknown": "magenta",
     "waiting": "dim",
 }
+
+_LOG_BYTES = 16 << 20  # far more than the lines that anybody asks for
 
 
 def print_line(line: str = "") -> None:
@@ -104,8 +107,11 @@ def show_lines(lines: Iterable[str]) -> None:
         print_line(line)
 
 
-def show_submissions(submissions: Sequence[Submission]) -> None:
-    """Print what was submitted now, what was queued before, and what is done."""
+def show_submissions(submissions: Sequence[Submission]) -> int:
+    """Print what was submitted now, what was queued before, and what is done.
+
+    Returns 1 if a run was skipped, else 0.
+    """
     rows = [(s.run.name, s.run.stage, s.action, s.job_id or "-", s.run.run_id) for s in submissions]
     show_table(("run", "stage", "action", "job", "run id"), rows)
     show_lines(
@@ -114,6 +120,8 @@ def show_submissions(submissions: Sequence[Submission]) -> None:
         for s in submissions
         if s.other_code
     )
+    show_lines(f"note: {s.run.name}: {s.reason}" for s in submissions if s.reason)
+    return int(any(s.action == "skipped" for s in submissions))
 
 
 def show_keeper(job_id: str | None) -> None:
@@ -164,9 +172,12 @@ def _show_logs(failed: Iterable[RunStatus | Outcome]) -> None:
 def show_log(name: str, log: str | None, lines: int) -> None:
     """Print where a run's log is, and its last lines."""
     print_line(f"==> {log or f'{name}: no log yet'}")
-    if log and Path(log).is_file():
-        with open(log, encoding="utf-8", errors="replace") as file:
-            show_lines(line.rstrip("\n") for line in deque(file, lines))
+    if not log:
+        return
+    try:
+        show_lines(read_tail(Path(log), _LOG_BYTES)[-lines:])
+    except OSError as error:
+        print_line(f"unreadable: {log}: {error.strerror}")
 
 
 def show_findings(findings: Sequence[Finding]) -> int:

@@ -166,7 +166,9 @@ def look_after(
         return Round("working", submitted, job_ids=job_ids)
     if all(status.state == "done" for status in statuses):
         return Round("finished")
-    return Round("stuck", reasons=list(stuck.values()))
+    # Runs of a colleague are skipped, and those that need them.
+    skipped = [f"{each.run.name}: {each.reason}" for each in made if each.action == "skipped"]
+    return Round("stuck", reasons=[*stuck.values(), *skipped])
 
 
 def _find_stuck(statuses: Sequence[RunStatus]) -> dict[str, str]:

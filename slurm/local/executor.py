@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
-from pipeline.ownership import check_mine, keep_others_from_writing
+from pipeline.ownership import keep_others_from_writing
 from pipeline.spec import StageRun
 from slurm.local.processes import LocalProcesses, Ranks, stop_processes, wait_for_ranks
 from slurm.shared import queue
@@ -59,18 +59,15 @@ def run_locally(
 
     Raises:
         ConfigError: an input is neither done nor among `runs`.
-        ForeignOwnerError: the folder of a run that is not done belongs to another user.
     """
     keep_others_from_writing()
     by_id = {run.run_id: run for run in runs}
     manifest.check_inputs(run_root, runs, "run it too")
-    for run in manifest.split_runs(run_root, runs).pending:
-        check_mine(run.run_dir(run_root), runfile.FOREIGN_REMEDY)
     jobs, silence = ask_for_jobs(runs, run_root)
-    in_queue = {
+    elsewhere = {
         run.run_id: reason
         for run in runs
-        if (reason := _describe_job(run, run_root, jobs.get(run.run_id, []), silence))
+        if (reason := _describe_elsewhere(run, run_root, jobs.get(run.run_id, []), silence))
     }
     outcomes: dict[str, Outcome] = {}
     with LocalProcesses(env) as processes:
@@ -78,7 +75,7 @@ def run_locally(
         for run in by_id.values():
             if run.run_id in outcomes:
                 continue  # it ran beside the one that it watches
-            if known := _outcome_without_start(run, run_root, in_queue, outcomes):
+            if known := _outcome_without_start(run, run_root, elsewhere, outcomes):
                 found = [known]
             elif processes.signaled:
                 found = [Outcome(run, "interrupted", "not begun; run again to resume")]
@@ -86,7 +83,7 @@ def run_locally(
                 watching = [
                     other
                     for other in _concurrent_runs(run, by_id.values(), run_root)
-                    if not _outcome_without_start(other, run_root, in_queue, outcomes)
+                    if not _outcome_without_start(other, run_root, elsewhere, outcomes)
                 ]
                 found = executor.run(run, watching)
             outcomes |= {outcome.run.run_id: outcome for outcome in found}
@@ -95,10 +92,12 @@ def run_locally(
     return [outcomes[run_id] for run_id in by_id if run_id in outcomes]
 
 
-def _describe_job(
+def _describe_elsewhere(
     run: StageRun, run_root: Path, jobs: Sequence[queue.QueuedJob], silence: str
 ) -> str:
-    """Return how a run is or may be in a cluster's queue; "" if it is not."""
+    """Return who else has begun a run, or how it is or may be in a cluster's queue; else ""."""
+    if reason := runfile.find_other_beginner(run_root, run):
+        return reason
     if alive := [job for job in jobs if job.can_run]:
         return f"is job {alive[0].job_id} of the cluster, {alive[0].state}"
     run_dir = run.run_dir(run_root)
@@ -113,7 +112,7 @@ def _describe_job(
 def _outcome_without_start(
     run: StageRun,
     run_root: Path,
-    in_queue: Mapping[str, str],
+    elsewhere: Mapping[str, str],
     outcomes: Mapping[str, Outcome],
 ) -> Outcome | None:
     """Return the outcome of a run that need not or must not be started; None if it is to start."""
@@ -122,8 +121,8 @@ def _outcome_without_start(
     inputs = [outcomes[need] for need in run.needs.values() if need in outcomes]
     if missing := [outcome.run.name for outcome in inputs if not outcome.succeeded]:
         return Outcome(run, "not run", f"needs {', '.join(missing)}")
-    if run.run_id in in_queue:
-        return Outcome(run, "not run", in_queue[run.run_id])
+    if run.run_id in elsewhere:
+        return Outcome(run, "not run", elsewhere[run.run_id])
     run_dir = run.run_dir(run_root)
     if attempts.is_running_here(run_dir):
         pid = attempts.read_attempt(run_dir, attempts.latest_attempt(run_dir)).get("pid")

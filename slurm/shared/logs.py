@@ -2,11 +2,12 @@
 
 import logging
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.files import open_to_append
+from pipeline.files import open_regular_file, open_to_append
 
 FILE_ONLY = "file_only"  # attribute of a log record that goes to the file, not to the screen
 _TAIL_BYTES = 8192
@@ -55,26 +56,43 @@ def start_logging(path: Path, *, screen: bool) -> None:
 
 
 def find_newest_log(run_dir: Path, pattern: str = "*") -> str | None:
-    """Return the log that says most about the last attempt, of those that are not empty."""
-    logs = [
-        path
-        for path in (run_dir / "logs").glob(pattern)
-        if path.suffix in (".log", ".err", ".out") and path.stat().st_size
-    ]
+    """Return the log that says most about the last attempt, of those that are not empty.
 
-    # The log of an attempt says most. Of the raw output of processes, standard error says more.
-    def importance(path: Path) -> tuple[bool, bool, float]:
-        return path.name.startswith("attempt_"), path.suffix == ".err", path.stat().st_mtime
-
-    return str(max(logs, key=importance)) if logs else None
+    Links, pipes and folders of such a name are no logs.
+    """
+    best: tuple[bool, bool, float] | None = None
+    newest = None
+    for path in (run_dir / "logs").glob(pattern):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue  # removed meanwhile
+        is_log = path.suffix in (".log", ".err", ".out") and stat.S_ISREG(found.st_mode)
+        if not is_log or not found.st_size:
+            continue
+        # The log of an attempt says most. Of the raw output of processes, standard error says more.
+        importance = path.name.startswith("attempt_"), path.suffix == ".err", found.st_mtime
+        if best is None or importance > best:
+            best = importance
+            newest = path
+    return str(newest) if newest else None
 
 
 def read_last_line(log: str | None) -> str:
-    """Return the last line that is not blank; nothing if there is no log."""
-    if log is None:
+    """Return the last line that is not blank; nothing if there is no log, or it cannot be read."""
+    try:
+        lines = read_tail(Path(log), _TAIL_BYTES) if log else []
+    except OSError:
         return ""
-    path = Path(log)
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))  # logs can have many MB
-        lines = file.read().decode(errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def read_tail(path: Path, size: int) -> list[str]:
+    """Return the lines in the last `size` bytes of a log, the first of them perhaps in part.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open(open_regular_file(path), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - size))  # logs can have many MB
+        return file.read(size).decode(errors="replace").splitlines()

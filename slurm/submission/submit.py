@@ -12,7 +12,7 @@ import submitit
 
 from pipeline import attempts, manifest, runfile
 from pipeline.files import CHECKSUM_KEY, write_atomic, write_json_atomic
-from pipeline.ownership import check_mine, keep_others_from_writing
+from pipeline.ownership import ForeignOwnerError, keep_others_from_writing
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.shared import queue
 from slurm.submission.estimates import estimate_lead_seconds
@@ -30,11 +30,13 @@ from slurm.submission.snapshot import checking_lines, find_snapshot_folder, take
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of one run: `action` is done | queued (it was before) | submitted."""
+    """What became of one run: `action` is done | queued (it was before) | submitted | skipped."""
 
     run: StageRun
     action: str
     job_id: str | None = None
+    # Why it is skipped: another user has begun it, or a run that it needs.
+    reason: str = ""
     # The code of an earlier attempt, if this job goes on with other code.
     other_code: str = ""
 
@@ -113,14 +115,11 @@ def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> Queue
     Raises:
         ConfigError: a pending run does not fit the cluster, or needs a run that is neither done nor
             in `runs`.
-        ForeignOwnerError: the folder of a pending run belongs to another user.
         SlurmError: the queue cannot be asked.
     """
     pending = manifest.split_runs(profile.run_root, runs).pending
     if shortages := find_gpu_shortages(profile, pending):
         raise ConfigError("; ".join(shortages))
-    for run in pending:
-        check_mine(run.run_dir(profile.run_root), runfile.FOREIGN_REMEDY)
     state = load_queue_state(runs, profile.run_root)
     manifest.check_inputs(profile.run_root, runs, "submit it too")
     return state
@@ -131,6 +130,8 @@ def submit(
 ) -> list[Submission]:
     """Queue the runs that are neither done nor queued, in the given (topological) order.
 
+    Runs that another user has begun are skipped, and so are those that need them.
+
     It may be killed at any point and run again, and several may run at once: a run is queued under
     its lock, after another look into the queue. With `break_lock`, the lock of another submission
     is taken over. Raises what `check_submission` raises.
@@ -138,12 +139,14 @@ def submit(
     keep_others_from_writing()
     state = check_submission(runs, profile)
     code: Path | None = None
-    submissions = []
+    submissions: list[Submission] = []
     for run in runs:
         if run.run_id in state.done:
             submissions.append(Submission(run, "done"))
         elif job_id := state.usable_job_id(run.run_id):
             submissions.append(Submission(run, "queued", job_id))
+        elif reason := why_skipped(run, profile.run_root, submissions):
+            submissions.append(Submission(run, "skipped", reason=reason))
         else:
             code = code or take_snapshot(profile.run_root)
             try:
@@ -154,9 +157,17 @@ def submit(
     return submissions
 
 
+def why_skipped(run: StageRun, run_root: Path, before: Sequence[Submission]) -> str:
+    """Return why a run is left out, given what became of those before it; "" if it is not."""
+    skipped = [other.run for other in before if other.action == "skipped"]
+    if missing := [other.name for other in skipped if other.run_id in run.needs.values()]:
+        return f"needs {', '.join(missing)}; submit again once that is done"
+    return runfile.find_other_beginner(run_root, run)
+
+
 def _describe_progress(submissions: Sequence[Submission], runs: Sequence[StageRun]) -> str:
     """Return how far a submission came that Slurm refused to go on with, such as at a limit."""
-    queued = sum(submission.action != "done" for submission in submissions)
+    queued = sum(submission.action in ("queued", "submitted") for submission in submissions)
     left = len(runs) - len(submissions)
     return f". {queued} runs are queued, {left} are not; submit again later to queue the others"
 
@@ -171,6 +182,9 @@ def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterat
     code = find_snapshot_folder(profile.run_root) / "SNAPSHOT"
     for run in runs:
         if run.run_id in done:
+            continue
+        if reason := runfile.find_other_beginner(profile.run_root, run):
+            yield f"==> {run.name}: {reason}"
             continue
         needs = [need for need in run.needs.values() if need not in done]
         jobs = {need: f"JOB_OF_{names.get(need, need)}" for need in needs}
@@ -191,7 +205,11 @@ def _submit_locked(
     break_lock: bool,
 ) -> tuple[Submission, QueueState]:
     """Take the run's lock, look into the queue again, and queue the run if it is still missing."""
-    run_dir = runfile.prepare_run_dir(profile.run_root, run)
+    try:
+        run_dir = runfile.prepare_run_dir(profile.run_root, run)
+    except ForeignOwnerError:  # since a moment ago
+        reason = runfile.find_other_beginner(profile.run_root, run)
+        return Submission(run, "skipped", reason=reason), load_queue_state(runs, profile.run_root)
     with submission_lock(run_dir, break_lock=break_lock) as lock:
         state = load_queue_state(runs, profile.run_root)
         if run.run_id in state.done:
@@ -219,7 +237,8 @@ def _submit_locked(
         parents = (*dependencies.after_end, *dependencies.after_begin)
         name = queue.job_name(run_dir)
         state.jobs[run.run_id] = [queue.QueuedJob(job_id, name, "PENDING", "", parents)]
-        return Submission(run, "submitted", job_id, find_other_code(run, profile, code)), state
+        other_code = find_other_code(run, profile, code)
+        return Submission(run, "submitted", job_id, other_code=other_code), state
 
 
 def find_other_code(run: StageRun, profile: ClusterProfile, code: Path) -> str:

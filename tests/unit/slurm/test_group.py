@@ -1,0 +1,156 @@
+"""A group in one run root: what another member has begun is read and named, nothing more."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import attempts, runfile
+from pipeline.files import write_atomic
+from pipeline.spec import Resources, StageConfig, StageRun
+from slurm import console
+from slurm.local.executor import run_locally
+from slurm.shared import queue
+from slurm.status import collect_status
+from slurm.submission import submit as submission
+from slurm.submission.profile import ClusterProfile
+
+COLLEAGUE = 4321
+
+
+def make_run(name: str, needs: dict[str, str]) -> StageRun:
+    """Return a run whose id is its name, repeated."""
+    run_id = (name * 12)[:12]
+    return StageRun("knn", name, run_id, StageConfig(), needs, Resources(gpu=False), "x:run")
+
+
+THEIRS = make_run("theirs", {})
+WAITING = make_run("waiting", {"weights": THEIRS.run_id})
+OWN = make_run("own", {})
+
+
+class FakeSlurm:
+    """Takes every job, and knows none. Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.scripts: list[str] = []
+        self.commands: list[tuple[str, ...]] = []
+
+    def call(
+        self, *command: str, stdin: str | None = None, **options: object
+    ) -> tuple[int, str, str]:
+        """Answer a command."""
+        self.commands.append(command)
+        if command[0] == "sbatch":
+            self.scripts.append(stdin or "")
+        answers = {"squeue": (0, "", ""), "sbatch": (0, "17\n", "")}
+        return answers.get(command[0], (1, "", "Invalid job id"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """Slurm, and a snapshot of no code in each run root below `tmp_path`."""
+
+    def take_snapshot(root: Path) -> Path:
+        return write_atomic(root / "code/SHA256SUMS", "").parent
+
+    fake = FakeSlurm()
+    monkeypatch.setattr(queue, "call_slurm", fake.call)
+    monkeypatch.setattr(submission, "take_snapshot", take_snapshot)
+    return fake
+
+
+@pytest.fixture(params=[0o755, 0o700], ids=["readable", "private"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, slurm: FakeSlurm) -> Path:
+    """A run root in which a colleague has begun a run."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    run_dir = runfile.write_run_file(tmp_path, THEIRS)
+    attempts.start_attempt(run_dir, job_id="7")
+    attempts.record_failure(run_dir, 1, error="it failed", log=run_dir / "x.log")
+    for path in (run_dir, *run_dir.rglob("*")):
+        os.chown(path, COLLEAGUE, COLLEAGUE)
+    run_dir.chmod(request.param)
+    return tmp_path
+
+
+def test_sbatch_gets_the_script_itself(tmp_path: Path, slurm: FakeSlurm) -> None:
+    """A file in between could be swapped; what is there to read, only its owner can read."""
+    submission.submit([OWN], ClusterProfile(run_root=tmp_path, partition="low"))
+    (script,) = slurm.scripts
+    (sbatch,) = (command for command in slurm.commands if command[0] == "sbatch")
+    assert all(argument.startswith("--") for argument in sbatch[1:])
+    assert runfile.describe_run(OWN)["sha256"] in script
+    copy = OWN.run_dir(tmp_path) / queue.SCRIPT
+    assert (copy.read_text(), copy.stat().st_mode & 0o777) == (script, 0o600)
+
+
+def as_user(user_id: int, act: Callable[[], object]) -> int:
+    """Do something as another user; return 0 if it went well, 1 if it raised."""
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(user_id)
+        os.setuid(user_id)
+        try:
+            act()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_submit_names_who_has_begun_a_run_and_goes_on_with_the_rest(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = ClusterProfile(run_root=root, partition="low")
+    found = submission.submit([THEIRS, WAITING, OWN], profile)
+    assert [each.action for each in found] == ["skipped", "skipped", "submitted"]
+    assert console.show_submissions(found) == 1
+    said = capsys.readouterr().out
+    assert "note: theirs: begun by user 4321: use a run root of your own, or let its owner" in said
+    assert "note: waiting: needs theirs; submit again once that is done" in said
+    assert not WAITING.run_dir(root).exists()
+    # What would be written is not shown for it either.
+    scripts = list(submission.preview_scripts([THEIRS, OWN], profile))
+    assert scripts[0].startswith("==> theirs: begun by user 4321")
+
+
+def test_run_names_who_has_begun_a_run(root: Path) -> None:
+    theirs, waiting = run_locally([THEIRS, WAITING], root)
+    assert (theirs.state, waiting.state) == ("not run", "not run")
+    assert theirs.detail.startswith("begun by user 4321: ")
+    assert waiting.detail == "needs theirs"
+
+
+def test_status_names_whose_a_run_is(root: Path) -> None:
+    theirs, own = collect_status([THEIRS, OWN], root)
+    # As root, the test can look into a private folder.
+    assert (theirs.state, theirs.detail) == ("failed", "begun by user 4321: it failed")
+    assert (own.state, own.detail) == ("waiting", "not started")
+
+
+def test_a_private_folder_of_a_colleague_does_not_stop_status(root: Path) -> None:
+    """The same as a user who may not look into it."""
+    for parent in (root, *list(root.parents)[:2]):
+        parent.chmod(0o755)
+    is_private = THEIRS.run_dir(root).stat().st_mode & 0o777 == 0o700
+
+    def act() -> None:
+        theirs, own = collect_status([THEIRS, OWN], root)
+        assert own.state == "waiting"
+        assert theirs.detail.startswith("begun by user 4321: ")
+        assert ("unreadable: " in theirs.detail) == is_private
+
+    assert as_user(1234, act) == 0
+
+
+def test_a_copy_of_a_colleagues_run_is_ones_own(root: Path, tmp_path: Path) -> None:
+    """How to go on where a colleague stopped, as docs/security.md says."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert os.system(f"cp -r --no-preserve=all {root}/knn {mine}/knn") == 0
+    profile = ClusterProfile(run_root=mine, partition="low")
+    assert [each.action for each in submission.submit([THEIRS], profile)] == ["submitted"]
+    assert attempts.latest_attempt(THEIRS.run_dir(mine)) == 1
