@@ -20,10 +20,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import create_json, list_numbered, read_json, write_json_atomic
+from pipeline.files import (
+    create_json,
+    list_numbered,
+    read_json,
+    write_json_atomic,
+)
 
 # What of an attempt's provenance tells with which code and packages numbers were made.
 CODE_FACTS = ("git_sha", "git_dirty", "snapshot", "versions")
+
+# Types of what is read from the records, by their kind.
+_FIELDS: dict[str, dict[str, type]] = {
+    "": {"host": str, "pid": int, "time": float, "launch": str, "job_id": str, "gpus": int},
+    ".failed": {
+        "error": str,
+        "log": str,
+        "time": float,
+        "step": int,
+        "host": str,
+        "repeatable": bool,
+        "verdict": str,
+    },
+    ".interrupted": {"reason": str, "saved": bool, "time": float},
+    ".saved": {"step": int, "seconds": float, "time": float},
+    ".provenance": {"versions": dict, "inputs": dict},
+}
 
 
 class StaleAttemptError(RuntimeError):
@@ -56,6 +78,12 @@ class Failure:
 
 def _record_path(run_dir: Path, attempt: int, kind: str = "") -> Path:
     return Path(f"{run_dir}/attempts/{attempt:04d}{kind}.json")
+
+
+def _read_record(run_dir: Path, attempt: int, kind: str = "") -> dict[str, Any] | None:
+    """Return what a record says, None if there is none; values of None are left out."""
+    note = read_json(_record_path(run_dir, attempt, kind), _FIELDS[kind])
+    return note and {key: value for key, value in note.items() if value is not None}
 
 
 def list_attempts(run_dir: Path) -> list[int]:
@@ -108,13 +136,13 @@ def find_attempt(run_dir: Path, launch: str, *, timeout_s: float = 300.0) -> int
 
 def read_attempt(run_dir: Path, attempt: int) -> dict[str, Any]:
     """Return what was recorded when an attempt started; an empty dict if there is none."""
-    return read_json(_record_path(run_dir, attempt)) or {}
+    return _read_record(run_dir, attempt) or {}
 
 
 def find_start_time(run_dir: Path, attempt: int) -> float:
     """Return when an attempt began by the clock of the file server; 0.0 if there is no record."""
     try:
-        return _record_path(run_dir, attempt).stat().st_mtime
+        return _record_path(run_dir, attempt).lstat().st_mtime
     except FileNotFoundError:
         return 0.0
 
@@ -148,7 +176,8 @@ def record_failure(
     follow from it.
     """
     path = _record_path(run_dir, attempt, ".failed")
-    if not path.exists():
+    # One that cannot be read says nothing; somebody else may have put it there.
+    if _read_record(run_dir, attempt, ".failed") is None:
         content = {"error": error, "log": str(log), "time": time.time()}
         write_json_atomic(path, {**content, "step": step, "host": host, "repeatable": repeatable})
 
@@ -156,18 +185,18 @@ def record_failure(
 def read_failure(run_dir: Path, attempt: int | None = None) -> Failure | None:
     """Return how an attempt (the newest by default) failed, or None if it recorded no failure."""
     number = latest_attempt(run_dir) if attempt is None else attempt
-    note = read_json(_record_path(run_dir, number, ".failed"))
+    note = _read_record(run_dir, number, ".failed")
     if note is None:
         return None
     return Failure(
         attempt=number,
-        error=str(note.get("error", "")),
-        log=str(note.get("log", "")),
+        error=note.get("error", ""),
+        log=note.get("log", ""),
         time=float(note.get("time", 0.0)),
         step=note.get("step"),
         host=note.get("host"),
-        repeatable=bool(note.get("repeatable", False)),
-        no_retry_reason=str(note.get("verdict", "")),
+        repeatable=note.get("repeatable", False),
+        no_retry_reason=note.get("verdict", ""),
     )
 
 
@@ -180,7 +209,8 @@ def list_failures(run_dir: Path) -> list[Failure]:
 def record_no_retry(run_dir: Path, attempt: int, reason: str) -> None:
     """Add to a failure why the job is not retried."""
     path = _record_path(run_dir, attempt, ".failed")
-    write_json_atomic(path, {**(read_json(path) or {}), "verdict": reason})
+    note = _read_record(run_dir, attempt, ".failed") or {}
+    write_json_atomic(path, {**note, "verdict": reason})
 
 
 def record_interruption(run_dir: Path, attempt: int, reason: str, *, saved: bool = False) -> None:
@@ -191,20 +221,21 @@ def record_interruption(run_dir: Path, attempt: int, reason: str, *, saved: bool
 
 def read_interruption(run_dir: Path, attempt: int) -> str | None:
     """Return why an attempt stopped when asked to, or None if it did not."""
-    note = read_json(_record_path(run_dir, attempt, ".interrupted"))
+    note = _read_record(run_dir, attempt, ".interrupted")
     return None if note is None else str(note.get("reason", ""))
 
 
 def record_save(run_dir: Path, attempt: int, *, step: int, seconds: float) -> None:
     """Record the newest checkpoint of an attempt, and the longest time that saving one took."""
     path = _record_path(run_dir, attempt, ".saved")
-    longest = max(seconds, float((read_json(path) or {}).get("seconds", 0.0)))
+    before = _read_record(run_dir, attempt, ".saved") or {}
+    longest = max(seconds, float(before.get("seconds", 0.0)))
     write_json_atomic(path, {"step": step, "seconds": longest, "time": time.time()})
 
 
 def has_saved(run_dir: Path, attempt: int) -> bool:
     """Return whether an attempt saved something that the next one goes on from."""
-    stopped = read_json(_record_path(run_dir, attempt, ".interrupted")) or {}
+    stopped = _read_record(run_dir, attempt, ".interrupted") or {}
     return bool(stopped.get("saved")) or _record_path(run_dir, attempt, ".saved").exists()
 
 
@@ -245,7 +276,7 @@ def list_code_versions(run_dir: Path, *, before: int | None = None) -> list[dict
     """
     found: list[dict[str, Any]] = []
     for number in list_attempts(run_dir):
-        note = read_json(_record_path(run_dir, number, ".provenance"))
+        note = _read_record(run_dir, number, ".provenance")
         if note is None or (before is not None and number >= before):
             continue
         code = {key: note.get(key) for key in CODE_FACTS}
@@ -256,14 +287,12 @@ def list_code_versions(run_dir: Path, *, before: int | None = None) -> list[dict
 
 def read_inputs(run_dir: Path, attempt: int) -> dict[str, Any]:
     """Return the inputs that an attempt recorded when it began; {} if it recorded none."""
-    return dict((read_json(_record_path(run_dir, attempt, ".provenance")) or {}).get("inputs", {}))
+    return dict((_read_record(run_dir, attempt, ".provenance") or {}).get("inputs", {}))
 
 
 def list_saves(run_dir: Path) -> list[dict[str, Any]]:
     """Return `step`, `seconds` and `time` of each attempt that saved, oldest first."""
-    notes = (
-        read_json(_record_path(run_dir, number, ".saved")) for number in list_attempts(run_dir)
-    )
+    notes = (_read_record(run_dir, number, ".saved") for number in list_attempts(run_dir))
     return [note for note in notes if note is not None]
 
 
@@ -273,7 +302,7 @@ def is_running_here(run_dir: Path) -> bool:
     if note.get("host") != socket.gethostname() or "pid" not in note:
         return False
     try:
-        command = Path(f"/proc/{int(note['pid'])}/cmdline").read_bytes()
+        command = Path(f"/proc/{note['pid']}/cmdline").read_bytes()
     except OSError:
         return False
     # The kernel gives the numbers of dead processes to new ones, so the number alone proves

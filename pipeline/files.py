@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,9 @@ CHECKSUM_KEY = "sha256"
 RECORD_LIMIT = 64 << 20
 _NUMBERED = re.compile(r"[0-9]{1,9}\.json", re.ASCII)
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# Larger than any time, size or count; JSON may hold integers that fit in no float.
+_LARGEST_NUMBER = 1e18
+_unreadable: ContextVar[list[Path] | None] = ContextVar("unreadable", default=None)
 
 
 def expand_home(path: str | Path) -> Path:
@@ -261,20 +265,23 @@ def open_regular_file(path: Path) -> int:
     return descriptor
 
 
-def read_bounded(path: Path, limit: int = RECORD_LIMIT) -> bytes:
+def read_bounded(path: Path, limit: int = RECORD_LIMIT, *, owner: int | None = None) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        OSError: there is none, or it has more bytes than `limit`: it is no record of ours, or
-            would fill the memory.
+        OSError: there is none, it has more bytes than `limit`: it is no record of ours, or would
+            fill the memory; or it belongs to another user than `owner`.
     """
     with open(open_regular_file(path), "rb") as stream:
-        size = min(limit, os.fstat(stream.fileno()).st_size)
-        content = stream.read(size + 1)
-        # It may have grown meanwhile, and a file of /proc says that it has no bytes.
+        found = os.fstat(stream.fileno())
+        if owner is not None and found.st_uid != owner:
+            raise OSError(errno.EPERM, "belongs to another user than its folder", str(path))
+        # A file of /proc says that it has no bytes, and one may grow while it is read.
+        size = min(limit, found.st_size)
+        content = b"" if found.st_size > limit else stream.read(size + 1)
         if len(content) > size:
             content += stream.read(limit + 1 - len(content))
-    if len(content) > limit:
+    if max(found.st_size, len(content)) > limit:
         raise OSError(errno.EFBIG, f"more than {limit} bytes, so it is not read", str(path))
     return content
 
@@ -282,7 +289,8 @@ def read_bounded(path: Path, limit: int = RECORD_LIMIT) -> bytes:
 def list_numbered(folder: Path) -> list[int]:
     """Return the numbers of the files `NNNN.json` of a folder, ascending.
 
-    Only those of the folder's owner: where others may write, they could plant any number.
+    Only those of the folder's owner: where others may write, they could plant any number. A folder
+    that cannot be read raises, but within `collect_unreadable` it is named there.
     """
     try:
         owner = os.stat(folder).st_uid
@@ -296,16 +304,71 @@ def list_numbered(folder: Path) -> list[int]:
             ]
     except FileNotFoundError:
         return []
+    except (NotADirectoryError, PermissionError):
+        # Elsewhere an empty list would say that no attempt or lock is newer than ours.
+        if _unreadable.get() is None:
+            raise
+        note_unreadable(folder)
+        return []
     return sorted(map(int, names))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None when the file is missing, unreadable, or holds anything else."""
+def read_json(path: Path, fields: Mapping[str, type] | None = None) -> dict[str, Any] | None:
+    """Read a JSON object of a run folder; None if the file is missing or unreadable.
+
+    It is unreadable if it is no regular file, is damaged, belongs to another user than its folder,
+    or if one of `fields` has a value of another type (None is fine; `float` is any finite number).
+    Then `collect_unreadable` names it.
+    """
     try:
-        value = json.loads(read_bounded(path))
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_bounded(path, owner=path.parent.stat().st_uid))
+    except FileNotFoundError:
+        if path.is_symlink():
+            note_unreadable(path)
         return None
-    return value if isinstance(value, dict) else None
+    except (OSError, ValueError, RecursionError):
+        note_unreadable(path)
+        return None
+    if isinstance(value, dict) and all(
+        value.get(key) is None or _is_of_type(value[key], kind)
+        for key, kind in (fields or {}).items()
+    ):
+        return value
+    note_unreadable(path)
+    return None
+
+
+def _is_of_type(value: object, kind: type) -> bool:
+    if kind in (int, float):
+        numbers = int if kind is int else (int, float)
+        # Also false for NaN. In Python, True is an int.
+        return (
+            isinstance(value, numbers)
+            and not isinstance(value, bool)
+            and abs(value) < _LARGEST_NUMBER
+        )
+    return isinstance(value, kind)
+
+
+def note_unreadable(path: Path) -> None:
+    """Name a file that is there but cannot be read to the surrounding `collect_unreadable`."""
+    found = _unreadable.get()
+    if found is not None and path not in found:
+        found.append(path)
+
+
+@contextmanager
+def collect_unreadable() -> Iterator[list[Path]]:
+    """Yield a list that gets the records which cannot be read within the block.
+
+    To the reader they are as good as missing; to the user they are named.
+    """
+    found: list[Path] = []
+    token = _unreadable.set(found)
+    try:
+        yield found
+    finally:
+        _unreadable.reset(token)
 
 
 def open_to_append(path: Path) -> TextIO:
@@ -398,6 +461,6 @@ def hash_named_files(root: Path, files: Iterable[Path]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
+    """Return the SHA-256 of a regular file, in hex."""
+    with open(open_regular_file(path), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,6 +4,7 @@ It is written last, so a run whose entry is present and valid is done. An entry 
 checksum and those of all files it names; none of these files may lie outside the run root.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from pipeline.files import (
     check_format_version,
     hash_file,
     hash_named_files,
+    note_unreadable,
     read_bounded,
     verify_checksum,
     with_checksum,
@@ -35,12 +37,15 @@ FORMAT_VERSION = 1
 
 def _below_run_root(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts:
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
         raise ValueError(f"{path!r} does not lie below the run root")
     return path
 
 
 RelativePath = Annotated[str, AfterValidator(_below_run_root)]
+# Bounded, so that whatever is computed of them stays finite and printable.
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Amount = Annotated[float, Field(ge=0, lt=1e12)]
 
 
 class DamagedError(ValueError):
@@ -52,7 +57,7 @@ class Output(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: RelativePath
-    size: int
+    size: Count
     sha256: str
 
 
@@ -71,13 +76,13 @@ class ManifestEntry(BaseModel):
     rows_sha256: str | None = None
     info: Mapping[str, Any] = Field(default_factory=dict)
     provenance: Mapping[str, Any] = Field(default_factory=dict)
-    attempt: int = 1
-    restarts: int = 0
+    attempt: Count = 1
+    restarts: Count = 0
     device: str = "cpu"
-    ranks: int = 1
-    gpus: int = 0
-    seconds: float = 0.0
-    gpu_hours: float = 0.0
+    ranks: Count = 1
+    gpus: Count = 0
+    seconds: Amount = 0.0
+    gpu_hours: Amount = 0.0
     finished: str = ""
     _run_root: Path = PrivateAttr(default=Path("."))
 
@@ -227,6 +232,8 @@ def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
     try:
         entry = parse_entry(read_bounded(path), str(path))
     except FileNotFoundError:
+        if path.is_symlink():
+            note_unreadable(path)
         return None  # the normal case: the run is not done
     except FormatVersionError:
         raise
@@ -236,8 +243,10 @@ def read_entry(run_root: Path, run_id: str) -> ManifestEntry | None:
             path,
             _first_reason(error),
         )
+        note_unreadable(path)
         return None
     if entry.run_id != run_id:
+        note_unreadable(path)
         logger.warning("%s: entry is of run %s, the run counts as not done", path, entry.run_id)
         return None
     return entry.at(run_root)
@@ -260,17 +269,20 @@ def find_problems(entry: ManifestEntry, *, hashes: bool = False, rows: bool = Tr
     for label, output in entry.outputs.items():
         # One problem per output is enough: each tells that the run must be repeated.
         path = entry.output(label)
-        # Before anything is measured: a link could lead to a file that nobody wants to be read.
-        if outside := find_outside(entry.run_root, path):
+        try:
+            # Before anything is measured: a link could lead to a file that nobody wants to be read.
+            outside = find_outside(entry.run_root, path)
+            size = 0 if outside else measure_size(path)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            what = "is missing" if missing else f"cannot be read: {error}"
+            problems.append(f"{path}: output {label!r} {what}")
+            continue
+        if outside:
             problems.append(
                 f"{outside}: leads out of the run root {entry.run_root}, "
                 f"output {label!r} is not read"
             )
-            continue
-        try:
-            size = measure_size(path)
-        except OSError:
-            problems.append(f"{path}: output {label!r} is missing")
             continue
         if size != output.size:
             problems.append(
@@ -295,11 +307,17 @@ def _find_rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
     rows = entry.rows_path
     if rows is None:
         return []
-    if find_outside(entry.run_root, rows):
-        return [f"{rows}: leads out of the run root {entry.run_root}, the result rows are not read"]
-    if not rows.is_file():
-        return [f"{rows}: result rows are missing"]
-    if content and hash_path(rows) != entry.rows_sha256:
+    try:
+        if find_outside(entry.run_root, rows):
+            return [
+                f"{rows}: leads out of the run root {entry.run_root}, the result rows are not read"
+            ]
+        if not rows.is_file():
+            return [f"{rows}: result rows are missing"]
+        found = hashlib.sha256(read_bounded(rows)).hexdigest() if content else entry.rows_sha256
+    except OSError as error:
+        return [f"{rows}: result rows cannot be read: {error.strerror}"]
+    if found != entry.rows_sha256:
         return [f"{rows}: result rows differ from the SHA-256 in the manifest"]
     return []
 
@@ -308,7 +326,14 @@ def find_outside(run_root: Path, path: Path) -> Path | None:
     """Return the path, or the first below it, that a symbolic link leads out of the run root."""
     root = run_root.resolve()
     paths = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return next((each for each in paths if not each.resolve().is_relative_to(root)), None)
+    return next((each for each in paths if not _resolves_below(each, root)), None)
+
+
+def _resolves_below(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # RuntimeError: links that lead to each other
+        return False
 
 
 def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntry | None:

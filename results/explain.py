@@ -125,7 +125,7 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
         f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts"
         f"{describe_energy(run)}",
         f"  finished: {run.finished or 'unknown'}",
-        *(f"  note: {note}" for note in run.info.get("notes", [])),
+        *(f"  note: {note}" for note in run.info.get("notes") or []),
         "  config:",
         *(f"    {key}: {format_setting(v)}" for key, v in flatten_config(run.config).items()),
     ]

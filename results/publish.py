@@ -8,11 +8,12 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.files import write_atomic
+from pipeline.files import read_bounded, write_atomic
 from results import render, spec
 from results.collect import CollectedResults, find_standard_error, make_collection
-from results.runs import FinishedRun
+from results.runs import FinishedRun, check_types
 from results.store import RowsError, read_results, write_rows
 from results.tables import build_tables
 
@@ -62,6 +63,20 @@ def is_published(folder: Path) -> bool:
     return (folder / "rows.csv").is_file() and (folder / "runs.json").is_file()
 
 
+def _read_facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells the rows of a run apart.
+
+    Raises:
+        ValueError: it is not what `publish_tables` writes.
+    """
+    facts = {**record, "differs": tuple(record["differs"])}
+    texts = (facts["variant"], *facts["differs"])
+    fits = all(isinstance(text, str) for text in texts) and isinstance(facts["imported"], bool)
+    if not fits or len(facts) != 3:
+        raise ValueError(f"unexpected {record!r}")
+    return facts
+
+
 def read_published(folder: Path) -> CollectedResults:
     """Return the results of a published folder.
 
@@ -71,17 +86,18 @@ def read_published(folder: Path) -> CollectedResults:
     results, problems = read_results(folder / "rows.csv", "rows.csv")
     path = folder / "runs.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(path))
         runs = {record["run_id"]: FinishedRun(**record) for record in content["runs"]}
-        facts = content["results"]
-    except (ValueError, KeyError, TypeError) as error:
+        for run in runs.values():
+            check_types(run)
+        facts = {run_id: _read_facts(record) for run_id, record in content["results"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RowsError(f"{path}: damaged, publish again: {error!r}") from None
     annotated = []
     for result in results:
         if result.row.run_id not in facts:
             raise RowsError(f"{path}: nothing about the run of {result.where}")
         known = facts[result.row.run_id]
-        known = known | {"differs": tuple(known["differs"])}
         if run := runs.get(result.row.run_id):
             known["standard_error"] = find_standard_error(result.row, run)
         annotated.append(replace(result, **known))

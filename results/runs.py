@@ -100,6 +100,57 @@ def run_from_entry(entry: Mapping[str, Any], runtime: Collection[str] = ()) -> F
     )
 
 
+# What tables, figures and report make use of in the parts of a record that stages fill freely.
+_PLAIN_SETTINGS = ("arch", "method", "dataset", "weights", "variant", "epochs")
+_PLAIN_FACTS = ("arch", "method", "dataset", "weights", "trained_feature")
+_LOSS_WEIGHTS = "mugs.loss_weights"
+
+
+def check_types(run: FinishedRun) -> None:
+    """Raise ValueError if the record of a run has a value of another type than is made use of.
+
+    Whoever may write in the run root can record a run, with a checksum that fits.
+    """
+    config = flatten_config(run.config)
+    for part, values, keys in (
+        ("config", config, _PLAIN_SETTINGS),
+        ("info", run.info, _PLAIN_FACTS),
+        ("provenance", {"git_sha": run.git_sha, "git_dirty": run.git_dirty}, ("git_sha",)),
+    ):
+        for key in keys:
+            _check_kind(f"{part}.{key}", values.get(key), str | int | float)
+    _check_kind("info.epochs", run.info.get("epochs"), int)
+    weights = config.get(_LOSS_WEIGHTS) or [1.0] * 3
+    _check_kind(f"config.{_LOSS_WEIGHTS}", weights, list | tuple)
+    if len(weights) != 3 or not all(isinstance(weight, int | float) for weight in weights):
+        raise ValueError(f"config.{_LOSS_WEIGHTS}: expected three numbers")
+    for name in ("captions", "colours"):
+        _check_kind(f"info.{name}", run.info.get(name), Mapping)
+    for label, colors in (run.info.get("colours") or {}).items():
+        _check_kind(f"info.colours.{label}", colors, Mapping)
+    for label, caption in (run.info.get("captions") or {}).items():
+        _check_kind(f"info.captions.{label}", caption, str)
+    _check_kind("info.notes", run.info.get("notes"), list | tuple)
+    _check_code("provenance", {"git_dirty": run.git_dirty, "versions": run.versions})
+    for each in run.earlier:
+        _check_kind("provenance.earlier", each, Mapping)
+        _check_kind("provenance.earlier.attempt", each["attempt"], int)
+        _check_code("provenance.earlier", each)
+
+
+def _check_code(where: str, facts: Mapping[str, Any]) -> None:
+    _check_kind(f"{where}.git_dirty", facts.get("git_dirty"), bool)
+    _check_kind(f"{where}.versions", facts.get("versions"), Mapping)
+
+
+def _check_kind(where: str, value: object, kind: Any) -> None:
+    """Raise ValueError unless a value is None or of a kind; numbers are finite and not huge."""
+    if value is None:
+        return
+    if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < 1e15):
+        raise ValueError(f"{where}: unexpected {type(value).__name__}")
+
+
 def _list_other_code(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the earlier attempts with other code or packages than the last one."""
     keys = ("git_sha", "git_dirty", "snapshot", "versions")

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import FormatVersionError, check_format_version, write_atomic
+from pipeline.files import FormatVersionError, check_format_version, read_bounded, write_atomic
 from pipeline.text import clean_line
 from results.schema import Result, ResultRow
 from results.vocabulary import load_vocabulary
@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 _VERSION_LINE = re.compile(r"# format_version=(\d+)\s*")
 
 # Columns that may not be empty. `setting` may: an evaluation can have only one.
+MOST_EPOCHS = 1_000_000
 REQUIRED = ("run_id", "method", "arch", "stage", "dataset", "metric")
 
 
@@ -58,7 +59,7 @@ def read_results(
     """
     name = name or str(path)
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         return [], [f"{name}: cannot be read: {error}"]
@@ -133,6 +134,8 @@ def check_row(row: ResultRow) -> None:
         )
     if row.epochs < 0 or row.seed < 0:
         raise ValueError(f"epochs {row.epochs} and seed {row.seed} may not be negative")
+    if row.epochs > MOST_EPOCHS:
+        raise ValueError(f"epochs may not be more than {MOST_EPOCHS}")
 
 
 def find_unknown_names(row: ResultRow) -> list[str]:

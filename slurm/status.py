@@ -6,18 +6,21 @@ While Slurm does not answer, the state of a run that may have a job is `unknown`
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import attempts, manifest
-from pipeline.files import measure_age, read_json
+from pipeline.files import FormatVersionError, collect_unreadable, measure_age
+from pipeline.ownership import find_foreign_owner
 from pipeline.spec import StageRun
 from slurm.shared import nodes, queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
 from slurm.shared.costs import Cost, sum_attempts
 from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.shared.logs import find_newest_log, read_last_line
+from slurm.shared.progress import FILE_NAME, read_progress
 
 _FRESH_S = 180.0  # progress is written more often than that
 _ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
@@ -30,7 +33,8 @@ class RunStatus:
     """State of one run, and details of it.
 
     `state` is done | running | queued | blocked | failed | canceled | waiting | unknown. A blocked
-    run has a job that can never start. Of an unknown one, Slurm did not tell whether it has one.
+    run can never start: its job cannot, or newer code has recorded it as done. Of an unknown one,
+    Slurm did not tell whether it has a job, or its folder cannot be read.
     """
 
     run: StageRun
@@ -43,28 +47,89 @@ class RunStatus:
 
 
 def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
-    """Return the status of the runs, in the given order; works with and without Slurm."""
+    """Return the status of the runs, in the given order; works with and without Slurm.
+
+    A record that cannot be read counts as missing, and is named in the detail of its run.
+    """
     # The queue is asked first: a job that ends in between is then found done, not missing.
     jobs, silence = ask_for_jobs(runs, run_root)
-    done = manifest.split_runs(run_root, runs).done
+    records = _read_entries(runs, run_root)
     names = {run.run_id: run.name for run in runs}
     found = []
     for run in runs:
-        run_dir = run.run_dir(run_root)
-        entry = done.get(run.run_id)
-        queued = jobs.get(run.run_id, [])
-        # A job that can still run says more than one that cannot.
-        queued = [job for job in queued if job.can_run] or queued
+        owner = None
+        with collect_unreadable() as unreadable:
+            try:
+                owner = find_foreign_owner(run.run_dir(run_root))
+                status = _find_status(run, run_root, records, names, jobs, silence)
+                status = replace(status, cost=_sum_cost(status, run_root, records.done))
+            except OSError as error:
+                where = error.filename or run.run_dir(run_root)
+                status = RunStatus(run, "unknown", f"unreadable: {where}: {error.strerror}")
+        unreadable = [*records.unreadable.get(run.run_id, ()), *unreadable]
+        found.append(_add_remarks(status, owner, unreadable))
+    return found
+
+
+@dataclass
+class _Entries:
+    """The entries of runs that are done; by run id, what cannot be read and what is refused."""
+
+    done: dict[str, manifest.ManifestEntry] = field(default_factory=dict)
+    unreadable: dict[str, list[Path]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def _read_entries(runs: Sequence[StageRun], run_root: Path) -> _Entries:
+    found = _Entries()
+    for run in runs:
+        with collect_unreadable() as unreadable:
+            try:
+                entry = manifest.find_done(run_root, run.run_id)
+            except FormatVersionError as error:
+                entry = None
+                found.refused[run.run_id] = str(error)
         if entry is not None:
-            found.append(RunStatus(run, "done", _describe_cost(entry)))
-        elif queued:
-            found.append(_status_in_queue(run, run_dir, queued[-1]))
-        elif silence and (job_id := may_have_job(run_dir, run.run_id)):
-            found.append(_unknown(run, run_dir, job_id, silence))
-        else:
-            missing = [names.get(need, need) for need in run.needs.values() if need not in done]
-            found.append(_status_outside_queue(run, run_dir, missing))
-    return [replace(status, cost=_sum_cost(status, run_root, done)) for status in found]
+            found.done[run.run_id] = entry
+        if unreadable:
+            found.unreadable[run.run_id] = unreadable
+    return found
+
+
+def _find_status(
+    run: StageRun,
+    run_root: Path,
+    records: _Entries,
+    names: Mapping[str, str],
+    jobs: Mapping[str, Sequence[queue.QueuedJob]],
+    silence: str,
+) -> RunStatus:
+    run_dir = run.run_dir(run_root)
+    queued = jobs.get(run.run_id, [])
+    # A job that can still run says more than one that cannot.
+    queued = [job for job in queued if job.can_run] or queued
+    if (entry := records.done.get(run.run_id)) is not None:
+        return RunStatus(run, "done", _describe_cost(entry))
+    if refusal := records.refused.get(run.run_id):
+        return RunStatus(run, "blocked", refusal)
+    if queued:
+        return _status_in_queue(run, run_dir, queued[-1])
+    if silence and (job_id := may_have_job(run_dir, run.run_id)):
+        return _unknown(run, run_dir, job_id, silence)
+    missing = [names.get(need, need) for need in run.needs.values() if need not in records.done]
+    return _status_outside_queue(run, run_dir, missing)
+
+
+def _add_remarks(status: RunStatus, owner: str | None, unreadable: Sequence[Path]) -> RunStatus:
+    """Add to the detail whose the run is, if it is another user's, and what cannot be read."""
+    detail = status.detail
+    if owner is not None:
+        detail = (
+            f"{detail}, by {owner}" if status.state == "done" else f"begun by {owner}: {detail}"
+        )
+    if unreadable:
+        detail += f"; unreadable: {', '.join(map(str, unreadable))}"
+    return replace(status, detail=detail)
 
 
 def _sum_cost(
@@ -154,8 +219,8 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
     """
     number = attempts.latest_attempt(run_dir)
     attempt = attempts.read_attempt(run_dir, number)
-    note = read_json(run_dir / queue.JOB_NOTE) or {}
-    submitted_id = str(note["job_id"]) if "job_id" in note else None
+    note = queue.read_job_note(run_dir)
+    submitted_id = note.get("job_id")
     waits = f"needs {', '.join(missing)}" if missing else "not started"
     if number == 0 and submitted_id is None:
         return RunStatus(run, "waiting", waits)
@@ -237,29 +302,32 @@ def find_log_of(run_dir: Path, log: str, job_id: str | None) -> str | None:
 
     An attempt that died before it could log anything leaves only that.
     """
-    if log and Path(log).exists():
-        return log
+    with suppress(OSError):  # a name too long, or a folder of others
+        if log and Path(log).is_file():
+            return log
     own = find_newest_log(run_dir, f"{job_id}_*") if job_id else None
     return own or find_newest_log(run_dir, "rank*.err")
 
 
 def _is_fresh(run_dir: Path) -> bool:
     """Return whether an attempt, perhaps on another machine, made progress lately."""
-    return measure_age(run_dir / "progress.json", run_dir.parents[1]) < _FRESH_S
+    if not read_progress(run_dir):
+        return False
+    return measure_age(run_dir / FILE_NAME, run_dir.parents[1]) < _FRESH_S
 
 
 def _describe_progress(run_dir: Path) -> str:
-    path = run_dir / "progress.json"
-    note = read_json(path) or {}
+    path = run_dir / FILE_NAME
+    note = read_progress(run_dir)
     began = attempts.find_start_time(run_dir, attempts.latest_attempt(run_dir))
     if not note or path.stat().st_mtime < began:
         return "starting"  # the file is of an earlier attempt
     phase = f"{note['phase']}: " if note.get("phase") else ""
     parts = [f"{phase}{note.get('done')}/{note.get('total')} {note.get('unit', 'steps')}"]
     if note.get("rate"):
-        parts.append(f"{float(note['rate']):.4g} {note.get('rate_unit', 'img/s')}")
+        parts.append(f"{note['rate']:.4g} {note.get('rate_unit', 'img/s')}")
     if note.get("eta_s") is not None:
-        parts.append(f"{format_duration(float(note['eta_s']))} left")
+        parts.append(f"{format_duration(note['eta_s'])} left")
     age_s = measure_age(path, run_dir.parents[1])
     if age_s > _FRESH_S:
         parts.append(f"no news for {format_duration(age_s)}")

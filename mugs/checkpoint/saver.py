@@ -8,6 +8,7 @@ from mugs import distributed
 from mugs.checkpoint.background import BackgroundWriter, SaveReport
 from mugs.checkpoint.save_load import SavePolicy, StateDicts, check_free_space_for_run
 from pipeline.control import Control
+from pipeline.files import open_to_append
 
 
 class SavedTask(Protocol):
@@ -64,7 +65,7 @@ class CheckpointSaver:
             # Later jobs ask for their stop signal as early as a save of this length needs.
             self.control.saved(saved.step, saved.durable_s)
             try:
-                with self.metrics.open("a", encoding="utf-8") as stream:
+                with open_to_append(self.metrics) as stream:
                     stream.write(json.dumps(saved.fields()) + "\n")
             # The error of a write, unlike that of an open, does not name the file.
             except OSError as error:

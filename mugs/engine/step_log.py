@@ -17,6 +17,7 @@ from mugs.engine.failures import NonFiniteError, write_nonfinite_record
 from mugs.engine.metering import Meter
 from mugs.engine.progress import Progress
 from mugs.engine.step import StepResult
+from pipeline.files import open_to_append
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class StepLog:
         if self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             # Appended: a resumed run continues the file.
-            self.metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self.metrics = open_to_append(self.run_dir / "metrics.jsonl")
 
         self.progress = Progress(
             self.settings.label,

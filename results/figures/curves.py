@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pipeline.files import read_bounded
 from results.figures.style import Drawing, Theme
 from results.runs import FinishedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+# Bytes; a line for each step of 800 epochs of ImageNet has about half of it.
+_LONGEST = 1 << 29
 
 # Relative width of the band around the losses of the released run.
 BAND = 0.02
@@ -45,14 +52,21 @@ def read_curves(path: Path) -> Curves | None:
 
     A run that resumed from a checkpoint writes some steps again; their later lines count.
     """
-    if not path.is_file():
+    try:
+        content = read_bounded(path, _LONGEST)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("unreadable: %s: %s; its curves are left out", path, error.strerror)
         return None
     steps: dict[int, dict[str, Any]] = {}
     epochs: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # cut off when the job was killed
+        except (ValueError, RecursionError):  # cut off when the job was killed, or none of ours
+            continue
+        if not is_line(line):
             continue
         # Two kinds of lines: means of an epoch beside the released run, and logged steps.
         if "calibration" in line:
@@ -65,6 +79,29 @@ def read_curves(path: Path) -> Curves | None:
         steps=[steps[step] for step in sorted(steps)],
         epochs=[{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)],
     )
+
+
+def is_line(line: object) -> bool:
+    """Return whether it may be a line of ours: what is drawn of it is finite numbers."""
+    if not isinstance(line, dict) or not is_number(line.get("step")):
+        return False
+    drawn = [line["step"], line.get("epoch")]
+    if "calibration" in line:
+        means = line["calibration"]
+        sides = [means.get(side) for side in ("ours", "target")] if isinstance(means, dict) else []
+        if len(sides) != 2 or not all(isinstance(side, dict) for side in sides):
+            return False
+        drawn += [value for side in sides for value in side.values()]
+        if not sides[0].keys() >= sides[1].keys():
+            return False
+    else:
+        drawn += [line[key] for key in (*map(_key, TERMS), *TITLES) if key in line]
+    return all(map(is_number, drawn))
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number that can be drawn."""
+    return isinstance(value, int | float) and abs(value) < 1e15
 
 
 def draw_training_curves(run: FinishedRun, root: Path) -> Drawing | None:

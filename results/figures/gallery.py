@@ -1,19 +1,25 @@
 """Pictures that stages leave: outputs whose label begins with `pictures` or `figure`."""
 
 import io
+import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files import open_regular_file
 from results.runs import FinishedRun
 from results.vocabulary import load_vocabulary
+
+logger = logging.getLogger(__name__)
 
 # The report is one file with all pictures inside; these limits keep it small.
 MAX_WIDTH = 900
 MAX_BYTES = 150_000
 MAX_PICTURES = 40  # of all runs together
 MAX_PICTURES_PER_OUTPUT = 12
+MAX_PIXELS = 40_000_000
 
 # Width over height from which a picture gets more of the page.
 WIDE = 3.0
@@ -72,7 +78,7 @@ def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
                 continue
             path = root / output
             files = sorted(path.glob("**/*.png")) if path.is_dir() else [path]
-            if files := [file for file in files if file.suffix == ".png" and file.is_file()]:
+            if files := [file for file in files if file.suffix == ".png" and _is_picture(file)]:
                 found.append((run, label, files))
     # Every output shows at least one picture, so with many outputs there may be more than the
     # limit.
@@ -82,6 +88,22 @@ def collect_galleries(runs: Iterable[FinishedRun], root: Path) -> list[Gallery]:
         Gallery(run, label, tuple(files[:limit]), max(0, len(files) - limit))
         for run, label, files in found
     ]
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file is a picture that can be shown; otherwise log why not."""
+    from PIL import Image
+
+    try:
+        os.close(open_regular_file(path))
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            image.load()
+    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: a damaged chunk
+        logger.warning("unreadable: %s: %s; it is left out", path, error)
+        return False
+    return True
 
 
 def is_wide(path: Path) -> bool:

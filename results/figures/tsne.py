@@ -6,11 +6,14 @@ The features are class tokens, or mean patch tokens of a method that does not tr
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.files import open_regular_file, read_bounded
 from results.figures.style import Drawing, Theme
 from results.runs import FinishedRun
 from results.spec import OptionError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
 TOKENS = {"cls": "Class tokens", "patch_mean": "Mean patch tokens"}
 PERPLEXITY = 30  # scikit-learn's default
 SEED = 0
@@ -91,7 +95,8 @@ def draw_methods(
     """
     longest: dict[str, FinishedRun] = {}
     for run in runs:
-        if not (root / run.outputs.get("features", "no features") / "val").is_dir():
+        stored = (root / run.outputs.get("features", "no features") / "val").is_dir()
+        if not stored or run.info.get("method") is None or run.info.get("epochs") is None:
             continue
         method = str(run.info["method"])
         if method not in longest or run.info["epochs"] > longest[method].info["epochs"]:
@@ -138,8 +143,12 @@ def _names(root: Path, data: FinishedRun | None) -> list[str]:
     """Return the class names of the converted data set; empty if there is no record of it."""
     if data is None or "val_sidecar" not in data.outputs:
         return []
-    sidecar = json.loads((root / data.outputs["val_sidecar"]).read_text(encoding="utf-8"))
-    return [str(name) for name in sidecar["classes"]]
+    path = root / data.outputs["val_sidecar"]
+    try:
+        return [str(name) for name in json.loads(read_bounded(path))["classes"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        logger.warning("unreadable: %s: %r; classes have numbers instead of names", path, error)
+        return []
 
 
 def choose_features(
@@ -147,18 +156,12 @@ def choose_features(
 ) -> ChosenFeatures:
     """Return images of the chosen classes, at most `MAX_POINTS`, taken at equal distances."""
     import numpy as np
-    from safetensors import safe_open
 
-    features_of = []
-    labels_of = []
-    for path in sorted(folder.glob("shard_*.safetensors")):
-        with safe_open(path, framework="numpy") as shard:
-            labels_of.append(shard.get_tensor("labels"))
-            stored = shard.get_slice(feature)
-            # Class tokens of several blocks are stored; only those of the last are shown.
-            features_of.append(stored[:, -1] if feature == "cls" else stored[:])
-    labels = np.concatenate(labels_of)
-    features = np.concatenate(features_of).astype(np.float32)
+    shards = [read_shard(path, feature) for path in sorted(folder.glob("shard_*.safetensors"))]
+    if not shards:
+        raise FeaturesError(f"unreadable: {folder}: it has no features")
+    features = np.concatenate([stored for stored, _ in shards]).astype(np.float32)
+    labels = np.concatenate([found for _, found in shards])
     known = sorted({int(label) for label in labels})
     wanted = list(classes) or (known if len(known) <= 10 else known[:FIRST_CLASSES])
     if missing := sorted(set(wanted) - set(known)):
@@ -169,10 +172,40 @@ def choose_features(
     # Every n-th image and not the first ones, which may be of few classes.
     where = where[:: -(-len(where) // MAX_POINTS)]
     found = features[where]
+    if min(found.shape) < 2:
+        raise FeaturesError(f"unreadable: {folder}: features of shape {found.shape}")
     # L2-normalized, as k-NN compares them; 1e-12 as torch.nn.functional.normalize has it.
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
     shown = {index: names[index] if index < len(names) else str(index) for index in wanted}
     return ChosenFeatures(found, labels[where], shown)
+
+
+def read_shard(path: Path, feature: str) -> tuple[Any, Any]:
+    """Return features (N, D) and labels (N,) of a file of stored features.
+
+    Raises:
+        FeaturesError: it cannot be read, or holds something else.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        os.close(open_regular_file(path))  # the library would wait for a pipe
+        with safe_open(path, framework="numpy") as shard:
+            labels = shard.get_tensor("labels")
+            stored = shard.get_slice(feature)
+            # Class tokens of several blocks are stored; only those of the last are shown.
+            features = stored[:, -1] if feature == "cls" else stored[:]
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise FeaturesError(f"unreadable: {path}: {error}") from None
+    fits = features.ndim == 2 and labels.shape == features.shape[:1] and labels.dtype.kind in "iu"
+    if not fits or not np.isfinite(features).all():
+        raise FeaturesError(f"unreadable: {path}: expected finite features and a label for each")
+    return features, labels
+
+
+class FeaturesError(ValueError):
+    """Stored features cannot be read; the message names the file."""
 
 
 def _draw(panels: Sequence[Panel], theme: Theme) -> Figure:

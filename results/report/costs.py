@@ -1,12 +1,12 @@
 """What runs cost, by stage: GPU-hours, time, restarts."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 
+from pipeline.files import read_json
 from results.report.graph import Node
 from results.runs import FinishedRun, group_by
 
@@ -61,9 +61,9 @@ def earlier_seconds(run: FinishedRun, root: Path) -> float:
     # The manifest has the time of all attempts together. What the last one took is the time from
     # its start (Unix seconds in its record) to the end of the run.
     try:
-        began = float(json.loads(notes[-1].read_text(encoding="utf-8"))["time"])
+        began = float((read_json(notes[-1], {"time": float}) or {})["time"])
         ended = datetime.strptime(run.finished, "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, TypeError):
         return 0.0
     # Clocks of two machines may disagree; a cost is never negative.
     return max(0.0, run.seconds - max(0.0, ended - began))

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 # Sizes in pixels: a box, the gaps between columns and between rows, the margin around the drawing.
 WIDTH = 206
@@ -50,19 +49,16 @@ class Graph:
 def lay_out_graph(nodes: Sequence[Node]) -> Graph:
     """Return the drawing: a run stands one column to the right of the last run it needs.
 
-    Within a column the runs keep the given order.
+    The nodes come after those they need. Within a column they keep the given order.
     """
-    by_id = {node.run_id: node for node in nodes}
-
-    # The longest way from a run without needs. A need that is not drawn does not count.
-    @cache
-    def depth(run_id: str) -> int:
-        return max((1 + depth(need) for need in by_id[run_id].needs if need in by_id), default=0)
-
+    # The longest way from a run without needs. A need that is not drawn does not count, nor does
+    # one that comes later: damaged records may need each other.
+    columns: dict[str, int] = {}
     rows: Counter[int] = Counter()
     places: dict[str, Placed] = {}
     for node in nodes:
-        column = depth(node.run_id)
+        column = max((1 + columns[need] for need in node.needs if need in columns), default=0)
+        columns[node.run_id] = column
         y = MARGIN + rows[column] * (HEIGHT + ROW_GAP)
         places[node.run_id] = Placed(node, MARGIN + column * (WIDTH + COLUMN_GAP), y)
         rows[column] += 1

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import attempts, manifest, runfile
-from pipeline.files import read_json
 from pipeline.ownership import keep_others_from_writing
 from slurm.node.rendezvous import launch_key
 from slurm.node.requeue import (
@@ -31,6 +30,7 @@ from slurm.node.time_limit import why_not_resume
 from slurm.shared import queue
 from slurm.shared.exit_codes import EXIT_HUNG, EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 from slurm.shared.logs import log_path
+from slurm.shared.progress import read_progress
 
 logger = logging.getLogger("slurm.node.on_exit")  # `__name__` is "__main__" under `python -m`
 # Codes of a shell for a program that it cannot start.
@@ -178,11 +178,11 @@ def _record_silent_failure(run_dir: Path, attempt: int, code: int) -> None:
 
 def _read_last_step(run_dir: Path, attempt: int) -> int | None:
     """Return the last step in the progress file, if this attempt wrote it."""
-    started = float(attempts.read_attempt(run_dir, attempt).get("time", time.time()))
-    progress = read_json(run_dir / "progress.json") or {}
-    if float(progress.get("time", 0.0)) > started and progress.get("unit") == "steps":
-        return int(progress["done"])
-    return None
+    started = attempts.read_attempt(run_dir, attempt).get("time", time.time())
+    progress = read_progress(run_dir)
+    done = progress.get("done")
+    is_of_attempt = (progress.get("time") or 0.0) > started and progress.get("unit") == "steps"
+    return int(done) if is_of_attempt and done is not None else None
 
 
 def _list_failures(run_dir: Path, job_id: str) -> list[attempts.Failure]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import attempts, manifest
-from pipeline.files import read_json
+from pipeline.files import collect_unreadable
 from pipeline.spec import StageRun
 from slurm.shared import queue
 
@@ -47,13 +47,15 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     # One listing of entries, since most of thousands of runs may have none.
     recorded = {root: set(manifest.list_run_ids(root)) for root in roots}
     uncertain = {}
-    for folder, run_id in folders.items():
-        if (job_id := _last_job_id(folder)) is None:
-            continue
-        root = folder.parents[1]
-        done = run_id in recorded[root] and manifest.find_done(root, run_id) is not None
-        if not _is_over(folder, job_id, done=done):
-            uncertain[folder] = job_id
+    with collect_unreadable():  # what cannot be read does not say that a run is over
+        for folder, run_id in folders.items():
+            if (job_id := _last_job_id(folder)) is None:
+                continue
+            root = folder.parents[1]
+            done = run_id in recorded[root] and manifest.find_done(root, run_id) is not None
+            if not _is_over(folder, job_id, done=done):
+                uncertain[folder] = job_id
+        running_here = {folder for folder in folders if attempts.is_running_here(folder)}
     silence = ""
     try:
         jobs = queue.find_jobs_of_folders(uncertain)
@@ -65,7 +67,7 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     for folder in folders:
         if folder in jobs:
             active[folder] = f"is job {jobs[folder].job_id}, {jobs[folder].state}"
-        elif attempts.is_running_here(folder):
+        elif folder in running_here:
             active[folder] = "is running on this machine"
         elif folder in uncertain and silence:
             active[folder] = f"may be job {uncertain[folder]} of a cluster: {silence}"
@@ -76,22 +78,26 @@ def _last_job_id(folder: Path) -> str | None:
     """Return the job id of the run's last submission; None if it was never submitted.
 
     The id is `?` if that submission died before it recorded one. The batch script is written before
-    sbatch is called and the job id after it, so a script newer than the id tells of that.
+    sbatch is called and the job id after it, so a script newer than the id tells of that. It is `?`
+    too if we may not look into the folder.
     """
-    submitted = _changed(f"{folder}/{queue.SCRIPT}")
-    noted = _changed(f"{folder}/{queue.JOB_NOTE}")
+    try:
+        submitted = _changed(f"{folder}/{queue.SCRIPT}")
+        noted = _changed(f"{folder}/{queue.JOB_NOTE}")
+    except PermissionError:
+        return "?"
     if submitted is not None and (noted is None or noted < submitted):
         return "?"
     if noted is None:
         return None
-    return str((read_json(Path(f"{folder}/{queue.JOB_NOTE}")) or {}).get("job_id", "?"))
+    return queue.read_job_note(folder).get("job_id") or "?"
 
 
 def _changed(path: str) -> int | None:
     """Return when a file was written; None if there is none."""
     # As text: this is asked of each of thousands of runs.
     try:
-        return os.stat(path).st_mtime_ns
+        return os.lstat(path).st_mtime_ns
     except FileNotFoundError:
         return None
 

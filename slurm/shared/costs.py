@@ -53,9 +53,15 @@ def sum_attempts(run_dir: Path, *, gpus: int, running: int | None = None) -> Cos
         started = float(note.get("time", 0.0))
         if not started:
             continue  # its record cannot be read
-        log = log_path(run_dir, number, 0)
-        logged = log.stat().st_mtime if log.exists() else started
+        logged = _read_change_time(log_path(run_dir, number, 0)) or started
         lasted = max(0.0, (time.time() if number == running else logged) - started)
         seconds += lasted
         gpu_hours += lasted * int(note.get("gpus", gpus)) / 3600
     return Cost(seconds, gpu_hours)
+
+
+def _read_change_time(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.files import read_json
+from pipeline.ownership import find_foreign_owner
 from pipeline.spec import StageRun
 
 PROGRESS = ".progress.json"
 END = ".end.json"
+_FIELDS: dict[str, type] = {"runs": dict, "state": str, "reasons": list}
 
 
 def find_keeper_folder(run_root: Path) -> Path:
@@ -21,8 +23,8 @@ def list_ended_keepers(runs: Sequence[StageRun], run_root: Path) -> Iterator[str
     for note in _find_notes(runs, run_root):
         path = note.with_suffix(END)
         if path.exists():
-            end = read_json(path) or {}
-            reasons = "; ".join(map(str, end.get("reasons", ())))
+            end = read_json(path, _FIELDS) or {}
+            reasons = "; ".join(map(str, end.get("reasons") or ()))
             yield f"keeper: {end.get('state', 'unreadable')}{f': {reasons}' if reasons else ''}"
 
 
@@ -34,11 +36,13 @@ def list_open_keepers(runs: Sequence[StageRun], run_root: Path) -> list[str]:
 
 def _find_notes(runs: Sequence[StageRun], run_root: Path) -> Iterator[Path]:
     ids = {run.run_id for run in runs}
-    for path in sorted(find_keeper_folder(run_root).glob("*.json")):
+    folder = find_keeper_folder(run_root)
+    if find_foreign_owner(folder):
+        return
+    for path in sorted(folder.glob("*.json")):
         if path.name.endswith((PROGRESS, END)):
             continue
-        kept = {
-            str(folder).rpartition("-")[2] for folder in (read_json(path) or {}).get("runs", {})
-        }
+        note = read_json(path, _FIELDS) or {}
+        kept = {str(name).rpartition("-")[2] for name in note.get("runs") or {}}
         if kept & ids:
             yield path

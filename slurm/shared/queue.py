@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.files import read_json, write_json_atomic
 from pipeline.ownership import describe_owner
@@ -28,6 +29,7 @@ _SAID_LENGTH = 60  # of stage and run in the name of a job
 JOB_NOTE = "job.json"  # in a run's folder: the id of its newest job
 SCRIPT = "submission.sh"  # in a run's folder: the batch script of its newest job
 CANCEL_NOTE = "canceled.json"  # in a run's folder: the id of the job that the user has canceled
+_NOTE_FIELDS: dict[str, type] = {"job_id": str, "time": float}
 _COMMENT_PREFIX = "mugs-run-dir="
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 NO_NODE_FITS = "BadConstraints"
@@ -322,6 +324,11 @@ def query_job_state(job_id: str) -> str | None:
     return None
 
 
+def read_job_note(run_dir: Path) -> dict[str, Any]:
+    """Return `job_id` and `time` of the run's newest submission; {} if there is no readable one."""
+    return read_json(run_dir / JOB_NOTE, _NOTE_FIELDS) or {}
+
+
 def record_cancel(run_dir: Path, job_id: str) -> None:
     """Record that the user cancels a job, so that it is not started again and not called failed."""
     write_json_atomic(run_dir / CANCEL_NOTE, {"job_id": job_id, "time": time.time()})
@@ -329,7 +336,8 @@ def record_cancel(run_dir: Path, job_id: str) -> None:
 
 def is_canceled(run_dir: Path, job_id: str) -> bool:
     """Return whether the user has canceled this job of a run."""
-    return (read_json(run_dir / CANCEL_NOTE) or {}).get("job_id") == job_id
+    note = read_json(run_dir / CANCEL_NOTE, _NOTE_FIELDS) or {}
+    return note.get("job_id") == job_id
 
 
 def call_scontrol(*arguments: str) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Cancel the jobs of runs: what runs may save first, and nothing starts again."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 from pipeline.spec import StageRun
 from slurm.shared import queue
 
+logger = logging.getLogger(__name__)
 _POLL_S = 2.0
 _PATIENCE_S = 300.0  # longer than a step and a save of the largest bundled network
 
@@ -33,7 +35,10 @@ def cancel_runs(
     found = [(run, job) for run in runs for job in jobs.get(run.run_id, [])]
     for run, job in found:
         # First of all: a job that is warned would otherwise go back into the queue.
-        queue.record_cancel(run.run_dir(run_root), job.job_id)
+        try:
+            queue.record_cancel(run.run_dir(run_root), job.job_id)
+        except OSError as error:
+            logger.warning("job %s may be started again once: %s", job.job_id, error)
     running = [job.job_id for _, job in found if job.state == "RUNNING"]
     others = [job.job_id for _, job in found if job.job_id not in running]
     # What waits goes first, so that it does not start when the others end.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pipeline import attempts
 from pipeline.availability import Conditions, best_checkpoint_interval_s, effective_time_ratio
-from pipeline.files import read_json
+from pipeline.files import collect_unreadable
 from pipeline.spec import StageRun
+from slurm.shared.progress import read_progress
 from slurm.submission.profile import ClusterProfile, time_limit_minutes
 
 # Assumed until there is a measurement.
@@ -22,7 +23,8 @@ _LEAD_BESIDES_SAVE_S = 30.0 + 30.0 + 30.0 + 30.0
 
 def estimate_save_seconds(run: StageRun, run_root: Path) -> float:
     """Return the longest that a save of this run took, else what the size of its state suggests."""
-    measured = (float(note["seconds"]) for note in attempts.list_saves(run.run_dir(run_root)))
+    saves = attempts.list_saves(run.run_dir(run_root))
+    measured = (float(note["seconds"]) for note in saves if "seconds" in note)
     return max(measured, default=run.config.estimate_checkpoint_gb() / _SLOW_DISK_GB_S)
 
 
@@ -41,11 +43,14 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
 
 def advise_checkpoint_interval(runs: Iterable[StageRun], run_root: Path) -> list[str]:
     """Return a line per run that trains on GPUs: how often to save, by `pipeline.availability`."""
-    return [
-        _advise(run, run_root)
-        for run in runs
-        if run.resources.gpus and run.config.estimate_checkpoint_gb()
-    ]
+    lines = []
+    for run in runs:
+        if not (run.resources.gpus and run.config.estimate_checkpoint_gb()):
+            continue
+        with collect_unreadable() as unreadable:
+            line = _advise(run, run_root)
+        lines.append("; ".join([line, *(f"unreadable: {path}" for path in unreadable)]))
+    return lines
 
 
 def _advise(run: StageRun, run_root: Path) -> str:
@@ -71,8 +76,9 @@ def _advise(run: StageRun, run_root: Path) -> str:
 
 def _measure_step_seconds(run: StageRun, run_root: Path) -> float | None:
     """Return the seconds per step of the run's last attempt, if it recorded its speed."""
-    note = read_json(run.run_dir(run_root) / "progress.json") or {}
+    note = read_progress(run.run_dir(run_root))
     batch_size = getattr(run.config, "batch_size", None)
-    if not batch_size or not note.get("rate") or note.get("rate_unit") != "img/s":
+    rate = note.get("rate") or 0.0
+    if not batch_size or rate <= 0 or note.get("rate_unit") != "img/s":
         return None
-    return float(batch_size) / float(note["rate"])
+    return float(batch_size) / float(rate)

@@ -29,7 +29,7 @@ from pipeline.files import (
     read_server_time,
     write_json_atomic,
 )
-from slurm.shared.queue import JOB_NOTE, SlurmError, list_job_names
+from slurm.shared.queue import SlurmError, list_job_names, read_job_note
 
 # Longer than submitting one run can take, with the time-outs of its Slurm commands.
 _FOREIGN_STALE_S = 600.0
@@ -67,7 +67,7 @@ def submission_lock(
     try:
         yield lock
     finally:
-        lock.release((read_json(run_dir / JOB_NOTE) or {}).get("job_id"))
+        lock.release(read_job_note(run_dir).get("job_id"))
 
 
 def _take(run_dir: Path, patience_s: float, *, break_lock: bool = False) -> SubmissionLock:

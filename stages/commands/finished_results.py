@@ -13,7 +13,7 @@ from pipeline.settings import use_record_names
 from pipeline.spec import ConfigError, StageRun
 from results import publish
 from results.collect import CollectedResults, collect_results
-from results.runs import flatten_config, run_from_entry
+from results.runs import check_types, flatten_config, run_from_entry
 from results.variants import ReferenceReproduction, ReferenceRun
 from stages import STAGES
 
@@ -39,10 +39,16 @@ def collect_finished(root: Path, runs: Sequence[StageRun] = ()) -> CollectedResu
             continue
         if entry is not None:
             entries.append(entry)
-    finished = [
-        run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
-        for entry in entries
-    ]
+    finished = []
+    for entry in entries:
+        try:
+            run = run_from_entry(entry.model_dump(mode="json"), runtime.get(entry.stage, ()))
+            check_types(run)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            path = manifest.entry_path(root, entry.run_id)
+            refused.append(f"unreadable: {path}: {str(error) or type(error).__name__}")
+            continue
+        finished.append(run)
     # Reading the bundled reproductions takes longer than all the rest; without results it is
     # useless.
     collection = collect_results(root, finished, load_references() if finished else ())

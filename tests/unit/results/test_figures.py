@@ -199,6 +199,9 @@ def test_curves_take_the_later_of_a_step_written_twice(
     assert [line["loss"] for line in curves.steps] == [9.0, 7.5, 7.0]
     assert [line["epoch"] for line in curves.epochs] == [0]
     assert read_curves(root / "nothing.jsonl") is None
+    path = root / run.folder / "metrics.jsonl"
+    path.write_text(path.read_text() + "[" * 100_000 + "\n7\n")
+    assert read_curves(path) == curves
 
 
 def test_the_band_is_around_the_released_run(pretraining_run: tuple[FinishedRun, Path]) -> None:
