@@ -88,8 +88,8 @@ def read_published(folder: Path) -> CollectedResults:
     try:
         content = json.loads(read_bounded(path))
         runs = {record["run_id"]: FinishedRun(**record) for record in content["runs"]}
-        for run in runs.values():
-            check_types(run)
+        for published in runs.values():
+            check_types(published)
         facts = {run_id: _read_facts(record) for run_id, record in content["results"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RowsError(f"{path}: damaged, publish again: {error!r}") from None

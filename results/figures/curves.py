@@ -88,8 +88,9 @@ def is_line(line: object) -> bool:
     drawn = [line["step"], line.get("epoch")]
     if "calibration" in line:
         means = line["calibration"]
-        sides = [means.get(side) for side in ("ours", "target")] if isinstance(means, dict) else []
-        if len(sides) != 2 or not all(isinstance(side, dict) for side in sides):
+        found = [means.get(side) for side in ("ours", "target")] if isinstance(means, dict) else []
+        sides = [side for side in found if isinstance(side, dict)]
+        if len(sides) != 2:
             return False
         drawn += [value for side in sides for value in side.values()]
         if not sides[0].keys() >= sides[1].keys():

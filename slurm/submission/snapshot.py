@@ -18,6 +18,7 @@ from pipeline.files import (
 from pipeline.ownership import OTHERS_WRITE, ForeignOwnerError, check_mine
 from pipeline.provenance import PACKAGES, SNAPSHOT_NOTE, code_root, read_git_state, run_git
 from pipeline.run_root import make_shared_folder, name_snapshot_folder
+from pipeline.text import clean_line
 
 logger = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"
@@ -46,7 +47,7 @@ def list_code_files(root: Path) -> list[Path]:
         logger.warning(
             "not in the snapshot, since git does not track them: %s; if a run needs them, run"
             " `git add` on them and submit again",
-            ", ".join(python_files),
+            clean_line(", ".join(python_files)),
         )
     # git also lists files that were deleted but not committed.
     return sorted(

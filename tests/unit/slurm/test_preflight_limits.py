@@ -135,7 +135,7 @@ def test_minutes_of_a_job(tmp_path: Path, hours: float, most: float | None, minu
 def test_the_job_of_the_last_submission(
     tmp_path: Path, script: int | None, note: int | None, expected: str | None
 ) -> None:
-    for name, text, age in ((queue.SCRIPT, "", script), (queue.JOB_NOTE, '{"job_id": 7}', note)):
+    for name, text, age in ((queue.SCRIPT, "", script), (queue.JOB_NOTE, '{"job_id": "7"}', note)):
         if age is not None:
             (tmp_path / name).write_text(text)
             os.utime(tmp_path / name, (age, age))
