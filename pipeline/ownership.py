@@ -6,13 +6,16 @@ neither continue, run nor remove it (docs/security.md).
 
 import os
 import pwd
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 OTHERS_WRITE = 0o022
+_SET_ASIDE = re.compile(r"\.of-\d+-\d+$")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -75,6 +78,25 @@ def close_to_others(folder: Path) -> None:
         mode = path.stat().st_mode
         if mode & OTHERS_WRITE and find_foreign_owner(path) is None:
             path.chmod(mode & ~OTHERS_WRITE & 0o7777)
+
+
+def set_foreign_aside(folder: Path) -> list[Path]:
+    """Rename what other users put into a folder of ours; return the new names.
+
+    They could put it there while the folder was open to them. `claims` of theirs would keep us from
+    submitting, their `attempts` would end ours.
+    """
+    with os.scandir(folder) as entries:
+        found = [
+            (Path(entry), entry.stat(follow_symlinks=False).st_uid)
+            for entry in entries
+            if find_foreign_owner(Path(entry)) and not _SET_ASIDE.search(entry.name)
+        ]
+    aside = []
+    for path, user_id in found:
+        number = next(n for n in count(1) if not os.path.lexists(f"{path}.of-{user_id}-{n}"))
+        aside.append(path.rename(f"{path}.of-{user_id}-{number}"))
+    return aside
 
 
 @contextmanager

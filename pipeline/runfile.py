@@ -5,6 +5,7 @@ reproduction.
 """
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from pipeline.ownership import (
     check_mine,
     close_to_others,
     find_foreign_owner,
+    set_foreign_aside,
 )
 from pipeline.reading import format_choices, parse_yaml, read_config_text, validate_model
 from pipeline.run_root import make_shared_folder, mark_run_root
 from pipeline.spec import ROWS_WRITER, ConfigError, Resources, StageRun, StageSpec
 
+logger = logging.getLogger(__name__)
 FILE_NAME = "config.yaml"
 STAGE_MODULES_VARIABLE = "MUGS_STAGE_MODULES"
 FOREIGN_REMEDY = "use a run root of your own, or let its owner finish or remove it"
@@ -149,6 +152,8 @@ def prepare_run_dir(run_root: Path, run: StageRun) -> Path:
         run_dir.mkdir(mode=0o755, exist_ok=True)
         # Before a job writes there: what others could put there would be taken for ours.
         close_to_others(run_dir)
+        for path in set_foreign_aside(run_dir):
+            logger.warning("%s: another user put this here; it was renamed, and is not used", path)
     except ForeignOwnerError:
         raise
     except PermissionError as error:

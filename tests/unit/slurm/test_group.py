@@ -15,6 +15,7 @@ from slurm.local.executor import run_locally
 from slurm.shared import queue
 from slurm.status import collect_status
 from slurm.submission import submit as submission
+from slurm.submission.lock import submission_lock
 from slurm.submission.profile import ClusterProfile
 
 COLLEAGUE = 4321
@@ -156,3 +157,40 @@ def test_a_copy_of_a_colleagues_run_is_ones_own(root: Path, tmp_path: Path) -> N
     profile = ClusterProfile(run_root=mine, partition="low")
     assert [each.action for each in submission.submit([THEIRS], profile)] == ["submitted"]
     assert attempts.latest_attempt(THEIRS.run_dir(mine)) == 1
+
+
+def test_what_another_user_put_into_an_open_run_folder_does_not_stop_us(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Folders of earlier versions were open to a group."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    run_dir = OWN.run_dir(tmp_path)
+    for name in ("claims/0007.json", "attempts/0099.json", "checkpoints/step_9/x"):
+        write_atomic(run_dir / name, "{}")
+    (run_dir / "config.yaml").symlink_to("/etc/passwd")
+    for path in (*run_dir.rglob("*"),):
+        os.chown(path, COLLEAGUE, COLLEAGUE, follow_symlinks=False)
+    run_dir.chmod(0o775)
+    write_atomic(run_dir / "metrics.jsonl", "ours")
+    runfile.write_run_file(tmp_path, OWN)
+    assert runfile.read_run_file(run_dir).run_id == OWN.run_id
+    assert (run_dir / "metrics.jsonl").read_text() == "ours"
+    assert attempts.start_attempt(run_dir) == 1
+    with submission_lock(run_dir, patience_s=0) as lock:
+        assert lock.number == 1
+    aside = sorted(path.name for path in run_dir.glob("*.of-4321-1"))
+    assert aside == [
+        f"{name}.of-4321-1" for name in ("attempts", "checkpoints", "claims", "config.yaml")
+    ]
+    assert caplog.text.count("another user put this here") == 4
+    # They stay where they are the next time.
+    runfile.write_run_file(tmp_path, OWN)
+    assert not list(run_dir.glob("*.of-4321-*.of-*"))
+    # And are there again, beside the first ones, if they were put there again.
+    write_atomic(run_dir / "claims.new", "")
+    os.chown(run_dir / "claims.new", COLLEAGUE, COLLEAGUE)
+    os.rename(run_dir / "claims", run_dir / "claims.mine")
+    os.rename(run_dir / "claims.new", run_dir / "claims")
+    runfile.write_run_file(tmp_path, OWN)
+    assert (run_dir / "claims.of-4321-2").is_file()
