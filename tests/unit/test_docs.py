@@ -127,6 +127,18 @@ def test_every_test_that_is_named_exists() -> None:
         assert set(named_tests(row)) <= existing, row
 
 
+def test_every_statement_about_security_names_a_test_that_exists() -> None:
+    """`test_name`, or `test_beginning_...` of at least one; what begins in bold is a statement."""
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    tests = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    for name, more in re.findall(r"`(test_\w+?)(_?\.\.\.)?`", text):
+        rest = r"\w+" if more else ""
+        assert re.search(rf"^def {name}{rest}\(", tests, re.MULTILINE), name
+    model = text.partition("## Who is trusted")[2].partition("\n## ")[0]
+    for statement in re.findall(r"^\*\*.+?(?=\n\n|\Z)", model, re.MULTILINE | re.DOTALL):
+        assert "test_" in statement, statement
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_exist(document: Path) -> None:
     """Every path below one of our folders; `*` and `{a,b}` do not stand for a single file."""
