@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # Reasons to skip that say nothing about the machine's set-up.
-EXPECTED_SKIPS = ("needs a GPU", "needs root")
+EXPECTED_SKIPS = ("needs a GPU", "needs root", "needs the extra")
 SKIPPED: list[tuple[str, str]] = []
 
 

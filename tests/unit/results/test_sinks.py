@@ -17,6 +17,9 @@ from results.sinks.writers import SinkError, SinkRun, Writer
 from stages import STAGES
 from stages.commands.sink import Sink
 
+# Packages of extras that are large, and that nothing else needs.
+NEEDS_EXTRA = pytest.mark.long
+
 
 def write_lines(path: Path, steps: Sequence[int], **values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +159,9 @@ def test_tensorboard(tmp_path: Path, run: StageRun) -> None:
     assert losses == [(step, pytest.approx(step / 10)) for step in (9, 19, 29, 39)]
 
 
+@NEEDS_EXTRA
 def test_wandb_offline(tmp_path: Path, run: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="needs the extra wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     write_lines(run.run_dir(tmp_path / "runs") / "metrics.jsonl", [9, 19])
     assert pass_on("wandb", tmp_path / "out", run, tmp_path / "runs") == {"pretrain": 2}
@@ -165,8 +169,9 @@ def test_wandb_offline(tmp_path: Path, run: StageRun, monkeypatch: pytest.Monkey
     assert written.stat().st_size > 0
 
 
+@NEEDS_EXTRA
 def test_mlflow(tmp_path: Path, run: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     metrics = run.run_dir(tmp_path / "runs") / "metrics.jsonl"
     folder = tmp_path / "out"
