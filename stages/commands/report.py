@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.files import check_overwrite, write_atomic
+from pipeline.spec import ConfigError
 from results.report.graph import Node
 from results.report.page import render_report
 from results.verdict import DEFAULT_MARGIN, check_margin
@@ -28,11 +29,14 @@ def write_report(
     `margin` is that of the verdicts in tables.
 
     Raises:
+        ConfigError: there is no such run root.
         OptionError: the margin is not a positive number of points.
         OverwriteError: there is a file that is no report of ours, and `force` is not given.
     """
     margin = DEFAULT_MARGIN if margin is None else margin
     check_margin(margin)
+    if not selection.root.is_dir():
+        raise ConfigError(f"run root {selection.root}: there is no such folder, nothing to report")
     path = out or selection.root / "report.html"
     check_overwrite(path, MARK, force=force)
     collection = collect_finished(selection.root, selection.runs)

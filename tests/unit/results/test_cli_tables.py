@@ -311,7 +311,14 @@ def test_report_and_figures_are_written(
 def test_a_run_root_that_does_not_exist_is_told(cli: Cli, tmp_path: Path) -> None:
     done = cli("--run-root", str(tmp_path / "typo"))
     assert done.returncode == 0 and "### Table 1" in done.stdout
-    assert f"run root {tmp_path / 'typo'}: there is no such folder" in done.stderr
+    said = f"run root {tmp_path / 'typo'}: there is no such folder"
+    assert said in done.stderr
+    root, out = str(tmp_path / "typo"), str(tmp_path / "x")
+    drawn = cli("--run-root", root, "--out", out, command="figures")
+    assert drawn.returncode == 0 and said in drawn.stderr
+    reported = cli("--run-root", root, command="report")
+    assert reported.returncode == 2 and said in reported.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 def test_nothing_heavy_is_imported(filled: Any) -> None:
