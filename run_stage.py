@@ -242,7 +242,7 @@ def init_cluster(
         str | None,
         typer.Option(help="Partition of the jobs. Default: the one with the most GPUs."),
     ] = None,
-    force: Force = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it is there.")] = False,
 ) -> None:
     """Write a cluster profile from what Slurm says of this cluster.
 
@@ -266,7 +266,7 @@ def submit(
     run_root: RunRoot = None,
     skip_data_checks: SkipDataChecks = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the batch files; submit nothing.")
+        bool, typer.Option("--dry-run", help="Print the batch files; submit and check nothing.")
     ] = False,
     break_lock: Annotated[
         bool,
@@ -554,12 +554,13 @@ def figures(
     from results.figures.all_figures import draw_all_figures
     from results.figures.style import write_figures
     from stages.commands.finished_results import collect_finished
-    from stages.commands.tables import warn_of_problems
+    from stages.commands.tables import warn_of_missing_root, warn_of_problems
 
     selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     collection = collect_finished(selection.root, selection.runs)
     warnings: list[str] = []
     warn_of_problems(collection, warnings.append)
+    warn_of_missing_root(selection, warnings.append)
     drawings = draw_all_figures(collection, selection.root, classes or ())
     _print(write_figures(drawings, out, force=force))
     _warn(warnings)
@@ -1052,13 +1053,13 @@ def _run_command_line() -> None:
     except Exception as error:
         # With an intruder on the path our own modules may not import, so it is asked for first.
         if isinstance(error, (ForeignPackageError, OSError)):
-            expected = True
+            code: int | None = 2
         else:
-            expected = isinstance(error, _user_errors())
-        if expected:
-            _print([f"error: {error}"], err=True)
-            sys.exit(2)
-        sys.exit(report_internal_error(error))
+            code = _find_code_of_user_error(error)
+        if code is None:
+            sys.exit(report_internal_error(error))
+        _print([f"error: {error}"], err=True)
+        sys.exit(code)
 
 
 def spread_seeds(arguments: Sequence[str]) -> list[str]:
@@ -1092,17 +1093,22 @@ def report_internal_error(error: Exception) -> int:
     return EXIT_INTERNAL
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that a user can cause; imported late, to keep --help fast."""
+def _find_code_of_user_error(error: Exception) -> int | None:
+    """Return the exit code for an error that a user can cause or Slurm's silence; None for others.
+
+    Types are imported late, to keep --help fast.
+    """
     from pipeline.files import FormatVersionError, OverwriteError
     from pipeline.spec import ConfigError
     from results.sinks.writers import SinkError
     from results.spec import OptionError
     from results.store import RowsError
     from slurm.notify import MessageError
-    from slurm.shared.queue import SlurmError
+    from slurm.shared.queue import NoAnswerError, SlurmError
 
-    return (
+    if isinstance(error, NoAnswerError):
+        return EXIT_INTERRUPTED
+    expected = (
         ConfigError,
         FormatVersionError,
         MessageError,
@@ -1112,6 +1118,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         SinkError,
         SlurmError,
     )
+    return 2 if isinstance(error, expected) else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Text of others, as it may be printed: on one line, without control characters."""
 
 import unicodedata
+from collections.abc import Iterable
 
 # Cc: control characters, such as ESC, which commands a terminal. Cf: what changes the direction of
 # text or cannot be seen. Zl and Zp: separators that some programs take for the end of a line.
@@ -21,3 +22,11 @@ def _clean(sign: str) -> str:
     if sign == "\t" or unicodedata.category(sign) not in _REPLACED:
         return sign
     return " " if sign in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029" else "?"
+
+
+def join_equal(lines: Iterable[tuple[str, str]]) -> list[str]:
+    """Return `names: text` for each text, with all names that have it, in order of first use."""
+    names: dict[str, list[str]] = {}
+    for name, text in lines:
+        names.setdefault(text, []).append(name)
+    return [f"{', '.join(found)}: {text}" for text, found in names.items()]

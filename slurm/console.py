@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.text import clean_line
+from pipeline.text import clean_line, join_equal
 from slurm.shared.logs import read_tail
 from slurm.status import format_duration
 
@@ -84,7 +84,7 @@ def show_plan(
     # No bound: a run that reaches its time limit goes on in another job.
     total = f"{hours:g} GPU-hours if each run ends within its hours once started"
     print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
-    show_lines(f"{run.name}: {fact}" for run in runs for fact in run.facts)
+    show_lines(join_equal((run.name, fact) for run in runs for fact in run.facts))
     # Counts of images that a finished conversion changed or skipped, for example.
     show_lines(
         f"{run.name}: {note}"
@@ -98,7 +98,8 @@ def show_plan(
 
 def show_remarks(runs: Iterable[StageRun]) -> None:
     """Print a line for each setting that is valid but that the user may not have meant."""
-    show_lines(f"note: {run.name}: {remark}" for run in runs for remark in run.remarks)
+    notes = join_equal((run.name, remark) for run in runs for remark in run.remarks)
+    show_lines(f"note: {note}" for note in notes)
 
 
 def show_lines(lines: Iterable[str]) -> None:

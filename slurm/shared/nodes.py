@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import attempts
-from slurm.shared.queue import NO_NODE_FITS, SCRIPT, QueuedJob, SlurmError, parse_scontrol
+from slurm.shared.queue import (
+    NO_NODE_FITS,
+    SCRIPT,
+    QueuedJob,
+    SlurmError,
+    parse_scontrol,
+    unanswered,
+)
 
 Scontrol = Callable[..., tuple[int, str]]
 """Calls scontrol with some arguments; returns its exit code and its output or error."""
@@ -144,7 +151,7 @@ def list_nodes(scontrol: Scontrol) -> list[NodeFacts]:
     parsed = map(parse_scontrol, out.splitlines())
     nodes = [_parse_node(fields) for fields in parsed if "NodeName" in fields]
     if code != 0 or not nodes:
-        raise SlurmError(f"cannot ask for the nodes: {out.strip() or f'exit {code}'}")
+        raise unanswered("the nodes", code, out)
     return nodes
 
 

@@ -63,6 +63,10 @@ class SlurmError(RuntimeError):
     """A Slurm command failed, and its answer is needed."""
 
 
+class NoAnswerError(SlurmError):
+    """Slurm did not answer a question: the same command may work later."""
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """A job in the queue: pending, running or ending. `parents`: ids of jobs it still waits for."""
@@ -220,7 +224,7 @@ def _ask_for(names: Collection[str]) -> list[QueuedJob]:
         "squeue", "-h", f"--name={','.join(names)}", "-o", "%i|%j|%T|%r|%E|%U|%o|%k"
     )
     if code != 0:
-        raise SlurmError(f"cannot ask the queue: {last_line(err or out) or f'squeue exit {code}'}")
+        raise unanswered("the queue", code, err or out)
     jobs = []
     asked = set(names)
     for line in out.splitlines():
@@ -312,15 +316,15 @@ def query_job_state(job_id: str) -> str | None:
     Raises:
         SlurmError: Slurm gives no answer.
     """
-    code, out, err = call_slurm("scontrol", "-o", "show", "job", job_id)
-    if code == 0 and (state := parse_scontrol(out).get("JobState")):
+    asked, out, err = call_slurm("scontrol", "-o", "show", "job", job_id)
+    if asked == 0 and (state := parse_scontrol(out).get("JobState")):
         return state
     forgotten = _UNKNOWN_JOB in err
     code, out, _ = call_slurm("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State")
     if code == 0 and out.split():
         return out.split()[0]  # of `CANCELLED by 1000` the first word
     if not forgotten:
-        raise SlurmError(f"cannot ask for job {job_id}: {last_line(err) or 'no answer'}")
+        raise unanswered(f"job {job_id}", asked, err)
     return None
 
 
@@ -344,6 +348,13 @@ def call_scontrol(*arguments: str) -> tuple[int, str]:
     """Return the exit code of scontrol, and its output or error."""
     code, out, err = call_slurm("scontrol", *arguments)
     return code, out or err
+
+
+def unanswered(question: str, code: int, said: str) -> SlurmError:
+    """Return the error for a question that a command ended without answering."""
+    # Where there is no such command, waiting does not help.
+    error_type = SlurmError if code == COMMAND_NOT_FOUND else NoAnswerError
+    return error_type(f"cannot ask for {question}: {last_line(said) or f'exit code {code}'}")
 
 
 def last_line(text: str) -> str:

@@ -8,6 +8,7 @@ from pipeline import attempts
 from pipeline.availability import Conditions, best_checkpoint_interval_s, effective_time_ratio
 from pipeline.files import collect_unreadable
 from pipeline.spec import StageRun
+from pipeline.text import join_equal
 from slurm.shared.progress import read_progress
 from slurm.submission.profile import ClusterProfile, time_limit_minutes
 
@@ -42,15 +43,19 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
 
 
 def advise_checkpoint_interval(runs: Iterable[StageRun], run_root: Path) -> list[str]:
-    """Return a line per run that trains on GPUs: how often to save, by `pipeline.availability`."""
-    lines = []
+    """Return how often runs that train on GPUs should save, by `pipeline.availability`.
+
+    A line for all runs with the same answer.
+    """
+    lines: list[tuple[str, str]] = []
     for run in runs:
         if not (run.resources.gpus and run.config.estimate_checkpoint_gb()):
             continue
         with collect_unreadable() as unreadable:
-            line = _advise(run, run_root)
-        lines.append("; ".join([line, *(f"unreadable: {path}" for path in unreadable)]))
-    return lines
+            advice = _advise(run, run_root)
+        parts = [advice, *(f"unreadable: {path}" for path in unreadable)]
+        lines.append((run.name, "; ".join(parts)))
+    return join_equal(lines)
 
 
 def _advise(run: StageRun, run_root: Path) -> str:
@@ -65,7 +70,7 @@ def _advise(run: StageRun, run_root: Path) -> str:
     step_s = _measure_step_seconds(run, run_root)
     steps = f" (checkpoint_steps={round(interval_s / step_s)} at its last speed)" if step_s else ""
     return (
-        f"{run.name}: save a checkpoint every {interval_s / 60:.0f} minutes{steps}. "
+        f"save a checkpoint every {interval_s / 60:.0f} minutes{steps}. "
         f"Estimate for {conditions.gpus} GPUs: one failure every "
         f"{conditions.failure_every_s / 86400:.0f} days (failure rate of Llama 3's training); "
         f"each save stops the training for {conditions.stall_s:.1f} s. If the job is preempted "

@@ -389,7 +389,7 @@ def test_where_slurm_gives_no_answer_only_what_was_submitted_stays(
     said = clean("--yes", "--checkpoints", done.name)
     assert (
         f"stays: {sent}: may be job 12 of a cluster: "
-        "cannot ask the queue: squeue: error: no cluster here" in said
+        "cannot ask for the queue: squeue: error: no cluster here" in said
     )
     assert f"stays: {died}: may be job ? of a cluster" in said and sent.exists() and died.exists()
     assert not (root / "pretrain/mine-0123456789ab").exists(), "it was never submitted"

@@ -63,7 +63,7 @@ def test_a_newer_entry_stops_commands_and_is_left_alone(
         manifest.find_done(tmp_path, entry.stem)
     answer = CliRunner().invoke(run_stage.app, ["plan", "mini", "--run-root", str(tmp_path)])
     assert str(answer.exception) == line
-    assert isinstance(answer.exception, run_stage._user_errors())
+    assert run_stage._find_code_of_user_error(answer.exception) == 2
     assert collect_finished(tmp_path).problems == (line,)
     (run,) = (run for run in all_runs("mini") if run.run_id == entry.stem)
     assert verify_runs([run], tmp_path).problems == [line]

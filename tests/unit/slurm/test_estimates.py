@@ -2,7 +2,7 @@
 else from the size of the state.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,13 @@ def test_measured_saves_count_more_and_the_profile_most(tmp_path: Path) -> None:
         attempts.record_save(wanted.run_dir(tmp_path), number, step=5, seconds=seconds)
     assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path), wanted) == 198
     assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path, signal_delay_s=44), wanted) == 44
+
+
+def test_runs_with_the_same_advice_share_a_line(tmp_path: Path) -> None:
+    same, other = (replace(run(gb=6.0), name=name, run_id=name * 12) for name in "ab")
+    apart = replace(run(gb=60.0), name="c", run_id="c" * 12)
+    lines = advise_checkpoint_interval([same, apart, other], tmp_path)
+    assert [line.partition(": ")[0] for line in lines] == ["a, b", "c"]
 
 
 def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:

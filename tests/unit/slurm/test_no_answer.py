@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import run_stage
 from pipeline import attempts, runfile
 from pipeline.files import write_json_atomic
 from pipeline.spec import Resources, StageConfig, StageRun
@@ -15,6 +16,8 @@ from slurm import status
 from slurm.local.executor import run_locally
 from slurm.shared import queue
 from slurm.shared.active_runs import find_active_runs
+from slurm.shared.exit_codes import EXIT_INTERRUPTED
+from slurm.shared.nodes import list_nodes
 from slurm.submission.cancel import cancel_runs
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import submit
@@ -30,6 +33,10 @@ NO_ANSWERS: dict[str, Answer] = {
     "munge": lambda *_, **__: (1, "", "Protocol authentication error"),
     "nothing said": lambda *_, **__: (1, "", ""),
 }
+
+
+def list_nodes_now() -> object:
+    return list_nodes(queue.call_scontrol)
 
 
 @pytest.fixture(params=NO_ANSWERS)
@@ -99,6 +106,19 @@ def test_submit_and_cancel_stop(silent: None, submitted: Path, tmp_path: Path) -
         queue.cancel_jobs(["7"])
     with pytest.raises(queue.SlurmError):
         queue.query_job_state("7")
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS)
+@pytest.mark.parametrize("ask", [lambda: queue.query_job_state("7"), list_nodes_now])
+def test_the_exit_code_tells_whether_to_try_again(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object], answer: str
+) -> None:
+    """75 where Slurm is silent; 2 where there is no Slurm, and waiting does not help."""
+    monkeypatch.setattr(queue, "call_slurm", NO_ANSWERS[answer])
+    with pytest.raises(queue.SlurmError) as raised:
+        ask()
+    code = run_stage._find_code_of_user_error(raised.value)
+    assert code == (2 if answer == "not installed" else EXIT_INTERRUPTED)
 
 
 def test_an_answer_that_is_no_text_is_kept() -> None:
