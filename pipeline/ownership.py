@@ -7,6 +7,7 @@ neither continue, run nor remove it (docs/security.md).
 import os
 import pwd
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -70,33 +71,38 @@ def keep_others_from_writing() -> None:
     os.umask(os.umask(0o077) | OTHERS_WRITE)
 
 
-def close_to_others(folder: Path) -> None:
-    """Take the right to write in a folder of ours, and in the folders in it, from other users."""
-    with os.scandir(folder) as entries:
-        inner = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for path in (folder, *inner):
-        mode = path.stat().st_mode
-        if mode & OTHERS_WRITE and find_foreign_owner(path) is None:
-            path.chmod(mode & ~OTHERS_WRITE & 0o7777)
+def close_to_others(folder: Path) -> list[Path]:
+    """Take the right to write in a folder of ours, and in all that is in it, from other users.
 
-
-def set_foreign_aside(folder: Path) -> list[Path]:
-    """Rename what other users put into a folder of ours; return the new names.
-
-    They could put it there while the folder was open to them. `claims` of theirs would keep us from
-    submitting, their `attempts` would end ours.
+    What they put there while it was open to them is renamed: `claims` of theirs would keep us from
+    submitting, their `attempts` would end ours, our job would go on from their checkpoint. Returns
+    the new names.
     """
+    _take_right_to_write(folder, folder.stat())
+    # Only now, as nobody can add more.
     with os.scandir(folder) as entries:
-        found = [
-            (Path(entry), entry.stat(follow_symlinks=False).st_uid)
-            for entry in entries
-            if find_foreign_owner(Path(entry)) and not _SET_ASIDE.search(entry.name)
-        ]
+        found = [(Path(entry), entry.stat(follow_symlinks=False)) for entry in entries]
     aside = []
-    for path, user_id in found:
-        number = next(n for n in count(1) if not os.path.lexists(f"{path}.of-{user_id}-{n}"))
-        aside.append(path.rename(f"{path}.of-{user_id}-{number}"))
+    for path, status in found:
+        if not is_mine(status, folder):
+            if not _SET_ASIDE.search(path.name):
+                aside.append(_set_aside(path, status.st_uid))
+        elif stat.S_ISDIR(status.st_mode):
+            aside += close_to_others(path)
+        elif stat.S_ISREG(status.st_mode):
+            _take_right_to_write(path, status)
     return aside
+
+
+def _take_right_to_write(path: Path, found: os.stat_result) -> None:
+    if found.st_mode & OTHERS_WRITE:
+        path.chmod(found.st_mode & ~OTHERS_WRITE & 0o7777)
+
+
+def _set_aside(path: Path, user_id: int) -> Path:
+    """Rename what another user put into a folder of ours; return the new name."""
+    number = next(n for n in count(1) if not os.path.lexists(f"{path}.of-{user_id}-{n}"))
+    return path.rename(f"{path}.of-{user_id}-{number}")
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from pipeline.ownership import (
     check_mine,
     close_to_others,
     find_foreign_owner,
-    set_foreign_aside,
 )
 from pipeline.reading import format_choices, parse_yaml, read_config_text, validate_model
 from pipeline.run_root import make_shared_folder, mark_run_root
@@ -151,8 +150,7 @@ def prepare_run_dir(run_root: Path, run: StageRun) -> Path:
         check_mine(run_dir, FOREIGN_REMEDY)
         run_dir.mkdir(mode=0o755, exist_ok=True)
         # Before a job writes there: what others could put there would be taken for ours.
-        close_to_others(run_dir)
-        for path in set_foreign_aside(run_dir):
+        for path in close_to_others(run_dir):
             logger.warning("%s: another user put this here; it was renamed, and is not used", path)
     except ForeignOwnerError:
         raise

@@ -47,12 +47,20 @@ def test_a_run_folder_is_its_owners_alone_and_the_others_are_shared(
 
 
 def test_an_old_run_folder_is_closed_to_others(tmp_path: Path) -> None:
+    """Also what is deep in it, and its files: a checkpoint could be replaced, or written into."""
     run_dir = RUN.run_dir(tmp_path)
-    (run_dir / "logs").mkdir(parents=True)
-    for path in (run_dir, run_dir / "logs"):
-        path.chmod(0o2775)
+    deep = run_dir / "checkpoints/step_00000001"
+    deep.mkdir(parents=True)
+    (deep / "state.json").touch()
+    (run_dir / "link").symlink_to(tmp_path)
+    tmp_path.chmod(0o775)
+    for path in (deep / "state.json", deep, deep.parent, run_dir):
+        path.chmod(0o664 if path.is_file() else 0o2775)
     runfile.prepare_run_dir(tmp_path, RUN)
-    assert [path.stat().st_mode & 0o7777 for path in (run_dir, run_dir / "logs")] == [0o2755] * 2
+    for path in (run_dir, deep.parent, deep):
+        assert path.stat().st_mode & 0o7777 == 0o2755
+    assert (deep / "state.json").stat().st_mode & 0o777 == 0o644
+    assert tmp_path.stat().st_mode & 0o777 == 0o775, "a link is not followed"
 
 
 @AS_ROOT

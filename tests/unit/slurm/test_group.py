@@ -173,6 +173,9 @@ def test_what_another_user_put_into_an_open_run_folder_does_not_stop_us(
         os.chown(path, COLLEAGUE, COLLEAGUE, follow_symlinks=False)
     run_dir.chmod(0o775)
     write_atomic(run_dir / "metrics.jsonl", "ours")
+    for name in ("state.json", "student.safetensors"):
+        write_atomic(run_dir / "saved/step_8" / name, "{}")
+    os.chown(run_dir / "saved/step_8/student.safetensors", COLLEAGUE, COLLEAGUE)
     runfile.write_run_file(tmp_path, OWN)
     assert runfile.read_run_file(run_dir).run_id == OWN.run_id
     assert (run_dir / "metrics.jsonl").read_text() == "ours"
@@ -183,7 +186,10 @@ def test_what_another_user_put_into_an_open_run_folder_does_not_stop_us(
     assert aside == [
         f"{name}.of-4321-1" for name in ("attempts", "checkpoints", "claims", "config.yaml")
     ]
-    assert caplog.text.count("another user put this here") == 4
+    # One that took the place of a file of ours, deep in a folder of ours.
+    inner = [path.name for path in (run_dir / "saved/step_8").iterdir()]
+    assert sorted(inner) == ["state.json", "student.safetensors.of-4321-1"]
+    assert caplog.text.count("another user put this here") == 5
     # They stay where they are the next time.
     runfile.write_run_file(tmp_path, OWN)
     assert not list(run_dir.glob("*.of-4321-*.of-*"))
