@@ -91,11 +91,11 @@ def queue_keeper(
     job_ids = [s.job_id for s in statuses if s.job_id and s.state in ("queued", "running")]
     if not job_ids:
         return None
-    note = _write_note(runs, profile, budget)
+    note, sha256 = _write_note(runs, profile, budget)
     for ending in (PROGRESS, END):  # of an earlier submission
         note.with_suffix(ending).unlink(missing_ok=True)
     _count_idle_looks(note, runs, profile.run_root)  # begins to count
-    return _queue(note, job_ids, profile)
+    return _queue(note, sha256, job_ids, profile)
 
 
 def keep_going(note: Path, sha256: str) -> Round:
@@ -108,7 +108,7 @@ def keep_going(note: Path, sha256: str) -> Round:
     runs, profile, budget = _read_note(note, sha256)
     if own_id := os.environ.get("SLURM_JOB_ID"):
         # If this one is killed, that one goes on at once.
-        _queue(note, [own_id], profile)
+        _queue(note, sha256, [own_id], profile)
     found = look_after(runs, profile, budget)
     idle = _count_idle_looks(note, runs, profile.run_root)
     if found.state == "working" and idle >= _PATIENCE:
@@ -121,7 +121,7 @@ def keep_going(note: Path, sha256: str) -> Round:
         write_json_atomic(note.with_suffix(END), end)
         queue.cancel_jobs(job.job_id for job in _find_waiting(note))
     elif found.state == "working":
-        _queue(note, found.job_ids, profile, pause=idle > 0)
+        _queue(note, sha256, found.job_ids, profile, pause=idle > 0)
     return found
 
 
@@ -195,8 +195,13 @@ def _count_idle_looks(note: Path, runs: Sequence[StageRun], run_root: Path) -> i
     return idle
 
 
-def _write_note(runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None) -> Path:
-    """Write down what a keeper keeps; only this user may read it, as it holds the profile."""
+def _write_note(
+    runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None
+) -> tuple[Path, str]:
+    """Write down what a keeper keeps; return the path of the note and its checksum.
+
+    Only this user may read it, as it holds the profile.
+    """
     root = profile.run_root
     folders = {
         str(run.run_dir(root).relative_to(root)): runfile.describe_run(run)[CHECKSUM_KEY]
@@ -217,8 +222,9 @@ def _write_note(runs: Sequence[StageRun], profile: ClusterProfile, budget: float
         "profile": profile.model_dump(mode="json", exclude_unset=True, exclude={"run_root"}),
     }
     path = folder / f"{_NAME}{name}.json"
-    write_atomic(path, json.dumps(with_checksum(content), indent=1) + "\n", private=True)
-    return path
+    record = with_checksum(content)
+    write_atomic(path, json.dumps(record, indent=1) + "\n", private=True)
+    return path, record[CHECKSUM_KEY]
 
 
 def _read_note(path: Path, sha256: str) -> tuple[list[StageRun], ClusterProfile, float | None]:
@@ -244,9 +250,18 @@ def _find_waiting(note: Path) -> list[queue.QueuedJob]:
 
 
 def _queue(
-    note: Path, job_ids: Sequence[str], profile: ClusterProfile, *, pause: bool = False
+    note: Path,
+    sha256: str,
+    job_ids: Sequence[str],
+    profile: ClusterProfile,
+    *,
+    pause: bool = False,
 ) -> str:
-    """Queue a keeper that starts when one of these jobs ends; cancel the one that waits by now."""
+    """Queue a keeper that starts when one of these jobs ends; cancel the one that waits by now.
+
+    `sha256` is that of the note as it was written or checked. It is not read again: in a shared run
+    root, another user may have put a note of theirs in its place, which says what runs as us.
+    """
     waiting = _find_waiting(note)
     own = profile_of_stage(profile, KEEPER, gpu=False)
     code = take_snapshot(profile.run_root)
@@ -256,7 +271,7 @@ def _queue(
         folder=note.parent,
         name=note.stem,
         dependency="?".join(f"afterany:{job_id}" for job_id in job_ids),
-        command=keeper_command(own, note, str((read_json(note) or {})[CHECKSUM_KEY])),
+        command=keeper_command(own, note, sha256),
         code=code,
         checks=checking_lines(code),
         lead_s=_LEAD_S,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import attempts, runfile
-from pipeline.files import CHECKSUM_KEY
+from pipeline.files import CHECKSUM_KEY, with_checksum
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm import keeper
 from slurm.budget import check_budget
@@ -125,6 +125,30 @@ def test_it_waits_for_whichever_job_ends_first(
     assert path.stat().st_mode & 0o077 == 0
     # The next submission replaces it.
     assert keeper.queue_keeper(runs, profile) == "102" and list(fake.keepers) == ["102"]
+
+
+def test_a_note_that_is_swapped_after_it_was_written_is_not_the_one_of_the_job(
+    fake: FakeSlurm, runs: list[StageRun], profile: ClusterProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who made the folder `keepers` can rename what is in it; a note says what runs as us."""
+    fake.submit(runs, profile)
+    ours: list[str] = []
+
+    def swap(root: Path) -> Path:
+        path, sha256 = note_of(root)
+        ours.append(sha256)
+        content = json.loads(path.read_text())
+        del content[CHECKSUM_KEY]
+        content["profile"]["setup"] = ["touch /tmp/theirs"]
+        path.write_text(json.dumps(with_checksum(content)))
+        return root / "code"
+
+    monkeypatch.setattr(keeper, "take_snapshot", swap)
+    keeper.queue_keeper(runs, profile)
+    path, _ = note_of(profile.run_root)
+    assert f"{path} {ours[0]}" in fake.waiting[2]
+    with pytest.raises(ConfigError, match="a newer submission has a keeper of its own"):
+        keeper.keep_going(path, ours[0])
 
 
 def test_without_jobs_there_is_nothing_to_keep(
