@@ -29,6 +29,8 @@ CHECKSUM_KEY = "sha256"
 # Records have some kB. A run root may be shared, so what others put there is read with a bound.
 RECORD_LIMIT = 64 << 20
 _NUMBERED = re.compile(r"[0-9]{1,9}\.json", re.ASCII)
+# We may not look into a folder; or a file stands in its place, or a link that leads to itself.
+CLOSED_FOLDER = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP)
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 # Larger than any time, size or count; JSON may hold integers that fit in no float.
 _LARGEST_NUMBER = 1e18
@@ -304,9 +306,9 @@ def list_numbered(folder: Path) -> list[int]:
             ]
     except FileNotFoundError:
         return []
-    except (NotADirectoryError, PermissionError):
+    except OSError as error:
         # Elsewhere an empty list would say that no attempt or lock is newer than ours.
-        if _unreadable.get() is None:
+        if error.errno not in CLOSED_FOLDER or _unreadable.get() is None:
             raise
         note_unreadable(folder)
         return []

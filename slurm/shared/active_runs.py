@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import attempts, manifest
-from pipeline.files import collect_unreadable
+from pipeline.files import CLOSED_FOLDER, collect_unreadable
 from pipeline.spec import StageRun
 from slurm.shared import queue
 
@@ -79,12 +79,14 @@ def _last_job_id(folder: Path) -> str | None:
 
     The id is `?` if that submission died before it recorded one. The batch script is written before
     sbatch is called and the job id after it, so a script newer than the id tells of that. It is `?`
-    too if we may not look into the folder.
+    too if we may not look into the folder, or it is no folder.
     """
     try:
         submitted = _changed(f"{folder}/{queue.SCRIPT}")
         noted = _changed(f"{folder}/{queue.JOB_NOTE}")
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in CLOSED_FOLDER:
+            raise
         return "?"
     if submitted is not None and (noted is None or noted < submitted):
         return "?"

@@ -112,12 +112,13 @@ class QueuedJob:
         script = script.removesuffix("|(null)").removesuffix("|")
         if not script.endswith(f"/{SCRIPT}"):
             return True  # Slurm does not tell, so be careful and count it
-        return Path(script).resolve() == (run_dir / SCRIPT).resolve()
+        return os.path.realpath(script) == os.path.realpath(run_dir / SCRIPT)
 
 
 def comment_of(run_dir: Path) -> str:
     """Return the comment of a run's jobs, which tells run roots apart."""
-    return f"{_COMMENT_PREFIX}{run_dir.resolve()}"
+    # Unlike Path.resolve, this raises nothing for links that lead to each other.
+    return f"{_COMMENT_PREFIX}{os.path.realpath(run_dir)}"
 
 
 def job_name(run_dir: Path) -> str:
@@ -130,7 +131,7 @@ def job_name(run_dir: Path) -> str:
     name, _, run_id = run_dir.name.rpartition("-")
     stage = run_dir.parent.name
     said = name if stage in name else f"{stage}-{name}"
-    place = hashlib.sha256(os.fsencode(run_dir.resolve())).hexdigest()
+    place = hashlib.sha256(os.fsencode(os.path.realpath(run_dir))).hexdigest()
     return f"{JOB_PREFIX}{said[:_SAID_LENGTH]}-{run_id[:4]}-{place[:6]}"
 
 

@@ -222,6 +222,23 @@ def test_a_file_in_the_place_of_a_folder(root: Path, name: str) -> None:
         run_commands(root)
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe", "link to a device", "link to itself"])
+def test_something_else_in_the_place_of_a_run_folder_costs_one_row(root: Path, kind: str) -> None:
+    run = replace(BAD, run_id="00000000000c")  # nothing of it is there yet
+    folder = run.run_dir(root)
+    if kind == "file":
+        folder.touch()
+    elif kind == "pipe":
+        os.mkfifo(folder)
+    else:
+        folder.symlink_to("/dev/zero" if kind == "link to a device" else folder.name)
+    before = collect_status([GOOD], root)
+    *others, status = collect_status([GOOD, run], root)
+    assert others == before
+    assert status.state in ("unknown", "waiting") and f"unreadable: {folder}" in status.detail
+    assert find_active_runs({folder: run.run_id}) == {}
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_log_that_is_none_is_not_waited_for(root: Path, damage: str) -> None:
     if "types" in damage or damage in ("texts", "huge numbers", "not finite"):
