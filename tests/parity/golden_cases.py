@@ -1,6 +1,7 @@
 """Golden values of DINO, iBOT and MGC (golden/README.md): inputs, trainer and comparisons."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mugs.methods.base import Method
 from mugs.models.config import ViTConfig
 from mugs.pretrain.config import StepConfig
 from mugs.pretrain.schedule import PretrainSchedule
-from mugs.pretrain.step import Trainer
+from mugs.pretrain.step import Trainer, sum_weighted_losses
 from mugs.weights.backbone_file import read_released_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,6 +117,23 @@ def check_norms(
                 value = torch.cat([query, values])
                 expected = record["query_value_norm"][who][name]
             assert value.norm().item() == pytest.approx(expected, rel=2e-5), (who, name)
+
+
+def check_gradient_norms(
+    golden: Golden, method: Method, views: Views, rename: Callable[[str], str]
+) -> None:
+    """Norms of all gradients of step 0 before clipping, to 2e-5 of the largest.
+
+    `rename` gives the released name of a parameter of the student.
+    """
+    losses, _ = method.compute_losses(method.student, views, 0)
+    sum_weighted_losses(losses, method.loss_weights).backward()
+    found = {rename(name): norm for name, norm in gradient_norms(method.student).items()}
+    expected = golden.steps[0]["grad_norms_before_clip"]
+    assert found.keys() == expected.keys()
+    largest = max(expected.values())
+    for name, norm in found.items():
+        assert norm == pytest.approx(expected[name], abs=2e-5 * largest), name
 
 
 def gradient_norms(network: nn.Module) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """The released DINO code's numbers on a tiny model (golden/README.md), through the public API."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from golden_cases import Golden, check_norms, check_rates, load_golden
+from golden_cases import Golden, check_gradient_norms, check_norms, check_rates, load_golden
 
 from mugs.losses.clustering import teacher_temperature_at
+from mugs.methods.class_tokens import rename
 from mugs.methods.config import DinoConfig
 from mugs.methods.dino import Dino
 from mugs.models.vit import build_vit
@@ -49,6 +52,11 @@ def test_step_0_outputs(golden: Golden, method: Dino) -> None:
         teacher = method.teacher([views.large[:2]]).flatten(0, 1)
     np.testing.assert_allclose(student, golden.arrays["step0/student"], atol=5e-6, rtol=0)
     np.testing.assert_allclose(teacher, golden.arrays["step0/teacher"], atol=5e-6, rtol=0)
+
+
+def test_gradients_of_step_0(golden: Golden, method: Dino) -> None:
+    views = golden.views(0, {}, num_large=num_large(golden))
+    check_gradient_norms(golden, method, views, partial(rename, released=True))
 
 
 def test_twelve_steps(golden: Golden, method: Dino) -> None:

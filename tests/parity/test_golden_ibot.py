@@ -1,14 +1,23 @@
 """The released iBOT code's numbers on a tiny model (golden/README.md), through the public API."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, Golden, check_norms, check_rates, load_golden
+from golden_cases import (
+    GOLDEN,
+    Golden,
+    check_gradient_norms,
+    check_norms,
+    check_rates,
+    load_golden,
+)
 from torch import Tensor
 
 from mugs.data.loading.batch import Views
+from mugs.methods.class_tokens import rename
 from mugs.methods.config import IbotConfig
 from mugs.methods.ibot import Ibot, IbotNetwork
 from mugs.methods.ibot_masks import MaskShape, draw_mask, draw_ratio
@@ -84,6 +93,10 @@ def test_step_0_outputs(golden: Golden, method: Ibot) -> None:
     for name, value in found.items():
         expected = golden.arrays[f"step0/{name}"]
         np.testing.assert_allclose(value, expected, atol=5e-6, rtol=0, err_msg=name)
+
+
+def test_gradients_of_step_0(golden: Golden, method: Ibot) -> None:
+    check_gradient_norms(golden, method, make_views(golden, 0), partial(rename, released=True))
 
 
 def test_twelve_steps(golden: Golden, method: Ibot) -> None:

@@ -90,21 +90,29 @@ def released_norms(method: Mgc) -> dict[str, dict[str, Tensor]]:
     return {"student": state, "teacher": state}
 
 
-def test_step_0_outputs(golden: Golden, method: Mgc) -> None:
-    crops = golden.views(0, {}, blocks=4).large
-    cells = {level: pairs.cells for level, pairs in recorded_pairs(golden, 0).items()}
+def test_teacher_moves_before_its_first_pass(golden: Golden, method: Mgc) -> None:
     before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
     method.before_forward(0.996)
     student = dict(method.student.state_dict())
     for name, value in method.teacher.state_dict().items():
         torch.testing.assert_close(value, 0.996 * before[name] + 0.004 * student[name])
-    with torch.no_grad():
-        queries, keys = method.student(crops, cells), method.teacher(crops, cells)
-    for level in LEVELS:
-        for crop in (0, 1):
-            for rows, letter in ((queries, "p"), (keys, "z")):
+
+
+# In float64 the rounding of the release alone is left. In float32 ours adds to it: batch
+# normalization of few rows amplifies both, by how much depends on the vector instructions.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 2e-5)])
+def test_step_0_outputs(golden: Golden, method: Mgc, dtype: torch.dtype, bound: float) -> None:
+    method.before_forward(0.996)
+    networks = method.student.to(dtype), method.teacher.to(dtype)
+    crops = golden.views(0, {}, blocks=4).large.to(dtype)
+    cells = {level: pairs.cells for level, pairs in recorded_pairs(golden, 0).items()}
+    for network, letter in zip(networks, ("p", "z"), strict=True):
+        with torch.no_grad():
+            rows = network(crops, cells)
+        for level in LEVELS:
+            for crop in (0, 1):
                 expected = golden.arrays[f"step0/{level}/{letter}{crop + 1}"]
-                np.testing.assert_allclose(rows[level][crop], expected, atol=2e-5, rtol=0)
+                np.testing.assert_allclose(rows[level][crop], expected, atol=bound, rtol=0)
 
 
 def test_twelve_steps(golden: Golden, method: Mgc, monkeypatch: pytest.MonkeyPatch) -> None:

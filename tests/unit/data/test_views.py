@@ -12,6 +12,7 @@ import torch
 from example_annotations import annotate_image
 from loader_cases import assert_same_batches
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from mugs.data.loading.batch import NO_NOISE, make_box_noise
 from mugs.data.loading.device import DeviceTransform
@@ -201,6 +202,38 @@ def test_the_second_large_crop_overlaps_the_first(large_crops: str) -> None:
 def test_a_box_that_cannot_overlap_is_the_whole_image() -> None:
     recipe = replace(SMALL, large_crops="shared", large_scale=(0.2, 1.0), min_overlap=0.2)
     assert plan_views(0, 0, 0, 300, 10, recipe).crops[1].box == (0, 0, 300, 10)
+
+
+class Corner:
+    """Stands in for a generator: its integers are the left and the top of a box."""
+
+    def __init__(self, left: int, top: int) -> None:
+        self.places = [left, top]
+
+    def integers(self, low: int, high: int) -> int:
+        place = self.places.pop(0)
+        assert low <= place < high
+        return place
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 400), (60, 600)])
+def test_boxes_are_those_of_torchvision(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draw by draw; of 60 x 600 pixels also the largest centered box, after ten tries."""
+    monkeypatch.setattr(
+        "mugs.data.views.plan.draw_uniform",
+        lambda _, low, high: torch.empty(1).uniform_(low, high).item(),
+    )
+    image = torch.empty(3, height, width)
+    scale = 0.2, 1.0
+    ratio = 3 / 4, 4 / 3
+    for seed in range(100):
+        torch.manual_seed(seed)
+        top, left, high, wide = RandomResizedCrop.get_params(image, list(scale), list(ratio))
+        torch.manual_seed(seed)
+        box = draw_crop_box(Corner(left, top), width, height, scale, ratio)
+        assert box == (left, top, wide, high)
 
 
 def test_one_coin_per_image() -> None:

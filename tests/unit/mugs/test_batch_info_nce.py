@@ -31,6 +31,11 @@ def test_released_values(options: dict[str, Tensor], expected: float | None) -> 
     assert loss == pytest.approx(expected or ignored_one_by_one(), abs=2e-6)
 
 
+def test_released_cosine() -> None:
+    """Of the pairs that belong together, so that the loss above is that of these rows."""
+    assert torch.cosine_similarity(QUERIES, KEYS).mean().item() == pytest.approx(0.291957, abs=1e-6)
+
+
 def on_rank(rank: int) -> None:
     mine = slice(10 * rank, 10 * rank + 10)
     for options, _ in CASES:

@@ -71,6 +71,15 @@ def test_teacher_temperature_rises_linearly(epoch: int, temperature: float) -> N
     assert teacher_temperature_at(-1, start=0.04, end=0.07, warmup_epochs=0) == 0.04
 
 
+@pytest.mark.parametrize(("warmup", "temperatures"), [(0, [0.07, 0.07]), (1, [0.04, 0.07])])
+def test_short_rises_of_the_teacher_temperature(warmup: int, temperatures: list[float]) -> None:
+    found = [
+        teacher_temperature_at(epoch, start=0.04, end=0.07, warmup_epochs=warmup)
+        for epoch in (0, 1)
+    ]
+    assert found == pytest.approx(temperatures)
+
+
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     (save_checkpoint(tmp_path, 2, PARTS, {}) / "a.safetensors").unlink()
     with pytest.raises(CheckpointError, match="none of the 1"):

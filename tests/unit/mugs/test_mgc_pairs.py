@@ -16,6 +16,7 @@ RULES = {
 }
 # Equal boxes, where rounding makes neighboring cells overlap in the release.
 ROUNDED = {("part", 1008)}
+LONG = pytest.mark.long
 
 
 def naive_pairs(boxes: np.ndarray, flips: np.ndarray, rule: PairRule) -> list[tuple[int, int, int]]:
@@ -101,13 +102,16 @@ def test_released_geometries(
     assert different == {case for case in ROUNDED if case[0] == level}
 
 
-@pytest.mark.parametrize("level", RULES)
+@pytest.mark.parametrize(
+    ("level", "every"),
+    [("part", 8), ("object", 1), ("scene", 1), pytest.param("part", 1, marks=LONG)],
+)
 def test_cell_by_cell(
-    level: str, geometries: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+    level: str, every: int, geometries: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 ) -> None:
     """Every list in order, ties included."""
     _, boxes, flips = geometries
-    chosen = slice(None, None, 8) if level == "part" else slice(None)
+    chosen = slice(None, None, every)
     boxes, flips = boxes[chosen], flips[chosen]
     pairs = find_pairs(torch.from_numpy(boxes), torch.from_numpy(flips), RULES[level])
     for index in range(len(boxes)):
@@ -135,6 +139,24 @@ def test_example(level: str) -> None:
     assert sorted(f"{a}:{b}" for a, b in listed) == sorted(text.split())
     assert pairs.shares.sum().item() == pytest.approx(total, abs=1e-5)
     assert pairs.shares[0, -1].item() == pytest.approx(largest, abs=1e-5)
+
+
+def test_pairs_do_not_depend_on_the_unit(
+    geometries: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
+) -> None:
+    """Nor on where the image begins: the release measures boxes in units of the first one."""
+    arrays, boxes, flips = geometries
+    left, top, high, wide = arrays["P2/relative"]
+    # The overlap of the example, in 224ths of the first box.
+    assert (left, wide) == pytest.approx(((131 - 40) * 224 / 400, 309 * 224 / 400), abs=1e-4)
+    assert (top, high) == pytest.approx(((97 - 30) * 224 / 300, 233 * 224 / 300), abs=1e-4)
+    some = torch.from_numpy(boxes[::16])
+    flipped = torch.from_numpy(flips[::16])
+    moved = some * torch.tensor([3, 5, 3, 5]) + torch.tensor([7, 2, 0, 0])
+    for rule in RULES.values():
+        usual, other = (find_pairs(each, flipped, rule) for each in (some, moved))
+        assert torch.equal(usual.cells, other.cells)
+        torch.testing.assert_close(usual.shares, other.shares)
 
 
 def test_crops_that_share_nothing_have_no_pairs() -> None:
