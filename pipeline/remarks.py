@@ -13,9 +13,10 @@ def remark_on_overrides(run: RunConfig) -> list[str]:
     need, need_before = run.resources, run.as_written.resources
     changes = []
     # Not every stage has these settings.
-    epochs, epochs_before = (getattr(each, "epochs", None) for each in (now, before))
-    if epochs != epochs_before:
-        changes.append(f"epochs is {epochs} instead of {epochs_before}")
+    for name in ("epochs", "steps"):
+        length, length_before = (getattr(each, name, None) for each in (now, before))
+        if length != length_before:
+            changes.append(f"{name} is {length} instead of {length_before}")
     if need.gpus != need_before.gpus:
         changes.append(f"{need.gpus} GPUs instead of {need_before.gpus}")
     remarks = []

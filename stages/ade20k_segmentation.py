@@ -2,6 +2,7 @@
 frozen ViT.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from mugs.transfer.segmentation.config import SegmentationConfig
 from pipeline.settings import Runtime
-from pipeline.spec import Resources, StageSpec
+from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_even_batch
 from stages.shared.external_data import read_data_root
@@ -44,6 +45,15 @@ class Ade20kSegmentationConfig(Pretrained, SegmentationConfig):
     def rate_follows_batch(self) -> bool:
         """Return that it does not: `lr` is for the released batch size."""
         return False
+
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Remark on a warm-up that does not end."""
+        if self.warmup_steps <= self.steps:
+            return []
+        return [
+            f"the warm-up of {self.warmup_steps} steps is longer than the run of {self.steps}: "
+            "the learning rate never reaches its peak"
+        ]
 
     @model_validator(mode="before")
     @classmethod

@@ -40,6 +40,16 @@ class CocoDetectionConfig(Pretrained, DetectionConfig):
         """Return that it does not: `lr` is for the released batch size."""
         return False
 
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Remark on falls of the learning rate that the run ends before."""
+        late = [epoch for epoch in self.decay_epochs if epoch >= self.epochs]
+        if not late:
+            return []
+        return [
+            f"the learning rate falls after epoch {' and '.join(map(str, late))} (decay_epochs), "
+            f"which a run of {self.epochs} epochs does not reach"
+        ]
+
     def list_facts(self, inputs: Mapping[str, StageConfig]) -> list[str]:
         """Say what the annotations of COCO take; those of small data sets take little."""
         if getattr(inputs.get("data"), "dataset", None) != "coco2017":

@@ -63,6 +63,7 @@ class LinearConfig(FrozenEvaluation, LinearProbe):
 
     def __post_init__(self) -> None:
         """Refuse two ways of choosing the classifiers, and set the default rate."""
+        super().__post_init__()
         if self.base_lr is not None and self.sweep is not None:
             raise ValueError("give either base_lr or sweep, not both")
         # Not the field's default: with that, a sweep would count as given together with it.

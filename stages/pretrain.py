@@ -73,17 +73,37 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
         if self.steps_per_epoch is not None and images is not None:
             one_pass = images // self.batch_size
             if abs(self.steps_per_epoch - one_pass) > 1:
-                remarks.append(
-                    f"an epoch is {self.steps_per_epoch / one_pass:.2f} passes over the images, "
-                    f"because steps_per_epoch is {self.steps_per_epoch}; "
+                passes = self.steps_per_epoch * self.batch_size / images
+                advice = (
                     f"leave it out for one pass ({one_pass})"
+                    if one_pass
+                    else "a batch holds images twice"
+                )
+                remarks.append(
+                    f"an epoch is {passes:.2f} passes over the images, "
+                    f"because steps_per_epoch is {self.steps_per_epoch}; {advice}"
                 )
         if self.warmup_epochs > self.epochs:
             remarks.append(
                 f"the warm-up of {self.warmup_epochs} epochs is longer than the run of "
                 f"{self.epochs}: the learning rate never reaches its peak"
             )
-        return remarks
+        if self.min_lr > self.peak_lr:
+            remarks.append(
+                f"min_lr {self.min_lr:g} exceeds the peak {self.peak_lr:g}: the learning rate rises"
+            )
+        if self.freeze_prototypes_epochs >= self.epochs:
+            remarks.append(
+                f"freeze_prototypes_epochs is {self.freeze_prototypes_epochs}, the run has "
+                f"{self.epochs} epochs: the prototypes are never trained"
+            )
+        if late := [first for first, _ in self.clip if first >= self.epochs]:
+            remarks.append(
+                f"clip has a limit from epoch {late[0]} on, which a run of {self.epochs} epochs "
+                "does not reach"
+            )
+        late_settings = self.options.list_late_settings(self.epochs)
+        return [*remarks, *(f"{self.method}.{line}" for line in late_settings)]
 
     def check_image_counts(self, counts: Mapping[str, int]) -> None:
         """Require that the images fill a batch, unless the length of an epoch is set."""

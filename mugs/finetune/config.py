@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from mugs.data.views.config import Shares
 from pipeline.settings import Added, FormerName, Probability, Runtime, Settings
 
 _RANDAUGMENT = r"^(rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*)?$"
@@ -20,7 +21,7 @@ class ImageOptions(Settings):
     # Side of the training and validation crops.
     size: PositiveInt = 224
     # Share of the image area that a training crop covers, drawn between these.
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Shares = (0.08, 1.0)
     # Probability of a horizontal flip.
     flip_prob: Probability = 0.5
     # RandAugment policy by timm's name, "" for none.
@@ -31,6 +32,14 @@ class ImageOptions(Settings):
     resize: PositiveInt = 256
     # Interpolation of that resize.
     eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        """Refuse validation images that do not fill their crop."""
+        if self.size > self.resize:
+            raise ValueError(
+                f"validation images with a shorter side of {self.resize} pixels (resize) do not "
+                f"fill a crop of {self.size} (size): the border would be black; set resize too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

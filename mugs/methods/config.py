@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 LocalGroupToken = Literal["released", "paper"]
 
 
+def _describe_late_temperature(
+    name: str, limits: tuple[float, float], reached: int, epochs: int
+) -> list[str]:
+    """Return a line if a temperature does not reach its last value within a run."""
+    if limits[0] == limits[1] or reached <= epochs:
+        return []
+    return [
+        f"{name} reaches {limits[1]:g} after {reached} epochs, the run has {epochs}: the teacher "
+        "never has that temperature"
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MugsConfig(MethodOptions):
     """Everything of Mugs that shapes numbers. Defaults: the released ViT-S runs, except
@@ -101,6 +113,15 @@ class MugsConfig(MethodOptions):
         """Return the sizes of the queues of the instance and the local-group loss."""
         return self.queue_size, self.local_group_queue_size or self.queue_size
 
+    def list_late_settings(self, epochs: int) -> list[str]:
+        """Return a line for a temperature that is still changing at the end."""
+        return _describe_late_temperature(
+            "group_teacher_temperature",
+            self.group_teacher_temperature,
+            self.group_teacher_warmup_epochs,
+            epochs,
+        )
+
     def count_parameters(self, width: int, depth: int) -> int:
         """Return about how many parameters the student has."""
         # The extra block is the relation block.
@@ -144,6 +165,12 @@ class DinoConfig(MethodOptions):
     def needs_whole_batch_per_rank(self) -> bool:
         """Whether a micro-batch would change the numbers."""
         return self.head_norm == "batch"
+
+    def list_late_settings(self, epochs: int) -> list[str]:
+        """Return a line for a temperature that is still changing at the end."""
+        return _describe_late_temperature(
+            "teacher_temperature", self.teacher_temperature, self.teacher_warmup_epochs, epochs
+        )
 
     def count_parameters(self, width: int, depth: int) -> int:
         """Return about how many parameters the student has."""
@@ -272,6 +299,20 @@ class IbotConfig(MethodOptions):
                 raise ValueError(f"mask_ratios: {ratio} +- {half} is not within 0 and 1")
         if max(self.mask_ratios, default=0.0) == 0:
             raise ValueError("mask_ratios: no share above 0, so nothing would ever be masked")
+
+    def list_late_settings(self, epochs: int) -> list[str]:
+        """Return a line for masks, and for temperatures, that the run ends before."""
+        start = self.mask_start_epoch
+        if start >= epochs:
+            return [
+                f"mask_start_epoch is {start}, the run has {epochs} epochs: nothing is ever masked"
+            ]
+        late = []
+        for name, first in (("teacher_temperature", 0), ("patch_teacher_temperature", start)):
+            late += _describe_late_temperature(
+                name, getattr(self, name), first + self.teacher_warmup_epochs, epochs
+            )
+        return late
 
     def check_views(self, views: ViewRecipe) -> None:
         """Raise ValueError unless masks lie on crops that the teacher sees, too."""

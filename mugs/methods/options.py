@@ -33,6 +33,10 @@ class MethodOptions(Settings):
     def check_views(self, views: ViewRecipe) -> None:
         """Raise ValueError unless the method can use these views."""
 
+    def list_late_settings(self, epochs: int) -> list[str]:
+        """Return a line for each setting that waits longer than a run of so many epochs lasts."""
+        return []
+
     def count_parameters(self, width: int, depth: int) -> int:
         """Return about how many parameters the student has; `width` and `depth` are the ViT's."""
         # A block has 12 width^2 weights: 4 in attention, 8 in the MLP.

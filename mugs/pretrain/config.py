@@ -3,20 +3,30 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from mugs.data.loading.config import LoaderName, RendererName
 from mugs.data.views.config import ViewRecipe
 from pipeline.settings import Added, FormerName, Probability, Runtime, Settings
 
 
+def _check_clip(schedule: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    epochs = [first for first, _ in schedule]
+    if epochs[:1] != [0] or sorted(set(epochs)) != epochs:
+        raise PydanticCustomError("clip", "pairs (first epoch, limit) in rising order, from 0 on")
+    return schedule
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepConfig(Settings):
     """What a single optimizer step depends on."""
 
-    # (first epoch, limit) pairs; the last one that applies counts. A limit of 0 leaves gradients
-    # alone.
-    clip: tuple[tuple[int, float], ...] = ((0, 3.0),)
+    # (first epoch, limit) pairs in rising order, from epoch 0 on; the last one that applies counts.
+    # A limit of 0 leaves gradients alone.
+    clip: Annotated[
+        tuple[tuple[NonNegativeInt, NonNegativeFloat], ...], AfterValidator(_check_clip)
+    ] = ((0, 3.0),)
     # Epochs in which the prototypes get no update.
     freeze_prototypes_epochs: NonNegativeInt = 1
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -47,7 +57,7 @@ class TrainConfig(StepConfig):
     # Factor of the learning rate of the patch embedding.
     patch_lr_scale: float = 0.2
     # Steps of an epoch; without it, as many whole batches as the images give: one pass.
-    steps_per_epoch: int | None = None
+    steps_per_epoch: PositiveInt | None = None
     seed: int = 0
     views: ViewRecipe = field(default_factory=ViewRecipe)
     micro_batch_size: Annotated[Runtime[PositiveInt | None], FormerName("max_images_per_step")] = (

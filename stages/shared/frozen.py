@@ -42,6 +42,14 @@ class Crop(StageConfig):
     resize: PositiveInt = 256
     crop: PositiveInt = 224
 
+    def __post_init__(self) -> None:
+        """Refuse images that do not fill their crop."""
+        if self.crop > self.resize:
+            raise ValueError(
+                f"images with a shorter side of {self.resize} pixels (resize) do not fill a crop "
+                f"of {self.crop}: the border would be black; set resize too"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(StageConfig):

@@ -3,12 +3,23 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from pipeline.settings import Added, FormerName, Internal, Probability, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _check_shares(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < limits[0] <= limits[1] <= 1:
+        raise PydanticCustomError("shares", "the smaller share first, both above 0 and at most 1")
+    return limits
+
+
+Shares = Annotated[tuple[float, float], AfterValidator(_check_shares)]
+"""The smallest and the largest share that may be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +33,9 @@ class ViewRecipe(Settings):
     # Number of small crops; 0 pretrains on large crops only (M4).
     num_small: Annotated[int, Field(ge=0)] = 10
     # Share of the image area that a large crop covers, drawn between these.
-    large_scale: tuple[float, float] = (0.25, 1.0)
+    large_scale: Shares = (0.25, 1.0)
     # The same for a small crop.
-    small_scale: tuple[float, float] = (0.05, 0.25)
+    small_scale: Shares = (0.05, 0.25)
     ratio: Internal[tuple[float, float]] = (3 / 4, 4 / 3)
     # Least overlap (IoU) of the two large crops of a network: the second one is drawn again until
     # it has more, and is the whole image after 1,000 tries. 0 draws it once.

@@ -59,6 +59,100 @@ def test_a_batch_of_more_than_all_images_is_refused() -> None:
         plan_run("mugs_vit_s16_ep100", "pretrain", "imagenet.num_train_images=300")
 
 
+def test_a_batch_that_holds_images_twice_is_remarked_on() -> None:
+    run = plan_run(
+        "mugs_vit_s16_ep100",
+        "pretrain",
+        "imagenet.dataset=own",
+        "imagenet.num_train_images=60",
+        "pretrain.steps_per_epoch=5",
+    )
+    assert any("42.67 passes" in remark and "twice" in remark for remark in run.remarks)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("pretrain.steps_per_epoch=0", "greater than 0"),
+        ("pretrain.steps_per_epoch=-3", "greater than 0"),
+        # Without a limit for epoch 0, the first step would have failed.
+        ("pretrain.clip=[]", "from 0 on"),
+        ("pretrain.clip=[[5, 3.0]]", "from 0 on"),
+        ("pretrain.clip=[[0, 3.0], [101, 0.3], [50, 1.0]]", "rising order"),
+        ("pretrain.clip=[[0, -3.0]]", "greater than or equal to 0"),
+        ("pretrain.views.large_scale=[1.0, 0.25]", "the smaller share first"),
+        # Meant as percent.
+        ("pretrain.views.small_scale=[5, 25]", "at most 1"),
+        ("finetune.images.scale=[0, 1]", "above 0"),
+        # Validation images would have had a black border.
+        ("finetune.images.size=384", "do not fill a crop of 384"),
+        ("knn.crop=384", "do not fill a crop of 384"),
+        ("linear.crop=384", "do not fill a crop of 384"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_run(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_run("mugs_vit_s16_ep100", "pretrain", override)
+
+
+@pytest.mark.parametrize(
+    ("reproduction", "name", "overrides", "words"),
+    [
+        ("mugs_vit_s16_ep100", "pretrain", ("min_lr=0.1",), "the learning rate rises"),
+        ("mugs_vit_s16_ep100", "pretrain", ("freeze_prototypes_epochs=100",), "never trained"),
+        (
+            "mugs_vit_s16_ep100",
+            "pretrain",
+            ("clip=[[0, 3.0], [101, 0.3]]",),
+            "a limit from epoch 101 on",
+        ),
+        (
+            "mugs_vit_s16_ep100",
+            "pretrain",
+            ("mugs.group_teacher_temperature=[0.04, 0.07]", "mugs.group_teacher_warmup_epochs=101"),
+            "mugs.group_teacher_temperature reaches 0.07 after 101 epochs",
+        ),
+        (
+            "dino_vit_s16_ep100",
+            "pretrain",
+            ("dino.teacher_temperature=[0.04, 0.07]", "dino.teacher_warmup_epochs=130"),
+            "dino.teacher_temperature reaches 0.07 after 130 epochs",
+        ),
+        (
+            "ibot_vit_s16_ep100",
+            "pretrain",
+            ("ibot.mask_start_epoch=100",),
+            "nothing is ever masked",
+        ),
+        (
+            "ibot_vit_s16_ep100",
+            "pretrain",
+            ("ibot.mask_start_epoch=80",),
+            "ibot.patch_teacher_temperature reaches 0.07 after 110 epochs",
+        ),
+        (
+            "coco_vit_s16_ep800",
+            "detection",
+            ("epochs=10", "resources.hours=20"),
+            "falls after epoch 11",
+        ),
+        (
+            "ade20k_vit_s16_ep800",
+            "upernet",
+            ("steps=1000", "resources.hours=2"),
+            "the warm-up of 1500 steps",
+        ),
+        ("ade20k_vit_s16_ep800", "upernet", ("steps=80000",), "steps is 80000 instead of 160000"),
+    ],
+)
+def test_what_a_run_does_not_reach_is_remarked_on(
+    reproduction: str, name: str, overrides: tuple[str, ...], words: str
+) -> None:
+    assert plan_run(reproduction, name).remarks == ()
+    (remark,) = plan_run(reproduction, name, *(f"{name}.{text}" for text in overrides)).remarks
+    assert words in remark
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
