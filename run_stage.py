@@ -335,20 +335,23 @@ def submit(
         _print(check_budget(collect_status(runs, profile.run_root), budget), err=True)
     console.announce_data_checks(skip_data_checks)
     require_no_problems(selection, skip_data_checks=skip_data_checks)
-    made = submission.submit(runs, profile, break_lock=break_lock)
-    code = int(any(each.action == "skipped" for each in made))
+    made = submission.submit(
+        runs, profile, break_lock=break_lock, leave_room=not (keep or no_keeper)
+    )
     if not as_json:
         console.show_submissions(made)
     if keep:
         found = keeper.watch(runs, profile, budget, on_round=console.show_round)
-        raise typer.Exit(code if found.state == "finished" else 1)
+        finished = found.state == "finished"
+        raise typer.Exit(submission.find_exit_code(made, kept=True) if finished else 1)
     kept = [each.run for each in made if each.action != "skipped"]
-    keeper_id = None if no_keeper else keeper.queue_keeper(kept, profile, budget)
+    keeper_id, notes = (None, []) if no_keeper else keeper.try_queue_keeper(kept, profile, budget)
+    _print(notes, err=True)
     if as_json:
         typer.echo(format_json(describe_submissions(made, keeper_id)))
     else:
         console.show_keeper(keeper_id)
-    raise typer.Exit(code)
+    raise typer.Exit(submission.find_exit_code(made, kept=keeper_id is not None))
 
 
 @app.command(name="run")

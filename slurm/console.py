@@ -121,7 +121,12 @@ def show_submissions(submissions: Sequence[Submission]) -> int:
         for s in submissions
         if s.other_code
     )
-    show_lines(f"note: {s.run.name}: {s.reason}" for s in submissions if s.reason)
+    show_lines(f"note: {s.run.name}: {s.reason}" for s in submissions if s.action == "skipped")
+    if deferred := [s for s in submissions if s.action == "deferred"]:
+        print_line(
+            f"note: {len(deferred)} runs are not submitted yet: {deferred[0].reason}; a keeper "
+            "submits them as other jobs end, without one submit again"
+        )
     return int(any(s.action == "skipped" for s in submissions))
 
 

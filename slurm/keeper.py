@@ -68,7 +68,10 @@ _TEARDOWN = (
 
 @dataclass(frozen=True)
 class Round:
-    """What one look at the runs led to. `state` is working | finished | stuck | unknown."""
+    """What one look at the runs led to. `state` is working | finished | stuck | unknown.
+
+    `job_ids` are the jobs in the queue; there may be none of a state `working` if it is full.
+    """
 
     state: str
     submitted: Sequence[str] = ()
@@ -85,6 +88,7 @@ def queue_keeper(
     nothing more.
 
     Raises:
+        QueueFullError: there is no place for it in the queue.
         SlurmError: Slurm does not answer, or refuses.
     """
     statuses = collect_status(runs, profile.run_root)
@@ -98,6 +102,20 @@ def queue_keeper(
     return _queue(note, sha256, job_ids, profile)
 
 
+def try_queue_keeper(
+    runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None = None
+) -> tuple[str | None, list[str]]:
+    """Queue the keeper of these runs; return the id of its job, and a note if it has no place.
+
+    Raises:
+        SlurmError: Slurm does not answer, or refuses.
+    """
+    try:
+        return queue_keeper(runs, profile, budget), []
+    except queue.QueueFullError as error:
+        return None, [f"note: no keeper: {error}; submit --keep goes on from your terminal"]
+
+
 def keep_going(note: Path, sha256: str) -> Round:
     """Do the work of a keeper's job: look once, submit what is missing, queue the next keeper.
 
@@ -106,12 +124,18 @@ def keep_going(note: Path, sha256: str) -> Round:
         SlurmError: Slurm refuses.
     """
     runs, profile, budget = _read_note(note, sha256)
+    has_successor = True
     if own_id := os.environ.get("SLURM_JOB_ID"):
-        # If this one is killed, that one goes on at once.
-        _queue(note, sha256, [own_id], profile)
-    found = look_after(runs, profile, budget)
+        try:
+            # If this one is killed, that one goes on at once.
+            _queue(note, sha256, [own_id], profile)
+        except queue.QueueFullError as error:
+            has_successor = False
+            logger.warning("%s", error)
+    found = look_after(runs, profile, budget, leave_room=not has_successor)
     idle = _count_idle_looks(note, runs, profile.run_root)
-    if found.state == "working" and idle >= _PATIENCE:
+    # While jobs of other reproductions fill the queue, no progress is expected.
+    if found.state == "working" and idle >= _PATIENCE and found.job_ids:
         reason = (
             f"{idle} keepers one after the other saw no progress; submit again to try once more"
         )
@@ -121,7 +145,7 @@ def keep_going(note: Path, sha256: str) -> Round:
         write_json_atomic(note.with_suffix(END), end)
         queue.cancel_jobs(job.job_id for job in _find_waiting(note))
     elif found.state == "working":
-        _queue(note, sha256, found.job_ids, profile, pause=idle > 0)
+        _queue(note, sha256, found.job_ids, profile, pause=idle > 0 or not found.job_ids)
     return found
 
 
@@ -143,11 +167,16 @@ def watch(
 
 
 def look_after(
-    runs: Sequence[StageRun], profile: ClusterProfile, budget: float | None = None
+    runs: Sequence[StageRun],
+    profile: ClusterProfile,
+    budget: float | None = None,
+    *,
+    leave_room: bool = False,
 ) -> Round:
     """Submit the runs that are neither done, nor in the queue, nor in need of a person.
 
-    If Slurm does not answer, the state is `unknown` and nothing is submitted.
+    If Slurm does not answer, the state is `unknown` and nothing is submitted. If it takes only some
+    of them, the others are left for the next look; `leave_room` leaves a place for a keeper.
     """
     try:
         statuses = collect_status(runs, profile.run_root)
@@ -157,13 +186,15 @@ def look_after(
             return Round("stuck", reasons=[overrun])
         stuck = _find_stuck(statuses)
         wanted = [status.run for status in statuses if status.run.run_id not in stuck]
-        made = submit(wanted, profile)
+        made = submit(wanted, profile, leave_room=leave_room)
     except queue.SlurmError as error:
         return Round("unknown", reasons=[str(error)])
     submitted = [each.run.name for each in made if each.action == "submitted"]
     job_ids = [each.job_id for each in made if each.job_id]
-    if job_ids:
-        return Round("working", submitted, job_ids=job_ids)
+    deferred = [each for each in made if each.action == "deferred"]
+    if job_ids or deferred:
+        reasons = [f"{len(deferred)} runs wait: {deferred[0].reason}"] if deferred else []
+        return Round("working", submitted, reasons, job_ids)
     if all(status.state == "done" for status in statuses):
         return Round("finished")
     # Runs of a colleague are skipped, and those that need them.
@@ -261,6 +292,7 @@ def _queue(
 
     `sha256` is that of the note as it was written or checked. It is not read again: in a shared run
     root, another user may have put a note of theirs in its place, which says what runs as us.
+    Without jobs, it starts when this keeper has ended.
     """
     waiting = _find_waiting(note)
     own = profile_of_stage(profile, KEEPER, gpu=False)
@@ -270,7 +302,7 @@ def _queue(
         _NEED,
         folder=note.parent,
         name=note.stem,
-        dependency="?".join(f"afterany:{job_id}" for job_id in job_ids),
+        dependency="?".join(f"afterany:{job_id}" for job_id in job_ids) or "singleton",
         command=keeper_command(own, note, sha256),
         code=code,
         checks=checking_lines(code),
@@ -278,7 +310,14 @@ def _queue(
         teardown=_TEARDOWN,
     )
     begin = [f"--begin=now+{_PAUSE_S}"] if pause else []
-    job_id = queue.submit_text(text, *begin, what=f"the keeper {note.stem}")
+    what = f"the keeper {note.stem}"
+    try:
+        job_id = queue.submit_text(text, *begin, what=what)
+    except queue.QueueFullError:
+        if not waiting:
+            raise
+        queue.cancel_jobs(job.job_id for job in waiting)  # its place is the only one
+        return queue.submit_text(text, *begin, what=what)
     queue.cancel_jobs(job.job_id for job in waiting)  # after that: at every moment there is one
     return job_id
 

@@ -56,6 +56,10 @@ _RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
 _TIMEOUT_S = 60
 COMMAND_NOT_FOUND = 127  # exit code of a shell
 _UNKNOWN_JOB = "Invalid job id"
+# How sbatch says that no more jobs of this user fit into the queue: AssocMaxSubmitJobLimit,
+# QOSMaxSubmitJobPerUserLimit, QOSGrpSubmitJobsLimit and the like. The sentence that follows (`job
+# submit limit, user's size and/or time limits`) also stands for other limits.
+_QUEUE_FULL = re.compile(r"\b(Assoc|QOS)?(Max|Grp)SubmitJob\w*")
 _GONE = (_UNKNOWN_JOB, "already completing or completed")  # scancel about a job that has ended
 
 
@@ -65,6 +69,10 @@ class SlurmError(RuntimeError):
 
 class NoAnswerError(SlurmError):
     """Slurm did not answer a question: the same command may work later."""
+
+
+class QueueFullError(SlurmError):
+    """Slurm takes no more jobs of this user until others of them have ended."""
 
 
 @dataclass(frozen=True)
@@ -271,12 +279,15 @@ def submit_text(text: str, *options: str, what: str) -> str:
     """Queue a batch script and return the id of the job; `what` names it in errors.
 
     Raises:
+        QueueFullError: no more jobs of this user fit into the queue.
         SlurmError: Slurm refuses it.
     """
     code, out, err = call_slurm(
         "sbatch", "--parsable", *options, environment=clean_environment(), stdin=text
     )
     if code != 0 or not out.strip():
+        if full := _QUEUE_FULL.search(err):
+            raise QueueFullError(f"sbatch for {what}: the queue takes no more jobs ({full[0]})")
         raise SlurmError(f"sbatch for {what}: {(err or out).strip() or f'exit {code}'}")
     # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
     return out.strip().splitlines()[-1].split(";")[0]
@@ -294,6 +305,11 @@ def cancel_jobs(job_ids: Iterable[str]) -> None:
     if code != 0 and (refusals or not err.strip()):
         reason = refusals[0] if refusals else f"scancel exit {code}"
         raise SlurmError(f"cannot cancel {' '.join(ids)}: {reason}")
+
+
+def cancel_pending_jobs(job_ids: Iterable[str]) -> None:
+    """Cancel those of these jobs that have not started."""
+    call_slurm("scancel", "--state=PENDING", *job_ids)
 
 
 def warn_jobs(job_ids: Iterable[str]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.findings import Finding, ok, skipped, wrong
 from pipeline.spec import StageRun
 from slurm.shared import nodes, queue
+from slurm.shared.limits import read_job_limits
+from slurm.submission.estimates import estimate_save_seconds
 from slurm.submission.profile import (
     ClusterProfile,
     find_gpu_shortages,
@@ -31,6 +33,9 @@ _AFTER_PREEMPTION = defaultdict(
     CANCEL="a preempted job ends, and the keeper submits it again",
     SUSPEND="a preempted job stands still until it may go on",
 )
+_LOSES_SAVES = ("REQUEUE", "CANCEL")  # how a preempted job ends
+_STEP_S = 5.0  # the step under way comes before the save
+_KEEPERS = 2  # places in the queue: one that works, and its successor
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
 
@@ -48,7 +53,8 @@ def check_cluster(profile: ClusterProfile, runs: Sequence[StageRun]) -> list[Fin
         ok("slurm", "its commands are here and it answers"),
         *_check_partitions([profile, *(profile_of_run(profile, run) for run in runs)], partitions),
         _check_account(profile),
-        *_describe_preemption(profile, partitions),
+        *_describe_preemption(profile, runs, partitions),
+        *_check_job_limits(profile, runs, partitions),
     ]
     # With a wrong partition or account, every dry run would only repeat that.
     if any(finding.state == "wrong" for finding in findings):
@@ -93,16 +99,58 @@ def _check_account(profile: ClusterProfile) -> Finding:
     return ok("account", profile.account)
 
 
-def _describe_preemption(profile: ClusterProfile, partitions: Partitions) -> list[Finding]:
+def _check_job_limits(
+    profile: ClusterProfile, runs: Sequence[StageRun], partitions: Partitions
+) -> list[Finding]:
+    """Say how many jobs the cluster keeps and runs, and what becomes of runs beyond that."""
+    name = _list_partitions(profile, partitions)[:1]  # its first one stands for all
+    limits = read_job_limits(
+        get_user_name(),
+        account=profile.account,
+        partition=partitions.get(name[0], {}) if name else {},
+        qos=profile.qos,
+    )
+    findings = []
+    if (most := limits.submitted) is not None:
+        detail = f"at most {most.count} of your jobs may be in the queue ({most.source})"
+        needed = f"these are {len(runs)} and a keeper"
+        if len(runs) + _KEEPERS <= most.count:
+            findings.append(ok("queue limit", f"{detail}; {needed}"))
+        elif most.count > _KEEPERS:
+            detail = (
+                f"{detail}; {needed}: submit queues what fits, the keeper the others as jobs end"
+            )
+            findings.append(ok("queue limit", detail))
+        else:
+            remedy = "use submit --keep, which needs no place in the queue, or set another qos"
+            findings.append(wrong("queue limit", f"{detail}, too few for a keeper", remedy))
+    if (most := limits.running) is not None:
+        detail = f"at most {most.count} of your jobs run at a time ({most.source})"
+        if most.count:
+            findings.append(ok("job limit", f"{detail}; the others wait in the queue"))
+        else:
+            findings.append(wrong("job limit", detail, "set another qos or account"))
+    return findings
+
+
+def _list_partitions(profile: ClusterProfile, partitions: Partitions) -> list[str]:
+    return profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+
+
+def _describe_preemption(
+    profile: ClusterProfile, runs: Sequence[StageRun], partitions: Partitions
+) -> list[Finding]:
     """Say what becomes of preempted jobs, and whether a keeper can submit them again."""
     config = queue.read_config()
-    names = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    save_s = max((estimate_save_seconds(run, profile.run_root) for run in runs), default=0.0)
     findings = []
-    for name in names:
+    for name in _list_partitions(profile, partitions):
         fields = partitions.get(name, {})
         mode = fields.get("PreemptMode", config.get("PreemptMode", "?")).split(",")[0]
         grace = fields.get("GraceTime", "0")
         detail = f"{name}: PreemptMode={mode}, GraceTime={grace} s: {_AFTER_PREEMPTION[mode]}"
+        if mode in _LOSES_SAVES:
+            detail += _describe_time_to_save(grace, config.get("KillWait", ""), save_s)
         findings.append(ok("preemption", detail))
         if (login := fields.get("AllocNodes", "ALL")) != "ALL":
             findings.append(
@@ -113,6 +161,25 @@ def _describe_preemption(profile: ClusterProfile, partitions: Partitions) -> lis
                 )
             )
     return findings
+
+
+def _describe_time_to_save(grace: str, kill_wait: str, save_s: float) -> str:
+    """Say whether a preempted job has the time to save, given what the longest save takes.
+
+    Slurm sends SIGTERM, waits for the GraceTime, sends it again, and kills after KillWait, which
+    it prints as `30 sec`.
+    """
+    words = kill_wait.split()
+    if not (grace.isdecimal() and words and words[0].isdecimal()):
+        return ""
+    given_s = int(grace) + int(words[0])
+    detail = (
+        f"; it has {given_s} s to save (with KillWait={words[0]} s), "
+        f"a save takes about {save_s:.0f} s"
+    )
+    if save_s + _STEP_S <= given_s:
+        return detail
+    return f"{detail}: not enough, so what it did since its last checkpoint is lost"
 
 
 def get_user_name() -> str:
@@ -131,7 +198,7 @@ def find_exceeded_limit(
     Slurm's default lets `--test-only` and `sbatch` pass such a job, which then waits for ever.
     """
     asked_s = 60.0 * time_limit_minutes(profile, run.resources)
-    names = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    names = _list_partitions(profile, partitions)
     # Of several partitions, Slurm takes the first that lets the job start.
     longest = {
         name: find_partition_limit_s(partitions[name]) for name in names if name in partitions
@@ -166,7 +233,7 @@ def describe_request(profile: ClusterProfile, run: StageRun, partitions: Partiti
     if need.gpu:
         kind = profile.gres or profile.gpu_type or "any type"
         per_node += f", {need.ranks_per_node} GPUs ({kind})"
-    wanted = profile.partition.split(",") if profile.partition else _default_partitions(partitions)
+    wanted = _list_partitions(profile, partitions)
     asked = f"asked for {need.nodes} nodes with {per_node} each"
     try:
         have = nodes.describe_nodes(set(wanted), queue.call_scontrol)

@@ -15,6 +15,7 @@ from pipeline.files import CHECKSUM_KEY, write_atomic, write_json_atomic
 from pipeline.ownership import ForeignOwnerError, keep_others_from_writing
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.shared import queue
+from slurm.shared.exit_codes import EXIT_INTERRUPTED
 from slurm.submission.estimates import estimate_lead_seconds
 from slurm.submission.lock import SubmissionLock, submission_lock
 from slurm.submission.profile import (
@@ -30,12 +31,16 @@ from slurm.submission.snapshot import checking_lines, find_snapshot_folder, take
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of one run: `action` is done | queued (it was before) | submitted | skipped."""
+    """What became of one run.
+
+    `action` is done | queued (it was before) | submitted | skipped | deferred (no more jobs fit
+    into the queue).
+    """
 
     run: StageRun
     action: str
     job_id: str | None = None
-    # Why it is skipped: another user has begun it, or a run that it needs.
+    # Why it is skipped (another user has begun it, or a run that it needs) or deferred.
     reason: str = ""
     # The code of an earlier attempt, if this job goes on with other code.
     other_code: str = ""
@@ -126,11 +131,17 @@ def check_submission(runs: Sequence[StageRun], profile: ClusterProfile) -> Queue
 
 
 def submit(
-    runs: Sequence[StageRun], profile: ClusterProfile, *, break_lock: bool = False
+    runs: Sequence[StageRun],
+    profile: ClusterProfile,
+    *,
+    break_lock: bool = False,
+    leave_room: bool = False,
 ) -> list[Submission]:
     """Queue the runs that are neither done nor queued, in the given (topological) order.
 
-    Runs that another user has begun are skipped, and so are those that need them.
+    Runs that another user has begun are skipped, and so are those that need them. Once Slurm takes
+    no more jobs of this user, the runs that are left are deferred, and with `leave_room` the last
+    one that was submitted too, so that a keeper fits into the queue.
 
     It may be killed at any point and run again, and several may run at once: a run is queued under
     its lock, after another look into the queue. With `break_lock`, the lock of another submission
@@ -140,6 +151,7 @@ def submit(
     state = check_submission(runs, profile)
     code: Path | None = None
     submissions: list[Submission] = []
+    full = ""
     for run in runs:
         if run.run_id in state.done:
             submissions.append(Submission(run, "done"))
@@ -147,14 +159,56 @@ def submit(
             submissions.append(Submission(run, "queued", job_id))
         elif reason := why_skipped(run, profile.run_root, submissions):
             submissions.append(Submission(run, "skipped", reason=reason))
+        elif full:
+            submissions.append(_defer(run, profile.run_root, full, break_lock=break_lock))
         else:
             code = code or take_snapshot(profile.run_root)
             try:
                 submission, state = _submit_locked(run, runs, profile, code, break_lock=break_lock)
+            except queue.QueueFullError as error:
+                full = str(error)
+                submission = Submission(run, "deferred", reason=full)
             except queue.SlurmError as error:
                 raise queue.SlurmError(f"{error}{_describe_progress(submissions, runs)}") from error
             submissions.append(submission)
+    if full and leave_room:
+        _take_back_last(submissions, profile.run_root, full)
     return submissions
+
+
+def _defer(run: StageRun, run_root: Path, full: str, *, break_lock: bool) -> Submission:
+    """Write the file of a run, from which a keeper submits it later."""
+    try:
+        run_dir = runfile.prepare_run_dir(run_root, run)
+    except ForeignOwnerError:  # since a moment ago
+        return Submission(run, "skipped", reason=runfile.find_other_beginner(run_root, run))
+    with submission_lock(run_dir, break_lock=break_lock):
+        runfile.write_run_file(run_root, run)
+    return Submission(run, "deferred", reason=full)
+
+
+def _take_back_last(submissions: list[Submission], run_root: Path, full: str) -> None:
+    """Cancel the last job that was submitted, unless it runs by now, and defer its run."""
+    made = [index for index, each in enumerate(submissions) if each.action == "submitted"]
+    if not made:
+        return
+    last = submissions[made[-1]]
+    # No job that is queued needs it: those come later.
+    queue.cancel_pending_jobs([str(last.job_id)])
+    if queue.find_jobs([last.run], run_root):
+        return
+    # Without these it was never submitted, instead of canceled, which a keeper leaves alone.
+    for name in (queue.JOB_NOTE, queue.SCRIPT):
+        (last.run.run_dir(run_root) / name).unlink(missing_ok=True)
+    submissions[made[-1]] = Submission(last.run, "deferred", reason=full)
+
+
+def find_exit_code(submissions: Sequence[Submission], *, kept: bool) -> int:
+    """Return 1 if a run was skipped, else 75 if some are deferred and no keeper submits them."""
+    actions = {each.action for each in submissions}
+    if "skipped" in actions:
+        return 1
+    return EXIT_INTERRUPTED if "deferred" in actions and not kept else 0
 
 
 def why_skipped(run: StageRun, run_root: Path, before: Sequence[Submission]) -> str:

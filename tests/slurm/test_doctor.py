@@ -36,7 +36,8 @@ def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     assert {f.state for f in found.values()} <= {"ok", "skipped"}, found
     assert found["preemption"].detail == (
         "low: PreemptMode=REQUEUE, GraceTime=15 s: "
-        "Slurm puts a preempted job back into the queue, and it resumes"
+        "Slurm puts a preempted job back into the queue, and it resumes; "
+        "it has 20 s to save (with KillWait=5 s), a save takes about 4 s"
     )
     assert found["partition"].detail == "low is UP" and "to start at" in found["jobs train"].detail
     assert not slurm_cluster.run("squeue", "-h").stdout.strip()

@@ -38,7 +38,9 @@ class FakeSlurm:
             for state in [self.states[run.name]]
         ]
 
-    def submit(self, runs: Sequence[StageRun], _: ClusterProfile) -> list[Submission]:
+    def submit(
+        self, runs: Sequence[StageRun], _: ClusterProfile, *, leave_room: bool = False
+    ) -> list[Submission]:
         if self.refuses:
             raise queue.SlurmError(self.refuses)
         made = []
