@@ -20,6 +20,8 @@ from pipeline.import_memory import recall_import, remember_import
 from pipeline.provenance import code_root, find_version
 
 _LEAST_FREE = 1e8  # bytes; also runs that write next to nothing have records and logs
+_LEAST_FILES = 10_000  # those of the mini reproduction, its logs and code are 4,000
+_PROBE_BYTES = 1 << 20
 DISTRIBUTION = "mugs-repro"
 SETUP = "make setup, and use .venv/bin/python"
 _TIMEOUT_S = 300  # the first import of torch from a shared file system takes minutes
@@ -155,13 +157,17 @@ def check_free_space(run_root: Path, needed: float) -> list[Finding]:
     """Check that the run root can be written to and has `needed` bytes free."""
     folder = next(path for path in (run_root, *run_root.parents) if path.exists())
     try:
-        # Writing is tried: mode bits do not tell of read-only mounts and quotas.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.", suffix=".tmp"):
-            free = shutil.disk_usage(folder).free
+        _try_to_write(folder)
+        free = shutil.disk_usage(folder).free
+        status = os.statvfs(folder)
     except OSError as error:
         found = f"{folder}: cannot be written to ({error.strerror})"
         remedy = "choose another with --run-root, or run_root in the cluster profile"
         return [wrong("run root", found, remedy)]
+    # Some file systems make room for files as they come, and say that they have none.
+    if status.f_files > 0 and status.f_favail < _LEAST_FILES:
+        found = f"{folder}: room for {status.f_favail} more files only (inodes)"
+        return [wrong("disk", found, "remove files, or choose another run root")]
     sizes = f"{free / 1e9:.1f} GB free, the pending runs write {needed / 1e9:.1f} GB or more"
     remedy = "free space (see the command clean), or choose another run root"
     return [
@@ -170,6 +176,17 @@ def check_free_space(run_root: Path, needed: float) -> list[Finding]:
         if max(needed, _LEAST_FREE) <= free
         else wrong("disk", f"{folder}: {sizes}", remedy),
     ]
+
+
+def _try_to_write(folder: Path) -> None:
+    """Write and remove a file: mode bits tell neither of read-only mounts nor of quotas.
+
+    A full quota lets an empty file be made, and file servers may tell only at the end.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.", suffix=".tmp") as file:
+        file.write(bytes(_PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_folders(folders: Iterable[Path]) -> list[Finding]:

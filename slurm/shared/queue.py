@@ -44,6 +44,12 @@ CANNOT_START = {
     "resources or the partition, then submit again",
     "InvalidAccount": "the account is not valid: change account of the profile, then submit again",
     "InvalidQOS": "the QOS is not valid: change qos of the profile, then submit again",
+    "AccountNotAllowed": "the partition takes no jobs of the account: change account or partition "
+    "of the profile, then submit again",
+    "QOSNotAllowed": "the partition takes no jobs of the QOS: change qos or partition of the "
+    "profile, then submit again",
+    "MaxMemPerLimit": "it asks for more memory than the partition allows: change memory_gb of the "
+    "profile, then submit again",
 }
 # The same for reasons that come in many spellings, such as QOSMaxWallDurationPerJobLimit: they
 # compare this one job with a limit, so no other job's end can help.

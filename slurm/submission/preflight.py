@@ -21,10 +21,8 @@ from slurm.submission.profile import (
     profile_of_run,
     time_limit_minutes,
 )
+from slurm.submission.request_limits import Partitions, find_refusal
 from slurm.submission.submit import Dependencies, sbatch_text
-
-Partitions = Mapping[str, Mapping[str, str]]
-"""What Slurm says of each partition, by its name."""
 
 _AFTER_PREEMPTION = defaultdict(
     lambda: "not known what becomes of a preempted job",
@@ -36,6 +34,7 @@ _AFTER_PREEMPTION = defaultdict(
 _LOSES_SAVES = ("REQUEUE", "CANCEL")  # how a preempted job ends
 _STEP_S = 5.0  # the step under way comes before the save
 _KEEPERS = 2  # places in the queue: one that works, and its successor
+_STARTS_NOTHING = {"DOWN", "DRAIN", "INACTIVE"}
 _COMMANDS = ("sbatch", "squeue", "scancel", "scontrol")
 
 
@@ -75,14 +74,16 @@ def _check_partitions(profiles: Sequence[ClusterProfile], partitions: Partitions
 
 
 def _check_partition(choice: str | None, partitions: Partitions) -> Finding:
-    if choice is None:
-        return ok("partition", "the cluster's default")
-    names = choice.split(",")
+    names = _default_partitions(partitions) if choice is None else choice.split(",")
     if unknown := [name for name in names if name not in partitions]:
         remedy = f"set partition to one of {', '.join(sorted(partitions))}"
         return wrong("partition", f"there is no {', '.join(unknown)}", remedy)
-    states = (f"{name} is {partitions[name].get('State', '?')}" for name in names)
-    return ok("partition", ", ".join(states))
+    states = {name: partitions[name].get("State", "?") for name in names}
+    detail = ", ".join(f"{name} is {state}" for name, state in states.items())
+    # Slurm takes jobs for a partition that is down; they wait until it is up.
+    if states and set(states.values()) <= _STARTS_NOTHING:
+        return wrong("partition", f"{detail}: it starts no job", "set another partition, or wait")
+    return ok("partition", detail if choice else f"the cluster's default{detail and f': {detail}'}")
 
 
 def _check_account(profile: ClusterProfile) -> Finding:
@@ -254,6 +255,10 @@ def _check_job(base: ClusterProfile, runs: Sequence[StageRun], partitions: Parti
             "set max_hours of the profile; a training that takes longer is requeued and resumes"
         )
         return wrong(subject, exceeded, remedy)
+    names = _list_partitions(profile, partitions)
+    chosen = {name: partitions[name] for name in names if name in partitions}
+    if refusal := find_refusal(profile, runs[0], chosen, get_user_name()):
+        return wrong(subject, refusal, "change the run's resources, or the profile")
     text = sbatch_text(runs[0], base, Dependencies(), profile.run_root / "code")
     accepted, answer = queue.dry_run_script(text)
     remedy = "change the run's resources, or the profile"

@@ -47,6 +47,25 @@ def test_a_dry_run_on_a_real_slurm(slurm_cluster: Any, tmp_path: Path) -> None:
     assert found["jobs train"].state == found["jobs digits"].state == "wrong", found
 
 
+def test_what_a_dry_run_lets_pass(slurm_cluster: Any, tmp_path: Path) -> None:
+    """Slurm takes a job that is above a partition's limits, as long as it does not enforce them."""
+    change = ("scontrol", "update", "PartitionName=high")
+    try:
+        slurm_cluster.run(*change, "MaxNodes=1", "MaxMemPerNode=2000")
+        found = findings(tmp_path, "partition: high", "train.resources.nodes=2")
+        assert "high gives a job at most 1 nodes (MaxNodes)" in found["jobs train"].detail
+        assert found["jobs digits"].state == "ok", found
+        found = findings(tmp_path, "partition: high\nstages: {pretrain: {memory_gb: 3}}")
+        assert "at most 1.95 GB of a node (MaxMemPerNode)" in found["jobs train"].detail
+        slurm_cluster.run(*change, "State=DOWN")
+        assert (
+            "high is DOWN: it starts no job"
+            in findings(tmp_path, "partition: high")["partition"].detail
+        )
+    finally:
+        slurm_cluster.run(*change, "MaxNodes=UNLIMITED", "MaxMemPerNode=0", "State=UP")
+
+
 def test_a_first_profile_works_as_it_is(slurm_cluster: Any, tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     write_profile(out, tmp_path / "runs", None, force=False)

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,6 +292,48 @@ def test_room_and_rights(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(environment.tempfile, "NamedTemporaryFile", read_only)
     told(doctor(), "cannot be written to (Permission denied)", "--run-root")
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_quota_shows_in_what_is_written(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A full quota still lets an empty file be made."""
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    told(doctor(), f"cannot be written to ({os.strerror(number)})", "--run-root")
+
+
+@pytest.mark.parametrize(
+    ("total", "left", "wrong"), [(9e6, 500, True), (9e6, 9e5, False), (0, 0, False)]
+)
+def test_room_for_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: float, left: float, wrong: bool
+) -> None:
+    usage = SimpleNamespace(
+        f_files=int(total), f_favail=int(left), f_blocks=9, f_bavail=9, f_bfree=9, f_frsize=10**9
+    )
+    monkeypatch.setattr(environment.os, "statvfs", lambda _: usage)
+    found = environment.check_free_space(tmp_path, 0.0)
+    told = [each for each in found if each.state == "wrong" and "500 more files" in each.detail]
+    assert bool(told) == wrong
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "MUGS_CACHE_DIR", "TMPDIR"])
+def test_folders_of_the_user_that_cannot_be_written(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is remembered there is found out again; nothing else is."""
+    monkeypatch.delenv("MUGS_CACHE_DIR")
+    monkeypatch.setenv(name, "/proc/none")
+    if name == "HOME":
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    result = doctor()
+    assert result.exit_code == 0, (result.output, result.exception)
 
 
 def test_packages_that_are_missing_old_or_broken(
