@@ -141,7 +141,8 @@ stages:
 ```
 
 A run that asks for 8 GPUs of one node gets two nodes where `gpus_per_node` is 4. If a `module load`
-(or `ml`, `spack`) of `setup` fails, the job ends there, and its log says so.
+(or `ml`, `spack`) of `setup` fails, the job ends there, and its log says so. `set -e` and `set -u`
+in `setup` hold for its lines only.
 
 """
 

@@ -12,8 +12,9 @@ from pipeline.files import check_overwrite, write_atomic
 from pipeline.spec import ConfigError
 from slurm.shared import queue
 from slurm.shared.nodes import NodeFacts, list_nodes
-from slurm.submission.preflight import Partitions, find_partition_limit_s, get_user_name
+from slurm.submission.preflight import find_partition_limit_s, get_user_name
 from slurm.submission.profile import load_profile
+from slurm.submission.request_limits import Partitions
 
 _USUAL_HOURS = 24  # where a partition has no limit: jobs that say when they end start earlier
 _CONVERT_CPUS = 32  # what a conversion asks for

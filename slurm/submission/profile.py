@@ -434,6 +434,8 @@ def sbatch_parameters(
         "signal_delay_s": lead_s,
         "setup": [
             *map(_stop_if_it_fails, profile.setup),
+            # Else `set -e` among them would end the script before it can look at how srun ended.
+            *(("set +eu",) if profile.setup else ()),
             *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
             f"export MUGS_RUN_ROOT={shlex.quote(str(profile.run_root))}",
             f"export {LEAD_SECONDS_VARIABLE}={lead_s}",

@@ -1,10 +1,13 @@
 """What the batch script does after srun, run by a shell that finds only what the script needs."""
 
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +34,18 @@ def play(tmp_path: Path) -> Play:
         (folder / name).write_text(f"#!{shell}\n{lines}\n")
         (folder / name).chmod(0o755)
 
-    def run(code: int, decision: int | None, state: str | None = RUNNING) -> tuple[int, bool]:
+    def run(
+        code: int,
+        decision: int | None,
+        state: str | None = RUNNING,
+        *,
+        shell_command: Sequence[str] = ("/bin/bash",),
+        **options: Any,
+    ) -> tuple[int, bool]:
+        note = tmp_path / "requeued"
+        note.unlink(missing_ok=True)
         python = folder / "jobs_python"
-        profile = ClusterProfile(run_root=tmp_path / "runs", python=str(python))
+        profile = ClusterProfile(run_root=tmp_path / "runs", python=str(python), **options)
         text = sbatch_text(RUN, profile, Dependencies(), Path("/code"))
         write("srun", f"exit {code}")
         if decision is not None:
@@ -44,13 +56,12 @@ def play(tmp_path: Path) -> Play:
             )
             write("scontrol", says)
         done = subprocess.run(
-            ["/bin/bash", "-c", text],
+            [*shell_command, "-c", text],
             env={"PATH": str(folder), "SLURM_JOB_ID": "7"},
             cwd=tmp_path,
             capture_output=True,
             timeout=60,
         )
-        note = tmp_path / "requeued"
         assert not note.exists() or note.read_text() == "requeue 7\n"
         return done.returncode, note.exists()
 
@@ -98,3 +109,67 @@ def test_env_of_the_node_is_asked_nothing_that_is_new(play: Play, tmp_path: Path
     env.write_text("#!/bin/sh\nexit 125\n")
     env.chmod(0o755)
     assert play(0, None) == (0, False)
+
+
+# Those beside bash where they are installed.
+SHELLS = [
+    *("bash", "bash --posix", "bash -eu", "bash -euo pipefail", "sh"),
+    *(shell for shell in ("dash", "mksh", "busybox sh") if shutil.which(shell.split()[0])),
+]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("setup", ["true", "set -eu", "PS4=x; set -e -x", "export SHELLOPTS"])
+def test_old_and_strict_shells(play: Play, shell: str, setup: str) -> None:
+    """Nothing needs a new bash, and what `setup` turns on does not end the script after srun."""
+    name, *flags = shell.split()
+    command = [shutil.which(name) or name, *flags]
+    for code, decision, expected in (
+        (0, None, (0, False)),
+        (137, 137, (137, False)),
+        (75, 76, (75, True)),
+        (75, None, (75, True)),
+    ):
+        assert play(code, decision, shell_command=command, setup=(setup,)) == expected
+
+
+OLD_TOOLS = (
+    "env", "timeout", "mktemp", "stdbuf", "realpath", "readlink", "date", "sha256sum", "nproc",
+    "hostname", "cat", "sed", "awk", "tr", "ls", "numactl", "flock", "nvidia-smi",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "decision"), [(0, None), (75, 76), (75, None), (137, 137)])
+def test_tools_of_the_node_may_be_old(
+    play: Play, tmp_path: Path, code: int, decision: int | None
+) -> None:
+    """They refuse options that are new, as `env --block-signal`: none of them is called."""
+    for name in OLD_TOOLS:
+        tool = tmp_path / "bin" / name
+        tool.write_text(f"#!{shutil.which('sh')}\necho {name} >> {tmp_path}/asked\nexit 125\n")
+        tool.chmod(0o755)
+    assert play(code, decision)[0] == code
+    assert not (tmp_path / "asked").exists()
+
+
+# Of those that a script may hold; Slurm 18.08 has no `--gpus-per-node` yet.
+SBATCH_1808 = {
+    "account", "comment", "constraint", "cpus-per-task", "dependency", "error", "exclude",
+    "exclusive", "gres", "job-name", "kill-on-invalid-dep", "mem", "nodelist", "nodes",
+    "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "reservation",
+    "signal", "time", "wckey",
+}  # fmt: skip
+SRUN_1808 = {"unbuffered", "output", "error", "cpus-per-task", "kill-on-bad-exit"}
+
+
+def test_options_of_an_old_slurm(tmp_path: Path) -> None:
+    words = {"partition", "account", "qos", "constraint", "nodelist", "exclude", "reservation"}
+    profile = ClusterProfile(
+        run_root=tmp_path, gres="gpu:a100", exclusive=True, memory_gb=4, **dict.fromkeys(words, "x")
+    )
+    run = replace(RUN, resources=Resources(nodes=2, ranks_per_node=8))
+    text = sbatch_text(run, profile, Dependencies(), Path("/code"))
+    asked = set(re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE))
+    assert words < asked <= SBATCH_1808
+    (line,) = re.findall(r"^srun .*", text, re.MULTILINE)
+    assert set(re.findall(r" --([a-z-]+)", line)) == SRUN_1808
