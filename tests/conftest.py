@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-# Reasons to skip that say nothing about the machine's set-up.
-EXPECTED_SKIPS = ("needs a GPU", "needs root", "needs the extra")
+# Reasons to skip that say nothing about the machine's set-up, and how many tests may give each.
+EXPECTED_SKIPS = {
+    "needs a GPU": 10,
+    "needs root": 0 if os.geteuid() == 0 else 40,
+    "needs the extra": 2,
+}
 SKIPPED: list[tuple[str, str]] = []
 
 
@@ -70,14 +76,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail on a skip that was not expected, where MUGS_NO_UNEXPECTED_SKIPS is set."""
     if not os.environ.get("MUGS_NO_UNEXPECTED_SKIPS") or hasattr(session.config, "workerinput"):
         return
-    unexpected = [
-        f"{test}: {reason}"
-        for test, reason in SKIPPED
-        if not any(expected in reason for expected in EXPECTED_SKIPS)
-    ]
+    unexpected = find_unexpected_skips(SKIPPED)
     if unexpected:
         print("\nSkipped though nobody expected it:", *unexpected, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def find_unexpected_skips(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the skips, given as test and reason, for no expected reason or for one too often."""
+    found = []
+    counts: Counter[str] = Counter()
+    for test, reason in skipped:
+        expected = next((words for words in EXPECTED_SKIPS if words in reason), None)
+        if expected is None:
+            found.append(f"{test}: {reason}")
+            continue
+        counts[expected] += 1
+        if counts[expected] > EXPECTED_SKIPS[expected]:
+            found.append(f"{test}: {reason} (more than {EXPECTED_SKIPS[expected]} such tests)")
+    return found
 
 
 @pytest.fixture
