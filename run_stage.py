@@ -184,6 +184,13 @@ def doctor(
     cluster: Cluster = None,
     run_root: RunRoot = None,
     skip_data_checks: SkipDataChecks = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Also run a job of a few minutes that measures GPUs, links and disks.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that could stop the runs.
@@ -194,6 +201,11 @@ def doctor(
     run that is not done its settings and the data sets, file lists and weights it reads. Data sets
     are checked for layout, number of files, labels and truncated images, which takes minutes for a
     large one the first time. Changes nothing. The exit code is 1 if there is a problem.
+
+    With --probe, a job like that of the largest run, on at most two nodes, looks for itself: GPUs
+    and their health, driver against torch, all-reduce within and between nodes, clocks, the run
+    root's disk and that of the nodes, CPUs against loader threads, FFCV. What to change in the
+    profile stands below each problem.
     """
     from pipeline import environment
     from slurm import console
@@ -202,6 +214,8 @@ def doctor(
     from stages.commands.preflight import check_runs, list_written_folders
     from stages.commands.reproduction import list_changed_inputs
 
+    if probe and not cluster:
+        raise typer.BadParameter("names the cluster to probe", param_hint="--cluster")
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     console.announce_data_checks(skip_data_checks)
     checks = check_runs(selection, skip_data_checks=skip_data_checks)
@@ -215,11 +229,16 @@ def doctor(
     profile = None
     if cluster:
         from slurm.submission.preflight import check_cluster
+        from slurm.submission.probe import probe_cluster
 
         profile = place.load_profile_at(cluster, run_root)
         if profile.python and not profile.in_container:
             findings.append(environment.check_job_python(profile.python))
         findings += check_cluster(profile, checks.pending)
+        if probe:
+            findings += probe_cluster(
+                profile, checks.pending or selection.runs, on_wait=console.announce_probe
+            )
     else:
         findings.append(environment.skip_cluster_check())
     findings += checks.findings

@@ -124,7 +124,9 @@ Or copy the one of `slurm/profiles/` that is most like your cluster, and change 
 | `container_apptainer` | containers of apptainer; `slurm/images/apptainer.def` makes an image |
 | `workstation` | one machine without Slurm, for `run` |
 
-Give its path with `--cluster`, and check it first with `doctor REPRODUCTION --cluster FILE`. A
+Give its path with `--cluster`, and check it first with `doctor REPRODUCTION --cluster FILE`. With
+`--probe`, it also runs a job of a few minutes on at most two nodes, which measures GPUs, the links
+between them, disks and clocks; below each problem stands what to change in the profile. A
 profile changes where and how jobs run, never their results: no key is part of a run id. Every key
 except `gpus_per_node`, which is a limit, reaches the batch script; an unknown key is refused. See
 `slurm/README.md` for what a job survives.

@@ -214,6 +214,11 @@ def announce_saving(job_ids: Sequence[str]) -> None:
     )
 
 
+def announce_probe(job_id: str) -> None:
+    """Say on stderr that a job is waited for."""
+    sys.stderr.write(f"probe: job {job_id} takes minutes once it starts (Ctrl-C: cancel it)\n")
+
+
 def announce_run(run: StageRun, ranks: int) -> None:
     """Print a line before a run starts on this machine."""
     plural = "s" if ranks > 1 else ""

@@ -19,7 +19,7 @@ _RESTART_S = 180.0  # from a stop to the first new step, with a short wait in th
 _PREEMPTED_EVERY_S = 7200.0
 # What the lead time must hold besides the save, in seconds: the step under way, the requeue, a
 # warning that comes late (Slurm checks time limits every 30 s), and a margin.
-_LEAD_BESIDES_SAVE_S = 30.0 + 30.0 + 30.0 + 30.0
+LEAD_BESIDES_SAVE_S = 30.0 + 30.0 + 30.0 + 30.0
 
 
 def estimate_save_seconds(run: StageRun, run_root: Path) -> float:
@@ -38,7 +38,7 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
     if profile.signal_delay_s is not None:
         return profile.signal_delay_s
     limit = 60 * time_limit_minutes(profile, run.resources)
-    wanted = math.ceil(estimate_save_seconds(run, profile.run_root) + _LEAD_BESIDES_SAVE_S)
+    wanted = math.ceil(estimate_save_seconds(run, profile.run_root) + LEAD_BESIDES_SAVE_S)
     return min(wanted, max(limit // 5, 600), limit // 2)
 
 

@@ -333,8 +333,17 @@ def time_limit_minutes(profile: ClusterProfile, need: Resources) -> int:
 
 def job_command(profile: ClusterProfile, run_dir: Path) -> str:
     """Return the command that srun starts on every rank."""
+    return _command_of_ranks(profile, "slurm.node.job", run_dir)
+
+
+def probe_command(profile: ClusterProfile, folder: Path) -> str:
+    """Return the command that srun starts on every rank of a probe."""
+    return _command_of_ranks(profile, "slurm.node.probe", folder)
+
+
+def _command_of_ranks(profile: ClusterProfile, module: str, folder: Path) -> str:
     container = f"{profile.container_command} " if profile.container_command else ""
-    return f"{container}{_python(profile)} -u -m slurm.node.job {shlex.quote(str(run_dir))}"
+    return f"{container}{_python(profile)} -u -m {module} {shlex.quote(str(folder))}"
 
 
 def keeper_command(profile: ClusterProfile, note: Path, sha256: str) -> str:

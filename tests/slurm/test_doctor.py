@@ -10,6 +10,7 @@ import pytest
 from pipeline.findings import Finding
 from slurm.submission.init_profile import write_profile
 from slurm.submission.preflight import check_cluster
+from slurm.submission.probe import probe_cluster
 from slurm.submission.profile import load_profile
 from stages.commands.reproduction import all_runs
 
@@ -74,3 +75,32 @@ def test_a_first_profile_works_as_it_is(slurm_cluster: Any, tmp_path: Path) -> N
     runs = all_runs("mugs_vit_s16_ep100", ["imagenet.train_dir=/t", "imagenet.val_dir=/v"])
     found = check_cluster(profile, runs)
     assert {finding.state for finding in found} <= {"ok", "skipped"}, found
+
+
+def test_a_probe_of_two_nodes(slurm_cluster: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub/ffcv.py").touch()  # the real one takes seconds
+    path.write_text(
+        f"run_root: {tmp_path}/runs\npartition: low\nmemory_gb: 4\n"
+        f"env: {{PYTHONPATH: {tmp_path}/stub}}\n"
+    )
+    overrides = [f"pretrain.{key}" for key in ("resources.nodes=2", "resources.cpus_per_rank=1")]
+    overrides.append("pretrain.threads=1")
+    runs = [run for run in all_runs("mini", overrides) if run.name == "pretrain"]
+    jobs: list[str] = []
+    found = {
+        finding.subject.removeprefix("probe "): finding
+        for finding in probe_cluster(
+            load_profile(str(path)), runs, on_wait=jobs.append, pause_s=0.2
+        )
+    }
+    folders = [path for path in tmp_path.glob("runs/probes/*/*")]
+    told = [path.read_text() for folder in folders for path in folder.glob("*.err")]
+    assert slurm_cluster.job(jobs[0])["NumNodes"] == "2", (found, told)
+    assert {finding.state for finding in found.values()} <= {"ok", "skipped"}, (found, told)
+    assert not folders  # all was read
+    assert "over 2 nodes" in found["links"].detail and "(gloo)" in found["links"].detail
+    assert "1 were asked for; its loader has 1 threads" in found["CPUs"].detail
+    assert "a renamed file is seen by other nodes after" in found["visibility"].detail
+    assert "MB/s from each node" in found["disk"].detail
