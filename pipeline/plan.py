@@ -21,6 +21,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
     for run in reproduction.runs.values():
         _check_needs(reproduction, run)
     planned: dict[str, StageRun] = {}
+    by_id: dict[str, StageRun] = {}
     for name in _order(reproduction):
         run = reproduction.runs[name]
         inputs = {role: planned[filler].config for role, filler in run.needs.items()}
@@ -35,7 +36,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
         # Ids of inputs are part of a run's id, so they are known first: that is why order matters.
         needs = {role: planned[filler].run_id for role, filler in run.needs.items()}
         identity = run_id(run.spec.name, config, needs)
-        same = next((other for other in planned.values() if other.run_id == identity), None)
+        same = by_id.get(identity)
         if same is not None and reproduction.joined:
             planned[name] = same
             continue
@@ -45,7 +46,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
                 f"{reproduction.source}: runs {same.name!r} and {name!r} are the same run; "
                 "remove one"
             )
-        planned[name] = StageRun(
+        planned[name] = by_id[identity] = StageRun(
             stage=run.spec.name,
             name=name,
             run_id=identity,
@@ -60,7 +61,7 @@ def build_plan(reproduction: Reproduction) -> list[StageRun]:
             remarks=(*config.list_remarks(inputs), *remark_on_overrides(run)),
         )
     # A run that has two names in `planned` comes once.
-    return list({run.run_id: run for run in planned.values()}.values())
+    return list(by_id.values())
 
 
 def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
@@ -86,7 +87,7 @@ def _check_needs(reproduction: Reproduction, run: RunConfig) -> None:
 
 def _order(reproduction: Reproduction) -> list[str]:
     """Return the names of the runs, depth first: each after those it needs, else as written."""
-    order: list[str] = []
+    order: dict[str, None] = {}  # a list would be searched for each of thousands of names
 
     def visit(name: str, path: list[str]) -> None:
         if name in order:
@@ -96,11 +97,11 @@ def _order(reproduction: Reproduction) -> list[str]:
             raise ConfigError(f"{reproduction.source}: runs need each other in a circle: {cycle}")
         for filler in reproduction.runs[name].needs.values():
             visit(filler, [*path, name])
-        order.append(name)
+        order[name] = None
 
     for name in reproduction.runs:
         visit(name, [])
-    return order
+    return list(order)
 
 
 def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]:
