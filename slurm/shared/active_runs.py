@@ -17,7 +17,7 @@ def ask_for_jobs(
 
     Slurm is not asked about runs that were never submitted.
     """
-    submitted = [run for run in runs if _last_job_id(run.run_dir(run_root))]
+    submitted = [run for run in runs if _was_submitted(run.run_dir(run_root))]
     try:
         return queue.find_jobs(submitted, run_root), ""
     except queue.SlurmError as error:
@@ -40,38 +40,54 @@ def may_have_job(run_dir: Path, run_id: str) -> str | None:
 def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     """Return which of these run folders, given with their run ids, are in use, and how.
 
-    Slurm is asked only about runs that were submitted and whose own records do not say that they
-    are over. If it does not answer, these count as in use.
+    Slurm is asked only about runs that were submitted and are not done. If it does not answer,
+    these count as in use, unless their own records say that they are over.
     """
     roots = {folder.parents[1] for folder in folders}
     # One listing of entries, since most of thousands of runs may have none.
     recorded = {root: set(manifest.list_run_ids(root)) for root in roots}
-    uncertain = {}
-    with collect_unreadable():  # what cannot be read does not say that a run is over
-        for folder, run_id in folders.items():
-            if (job_id := _last_job_id(folder)) is None:
-                continue
-            root = folder.parents[1]
-            done = run_id in recorded[root] and manifest.find_done(root, run_id) is not None
-            if not _is_over(folder, job_id, done=done):
-                uncertain[folder] = job_id
-        running_here = {folder for folder in folders if attempts.is_running_here(folder)}
-    silence = ""
-    try:
-        jobs = queue.find_jobs_of_folders(uncertain)
-    except queue.SlurmError as error:
-        jobs = {}
-        silence = str(error)
-
     active = {}
-    for folder in folders:
-        if folder in jobs:
-            active[folder] = f"is job {jobs[folder].job_id}, {jobs[folder].state}"
-        elif folder in running_here:
-            active[folder] = "is running on this machine"
-        elif folder in uncertain and silence:
-            active[folder] = f"may be job {uncertain[folder]} of a cluster: {silence}"
+    with collect_unreadable():  # what cannot be read does not say that a run is over
+        submitted = {
+            folder
+            for folder, run_id in folders.items()
+            if _was_submitted(folder) and not _is_done(folder, run_id, recorded)
+        }
+        # First, as the records of thousands of runs that have a job need not be read then.
+        silence = ""
+        try:
+            jobs = queue.find_jobs_of_folders(submitted)
+        except queue.SlurmError as error:
+            jobs = {}
+            silence = str(error)
+
+        for folder in folders:
+            if folder in jobs:
+                active[folder] = f"is job {jobs[folder].job_id}, {jobs[folder].state}"
+            elif attempts.is_running_here(folder):
+                active[folder] = "is running on this machine"
+            elif silence and folder in submitted:
+                job_id = _last_job_id(folder)
+                if job_id is not None and not _is_over(folder, job_id, done=False):
+                    active[folder] = f"may be job {job_id} of a cluster: {silence}"
     return active
+
+
+def _is_done(folder: Path, run_id: str, recorded: Mapping[Path, set[str]]) -> bool:
+    root = folder.parents[1]
+    return run_id in recorded[root] and manifest.find_done(root, run_id) is not None
+
+
+def _was_submitted(folder: Path) -> bool:
+    """Return whether `_last_job_id` returns one, without reading it."""
+    try:
+        return any(
+            _changed(f"{folder}/{name}") is not None for name in (queue.SCRIPT, queue.JOB_NOTE)
+        )
+    except OSError as error:
+        if error.errno not in CLOSED_FOLDER:
+            raise
+        return True
 
 
 def _last_job_id(folder: Path) -> str | None:
