@@ -102,6 +102,8 @@ def matplotlib_settings(theme: Theme) -> dict[Any, Any]:
         "svg.hashsalt": "mugs-repro",
         # Text as paths looks the same without the font, which matplotlib itself ships.
         "svg.fonttype": "path",
+        # A `$` in the name of a run or a method begins no formula, which could not be read.
+        "text.parse_math": False,
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "axes.titlesize": 10,

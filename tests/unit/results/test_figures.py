@@ -155,6 +155,22 @@ def test_k_nn_during_pretraining_is_a_line_per_run(results: Make) -> None:
     )
 
 
+def test_a_name_is_no_formula(results: Make) -> None:
+    rows = [
+        {
+            "run_id": name,
+            "arch": name,
+            "stage": "knn_curve",
+            "setting": f"epoch={epoch}, cls, k=20, T=0.07",
+        }
+        for name in ("$\\frac{$", "a$b$c")
+        for epoch in (1, 2)
+    ]
+    drawing = draw_knn_during_pretraining(results(*rows))
+    assert drawing is not None
+    assert b"<svg" in render_image(drawing, LIGHT, "svg")
+
+
 def test_seeds_of_a_watched_pretraining_are_a_line_with_a_band(results: Make) -> None:
     points = [(0, 0, 5.0), (0, 9, 50.0), (1, 0, 7.0), (1, 9, 54.0)]
     rows = [
