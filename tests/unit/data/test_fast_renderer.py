@@ -3,6 +3,7 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mugs.data.views.plan import (
     draw_operation,
     plan_views,
 )
-from mugs.data.views.render import fast, reference
+from mugs.data.views.render import compiled, fast, reference
 from mugs.data.views.render.hue import rotate_hue
 from mugs.data.views.render.randaugment import GEOMETRIC, augment_region
 
@@ -221,3 +222,25 @@ def test_views_of_the_recipe(weak_prob: float, interpolation: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(compare, range(12)))
+
+
+@pytest.mark.parametrize("planted", ["", "open to others", "a link", "a file"])
+def test_kernels_are_loaded_from_our_own_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """Numba runs what lies there, and NUMBA_CACHE_DIR may be a folder that others write in."""
+    monkeypatch.setattr(compiled.config, "CACHE_DIR", str(tmp_path))
+    folder = compiled.kernel_cache_dir()
+    assert folder is not None and folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert compiled.kernel_cache_dir() == folder
+    if planted:
+        folder.rename(tmp_path / "before")
+        if planted == "open to others":
+            folder.mkdir()
+            folder.chmod(0o777)
+        elif planted == "a link":
+            folder.symlink_to("before")
+        else:
+            folder.touch()
+        assert compiled.kernel_cache_dir() is None

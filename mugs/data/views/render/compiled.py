@@ -6,7 +6,9 @@ contiguous in memory, which is what the first, horizontal pass of a resize runs 
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,35 @@ import numba
 from numba.core import config
 
 
-def kernel_cache_dir() -> Path:
-    """Return the folder of compiled kernels, below NUMBA_CACHE_DIR or the user's cache.
+def kernel_cache_dir() -> Path | None:
+    """Return this user's folder of compiled kernels, below NUMBA_CACHE_DIR or the user's cache.
 
     Its name holds a hash of the sources of all kernels. numba itself compares the file of the
     compiled function only: it would keep old code of functions that are called from other files.
+
+    numba runs what lies there. So None is returned for a folder that is not ours alone; then it
+    keeps kernels beside their source.
     """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     root = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / f"mugs-kernels-{hashlib.sha256(sources).hexdigest()[:12]}"
+    name = f"mugs-kernels-{os.geteuid()}-{hashlib.sha256(sources).hexdigest()[:12]}"
+    folder = Path(root).absolute() / name
+    return folder if make_own_folder(folder) else None
 
 
-KERNEL_CACHE_DIR = str(kernel_cache_dir())
+def make_own_folder(folder: Path) -> bool:
+    """Make a folder if it is missing; return whether only this user can write in it."""
+    with suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        others_write = found.st_mode & 0o022
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not others_write
+    return False
+
+
+KERNEL_CACHE_DIR = str(kernel_cache_dir() or "")
 
 
 def cached_njit(function: Callable[..., Any]) -> Callable[..., Any]:
