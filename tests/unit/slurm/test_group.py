@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import attempts, runfile
+from pipeline import attempts, manifest, runfile
 from pipeline.files import write_atomic
+from pipeline.manifest import ManifestEntry
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm import console
 from slurm.local.executor import run_locally
@@ -117,6 +118,19 @@ def test_submit_names_who_has_begun_a_run_and_goes_on_with_the_rest(
     # What would be written is not shown for it either.
     scripts = list(submission.preview_scripts([THEIRS, OWN], profile))
     assert scripts[0].startswith("==> theirs: begun by user 4321")
+
+
+def test_what_a_colleague_has_done_is_everybodys(root: Path) -> None:
+    """Their result is used: an entry has no key, and belongs to whoever wrote it."""
+    entry = ManifestEntry(
+        stage=THEIRS.stage, name=THEIRS.name, run_id=THEIRS.run_id, upstream={}, outputs={}
+    )
+    os.chown(manifest.record_entry(root, entry), COLLEAGUE, COLLEAGUE)
+    profile = ClusterProfile(run_root=root, partition="low")
+    found = submission.submit([THEIRS, WAITING], profile)
+    assert [each.action for each in found] == ["done", "submitted"]
+    (theirs,) = collect_status([THEIRS], root)
+    assert theirs.state == "done" and theirs.detail.endswith(", by user 4321")
 
 
 def test_run_names_who_has_begun_a_run(root: Path) -> None:
