@@ -24,6 +24,7 @@ from stages.shared.image_data import (
 )
 
 if TYPE_CHECKING:
+    from mugs.data.sources.beton import Sidecar
     from mugs.data.sources.convert import Phase
     from mugs.data.sources.folder import FolderSource
     from mugs.engine.progress import Progress
@@ -43,10 +44,12 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     from mugs.data.sources.base import describe_skipped
     from mugs.data.sources.changes import describe_changes
     from mugs.data.sources.convert import convert_to_beton
+    from mugs.data.sources.repeated import describe_repeated
 
     outputs: dict[str, Path] = {}
     notes: list[str] = []
     checksums: dict[str, str] = {}
+    sidecars: dict[str, Sidecar] = {}
     sources = open_splits(ctx.run_dir, cfg)
     images = {split: len(source) for split, source in sources.items()}
     with closing(ConversionProgress(ctx.run_dir / "progress.json", images)) as progress:
@@ -64,9 +67,11 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.finish(split)
             outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
             checksums[split] = sidecar.sha256
+            sidecars[split] = sidecar
             notes += describe_changes(split, sidecar.changes.items())
             if sidecar.skipped:
                 notes.append(f"{split}: {describe_skipped(sidecar.skipped)}")
+    notes += describe_repeated(sidecars)
     info: dict[str, Any] = {
         "dataset": cfg.dataset,
         "num_classes": len(sources["train"].classes),

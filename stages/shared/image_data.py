@@ -1,5 +1,6 @@
 """Image data sets: what a reproduction says of one, and its files, opened and checked."""
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -109,6 +110,20 @@ class ConvertConfig(StageConfig):
                 "train_dir and val_dir must name the same built-in data set, "
                 f"not {' and '.join(sorted(folders))}"
             )
+
+    def list_remarks(self, inputs: Mapping[str, StageConfig]) -> list[str]:
+        """Remark on validation images that are the training images."""
+        folders = [self.train_dir, self.val_dir]
+        lists = [self.train_list, self.val_list]
+        if not all(folders) or self.train_dir in BUILTIN or lists[0] != lists[1]:
+            return []
+        train, val = (os.path.realpath(expand_home(str(folder))) for folder in folders)
+        if train != val:
+            return []
+        return [
+            "train_dir and val_dir are the same folder: evaluations will test on the images that "
+            "they train on"
+        ]
 
     @property
     def splits(self) -> tuple[str, ...]:

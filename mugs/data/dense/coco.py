@@ -9,6 +9,7 @@ which have gaps in COCO.
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from mugs.data.sources.scan import ends_whole
 from pipeline.files import replace_atomically
 
 SPLITS = {"train": "train2017", "val": "val2017"}
+# Boxes of COCO are those around the outlines. If boxes are given by other corners, or outlines in
+# shares of the image, most overlap less.
+LEAST_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class CocoSplit:
                 f"{self.annotations}: not COCO annotations ({type(error).__name__}: {error})"
             ) from error
 
+        # How far boxes that `find_problem` looked at are those around the outlines (IoU).
+        self.agreements: list[float] = []
         self.table = content
         self.names: dict[int, str] = content["names"]
         self.categories = sorted(self.names)
@@ -195,10 +201,37 @@ class CocoSplit:
         try:
             if not ends_whole(path):
                 self.read(index)
-            self.objects(index)
+            boxes, _, masks = self.objects(index)
         except (DecodeError, SourceError) as error:
             return str(error)
+        self.agreements += map(compare_box, boxes.tolist(), masks.numpy())
         return None
+
+    def describe_disagreement(self) -> str:
+        """Return what is wrong if most boxes looked at are not those of their outlines, or ""."""
+        bad = sum(agreement < LEAST_AGREEMENT for agreement in self.agreements)
+        if 2 * bad <= len(self.agreements):
+            return ""
+        return (
+            f"{self.annotations.name}: {bad} of {len(self.agreements)} boxes are not where their "
+            "outlines are (a bbox is x, y of the upper left corner, width and height; outlines are "
+            "in pixels)"
+        )
+
+
+def compare_box(box: Sequence[float], mask: np.ndarray) -> float:
+    """Return the overlap (IoU) of a box and the box around a bitmap (H, W); 0 for an empty one."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return 0.0
+    around = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    left, top, right, bottom = (
+        pick(one, other) for pick, one, other in zip((max, max, min, min), box, around, strict=True)
+    )
+    shared = max(0.0, right - left) * max(0.0, bottom - top)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, around)]
+    return float(shared / (sum(areas) - shared))
 
 
 def usable_box(
@@ -289,6 +322,8 @@ def check_coco(
         bad = [line for (part, _), line in found if line and part == name]
         if bad:
             differences.append(f"{len(bad)} images are not as annotated: {format_names(bad)}")
+        if disagreement := split.describe_disagreement():
+            differences.append(disagreement)
         problems += [f"{name}: {difference}" for difference in differences]
     # Labels are positions among the categories, so both splits must have the same ones.
     if len(splits) == 2 and splits["train"].names != splits["val"].names:

@@ -41,6 +41,10 @@ def _is_file(value: Any) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
+def _as_path(value: str) -> str:
+    return PurePosixPath(value).as_posix()
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
@@ -150,7 +154,9 @@ def _find_bad_links(content: Mapping[str, Any]) -> list[str]:
         ("categories", categories, "name"),
         ("annotations", annotations, "id"),
     ):
-        if again := find_repeated(entry[key] for entry in entries):
+        # "./a.jpg" and "a.jpg" are one file.
+        values = [_as_path(entry[key]) if key == "file_name" else entry[key] for entry in entries]
+        if again := find_repeated(values):
             problems.append(
                 f"{len(again)} {what} are listed twice, by {key}: {format_names(again)}"
             )

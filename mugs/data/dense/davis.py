@@ -84,6 +84,12 @@ class VideoFolder:
                 f"{self.root / 'JPEGImages' / RESOLUTION / video}: {len(frames)} frames (*.jpg), "
                 "expected 3 or more (the first and the last do not count)"
             )
+        # "10.jpg" comes before "2.jpg" by name.
+        if len({len(frame.stem) for frame in frames if frame.stem.isdecimal()}) > 1:
+            return (
+                f"{frames[0].parent}: numbers of frames have fewer and more digits, so their order "
+                "is not that of the names; add leading zeros"
+            )
         missing = [self.annotation(f) for f in frames if not self.annotation(f).is_file()]
         if missing:
             return f"{missing[0]}: missing, and {len(missing) - 1} more of this video"

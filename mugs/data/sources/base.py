@@ -161,10 +161,21 @@ def count_skipped(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(kinds.items()))
 
 
+OUTSIDE = "beside the class folders"
+"""Kind of skipped files that are images, but of no class."""
+
+
 def describe_skipped(counts: Mapping[str, int]) -> str:
-    """Return a line about files that were skipped by their names."""
-    kinds = [f"{count:,} {kind}" for kind, count in counts.items()]
-    return f"{sum(counts.values()):,} files are no images by name: {format_names(kinds)}"
+    """Return a line about files that were skipped by their names, or by where they lie."""
+    by_name = {kind: count for kind, count in counts.items() if kind != OUTSIDE}
+    kinds = [f"{count:,} {kind}" for kind, count in by_name.items()]
+    parts = []
+    if by_name:
+        total = sum(by_name.values())
+        parts.append(f"{total:,} files are no images by name: {format_names(kinds)}")
+    if OUTSIDE in counts:
+        parts.append(f"{counts[OUTSIDE]:,} images lie {OUTSIDE} and are left out")
+    return "; ".join(parts)
 
 
 def find_repeated(values: Iterable[Any]) -> list[str]:

@@ -32,17 +32,32 @@ BY_MODE = {
 }
 # Part of the description in a profile; newer ones hold it in UTF-16.
 SRGB = (b"sRGB", "sRGB".encode("utf-16-be"))
-WIDE, TURNED, PROFILE, ANEW, SEVERAL = 5, 6, 7, 8, 9
+TRANSPARENT, WIDE, TURNED, PROFILE, ANEW, SEVERAL = 2, 5, 6, 7, 8, 9
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Return whether an image that was opened and not loaded yet has more than 8 bits a value."""
+    if image.mode.startswith("I"):
+        return True
+    # Pillow reads 16-bit color as 8 bits, and only the arguments of its decoder tell: the raw mode,
+    # or the largest value of PPM.
+    for tile in getattr(image, "tile", ()):
+        mode, *rest = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if ";16" in str(mode) or (tile[0].startswith("ppm") and rest and max(rest) > 255):
+            return True
+    return False
 
 
 def find_changes(image: Image.Image, *, stored_anew: bool) -> int:
     """Return the bits of what holds for an image that was opened and not loaded yet."""
     found = set(BY_MODE.get(image.mode, (4,)))
     if image.mode.startswith("I"):
-        found = {0, WIDE}
-    elif ";16" in str(getattr(image, "tile", "")):
-        # Pillow reads 16-bit color as 8 bits, and only the raw mode of its decoder tells.
+        found = {0}
+    if is_wide(image):
         found.add(WIDE)
+    # Palettes, and gray and RGB PNG files, may name a color that is transparent.
+    if "transparency" in image.info:
+        found.add(TRANSPARENT)
     # Pillow turns TIFF as its tag says.
     has_exif = "exif" in image.info or image.format not in ("JPEG", "TIFF")
     if has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mugs.data.sources.base import open_image
+from mugs.data.sources.changes import is_wide
 
 # Formats of which Pillow hands out 16-bit gray as 32-bit integers: PGM, and PNG in older versions.
 WIDE_GRAY = ("PNG", "PPM")
@@ -19,14 +20,28 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
     """Return the decoded RGB image. Raises DecodeError for anything that is not a whole image."""
     try:
         with open_image(io.BytesIO(data)) as image:
+            wide = is_wide(image)
             # Image.open reads the header only.
             image.load()
-            return convert_to_rgb(image, name)
+            rgb = convert_to_rgb(image, name)
+            if wide:
+                check_bits_are_used(rgb, name)
+            return rgb
     except UnidentifiedImageError as error:
         raise DecodeError(f"{name}: not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Damaged files make Pillow raise all of these.
         raise DecodeError(f"{name}: {error}") from error
+
+
+def check_bits_are_used(rgb: Image.Image, name: str) -> None:
+    """Raise DecodeError for what was 16 bits if no value uses the upper four: 8 bits are black."""
+    brightest = int(np.asarray(rgb).max())
+    if 0 < brightest < 16:
+        raise DecodeError(
+            f"{name}: 16 bits, of which no pixel uses the upper four, and the file does not say "
+            "which value is white; scale it to 8 or 16 bits"
+        )
 
 
 def convert_to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -1,5 +1,7 @@
 """Check that image folders hold the data set they should hold, before anything is converted."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,6 +59,9 @@ def check_expected_counts(
     if train and val and not isinstance(train, SourceError) and not isinstance(val, SourceError):
         # Labels are positions in the sorted class names, so both splits must have the same.
         problems += _class_differences(train.classes, val.classes)
+    for split, opened in sources.items():
+        if not isinstance(opened, SourceError):
+            problems += _find_doubled_names(split, opened.classes)
     if problems:
         raise SourceError(
             f"data set {dataset} is not as expected, nothing was converted: {'; '.join(problems)}"
@@ -105,7 +110,26 @@ def _count_differences(
     return [f"{split} ({source.root}): {', '.join(lines)}"] if lines else []
 
 
+def _compose(names: Sequence[str]) -> list[str]:
+    return [unicodedata.normalize("NFC", name) for name in names]
+
+
+def _find_doubled_names(split: str, classes: Sequence[str]) -> list[str]:
+    again = [name for name, count in Counter(_compose(classes)).items() if count > 1]
+    if not again:
+        return []
+    return [
+        f"{split}: {len(again)} classes have two folders, whose names differ only in how Unicode "
+        f"composes their letters: {format_names(again)}; merge them"
+    ]
+
+
 def _class_differences(train: list[str], val: list[str]) -> list[str]:
+    if train != val and sorted(_compose(train)) == sorted(_compose(val)):
+        return [
+            "classes of train and val differ only in how Unicode composes the letters of their "
+            "names, as after a copy from macOS; rename those of one of them (convmv --nfc)"
+        ]
     return [
         f"{len(names)} classes of {one} are not in {other}: {format_names(sorted(names))}"
         for one, other, names in (

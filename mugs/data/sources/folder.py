@@ -11,6 +11,7 @@ import numpy as np
 from mugs.data.prefetch import ProgressCallback, ignore_progress, map_in_chunks, with_progress
 from mugs.data.sources.base import (
     EXTENSIONS,
+    OUTSIDE,
     FilePart,
     FileStamp,
     SourceError,
@@ -69,6 +70,8 @@ class FolderSource:
         self.root = root
         self.scan: Scan | None = scan
         self.skipped = scan.count_skipped()
+        if beside := scan.listings[""].count:
+            self.skipped = {**self.skipped, OUTSIDE: beside}
         self.counts = list(counts.values())
         # Where each image is in the scan.
         self.positions = np.concatenate([part for parts in positions.values() for part in parts])

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,27 +107,30 @@ def test_what_a_conversion_changed_is_counted(tmp_path: Path) -> None:
     )
     save(root / "a/palette.png", rgb.quantize(4))
     save(root / "a/clear.png", rgb.convert("RGBA"))
+    save(root / "a/clear_palette.png", rgb.quantize(4), transparency=0)
+    save(root / "a/clear_color.png", rgb, transparency=(200, 100, 50))
+    (root / "a/deep.ppm").write_bytes(b"P6 1 1 65535\n" + bytes(range(100, 106)))
     save(root / "a/lab.tif", rgb.convert("YCbCr"))
     save(root / "a/pages.tif", rgb, save_all=True, append_images=[rgb])
-    save(root / "a/gray16.png", Image.fromarray(np.full((4, 5), 999, np.uint16)))
+    save(root / "a/gray16.png", Image.fromarray(np.full((4, 5), 9990, np.uint16)))
     for name in ("notes.txt", "more.TXT", "._plain.jpg", "LICENSE"):
         (root / "a" / name).write_bytes(b"x")
     sidecar = convert_to_beton(FolderSource(root), tmp_path / "x.beton")
     assert sidecar.changes == {
         "gray, made RGB": 1,
-        "palette, made RGB": 1,
-        "transparency dropped": 1,
+        "palette, made RGB": 2,
+        "transparency dropped": 3,
         "other colors, made RGB": 1,
-        "16 bits, made 8": 1,
+        "16 bits, made 8": 2,
         "orientation tag not followed": 2,
         "color profile not applied": 1,
-        "stored anew as JPEG": 6,
+        "stored anew as JPEG": 9,
         "first of several pictures in the file": 1,
     }
     assert sidecar.skipped == {"._*": 1, ".txt": 2, "no suffix": 1}
     assert read_sidecar(tmp_path / "x.beton") == sidecar
     lines = describe_changes("train", sidecar.changes.items())
-    assert lines[-2] == "train: 6 images: stored anew as JPEG"
+    assert lines[-2] == "train: 9 images: stored anew as JPEG"
     words = "4 files are no images by name: 1 ._*, 2 .txt, 1 no suffix"
     assert describe_skipped(sidecar.skipped) == words
 
@@ -233,6 +237,20 @@ def test_pixels_of_unknown_range_are_refused(folder: Path, dtype: str, words: st
     with pytest.raises(SourceError, match=r"1 of 12 files are not usable images: cat/deep\.tiff"):
         convert_to_beton(FolderSource(folder), folder / "x.beton")
     assert not (folder / "x.beton").exists()
+
+
+def test_16_bits_of_which_12_are_used_are_refused(tmp_path: Path) -> None:
+    """Cameras store 12 bits in files of 16: the upper 8 of these are nearly black."""
+    ramp = np.arange(4096).reshape(64, 64)
+    for name, values in (("black", ramp * 0), ("used", ramp + 1), ("not used", ramp)):
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "x.png")
+        data = (tmp_path / "x.png").read_bytes()
+        with (
+            pytest.raises(DecodeError, match="not used: 16 bits, of which no pixel")
+            if name == "not used"
+            else nullcontext()
+        ):
+            decode_rgb(data, name)
 
 
 def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Path) -> None:

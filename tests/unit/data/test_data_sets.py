@@ -1,5 +1,6 @@
 """Data sets that are not class folders, and the layout check before anything is converted."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mugs.data.mini.photographs import COLUMNS, ROWS, SIDE, cut_patches
-from mugs.data.sources.base import SourceError
+from mugs.data.sources.base import SourceError, describe_skipped
 from mugs.data.sources.beton import BetonSource
 from mugs.data.sources.convert import convert_to_beton, verify_beton
 from mugs.data.sources.expected import ExpectedCounts, check_expected_counts
@@ -28,7 +29,7 @@ from stages.shared.image_data import ConvertConfig, find_image_folder, open_spli
 def fill(root: Path, *names: str) -> Path:
     for shade, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (12, 10), (shade, 0, 0)).save(root / name, "JPEG")
+        Image.new("RGB", (12, 10), (25 * shade, 0, 0)).save(root / name, "JPEG")
     return root
 
 
@@ -170,6 +171,46 @@ def test_splits_of_other_classes(folder: Path, tmp_path: Path) -> None:
         check_expected_counts(
             "mine", {"train": FolderSource(folder), "val": FolderSource(val)}, ExpectedCounts()
         )
+
+
+def test_letters_that_unicode_composes_in_two_ways(tmp_path: Path) -> None:
+    """MacOS takes names apart, Linux does not: the classes look alike in every listing."""
+    composed, apart = "caf\u00e9/a.jpg", "cafe\u0301/a.jpg"
+    train = FolderSource(fill(tmp_path / "train", composed, "dog/b.jpg"))
+    val = FolderSource(fill(tmp_path / "val", apart, "dog/b.jpg"))
+    with pytest.raises(SourceError, match="differ only in how Unicode composes the letters"):
+        check_expected_counts("mine", {"train": train, "val": val}, ExpectedCounts())
+    both = FolderSource(fill(tmp_path / "both", composed, apart))
+    with pytest.raises(SourceError, match="train: 1 classes have two folders"):
+        check_expected_counts("mine", {"train": both}, ExpectedCounts())
+
+
+def test_validation_on_the_training_images_is_said(folder: Path, tmp_path: Path) -> None:
+    """By the plan, and by the conversion, which knows images by their content."""
+    (tmp_path / "link").symlink_to(folder)
+    cfg = ConvertConfig(dataset="mine", train_dir=str(folder), val_dir=str(tmp_path / "link"))
+    (remark,) = cfg.list_remarks({})
+    assert "the same folder" in remark
+    shutil.copy(folder / "cat/a.jpg", folder / "dog/copy.jpg")
+    out = run(context(tmp_path), cfg)
+    assert out.info["notes"] == [
+        "train: 1 images are in more than one class, by content",
+        "val: 1 images are in more than one class, by content",
+        "val: 6 of 6 images are training images as well",
+    ]
+    val = fill(tmp_path / "val", "cat/x.jpg", "dog/y.jpg", "emu/z.jpg")
+    assert not replace(cfg, val_dir=str(val)).list_remarks({})
+    lists = {"train_list": "a.txt", "val_list": "b.txt", "num_train_images": 1}
+    assert not replace(cfg, **lists, num_val_images=1).list_remarks({})
+
+
+def test_images_beside_the_class_folders_are_counted(folder: Path) -> None:
+    fill(folder, "top.jpg", "other.jpg")
+    source = FolderSource(folder)
+    assert len(source) == 5
+    assert describe_skipped(source.skipped) == (
+        "2 images lie beside the class folders and are left out"
+    )
 
 
 def test_the_stage_with_lists(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,12 @@ Change = Callable[[dict[str, Any]], object]
             "1 images are listed twice, by file_name",
         ),
         (
+            lambda content: content["images"].append(
+                {**content["images"][0], "id": 9, "file_name": "./000000000001.jpg"}
+            ),
+            "1 images are listed twice, by file_name: 000000000001.jpg",
+        ),
+        (
             lambda content: content["images"][0].update(file_name="../val2017/1.jpg"),
             "whose file_name is not a path below the folder of the images: number 1 (id 1)",
         ),
@@ -252,6 +259,31 @@ def test_images_and_categories_that_are_not_understood(
     with pytest.raises(SourceError, match=re.escape(f"{path}: ")) as caught:
         CocoSplit(root, "train")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "good"),
+    [
+        ({}, True),
+        # A box that is wider than its outline, as some of COCO's are.
+        ({"bbox": [8.0, 8.0, 24.0, 24.0]}, True),
+        # Two corners; center and size; an outline in shares of the image.
+        ({"bbox": [10.0, 10.0, 30.0, 30.0]}, False),
+        ({"bbox": [20.0, 20.0, 20.0, 20.0]}, False),
+        ({"segmentation": [[0.1, 0.1, 0.4, 0.1, 0.4, 0.5]]}, False),
+    ],
+)
+def test_boxes_that_are_not_where_the_outlines_are(
+    tmp_path: Path, fields: dict[str, Any], good: bool
+) -> None:
+    right = entry(3, 1)
+    wrong = [{**entry(1, 1), **fields}, {**entry(2, 2), **fields}]
+    # One of three tells nothing: an outline may be a mistake.
+    check_coco(write_coco(tmp_path / "few", [right, entry(4, 2), wrong[0]]), ExpectedCounts())
+    root = write_coco(tmp_path / "most", [right, *wrong])
+    said = r"2 of 3 boxes are not where their outlines are"
+    with nullcontext() if good else pytest.raises(SourceError, match=said):
+        check_coco(root, ExpectedCounts(), threads=1)
 
 
 def test_what_does_not_count_is_counted_before_a_run(tmp_path: Path) -> None:

@@ -304,6 +304,16 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str | None]] = {
         r"00003\.png: 95 x 64 pixels, its image has 96 x 64",
     ),
     "other size": (other_size, r"00003\.png: not of the size of the first map of digits_01"),
+    # By name, it would come last.
+    "numbers": (
+        lambda root: [
+            (root / folder / "480p/digits_01" / f"00003{suffix}").rename(
+                root / folder / "480p/digits_01" / f"3{suffix}"
+            )
+            for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".png"))
+        ],
+        r"digits_01: numbers of frames have fewer and more digits",
+    ),
     "two frames": (lambda root: remove_frames(root, "digits_02", 2), r"digits_02: 2 frames"),
     "three frames": (
         lambda root: remove_frames(root, "digits_02", 3),
