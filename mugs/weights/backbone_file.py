@@ -35,6 +35,8 @@ KEY_SIGNS = {
 
 # Methods that keep both encoders in one state dict name them so (MoCo-v3, MGC).
 ENCODERS = {"teacher": "momentum_encoder.", "student": "base_encoder."}
+# Part of a key that only full checkpoints of this method have, and the heads of its ViT-S.
+HEADS_OF_VIT_S = {"projector_patch.": ("MGC", 8), "_encoder.head.": ("MoCo-v3", 12)}
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
@@ -206,6 +208,20 @@ def check_positions(state: Mapping[str, Tensor], config: ViTConfig, where: objec
         )
 
 
+def check_heads(left_out: Collection[str], config: ViTConfig, where: object) -> None:
+    """Raise WeightsError if keys beside the backbone tell that its ViT-S has other heads.
+
+    Those of 8 heads load into 12 as well, and there the positions are of the same kind.
+    """
+    for part, (method, heads) in HEADS_OF_VIT_S.items():
+        is_of_method = any(part in key for key in left_out)
+        if is_of_method and config.embed_dim == 384 and config.num_heads != heads:
+            raise WeightsError(
+                f"{where}: its keys are those of {method}, whose ViT-S has {heads} heads, and the "
+                f"architecture has {config.num_heads}; set arch to vit_s16_h{heads}"
+            )
+
+
 def remove_wrappers(key: str) -> str:
     """Return a key without what DistributedDataParallel and torch.compile put before it."""
     parts = key.split(".")
@@ -228,4 +244,5 @@ def load_released_backbone(
         raise WeightsError(f"{path}: {error}") from error
     load_strictly(vit, state, path)
     check_positions(state, vit.config, path)
+    check_heads(discarded, vit.config, path)
     return discarded

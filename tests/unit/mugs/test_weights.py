@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES, ViTConfig
-from mugs.models.vit import build_vit
+from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import (
     extract_backbone_state,
     load_backbone,
@@ -148,6 +148,38 @@ def test_prefixes_of_wrappers_are_removed(
     vit = build_vit(TINY)
     assert load_released_backbone(vit, tmp_path / "x.pth") == ()
     assert torch.equal(vit.norm.weight, state["norm.weight"])
+
+
+# What released checkpoints hold besides the two encoders.
+HEADS = {"MoCo-v3": "{}_encoder.head.0.weight", "MGC": "projector_patch.0.weight"}
+
+
+def two_encoders(config: ViTConfig, method: str) -> tuple[dict[str, Any], dict[str, ViT]]:
+    """A full checkpoint of two encoders in one state dict, and the encoders by our names."""
+    encoders = {"student": build_vit(config), "teacher": build_vit(config)}
+    state = {"module.predictor.0.weight": torch.zeros(2, 2)}
+    for ours, theirs in (("student", "base"), ("teacher", "momentum")):
+        prefix = f"module.{theirs}_encoder."
+        state |= {prefix + key: value for key, value in encoders[ours].state_dict().items()}
+        state["module." + HEADS[method].format(theirs)] = torch.zeros(2, 2)
+    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {}}, encoders
+
+
+@pytest.mark.parametrize(("arch", "method"), [("vit_s16_h12", "MoCo-v3"), ("vit_s16_h8", "MGC")])
+def test_two_encoders_in_one_state(tmp_path: Path, arch: str, method: str) -> None:
+    """Each is loaded by its name, and their heads are left out; not into other heads in silence."""
+    config = replace(ARCHITECTURES[arch], depth=1)
+    content, encoders = two_encoders(config, method)
+    torch.save(content, tmp_path / "x.pth.tar")
+    images = torch.randn(1, 3, 224, 224)
+    for which, encoder in encoders.items():
+        vit = build_vit(config)
+        assert load_released_backbone(vit, tmp_path / "x.pth.tar", which)
+        assert torch.equal(vit.cls_feature(images), encoder.cls_feature(images))
+    other = build_vit(replace(config, num_heads=20 - config.num_heads))
+    words = rf"those of {method}, .* {config.num_heads} heads, .* has {20 - config.num_heads}; set"
+    with pytest.raises(WeightsError, match=words):
+        load_released_backbone(other, tmp_path / "x.pth.tar")
 
 
 def tiny_timm_vit() -> VisionTransformer:
