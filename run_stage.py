@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -27,7 +27,10 @@ from slurm.shared.exit_codes import EXIT_INTERNAL, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from pipeline.spec import StageRun
+    from results.report.graph import Node
+    from stages.commands.repeat_knn import RepeatedRun
     from stages.commands.reproduction import Selection
+    from stages.commands.verify_bundle import BundleCheck
 
 _CTRL_C = 130  # exit code of typer then
 # Old option names that still work but that --help does not list. click applies the function to
@@ -105,6 +108,16 @@ SkipDataChecks = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Co2 = Annotated[
+    float | None,
+    typer.Option(
+        "--co2",
+        min=0,
+        metavar="G_PER_KWH",
+        help="Grams of CO2 that a kWh costs where the GPUs are. Shows kg beside kWh, if the GPUs "
+        "counted their energy.",
+    ),
+]
 
 
 @app.command()
@@ -514,6 +527,7 @@ def tables(
         Path | None,
         typer.Option(help="Compare every cell with another run root or a published folder."),
     ] = None,
+    co2: Co2 = None,
     publish: Annotated[
         Path | None,
         typer.Option(help="Write rows, runs and tables to a folder: results/published/NAME."),
@@ -540,6 +554,7 @@ def tables(
         filled=filled,
         verdicts=verdicts,
         margin=margin,
+        co2=co2,
         out=out,
         force=force,
         explain=explain,
@@ -601,6 +616,7 @@ def report(
             help="Greatest difference that counts as reproduced in tables. Default: 0.5.",
         ),
     ] = None,
+    co2: Co2 = None,
     force: Force = False,
     overrides: Overrides = None,
     seeds: Seeds = None,
@@ -613,28 +629,57 @@ def report(
     The page needs no other file and opens from disk. For a REPRODUCTION it shows all runs, done or
     not. It lists the result rows that were refused.
     """
-    from results.report.graph import Node
-    from slurm.status import collect_status
     from stages.commands.report import write_report
 
     selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
-    # Nodes are made here, since results knows no Slurm and slurm knows no results.
-    nodes = [
-        Node(
-            s.run.run_id,
-            s.run.stage,
-            s.run.name,
-            s.state,
-            s.detail,
-            tuple(s.run.needs.values()),
-            seconds=s.cost.seconds,
-            gpu_hours=s.cost.gpu_hours,
-        )
-        for s in collect_status(selection.runs, selection.root)
-    ]
-    path, refused = write_report(selection, nodes, out, margin=margin, force=force)
+    nodes = _draw_runs(selection)
+    path, refused = write_report(selection, nodes, out, margin=margin, co2=co2, force=force)
     _print((f"refused: {line}" for line in refused), err=True)
     typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def bundle(
+    reproduction: ReproductionName,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The file to write. Default: NAME.bundle.zip in the run root."
+        ),
+    ] = None,
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights", help="Also the backbones that were evaluated, 0.1 to 1.2 GB each."
+        ),
+    ] = False,
+    co2: Co2 = None,
+    force: Force = False,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    cluster: Cluster = None,
+    run_root: RunRoot = None,
+) -> None:
+    """Write one file that a stranger can check with verify.
+
+    The file is a zip: the reproduction with every setting, the record of each finished run, result
+    rows, metrics, tables with verdicts, the report, and checksums. It holds no paths, hosts or
+    environment variables of yours, no images, and no logs. Repeating the command writes the same
+    bytes. Runs that are not done are named and left out.
+    """
+    from stages.commands.bundle import BundleRequest, write_bundle
+    from stages.commands.verify_bundle import verify_bundle
+
+    selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
+    request = BundleRequest(reproduction, out, weights, co2, force)
+    path, missing = write_bundle(selection, request, _draw_runs(selection))
+    _print(missing, err=True)
+    # As whoever gets it will.
+    found = verify_bundle(path)
+    _print(found.problems, err=True)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {found.summary()}")
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -725,7 +770,13 @@ def notify(
 
 @app.command()
 def verify(
-    reproduction: ReproductionName,
+    reproduction: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPRODUCTION|BUNDLE",
+            help="Bundled name (mini, ...), path of a YAML file, or a .zip that bundle wrote.",
+        ),
+    ],
     deep: Annotated[
         bool, typer.Option("--deep", help="Also check every image in .beton files.")
     ] = False,
@@ -738,20 +789,40 @@ def verify(
             "--repair", help="Set bad checkpoints aside and remove leftovers of interrupted writes."
         ),
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With a bundle: repeat its k-NN on these images (train/ and val/ in it) with the "
+            "bundled backbones, and compare.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     seeds: Seeds = None,
     only: Only = None,
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
-    """Check the files of runs against their checksums.
+    """Check the files of runs against their checksums, or a bundle.
 
     For finished runs, checks the size and the SHA-256 of every output; for all runs, every
     checkpoint; with --deep, every image of the converted data sets (checksum, label, and that it
     decodes). Prints a line per problem; the exit code is 1 if one is left. --repair renames a bad
     checkpoint to bad_step_..., but only if a good one remains.
+
+    Of a bundle, checks its form and every checksum, makes the tables again from its rows, and plans
+    its reproduction again. Needs no run root, and writes nothing.
     """
     from stages.commands.verify import verify_runs
+    from stages.commands.verify_bundle import is_bundle
+
+    of_runs = {"--deep": deep, "--every": every, "--repair": repair, "--set": overrides}
+    of_runs |= {"--seeds": seeds, "--only": only, "--cluster": cluster, "--run-root": run_root}
+    of_bundles = {"--data": data}
+    if is_bundle(reproduction):
+        _refuse_options(of_runs, "says nothing of a bundle")
+        raise typer.Exit(_verify_bundle(Path(reproduction), data))
+    _refuse_options(of_bundles, "is for a bundle, a file that ends in .zip")
 
     if every and not deep:
         raise typer.BadParameter("give --deep as well", param_hint="--every")
@@ -961,6 +1032,66 @@ def _select(
     return load_selection(reproduction, overrides, only, root, seeds)
 
 
+def _refuse_options(options: Mapping[str, object], reason: str) -> None:
+    """Refuse options without effect: silently ignored, one would seem to have worked."""
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(reason, param_hint=name)
+
+
+def _verify_bundle(path: Path, data: str | None) -> int:
+    """Check a bundle, print what was found, and return the exit code."""
+    from stages.commands.verify_bundle import verify_bundle
+
+    found = verify_bundle(path)
+    _print(found.problems, err=True)
+    typer.echo(found.summary())
+    repeated = _repeat_knn(found, data) if data and not found.problems else []
+    _print(each.describe() for each in repeated)
+    return 0 if found.intact and all(each.repeated for each in repeated) else 1
+
+
+def _repeat_knn(found: BundleCheck, data: str) -> list[RepeatedRun]:
+    """Repeat the k-NN of a bundle on images of ours, in a folder that is removed afterwards."""
+    from slurm import console
+    from slurm.local.executor import run_locally
+    from stages.commands import repeat_knn
+
+    runs = repeat_knn.list_runs_to_repeat(found, data)
+    with tempfile.TemporaryDirectory(prefix="mugs-verify-") as folder:
+        root = Path(folder, "runs")
+        repeat_knn.restore_backbones(found, runs, root)
+        outcomes = run_locally(runs, root, on_start=console.announce_run)
+        # Their logs are gone with the folder.
+        _print(
+            (f"{o.run.name}: {o.state}: {o.detail}" for o in outcomes if not o.succeeded), err=True
+        )
+        return list(repeat_knn.compare_with_bundle(found, runs, root))
+
+
+def _draw_runs(selection: Selection) -> list[Node]:
+    """Return the runs as the report draws them.
+
+    Made here, since results knows no Slurm and slurm knows no results.
+    """
+    from results.report.graph import Node
+    from slurm.status import collect_status
+
+    return [
+        Node(
+            s.run.run_id,
+            s.run.stage,
+            s.run.name,
+            s.state,
+            s.detail,
+            tuple(s.run.needs.values()),
+            seconds=s.cost.seconds,
+            gpu_hours=s.cost.gpu_hours,
+        )
+        for s in collect_status(selection.runs, selection.root)
+    ]
+
+
 def _find_profile_resources(cluster: str | None, run: StageRun) -> dict[str, tuple[object, str]]:
     """Return the resources of a run that a cluster profile decides, each with its name."""
     if cluster is None:
@@ -1120,6 +1251,7 @@ def _find_code_of_user_error(error: Exception) -> int | None:
 
     Types are imported late, to keep --help fast.
     """
+    from pipeline.archive import ArchiveError
     from pipeline.files import FormatVersionError, OverwriteError
     from pipeline.spec import ConfigError
     from results.sinks.writers import SinkError
@@ -1131,6 +1263,7 @@ def _find_code_of_user_error(error: Exception) -> int | None:
     if isinstance(error, NoAnswerError):
         return EXIT_INTERRUPTED
     expected = (
+        ArchiveError,
         ConfigError,
         FormatVersionError,
         MessageError,

@@ -17,11 +17,17 @@ from results.verdict import explain_verdict
 
 
 def explain_cell(
-    collection: CollectedResults, table: str, row: str, column: str, margin: float | None = None
+    collection: CollectedResults,
+    table: str,
+    row: str,
+    column: str,
+    margin: float | None = None,
+    co2: float | None = None,
 ) -> str:
     """Return the origin of one cell; with a margin, also the arithmetic of its verdict.
 
-    `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key.
+    `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key. `co2`
+    are the grams of CO2 for each kWh.
 
     Raises:
         OptionError: not exactly one cell has all the words; the message lists the cells there are.
@@ -49,7 +55,7 @@ def explain_cell(
         raise OptionError(
             f"{table}, {column}: {len(matching)} rows have the words {row!r}, of these:{listed}"
         )
-    return "\n".join(_explain(table, matching[0], collection, margin)) + "\n"
+    return "\n".join(_explain(table, matching[0], collection, margin, co2)) + "\n"
 
 
 def _place(ours: OurCell) -> str:
@@ -61,7 +67,11 @@ def _plain_row(ours: OurCell) -> str:
 
 
 def _explain(
-    table: str, ours: OurCell, collection: CollectedResults, margin: float | None
+    table: str,
+    ours: OurCell,
+    collection: CollectedResults,
+    margin: float | None,
+    co2: float | None,
 ) -> Iterator[str]:
     cell = ours.cell
     line = f"{table}, {ours.row}, {ours.column}: {cell.text()}"
@@ -86,7 +96,7 @@ def _explain(
         for run in iter_with_upstream(result.row.run_id, collection.runs):
             if run.run_id not in shown:
                 shown[run.run_id] = run
-                yield from _describe_run(run, collection.runs)
+                yield from _describe_run(run, collection.runs, co2)
     if lines := list_environment_differences(shown.values()):
         yield "\nthe environments of these runs differ:"
         yield from (f"  {line}" for line in lines)
@@ -99,7 +109,9 @@ def _explain_verdict(ours: OurCell, margin: float) -> Iterator[str]:
         yield from explain_verdict(ours.cell, ours.paper, margin)
 
 
-def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str]:
+def _describe_run(
+    run: FinishedRun, runs: Mapping[str, FinishedRun], co2: float | None
+) -> list[str]:
     versions = [f"{name} {version}" for name, version in sorted(run.versions.items())]
     # Of an evaluation, the weights file that it read.
     pretraining = runs.get(run.upstream.get("weights", ""))
@@ -123,7 +135,7 @@ def _describe_run(run: FinishedRun, runs: Mapping[str, FinishedRun]) -> list[str
         *(f"  environment: {line}" for line in describe_environment(run.environment)),
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
         f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts"
-        f"{describe_energy(run)}",
+        f"{describe_energy(run, co2)}",
         f"  finished: {run.finished or 'unknown'}",
         *(f"  note: {note}" for note in run.info.get("notes") or []),
         "  config:",
@@ -135,11 +147,16 @@ def _describe_need(run_id: str, runs: Mapping[str, FinishedRun]) -> str:
     return f"{runs[run_id].stage} {runs[run_id].name}" if run_id in runs else "no record of it"
 
 
-def describe_energy(run: FinishedRun) -> str:
-    """Return `, 1.2 kWh of its GPUs`, or nothing if their energy was not measured."""
+def describe_energy(run: FinishedRun, co2: float | None = None) -> str:
+    """Return `, 1.2 kWh of its GPUs`, or nothing if their energy was not measured.
+
+    With `co2`, grams for each kWh, also the kg of CO2: `, 1.2 kWh of its GPUs (0.46 kg CO2)`.
+    """
     if not run.energy:
         return ""
     kwh = f"{run.energy['kwh']:.4g} kWh of its GPUs"
+    if co2 is not None:
+        kwh += f" ({run.energy['kwh'] * co2 / 1000:.4g} kg CO2 at {co2:g} g/kWh)"
     measured, of = run.energy["measured"], run.energy["of"]
     if measured == of:
         return f", {kwh}"

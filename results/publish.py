@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,18 @@ def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:
     Raises:
         RowsError: a row was refused, or there are no results.
     """
+    files = write_published(collection, folder)
+    # The tables are made of what was just written: a reader who does the same gets the same bytes.
+    tables = build_tables(read_published(folder).results, spec.table_names())
+    return [*files, *render.write_tables(tables, folder / "tables").values()]
+
+
+def write_published(collection: CollectedResults, folder: Path) -> list[Path]:
+    """Write rows and runs into a folder, without the tables, and return the two files.
+
+    Raises:
+        RowsError: a row was refused, or there are no results.
+    """
     if not collection.require_valid().results:
         raise RowsError(f"{folder}: there are no results to publish")
     # Sorted, so that publishing again after another run changes only the lines of that run.
@@ -44,18 +57,18 @@ def publish_tables(collection: CollectedResults, folder: Path) -> list[Path]:
         }
         for result in collection.results
     }
-    # Without the settings that cannot change a result, such as paths.
-    runs = [
+    content = {"runs": describe_runs(collection.runs), "results": facts}
+    write_atomic(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
+    return [folder / "rows.csv", folder / "runs.json"]
+
+
+def describe_runs(runs: Mapping[str, FinishedRun]) -> list[dict[str, Any]]:
+    """Return runs by id as they are published: without settings that cannot change a result."""
+    return [
         {name: value for name, value in asdict(run).items() if name not in LEFT_OUT}
         | {"config": run.science()}
-        for _, run in sorted(collection.runs.items())
+        for _, run in sorted(runs.items())
     ]
-    content = {"runs": runs, "results": facts}
-    write_atomic(folder / "runs.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
-    # The tables are made of what was just written: a reader who does the same gets the same bytes.
-    tables = build_tables(read_published(folder).results, spec.table_names())
-    written = render.write_tables(tables, folder / "tables").values()
-    return [folder / "rows.csv", folder / "runs.json", *written]
 
 
 def is_published(folder: Path) -> bool:

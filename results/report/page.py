@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,13 @@ def render_report(
     nodes: Sequence[Node] = (),
     paper_says: Mapping[str, Sequence[str]] | None = None,
     margin: float = DEFAULT_MARGIN,
+    co2: float | None = None,
 ) -> str:
     """Return the page.
 
     `nodes` are the runs to draw, also planned ones (default: the finished runs). `paper_says` has,
     by the id of a pretraining, its settings that differ from what the paper's text says. `margin`
-    is that of the verdicts.
+    is that of the verdicts. `co2` are the grams of CO2 for each kWh.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -59,7 +61,7 @@ def render_report(
         "signed": format_difference,
     }
     template = resources.read_resource("report", "templates", "report.html.j2")
-    context = build_context(collection, root, nodes, paper_says or {}, margin)
+    context = build_context(collection, root, nodes, paper_says or {}, margin, co2)
     return environment.from_string(template).render(context)
 
 
@@ -69,6 +71,7 @@ def build_context(
     nodes: Sequence[Node],
     paper_says: Mapping[str, Sequence[str]],
     margin: float = DEFAULT_MARGIN,
+    co2: float | None = None,
 ) -> dict[str, Any]:
     """Return the variables of the template."""
     from markupsafe import Markup
@@ -119,7 +122,7 @@ def build_context(
         "paper_says": {run_id: lines for run_id, lines in sorted(paper_says.items()) if lines},
         "differs": _differs(collection),
         "code": describe_code,
-        "energy": describe_energy,
+        "energy": partial(describe_energy, co2=co2),
         "flat": flatten_config,
         "versions": _versions(runs),
         "environments": list_environment_differences(runs),

@@ -21,12 +21,13 @@ def write_report(
     out: Path | None,
     *,
     margin: float | None = None,
+    co2: float | None = None,
     force: bool = False,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the page and return its path and a line for each refused result row.
 
     `nodes` are the runs to draw. The default for `out` is report.html in the run root.
-    `margin` is that of the verdicts in tables.
+    `margin` is that of the verdicts in tables, `co2` the grams of CO2 for each kWh.
 
     Raises:
         ConfigError: there is no such run root.
@@ -42,7 +43,7 @@ def write_report(
     collection = collect_finished(selection.root, selection.runs)
     differences = find_paper_differences(collection)
     text = render_report(
-        collection, selection.root, nodes=nodes, paper_says=differences, margin=margin
+        collection, selection.root, nodes=nodes, paper_says=differences, margin=margin, co2=co2
     )
     # Names of files may hold bytes that are no text.
     return write_atomic(path, text.encode(errors="backslashreplace")), collection.problems

@@ -30,6 +30,9 @@ COMBINES_WITH = {
     "verdicts": ("out", "explain"),
 }
 
+# Options that say more about another one.
+NEEDS = {"force": "out", "margin": "verdicts", "co2": "explain"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TablesRequest:
@@ -40,6 +43,7 @@ class TablesRequest:
     filled: bool = False
     verdicts: bool = False
     margin: float | None = None
+    co2: float | None = None
     out: Path | None = None
     force: bool = False
     explain: tuple[str, str, str] | None = None
@@ -64,10 +68,9 @@ class TablesRequest:
         actions = [name for name in ACTIONS if getattr(self, name) is not None]
         if len(actions) > 1:
             raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
-        if self.force and self.out is None:
-            raise OptionError("--force needs --out")
-        if self.margin is not None and not self.verdicts:
-            raise OptionError("--margin needs --verdicts")
+        for option, needed in NEEDS.items():
+            if getattr(self, option) not in (None, False) and not getattr(self, needed):
+                raise OptionError(f"--{option} needs --{needed}")
         if self.margin is not None:
             check_margin(self.margin)
         # An option without effect is refused: silently ignored, it would seem to have worked.
@@ -122,7 +125,9 @@ def run(
     if request.publish is not None:
         return map(str, publish.publish_tables(collection, request.publish))
     if request.explain is not None:
-        text = explain_cell(collection, *request.explain, margin=request.verdict_margin)
+        text = explain_cell(
+            collection, *request.explain, margin=request.verdict_margin, co2=request.co2
+        )
         return [text.removesuffix("\n")]
     if request.against is not None:
         other = load_comparison(request.against, selection.runs)

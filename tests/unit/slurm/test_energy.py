@@ -168,3 +168,18 @@ def test_ranks_on_one_gpu_count_it_once(tmp_path: Path) -> None:
 def test_words(found: Any, words: str) -> None:
     entry = {"run_id": "a", "stage": "s", "name": "n", "provenance": {"energy": found}}
     assert describe_energy(run_from_entry(entry)) == words
+
+
+@pytest.mark.parametrize(
+    ("energy", "words"),
+    [
+        ({}, ""),
+        (
+            {"kwh": 12.5, "measured": 8, "of": 8},
+            ", 12.5 kWh of its GPUs (4.75 kg CO2 at 380 g/kWh)",
+        ),
+    ],
+)
+def test_co2_stands_beside_measured_energy_only(energy: dict[str, float], words: str) -> None:
+    entry = {"run_id": "a", "stage": "pretrain", "name": "p", "provenance": {"energy": energy}}
+    assert describe_energy(run_from_entry(entry), 380) == words
