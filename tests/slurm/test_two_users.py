@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from commands import write_module
 
-from pipeline import attempts, manifest, runfile
+from pipeline import manifest, runfile
 from pipeline.ownership import ForeignOwnerError
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.shared.active_runs import find_active_runs
@@ -50,6 +50,7 @@ def run(ctx, cfg):
     out.write_text(str(os.geteuid()))
     return StageOutput(outputs={"note": out})
 '''
+SAVED = "checkpoints/step_00000001"
 OLD = time.time() - 10 * 86400
 
 
@@ -151,22 +152,26 @@ class RunRoot:
         return {each.run.name: each.state for each in found}
 
     def has_ended(self) -> bool:
-        """Return whether one run is done, and the job of the other one could not log."""
-        failed = not self.is_shared or attempts.read_failure(self.folder("linked"), 1) is not None
-        return failed and self.states()["older"] == "done"
+        """Return whether all runs are done but the one that is another user's."""
+        return all(state == "done" for name, state in self.states().items() if name != "taken")
 
     def make_older_run(self, name: str) -> Path:
         """Make a run's folder as an earlier version did with umask 002: the group may write."""
         folder = self.folder(name)
-        for path in (folder.parent, folder, *(folder / each for each in ("attempts", "logs"))):
+        inner = (folder / each for each in ("attempts", "logs", "checkpoints", SAVED))
+        for path in (folder.parent, folder, *inner):
             path.mkdir(exist_ok=True)
             os.chown(path, 0, self.other.user_id)
             path.chmod(0o2775 if self.is_shared else 0o755)
+        state = folder / SAVED / "state.json"
+        state.touch()
+        os.chown(state, 0, self.other.user_id)
+        state.chmod(0o664 if self.is_shared else 0o644)
         return folder
 
 
 def plant_in_older_runs(root: RunRoot, secret: Path) -> None:
-    """Findings 4 and 6: numbers and links in folders that an earlier version left open."""
+    """Findings 4 and 6: numbers, links and a checkpoint in folders that were left open."""
     older = root.make_older_run("older")
     assert root.is_shared == root.plant(
         f"cd {older}\n"
@@ -174,6 +179,7 @@ def plant_in_older_runs(root: RunRoot, secret: Path) -> None:
         "touch claims/0007.json\n"
         """echo '{"launch": "x"}' > attempts/0099.json\n"""
         """echo '{"error": "no", "verdict": "no"}' > attempts/0001.failed.json\n"""
+        f"echo planted > {SAVED}/student.safetensors\n"
     )
     if root.is_shared:
         linked = root.make_older_run("linked")
@@ -238,6 +244,8 @@ def test_what_another_user_plants_neither_runs_as_us_nor_stops_us(
         entry = manifest.find_done(root.path, root.runs["older"].run_id)
         assert entry is not None and entry.attempt == 1, "planted numbers do not count"
         assert entry.output("note").read_text() == "0"
+        saved = [path.name for path in (root.folder("older") / SAVED).iterdir()]
+        assert "student.safetensors" not in saved, "what was planted deep in it is set aside"
         check_clean(root)
     assert secret.read_text() == "mine\n", "a planted link is not written through"
     assert list(secret.parent.iterdir()) == [secret]
@@ -272,6 +280,9 @@ def check_that_nothing_can_be_planted_now(root: RunRoot) -> None:
         f"ln -s /x {older}/logs/x.log",
         f"touch {older}/attempts/0100.json",
         f"touch {older}/claims/0100.json",
+        f"echo x >> {older}/attempts/0001.json",
+        f"touch {older}/{SAVED}/x",
+        f"echo x >> {older}/{SAVED}/state.json",
         f"mv {older} {older}.old",
         f"rm {older}/{runfile.FILE_NAME}",
     ):
