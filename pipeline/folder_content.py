@@ -18,11 +18,15 @@ from pipeline.files import hash_named_files
 _FEW = 2000
 _NUM_SAMPLED = 200
 _MAX_LISTS = 50
+# Of a folder with few files and no more bytes, all of the content counts.
+_SMALL_BYTES = 64 << 20
 _LIST_SUFFIXES = (".json", ".txt", ".csv", ".mat", ".xml", ".yaml")
+# A conversion reads images whatever their names begin with.
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def describe_folder(root: Path) -> dict[str, Any]:
-    """Return the facts; hidden files and folders do not count, links are followed.
+    """Return the facts; links are followed. Of hidden files and folders, only images count.
 
     Raises:
         OSError: the folder cannot be read.
@@ -30,11 +34,13 @@ def describe_folder(root: Path) -> dict[str, Any]:
     names = sorted(_list_files(root))
     sample = names if len(names) <= _FEW else _choose_sample(names)
     lists = [name for name in sample if _is_list(name)][:_MAX_LISTS]
-    sizes = (f"{name} {_stat(root / name).st_size}" for name in sample)
+    sizes = {name: _stat(root / name).st_size for name in sample}
+    small = len(names) <= _FEW and sum(sizes.values()) <= _SMALL_BYTES
     return {
         "files": len(names),
         "names": _hash_lines(names),
-        "sizes": _hash_lines(sizes),
+        "sizes": _hash_lines(f"{name} {size}" for name, size in sizes.items()),
+        "content": _hash_all(root, names) if small else None,
         "lists": hash_named_files(root, map(Path, lists)),
         "touched": _hash_times(root, sample),
         # The names are kept only where listing all of them again takes long.
@@ -64,8 +70,10 @@ def compare_folder(root: Path, before: Mapping[str, Any]) -> str:
         ("names", "files of other names"),
         ("sizes", "files of other sizes"),
         ("lists", "lists or annotations of another content"),
+        ("content", "files of another content"),
     ):
-        if now[fact] != before.get(fact):
+        # Of larger folders, and in older records, the content is not known.
+        if now[fact] != before.get(fact) and None not in (now[fact], before.get(fact)):
             return words
     # A copy, or files that were written again as they were.
     return ""
@@ -85,12 +93,12 @@ def _list_files(root: Path) -> Iterator[str]:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 # @eaDir holds the thumbnails of Synology disk stations.
-                if entry.name.startswith(".") or entry.name == "@eaDir":
-                    continue
+                hidden = entry.name.startswith(".")
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir():
-                    waiting.append(path)
-                else:
+                    if not hidden and entry.name != "@eaDir":
+                        waiting.append(path)
+                elif not hidden or _is_hidden_image(entry.name):
                     yield path
 
 
@@ -99,6 +107,19 @@ def _choose_sample(names: Sequence[str]) -> list[str]:
     spread = {names[place * len(names) // _NUM_SAMPLED] for place in range(_NUM_SAMPLED)}
     lists = [name for name in names if _is_list(name)]
     return sorted(spread.union(lists[:_MAX_LISTS]))
+
+
+def _is_hidden_image(name: str) -> bool:
+    # macOS keeps what other file systems cannot hold of x.jpg in ._x.jpg.
+    return not name.startswith("._") and PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
+
+
+def _hash_all(root: Path, names: Sequence[str]) -> str | None:
+    """Return a hash of all files; None if one cannot be read, which whoever needs it tells."""
+    try:
+        return hash_named_files(root, map(Path, names))
+    except OSError:
+        return None
 
 
 def _is_list(name: str) -> bool:

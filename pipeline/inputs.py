@@ -116,11 +116,19 @@ def note_earlier_inputs(
         before = earlier.get(name)
         if before is None:
             continue
-        if {key: before.get(key) for key in _CONTENT} != {key: facts.get(key) for key in _CONTENT}:
+        if _is_other_content(before, facts):
             facts["earlier"] = f"attempt {attempt} of the run read another content"
         elif "earlier" in before:
             facts["earlier"] = before["earlier"]
     return noted
+
+
+def _is_other_content(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if any(before.get(key) != now.get(key) for key in _CONTENT):
+        return True
+    contents = (before.get("content"), now.get("content"))
+    # Older records do not have it.
+    return None not in contents and contents[0] != contents[1]
 
 
 def check_unchanged(inputs: Mapping[str, Mapping[str, Any]], remedy: str) -> None:

@@ -98,6 +98,11 @@ def change_folder(tmp_path: Path, how: str) -> Reader:
         (data / "cat/b.jpg").touch()
     elif how == "rename":
         image.rename(data / "cat/c.jpg")
+    elif how == "hidden image":
+        (data / "cat/.b.jpg").touch()
+    elif how == "same size":
+        image.write_text("b")
+        os.utime(image, (1, 1))
     elif how == "longer":
         image.write_text("longer")
     else:
@@ -120,6 +125,8 @@ def change_folder(tmp_path: Path, how: str) -> Reader:
         (lambda folder: change_folder(folder, "add"), ("folder: ", "3 files instead of 2")),
         (lambda folder: change_folder(folder, "rename"), ("folder: ", "files of other names")),
         (lambda folder: change_folder(folder, "longer"), ("folder: ", "files of other sizes")),
+        (lambda folder: change_folder(folder, "hidden image"), ("3 files instead of 2",)),
+        (lambda folder: change_folder(folder, "same size"), ("files of another content",)),
         (lambda folder: change_folder(folder, "list"), ("folder: ", "lists or annotations of")),
         (lambda folder: Reader(file=str(folder / "list.txt")), ("file: ", "another content")),
         (lambda folder: Reader(file=str(folder / "no.pth")), ("cannot be read here",)),
