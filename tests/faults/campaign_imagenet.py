@@ -177,7 +177,9 @@ def check_commands(outcome: Outcome, place: Folders) -> None:
     """`plan`, `doctor` and `submit` look at the files once."""
     root = ("--run-root", str(place.root))
     first = place.call("doctor", *root)
-    outcome.note += f"first doctor {first.cpu_s:.0f} s of CPU"
+    # Its own memory: torch and FFCV are imported in another process, once a day.
+    outcome.note += f"first doctor {first.cpu_s:.0f} s of CPU, {first.peak_bytes / 1e6:.0f} MB"
+    outcome.expect(first.peak_bytes < MAX_BYTES, f"doctor: {first.peak_bytes / 1e6:.0f} MB")
     for command, more in (
         ("plan", root),
         ("doctor", root),
