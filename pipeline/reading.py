@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -298,7 +298,16 @@ def _is_settings(model: Any) -> TypeGuard[type[Settings]]:
 def _fields_at(model: Any, location: Sequence[str]) -> list[str]:
     """Return the field names of the class that a location leads to, through nested classes."""
     for part in location:
-        field = setting_fields(model).get(part) if _is_settings(model) else None
-        model = field.nested if field is not None else None
+        model = _find_type_below(model, part)
     fields = setting_fields(model) if _is_settings(model) else getattr(model, "model_fields", ())
     return list(fields)
+
+
+def _find_type_below(model: Any, key: str) -> Any:
+    """Return the type of the value at a key: that of a field, or of all values of a mapping."""
+    if _is_settings(model):
+        field = setting_fields(model).get(key)
+        return field.nested if field is not None else None
+    if fields := getattr(model, "model_fields", None):
+        return fields[key].annotation if key in fields else None
+    return get_args(model)[1] if get_origin(model) is Mapping else None

@@ -190,6 +190,10 @@ def _load(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run_root: /r\nsbatch: {--time: 3}", ["sbatch", "'--time' is not an extra option"]),
         ("run_root: /r\nstages: {knn: {sbatch: {time: 3}}}", ["stages.knn", "'time'"]),
         ("run_root: /r\nstages: {knn: {run_root: /s}}", ["stages.knn", "'run_root'"]),
+        (
+            "run_root: /r\nstages: {knn: {partitio: x}}",
+            ["stages.knn: unknown key", "did you mean 'partition'?", "max_hours"],
+        ),
         ("run_root: /r\ngres: gpu\ngpu_type: a100", ["gpu_type", "gpu:a100"]),
         ("run_root: /r%j/x", ["run_root", "'%'"]),
     ],
