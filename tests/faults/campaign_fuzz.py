@@ -364,6 +364,7 @@ def _impatient_clock() -> SimpleNamespace:
     def sleep(_: float) -> None:
         slept["times"] += 1
         if slept["times"] > 2:
+            sys.stderr.write("^C\n")  # as a terminal shows it
             raise KeyboardInterrupt
 
     return SimpleNamespace(**{**vars(time), "sleep": sleep})
