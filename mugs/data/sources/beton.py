@@ -7,18 +7,20 @@ sidecar JSON, written after the file, holds names, classes, checksums and the fi
 source. A file without a sidecar is not used.
 """
 
+import dataclasses
 import json
 import mmap
 import os
 import weakref
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from mugs.data.sources.base import FilePart, SourceError
-from pipeline.files import read_bounded, write_atomic
+from pipeline.files import read_bounded, replace_atomically
 
 # FFCV's layout, field by field; `align` gives the padding of its C structures. An image may not
 # cross a page, so PAGE is also the size of the largest image.
@@ -43,6 +45,7 @@ SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 # A sidecar has about 60 bytes for each image.
 SIDECAR_LIMIT = 1 << 30
+_JSON_ELEMENTS = 1 << 12  # of a list, at a time
 # FFCV's numbers of its field types.
 IMAGE_TYPE = 2
 INT_TYPE = 1
@@ -142,7 +145,30 @@ def _field_descriptors() -> np.ndarray:
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     """Write the sidecar of the file at `path`: from now on the file counts as complete."""
-    write_atomic(sidecar_path(path), json.dumps(asdict(sidecar)))
+    with replace_atomically(sidecar_path(path)) as temporary, temporary.open("wb") as stream:
+        for text in _iter_json(sidecar):
+            stream.write(text.encode())
+
+
+def _iter_json(sidecar: Sidecar) -> Iterator[str]:
+    """Yield the text that `json.dumps` makes of the fields, in pieces.
+
+    Of ImageNet, the text and its bytes as a whole would take 130 MB.
+    """
+    opening = "{"
+    for each in dataclasses.fields(sidecar):
+        value = getattr(sidecar, each.name)
+        yield f"{opening}{json.dumps(each.name)}: "
+        opening = ", "
+        if not isinstance(value, list):
+            yield json.dumps(value)
+            continue
+        yield "["
+        for start in range(0, len(value), _JSON_ELEMENTS):
+            part = json.dumps(value[start : start + _JSON_ELEMENTS])[1:-1]
+            yield f", {part}" if start else part
+        yield "]"
+    yield "}"
 
 
 def read_sidecar(path: Path) -> Sidecar:

@@ -136,14 +136,14 @@ def convert_to_beton(
         digest = parts.finish(lambda done, size: report("checksum", done, size, size))
     finally:
         parts.close()
-    keep = np.flatnonzero(parts.rows["size"]).tolist()
+    keep = np.flatnonzero(parts.rows["size"])
     sidecar = Sidecar(
         classes=source.classes,
         names=[source.name(i) for i in keep],
         sizes=parts.rows["size"][keep].tolist(),
         crc32=parts.rows["crc32"][keep].tolist(),
         # Of the files as they were read.
-        fingerprint=source.fingerprint_of(parts.rows["file_size"].tolist()),
+        fingerprint=source.fingerprint_of(parts.rows["file_size"]),
         file_size=path.stat().st_size,
         sha256=digest,
         left_out=bad,

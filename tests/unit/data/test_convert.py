@@ -4,9 +4,11 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
+from mugs.data.sources import beton
 from mugs.data.sources.base import SourceError, describe_skipped
 from mugs.data.sources.beton import (
     ALLOCATION,
@@ -22,8 +25,10 @@ from mugs.data.sources.beton import (
     HEADER,
     SAMPLE,
     BetonSource,
+    Sidecar,
     read_sidecar,
     sidecar_path,
+    write_sidecar,
 )
 from mugs.data.sources.changes import KINDS, describe_changes, find_changes
 from mugs.data.sources.convert import convert_to_beton, verify_beton
@@ -260,6 +265,35 @@ def test_allowed_bad_files_are_left_out_and_recorded(folder: Path, tmp_path: Pat
     )
     assert list(sidecar.left_out) == ["cat/text.JPEG"]
     assert "cat/text.JPEG" not in sidecar.names
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 7, 8, 9, 40])
+def test_a_sidecar_is_written_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    monkeypatch.setattr(beton, "_JSON_ELEMENTS", 4)
+    numbers = list(range(images))
+    names = [f'\u00e9"{i}\\.JPEG' for i in numbers]
+    sidecar = Sidecar(["a"], names, numbers, numbers, "f", 3, "s", {"\u00e9": "x"}, labels=numbers)
+    path = tmp_path / "x.beton"
+    write_sidecar(path, sidecar)
+    assert sidecar_path(path).read_text() == json.dumps(asdict(sidecar))
+    path.write_bytes(b"123")
+    assert read_sidecar(path) == sidecar
+
+
+def test_a_large_sidecar_takes_little_memory(tmp_path: Path) -> None:
+    numbers = list(range(10**9, 10**9 + 100_000))
+    names = [f"n{i:08d}/{i}.JPEG" for i in numbers]
+    sidecar = Sidecar(["a"], names, numbers, numbers, "f", 3, "s")
+    tracemalloc.start()
+    try:
+        write_sidecar(tmp_path / "x.beton", sidecar)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sidecar_path(tmp_path / "x.beton").stat().st_size
+    assert size > 5e6 and peak < size / 2, (size, peak)
 
 
 def test_empty_class_folder_is_named(folder: Path, tmp_path: Path) -> None:
