@@ -212,12 +212,11 @@ def convert_with_kills(
     for number, end in enumerate([*ends, float("inf")]):
         outcome.trials += 1
         process = place.start("-m", "slurm.node.job", str(run_dir), MUGS_LAUNCH=f"launch{number}")
-        note = wait_until(process, run_dir, end)
+        note, start_peak = wait_until(process, run_dir, end)
+        peak = max(peak, start_peak)
         if note is not None:
-            peak = max(peak, read_peak_bytes(process.pid))
             process.send_signal(signal.SIGKILL)
         ended = wait_for(process)
-        peak = max(peak, ended.peak_bytes)
         before = saved
         done = note["done"] if note else total
         if note:
@@ -241,16 +240,20 @@ def convert_with_kills(
 
 def wait_until(
     process: "subprocess.Popen[bytes]", run_dir: Path, end: float
-) -> dict[str, float] | None:
-    """Wait until a conversion is at an image; return its progress, or None if it ended before."""
-    while True:
-        if has_ended(process):
-            return None
-        time.sleep(0.1)
+) -> tuple[dict[str, float] | None, float]:
+    """Wait until a conversion is at an image; return its progress, or None if it ended before.
+
+    Also returns the most memory that it has had so far: a process that has ended no longer tells.
+    """
+    peak = 0
+    while not has_ended(process):
+        peak = read_peak_bytes(process.pid) or peak
+        time.sleep(0.05)
         path = run_dir / "progress.json"
         note = json.loads(path.read_text()) if path.exists() else {}
         if note.get("unit") == "images" and note["done"] >= end and note["rate"]:
-            return dict(note)
+            return dict(note), peak
+    return None, peak
 
 
 def count_saved(run_dir: Path, counts: dict[str, int]) -> int:

@@ -139,7 +139,7 @@ def convert_to_beton(
     keep = np.flatnonzero(parts.rows["size"])
     sidecar = Sidecar(
         classes=source.classes,
-        names=[source.name(i) for i in keep],
+        names=[source.name(int(i)) for i in keep],
         sizes=parts.rows["size"][keep].tolist(),
         crc32=parts.rows["crc32"][keep].tolist(),
         # Of the files as they were read.
@@ -148,7 +148,7 @@ def convert_to_beton(
         sha256=digest,
         left_out=bad,
         versions=versions,
-        labels=None if source.by_folder else [source.label(i) for i in keep],
+        labels=None if source.by_folder else [source.label(int(i)) for i in keep],
         changes=count_changes(parts.rows["changes"]),
         skipped=dict(source.skipped),
     )

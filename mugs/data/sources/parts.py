@@ -212,7 +212,8 @@ class BetonParts:
         samples["image"]["width"] = kept["width"]
         samples["image"]["height"] = kept["height"]
         samples["image"]["data_ptr"] = kept["position"] + shift
-        labels = (self.source.label(index) for index in np.flatnonzero(self.rows["size"]))
+        numbers = map(int, np.flatnonzero(self.rows["size"]))
+        labels = (self.source.label(index) for index in numbers)
         samples["label"] = np.fromiter(labels, dtype=np.int64, count=len(kept))
         finished = self.data if shift == 0 else self._copy_shifted(shift)
         with finished.open("r+b") as stream:
