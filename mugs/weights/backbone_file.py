@@ -50,6 +50,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object
         if key in state and state[key].shape != tensor.shape
     ]
     if not (missing or unexpected or shapes):
+        check_values(state, own, where)
         network.load_state_dict(state)
         return
     # Checked here, because torch's own message names no file and all keys in one line.
@@ -60,6 +61,25 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], where: object
     details = [f"{kind}: {key}" for kind, keys in kinds.items() for key in keys]
     message = f"{where}: keys do not fit: {', '.join(found)}{whose}"
     raise WeightsError(message, "\n".join(details))
+
+
+def check_values(state: Mapping[str, Tensor], own: Mapping[str, Tensor], where: object) -> None:
+    """Raise WeightsError for tensors that torch would convert, or whose values are no weights."""
+    problems: dict[str, list[str]] = {}
+    for key, tensor in state.items():
+        problem = ""
+        if tensor.is_meta or tensor.layout != torch.strided:
+            problem = "without plain values (sparse, or on the meta device)"
+        elif tensor.is_floating_point() != own[key].is_floating_point():
+            # Of quantized weights; the factors that belong to them are elsewhere.
+            problem = f"of {str(tensor.dtype).removeprefix('torch.')} instead of floating point"
+        elif not torch.isfinite(tensor).all():
+            problem = "with values that are infinite or not a number"
+        if problem:
+            problems.setdefault(problem, []).append(key)
+    if problems:
+        found = [f"{len(keys)} {problem} ({shorten(keys)})" for problem, keys in problems.items()]
+        raise WeightsError(f"{where}: weights cannot be used: {', '.join(found)}")
 
 
 def shorten(keys: list[str]) -> str:
@@ -153,6 +173,11 @@ def extract_backbone_state(
     source: Mapping[str, Any] = checkpoint[which] if networks else checkpoint
     for wrapper in ("state_dict", "model"):
         if isinstance(source.get(wrapper), Mapping):
+            if isinstance(source.get(f"{wrapper}_ema"), Mapping):
+                raise WeightsError(
+                    f"holds two networks, {wrapper} and {wrapper}_ema, their average over time; "
+                    "save the one to evaluate in a file of its own"
+                )
             source = source[wrapper]
     names = {key: remove_wrappers(key) for key in source}
     prefix, others = _find_backbone_prefix(names.values(), which)

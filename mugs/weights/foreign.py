@@ -136,7 +136,8 @@ def load_timm_file(model: Any, path: Path) -> tuple[str, ...]:
             state, others = extract_backbone_state(checkpoint)
         except WeightsError as error:
             # Networks by name are those of the release, so only its source lets one choose.
-            raise WeightsError(f"{path}: {error} of source mugs") from error
+            source = " of source mugs" if "ask for network" in str(error) else ""
+            raise WeightsError(f"{path}: {error}{source}") from error
     left_out = tuple(sorted((*others, *(key for key in state if key.startswith(HEAD_PREFIXES)))))
     load_strictly(model, {key: value for key, value in state.items() if key not in left_out}, path)
     check_positions(state, read_timm_config(model), path)

@@ -7,6 +7,8 @@ import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from mugs.data.views.config import IMAGENET_MEAN, IMAGENET_STD
 from mugs.models.config import ARCHITECTURES, ViTConfig
@@ -61,6 +64,44 @@ def test_missing_keys_are_an_error(tmp_path: Path) -> None:
     state.pop("norm.weight")
     torch.save(state, tmp_path / "b.pth")
     with pytest.raises(WeightsError, match=r"b\.pth.*norm\.weight"):
+        load_released_backbone(build_vit(TINY), tmp_path / "b.pth")
+
+
+def put(value: float) -> Callable[[Tensor], Tensor]:
+    """Return what puts a value into a tensor."""
+    return lambda tensor: tensor.clone().index_fill_(0, torch.tensor([0]), value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        # Quantized: torch would take the whole numbers for the weights.
+        (lambda tensor: (tensor * 100).to(torch.int8), "1 of int8 instead of floating point"),
+        (lambda tensor: tensor > 0, "1 of bool instead of floating point"),
+        (lambda tensor: tensor.to(torch.complex64), "1 of complex64 instead of"),
+        (put(float("nan")), "1 with values that are infinite or not a number"),
+        (put(float("inf")), "1 with values that are infinite or not a number"),
+        (lambda tensor: tensor.to_sparse(), "1 without plain values"),
+        (lambda tensor: tensor.to("meta"), "1 without plain values"),
+        (lambda tensor: tensor.half(), ""),
+        (lambda tensor: tensor.double(), ""),
+    ],
+)
+def test_what_torch_would_convert_is_refused(
+    change: Callable[[Tensor], Tensor], words: str
+) -> None:
+    state = dict(build_vit(TINY).state_dict())
+    state["norm.weight"] = change(state["norm.weight"])
+    with pytest.raises(WeightsError, match=words) if words else nullcontext():
+        load_strictly(build_vit(TINY), state, "x")
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_an_average_beside_a_network_is_not_left_out(tmp_path: Path, wrapper: str) -> None:
+    """Other programs evaluate the average of such a file."""
+    state = build_vit(TINY).state_dict()
+    torch.save({wrapper: state, f"{wrapper}_ema": state}, tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match=f"two networks, {wrapper} and {wrapper}_ema"):
         load_released_backbone(build_vit(TINY), tmp_path / "b.pth")
 
 
