@@ -89,6 +89,17 @@ def test_sbatch_gets_the_script_itself(tmp_path: Path, slurm: FakeSlurm) -> None
     assert (copy.read_text(), copy.stat().st_mode & 0o777) == (script, 0o600)
 
 
+def test_what_submit_writes_only_its_owner_can_change(tmp_path: Path, slurm: FakeSlurm) -> None:
+    before = os.umask(0o002)
+    try:
+        submission.submit([OWN], ClusterProfile(run_root=tmp_path, partition="low"))
+    finally:
+        os.umask(before)
+    run_dir = OWN.run_dir(tmp_path)
+    assert (run_dir / queue.JOB_NOTE).exists()
+    assert [path for path in (run_dir, *run_dir.rglob("*")) if path.stat().st_mode & 0o022] == []
+
+
 def as_user(user_id: int, act: Callable[[], object]) -> int:
     """Do something as another user; return 0 if it went well, 1 if it raised."""
     child = os.fork()
