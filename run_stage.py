@@ -87,7 +87,7 @@ Seeds = Annotated[
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="With --out: overwrite files that this command did not write."),
+    typer.Option("--force", help="Overwrite files that this command did not write."),
 ]
 RunRoot = Annotated[
     Path | None,

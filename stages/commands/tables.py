@@ -26,12 +26,12 @@ COMBINES_WITH = {
     "table": ("out", "against"),
     "filled": ("out",),
     "format": ("against",),
-    "force": ("out",),
+    "force": ("out", "publish"),
     "verdicts": ("out", "explain"),
 }
 
 # Options that say more about another one.
-NEEDS = {"force": "out", "margin": "verdicts", "co2": "explain"}
+NEEDS = {"force": ("out", "publish"), "margin": ("verdicts",), "co2": ("explain",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,10 @@ class TablesRequest:
         if len(actions) > 1:
             raise OptionError(f"--{' and --'.join(actions)} cannot be combined; give one of them")
         for option, needed in NEEDS.items():
-            if getattr(self, option) not in (None, False) and not getattr(self, needed):
-                raise OptionError(f"--{option} needs --{needed}")
+            if getattr(self, option) not in (None, False) and not any(
+                getattr(self, each) for each in needed
+            ):
+                raise OptionError(f"--{option} needs --{' or --'.join(needed)}")
         if self.margin is not None:
             check_margin(self.margin)
         # An option without effect is refused: silently ignored, it would seem to have worked.
@@ -116,6 +118,7 @@ def run(
 
     Raises:
         RowsError: there is such a row, and the results are to be published.
+        OverwriteError: a file would be lost that this command did not write.
     """
     collection = collect_finished(selection.root, selection.runs)
     warn_of_problems(collection, warn)
@@ -123,7 +126,7 @@ def run(
     names = request.table or spec.table_names()
     fmt: Format = request.format or "md"
     if request.publish is not None:
-        return map(str, publish.publish_tables(collection, request.publish))
+        return map(str, publish.publish_tables(collection, request.publish, force=request.force))
     if request.explain is not None:
         text = explain_cell(
             collection, *request.explain, margin=request.verdict_margin, co2=request.co2

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.files import OverwriteError, write_atomic
 from results import resources, spec
 from results.collect import CollectedResults, collect_results
 from results.publish import publish_tables, read_published
@@ -24,7 +25,7 @@ from results.report.graph import Node, lay_out_graph
 from results.report.page import count_filled_cells, link_run_ids, render_report
 from results.runs import FinishedRun
 from results.schema import Result, ResultRow
-from results.store import RowsError
+from results.store import COLUMNS, RowsError
 from results.tables import build_table, build_tables
 
 PROBE = Path(__file__).with_name("report_probe.js")
@@ -348,6 +349,25 @@ def test_publishing_keeps_results_and_leaves_out_the_machine(
     (tmp_path / "kept/runs.json").write_text(text[:-9])
     with pytest.raises(RowsError, match=r"runs\.json: damaged, publish again"):
         read_published(tmp_path / "kept")
+
+
+def test_publishing_replaces_only_what_was_published(
+    run_root: Any, row: ResultRow, tmp_path: Path
+) -> None:
+    """The folder of a run has a rows.csv too."""
+    run_root.add("abc", "knn", [row])
+    run = FinishedRun("abc", "knn", "knn", rows="knn/knn-abc/rows.csv")
+    collection = collect_results(run_root.path, [run])
+    for name, content in (("rows.csv", ",".join(COLUMNS)), ("runs.json", "{}")):
+        folder = tmp_path / name
+        write_atomic(folder / name, content)
+        with pytest.raises(OverwriteError, match=f"{name}: .*it is not overwritten"):
+            publish_tables(collection, folder)
+        assert (folder / name).read_text() == content
+        assert publish_tables(collection, folder, force=True)
+        # One that was interrupted in between is ours.
+        (folder / "rows.csv").unlink()
+        assert publish_tables(collection, folder)
 
 
 def test_what_cannot_be_published_is_told(run_root: Any, row: ResultRow, tmp_path: Path) -> None:
