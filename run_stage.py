@@ -797,6 +797,27 @@ def verify(
             "bundled backbones, and compare.",
         ),
     ] = None,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate",
+            help="With a bundle: write which level was reached and by what, as JSON and badge.",
+        ),
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_ROOT",
+            help="With --certificate: where you repeated a pretraining of the bundle yourself.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="With --certificate: its folder. Default: that of the bundle."
+        ),
+    ] = None,
+    force: Force = False,
     overrides: Overrides = None,
     seeds: Seeds = None,
     only: Only = None,
@@ -811,17 +832,30 @@ def verify(
     checkpoint to bad_step_..., but only if a good one remains.
 
     Of a bundle, checks its form and every checksum, makes the tables again from its rows, and plans
-    its reproduction again. Needs no run root, and writes nothing.
+    its reproduction again. Needs no run root, and writes nothing but the certificate. Its levels:
+    1 the tables come out again, 2 an evaluation does (--data), 3 a pretraining was repeated and its
+    k-NN counts as reproduced, 4 its weights are equal bit by bit (--against).
     """
     from stages.commands.verify import verify_runs
     from stages.commands.verify_bundle import is_bundle
 
     of_runs = {"--deep": deep, "--every": every, "--repair": repair, "--set": overrides}
     of_runs |= {"--seeds": seeds, "--only": only, "--cluster": cluster, "--run-root": run_root}
-    of_bundles = {"--data": data}
+    of_certificates = {"--against": against, "--out": out, "--force": force}
+    of_bundles = {"--data": data, "--certificate": certificate, **of_certificates}
     if is_bundle(reproduction):
         _refuse_options(of_runs, "says nothing of a bundle")
-        raise typer.Exit(_verify_bundle(Path(reproduction), data))
+        if not certificate:
+            _refuse_options(of_certificates, "needs --certificate")
+        found, repeated = _verify_bundle(Path(reproduction), data)
+        if certificate:
+            from stages.commands.certify import certify, write_certificate
+
+            reached = certify(found, repeated, against)
+            files = write_certificate(reached, found.path, out, force=force)
+            _print([*reached.describe(), *files])
+        good = found.intact and all(each.repeated for each in repeated)
+        raise typer.Exit(0 if good else 1)
     _refuse_options(of_bundles, "is for a bundle, a file that ends in .zip")
 
     if every and not deep:
@@ -930,14 +964,18 @@ def export(
             help="Folder, id or name of a finished run, or a weights file in our format.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
+    out: Annotated[Path, typer.Option(help="The file to write; with hub the folder.")],
     format: Annotated[
-        Literal["timm", "safetensors"],
-        typer.Option(help="timm: a .pth state dict; safetensors: the same keys in safetensors."),
+        Literal["timm", "safetensors", "hub"],
+        typer.Option(
+            help="timm: a .pth state dict; safetensors: the same keys in safetensors; hub: folder "
+            "for the Hugging Face Hub, with a card that has the results of the run root."
+        ),
     ] = "timm",
     weights: Annotated[
         str, typer.Option(help="teacher; for a pretraining also student or initial.")
     ] = "teacher",
+    co2: Co2 = None,
     force: Force = False,
     cluster: Cluster = None,
     run_root: RunRoot = None,
@@ -948,9 +986,13 @@ def export(
     class token for an image as our own network.
     """
     from slurm.submission import profile as place
-    from stages.commands.weights import export_backbone
+    from stages.commands.weights import export_backbone, export_to_hub
 
     root = place.choose_run_root(run_root, cluster)
+    if format == "hub":
+        _print(export_to_hub(run, out, root, weights=weights, co2=co2, force=force))
+        return
+    _refuse_options({"--co2": co2}, "is for --format hub, which has a card")
     _print(export_backbone(run, out, root, weights=weights, format=format, force=force))
 
 
@@ -1039,8 +1081,8 @@ def _refuse_options(options: Mapping[str, object], reason: str) -> None:
             raise typer.BadParameter(reason, param_hint=name)
 
 
-def _verify_bundle(path: Path, data: str | None) -> int:
-    """Check a bundle, print what was found, and return the exit code."""
+def _verify_bundle(path: Path, data: str | None) -> tuple[BundleCheck, list[RepeatedRun]]:
+    """Check a bundle, repeat its k-NN if there are data, and print what was found."""
     from stages.commands.verify_bundle import verify_bundle
 
     found = verify_bundle(path)
@@ -1048,7 +1090,7 @@ def _verify_bundle(path: Path, data: str | None) -> int:
     typer.echo(found.summary())
     repeated = _repeat_knn(found, data) if data and not found.problems else []
     _print(each.describe() for each in repeated)
-    return 0 if found.intact and all(each.repeated for each in repeated) else 1
+    return found, repeated
 
 
 def _repeat_knn(found: BundleCheck, data: str) -> list[RepeatedRun]:

@@ -42,14 +42,24 @@ PROVENANCE = {
     "environment": {"cpu": "one", "variables": {"OMP_NUM_THREADS": "secret-value"}},
     "energy": {"kwh": 2.0, "measured": 1, "of": 1},
 }
+VALUES = ((10, 71.5), (20, 72.3))
 TEACHER = b"not read by any test that does not repeat an evaluation"
 
 
-def finish_runs(folder: Path, *, leave_out: tuple[str, ...] = ("linear",)) -> Selection:
+def finish_runs(
+    folder: Path,
+    *,
+    leave_out: tuple[str, ...] = ("linear",),
+    overrides: tuple[str, ...] = (),
+    values: tuple[tuple[int, float], ...] = VALUES,
+    teacher: bytes = TEACHER,
+    started: str = "2026-11-30T11:00:00+0000",
+) -> Selection:
     """Record the runs of the reproduction as done, in a run root below the folder."""
+    folder.mkdir(exist_ok=True)
     file = folder / "small.yaml"
     file.write_text(REPRODUCTION)
-    selection = load_selection(str(file), (), (), folder / "runs")
+    selection = load_selection(str(file), overrides, (), folder / "runs")
     for run in selection.runs:
         if run.name in leave_out:
             continue
@@ -59,14 +69,14 @@ def finish_runs(folder: Path, *, leave_out: tuple[str, ...] = ("linear",)) -> Se
         outputs = {}
         rows = None
         if run.stage == "pretrain":
-            (run_dir / "teacher.safetensors").write_bytes(TEACHER)
+            (run_dir / "teacher.safetensors").write_bytes(teacher)
             (run_dir / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
-            digest = hashlib.sha256(TEACHER).hexdigest()
+            digest = hashlib.sha256(teacher).hexdigest()
             path = f"pretrain/{run_dir.name}/teacher.safetensors"
-            outputs["teacher"] = Output(path=path, size=len(TEACHER), sha256=digest)
+            outputs["teacher"] = Output(path=path, size=len(teacher), sha256=digest)
         if run.stage == "knn":
             rows = f"knn/{run_dir.name}/rows.csv"
-            write_rows(run_dir / "rows.csv", [knn_row(run.run_id, k, v) for k, v in VALUES])
+            write_rows(run_dir / "rows.csv", [knn_row(run.run_id, k, v) for k, v in values])
         record_entry(
             selection.root,
             ManifestEntry(
@@ -78,14 +88,11 @@ def finish_runs(folder: Path, *, leave_out: tuple[str, ...] = ("linear",)) -> Se
                 info=INFO.get(run.stage, {}),
                 outputs=outputs,
                 rows=rows,
-                provenance=PROVENANCE,
-                finished="2026-11-30T12:00:00+0000",
+                provenance={**PROVENANCE, "started": started},
+                finished=started.replace("T11", "T12"),
             ),
         )
     return selection
-
-
-VALUES = ((10, 71.5), (20, 72.3))
 
 
 def knn_row(run_id: str, k: int, value: float, seed: int = 0) -> ResultRow:

@@ -16,7 +16,7 @@ from results.store import read_results
 from stages import STAGES
 from stages.commands import bundle_content as content
 from stages.commands.verify_bundle import BundleCheck
-from stages.shared.image_data import BUILTIN, ConvertConfig
+from stages.shared.image_data import BUILTIN, PUBLIC, ConvertConfig
 
 # Points. Other devices and libraries round otherwise, so single images may change their nearest
 # neighbors. On one machine all is equal.
@@ -125,7 +125,7 @@ def find_image_folders(config: ConvertConfig, data: str) -> dict[str, str]:
     folder = expand_home(data).absolute()
     if all((folder / split).is_dir() for split in config.splits):
         return {f"{split}_dir": str(folder / split) for split in config.splits}
-    if config.root is not None and folder.is_dir() and config.root != "":
+    if config.dataset in PUBLIC and folder.is_dir():
         return {"root": str(folder)}
     expected = " and ".join(f"{folder / split}" for split in config.splits)
     raise ConfigError(f"--data {data}: expected the folders {expected}, with a folder per class")

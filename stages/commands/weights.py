@@ -1,20 +1,26 @@
 """The commands `import` and `export`: weights to our format, and from it to timm."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import manifest
-from pipeline.files import check_overwrite, expand_home, write_atomic
+from pipeline.files import check_overwrite, expand_home, make_folder, write_atomic
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
+from results.card import render_card
+from stages.commands.finished_results import collect_finished
 from stages.import_weights import load_foreign_weights, write_imported_weights
 from stages.shared.imported_weights import ImportConfig
+
+if TYPE_CHECKING:
+    from mugs.models.vit import ViT
 
 Format = Literal["timm", "safetensors"]
 
 # How the description of each backbone file begins, and the list of keys that do not fit.
 BACKBONE_MARK = '{"__metadata__":{"mugs":'
+CARD_FILE = "README.md"
 KEYS_MARK = "# Keys that do not fit, listed by the command import"
 
 
@@ -74,19 +80,10 @@ def export_backbone(
         ConfigError: there is no such run or network, or the file is damaged.
         OverwriteError: there is a file that is no export of ours, and `force` is not given.
     """
-    from mugs.weights.pickle_file import WeightsError
-    from mugs.weights.timm_export import (
-        MARK,
-        format_timm_call,
-        load_vit_for_timm,
-        write_bare_weights,
-    )
+    from mugs.weights.timm_export import MARK, format_timm_call, write_bare_weights
 
     check_overwrite(expand_home(out), MARK, force=force)
-    try:
-        vit = load_vit_for_timm(find_backbone_file(run, run_root, weights))
-    except (WeightsError, manifest.DamagedError) as error:
-        raise ConfigError(shorten_error(error)) from error
+    vit = _load_for_timm(find_backbone_file(run, run_root, weights))
     # Loaded first: a file that cannot be read must not replace an older export.
     write_bare_weights(expand_home(out), vit, format)
     loader = "torch.load" if format == "timm" else "safetensors.torch.load_file"
@@ -98,12 +95,70 @@ def export_backbone(
     ]
 
 
+def export_to_hub(
+    run: str,
+    out: Path,
+    run_root: Path,
+    *,
+    weights: str = "teacher",
+    co2: float | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Write the folder of a backbone for the Hugging Face Hub; return the lines to print.
+
+    The card has the results of all finished runs of the run root that evaluated it. `co2` are the
+    grams of CO2 for each kWh.
+
+    Raises:
+        ConfigError: there is no such run or network, or the file is damaged.
+        OverwriteError: a file there is no export of ours, and `force` is not given.
+    """
+    from mugs.weights.hub_export import CONFIG_FILE, WEIGHTS_FILE, write_hub_files
+    from mugs.weights.timm_export import MARK
+
+    folder = expand_home(out).absolute()
+    for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+        check_overwrite(folder / name, MARK, force=force)
+    if expand_home(run).is_file():
+        raise ConfigError(
+            f"{run}: is a file, of which no settings and results are known; for --format hub name"
+            " a run"
+        )
+    entry = find_run_with_weights(run, run_root, weights)
+    collection = collect_finished(entry.run_root)
+    if entry.run_id not in collection.runs:
+        raise ConfigError(f"{entry.run_dir}: its record cannot be read; see the command tables")
+    vit = _load_for_timm(entry.output(weights))
+    card = render_card(collection.runs[entry.run_id], weights, collection, mark=MARK, co2=co2)
+    make_folder(folder)
+    files = [*write_hub_files(folder, vit), write_atomic(folder / CARD_FILE, card)]
+    return [
+        *(f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in files),
+        f'model = timm.create_model("local-dir:{folder}", pretrained=True)',
+        "Read README.md and add a license, then upload the folder: hf upload USER/NAME FOLDER",
+    ]
+
+
+def _load_for_timm(path: Path) -> "ViT":
+    """Return a backbone after timm computed the same features with it.
+
+    Raises:
+        ConfigError: the file is damaged, or timm does not.
+    """
+    from mugs.weights.pickle_file import WeightsError
+    from mugs.weights.timm_export import load_vit_for_timm
+
+    try:
+        return load_vit_for_timm(path)
+    except WeightsError as error:
+        raise ConfigError(shorten_error(error)) from error
+
+
 def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
     """Return `run` if it is a file, else the file with the `weights` of that finished run.
 
     Raises:
-        ConfigError: there is no such run, or it has no such weights.
-        DamagedError: the file is not what the run wrote.
+        ConfigError: there is no such run, it has no such weights, or they are damaged.
     """
     path = expand_home(run).absolute()
     if path.is_file():
@@ -113,6 +168,16 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
                 " or name a run"
             )
         return path
+    return find_run_with_weights(run, run_root, weights).output(weights)
+
+
+def find_run_with_weights(run: str, run_root: Path, weights: str) -> ManifestEntry:
+    """Return a finished run, whose `weights` are what it wrote.
+
+    Raises:
+        ConfigError: there is no such run, it has no such weights, or they are damaged.
+    """
+    path = expand_home(run).absolute()
     # The folder of a run is <run_root>/<stage>/<name>-<id>, in whatever run root it lies.
     place = (path.name, path.parents[1]) if path.is_dir() else (run, run_root)
     entry = find_finished_run(*place)
@@ -122,8 +187,11 @@ def find_backbone_file(run: str, run_root: Path, weights: str) -> Path:
             f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})"
         )
     # By hash and not only by size: the file leaves the run root, and its record with it.
-    manifest.check_intact(entry, weights)
-    return entry.output(weights)
+    try:
+        manifest.check_intact(entry, weights)
+    except manifest.DamagedError as error:
+        raise ConfigError(shorten_error(error)) from error
+    return entry
 
 
 def find_finished_run(run: str, run_root: Path) -> ManifestEntry:

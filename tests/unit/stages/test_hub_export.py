@@ -1,0 +1,102 @@
+"""`export --format hub`: timm loads the folder from disk, and the Hub reads the card."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from bundle_cases import finish_runs
+from huggingface_hub import ModelCard
+
+from mugs.models.config import ViTConfig
+from mugs.models.vit import ViT, build_vit
+from mugs.weights.backbone_file import load_backbone, write_backbone_file
+from pipeline.files import OverwriteError
+from pipeline.spec import ConfigError
+from stages.commands.weights import export_to_hub
+
+SHAPE = ViTConfig(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run root with a pretraining of a small network, and its k-NN."""
+    folder = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    vit = build_vit(SHAPE)
+    path = folder / "teacher.safetensors"
+    write_backbone_file(path, dict(vit.state_dict()), {"arch": asdict(SHAPE)})
+    return finish_runs(folder, teacher=path.read_bytes()).root
+
+
+@pytest.fixture(scope="module")
+def exported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for the Hub."""
+    folder = tmp_path_factory.mktemp("out") / "hub"
+    export_to_hub("pretrain", folder, root, co2=400.0)
+    return folder
+
+
+def load_teacher(root: Path) -> ViT:
+    (path,) = root.glob("pretrain/*/teacher.safetensors")
+    return load_backbone(path).eval()
+
+
+@torch.no_grad()
+def test_timm_loads_the_folder_and_gives_the_same_features(root: Path, exported: Path) -> None:
+    model = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(images), load_teacher(root).cls_feature(images))
+    data = timm.data.resolve_model_data_config(model)
+    assert data["input_size"] == (3, 32, 32)
+    assert data["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_hub_reads_results_with_verdicts(exported: Path) -> None:
+    card = ModelCard.load(exported / "README.md")
+    assert card.data.library_name == "timm"
+    (found,) = card.data.eval_results
+    assert (found.dataset_type, found.metric_type, found.metric_value) == (
+        "imagenet1k",
+        "accuracy",
+        72.3,
+    )
+    assert found.metric_args == {
+        "protocol": "knn",
+        "setting": "cls, k=20, T=0.07",
+        "paper": 72.3,
+        "verdict": "reproduced",
+    }
+    assert "72.3 | 72.3 | reproduced |" in card.text
+    assert "2 kWh of its GPUs (0.8 kg CO2 at 400 g/kWh)" in card.text
+
+
+def test_a_card_holds_nothing_private_and_no_markup_of_others(root: Path, exported: Path) -> None:
+    text = (exported / "README.md").read_text()
+    assert str(root) not in text
+    assert "secret-host" not in text
+    assert yaml.safe_load(text.split("---\n")[1])["tags"][0] == "mugs-repro-export"
+
+
+def test_the_same_run_gives_the_same_bytes_and_others_stay(root: Path, exported: Path) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
+    export_to_hub("pretrain", exported, root, co2=400.0)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    other = exported.parent / "mine"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    with pytest.raises(OverwriteError, match=r"README\.md"):
+        export_to_hub("pretrain", other, root)
+    assert [path.name for path in other.iterdir()] == ["README.md"]
+
+
+def test_what_has_no_card_is_refused(root: Path, tmp_path: Path) -> None:
+    (weights,) = root.glob("pretrain/*/teacher.safetensors")
+    with pytest.raises(ConfigError, match="for --format hub name a run"):
+        export_to_hub(str(weights), tmp_path / "x", root)
+    with pytest.raises(ConfigError, match="has no weights 'student'"):
+        export_to_hub("pretrain", tmp_path / "x", root, weights="student")
+    assert not (tmp_path / "x").exists()
