@@ -247,7 +247,9 @@ def apply_override(runs: dict[str, Any], override: str) -> None:
         # A copy: with YAML anchors, other runs may share this mapping.
         node[key] = dict(below or {})
         node = node[key]
-    node[keys[-1]] = parse_yaml(f"--set {dotted}", text, anchors=False)
+    value = parse_yaml(f"--set {dotted}", text, anchors=False)
+    # As with `like`, a mapping sets only the keys that it has. An empty one stands for defaults.
+    node[keys[-1]] = _merged(node.get(keys[-1]), value) if value else value
 
 
 def _is_likeness(override: str) -> bool:

@@ -29,6 +29,7 @@ _MOST_BRACKETS = 1000  # of a text that the C parser reads
 _DEEP_BLOCK = re.compile(r"[ \t?:-]{200}")
 # PyYAML lets these slip for scalars that do not fit their tag, such as "!!bool x".
 _SLIPPED = (ValueError, RecursionError, ArithmeticError, LookupError, AttributeError)
+_OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -191,6 +192,12 @@ def _count_values(node: yaml.Node, counts: dict[int, int], depth: int = 0) -> in
         below = node.value
     elif node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
         problem = f"a number of more than {_LONGEST_NUMBER} digits"
+    elif node.tag in _NUMBERS and _OTHER_BASE.fullmatch(node.value):
+        # hours: 1:30 would be 90, and 010 would be 8.
+        problem = (
+            f"{node.value} would be read in base {60 if ':' in node.value else 8}; "
+            "write a decimal number, or put quotes around a text"
+        )
     if depth > _DEEPEST:  # also of what contains itself
         problem = f"more than {_DEEPEST} values inside each other"
         below = ()
@@ -227,10 +234,12 @@ def validate_model(
         _refuse_internal(model, values)
         key: Any = model  # mypy takes no dataclass type for hashable
         built: _Model = _adapter(key).validate_python(dict(values))
-        return built
+        if not (location := _find_flag_for_number(built, values)):
+            return built
+        found: dict[str, Any] = {"type": "flag", "msg": "a number", "input": "yes or no"}
     except _UnknownKey as error:
         location = error.args[0]
-        found: dict[str, Any] = {"type": "extra_forbidden"}
+        found = {"type": "extra_forbidden"}
     except ValidationError as error:
         errors = [dict(item) for item in error.errors(include_url=False)]
         found = next((item for item in errors if item["type"] in _UNKNOWN), errors[0])
@@ -259,6 +268,19 @@ def validate_model(
         expected = str(found["msg"]).removeprefix("Input should be ")
     head = place if by_set or not name else f"{place}.{name}"
     raise ConfigError(f"{head}: expected {expected}, got {found['input']!r}")
+
+
+def _find_flag_for_number(built: Any, values: Any) -> list[str]:
+    """Return where a value is yes or no and a number was made of it, which pydantic does; or []."""
+    if not isinstance(values, Mapping):
+        return []
+    for key, value in values.items():
+        made = getattr(built, str(key), None)
+        if isinstance(value, bool) and isinstance(made, int | float) and type(made) is not bool:
+            return [str(key)]
+        if inner := _find_flag_for_number(made, value):
+            return [str(key), *inner]
+    return []
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

@@ -1,5 +1,6 @@
 """A reproduction takes runs from another one; a run takes the settings of another one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,40 @@ def test_overrides_reach_those_that_are_like_it(tmp_path: Path) -> None:
     assert [vars(runs[name].config)["crop"] for name in ("base", "one")] == [48, 48]
     assert [vars(runs[name].config)["ks"] for name in ("base", "one")] == [(9,), (5,)]
     assert [runs[name].resources.hours for name in ("base", "one")] == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resources"),
+    [
+        # A mapping sets the keys that it has, in any order with keys of its own.
+        (["base.resources={hours: 7}"], (7, False, 1)),
+        (["base.resources.nodes=2", "base.resources={hours: 7}"], (7, False, 2)),
+        (["base.resources={hours: 7}", "base.resources.nodes=2"], (7, False, 2)),
+        # An empty one stands for the defaults of the stage.
+        (["base.resources={}"], (2, True, 1)),
+    ],
+)
+def test_a_mapping_drops_nothing(
+    tmp_path: Path, overrides: list[str], resources: tuple[float, bool, int]
+) -> None:
+    found = config.load_reproduction(write_runs(tmp_path, BASE), STAGES, overrides)
+    need = found.runs["base"].resources
+    assert (need.hours, need.gpu, need.nodes) == resources
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        # YAML 1.1 makes 90, 8 and 1 of these.
+        ("base.resources.hours=1:30", "1:30 would be read in base 60"),
+        ("base.threads=010", "010 would be read in base 8"),
+        ("base.threads=on", "threads: expected a number, got 'yes or no'"),
+        ("base.resources.hours=yes", "hours: expected a number, got 'yes or no'"),
+    ],
+)
+def test_numbers_are_what_they_look_like(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config.load_reproduction(write_runs(tmp_path, BASE), STAGES, [override])
 
 
 @pytest.mark.parametrize(
