@@ -25,9 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import attempts
 from pipeline.files import with_checksum
-from pipeline.identity import RETIRED_SETTINGS, dump_settings, runtime_names
+from pipeline.identity import RETIRED_SETTINGS, dump_settings, runtime_names, science_fields
 from pipeline.inputs import list_input_paths
 from pipeline.manifest import ManifestEntry
+from pipeline.reading import validate_model
 from pipeline.spec import PlainName, StageRun
 from results import render, spec
 from results.collect import CollectedResults
@@ -186,6 +187,22 @@ def _settings_without_paths(run: StageRun) -> dict[str, Any]:
                 group = group[part]
             group.pop(last, None)
     return settings
+
+
+def read_science(entry: ManifestEntry) -> dict[str, Any]:
+    """Return the settings of a run that can change a result, as its run id is made of them.
+
+    So a setting that older code did not have makes no difference.
+
+    Raises:
+        ConfigError: its stage has no such settings.
+    """
+    recorded = {key: value for key, value in entry.config.items() if key not in RETIRED_SETTINGS}
+    where = record_folder(entry)
+    found: dict[str, Any] = science_fields(
+        validate_model(STAGES[entry.stage].config, recorded, where)
+    )
+    return found
 
 
 def read_finished_runs(entries: Iterable[ManifestEntry]) -> dict[str, FinishedRun]:

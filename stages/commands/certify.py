@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline import manifest, provenance
-from pipeline.files import check_overwrite, expand_home, hash_file, write_atomic
+from pipeline.files import check_overwrite, expand_home, hash_file, hash_json, write_atomic
 from pipeline.manifest import ManifestEntry
 from pipeline.ownership import find_foreign_owner
 from pipeline.spec import ConfigError
@@ -19,7 +19,7 @@ from results.collect import CollectedResults
 from results.runs import FinishedRun
 from results.verdict import DEFAULT_MARGIN, Comparison
 from results.vocabulary import load_vocabulary
-from stages.commands import bundle_content as content
+from stages.commands.bundle_content import read_science
 from stages.commands.finished_results import collect_finished
 from stages.commands.repeat_knn import RepeatedRun
 from stages.commands.verify_bundle import BundleCheck
@@ -114,23 +114,22 @@ def _compare_pretrainings(found: BundleCheck, root: Path) -> list[Level]:
 
 def _find_repetitions(found: BundleCheck, root: Path) -> tuple[list[Repetition], list[str]]:
     """Return the pretrainings that we repeated, and why others do not count."""
-    mine = [
-        entry
-        for run_id in manifest.list_run_ids(root)
-        if (entry := manifest.find_done(root, run_id)) is not None and entry.stage == "pretrain"
-    ]
-    theirs = [entry for entry in found.entries.values() if entry.stage == "pretrain"]
-    described = content.read_finished_runs(mine)
-    bundled = content.read_finished_runs(theirs)
     refused: list[str] = []
+    mine = []
+    for run_id in manifest.list_run_ids(root):
+        entry = manifest.find_done(root, run_id)
+        if entry is not None and entry.stage == "pretrain":
+            try:
+                mine.append((entry, _describe_experiment(entry)))
+            except ConfigError as error:
+                refused.append(str(error))
+    theirs = [entry for entry in found.entries.values() if entry.stage == "pretrain"]
     repetitions = []
     groups: dict[str, list[ManifestEntry]] = {}
     for entry in theirs:
-        groups.setdefault(_describe_experiment(bundled[entry.run_id]), []).append(entry)
+        groups.setdefault(_describe_experiment(entry), []).append(entry)
     for experiment, group in groups.items():
-        same = [
-            entry for entry in mine if _describe_experiment(described[entry.run_id]) == experiment
-        ]
+        same = [entry for entry, described in mine if described == experiment]
         reasons = {entry.run_id: _why_not_ours(entry, found) for entry in same}
         refused += [reason for reason in reasons.values() if reason]
         ours = [entry for entry in same if not reasons[entry.run_id]]
@@ -139,10 +138,14 @@ def _find_repetitions(found: BundleCheck, root: Path) -> tuple[list[Repetition],
     return repetitions, refused
 
 
-def _describe_experiment(run: FinishedRun) -> str:
-    """Return what two pretrainings have in common that differ in their seed only."""
-    settings = {key: value for key, value in run.science().items() if key != "seed"}
-    return repr((sorted(settings.items()), sorted(run.upstream.items())))
+def _describe_experiment(entry: ManifestEntry) -> str:
+    """Return what two pretrainings have in common that differ in their seed only.
+
+    Raises:
+        ConfigError: its record has settings that a pretraining has not.
+    """
+    settings = {key: value for key, value in read_science(entry).items() if key != "seed"}
+    return hash_json({"settings": settings, "upstream": dict(entry.upstream)})
 
 
 def _why_not_ours(entry: ManifestEntry, found: BundleCheck) -> str:
@@ -151,10 +154,10 @@ def _why_not_ours(entry: ManifestEntry, found: BundleCheck) -> str:
     if owner := find_foreign_owner(entry.run_dir):
         return f"{where}: belongs to {owner}"
     there = found.entries.get(entry.run_id)
-    began = "started"
     if there is not None and (there.finished, there.seconds) == (entry.finished, entry.seconds):
         return f"{where}: is the bundled run itself, or a copy of it"
-    if there is not None and there.provenance.get(began) == entry.provenance.get(began):
+    began = entry.provenance.get("started")
+    if there is not None and began is not None and there.provenance.get("started") == began:
         return f"{where}: began in the same second as the bundled run"
     problems = manifest.find_problems(entry, hashes=True)
     return problems[0] if problems else ""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.archive import Archive, ArchiveError, open_archive
 from pipeline.files import FormatVersionError, check_format_version
+from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry, parse_entry
 from pipeline.spec import ConfigError, StageRun
 from results import publish
@@ -316,6 +317,8 @@ def _check_plan(archive: Archive, found: BundleCheck) -> Iterator[str]:
             yield f"records/{folder}: {content.REPRODUCTION} has no run of this id"
         elif run.stage != entry.stage or dict(run.needs) != dict(entry.upstream):
             yield f"records/{folder}: {content.REPRODUCTION} says that it is another run"
+        elif content.read_science(entry) != science_fields(run.config):
+            yield f"records/{folder}: {content.REPRODUCTION} has other settings of this run"
     missing = [run.name for run in found.runs if run.run_id not in found.entries]
     if missing != found.about.not_done:
         yield f"{content.BUNDLE} and {content.REPRODUCTION} do not agree which runs are not done"

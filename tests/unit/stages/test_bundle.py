@@ -279,6 +279,19 @@ CAREFUL: dict[str, tuple[Content, str]] = {
         change_json(*PRETRAIN, change=lambda v: v["info"].update(notes="x"), record=True),
         "records: info.notes: unexpected str",
     ),
+    "another setting in record and runs": (
+        lambda members: change_json(
+            "runs.json",
+            change=lambda v: [
+                r["config"].update(epochs=99) for r in v["runs"] if "seed" in r["config"]
+            ],
+        )(
+            change_json(*PRETRAIN, change=lambda v: v["config"].update(epochs=99), record=True)(
+                members
+            )
+        ),
+        "reproduction.yaml has other settings of this run",
+    ),
     "another setting in the reproduction": (
         change_text("epochs: 100", "epochs: 300", "reproduction.yaml"),
         "reproduction.yaml has no run of this id",
