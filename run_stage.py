@@ -154,6 +154,7 @@ def plan(
     from slurm.facts import describe_plan, format_json
     from slurm.submission import estimates
     from slurm.submission import profile as place
+    from stages.commands.prediction import predict_cost
     from stages.commands.preflight import list_problems
     from stages.commands.reproduction import list_changed_inputs
 
@@ -175,15 +176,19 @@ def plan(
     profile = place.load_profile(cluster) if cluster else None
     shortages = place.find_gpu_shortages(profile, split.pending) if profile else []
     advice += place.find_crowded_cpus(profile, split.pending)
+    prediction = predict_cost(
+        selection.runs, selection.every, split.done, profile and (profile.gres or profile.gpu_type)
+    )
     changed = list(list_changed_inputs(selection))
     if not as_json:  # first, since the data checks may take minutes
-        console.show_plan(selection.runs, split, selection.root, advice)
+        console.show_plan(selection.runs, split, selection.root, [prediction.describe(), *advice])
         console.show_lines([*changed, *shortages])
     console.announce_data_checks(skip_data_checks)
     problems = [*shortages, *list_problems(selection, skip_data_checks=skip_data_checks)]
     if as_json:
-        facts = {"advice": advice, "changed_inputs": changed, "problems": problems}
-        typer.echo(format_json(describe_plan(selection.runs, split, selection.root, **facts)))
+        lines = {"advice": advice, "changed_inputs": changed, "problems": problems}
+        facts = describe_plan(selection.runs, split, selection.root, **lines)
+        typer.echo(format_json({**facts, "prediction": prediction.to_json()}))
     else:
         console.show_lines(problems[len(shortages) :])
 

@@ -114,6 +114,10 @@ class StageConfig(Settings):
         # Two checkpoints are kept, and a third exists while it is being written.
         return 3 * self.estimate_checkpoint_gb()
 
+    def estimate_flops(self, inputs: Mapping[str, StageConfig]) -> float | None:
+        """Return the floating-point operations of the whole run; None if they are not known."""
+        return None
+
     def concurrent_roles(self) -> frozenset[str]:
         """Return the roles whose runs need only have begun, not ended, before this run starts.
 

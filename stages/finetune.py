@@ -18,6 +18,7 @@ from stages.shared.batch_checks import (
     check_even_pairs,
     check_even_passes,
 )
+from stages.shared.flops import count_finetuning, find_shape
 from stages.shared.frozen import (
     FACTS,
     WEIGHTS,
@@ -26,7 +27,7 @@ from stages.shared.frozen import (
     load_vit,
     read_num_classes,
 )
-from stages.shared.image_data import check_labeled
+from stages.shared.image_data import check_labeled, count_train_images
 from stages.shared.labelled import LabelledPart
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ class FinetuneStageConfig(StageConfig, FinetuneConfig):
             f"the warm-up of {self.rate.warmup_epochs} epochs is longer than the run of "
             f"{self.epochs}: the learning rate never reaches its peak"
         ]
+
+    def estimate_flops(self, inputs: Mapping[str, StageConfig]) -> float | None:
+        """Return the operations of all epochs, if the architecture and the images are known."""
+        shape = find_shape(getattr(inputs.get("weights"), "arch", ""))
+        images = count_train_images(inputs)
+        if shape is None or images is None:
+            return None
+        share = self.labelled.percent / 100 if self.labelled is not None else 1.0
+        return count_finetuning(shape, self.images.size) * share * images * self.epochs
 
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over ranks, groups and pairs, and into micro-batches."""

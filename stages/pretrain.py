@@ -12,7 +12,8 @@ from pipeline.settings import Runtime
 from pipeline.spec import Resources, StageConfig, StageSpec
 from pipeline.stage import StageContext, StageOutput
 from stages.shared.batch_checks import check_batch_is_filled, check_even_batch, check_even_passes
-from stages.shared.image_data import ConvertConfig
+from stages.shared.flops import count_pretraining, find_shape
+from stages.shared.image_data import count_train_images
 
 # Width and depth of each architecture, to estimate sizes without importing torch.
 SHAPES = {
@@ -122,6 +123,17 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
         milestones = self.epochs // self.keep_every_epochs if self.keep_every_epochs else 0
         return (self.keep_checkpoints + milestones + 1) * self.estimate_checkpoint_gb()
 
+    def estimate_flops(self, inputs: Mapping[str, StageConfig]) -> float | None:
+        """Return the operations of all steps, if the architecture and their number are known."""
+        shape = find_shape(self.arch)
+        if shape is None or self.steps_per_epoch is None:
+            return None
+        views = self.views
+        of_image = count_pretraining(
+            shape, large=views.large_size, small=views.small_size, num_small=views.num_small
+        )
+        return of_image * self.batch_size * self.steps_per_epoch * self.epochs
+
     def check_resources(self, resources: Resources) -> None:
         """Require that the batch divides over the ranks, and each share into micro-batches."""
         check_even_batch(self.batch_size, resources)
@@ -131,14 +143,6 @@ class PretrainConfig(StageConfig, TrainConfig, MethodSettings):
             self.micro_batch_size,
             single_pass=self.options.needs_whole_batch_per_rank,
         )
-
-
-def count_train_images(inputs: Mapping[str, StageConfig]) -> int | None:
-    """Return the number of training images as declared or known for the data set, else None."""
-    data = inputs.get("data")
-    if not isinstance(data, ConvertConfig):
-        return None
-    return (data.expected_counts.images or {}).get("train")
 
 
 def run(ctx: StageContext, cfg: PretrainConfig) -> StageOutput:

@@ -184,6 +184,14 @@ def count_images(cfg: ConvertConfig, *, listed: bool) -> dict[str, int]:
         return declared
 
 
+def count_train_images(inputs: Mapping[str, StageConfig]) -> int | None:
+    """Return the number of training images as declared or known for the data set, else None."""
+    data = inputs.get("data")
+    if not isinstance(data, ConvertConfig):
+        return None
+    return (data.expected_counts.images or {}).get("train")
+
+
 def check_labeled(inputs: Mapping[str, StageConfig]) -> None:
     """Raise ValueError if the data set has no labels or no validation images, as far as is said."""
     data = inputs.get("data")

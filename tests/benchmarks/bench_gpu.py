@@ -51,8 +51,9 @@ from mugs.data.loading.order import SampleOrder  # noqa: E402
 from mugs.data.sources.base import ImageInMemory  # noqa: E402
 from mugs.data.views.config import ViewRecipe  # noqa: E402
 from mugs.distributed import set_tf32  # noqa: E402
-from mugs.engine.metering import device_peak_tflops, peak_memory_mb  # noqa: E402
+from mugs.engine.metering import peak_memory_mb  # noqa: E402
 from mugs.engine.optim import build_pretrain_adamw, flatten_optimizer_state  # noqa: E402
+from mugs.engine.peaks import device_peak_tflops  # noqa: E402
 from mugs.evaluation.knn import evaluate_knn  # noqa: E402
 from mugs.methods.config import MugsConfig  # noqa: E402
 from mugs.methods.mugs import Mugs  # noqa: E402

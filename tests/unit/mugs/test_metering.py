@@ -18,6 +18,7 @@ from mugs.data.sources.folder import FolderSource
 from mugs.data.views.config import ViewRecipe
 from mugs.engine import metering
 from mugs.engine.calibration import EpochMeans
+from mugs.engine.peaks import device_peak_tflops
 from mugs.engine.step import StepResult
 from mugs.finetune.classifier import ImageClassifier
 from mugs.methods.calibration import load_calibration_targets
@@ -83,10 +84,10 @@ def test_the_count_of_a_classifier_equals_one_by_hand() -> None:
 
 
 def test_peaks() -> None:
-    assert metering.device_peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
-    assert metering.device_peak_tflops("NVIDIA H100 PCIe", "fp32") == 378.0
-    assert metering.device_peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
-    assert metering.device_peak_tflops("some other device", "bf16") is None
+    assert device_peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989.0
+    assert device_peak_tflops("NVIDIA H100 PCIe", "fp32") == 378.0
+    assert device_peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 156.0
+    assert device_peak_tflops("some other device", "bf16") is None
     fields = metering.Meter(torch.device("cpu"), "fp32", 5e11).fields(4, 2.0)
     assert (fields["tflops"], fields["peak_share"]) == (1.0, None) and fields["peak_memory_mb"] > 10
 
