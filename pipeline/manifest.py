@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
@@ -85,6 +85,7 @@ class ManifestEntry(BaseModel):
     gpu_hours: Amount = 0.0
     finished: str = ""
     _run_root: Path = PrivateAttr(default=Path("."))
+    _find_copy: Callable[[str], Path | None] | None = PrivateAttr(default=None)
 
     @property
     def run_root(self) -> Path:
@@ -102,7 +103,7 @@ class ManifestEntry(BaseModel):
         return self._run_root / self.rows if self.rows else None
 
     def output(self, label: str) -> Path:
-        """Return the absolute path of an output.
+        """Return the absolute path of an output, or of its copy (`redirect`).
 
         Raises:
             KeyError: there is no such output; names those that there are.
@@ -112,7 +113,15 @@ class ManifestEntry(BaseModel):
             raise KeyError(
                 f"run {self.name}-{self.run_id} has no output {label!r} (it has: {known})"
             )
+        if self._find_copy is not None and (copy := self._find_copy(label)) is not None:
+            return copy
         return (self._run_root / self.outputs[label].path).absolute()
+
+    def redirect(self, find_copy: Callable[[str], Path | None]) -> Self:
+        """Return the same entry, whose `output` asks for a copy first; None says there is none."""
+        entry = self.model_copy()
+        entry._find_copy = find_copy
+        return entry
 
     def at(self, run_root: Path) -> Self:
         """Return the same entry with its paths below `run_root`."""

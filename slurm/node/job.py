@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +41,7 @@ from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
 from slurm.node.requeue import RequeueError, read_job, requeue_job
 from slurm.node.signals import LEAD_SECONDS_VARIABLE, StopSignals
+from slurm.node.staging import staged_inputs
 from slurm.node.time_limit import why_not_resume
 from slurm.node.watchdog import JobControl, Watchdog
 from slurm.shared import queue
@@ -185,7 +186,9 @@ def _run_stage(context: RankContext) -> None:
     stage_context = StageContext(
         run.stage, run.name, run.run_id, run_dir, inputs, control.attempt, control, running
     )
-    output = runfile.import_by_name(run.entrypoint)(stage_context, run.config)
+    with staged_inputs(inputs) as staged:
+        stage_context = replace(stage_context, inputs=staged)
+        output = runfile.import_by_name(run.entrypoint)(stage_context, run.config)
     context.record_energy()
     if not isinstance(output, StageOutput):
         raise TypeError(f"{run.entrypoint} returned {type(output).__name__}, expected StageOutput")

@@ -20,6 +20,7 @@ from pipeline.provenance import code_root
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.node.signals import LEAD_SECONDS_VARIABLE
+from slurm.node.staging import STAGE_TO_VARIABLE
 from slurm.shared.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE_ME
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,9 @@ class JobOptions(BaseModel):
     setup: tuple[str, ...] = ()
     # Environment variables of the job.
     env: Mapping[VariableName, Line] = Field(default_factory=dict)
+    # Folder on each node's own disk, such as `$TMPDIR`, to which converted data are copied before
+    # they are read. Set it for the stages that read them often: `{pretrain: {stage_to: $TMPDIR}}`.
+    stage_to: Line | None = None
     # Image for srun's `--container-image` (pyxis).
     container_image: Line | None = None
     # Mounts for srun's `--container-mounts`.
@@ -448,6 +452,12 @@ def sbatch_parameters(
             *(f"export {key}={_quote(value)}" for key, value in profile.env.items()),
             f"export MUGS_RUN_ROOT={shlex.quote(str(profile.run_root))}",
             f"export {LEAD_SECONDS_VARIABLE}={lead_s}",
+            # Each rank fills in variables, since nodes may have other ones.
+            *(
+                [f"export {STAGE_TO_VARIABLE}={shlex.quote(profile.stage_to)}"]
+                if profile.stage_to
+                else []
+            ),
             # The snapshot comes first on the path, before what the profile may add: a requeued job
             # runs the code that it was submitted with.
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",

@@ -35,6 +35,7 @@ KEYS: dict[str, tuple[Any, str]] = {
     "max_hours": (5, "--time=300"),
     "signal_delay_s": (321, "--signal=USR2@321"),
     "setup": (["source x"], "\nsource x\n"),
+    "stage_to": ("$TMPDIR", "export MUGS_STAGE_TO='$TMPDIR'"),
     "env": ({"A_B": "c d"}, 'export A_B="c d"'),
     "container_image": ("i.sqsh", "--container-image=i.sqsh"),
     "container_mounts": ("/a:/b", "--container-mounts=/a:/b"),
