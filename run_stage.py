@@ -691,7 +691,8 @@ def bundle(
 def sink(
     reproduction: ReproductionName,
     to: Annotated[
-        Literal["tensorboard", "wandb", "mlflow"], typer.Option(help="Where the metrics go.")
+        Literal["tensorboard", "wandb", "mlflow", "trackio"],
+        typer.Option(help="Where the metrics go."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for its files.")],
     follow: Annotated[
@@ -703,7 +704,7 @@ def sink(
     cluster: Cluster = None,
     run_root: RunRoot = None,
 ) -> None:
-    """Pass the metrics of trainings on to TensorBoard, Weights & Biases or MLflow.
+    """Pass the metrics of trainings on to TensorBoard, Weights & Biases, MLflow or trackio.
 
     Reads the metrics.jsonl of each run, also while it trains, from a process of its own: whatever
     happens to the sink, the training does not notice. A run that was restarted has one curve. Run

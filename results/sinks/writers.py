@@ -4,6 +4,7 @@ Everything is written to files below a folder; nothing is sent over the network,
 told to (`WANDB_MODE=online`) or MLflow has the address of a server (`MLFLOW_TRACKING_URI`).
 """
 
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -150,10 +151,50 @@ class MlflowWriter(Writer):
         self.client.set_terminated(self.id)
 
 
+class TrackioWriter(Writer):
+    """A run of trackio, in a database in the folder; TRACKIO_DIR of `trackio show` is that folder.
+
+    Not through `trackio.init`, which starts a server for the time of a run.
+    """
+
+    def __init__(self, folder: Path, run: SinkRun) -> None:
+        # It is read when trackio is imported.
+        os.environ["TRACKIO_DIR"] = str(folder.absolute())
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self.storage = SQLiteStorage
+        self.run = run
+
+    def write(self, points: Sequence[Point]) -> None:
+        """Log all points. Each has an id, so that one that is sent twice is there once."""
+        ids = [
+            f"{self.run.run_id}-{point.step}-{hash_text(' '.join(sorted(point.values)))}"
+            for point in points
+        ]
+        self.storage.bulk_log(
+            self.run.group,
+            self.run.name,
+            [dict(point.values) for point in points],
+            steps=[point.step for point in points],
+            config=dict(self.run.settings),
+            log_ids=ids,
+            run_id=self.run.run_id,
+        )
+
+    def close(self) -> None:
+        """Do nothing: every write is on disk."""
+
+
+def hash_text(text: str) -> str:
+    """Return a short name for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 WRITERS: dict[str, Callable[[Path, SinkRun], Writer]] = {
     "tensorboard": TensorBoardWriter,
     "wandb": WandbWriter,
     "mlflow": MlflowWriter,
+    "trackio": TrackioWriter,
 }
 
 

@@ -229,7 +229,7 @@ class Fuzzer:
             "trace_steps": ("3",),
             "every": ("2",),
             "seeds": ("0", "1"),
-            "to": ("tensorboard", "wandb", "mlflow"),
+            "to": ("tensorboard", "wandb", "mlflow", "trackio"),
             "margin": ("0.5", "3"),
         }
         return self.random.choice(usual.get(name, (*self._paths(), "1", "2", "teacher")))

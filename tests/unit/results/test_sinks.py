@@ -170,6 +170,27 @@ def test_wandb_offline(tmp_path: Path, run: StageRun, monkeypatch: pytest.Monkey
 
 
 @NEEDS_EXTRA
+def test_trackio(tmp_path: Path, run: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio", reason="needs the extra trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "out")
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "out")
+    monkeypatch.setenv("TRACKIO_DIR", "")  # put back after the test
+    metrics = run.run_dir(tmp_path / "runs") / "metrics.jsonl"
+    write_lines(metrics, [9, 19])
+    pass_on("trackio", tmp_path / "out", run, tmp_path / "runs")
+    write_lines(metrics, [19, 29])
+    pass_on("trackio", tmp_path / "out", run, tmp_path / "runs")
+    # As after a crash between a write and the note of how far it came.
+    (note,) = (tmp_path / "out" / "passed_on").glob("trackio-*.json")
+    note.unlink()
+    pass_on("trackio", tmp_path / "out", run, tmp_path / "runs")
+    found = SQLiteStorage.get_logs("mini", "pretrain")
+    assert [(line["step"], line["loss"]) for line in found] == [(9, 0.9), (19, 1.9), (29, 2.9)]
+
+
+@NEEDS_EXTRA
 def test_mlflow(tmp_path: Path, run: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
