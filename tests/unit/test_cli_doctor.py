@@ -27,6 +27,7 @@ from mugs.models.vit import build_vit
 from mugs.weights.backbone_file import read_backbone_file
 from pipeline import environment, manifest
 from pipeline.files import OverwriteError
+from pipeline.findings import Finding, wrong
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
@@ -454,6 +455,22 @@ def test_slurm(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     told(result, "jobs photos: QOS is full", "resources")
     fake(tmp_path / "bin", scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
     told(doctor(*call), "Unable to contact slurm controller", "administrators")
+
+
+def test_a_probe_adds_what_its_job_found(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe_cluster(profile: Any, runs: Any, *, on_wait: Any) -> list[Finding]:
+        on_wait("7")
+        return [wrong("probe GPU", f"{len(runs)} runs: it is broken", "exclude: n1")]
+
+    monkeypatch.setattr("slurm.submission.probe.probe_cluster", probe_cluster)
+    (tmp_path / "c.yaml").write_text(f"run_root: {tmp_path}/runs\n")
+    monkeypatch.setenv("PATH", fake(tmp_path / "bin", scontrol=PARTITIONS))
+    result = doctor("--cluster", str(tmp_path / "c.yaml"), "--probe")
+    told(result, "probe GPU: 4 runs: it is broken", "exclude: n1")
+    assert "probe: job 7" in result.stderr
+    assert doctor("--probe").exit_code == 2
 
 
 def cli(*arguments: object) -> Result:
