@@ -47,6 +47,13 @@ def list_changed_inputs(selection: Selection) -> list[str]:
             " or use another run root"
             for line in changed
         ]
+        # Records of before the setting have none.
+        recorded = entry.config.get("variant", "")
+        if getattr(run.config, "variant", recorded) != recorded:
+            lines.append(
+                f"note: {run.name} is done as variant {recorded!r}, and tables keep that name; "
+                "repeat it in another run root for another one"
+            )
     return lines
 
 

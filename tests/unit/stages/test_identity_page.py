@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from pipeline.config import load_reproduction
+from pipeline.manifest import ManifestEntry
 from pipeline.plan import build_plan
 from pipeline.settings import Mark, Settings, setting_fields
 from stages import STAGES
+from stages.commands import reproduction
+from stages.commands.reproduction import all_runs
 
 PAGE = Path(__file__).parents[3] / "docs" / "identity.md"
 ROWS = dict(re.findall(r"^\| (.+?) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
@@ -23,6 +26,8 @@ CHANGES: dict[str, tuple[str, str, str]] = {
     "Setting marked `Added`, at its default": (BASE, "pretrain", "pretrain.decay=matrices"),
     "Setting marked `Added`, at another value": (BASE, "pretrain", "pretrain.decay=all"),
     "Setting marked `Runtime`": (BASE, "pretrain", "pretrain.threads=3"),
+    "Setting by a former name": (BASE, "pretrain", "pretrain.views.student_coin=released"),
+    "`variant`": (BASE, "pretrain", "pretrain.variant=mine"),
     "Epoch, as steps": (BASE, "pretrain", "imagenet.num_train_images=2000000"),
     "`seed`, also by `--seeds` or `seeds`": (BASE, "pretrain", "pretrain.seed=1"),
     "Run that fills a role": (BASE, "knn", "pretrain.seed=1"),
@@ -41,6 +46,8 @@ ELSEWHERE = {
     "Content of a folder": "test_another_input_is_told",
     "Setting marked `Internal`": "test_no_setting_of_code_is_in_yaml",
     "Setting of a method that is not chosen": "test_settings_of_other_methods_are_refused",
+    "Setting without effect at the values of others": "test_windows_of_whole_images_are_refused",
+    "`MUGS_TF32` and other environment variables": "test_only_named_variables_are_kept",
     "Cluster profile": "test_a_run_knows_no_profile",
     "Version of the code and of packages": "test_every_version_of_the_code_is_kept",
     "Name of the run, description of the reproduction": "test_names_are_no_identity",
@@ -96,6 +103,19 @@ def test_settings_of_other_methods_are_refused() -> None:
 def test_a_run_knows_no_profile() -> None:
     (run,) = [r for r in build_plan(load_reproduction(BASE, STAGES)) if r.name == "pretrain"]
     assert not hasattr(run, "profile") and "profile" not in setting_fields(type(run.config))
+
+
+@pytest.mark.parametrize(("recorded", "lines"), [({}, 1), ({"variant": "mine"}, 0)])
+def test_another_variant_of_a_finished_run_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recorded: dict[str, str], lines: int
+) -> None:
+    """Its rows have the name that it was run with, whatever is asked for now."""
+    (run,) = [r for r in all_runs(BASE, ["pretrain.variant=mine"]) if r.name == "pretrain"]
+    entry = ManifestEntry(stage="pretrain", name="pretrain", run_id=run.run_id, config=recorded)
+    monkeypatch.setattr(reproduction.manifest, "read_entry", lambda root, run_id: entry)
+    told = reproduction.list_changed_inputs(reproduction.Selection([run], [run], tmp_path))
+    assert len(told) == lines
+    assert all("is done as variant ''" in line for line in told)
 
 
 def test_names_are_no_identity(tmp_path: Path) -> None:
