@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import reading
-from pipeline.joining import join_runs
+from pipeline.joining import LONGEST_CHAIN, join_runs
 from pipeline.reading import format_choices, parse_yaml, validate_model
 from pipeline.seeds import SeedPlan, check_seeds
 from pipeline.spec import ConfigError, Resources, StageConfig, StageSpec, is_plain_name
@@ -299,23 +299,36 @@ def load_recipe_as_written(name: str) -> dict[str, Any]:
 
 
 def merge_likeness(
-    source: str, name: str, runs: Mapping[str, Any], inner: Sequence[str] = ()
+    source: str,
+    name: str,
+    runs: Mapping[str, Any],
+    inner: Sequence[str] = (),
+    known: dict[Any, Any] | None = None,
 ) -> Any:
     """Return a run's settings, put over those of the runs and recipes that it is `like`.
 
     Later ones override earlier ones. Nested mappings are merged key by key. `inner` are the names
-    that led here.
+    that led here. `known` are results: if each run is like two others, the number of ways doubles
+    from run to run.
     """
+    known = {} if known is None else known
+    if isinstance(name, str) and name in known:
+        return known[name]
     raw = _find_settings(source, name, runs, inner)
     if not isinstance(raw, dict) or "like" not in raw:
         return raw
+    if len(inner) > LONGEST_CHAIN:
+        raise ConfigError(
+            f"{source}: runs.{inner[0]}.like: leads over more than {LONGEST_CHAIN} other runs"
+        )
     settings: Any = {}
     for other in raw["like"] if isinstance(raw["like"], list) else [raw["like"]]:
         if other in (name, *inner):
             circle = " -> ".join([*inner, name, other])
             raise ConfigError(f"{source}: runs.{name}.like: runs are like each other: {circle}")
-        settings = _merged(settings, merge_likeness(source, other, runs, (*inner, name)))
-    return _merged(settings, {key: value for key, value in raw.items() if key != "like"})
+        settings = _merged(settings, merge_likeness(source, other, runs, (*inner, name), known))
+    known[name] = _merged(settings, {key: value for key, value in raw.items() if key != "like"})
+    return known[name]
 
 
 def _find_settings(source: str, name: Any, runs: Mapping[str, Any], inner: Sequence[str]) -> Any:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Of runs that refer to each other, each to the next; far longer than any.
+LONGEST_CHAIN = 200
+
 Runs = Mapping[str, Any]
 """Runs by name; each is what the file says of it, which may be anything until it is checked."""
 
@@ -22,9 +25,7 @@ def join_runs(
     them have is taken once. Where runs of one name differ, the name of the reproduction comes
     first: `NAME-run`.
     """
-    signatures = {
-        name: {run: sign_run(run, runs) for run in runs} for name, runs in reproductions.items()
-    }
+    signatures = {name: sign_runs(runs) for name, runs in reproductions.items()}
     alike: dict[str, set[str]] = {}
     for of_runs in signatures.values():
         for run, signature in of_runs.items():
@@ -45,21 +46,26 @@ def join_runs(
     return joined, origins
 
 
-def sign_run(name: str, runs: Runs, outer: tuple[str, ...] = ()) -> str:
-    """Return a hash of a run with all that it needs or is like; `outer` are the runs that led here.
+def sign_runs(runs: Runs) -> dict[str, str]:
+    """Return a hash of each run with all that it needs or is like.
 
     Two runs with the same hash are the same run.
     """
-    if name not in runs or name in outer:
-        # A recipe, or a mistake that is reported when the runs are put in order.
-        return name
-    raw = runs[name]
+    # Each run once: if each refers to two others, the number of ways doubles from run to run.
+    known: dict[str, str] = {}
 
-    def sign(other: Any) -> Any:
-        return sign_run(other, runs, (*outer, name)) if isinstance(other, str) else other
+    def sign(name: Any, outer: tuple[str, ...]) -> Any:
+        if not isinstance(name, str) or name not in runs:
+            return name  # a recipe, or a mistake that is reported when the runs are put in order
+        if name in outer or len(outer) > LONGEST_CHAIN:
+            return name  # such a mistake too
+        if name not in known:
+            content = _map_references(runs[name], lambda other: sign(other, (*outer, name)))
+            text = json.dumps(content, sort_keys=True, default=str)
+            known[name] = hashlib.sha256(text.encode()).hexdigest()
+        return known[name]
 
-    text = json.dumps(_map_references(raw, sign), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return {name: sign(name, ()) for name in runs}
 
 
 def _rename_references(raw: Any, names: Mapping[str, str]) -> Any:

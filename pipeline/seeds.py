@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.spec import ConfigError, StageConfig
 
 MOST_SEEDS = 100
+# Planning takes a millisecond for each; a file of 256 KB could ask for a million.
+MOST_RUNS = 20_000
 EXPECTED = "expected different whole numbers from 0 on, such as 0 1 2"
 
 
@@ -50,6 +52,7 @@ class SeedPlan:
         self.runs = runs
         self.seeds = tuple(seeds)
         self._found: dict[str, tuple[int, ...]] = {}
+        self._kept: dict[tuple[str, int], bool] = {}
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """Return the seeds of a run; none if seeds do not concern it.
@@ -89,11 +92,14 @@ class SeedPlan:
         """Return the name of a run with a seed: its own with the seed that the file gives it."""
         if not self.seeds_of(name):
             return name
-        run = self.runs[name]
-        as_written = not run.config.repeats_with_seed() or run.config.seed == seed
-        if as_written and all(self.name(each, seed) == each for each in run.needs.values()):
-            return name
-        return f"{name}_seed{seed}"
+        key = (name, seed)
+        if key not in self._kept:
+            run = self.runs[name]
+            as_written = not run.config.repeats_with_seed() or run.config.seed == seed
+            self._kept[key] = as_written and all(
+                self.name(each, seed) == each for each in run.needs.values()
+            )
+        return name if self._kept[key] else f"{name}_seed{seed}"
 
     def repeat(self) -> dict[str, Any]:
         """Return all runs, by name.
@@ -101,6 +107,16 @@ class SeedPlan:
         Raises:
             ConfigError: two runs would have the same name, or there is nothing to repeat.
         """
+        try:
+            count = sum(len(self.seeds_of(name)) or 1 for name in self.runs)
+        except RecursionError:
+            problem = "needs: runs need each other over too many others"
+            raise ConfigError(f"{self.source}: runs: {problem}") from None
+        if count > MOST_RUNS:
+            raise ConfigError(
+                f"{self.source}: {count} runs with all seeds, more than {MOST_RUNS}; write several"
+                " reproductions"
+            )
         repeated: dict[str, Any] = {}
         for name, run in self.runs.items():
             for seed in self.seeds_of(name) or (None,):

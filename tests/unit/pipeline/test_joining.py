@@ -131,3 +131,53 @@ def test_the_paper_is_everything_of_its_parts() -> None:
         "transfer_data",
     }
     assert Counter(run.stage for run in whole)["pretrain"] == 16
+
+
+DATA = "  d: {stage: convert, dataset: x, num_classes: 2, train_dir: /t, val_dir: /v}\n"
+FIRST = "  r0: {stage: pretrain, needs: {data: d}, arch: vit_mini, epochs: 20, batch_size: 8}\n"
+
+
+def write_runs(path: Path, count: int, run: str, *, backwards: bool = False) -> str:
+    """Write a reproduction whose runs each refer to the one before."""
+    lines = [FIRST, *(f"  r{k}: {run.format(before=k - 1, seed=k)}\n" for k in range(1, count))]
+    text = DATA + "".join(reversed(lines) if backwards else lines)
+    path.write_text(f"name: x\nruns:\n{text}")
+    return str(path)
+
+
+def test_each_run_is_followed_once_however_many_ways_lead_to_it(tmp_path: Path) -> None:
+    """The ways double from run to run, so that a file of 2 kB would take for ever."""
+    twice = "{{like: [r{before}, r{before}], seed: {seed}}}"
+    path = write_runs(tmp_path / "many.yaml", 60, twice)
+    (tmp_path / "whole.yaml").write_text(f"name: y\nall_of: [{path}]\n")
+    for name in ("many", "whole"):
+        found = config.load_reproduction(str(tmp_path / f"{name}.yaml"), STAGES)
+        assert len(build_plan(found)) == 61
+    needs = "{{like: r0, seed: {seed}, needs: {{data: r{before}, weights: r{before}}}, seeds: [0]}}"
+    path = write_runs(tmp_path / "needs.yaml", 60, needs)
+    with pytest.raises(ConfigError, match="expected convert"):
+        build_plan(config.load_reproduction(path, STAGES))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("{{like: r{before}}}", "over more than 200 other runs"),
+        ("{{like: r0, needs: {{data: r{before}}}}}", "need each other over too many others"),
+    ],
+)
+def test_a_chain_of_a_thousand_runs_is_refused(tmp_path: Path, run: str, words: str) -> None:
+    """Each would be one call inside another."""
+    path = Path(write_runs(tmp_path / "chain.yaml", 1100, run, backwards=True))
+    path.write_text(f"{path.read_text()}seeds: [0, 1]\n")
+    with pytest.raises(ConfigError, match=words):
+        config.load_reproduction(str(path), STAGES)
+
+
+def test_a_small_file_asks_for_no_million_of_runs(tmp_path: Path) -> None:
+    path = Path(
+        write_runs(tmp_path / "many.yaml", 210, "{{like: r0, teacher_momentum: 0.9{seed}}}")
+    )
+    path.write_text(path.read_text() + f"seeds: {list(range(100))}\n")
+    with pytest.raises(ConfigError, match="21001 runs with all seeds, more than 20000"):
+        config.load_reproduction(str(path), STAGES)
