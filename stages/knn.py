@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline.settings import FormerName, Runtime
 from pipeline.spec import Resources, StageSpec
@@ -28,7 +28,7 @@ class KnnConfig(FrozenEvaluation):
 
     feature: Literal["cls", "patch_mean"] | None = None
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 15, 20, 30, 40, 50, 100, 200)
-    temperatures: tuple[float, ...] = (0.05, 0.07)
+    temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.05, 0.07)
     eval_batch_size: Annotated[Runtime[PositiveInt], FormerName("images_per_pass")] = 256
     threads: Runtime[PositiveInt] = 2
     memory_mb: Runtime[PositiveInt] = 2048

@@ -47,7 +47,7 @@ class KnnCurveConfig(Crop, FeatureEvaluation):
     every_epochs: PositiveInt
     feature: Literal["cls", "patch_mean"] | None = None
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (20,)
-    temperatures: tuple[float, ...] = (0.07,)
+    temperatures: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.07,)
     # Start with the pretraining and evaluate each checkpoint as it appears.
     watch: Runtime[bool] = False
     # How often a watch looks for a new checkpoint.

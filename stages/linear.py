@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from mugs.evaluation.config import Feature, LinearProbe, Setting
 from pipeline.settings import Runtime, Settings
@@ -32,13 +32,19 @@ class Sweep(Settings):
     """Classifiers trained together, one per combination; by default the released ViT-L probe's."""
 
     # Learning rates for a batch of 256.
-    base_lrs: tuple[float, ...] = tuple(
+    base_lrs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = tuple(
         round(n * 10.0**e, 4) for e in (-4, -3, -2, -1) for n in range(1, 10)
     )
     # Weight decays, each with every rate.
-    weight_decays: tuple[float, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+    weight_decays: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (
+        0.0,
+        1e-6,
+        1e-5,
+        1e-4,
+        1e-3,
+    )
     # Optimizers, each with every rate and decay.
-    optimizers: tuple[Literal["sgd", "lars"], ...] = ("sgd", "lars")
+    optimizers: Annotated[tuple[Literal["sgd", "lars"], ...], Field(min_length=1)] = ("sgd", "lars")
 
 
 @dataclass(frozen=True, kw_only=True)

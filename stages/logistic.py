@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from pipeline.manifest import find_done
 from pipeline.settings import Runtime
@@ -41,7 +41,15 @@ class LogisticConfig(FeatureEvaluation):
     labelled: LabelledPart
     feature: Literal["cls", "patch_mean"] | None = None
     # Weights of the L2 penalty, as lambda / images; each gives a row (E14).
-    penalties: tuple[float, ...] = (0.01, 0.03, 0.06, 0.10, 0.15, 0.20, 0.30)
+    penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (
+        0.01,
+        0.03,
+        0.06,
+        0.10,
+        0.15,
+        0.20,
+        0.30,
+    )
     # The objective ends within this of its minimum, relatively.
     tolerance: PositiveFloat = 1e-4
     # Steps after which a penalty that has not converged is an error.

@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mugs.data.views.config import ViewRecipe
 from mugs.losses.config import PairAverage
@@ -41,42 +41,42 @@ class MugsConfig(MethodOptions):
     """
 
     # Width of the hidden layers of all projectors.
-    head_hidden: int = 2048
+    head_hidden: PositiveInt = 2048
     # Width of the hidden layer of the two predictors.
-    predictor_hidden: int = 4096
+    predictor_hidden: PositiveInt = 4096
     # Width of the features that InfoNCE compares.
-    head_out: int = 256
+    head_out: PositiveInt = 256
     # The same for the local-group loss alone; null for `head_out`.
     local_group_out: Added[PositiveInt | None] = None
     # Width of the features that are compared with the prototypes (M23).
-    group_bottleneck: int = 256
+    group_bottleneck: PositiveInt = 256
     # Prototypes of the group loss.
-    num_prototypes: int = 65536
+    num_prototypes: PositiveInt = 65536
     # Whether the lengths of the prototypes are trained or stay 1.
     train_prototype_magnitude: bool = True
     # Negatives in the queue of each InfoNCE loss.
-    queue_size: int = 65536
+    queue_size: PositiveInt = 65536
     # The same for the local-group loss alone; null for `queue_size`.
     local_group_queue_size: Added[PositiveInt | None] = None
     # Past features among which neighbors are looked up.
-    memory_size: int = 65536
+    memory_size: PositiveInt = 65536
     # Neighbors that the relation blocks see beside a token.
-    num_neighbours: int = 8
+    num_neighbours: PositiveInt = 8
     # Temperature of the instance InfoNCE loss.
-    instance_temperature: float = 0.2
+    instance_temperature: PositiveFloat = 0.2
     # Temperature of the local-group InfoNCE loss.
-    local_group_temperature: float = 0.2
+    local_group_temperature: PositiveFloat = 0.2
     # Temperature of the student's softmax over prototypes.
-    group_student_temperature: float = 0.1
+    group_student_temperature: PositiveFloat = 0.1
     # First and last value of a linear warm-up over `group_teacher_warmup_epochs`.
-    group_teacher_temperature: tuple[float, float] = (0.04, 0.04)
+    group_teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.04)
     # Epochs over which the teacher's temperature changes.
-    group_teacher_warmup_epochs: int = 0
+    group_teacher_warmup_epochs: NonNegativeInt = 0
     # Momentum of the center that is taken from the teacher's logits.
-    center_momentum: float = 0.9
+    center_momentum: Probability = 0.9
     # Weights of instance, local-group and group loss. 0 also removes the head, queue and memories
     # (M6).
-    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    loss_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
     # "weighted" is the weighted mean of the losses. "released" divides their sum by that of the
     # weights, which multiply nothing (M5).
     loss_sum: Added[Literal["weighted", "released"]] = "weighted"
@@ -197,9 +197,9 @@ class MgcConfig(MethodOptions):
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.05
     # Width of the hidden layers of projectors and predictors.
-    head_hidden: int = 4096
+    head_hidden: PositiveInt = 4096
     # Width of the features that are compared.
-    head_out: int = 128
+    head_out: PositiveInt = 128
     # Side of the square of patches whose mean is a token of a level (G8).
     windows: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 2, 7)
     # Pairs of tokens of an image; they are the weights of the levels as well.

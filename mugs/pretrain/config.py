@@ -49,13 +49,13 @@ class TrainConfig(StepConfig):
     # Epochs of the linear warm-up from 0 to the peak.
     warmup_epochs: NonNegativeInt = 10
     # First and last value of a cosine.
-    weight_decay: tuple[float, float] = (0.04, 0.2)
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.2)
     # Parameters with weight decay: "matrices" leaves out biases and all others of one dimension.
     decay: Added[Literal["matrices", "all"]] = "matrices"
     # Momentum of the teacher's EMA at the start; it rises to 1 on a cosine.
     teacher_momentum: Probability = 0.996
     # Factor of the learning rate of the patch embedding.
-    patch_lr_scale: float = 0.2
+    patch_lr_scale: NonNegativeFloat = 0.2
     # Steps of an epoch; without it, as many whole batches as the images give: one pass.
     steps_per_epoch: PositiveInt | None = None
     seed: int = 0

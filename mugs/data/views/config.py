@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from pipeline.settings import Added, FormerName, Internal, Probability, Settings
@@ -27,9 +27,9 @@ class ViewRecipe(Settings):
     """Crop sizes in pixels, scales as shares of the image area, probabilities."""
 
     # Side of the large crops.
-    large_size: int = 224
+    large_size: PositiveInt = 224
     # Side of the student's small crops.
-    small_size: int = 96
+    small_size: PositiveInt = 96
     # Number of small crops; 0 pretrains on large crops only (M4).
     num_small: Annotated[int, Field(ge=0)] = 10
     # Share of the image area that a large crop covers, drawn between these.
@@ -67,7 +67,7 @@ class ViewRecipe(Settings):
     # Of a gray image, in weak views.
     gray_prob: Probability = 0.2
     # First large crop, second large crop, small crops (as in DINO).
-    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_prob: tuple[Probability, Probability, Probability] = (1.0, 0.1, 0.5)
     # Radius of the Gaussian blur in pixels, drawn between these.
     blur_radius: tuple[float, float] = (0.1, 2.0)
     # Of solarizing the second large crop, in weak views.
