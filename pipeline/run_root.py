@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.files import make_folder, write_atomic
-from pipeline.ownership import OTHERS_WRITE
+from pipeline.ownership import OTHERS_WRITE, check_mine
 
 MARKER = ".mugs-run-root"
 _TEXT = "A run root of mugs-repro. Only in folders with this file does `clean` remove anything.\n"
@@ -36,8 +36,13 @@ def make_shared_folder(root: Path, name: str) -> Path:
 
     It gets the rights of the run root, whatever the umask. If others may write there, it is sticky:
     nobody but its owner renames or removes what is another user's.
+
+    Raises:
+        ForeignOwnerError: another user has put a link there, which leads to where they want.
     """
     path = root / name
+    if path.is_symlink():
+        check_mine(path, "have the link removed, or use a run root of your own")
     # One that is there keeps its rights, but earlier versions made it without the sticky bit.
     model = path if path.is_dir() else root
     make_folder(path)

@@ -180,8 +180,9 @@ def _defer(run: StageRun, run_root: Path, full: str, *, break_lock: bool) -> Sub
     """Write the file of a run, from which a keeper submits it later."""
     try:
         run_dir = runfile.prepare_run_dir(run_root, run)
-    except ForeignOwnerError:  # since a moment ago
-        return Submission(run, "skipped", reason=runfile.find_other_beginner(run_root, run))
+    except ForeignOwnerError as error:  # perhaps since a moment ago
+        reason = runfile.find_other_beginner(run_root, run) or str(error)
+        return Submission(run, "skipped", reason=reason)
     with submission_lock(run_dir, break_lock=break_lock):
         runfile.write_run_file(run_root, run)
     return Submission(run, "deferred", reason=full)
@@ -261,8 +262,8 @@ def _submit_locked(
     """Take the run's lock, look into the queue again, and queue the run if it is still missing."""
     try:
         run_dir = runfile.prepare_run_dir(profile.run_root, run)
-    except ForeignOwnerError:  # since a moment ago
-        reason = runfile.find_other_beginner(profile.run_root, run)
+    except ForeignOwnerError as error:  # perhaps since a moment ago
+        reason = runfile.find_other_beginner(profile.run_root, run) or str(error)
         return Submission(run, "skipped", reason=reason), load_queue_state(runs, profile.run_root)
     with submission_lock(run_dir, break_lock=break_lock) as lock:
         state = load_queue_state(runs, profile.run_root)

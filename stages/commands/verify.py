@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline import manifest
 from pipeline.files import FormatVersionError
+from pipeline.ownership import find_foreign_owner
 from pipeline.runfile import import_by_name
 from pipeline.spec import StageRun
 from stages import STAGES
@@ -27,6 +28,20 @@ class Verification:
             f"{self.recorded} of {runs} runs are recorded, {self.checkpoints} good checkpoints"
             f"{repaired}, {len(self.problems)} problems"
         )
+
+
+def find_foreign_part(folder: Path) -> str:
+    """Return what of a run's folder of checkpoints is not ours; "" if all is.
+
+    A link of another user could lead to any folder of ours.
+    """
+    stage_folder = folder.parent.parent
+    for path in (stage_folder, folder.parent, folder):
+        owner = find_foreign_owner(path)
+        # The folder of a stage belongs to whoever came first.
+        if owner and (path != stage_folder or path.is_symlink()):
+            return f"{path}: belongs to {owner}"
+    return ""
 
 
 def verify_runs(
@@ -53,7 +68,11 @@ def verify_runs(
         elif (path := manifest.entry_path(root, run.run_id)).exists():
             found.problems.append(f"{path}: not a readable manifest entry")
         # An unfinished run has checkpoints too, so these are checked with or without an entry.
-        checkpoints = inspect_checkpoints(run.run_dir(root) / "checkpoints", repair=repair)
+        folder = run.run_dir(root) / "checkpoints"
+        foreign = find_foreign_part(folder) if repair else ""
+        checkpoints = inspect_checkpoints(folder, repair=repair and not foreign)
+        if foreign and checkpoints.problems:
+            found.problems.append(f"{foreign}, so nothing of run {run.name} is repaired")
         found.checkpoints += checkpoints.good
         found.problems += checkpoints.problems
         found.repaired += checkpoints.repaired

@@ -10,6 +10,7 @@ import pytest
 from pipeline import attempts, manifest, runfile
 from pipeline.files import write_atomic
 from pipeline.manifest import ManifestEntry
+from pipeline.ownership import ForeignOwnerError
 from pipeline.spec import Resources, StageConfig, StageRun
 from slurm import console
 from slurm.local.executor import run_locally
@@ -18,6 +19,7 @@ from slurm.status import collect_status
 from slurm.submission import submit as submission
 from slurm.submission.lock import submission_lock
 from slurm.submission.profile import ClusterProfile
+from stages.commands.verify import verify_runs
 
 COLLEAGUE = 4321
 
@@ -156,6 +158,37 @@ def test_status_names_whose_a_run_is(root: Path) -> None:
     # As root, the test can look into a private folder.
     assert (theirs.state, theirs.detail) == ("failed", "begun by user 4321: it failed")
     assert (own.state, own.detail) == ("waiting", "not started")
+
+
+@pytest.mark.parametrize("linked", ["", "checkpoints", "run", "stage"])
+def test_nothing_of_a_colleague_is_repaired_nor_where_their_link_leads(
+    root: Path, linked: str
+) -> None:
+    """Else `verify --repair` would tidy up any folder of ours that they name."""
+    run = THEIRS if not linked else OWN
+    folder = run.run_dir(root) / "checkpoints"
+    if linked:
+        elsewhere = root / "elsewhere"
+        link = {"checkpoints": folder, "run": folder.parent, "stage": folder.parent.parent}[linked]
+        (elsewhere / folder.relative_to(link)).mkdir(parents=True)
+        if linked == "stage":
+            link.rename(root / "before")
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(elsewhere)
+        os.chown(link, COLLEAGUE, COLLEAGUE, follow_symlinks=False)
+    folder.mkdir(exist_ok=True)
+    if not linked:
+        os.chown(folder, COLLEAGUE, COLLEAGUE)
+    left = write_atomic(folder / ".step_00000002.01234567.tmp/x", "").parent
+    for path in (left / "x", left):
+        os.utime(path, (1e9, 1e9))
+    found = verify_runs([run], root, repair=True)
+    assert left.exists() and found.repaired == []
+    said = f"belongs to user 4321, so nothing of run {run.name} is repaired"
+    assert any(said in problem for problem in found.problems)
+    if linked == "stage":
+        with pytest.raises(ForeignOwnerError, match="have the link removed"):
+            runfile.prepare_run_dir(root, OWN)
 
 
 def test_a_private_folder_of_a_colleague_does_not_stop_status(root: Path) -> None:
