@@ -44,7 +44,11 @@ class LabelledPart(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Need no list if none is read."""
+        """Need no list if none is read, and refuse settings of the other way."""
+        other = ("list_sha256", "last_line") if self.by == "class_balanced" else ("seed",)
+        for name in other:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} has no effect with by: {self.by}; leave it out")
         if self.by == "class_balanced":
             # None would mean: to be set before the run starts.
             object.__setattr__(self, "list_file", "")

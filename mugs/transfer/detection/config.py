@@ -72,6 +72,11 @@ class Scales(Settings):
     # Length of the shorter side in tests.
     test_short_side: PositiveInt = 800
 
+    def __post_init__(self) -> None:
+        """Refuse sides of crops in reverse."""
+        if not 0 < self.crop_sides[0] <= self.crop_sides[1]:
+            raise ValueError(f"crop_sides {self.crop_sides}: expected the shorter side first")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig(Settings):

@@ -69,6 +69,13 @@ class SceneRecipe(Settings):
         for name in sorted(self.unused_settings()):
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}: test is whole, which has no windows; leave it out")
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} is more than window {self.window}: pixels between the "
+                "windows would have no class"
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {self.ratio}: expected the smaller factor first, above 0")
 
     def unused_settings(self) -> frozenset[str]:
         """Return the settings of the windows if there are none."""

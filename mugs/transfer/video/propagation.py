@@ -60,17 +60,16 @@ def propagate_to_frame(
     temperature) of the best patches of all R frames together, within the neighborhood, divided by
     their sum.
     """
+    # In place: it has R x P x P numbers, and to write them again takes longer than to compute them.
+    affinity = torch.einsum("pd,rqd->prq", target, sources).div_(recipe.temperature).exp_()
     # Patches outside of the neighborhood get weight 0, not a low cosine, as in DINO's code.
-    affinity = (
-        torch.exp(torch.einsum("pd,rqd->prq", target, sources) / recipe.temperature) * near[:, None]
-    )
-    affinity = affinity.flatten(1)
+    affinity = affinity.mul_(near[:, None]).flatten(1)
     best = affinity.topk(recipe.num_neighbours, dim=1)
     if recipe.ties == "kept":
-        weights = torch.where(affinity >= best.values[:, -1:], affinity, 0.0)
+        weights = affinity.masked_fill_(affinity < best.values[:, -1:], 0.0)
     else:
-        weights = torch.zeros_like(affinity).scatter(1, best.indices, best.values)
-    return weights / weights.sum(dim=1, keepdim=True) @ labels.flatten(0, 1)
+        weights = affinity.zero_().scatter_(1, best.indices, best.values)
+    return weights.div_(weights.sum(dim=1, keepdim=True)) @ labels.flatten(0, 1)
 
 
 def propagate_labels(

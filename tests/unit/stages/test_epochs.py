@@ -109,6 +109,31 @@ def test_what_cannot_be_meant_is_refused_before_a_run(override: str, words: str)
 
 
 @pytest.mark.parametrize(
+    ("reproduction", "override", "words"),
+    [
+        ("ade20k_vit_s16_ep800", "upernet.scenes.stride=700", "would have no class"),
+        ("ade20k_vit_s16_ep800", "upernet.scenes.ratio=[2, 0.5]", "the smaller factor first"),
+        ("coco_vit_s16_ep800", "detection.scales.crop_sides=[600, 384]", "the shorter side first"),
+        (
+            "mugs_vit_s16_ep800_semi",
+            "finetune_1pct.labelled.seed=4",
+            "seed has no effect with by: list",
+        ),
+        (
+            "mugs_vit_s16_ep800_semi",
+            "finetune_10pct.labelled={by: class_balanced, last_line: dropped}",
+            "last_line has no effect with by: class_balanced",
+        ),
+    ],
+)
+def test_what_has_no_meaning_in_other_tasks_is_refused(
+    reproduction: str, override: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        all_runs(reproduction, [override])
+
+
+@pytest.mark.parametrize(
     ("reproduction", "name", "overrides", "words"),
     [
         ("mugs_vit_s16_ep100", "pretrain", ("min_lr=0.1",), "the learning rate rises"),
