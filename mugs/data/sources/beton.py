@@ -116,11 +116,13 @@ def write_tables(stream: BinaryIO, samples: np.ndarray, sizes: np.ndarray, end: 
     table_at = round_up_to_page(end)
     # Beyond the end of a file this leaves zeros up to the next page.
     stream.seek(table_at)
-    stream.write(table.tobytes())
+    # Without copies: for ImageNet each would take 40 MB.
+    stream.write(table.view(np.uint8).data)
     stream.truncate()
     stream.seek(0)
-    tables = bytes(HEADER.itemsize) + _field_descriptors().tobytes() + samples.tobytes()
-    stream.write(tables.ljust(find_first_page(num), b"\0"))
+    stream.write(bytes(HEADER.itemsize) + _field_descriptors().tobytes())
+    stream.write(samples.view(np.uint8).data)
+    stream.write(bytes(find_first_page(num) - stream.tell()))
     # All else has to be on the disk before the header says that the file is complete.
     stream.flush()
     os.fsync(stream.fileno())

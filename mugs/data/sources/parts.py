@@ -205,23 +205,26 @@ class BetonParts:
             OSError: an image of an earlier start is not what was written; its part is removed.
         """
         self.save()
-        kept = self.rows[self.rows["size"] > 0]
+        keep = np.flatnonzero(self.rows["size"])
         # The tables at the front are shorter without the images that are left out.
-        shift = beton.find_first_page(len(kept)) - self.first_page
-        samples = np.zeros(len(kept), dtype=SAMPLE)
-        samples["image"]["width"] = kept["width"]
-        samples["image"]["height"] = kept["height"]
-        samples["image"]["data_ptr"] = kept["position"] + shift
-        numbers = map(int, np.flatnonzero(self.rows["size"]))
-        labels = (self.source.label(index) for index in numbers)
-        samples["label"] = np.fromiter(labels, dtype=np.int64, count=len(kept))
+        shift = beton.find_first_page(len(keep)) - self.first_page
         finished = self.data if shift == 0 else self._copy_shifted(shift)
-        with finished.open("r+b") as stream:
-            beton.write_tables(stream, samples, kept["size"], self.position + shift)
+        self._write_tables(finished, keep, shift)
         digest = self._hash(finished, shift, report)
         os.replace(finished, self.path)
         sync_path(self.path.parent)
         return digest
+
+    def _write_tables(self, finished: Path, keep: np.ndarray, shift: int) -> None:
+        """Complete a file that has only images: those numbered `keep`, moved by `shift` bytes."""
+        samples = np.zeros(len(keep), dtype=SAMPLE)
+        samples["image"]["width"] = self.rows["width"][keep]
+        samples["image"]["height"] = self.rows["height"][keep]
+        samples["image"]["data_ptr"] = self.rows["position"][keep] + shift
+        labels = (self.source.label(index) for index in map(int, keep))
+        samples["label"] = np.fromiter(labels, dtype=np.int64, count=len(keep))
+        with finished.open("r+b") as stream:
+            beton.write_tables(stream, samples, self.rows["size"][keep], self.position + shift)
 
     def _copy_shifted(self, shift: int) -> Path:
         """Return a copy of the working file with its images moved by `shift` bytes.
@@ -244,7 +247,8 @@ class BetonParts:
         digest = hashlib.sha256()
         size = finished.stat().st_size
         old = self.rows[: self.resumed]
-        old = old[old["size"] > 0]
+        if not old["size"].all():
+            old = old[old["size"] > 0]
         done = 0
         with ThreadPoolExecutor(1) as pool:
             for page, rows in zip(
@@ -306,7 +310,7 @@ def write_part(path: Path, part: Part) -> None:
 def find_changed_files(source: FolderSource, rows: np.ndarray, threads: int) -> list[int]:
     """Return which of the first `len(rows)` files have not the size and time of their row."""
     stamps = map_in_chunks(source.stamp, range(len(rows)), threads)
-    known = zip(rows["file_size"].tolist(), rows["mtime_ns"].tolist(), strict=True)
+    known = zip(rows["file_size"], rows["mtime_ns"], strict=True)
     return [
         index
         for index, (stamp, before) in enumerate(zip(stamps, known, strict=True))
