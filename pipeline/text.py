@@ -30,3 +30,8 @@ def join_equal(lines: Iterable[tuple[str, str]]) -> list[str]:
     for name, text in lines:
         names.setdefault(text, []).append(name)
     return [f"{', '.join(found)}: {text}" for text, found in names.items()]
+
+
+def format_amount(value: float) -> str:
+    """Return a number with four digits, or all digits before the point: 0.1235, 16, 12,370."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.spec import ConfigError
+from pipeline.text import format_amount
 from slurm.status import RunStatus
 
 _WARN_AT = 0.8
@@ -24,7 +25,7 @@ def check_budget(statuses: Sequence[RunStatus], budget: float) -> list[str]:
     """
     spent = count_spent(statuses)
     ahead = sum(s.run.resources.gpu_hours for s in statuses if s.state != "done")
-    total = f"{spent:.4g} GPU-hours are spent and {ahead:.4g} are ahead"
+    total = f"{format_amount(spent)} GPU-hours are spent and {format_amount(ahead)} are ahead"
     if spent + ahead > budget:
         raise ConfigError(
             f"--budget {budget:g}: {total}; select fewer runs with --only, or raise the budget"
@@ -38,4 +39,5 @@ def describe_overrun(statuses: Sequence[RunStatus], budget: float | None) -> str
     """Return that a budget is spent, so that nothing may be submitted again; "" if it is not."""
     if budget is None or (spent := count_spent(statuses)) < budget:
         return ""
-    return f"the budget of {budget:g} GPU-hours is spent ({spent:.4g}); submit with a larger one"
+    amount = format_amount(spent)
+    return f"the budget of {budget:g} GPU-hours is spent ({amount}); submit with a larger one"

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import StageRun
+from pipeline.text import format_amount
 from stages.commands.preflight import collect_input_configs
 
 _ASSUMED_SHARE = 0.25  # of the peak, until a run is done; the loader and small networks keep it low
@@ -52,17 +53,21 @@ class Prediction:
         parts = []
         if measured := self.count_gpu_hours("measured"):
             rates = ", ".join(f"{kind} {rate:.0f}" for kind, rate in sorted(self.rates.items()))
-            parts.append(f"{measured:.4g} at the rate of finished runs (TFLOP/s a GPU: {rates})")
+            parts.append(
+                f"{format_amount(measured)} at the rate of finished runs (TFLOP/s a GPU: {rates})"
+            )
         if assumed := self.count_gpu_hours("assumed"):
             share = f"{100 * _ASSUMED_SHARE:.0f}% of the peak of an {self.gpu}"
-            parts.append(f"{assumed:.4g} assuming {share}, as no such run is done")
+            parts.append(f"{format_amount(assumed)} assuming {share}, as no such run is done")
         if limits := self.count_gpu_hours("limit"):
-            parts.append(f"{limits:.4g} are the limits of runs whose operations are not counted")
+            parts.append(
+                f"{format_amount(limits)} are the limits of runs whose operations are not counted"
+            )
         what = f" ({'; '.join(parts)})" if parts else ""
         return (
-            f"predicted: {self.gpu_hours:.4g} GPU-hours{what}, "
-            f"{self.critical_path_hours:.4g} hours on the longest chain without waiting for nodes, "
-            f"{self.disk_gb:.4g} GB or more of disk"
+            f"predicted: {format_amount(self.gpu_hours)} GPU-hours{what}, "
+            f"{format_amount(self.critical_path_hours)} hours on the longest chain without waiting "
+            f"for nodes, {format_amount(self.disk_gb)} GB or more of disk"
         )
 
     def to_json(self) -> dict[str, Any]:
