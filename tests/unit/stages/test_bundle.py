@@ -332,10 +332,8 @@ CAREFUL: dict[str, tuple[Content, str]] = {
 
 
 def check_named(path: Path, expected: str) -> None:
-    """Check that a problem says so, in less than a second, and in one line each."""
-    began = time.process_time()
+    """Check that a problem says so, and that each is one line."""
     found = verify_bundle(path)
-    assert time.process_time() - began < 1
     assert found.problems, "not found"
     assert any(expected in line for line in found.problems), found.problems
     assert all(line.startswith(str(path)) and line.isprintable() for line in found.problems)
@@ -489,7 +487,10 @@ HOSTILE: dict[str, tuple[Callable[[Path, Members], None], str]] = {
 def test_a_hostile_bundle_is_refused_by_name(case: str, members: Members, tmp_path: Path) -> None:
     write, expected = HOSTILE[case]
     write(tmp_path / "b.zip", members)
+    began = time.process_time()
     check_named(tmp_path / "b.zip", expected)
+    # It takes some ms.
+    assert time.process_time() - began < 1
 
 
 def read_all(path: Path) -> None:
