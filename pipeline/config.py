@@ -372,7 +372,8 @@ def _resources_from_command_line(name: str, overrides: Sequence[str]) -> list[st
         dotted, _, text = override.partition("=")
         keys = dotted.strip().split(".")
         if keys[:2] == [name, "resources"]:
-            found += keys[2:] or parse_yaml(f"--set {dotted}", text, anchors=False)
+            # `resources=` without a value gives back those of the stage.
+            found += keys[2:] or parse_yaml(f"--set {dotted}", text, anchors=False) or ()
     return found
 
 
@@ -396,10 +397,10 @@ def _check_run(
             f"{where}.stage: unknown stage {raw['stage']!r}"
             f"{format_choices(str(raw['stage']), stages)}"
         )
-    needs = raw.get("needs") or {}
+    needs = {} if raw.get("needs") is None else raw["needs"]
     if not isinstance(needs, dict) or not all(isinstance(v, str) for v in needs.values()):
         raise ConfigError(f"{where}.needs: expected a mapping from roles to run names")
-    given = raw.get("resources") or {}
+    given = {} if raw.get("resources") is None else raw["resources"]
     if not isinstance(given, dict):
         raise ConfigError(
             f"{where}.resources: expected a mapping{format_choices('', Resources.model_fields)}"

@@ -188,7 +188,7 @@ def _parse_node(fields: Mapping[str, str]) -> NodeFacts:
         features=frozenset(_field(fields, "ActiveFeatures").split(",")),
         gres=parse_gres(_field(fields, "Gres")),
         # CPUEfctv leaves out CPUs that are kept for the system; older versions have CPUTot only.
-        cpus=int(fields.get("CPUEfctv") or fields.get("CPUTot") or "0"),
+        cpus=_read_count(fields.get("CPUEfctv") or fields.get("CPUTot") or "0"),
         memory_mb=parse_memory_mb(fields.get("RealMemory", "0")),
     )
 
@@ -204,7 +204,7 @@ def parse_gres(text: str) -> dict[str, int]:
         words = re.sub(r"^gres[:/]", "", item.strip()).replace("=", ":").split(":")
         if words == [""]:
             continue
-        number = words.pop() if words[-1].isdigit() else "1"
+        number = words.pop() if words[-1].isdecimal() else "1"
         for end in range(1, len(words) + 1):
             key = ":".join(words[:end])
             counts[key] = counts.get(key, 0) + int(number)
@@ -213,7 +213,7 @@ def parse_gres(text: str) -> dict[str, int]:
 
 def parse_memory_mb(text: str) -> float:
     """Return `10G`, `512M` or `500000` in MB, the unit that Slurm assumes."""
-    found = re.fullmatch(r"([\d.]+)([KMGT]?)[cn]?", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([KMGT]?)[cn]?", text.strip())
     if found is None:
         return 0.0
     return float(found[1]) * _MEMORY_UNITS[found[2] or "M"]
@@ -257,7 +257,10 @@ def _match_tokens(tokens: Iterator[str], features: frozenset[str]) -> bool:
 def _has_room(node: NodeFacts, job: Mapping[str, str]) -> bool:
     """Return whether a node has the CPUs, memory and generic resources that a job asks of each."""
     nodes = _count_nodes(job)
-    cpus = max(int(_field(job, "MinCPUsNode") or "1"), -(-_number(job, "NumCPUs") // nodes))
+    least = _field(job, "MinCPUsNode") or "1"
+    if not least.isdecimal():
+        raise SlurmError(f"MinCPUsNode={least} is not understood")
+    cpus = max(int(least), -(-_number(job, "NumCPUs") // nodes))
     memory_mb = parse_memory_mb(_field(job, "MinMemoryNode") or "0")
     memory_mb = max(memory_mb, cpus * parse_memory_mb(_field(job, "MinMemoryCPU") or "0"))
     wanted = parse_gres(_field(job, "TresPerNode") or _field(job, "Gres"))
@@ -279,6 +282,11 @@ def _field(fields: Mapping[str, str], name: str) -> str:
     """Return a field, empty where Slurm spells out that it is."""
     value = fields.get(name, "")
     return "" if value in NOTHING else value
+
+
+def _read_count(text: str) -> int:
+    """Return a number, 0 for what is none."""
+    return int(text) if text.isdecimal() else 0
 
 
 def _number(fields: Mapping[str, str], name: str) -> int:

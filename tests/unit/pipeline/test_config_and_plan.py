@@ -124,6 +124,9 @@ def test_mistakes_are_explained(plan: Plan, old: str, new: str, words: list[str]
         ("main.epochs=&a 3", ["--set main.epochs:1:1", "anchors and aliases ('a')"]),
         ("main.epochs=\x1b[1m", ["--set main.epochs: not valid YAML", "#x001b"]),
         ("main.like=[x, *a]", ["--set main.like:1:5", "anchors and aliases ('a')"]),
+        ("main.resources=0", ["runs.main.resources: expected a mapping"]),
+        ("main.resources=[]", ["runs.main.resources: expected a mapping"]),
+        ("main.needs=false", ["runs.main.needs: expected a mapping"]),
     ],
 )
 def test_mistakes_in_overrides_blame_the_option(
@@ -132,6 +135,14 @@ def test_mistakes_in_overrides_blame_the_option(
     with pytest.raises(ConfigError) as caught:
         plan(override)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("override", ["main.resources=", "main.resources=~", "main.resources={}"])
+def test_no_resources_are_those_of_the_stage(
+    plan: Plan, stages: dict[str, StageSpec], override: str
+) -> None:
+    (main,) = (run for run in plan(override) if run.name == "main")
+    assert main.resources == stages["train"].resources
 
 
 def test_optional_role_may_be_empty(plan: Plan) -> None:

@@ -92,7 +92,11 @@ def test_the_last_fitting_node_is_never_spared(
 
 @pytest.mark.parametrize(
     "job",
-    [fields(Features="a100*2"), fields(Features="[a100|v100]", NumNodes="2")],
+    [
+        fields(Features="a100*2"),
+        fields(Features="[a100|v100]", NumNodes="2"),
+        fields(MinCPUsNode="many"),
+    ],
 )
 def test_what_is_not_understood_is_an_error(job: dict[str, str]) -> None:
     with pytest.raises(SlurmError):

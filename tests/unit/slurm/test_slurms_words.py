@@ -183,7 +183,16 @@ def test_generic_resources(text: str, counts: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "mb"),
-    [("512", 512), ("2048K", 2), ("3Mn", 3), ("1.5G", 1536), ("2Tc", 2 << 20), ("0", 0), ("?", 0)],
+    [
+        ("512", 512),
+        ("2048K", 2),
+        ("3Mn", 3),
+        ("1.5G", 1536),
+        ("2Tc", 2 << 20),
+        ("0", 0),
+        ("?", 0),
+        ("1.2.3G", 0),
+    ],
 )
 def test_memory(text: str, mb: float) -> None:
     assert nodes.parse_memory_mb(text) == mb
@@ -426,3 +435,18 @@ def test_the_last_line_of_a_log(tmp_path: Path, text: str, line: str) -> None:
     path.write_text(text)
     assert path.name == "rank3.err" and read_last_line(str(path)) == line
     assert read_last_line(None) == ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "CPUTot=many",
+        "CPUEfctv=-1 CPUTot=8",
+        "RealMemory=lots",
+        "RealMemory=1.2.3G",
+        "Gres=gpu:\u00b2",
+    ],
+)
+def test_what_is_no_number_counts_as_nothing(fields: str) -> None:
+    (found,) = nodes.list_nodes(lambda *_: (0, f"NodeName=n1 State=IDLE {fields}"))
+    assert (found.cpus, found.memory_mb) == (0, 0)
