@@ -28,7 +28,7 @@ from pipeline.files import (
 )
 
 # What of an attempt's provenance tells with which code and packages numbers were made.
-CODE_FACTS = ("git_sha", "git_dirty", "snapshot", "versions")
+CODE_FACTS = ("git_sha", "git_dirty", "git_changes", "snapshot", "versions")
 
 # Types of what is read from the records, by their kind.
 _FIELDS: dict[str, dict[str, type]] = {

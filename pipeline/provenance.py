@@ -1,5 +1,6 @@
 """Where a number came from: commit, versions, machine; and that all our packages share one root."""
 
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -65,10 +66,15 @@ def read_git_state(root: Path) -> dict[str, Any]:
     if not (root / ".git").exists():
         return {"git_sha": None, "git_dirty": None}
     changes = run_git(root, "status", "--porcelain")
-    return {
+    state: dict[str, Any] = {
         "git_sha": run_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None,
         "git_dirty": None if changes is None else bool(changes),
     }
+    if changes and state["git_sha"]:
+        # Of two runs with uncommitted changes, this tells whether they are the same ones.
+        content = f"{changes}\n{run_git(root, 'diff', 'HEAD')}".encode(errors="surrogateescape")
+        state["git_changes"] = hashlib.sha256(content).hexdigest()[:12]
+    return state
 
 
 def run_git(root: Path, *args: str) -> str | None:

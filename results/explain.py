@@ -171,5 +171,7 @@ def describe_code(run: FinishedRun) -> str:
 def describe_commit(facts: Mapping[str, Any]) -> str:
     """Return the commit in provenance, whether files differed from it, and the snapshot's hash."""
     changes = {True: ", with uncommitted changes", False: "", None: ", unknown whether changed"}
+    which = f" ({facts['git_changes']})" if facts.get("git_changes") else ""
     snapshot = f", snapshot {facts['snapshot']}" if facts.get("snapshot") else ""
-    return f"{facts.get('git_sha') or 'unknown commit'}{changes[facts.get('git_dirty')]}{snapshot}"
+    commit = facts.get("git_sha") or "unknown commit"
+    return f"{commit}{changes[facts.get('git_dirty')]}{which}{snapshot}"

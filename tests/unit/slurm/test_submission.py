@@ -442,10 +442,19 @@ def test_commit_and_changes_are_noted(tmp_path: Path) -> None:
     commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     for dirty in (False, True):
         state = {"git_sha": commit, "git_dirty": dirty}
-        assert read_git_state(source) == state
+        found = read_git_state(source)
+        assert ("git_changes" in found) == dirty
+        assert {key: found[key] for key in state} == state
         copy = snapshot.take_snapshot(tmp_path / "runs", source)
         assert read_git_state(copy) == {**state, "snapshot": copy.name}
         file.write_text("x = 1\n")
+    # Two runs of one commit with other changes are of other code.
+    changes = {read_git_state(source)["git_changes"]}
+    file.write_text("x = 2\n")
+    changes.add(read_git_state(source)["git_changes"])
+    file.write_text("x = 1\n")
+    changes.add(read_git_state(source)["git_changes"])
+    assert len(changes) == 2
     assert read_git_state(tmp_path) == {"git_sha": None, "git_dirty": None}
 
 
