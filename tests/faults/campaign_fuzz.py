@@ -333,7 +333,7 @@ def isolated(fuzzer: Fuzzer, case: Case) -> Iterator[tuple[io.TextIOWrapper, io.
         enter(mock.patch("slurm.local.processes.sys", ranks))
         enter(mock.patch.object(socket.socket, "connect", _refuse))
         enter(mock.patch.object(socket, "getaddrinfo", _refuse))
-        for module in ("status", "keeper", "watching", "submission.cancel"):
+        for module in ("status", "keeper", "watching", "submission.cancel", "submission.probe"):
             enter(mock.patch(f"slurm.{module}.time", _impatient_clock()))
         enter(mock.patch.dict(send_message.__kwdefaults__, pause=lambda _: None))
         # What it finds depends on no input, and it imports the packages in other processes.
