@@ -297,7 +297,7 @@ def test_an_entry_with_a_checksum_that_fits_costs_one_row(
     collection = collect_finished(root)
     collect_galleries(collection.runs.values(), root)
     for run in collection.runs.values():
-        assert asdict(run) and explain._describe_run(run, collection.runs)
+        assert asdict(run) and explain._describe_run(run, collection.runs, None)
 
 
 def test_a_report_of_damaged_files_shows_the_others(
