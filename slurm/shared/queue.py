@@ -296,7 +296,10 @@ def submit_text(text: str, *options: str, what: str) -> str:
             raise QueueFullError(f"sbatch for {what}: the queue takes no more jobs ({full[0]})")
         raise SlurmError(f"sbatch for {what}: {(err or out).strip() or f'exit {code}'}")
     # The last line is `<job id>` or `<job id>;<cluster>`; a site's plugins may print others first.
-    return out.strip().splitlines()[-1].split(";")[0]
+    job_id = out.strip().splitlines()[-1].split(";")[0]
+    if not job_id.isprintable():
+        raise SlurmError(f"sbatch for {what}: its answer {job_id!r} is no job id")
+    return job_id
 
 
 def cancel_jobs(job_ids: Iterable[str]) -> None:

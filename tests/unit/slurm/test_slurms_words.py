@@ -450,3 +450,10 @@ def test_the_last_line_of_a_log(tmp_path: Path, text: str, line: str) -> None:
 def test_what_is_no_number_counts_as_nothing(fields: str) -> None:
     (found,) = nodes.list_nodes(lambda *_: (0, f"NodeName=n1 State=IDLE {fields}"))
     assert (found.cpus, found.memory_mb) == (0, 0)
+
+
+@pytest.mark.parametrize("answer", ["\udcff\udcfe\0", "7\0", "\x1b[31m7"])
+def test_an_answer_that_is_no_job_id(say: Say, answer: str) -> None:
+    say(0, answer, "")
+    with pytest.raises(SlurmError, match="is no job id"):
+        queue.submit_text("#!/bin/sh", what="x")
