@@ -159,17 +159,18 @@ def test_limits_of_an_account(answers: dict[str, str], rows: str, words: str | N
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        (f"StartTime={NOW} EndTime={LATER} NodeCnt=2", None),
-        (f"StartTime={NOW} EndTime={LATER} NodeCnt=1", "has 1 nodes, it asks for 2"),
-        (f"StartTime={NOW} EndTime={SOON} NodeCnt=2", "h left until it ends, it asks for 24 h"),
-        (f"StartTime={SOON} EndTime={LATER} NodeCnt=2", None),
-        (f"StartTime={NOW} EndTime={NOW} NodeCnt=2", "has 0 h left"),
-        (f"StartTime={NOW} EndTime={SOON} NodeCnt=1 Flags=FLEX,MAINT", None),
+        ("StartTime={NOW} EndTime={LATER} NodeCnt=2", None),
+        ("StartTime={NOW} EndTime={LATER} NodeCnt=1", "has 1 nodes, it asks for 2"),
+        ("StartTime={NOW} EndTime={SOON} NodeCnt=2", "h left until it ends, it asks for 24 h"),
+        ("StartTime={SOON} EndTime={LATER} NodeCnt=2", None),
+        ("StartTime={NOW} EndTime={NOW} NodeCnt=2", "has 0 h left"),
+        ("StartTime={NOW} EndTime={SOON} NodeCnt=1 Flags=FLEX,MAINT", None),
         ("StartTime=Unknown EndTime=n/a", None),
         ("", None),
     ],
 )
 def test_limits_of_a_reservation(answers: dict[str, str], fields: str, words: str | None) -> None:
+    fields = fields.format(NOW=NOW, SOON=SOON, LATER=LATER)
     answers["reservation"] = f"ReservationName=mine {fields} State=ACTIVE"
     found = refuse({"gpu": {}}, reservation="mine")
     assert found is None if words is None else found is not None and words in found
