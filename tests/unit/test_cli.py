@@ -87,6 +87,7 @@ def test_plan_is_plain_when_piped(cli: Cli, tmp_path: Path) -> None:
     assert re.search(
         r"^pretrain +pretrain +not done +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
     )
+    assert lines.pop().startswith("predicted: 0 GPU-hours, ")
     left = f"{len(lines) - 1} not done, 0 GPU-hours if each run ends within its hours once started"
     assert lines[-1] == f"0 done, {left}, in {tmp_path / 'runs'}"
 

@@ -9,6 +9,10 @@ def Field(*constraints: object, **options: object) -> None:
     """Constraints that nothing checks."""
 
 
+def AfterValidator(check: object) -> None:
+    """A check that nothing runs."""
+
+
 PositiveInt = int
 NonNegativeInt = int
 PositiveFloat = float

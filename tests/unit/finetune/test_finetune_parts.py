@@ -444,7 +444,7 @@ def test_views_differ_by_each_of_their_keys(folder: Path) -> None:
         {"flip_prob": 0.0},
         {"randaugment": ""},
         {"erase_prob": 0.0},
-        {"size": 24},
+        {"size": 8},
     ],
 )
 def test_every_image_option_has_an_effect(folder: Path, change: dict[str, Any]) -> None:

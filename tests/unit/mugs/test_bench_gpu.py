@@ -13,13 +13,14 @@ import torch
 WITHOUT_PYDANTIC = """
 import importlib.machinery, importlib.util, runpy, sys
 find = importlib.util.find_spec
-hidden = lambda name, *rest: None if name == "pydantic" else find(name, *rest)
+bare = ("pydantic", "pydantic_core")
+hidden = lambda name, *rest: None if name in bare else find(name, *rest)
 importlib.util.find_spec = hidden
 class Refuse:
     def find_spec(self, name, *rest):
-        if name.partition(".")[0] == "pydantic":
-            bare = [path for path in sys.path if path.endswith("bare")]
-            found = importlib.machinery.PathFinder.find_spec(name, bare)
+        if name.partition(".")[0] in bare:
+            folders = [path for path in sys.path if path.endswith("bare")]
+            found = importlib.machinery.PathFinder.find_spec(name, folders)
             if found is None:
                 raise ModuleNotFoundError(name)
             return found

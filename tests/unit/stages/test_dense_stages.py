@@ -358,7 +358,7 @@ def test_pictures_of_images_spread_over_the_data_set(
     [
         ({"num_images": 6}, "num_images 6: the data set has 5 validation images"),
         ({"images": (0, 5)}, "images 5: the data set has validation images 0 to 4"),
-        ({"crop": 20}, "crop 20: expected a multiple of the patch size 8"),
+        ({"crop": 12}, "crop 12: expected a multiple of the patch size 8"),
     ],
 )
 def test_pictures_that_cannot_be_drawn_are_refused(

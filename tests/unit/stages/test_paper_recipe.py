@@ -122,7 +122,9 @@ def test_a_changed_default_in_one_place_changes_the_run() -> None:
 import sys, types, pathlib
 module = types.ModuleType("mugs.methods.config")
 text = pathlib.Path("mugs/methods/config.py").read_text()
-changed = text.replace("head_out: int = 256", f"head_out: int = {sys.argv[1]}")
+default = "head_out: PositiveInt = 256"
+assert default in text
+changed = text.replace(default, default.replace("256", sys.argv[1]))
 sys.modules["mugs.methods.config"] = module
 exec(compile(changed, "config.py", "exec"), module.__dict__)
 from stages.commands.reproduction import all_runs
