@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,21 @@ EXPECTED_SKIPS = {
     "needs the extra": 2,
 }
 SKIPPED: list[tuple[str, str]] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep bytes of file names that are no text out of reports, which end xdist's workers."""
+    report = yield
+    report.sections = [(name, make_printable(text)) for name, text in report.sections]
+    if report.failed and (words := str(report.longrepr)) != make_printable(words):
+        report.longrepr = make_printable(words)
+    return report
+
+
+def make_printable(text: str) -> str:
+    """Return a text in which each surrogate is written as an escape, in letters."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
