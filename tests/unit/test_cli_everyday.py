@@ -140,6 +140,7 @@ def test_a_home_folder_that_nobody_has_is_named(
 def test_a_run_root_with_bytes_that_are_no_text_has_a_report(tmp_path: Path) -> None:
     """Its path stands in the page."""
     root = tmp_path / "l\udce9ufe"
+    root.mkdir()
     selection = load_selection(None, None, None, root)
     path, _ = write_report(selection, (), None)
     assert "ufe" in path.read_text(encoding="utf-8")
