@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 """Version of entries. Those without the field are of version 1."""
 
+_RUN_ID = r"\w[\w.-]*"
+
 
 def _below_run_root(path: str) -> str:
     parts = PurePosixPath(path).parts
@@ -144,23 +146,30 @@ def entry_path(run_root: Path, run_id: str) -> Path:
     Raises:
         ValueError: this is no run id, but perhaps a path that leads elsewhere.
     """
-    if not re.fullmatch(r"\w[\w.-]*", run_id):
+    if not re.fullmatch(_RUN_ID, run_id):
         raise ValueError(f"{run_id!r} is not a run id")
     return run_root / "manifest" / f"{run_id}.json"
 
 
 def list_run_ids(run_root: Path) -> list[str]:
-    """Return the ids of all runs with an entry, sorted."""
-    # Temporary files of `write_atomic` begin with a dot.
+    """Return the ids of all runs with an entry, sorted; name files that are called otherwise."""
     try:
         names = os.listdir(run_root / "manifest")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        name.removesuffix(".json")
-        for name in names
-        if name.endswith(".json") and not name.startswith(".")
-    )
+    found = []
+    for name in sorted(names):
+        run_id, suffix = os.path.splitext(name)
+        # Temporary files of `write_atomic` begin with a dot.
+        if suffix != ".json" or name.startswith("."):
+            continue
+        if re.fullmatch(_RUN_ID, run_id):
+            found.append(run_id)
+        else:
+            path = run_root / "manifest" / name
+            logger.warning("%s: not the name of a manifest entry, left out", path)
+            note_unreadable(path)
+    return sorted(found)
 
 
 def measure_size(path: Path) -> int:

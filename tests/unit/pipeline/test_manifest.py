@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import attempts, manifest
+from pipeline.files import collect_unreadable
 from pipeline.spec import Resources, StageConfig, StageRun
 
 RUN = StageRun("knn", "mine", "0123456789ab", StageConfig(), {}, Resources(), "x:run")
@@ -82,6 +83,18 @@ def test_foreign_entry_is_not_done(
     published.rename(published.with_name("ffffffffffff.json"))
     assert manifest.find_done(tmp_path, "ffffffffffff") is None
     assert "entry is of run 0123456789ab" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a b.json", "-x.json", "a\n.json", "$(x).json", "a\udce9.json"])
+def test_an_entry_with_a_name_that_is_no_run_id_is_left_out(
+    tmp_path: Path, published: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """It stopped every command that goes through all entries."""
+    foreign = published.with_name(name)
+    foreign.write_bytes(published.read_bytes())
+    with collect_unreadable() as unreadable:
+        assert manifest.list_run_ids(tmp_path) == [RUN.run_id]
+    assert unreadable == [foreign] and "not the name of a manifest entry" in caplog.text
 
 
 def test_missing_short_and_altered_outputs(tmp_path: Path) -> None:
