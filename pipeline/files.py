@@ -458,7 +458,8 @@ def hash_named_files(root: Path, files: Iterable[Path]) -> str:
     """Return the SHA-256 over names and contents of files, given by their paths below `root`."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.as_posix()} {hash_file(root / file)}\n".encode())
+        # A name may hold bytes that are no text.
+        digest.update(os.fsencode(f"{file.as_posix()} {hash_file(root / file)}\n"))
     return digest.hexdigest()
 
 

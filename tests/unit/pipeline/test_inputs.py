@@ -264,3 +264,12 @@ def test_an_empty_or_short_file_can_be_sampled(tmp_path: Path) -> None:
     for content in (b"", b"x", b"x" * 5000):
         (tmp_path / "x").write_bytes(content)
         assert len(inputs._hash_content(tmp_path / "x", "sampled")) == 64
+
+
+def test_names_that_are_no_text_are_part_of_the_content(tmp_path: Path) -> None:
+    """The conversion names such a file; what describes its folder must not end it before."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "caf\udce9.jpg").write_bytes(b"one")
+    before = folder_content.describe_folder(tmp_path)
+    (tmp_path / "a" / "caf\udce9.jpg").rename(tmp_path / "a" / "caf\udce8.jpg")
+    assert before["content"] and folder_content.describe_folder(tmp_path) != before
