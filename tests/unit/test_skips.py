@@ -13,9 +13,9 @@ CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
     ("reasons", "unexpected"),
     [
         ([], 0),
-        (["Skipped: needs a GPU"] * 10 + ["Skipped: needs the extra wandb"] * 2, 0),
+        (["Skipped: needs a GPU"] * 10 + ["Skipped: needs the extra wandb"] * 3, 0),
         (["Skipped: needs a GPU"] * 11, 1),
-        (["Skipped: needs the extra x"] * 4, 2),
+        (["Skipped: needs the extra x"] * 5, 2),
         (["no Chromium on PATH", "Skipped: needs a GPU"], 1),
         (["ffcv is not installed"], 1),
         (["Skipped: needs root"] * 3, 3 if os.geteuid() == 0 else 0),
