@@ -296,14 +296,12 @@ def list_numbered(folder: Path) -> list[int]:
     """
     try:
         owner = os.stat(folder).st_uid
-        with os.scandir(folder) as entries:
-            names = [
-                entry.name.removesuffix(".json")
-                for entry in entries
-                # `0001.failed` and its like are not digits only.
-                if _NUMBERED.fullmatch(entry.name)
-                and entry.stat(follow_symlinks=False).st_uid == owner
-            ]
+        names = [
+            name.removesuffix(".json")
+            for name in os.listdir(folder)
+            # `0001.failed` and its like are not digits only.
+            if _NUMBERED.fullmatch(name) and _find_owner(folder / name) == owner
+        ]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -313,6 +311,13 @@ def list_numbered(folder: Path) -> list[int]:
         note_unreadable(folder)
         return []
     return sorted(map(int, names))
+
+
+def _find_owner(path: Path) -> int | None:
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:
+        return None  # another process has renamed it meanwhile, as one of another user
 
 
 def read_json(path: Path, fields: Mapping[str, type] | None = None) -> dict[str, Any] | None:

@@ -81,17 +81,24 @@ def close_to_others(folder: Path) -> list[Path]:
     _take_right_to_write(folder, folder.stat())
     # Only now, as nobody can add more.
     with os.scandir(folder) as entries:
-        found = [(Path(entry), entry.stat(follow_symlinks=False)) for entry in entries]
+        paths = [Path(entry) for entry in entries]
     aside = []
-    for path, status in found:
-        if not is_mine(status, folder):
-            if not _SET_ASIDE.search(path.name):
-                aside.append(_set_aside(path, status.st_uid))
-        elif stat.S_ISDIR(status.st_mode):
-            aside += close_to_others(path)
-        elif stat.S_ISREG(status.st_mode):
-            _take_right_to_write(path, status)
+    for path in paths:
+        # Another process of ours renames and removes its temporary files meanwhile.
+        with suppress(FileNotFoundError):
+            aside += _close_entry(path)
     return aside
+
+
+def _close_entry(path: Path) -> list[Path]:
+    found = path.lstat()
+    if not is_mine(found, path.parent):
+        return [] if _SET_ASIDE.search(path.name) else [_set_aside(path, found.st_uid)]
+    if stat.S_ISDIR(found.st_mode):
+        return close_to_others(path)
+    if stat.S_ISREG(found.st_mode):
+        _take_right_to_write(path, found)
+    return []
 
 
 def _take_right_to_write(path: Path, found: os.stat_result) -> None:

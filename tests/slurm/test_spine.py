@@ -64,8 +64,10 @@ def run(ctx, cfg):
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     note.write_text(f"{rank}/{world} {address} {time.time()}")
     below = [entry.output("note").read_text() for entry in ctx.inputs.values()]
-    seen = [(folder / "here-1-0").exists() for folder in ctx.running.values()]
-    info = {"world": int(world), "seen": seen}
+    for folder in ctx.running.values():
+        while not (folder / "here-1-0").exists():  # its job has begun, its rank not yet
+            time.sleep(0.1)
+    info = {"world": int(world), "watched": sorted(ctx.running)}
     return StageOutput(outputs={"note": note}, rows=[(ctx.name, len(below))], info=info)
 '''
 
@@ -255,7 +257,9 @@ def test_a_run_that_watches_starts_with_the_one_it_watches(
     spine = Spine(slurm_cluster, tmp_path, tiny, WATCHING)
     assert set(spine.submit().values()) == {"submitted"}
     assert spine.until(lambda s: s["watcher"] == "done")["first"] == "running"
-    assert manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id).info["seen"] == [True]
+    assert manifest.read_entry(spine.profile.run_root, spine.runs[1].run_id).info["watched"] == [
+        "data"
+    ]
     spine.finish()
 
 

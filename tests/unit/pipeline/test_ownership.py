@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import attempts, runfile
-from pipeline.files import open_to_append, read_bounded, read_json, write_atomic
+from pipeline.files import list_numbered, open_to_append, read_bounded, read_json, write_atomic
 from pipeline.manifest import read_entry
-from pipeline.ownership import ForeignOwnerError, keep_others_from_writing, open_folder_below
+from pipeline.ownership import (
+    ForeignOwnerError,
+    close_to_others,
+    keep_others_from_writing,
+    open_folder_below,
+)
 from pipeline.run_root import is_run_root
 from pipeline.spec import ConfigError, Resources, StageConfig, StageRun, is_plain_name
 from slurm.shared.logs import log_path, start_logging
@@ -182,6 +187,30 @@ def test_a_folder_is_reached_without_following_links(tmp_path: Path) -> None:
         assert os.listdir(folder) == []
     with pytest.raises(OSError, match="link"), open_folder_below(tmp_path, ("a", "link")):
         pass
+
+
+@pytest.mark.parametrize("gone", ["0001.json", "0002.json", "inner"])
+def test_what_another_process_removes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Submissions of one run look into its folder while others write temporary files there."""
+    for name in ("0001.json", "0002.json", "inner/x"):
+        write_atomic(tmp_path / name, "{}")
+        (tmp_path / name).chmod(0o666)
+
+    def lstat(path: Path) -> os.stat_result:
+        if path.name == gone:
+            raise FileNotFoundError(path)
+        return os.lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert close_to_others(tmp_path) == []
+    modes = {
+        name: os.stat(tmp_path / name).st_mode & 0o777
+        for name in ("0001.json", "0002.json", "inner/x")
+    }
+    assert modes == {name: 0o666 if name.startswith(gone) else 0o644 for name in modes}
+    assert list_numbered(tmp_path) == [n for n in (1, 2) if gone != f"{n:04d}.json"]
 
 
 @pytest.mark.parametrize("name", ["a", "a-b_c.d", "1", "_x", "über", "x" * 200])
