@@ -17,7 +17,7 @@ demo: setup  ## convert, pretrain, evaluate and tabulate the mini data set on th
 	$(PYTHON) run_stage.py run mini --run-root $(DEMO)
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --filled
 	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --out $(DEMO)/tables
-	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --against results/published/mini
+	$(PYTHON) run_stage.py tables mini --run-root $(DEMO) --against results/published/mini --verdicts --margin 6
 	$(PYTHON) run_stage.py report mini --run-root $(DEMO)
 	$(PYTHON) run_stage.py bundle mini --run-root $(DEMO) --weights
 	$(PYTHON) run_stage.py verify $(DEMO)/mini.bundle.zip --certificate

@@ -506,7 +506,8 @@ def tables(
         typer.Option(
             "--verdicts",
             help="Say below each accuracy of ours whether it reproduces the printed one, differs "
-            "from it, or needs more seeds. With --explain: show the arithmetic.",
+            "from it, or needs more seeds. With --explain: show the arithmetic. With --against: "
+            "whether each number here reproduces the one there.",
         ),
     ] = False,
     margin: Annotated[
@@ -530,7 +531,10 @@ def tables(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="Compare every cell with another run root or a published folder."),
+        typer.Option(
+            help="Compare every cell with another run root or a published folder; with --verdicts, "
+            "whether the differences mean anything."
+        ),
     ] = None,
     co2: Co2 = None,
     publish: Annotated[

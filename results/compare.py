@@ -13,14 +13,21 @@ from results.formatted import (
 )
 from results.schema import Result
 from results.tables import build_table
+from results.verdict import describe_comparison_method, describe_verdict
 
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
 
 def compare_cells(
-    here: Sequence[Result], there: Sequence[Result], tables: Iterable[str]
+    here: Sequence[Result],
+    there: Sequence[Result],
+    tables: Iterable[str],
+    margin: float | None = None,
 ) -> FormattedTable:
-    """Return every cell that has a result of ours on either side, in the order of the tables."""
+    """Return every cell that has a result of ours on either side, in the order of the tables.
+
+    With a margin, a last column says whether the number here reproduces the one there.
+    """
     rows = []
     counts: Counter[str] = Counter()
     for name in tables:
@@ -33,15 +40,19 @@ def compare_cells(
             shown = [cells[key].text() if key in cells else MISSING for cells in (mine, theirs)]
             state, difference = _compare(mine.get(key), theirs.get(key))
             counts[state] += 1
-            cells = map(FormattedCell, (name, *labels, *shown, difference))
-            rows.append(FormattedRow(group, "ours", tuple(cells)))
+            texts = [name, *labels, *shown, difference]
+            if margin is not None:
+                texts.append(_describe_verdict(mine.get(key), theirs.get(key), margin))
+            rows.append(FormattedRow(group, "ours", tuple(map(FormattedCell, texts))))
     summary = (
         f"{len(rows)} cells: {counts['equal']} equal, {counts['different']} different,"
         f" {counts['single']} in one only."
     )
     title = "Two run roots, cell by cell"
-    part = FormattedPart(title, HEADER, 3, tuple(rows))
-    return FormattedTable("against", title, (part,), (), (summary,))
+    header = HEADER if margin is None else (*HEADER, "Verdict")
+    notes = (summary,) if margin is None else (summary, *describe_comparison_method(margin))
+    part = FormattedPart(title, header, 3, tuple(rows))
+    return FormattedTable("against", title, (part,), (), notes)
 
 
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
@@ -62,6 +73,13 @@ def _compare(here: Cell | None, there: Cell | None) -> tuple[str, str]:
     if here.setting != there.setting:
         difference += f" ({here.setting} / {there.setting})"
     return "different", difference
+
+
+def _describe_verdict(here: Cell | None, there: Cell | None, margin: float) -> str:
+    """Return whether a cell reproduces the other one, whose mean over seeds counts as one run."""
+    if here is None or there is None:
+        return MISSING
+    return describe_verdict(here, there.value, margin)
 
 
 def _numbers(cell: Cell) -> tuple[object, ...]:

@@ -223,12 +223,27 @@ def describe_selection(cell: Cell) -> str:
 def describe_method(margin: float) -> tuple[str, str]:
     """Return the two lines that stand beside a table with verdicts."""
     return (
-        f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
-        " interval of 95% does not hold zero; it follows after ±.",
+        _describe_tests(margin),
         "Errors: binomial, or by bootstrap over our images or videos, of ours and of the paper's"
         " value on as many, as if independent;"
         " with several seeds also their spread. A best setting is compared as the paper chose it;"
         " notes have the one fixed in advance.",
+    )
+
+
+def describe_comparison_method(margin: float) -> tuple[str, str]:
+    """Return the two lines that stand beside two run roots compared with verdicts."""
+    return (
+        _describe_tests(margin),
+        "Errors: binomial, or by bootstrap over images or videos, of both sides, as if independent;"
+        " with several seeds here also their spread. A mean over seeds there counts as one run.",
+    )
+
+
+def _describe_tests(margin: float) -> str:
+    return (
+        f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
+        " interval of 95% does not hold zero; it follows after ±."
     )
 
 

@@ -27,7 +27,7 @@ COMBINES_WITH = {
     "filled": ("out",),
     "format": ("against",),
     "force": ("out", "publish"),
-    "verdicts": ("out", "explain"),
+    "verdicts": ("out", "explain", "against"),
 }
 
 # Options that say more about another one.
@@ -135,7 +135,7 @@ def run(
     if request.against is not None:
         other = load_comparison(request.against, selection.runs)
         warn_of_problems(other, warn)
-        compared = compare_cells(collection.results, other.results, names)
+        compared = compare_cells(collection.results, other.results, names, request.verdict_margin)
         return [render.render_formatted(compared, fmt)]
     tables = build_tables(collection.results, names)
     # With a selection of tables, most results are rightly in none of them: only names that no table
