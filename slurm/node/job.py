@@ -36,6 +36,7 @@ from pipeline.ownership import check_mine, keep_others_from_writing
 from pipeline.runfile import RunFile
 from pipeline.spec import StageRun
 from pipeline.stage import StageContext, StageOutput
+from slurm.node.compile_cache import compile_cache
 from slurm.node.energy import EnergyMeter, wait_for_ranks
 from slurm.node.publish import publish_results
 from slurm.node.rendezvous import Launch, in_slurm_job, join_rendezvous
@@ -186,7 +187,10 @@ def _run_stage(context: RankContext) -> None:
     stage_context = StageContext(
         run.stage, run.name, run.run_id, run_dir, inputs, control.attempt, control, running
     )
-    with staged_inputs(inputs) as staged:
+    with (
+        compile_cache(run_dir, control.attempt, leads=launch.rank == 0),
+        staged_inputs(inputs) as staged,
+    ):
         stage_context = replace(stage_context, inputs=staged)
         output = runfile.import_by_name(run.entrypoint)(stage_context, run.config)
     context.record_energy()
