@@ -300,7 +300,7 @@ def list_numbered(folder: Path) -> list[int]:
             name.removesuffix(".json")
             for name in os.listdir(folder)
             # `0001.failed` and its like are not digits only.
-            if _NUMBERED.fullmatch(name) and _find_owner(folder / name) == owner
+            if _NUMBERED.fullmatch(name) and _find_owner(f"{folder}/{name}") == owner
         ]
     except FileNotFoundError:
         return []
@@ -313,9 +313,10 @@ def list_numbered(folder: Path) -> list[int]:
     return sorted(map(int, names))
 
 
-def _find_owner(path: Path) -> int | None:
+def _find_owner(path: str) -> int | None:
+    # As text: this is asked of each attempt of thousands of runs.
     try:
-        return path.lstat().st_uid
+        return os.lstat(path).st_uid
     except FileNotFoundError:
         return None  # another process has renamed it meanwhile, as one of another user
 

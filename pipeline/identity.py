@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from pipeline.settings import Mark, Settings, setting_fields
+from pipeline.settings import Settings, setting_fields
 
 # 12 hex digits are 48 bits: by chance, two of 10,000 runs share an id with probability 2e-7.
 ID_LENGTH = 12
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 RETIRED_SETTINGS = frozenset({"preset"})
 """Runtime settings that older records hold and that no class has any more."""
 
@@ -31,6 +32,9 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _content(value: Any, *, runtime: bool) -> Any:
+    # First, as nearly all values are such, and plans of thousands of runs have millions of them.
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Settings):
         return _content_of_settings(value, runtime=runtime)
     if isinstance(value, Mapping):
@@ -51,7 +55,7 @@ def _content_of_settings(settings: Settings, *, runtime: bool) -> dict[str, Any]
         value = getattr(settings, field.name)
         if field.name in unused or (field.runtime and not runtime):
             continue
-        if Mark.ADDED in field.marks and value == field.default and not runtime:
+        if field.added and value == field.default and not runtime:
             continue
         # A renamed setting keeps its old name and value here, or every finished run would get
         # another id.

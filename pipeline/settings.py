@@ -13,7 +13,7 @@ import enum
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -96,15 +96,20 @@ class SettingField:
     nested: type[Settings] | None
     default: Any
 
-    @property
+    @cached_property
     def record_name(self) -> str:
         """Return its name in run ids and in records on disk."""
         return self.name if self.former is None else self.former.name
 
-    @property
+    @cached_property
     def runtime(self) -> bool:
         """Whether the field cannot change a result."""
         return Mark.RUNTIME in self.marks
+
+    @cached_property
+    def added(self) -> bool:
+        """Whether the field was added later, and stays out of run ids at its default."""
+        return Mark.ADDED in self.marks
 
 
 def setting_fields(cls: type[Settings]) -> dict[str, SettingField]:

@@ -58,13 +58,14 @@ def collect_status(runs: Sequence[StageRun], run_root: Path) -> list[RunStatus]:
     found = []
     for run in runs:
         owner = None
+        run_dir = run.run_dir(run_root)
         with collect_unreadable() as unreadable:
             try:
-                owner = find_foreign_owner(run.run_dir(run_root))
-                status = _find_status(run, run_root, records, names, jobs, silence)
-                status = replace(status, cost=_sum_cost(status, run_root, records.done))
+                owner = find_foreign_owner(run_dir)
+                status = _find_status(run, run_dir, records, names, jobs, silence)
+                status = replace(status, cost=_sum_cost(status, run_dir, records.done))
             except OSError as error:
-                where = error.filename or run.run_dir(run_root)
+                where = error.filename or run_dir
                 status = RunStatus(run, "unknown", f"unreadable: {where}: {error.strerror}")
         unreadable = [*records.unreadable.get(run.run_id, ()), *unreadable]
         found.append(_add_remarks(status, owner, unreadable))
@@ -82,7 +83,13 @@ class _Entries:
 
 def _read_entries(runs: Sequence[StageRun], run_root: Path) -> _Entries:
     found = _Entries()
+    # One listing, since most of thousands of runs may have no entry.
+    recorded = {run.run_id for run in runs}
+    with suppress(OSError):  # then each entry says that it cannot be read
+        recorded &= set(manifest.list_run_ids(run_root))
     for run in runs:
+        if run.run_id not in recorded:
+            continue
         with collect_unreadable() as unreadable:
             try:
                 entry = manifest.find_done(run_root, run.run_id)
@@ -98,13 +105,12 @@ def _read_entries(runs: Sequence[StageRun], run_root: Path) -> _Entries:
 
 def _find_status(
     run: StageRun,
-    run_root: Path,
+    run_dir: Path,
     records: _Entries,
     names: Mapping[str, str],
     jobs: Mapping[str, Sequence[queue.QueuedJob]],
     silence: str,
 ) -> RunStatus:
-    run_dir = run.run_dir(run_root)
     queued = jobs.get(run.run_id, [])
     # A job that can still run says more than one that cannot.
     queued = [job for job in queued if job.can_run] or queued
@@ -122,6 +128,8 @@ def _find_status(
 
 def _add_remarks(status: RunStatus, owner: str | None, unreadable: Sequence[Path]) -> RunStatus:
     """Add to the detail whose the run is, if it is another user's, and what cannot be read."""
+    if owner is None and not unreadable:
+        return status
     detail = status.detail
     if owner is not None:
         detail = (
@@ -133,17 +141,16 @@ def _add_remarks(status: RunStatus, owner: str | None, unreadable: Sequence[Path
 
 
 def _sum_cost(
-    status: RunStatus, run_root: Path, done: Mapping[str, manifest.ManifestEntry]
+    status: RunStatus, run_dir: Path, done: Mapping[str, manifest.ManifestEntry]
 ) -> Cost:
     if (entry := done.get(status.run.run_id)) is not None:
         return Cost(entry.seconds, entry.gpu_hours)
-    run_dir = status.run.run_dir(run_root)
-    running = attempts.latest_attempt(run_dir) if status.state == "running" else None
-    if not attempts.latest_attempt(run_dir):
+    latest = attempts.latest_attempt(run_dir)
+    if not latest:
         return Cost()
     # Attempts of earlier versions do not tell their GPUs; those of a cluster got what was asked.
     gpus = status.run.resources.gpus if (run_dir / queue.JOB_NOTE).exists() else 0
-    return sum_attempts(run_dir, gpus=gpus, running=running)
+    return sum_attempts(run_dir, gpus=gpus, running=latest if status.state == "running" else None)
 
 
 def _unknown(run: StageRun, run_dir: Path, job_id: str, silence: str) -> RunStatus:

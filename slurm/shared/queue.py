@@ -132,7 +132,19 @@ class QueuedJob:
 def comment_of(run_dir: Path) -> str:
     """Return the comment of a run's jobs, which tells run roots apart."""
     # Unlike Path.resolve, this raises nothing for links that lead to each other.
-    return f"{_COMMENT_PREFIX}{os.path.realpath(run_dir)}"
+    return f"{_COMMENT_PREFIX}{_resolve(run_dir)}"
+
+
+def _resolve(run_dir: Path) -> str:
+    """Return what os.path.realpath does, with one system call for each of a stage's runs."""
+    if run_dir.is_symlink() or not run_dir.is_absolute():
+        return os.path.realpath(run_dir)
+    return f"{_resolve_stage(run_dir.parent)}/{run_dir.name}"
+
+
+@cache
+def _resolve_stage(folder: Path) -> str:
+    return os.path.realpath(folder)
 
 
 def job_name(run_dir: Path) -> str:
@@ -145,7 +157,7 @@ def job_name(run_dir: Path) -> str:
     name, _, run_id = run_dir.name.rpartition("-")
     stage = run_dir.parent.name
     said = name if stage in name else f"{stage}-{name}"
-    place = hashlib.sha256(os.fsencode(os.path.realpath(run_dir))).hexdigest()
+    place = hashlib.sha256(os.fsencode(_resolve(run_dir))).hexdigest()
     return f"{JOB_PREFIX}{said[:_SAID_LENGTH]}-{run_id[:4]}-{place[:6]}"
 
 

@@ -198,12 +198,15 @@ def test_what_another_process_removes_meanwhile_is_passed_over(
         write_atomic(tmp_path / name, "{}")
         (tmp_path / name).chmod(0o666)
 
-    def lstat(path: Path) -> os.stat_result:
-        if path.name == gone:
-            raise FileNotFoundError(path)
-        return os.lstat(path)
+    lstat = os.lstat
 
-    monkeypatch.setattr(Path, "lstat", lstat)
+    def find(path: os.PathLike[str] | str) -> os.stat_result:
+        if Path(path).name == gone:
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", find)
+    monkeypatch.setattr(Path, "lstat", find)
     assert close_to_others(tmp_path) == []
     modes = {
         name: os.stat(tmp_path / name).st_mode & 0o777
