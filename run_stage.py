@@ -881,6 +881,68 @@ def verify(
 
 
 @app.command()
+def diagnose(
+    reproduction: ReproductionName,
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Name of the finished run with the number, e.g. knn."),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPRODUCTION",
+            help="What its settings should be. Default: REPRODUCTION without --set if it is a "
+            "bundled one, else the bundled one that is closest.",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_ROOT",
+            help="Run root with sound runs on the same data: counts of images, channels, losses "
+            "and packages are compared with theirs.",
+        ),
+    ] = None,
+    records_only: Annotated[
+        bool,
+        typer.Option("--records-only", help="Read records; compute nothing from images."),
+    ] = False,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+    seeds: Seeds = None,
+    cluster: Cluster = None,
+    run_root: RunRoot = None,
+) -> None:
+    """Look for the cause of a number that is lower than it should be.
+
+    Asks a fixed list of questions about the run and all that it needs: settings that differ from
+    the recipe, ends of trainings, counts of images, first losses, channels, whether stored features
+    come out again, whether labels belong to the images, whether features collapsed. Prints the
+    causes, likeliest first, each with what was seen and what to do next; then what is fine or
+    unknown. Computes features of a few hundred images on this machine's CPU, which takes seconds
+    (ViT-L: minutes). Changes nothing. The exit code is 1 if a cause was found.
+    """
+    from slurm.facts import format_json
+    from stages.commands.diagnose import DiagnoseRequest
+    from stages.commands.diagnose import diagnose as find_causes
+
+    selection = _select(reproduction, overrides, [run], cluster, run_root, seeds)
+    request = DiagnoseRequest(
+        reproduction=reproduction,
+        run=run,
+        recipe=recipe,
+        against=against,
+        records_only=records_only,
+    )
+    found = find_causes(selection, request)
+    if as_json:
+        typer.echo(format_json(found.to_json()))
+    else:
+        _print(found.describe())
+    raise typer.Exit(1 if found.causes else 0)
+
+
+@app.command()
 def logs(
     reproduction: ReproductionName,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or of a stage.")],

@@ -29,6 +29,7 @@ READING: dict[str, Command] = {
     "verify": lambda s: ("verify", s.reproduction),
     "verify --deep": lambda s: ("verify", s.reproduction, "--deep"),
     "cancel": lambda s: ("cancel", s.reproduction),
+    "diagnose": lambda s: ("diagnose", s.reproduction, "knn", "--records-only"),
 }
 # These write files elsewhere than in the folders of runs.
 WRITING: dict[str, Command] = {

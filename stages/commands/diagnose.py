@@ -1,0 +1,524 @@
+"""The command `diagnose`: why a number of ours is lower than it should be.
+
+A fixed order of questions, each answered from the records of a run and of those it needs, or by a
+small run on a sample of its images (`measure_chain.py`).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config, manifest
+from pipeline.files import expand_home
+from pipeline.identity import science_fields
+from pipeline.manifest import ManifestEntry
+from pipeline.spec import ConfigError, StageRun
+from results.diagnosis import Answer, Cause, Diagnosis, answer
+from results.figures.curves import BAND, Curves, read_curves
+from results.runs import flatten_config
+from results.store import read_results
+from results.variants import format_setting, list_differences
+from stages.commands.bundle_content import read_science
+from stages.commands.measure_chain import (
+    IMAGENET_MEAN,
+    EvaluationInputs,
+    compare_channels,
+    measure_channels,
+    measure_evaluation,
+)
+from stages.commands.reproduction import Selection, all_runs
+
+if TYPE_CHECKING:
+    from mugs.data.sources.beton import Sidecar
+
+# A setting that merely differs counts less than what was measured to be wrong, and more the more it
+# differs.
+LEAST_OF_SETTING = 0.4
+MOST_OF_SETTING = 0.8
+# Of a setting that is no number, whose size says nothing.
+OTHER_SETTING = 0.55
+
+NEEDS_FEATURES = "needs a features run, or a knn run of data and weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseRequest:
+    """What is asked: which recipe a run should follow, and which sound run root has references."""
+
+    reproduction: str
+    run: str
+    recipe: str | None = None
+    against: Path | None = None
+    records_only: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A finished run with all that it needs, the nearest first; `missing` have no record."""
+
+    entries: tuple[ManifestEntry, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def run(self) -> ManifestEntry:
+        """The run that is asked about."""
+        return self.entries[0]
+
+    def of_stage(self, *stages: str) -> list[ManifestEntry]:
+        """Return the entries of some stages."""
+        return [entry for entry in self.entries if entry.stage in stages]
+
+
+def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
+    """Return the answers to all questions about the one selected run.
+
+    Raises:
+        ConfigError: more than one run is meant, or it is not done; or a folder or a recipe does
+            not exist.
+    """
+    chain = load_chain(selection, request.run)
+    reference = load_reference(request.against)
+    answers = [
+        compare_settings(chain, load_recipe(request, chain)),
+        *describe_attempts(chain),
+        count_images(chain, reference),
+        compare_first_losses(chain, reference),
+    ]
+    if request.records_only:
+        answers.append(Answer("images, labels and features", unknown="--records-only"))
+    else:
+        answers.append(look_at_channels(chain, reference))
+        answers += look_at_features(chain)
+    answers += [describe_choice(chain), compare_versions(chain, reference)]
+    run = chain.run
+    return Diagnosis(f"{run.stage} {run.name}-{run.run_id}", describe_number(run), tuple(answers))
+
+
+def load_chain(selection: Selection, name: str) -> Chain:
+    """Return the selected run and all that it needs.
+
+    Raises:
+        ConfigError: `name` is that of several runs, as of a stage, or the run is not done.
+    """
+    # A selection by name has the same run with other seeds, too.
+    named = [run for run in selection.runs if run.name == name] or selection.runs
+    if len(named) != 1:
+        names = ", ".join(run.name for run in named)
+        raise ConfigError(f"{name}: {len(named)} runs are meant ({names}); name one of them")
+    (run,) = named
+    entry = manifest.find_done(selection.root, run.run_id)
+    if entry is None:
+        raise ConfigError(
+            f"{run.name} (run {run.run_id}) is not done in {selection.root}; give diagnose the "
+            "same --set and --seeds as the run, or look at its log with logs"
+        )
+    found = {entry.run_id: entry}
+    missing: list[str] = []
+    queue = [entry]
+    while queue:
+        for need in queue.pop(0).upstream.values():
+            if need in found or need in missing:
+                continue
+            needed = manifest.read_entry(selection.root, need)
+            if needed is None:
+                missing.append(need)
+            else:
+                found[need] = needed
+                queue.append(needed)
+    return Chain(tuple(found.values()), tuple(missing))
+
+
+def load_reference(root: Path | None) -> list[ManifestEntry]:
+    """Return the finished runs of a sound run root; none without it.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if root is None:
+        return []
+    root = expand_home(root).absolute()
+    if not root.is_dir():
+        raise ConfigError(f"--against {root}: there is no such folder")
+    entries = (manifest.find_done(root, run_id) for run_id in manifest.list_run_ids(root))
+    return [entry for entry in entries if entry is not None]
+
+
+def load_recipe(request: DiagnoseRequest, chain: Chain) -> list[StageRun]:
+    """Return the runs of the recipe that a run should follow.
+
+    It is --recipe; else the reproduction itself, if it is a bundled one, without --set; else the
+    bundled one whose pretraining is closest to that of the run.
+    """
+    if request.recipe is not None:
+        return all_runs(request.recipe)
+    bundled = config.list_bundled()
+    if request.reproduction in bundled:
+        return all_runs(request.reproduction)
+    pretrainings = chain.of_stage("pretrain")
+    if not pretrainings:
+        return []
+    mine = read_science(pretrainings[0])
+    candidates: list[tuple[int, str, list[StageRun]]] = []
+    for name in bundled:
+        runs = all_runs(name)
+        for run in runs:
+            if run.stage == "pretrain":
+                theirs = science_fields(run.config)
+                if all(mine.get(key) == theirs.get(key) for key in ("method", "arch")):
+                    candidates.append((len(_differences(pretrainings[0], run)), name, runs))
+    return min(candidates, key=lambda found: found[:2])[2] if candidates else []
+
+
+def compare_settings(chain: Chain, recipe: Sequence[StageRun]) -> Answer:
+    """Compare each run of the chain with the closest of its stage in the recipe."""
+    question = "are the settings those of the recipe"
+    if not recipe:
+        return Answer(question, unknown="no bundled recipe fits; name one with --recipe")
+    causes: list[Cause] = []
+    without = []
+    for entry in chain.entries:
+        same_stage = [run for run in recipe if run.stage == entry.stage]
+        if not same_stage:
+            without.append(entry.name)
+            continue
+        # A reproduction may have several evaluations of a stage; the name decides if it fits.
+        named = [run for run in same_stage if run.name == entry.name] or same_stage
+        closest = min(named, key=lambda run: len(_differences(entry, run)))
+        causes += _list_setting_causes(entry, closest)
+    seen = f"of all {len(chain.entries) - len(without)} runs that the recipe has"
+    return answer(question, causes, seen)
+
+
+def _flatten_both(entry: ManifestEntry, run: StageRun) -> tuple[dict[str, Any], dict[str, Any]]:
+    return flatten_config(read_science(entry)), flatten_config(science_fields(run.config))
+
+
+def _differences(entry: ManifestEntry, run: StageRun) -> list[str]:
+    mine, theirs = _flatten_both(entry, run)
+    return list_differences(mine, theirs, {"seed"}, entry.stage)
+
+
+def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]:
+    mine, theirs = _flatten_both(entry, run)
+    # Settings of another version of the code are on one side only.
+    common = sorted((mine.keys() & theirs.keys()) - {"seed"})
+    for key in common:
+        if mine[key] == theirs[key]:
+            continue
+        evidence = f"{format_setting(mine[key])} in the run, {format_setting(theirs[key])} there"
+        if entry.stage == "pretrain" and key in ("batch_size", "base_lr"):
+            evidence += _describe_peak(mine, theirs)
+        yield Cause(
+            _weigh_difference(mine[key], theirs[key]),
+            f"{entry.stage} {entry.name}: {key} differs from the recipe",
+            evidence,
+            f"run it with --set {entry.name}.{key}={format_setting(theirs[key])}",
+        )
+
+
+def _describe_peak(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Say whether the learning rate follows the batch: it is base_lr * batch_size / 256."""
+    ours, there = (each["base_lr"] * each["batch_size"] / 256 for each in (mine, theirs))
+    told = f"; the peak learning rate is {ours:g}, there {there:g}"
+    if mine["batch_size"] != theirs["batch_size"] and math.isclose(ours, there):
+        return f"{told}: not scaled with the batch"
+    return told
+
+
+def _weigh_difference(mine: Any, theirs: Any) -> float:
+    """Return the likelihood of a setting that differs: more by its ratio, up to ten times."""
+    ratio = _find_ratio(mine, theirs)
+    if ratio is None:
+        return OTHER_SETTING
+    size = min(1.0, math.log10(ratio))
+    return LEAST_OF_SETTING + (MOST_OF_SETTING - LEAST_OF_SETTING) * size
+
+
+def _find_ratio(mine: Any, theirs: Any) -> float | None:
+    """Return by how many times numbers, or those of two lists, differ at most; at least 1."""
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        ratios = [_find_ratio(one, other) for one, other in zip(mine, theirs, strict=True)]
+        return max((ratio for ratio in ratios if ratio is not None), default=None)
+    numbers = (int, float)
+    if not (isinstance(mine, numbers) and isinstance(theirs, numbers)):
+        return None
+    if isinstance(mine, bool) or isinstance(theirs, bool) or mine * theirs < 0:
+        return None
+    if mine == theirs:
+        return 1.0
+    if not mine * theirs:
+        return math.inf  # something is switched off, or on
+    # A momentum of 0.99 remembers ten times as long as one of 0.9.
+    if 0.5 <= mine < 1 and 0.5 <= theirs < 1:
+        mine, theirs = 1 - mine, 1 - theirs
+    return float(max(mine / theirs, theirs / mine))
+
+
+def describe_attempts(chain: Chain) -> Iterator[Answer]:
+    """Yield whether each training got to its last epoch, and in how many starts."""
+    for entry in chain.of_stage("pretrain"):
+        question = f"did {entry.name} train to its end"
+        epochs = int(entry.config.get("epochs", 0))
+        curves = _read_curves(entry)
+        causes = []
+        if curves is not None and (last := curves.steps[-1]["epoch"] + 1) < epochs:
+            cause = Cause(
+                0.92,
+                f"pretrain {entry.name}: its metrics end early",
+                f"the last epoch is {last} of {epochs}",
+                "look at its log with logs, and repeat it",
+            )
+            causes.append(cause)
+        seen = f"{epochs} epochs, {entry.restarts} restarts, {entry.ranks} ranks"
+        if earlier := entry.provenance.get("earlier"):
+            seen += f"; {len(earlier)} attempts with other code: see tables --explain"
+        yield answer(question, causes, seen)
+
+
+def _read_curves(entry: ManifestEntry) -> Curves | None:
+    return read_curves(entry.run_dir / "metrics.jsonl")
+
+
+# Epochs of which losses are compared, and how many sound runs it needs to know their spread.
+FIRST_EPOCHS = 3
+FEWEST_REFERENCES = 3
+
+
+def compare_first_losses(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+    """Compare the losses of the first epochs with the released run's, or with those of sound runs.
+
+    The released run's are recorded beside ours by a pretraining whose setting `calibration` names
+    it. Sound runs may have any seed.
+    """
+    question = "are the first losses those of sound runs"
+    pretrainings = chain.of_stage("pretrain")
+    curves = _read_curves(pretrainings[0]) if pretrainings else None
+    if curves is None:
+        return Answer(question, unknown="there are no metrics of a pretraining")
+    entry = pretrainings[0]
+    if curves.epochs:
+        return _compare_with_released(question, entry, curves)
+    key = _find_family(entry)
+    sound = [
+        mean
+        for other in reference
+        if other.stage == "pretrain" and _find_family(other) == key
+        if (found := _read_curves(other)) is not None
+        if (mean := _mean_first_loss(found)) is not None
+    ]
+    mine = _mean_first_loss(curves)
+    if len(sound) < FEWEST_REFERENCES or mine is None:
+        needed = f"{FEWEST_REFERENCES} are needed; give --against RUN_ROOT"
+        return Answer(question, unknown=f"{len(sound)} sound pretrainings like it, {needed}")
+    middle = fmean(sound)
+    spread = stdev(sound)
+    evidence = f"mean {mine:.3f}; {len(sound)} sound runs have {middle:.3f} ± {spread:.3f}"
+    # Few runs know their spread badly, so losses that are close count as equal.
+    far = abs(mine - middle) > max(5 * spread, 0.03 * abs(middle))
+    return answer(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
+
+
+def _compare_with_released(question: str, entry: ManifestEntry, curves: Curves) -> Answer:
+    deviations = {
+        epoch["epoch"]: 100 * (epoch["ours"]["total"] / epoch["target"]["total"] - 1)
+        for epoch in curves.epochs
+        if epoch["target"].get("total") and not epoch.get("partial")
+    }
+    if not deviations:
+        return Answer(question, unknown="no whole epoch beside the released run")
+    told = ", ".join(f"epoch {epoch} {value:+.1f}%" for epoch, value in deviations.items())
+    evidence = f"mean loss against the released run: {told}"
+    far = max(map(abs, deviations.values())) > 100 * BAND
+    return answer(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
+
+
+def _accuse_losses(entry: ManifestEntry, evidence: str) -> Cause:
+    return Cause(
+        0.6,
+        f"pretrain {entry.name}: the losses of its first epochs are others",
+        evidence,
+        "compare data, views and learning rate with those of the sound runs",
+    )
+
+
+def _find_family(entry: ManifestEntry) -> tuple[object, ...]:
+    return tuple(entry.config.get(name) for name in ("method", "arch", "epochs"))
+
+
+def _mean_first_loss(curves: Curves) -> float | None:
+    losses = [line["loss"] for line in curves.steps if line["epoch"] < FIRST_EPOCHS]
+    return fmean(losses) if losses else None
+
+
+def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+    """Compare the images and classes of each data set with what is known, or with a sound run."""
+    question = "are all images and classes there"
+    causes = []
+    seen = []
+    unknown = []
+    for entry in chain.of_stage("convert"):
+        expected = _find_expected_counts(entry, reference)
+        for split, sidecar in _read_sidecars(entry).items():
+            count = len(sidecar.names)
+            wanted = expected.get(split)
+            if wanted is None:
+                unknown.append(f"how many {entry.name} has in {split} (give --against RUN_ROOT)")
+            elif wanted != count:
+                causes.append(
+                    Cause(
+                        0.91,
+                        f"convert {entry.name}: {split} has not the images that it should have",
+                        f"{count:,} images, {wanted:,} expected",
+                        f"find the missing files, and convert {entry.name} again",
+                    )
+                )
+            seen.append(f"{entry.name}, {split}: {count:,} in {len(sidecar.classes)} classes")
+    if unknown and not causes:
+        return Answer(question, unknown=", ".join(unknown))
+    return answer(question, causes, "; ".join(seen) or "no data set with a record")
+
+
+def _read_sidecars(entry: ManifestEntry) -> "dict[str, Sidecar]":
+    from mugs.data.sources.base import SourceError
+    from mugs.data.sources.beton import read_sidecar
+
+    found = {}
+    for split in ("train", "val"):
+        if split in entry.outputs:
+            try:
+                found[split] = read_sidecar(entry.output(split))
+            except (OSError, SourceError):
+                continue  # removed to make room, as of a finished reproduction
+    return found
+
+
+def _find_expected_counts(
+    entry: ManifestEntry, reference: Sequence[ManifestEntry]
+) -> dict[str, int | None]:
+    from mugs.data.sources.expected import KNOWN
+
+    dataset = str(entry.config.get("dataset", ""))
+    found: dict[str, int | None] = dict(getattr(KNOWN.get(dataset), "images", None) or {})
+    for other in _find_same_data(entry, reference):
+        counts = {split: len(sidecar.names) for split, sidecar in _read_sidecars(other).items()}
+        found = {**counts, **found}
+    return found
+
+
+def _find_same_data(
+    entry: ManifestEntry, reference: Sequence[ManifestEntry]
+) -> list[ManifestEntry]:
+    dataset = entry.config.get("dataset")
+    return [
+        other
+        for other in reference
+        if other.stage == "convert" and other.config.get("dataset") == dataset
+    ]
+
+
+def look_at_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+    """Compare the channel means of each data set with those known, or with those of a sound run."""
+    question = "are the channels of the images in order"
+    causes: list[Cause] = []
+    unknown = []
+    for entry in chain.of_stage("convert"):
+        try:
+            known = _find_channels(entry, reference)
+            if known is None:
+                unknown.append(f"no reference for {entry.name} (give --against RUN_ROOT)")
+            else:
+                causes += compare_channels(entry, *known)
+        except (OSError, ValueError, KeyError) as error:
+            unknown.append(f"{entry.name} cannot be read: {error}")
+    if unknown and not causes:
+        return Answer(question, unknown=", ".join(unknown))
+    return answer(question, causes, "the means are those of the reference")
+
+
+def _find_channels(
+    entry: ManifestEntry, reference: Sequence[ManifestEntry]
+) -> tuple[tuple[float, ...], str] | None:
+    if entry.config.get("dataset") == "imagenet1k":
+        return IMAGENET_MEAN, "ImageNet"
+    same = _find_same_data(entry, reference)
+    if not same:
+        return None
+    return measure_channels(same[0].output("train"))[0], "the sound run"
+
+
+def look_at_features(chain: Chain) -> Iterator[Answer]:
+    """Yield what a sample of images through the backbone says."""
+    question = "labels and features of a sample"
+    inputs = find_evaluation_inputs(chain)
+    if inputs is None:
+        yield Answer(question, unknown=NEEDS_FEATURES)
+        return
+    try:
+        yield from measure_evaluation(inputs)
+    except (OSError, ValueError, KeyError) as error:
+        yield Answer(question, unknown=f"cannot be computed: {error}")
+
+
+def find_evaluation_inputs(chain: Chain) -> EvaluationInputs | None:
+    """Return what the features behind a run were made of; None if it is not of that kind."""
+    entries = {entry.run_id: entry for entry in chain.entries}
+    for entry in chain.entries:
+        data = entries.get(entry.upstream.get("data", ""))
+        weights = entries.get(entry.upstream.get("weights", ""))
+        settings = entry.config
+        if data is None or weights is None or data.stage != "convert":
+            continue
+        if not {"resize", "crop"} <= settings.keys():
+            continue
+        label = str(settings.get("weights", "teacher"))
+        stored = entry if entry.stage == "features" else None
+        resize, crop = int(settings["resize"]), int(settings["crop"])
+        return EvaluationInputs(data, weights, label, resize, crop, stored)
+    return None
+
+
+def describe_number(entry: ManifestEntry) -> str:
+    """Return the best number of a run, in words."""
+    rows = _read_rows(entry)
+    if not rows:
+        return "no result rows of its own"
+    best = max(rows, key=lambda row: row[1])
+    return f"{best[2]} {best[1]:.2f} ({best[0]})"
+
+
+def _read_rows(entry: ManifestEntry) -> list[tuple[str, float, str]]:
+    if entry.rows_path is None or not entry.rows_path.is_file():
+        return []
+    results, _ = read_results(entry.rows_path)
+    return [(each.row.setting, each.row.value, each.row.metric) for each in results]
+
+
+def describe_choice(chain: Chain) -> Answer:
+    """Say how many settings the best was chosen from: fewer choices give a lower best."""
+    rows = [row for row in _read_rows(chain.run) if row[2] == "top1"]
+    if len(rows) < 2:
+        return Answer("best of how many", seen="there is one number")
+    values = [value for _, value, _ in rows]
+    seen = f"{len(values)} settings, from {min(values):.1f} to {max(values):.1f}"
+    return Answer("best of how many", seen=seen)
+
+
+def compare_versions(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+    """Say in which packages the run differs from a sound one of the same stage."""
+    question = "do packages and devices differ from those of the reference"
+    same = [other for other in reference if other.stage == chain.run.stage]
+    if not same:
+        return Answer(question, unknown="nothing to compare with; give --against RUN_ROOT")
+    ours, theirs = (
+        {**(each.provenance.get("versions") or {}), "device": each.device}
+        for each in (chain.run, same[0])
+    )
+    lines = [
+        f"{name} {ours.get(name, 'none')} here, {theirs.get(name, 'none')} there"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    return Answer(question, seen="; ".join(lines) or "all are equal")

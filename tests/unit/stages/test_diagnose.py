@@ -1,0 +1,300 @@
+"""`diagnose`: planted faults are found by what is recorded, or by a sample of images.
+
+The campaign `9g_diagnosis` of `make chaos` plants ten in real runs.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mugs.data.loading.device import DeviceTransform
+from mugs.data.sources.open import open_source
+from mugs.evaluation.feature_health import measure_health, measure_label_agreement
+from mugs.evaluation.feature_store import StoreLayout, extract_split
+from mugs.models import vit as vit_module
+from mugs.models.vit import build_vit
+from mugs.weights.backbone_file import load_backbone, write_backbone_file
+from pipeline import manifest
+from pipeline.identity import dump_settings
+from pipeline.manifest import ManifestEntry, Output
+from pipeline.spec import ConfigError
+from results.diagnosis import Answer, Cause, Diagnosis
+from stages.commands.diagnose import DiagnoseRequest, diagnose
+from stages.commands.measure_chain import (
+    EvaluationInputs,
+    compare_channels,
+    measure_channels,
+    measure_evaluation,
+)
+from stages.commands.reproduction import Selection, all_runs
+
+ROOT = Path(__file__).resolve().parents[3]
+CHAIN = ("digits", "pretrain", "features", "knn")
+
+
+def make_run_root(root: Path, settings: Sequence[str] = (), losses: float = 6.0) -> Selection:
+    """Return the k-NN of mini with records of all that it needs, as if it had run."""
+    runs = {run.name: run for run in all_runs("mini", settings)}
+    for name in CHAIN:
+        run = runs[name]
+        entry = ManifestEntry(
+            stage=run.stage,
+            name=name,
+            run_id=run.run_id,
+            upstream=run.needs,
+            config=dump_settings(run.config),
+        )
+        run.run_dir(root).mkdir(parents=True, exist_ok=True)
+        manifest.record_entry(root, entry)
+    epochs = runs["pretrain"].config.epochs  # type: ignore[attr-defined]
+    lines = [{"step": e, "epoch": e, "loss": losses} for e in range(epochs)]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (runs["pretrain"].run_dir(root) / "metrics.jsonl").write_text(text)
+    return Selection([runs["knn"]], list(runs.values()), root)
+
+
+def find(selection: Selection, **changes: Any) -> Diagnosis:
+    """Return the diagnosis by records alone."""
+    return diagnose(
+        selection, DiagnoseRequest(reproduction="mini", run="knn", records_only=True, **changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "evidence"),
+    [
+        (["pretrain.weight_decay=[0.4, 1.0]"], "pretrain: weight_decay", "[0.4, 1] in the run"),
+        (["pretrain.teacher_momentum=0.9"], "pretrain: teacher_momentum", "0.9 in the run, 0.95"),
+        (["pretrain.mugs.queue_size=64"], "pretrain: mugs.queue_size", "64 in the run, 512"),
+        (["pretrain.mugs.drop_path=0.1"], "pretrain: mugs.drop_path", "0.1 in the run, 0 there"),
+        (["knn.temperatures=[0.5]"], "knn: temperatures", "[0.5] in the run, [0.07]"),
+        (["features.crop=24"], "features: crop", "24 in the run, 32 there"),
+        (["pretrain.precision=bf16"], "pretrain: precision", "bf16 in the run"),
+        (
+            ["pretrain.batch_size=128", "pretrain.base_lr=0.002"],
+            "pretrain: batch_size",
+            "not scaled with the batch",
+        ),
+    ],
+)
+def test_a_setting_that_differs_is_found(
+    tmp_path: Path, settings: list[str], words: str, evidence: str
+) -> None:
+    causes = find(make_run_root(tmp_path, settings)).causes
+    assert len(causes) == len(settings)
+    (found,) = (cause for cause in causes if words in cause.what)
+    assert evidence in found.evidence
+    assert found.remedy.startswith("run it with --set ")
+
+
+def test_a_sound_run_is_not_accused(tmp_path: Path) -> None:
+    found = find(make_run_root(tmp_path))
+    assert found.causes == []
+    lines = list(found.describe())
+    assert "no cause found" in lines
+    assert any(line.startswith("fine    are the settings") for line in lines)
+    assert any(line.startswith("unknown images, labels and features") for line in lines)
+
+
+def test_another_recipe_can_be_named(tmp_path: Path) -> None:
+    text = (ROOT / "pipeline/configs/mini.yaml").read_text(encoding="utf-8")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(text.replace("queue_size: 512", "queue_size: 1024"), encoding="utf-8")
+    (cause,) = find(make_run_root(tmp_path), recipe=str(recipe)).causes
+    assert "mugs.queue_size differs" in cause.what
+
+
+def test_a_training_that_ended_early_is_found(tmp_path: Path) -> None:
+    selection = make_run_root(tmp_path)
+    (metrics,) = tmp_path.glob("pretrain/*/metrics.jsonl")
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join(lines[:5]) + "\n")
+    (cause,) = find(selection).causes
+    assert "metrics end early" in cause.what and cause.evidence == "the last epoch is 5 of 24"
+
+
+@pytest.mark.parametrize(("loss", "accused"), [(6.05, False), (7.0, True)])
+def test_first_losses_are_compared_with_sound_runs(
+    tmp_path: Path, loss: float, accused: bool
+) -> None:
+    sound = tmp_path / "sound"
+    for seed, value in enumerate((6.0, 6.02, 6.04)):
+        make_run_root(sound, [f"pretrain.seed={seed}"], value)
+    found = find(make_run_root(tmp_path / "mine", losses=loss), against=sound)
+    assert [cause.what for cause in found.causes] == (
+        ["pretrain pretrain: the losses of its first epochs are others"] if accused else []
+    )
+
+
+def test_a_run_that_is_not_done_is_named(tmp_path: Path) -> None:
+    runs = all_runs("mini")
+    with pytest.raises(ConfigError, match=r"knn .* is not done in .* give diagnose the same --set"):
+        find(Selection([run for run in runs if run.name == "knn"], runs, tmp_path))
+    with pytest.raises(ConfigError, match="knn: 2 runs are meant"):
+        find(Selection(runs[:2], runs, tmp_path))
+
+
+def test_causes_come_likeliest_first() -> None:
+    weak, strong = (Cause(value, f"cause {value}", "seen", "do") for value in (0.5, 0.9))
+    answers = (Answer("a", (weak,)), Answer("b", (strong,)), Answer("c", unknown="no data"))
+    found = Diagnosis("knn", "top1 1.0", answers)
+    assert list(found.describe())[:2] == ["knn: top1 1.0", "1. cause 0.9"]
+    assert [each["state"] for each in found.to_json()["answers"]] == ["cause", "cause", "unknown"]
+
+
+def test_health_tells_a_collapsed_network() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = measure_health(torch.randn(200, 16, generator=generator))
+    assert spread.effective_rank > 14 and abs(spread.mean_cosine) < 0.05
+    one = torch.randn(1, 16, generator=generator)
+    same = measure_health(one.expand(200, -1))
+    assert same.mean_cosine == pytest.approx(1.0)
+    line = measure_health(torch.randn(200, 1, generator=generator) * one)
+    assert line.effective_rank == pytest.approx(1.0, abs=1e-3)
+
+
+def test_label_agreement_by_hand() -> None:
+    """Four classes, each in a direction of its own."""
+    labels = torch.arange(4).repeat(10)
+    values = torch.eye(4)[labels]
+    right = measure_label_agreement(values, labels, values, labels)
+    assert (right.within_train, right.within_val, right.from_train_to_val) == (100, 100, 100)
+    assert right.chance == 25 and right.images == 40
+    moved = measure_label_agreement(values, labels, values, (labels + 1) % 4)
+    assert (moved.within_val, moved.from_train_to_val) == (100, 0)
+
+
+COLORS = ((200, 40, 20), (30, 30, 30), (220, 180, 90), (120, 90, 40))
+
+
+def write_images(folder: Path, *, bgr: bool = False, seed: int = 0) -> None:
+    """Write 4 classes of 12 reddish images each, with a bright square in a corner of its own."""
+    random = np.random.default_rng(seed)
+    for split in ("train", "val"):
+        for label, color in enumerate(COLORS):
+            (folder / split / str(label)).mkdir(parents=True)
+            for number in range(12):
+                pixels = random.integers(0, 40, (48, 48, 3)) + np.array([60, 40, 20])
+                row, column = 24 * (label // 2), 24 * (label % 2)
+                pixels[row : row + 24, column : column + 24] = np.array(color) + 20
+                image = pixels.astype(np.uint8)[..., :: -1 if bgr else 1]
+                path = folder / split / str(label) / f"{number}.jpg"
+                Image.fromarray(np.ascontiguousarray(image)).save(path, quality=95)
+
+
+def make_entry(root: Path, name: str, **outputs: str) -> ManifestEntry:
+    """Return a record whose outputs are paths below a run root."""
+    found = {label: Output(path=path, size=0, sha256="") for label, path in outputs.items()}
+    return ManifestEntry(stage=name, name=name, run_id=name, outputs=found).at(root)
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> EvaluationInputs:
+    """Images and two random backbones in a run root; features are not stored yet."""
+    write_images(tmp_path / "data")
+    for seed, label in enumerate(("teacher", "initial")):
+        torch.manual_seed(seed)
+        network = build_vit("vit_mini")
+        # As large as those of a trained network.
+        network.pos_embed.data *= 20
+        meta = {"arch": vars(network.config)}
+        write_backbone_file(tmp_path / f"{label}.safetensors", network.state_dict(), meta)
+    weights = {label: f"{label}.safetensors" for label in ("teacher", "initial")}
+    return EvaluationInputs(
+        data=make_entry(tmp_path, "convert", train="data/train", val="data/val"),
+        weights=make_entry(tmp_path, "pretrain", **weights),
+        label="teacher",
+        resize=48,
+        crop=48,
+        features=make_entry(tmp_path, "features", features="features"),
+    )
+
+
+def store_features(inputs: EvaluationInputs, label: str = "teacher") -> None:
+    """Store the features of the validation images, as the stage does."""
+    source = open_source(inputs.data.output("val"))
+    assert inputs.features is not None
+    network = load_backbone(inputs.weights.output(label)).eval()
+    size = {"resize": inputs.resize, "crop": inputs.crop}
+    layout = StoreLayout(images=len(source), fingerprint=source.fingerprint, blocks=1, **size)
+    folder = inputs.features.output("features") / "val"
+    device = torch.device("cpu")
+    extract_split(network, source, folder, layout, device=device, batch_size=16, threads=1)
+
+
+def skip_normalization(patch: pytest.MonkeyPatch) -> None:
+    """Let an evaluation see pixels of 0 to 1."""
+    made = DeviceTransform.__init__
+
+    def without(self: Any, *arguments: Any) -> None:
+        made(self, *arguments)
+        self.mean = torch.zeros(3, 1, 1)
+        self.std = torch.ones(3, 1, 1)
+
+    patch.setattr(DeviceTransform, "__init__", without)
+
+
+def cut_positions(patch: pytest.MonkeyPatch) -> None:
+    """Let a backbone use the first positions of its table for larger images."""
+
+    def cut(table: torch.Tensor, height: int, width: int, grid: object) -> torch.Tensor:
+        rows = torch.arange(height * width) % (table.shape[1] - 1)
+        return torch.cat([table[:, :1], table[:, 1:][:, rows]], dim=1)
+
+    patch.setattr(vit_module, "resize_position_table", cut)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (None, None),
+        (skip_normalization, "without normalizing the images"),
+        (cut_positions, "with positions that were cut"),
+        ("initial", "with the initial instead of the teacher"),
+    ],
+)
+def test_stored_features_that_do_not_come_out_again(
+    evaluated: EvaluationInputs, monkeypatch: pytest.MonkeyPatch, fault: Any, words: str | None
+) -> None:
+    with monkeypatch.context() as patch:
+        if callable(fault):
+            fault(patch)
+        store_features(evaluated, fault if isinstance(fault, str) else "teacher")
+    causes = [cause.what for found in measure_evaluation(evaluated) for cause in found.causes]
+    if words is None:
+        assert causes == []
+    else:
+        assert len(causes) == 1 and words in causes[0], causes
+
+
+def test_shuffled_labels_are_found(evaluated: EvaluationInputs) -> None:
+    store_features(evaluated)
+    folder = evaluated.data.output("val")
+    paths = sorted(folder.rglob("*.jpg"))
+    order = np.random.default_rng(1).permutation(len(paths))
+    for path, other in zip(paths, order, strict=True):
+        path.rename(paths[other].parent / f"moved_{path.name}_{other}.jpg")
+    (folder.parent.parent / "features" / "val" / "index.json").unlink()
+    store_features(evaluated)
+    causes = [cause.what for found in measure_evaluation(evaluated) for cause in found.causes]
+    assert causes == ["convert convert: labels of val are shuffled"]
+
+
+def test_exchanged_channels_are_found(tmp_path: Path) -> None:
+    write_images(tmp_path / "rgb")
+    write_images(tmp_path / "bgr", bgr=True, seed=1)
+    write_images(tmp_path / "other", seed=2)
+    reference, _ = measure_channels(tmp_path / "rgb" / "train")
+    wrong = make_entry(tmp_path, "convert", train="bgr/train")
+    (cause,) = compare_channels(wrong, reference, "the sound run")
+    assert "red and blue are exchanged (BGR)" in cause.what
+    right = make_entry(tmp_path, "convert", train="other/train")
+    assert not list(compare_channels(right, reference, "the sound run"))
+    (cause,) = compare_channels(right, (0.1, 0.1, 0.1), "the sound run")
+    assert "not those of the reference" in cause.what
