@@ -28,6 +28,7 @@ from slurm.shared.exit_codes import EXIT_INTERNAL, EXIT_INTERRUPTED
 if TYPE_CHECKING:
     from pipeline.spec import StageRun
     from results.report.graph import Node
+    from slurm.status import RunStatus
     from stages.commands.repeat_knn import RepeatedRun
     from stages.commands.reproduction import Selection
     from stages.commands.verify_bundle import BundleCheck
@@ -458,8 +459,9 @@ def status(
 
     A run is done, running, queued, failed, canceled or waiting; blocked if its job can never start;
     unknown while Slurm does not answer. Shows the speed and the time left of a running run; the
-    error and the log file of a failed one. The exit code is 1 if a run is failed or blocked, else
-    75 if one is unknown. A job that no node fits any more, because nodes were excluded after
+    error and the log file of a failed one; and how high the k-NN curve of a pretraining will end,
+    once three like it are finished. The exit code is 1 if a run is failed or blocked, else 75 if
+    one is unknown. A job that no node fits any more, because nodes were excluded after
     failures, gets these nodes back.
     """
     from slurm import console
@@ -481,6 +483,7 @@ def status(
             typer.echo(states.format_json(found))
         else:
             console.show_status(found)
+            console.show_lines(_forecast_curves(found, root))
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
             break  # nobody watches any more
@@ -638,11 +641,20 @@ def report(
     The page needs no other file and opens from disk. For a REPRODUCTION it shows all runs, done or
     not. It lists the result rows that were refused.
     """
+    from slurm.status import collect_status
     from stages.commands.report import write_report
 
     selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
-    nodes = _draw_runs(selection)
-    path, refused = write_report(selection, nodes, out, margin=margin, co2=co2, force=force)
+    found = collect_status(selection.runs, selection.root)
+    path, refused = write_report(
+        selection,
+        _draw_runs(found),
+        out,
+        forecasts=_forecast_curves(found, selection.root),
+        margin=margin,
+        co2=co2,
+        force=force,
+    )
     _print((f"refused: {line}" for line in refused), err=True)
     typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
@@ -676,18 +688,20 @@ def bundle(
     environment variables of yours, no images, and no logs. Repeating the command writes the same
     bytes. Runs that are not done are named and left out.
     """
+    from slurm.status import collect_status
     from stages.commands.bundle import BundleRequest, write_bundle
     from stages.commands.verify_bundle import verify_bundle
 
     selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     request = BundleRequest(reproduction, out, weights, co2, force)
-    path, missing = write_bundle(selection, request, _draw_runs(selection))
+    found = collect_status(selection.runs, selection.root)
+    path, missing = write_bundle(selection, request, _draw_runs(found))
     _print(missing, err=True)
     # As whoever gets it will.
-    found = verify_bundle(path)
-    _print(found.problems, err=True)
-    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {found.summary()}")
-    if found.problems:
+    checked = verify_bundle(path)
+    _print(checked.problems, err=True)
+    typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {checked.summary()}")
+    if checked.problems:
         raise typer.Exit(1)
 
 
@@ -1183,13 +1197,12 @@ def _repeat_knn(found: BundleCheck, data: str) -> list[RepeatedRun]:
         return list(repeat_knn.compare_with_bundle(found, runs, root))
 
 
-def _draw_runs(selection: Selection) -> list[Node]:
+def _draw_runs(found: Sequence[RunStatus]) -> list[Node]:
     """Return the runs as the report draws them.
 
     Made here, since results knows no Slurm and slurm knows no results.
     """
     from results.report.graph import Node
-    from slurm.status import collect_status
 
     return [
         Node(
@@ -1202,8 +1215,22 @@ def _draw_runs(selection: Selection) -> list[Node]:
             seconds=s.cost.seconds,
             gpu_hours=s.cost.gpu_hours,
         )
-        for s in collect_status(selection.runs, selection.root)
+        for s in found
     ]
+
+
+def _forecast_curves(found: Sequence[RunStatus], root: Path) -> list[str]:
+    """Return the forecasts of k-NN curves.
+
+    Made here, since stages knows no Slurm and slurm knows no results.
+    """
+    from slurm.shared.progress import read_progress
+    from stages.commands.forecast import list_forecasts
+
+    running = [status.run for status in found if status.state == "running"]
+    left = {run.run_id: read_progress(run.run_dir(root)).get("eta_s") for run in running}
+    known = {run_id: seconds for run_id, seconds in left.items() if seconds is not None}
+    return list(list_forecasts([status.run for status in found], root, known))
 
 
 def _find_profile_resources(cluster: str | None, run: StageRun) -> dict[str, tuple[object, str]]:

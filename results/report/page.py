@@ -38,13 +38,15 @@ def render_report(
     root: Path,
     *,
     nodes: Sequence[Node] = (),
+    forecasts: Sequence[str] = (),
     paper_says: Mapping[str, Sequence[str]] | None = None,
     margin: float = DEFAULT_MARGIN,
     co2: float | None = None,
 ) -> str:
     """Return the page.
 
-    `nodes` are the runs to draw, also planned ones (default: the finished runs). `paper_says` has,
+    `nodes` are the runs to draw, also planned ones (default: the finished runs). `forecasts` are
+    lines about the k-NN curves of runs that are not done. `paper_says` has,
     by the id of a pretraining, its settings that differ from what the paper's text says. `margin`
     is that of the verdicts. `co2` are the grams of CO2 for each kWh.
     """
@@ -62,7 +64,7 @@ def render_report(
     }
     template = resources.read_resource("report", "templates", "report.html.j2")
     context = build_context(collection, root, nodes, paper_says or {}, margin, co2)
-    return environment.from_string(template).render(context)
+    return environment.from_string(template).render({**context, "forecasts": forecasts})
 
 
 def build_context(

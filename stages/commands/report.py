@@ -20,14 +20,16 @@ def write_report(
     nodes: Sequence[Node],
     out: Path | None,
     *,
+    forecasts: Sequence[str] = (),
     margin: float | None = None,
     co2: float | None = None,
     force: bool = False,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the page and return its path and a line for each refused result row.
 
-    `nodes` are the runs to draw. The default for `out` is report.html in the run root.
-    `margin` is that of the verdicts in tables, `co2` the grams of CO2 for each kWh.
+    `nodes` are the runs to draw, `forecasts` lines about runs that are not done. `margin` is that
+    of the verdicts in tables, `co2` the grams of CO2 for each kWh. The default for `out` is
+    report.html in the run root.
 
     Raises:
         ConfigError: there is no such run root.
@@ -43,7 +45,13 @@ def write_report(
     collection = collect_finished(selection.root, selection.runs)
     differences = find_paper_differences(collection)
     text = render_report(
-        collection, selection.root, nodes=nodes, paper_says=differences, margin=margin, co2=co2
+        collection,
+        selection.root,
+        nodes=nodes,
+        forecasts=forecasts,
+        paper_says=differences,
+        margin=margin,
+        co2=co2,
     )
     # Names of files may hold bytes that are no text.
     return write_atomic(path, text.encode(errors="backslashreplace")), collection.problems
