@@ -140,9 +140,7 @@ def _add_remarks(status: RunStatus, owner: str | None, unreadable: Sequence[Path
     return replace(status, detail=detail)
 
 
-def _sum_cost(
-    status: RunStatus, run_dir: Path, done: Mapping[str, manifest.ManifestEntry]
-) -> Cost:
+def _sum_cost(status: RunStatus, run_dir: Path, done: Mapping[str, manifest.ManifestEntry]) -> Cost:
     if (entry := done.get(status.run.run_id)) is not None:
         return Cost(entry.seconds, entry.gpu_hours)
     latest = attempts.latest_attempt(run_dir)
