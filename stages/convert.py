@@ -24,7 +24,6 @@ from stages.shared.image_data import (
 )
 
 if TYPE_CHECKING:
-    from mugs.data.sources.beton import Sidecar
     from mugs.data.sources.convert import Phase
     from mugs.data.sources.folder import FolderSource
     from mugs.engine.progress import Progress
@@ -44,16 +43,18 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
     from mugs.data.sources.base import describe_skipped
     from mugs.data.sources.changes import describe_changes
     from mugs.data.sources.convert import convert_to_beton
-    from mugs.data.sources.repeated import describe_repeated
+    from mugs.data.sources.repeated import StoredContents, describe_repeated, read_contents
 
     outputs: dict[str, Path] = {}
     notes: list[str] = []
     checksums: dict[str, str] = {}
-    sidecars: dict[str, Sidecar] = {}
+    contents: dict[str, StoredContents] = {}
     sources = open_splits(ctx.run_dir, cfg)
     images = {split: len(source) for split, source in sources.items()}
+    num_classes = len(sources["train"].classes)
     with closing(ConversionProgress(ctx.run_dir / "progress.json", images)) as progress:
-        for split, source in sources.items():
+        for split in images:
+            source = sources.pop(split)
             target = ctx.run_dir / f"{split}.beton"
             sidecar = convert_to_beton(
                 source,
@@ -67,14 +68,16 @@ def run(ctx: StageContext, cfg: ConvertConfig) -> StageOutput:
             progress.finish(split)
             outputs |= {split: target, f"{split}_sidecar": target.with_name(target.name + ".json")}
             checksums[split] = sidecar.sha256
-            sidecars[split] = sidecar
+            contents[split] = read_contents(sidecar)
             notes += describe_changes(split, sidecar.changes.items())
             if sidecar.skipped:
                 notes.append(f"{split}: {describe_skipped(sidecar.skipped)}")
-    notes += describe_repeated(sidecars)
+            # Names and sizes of a million images, before those of the next split come.
+            del source, sidecar
+    notes += describe_repeated(contents)
     info: dict[str, Any] = {
         "dataset": cfg.dataset,
-        "num_classes": len(sources["train"].classes),
+        "num_classes": num_classes,
     }
     if notes:
         info["notes"] = notes
