@@ -13,7 +13,7 @@ from results.formatted import (
 )
 from results.schema import Result
 from results.tables import build_table
-from results.verdict import describe_comparison_method, describe_verdict
+from results.verdict import describe_comparison, describe_comparison_method
 
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
@@ -76,10 +76,9 @@ def _compare(here: Cell | None, there: Cell | None) -> tuple[str, str]:
 
 
 def _describe_verdict(here: Cell | None, there: Cell | None, margin: float) -> str:
-    """Return whether a cell reproduces the other one, whose mean over seeds counts as one run."""
     if here is None or there is None:
         return MISSING
-    return describe_verdict(here, there.value, margin)
+    return describe_comparison(here, there, margin)
 
 
 def _numbers(cell: Cell) -> tuple[object, ...]:

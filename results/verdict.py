@@ -152,6 +152,34 @@ class Comparison:
         yield f"  different if {difference:.3f} is above {interval:.3f}: {outside}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairedComparison(Comparison):
+    """Our numbers and those of another run root with the same seeds, in the order of the seeds.
+
+    Both are of the same images, and the question is whether they differ on these. So there is no
+    sampling error, and what counts is how the difference scatters over seeds. `paper` is the mean
+    of the others.
+    """
+
+    others: tuple[float, ...]
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation over seeds of the difference."""
+        pairs = zip(self.values, self.others, strict=True)
+        squares = math.fsum((here - there - self.difference) ** 2 for here, there in pairs)
+        return math.sqrt(squares / (len(self.values) - 1))
+
+    def half_width(self, probability: float, more_seeds: int = 0) -> float:
+        """Return the half-width of the interval around the difference, by Student's t."""
+        seeds = len(self.values) + more_seeds
+        # Each number is a count of images, or is told to one decimal. Differences that happen to be
+        # equal scatter at least by that rounding.
+        step = 100 / self.images if self.images else 0.1
+        variance = self.spread**2 + 2 * step**2 / 12
+        return student_quantile(probability, seeds - 1) * math.sqrt(variance / seeds)
+
+
 def check_margin(margin: float) -> None:
     """Raise OptionError if a margin is not a positive number of points."""
     if not 0 < margin < 100:
@@ -191,6 +219,27 @@ def describe_verdict(cell: Cell, paper: float, margin: float) -> str:
         return compare_cell(cell, paper, margin).describe()
     except NoVerdictError as reason:
         return f"no verdict: {reason}"
+
+
+def describe_comparison(here: Cell, there: Cell, margin: float) -> str:
+    """Return whether a cell reproduces that of another run root, in words.
+
+    With the same seeds, two or more, they are compared seed by seed. Else the other's mean counts
+    as one run.
+    """
+    seeds = [[result.row.seed for result in cell.results] for cell in (here, there)]
+    if len(seeds[0]) < 2 or seeds[0] != seeds[1]:
+        return describe_verdict(here, there.value, margin)
+    row = here.results[0].row
+    vocabulary = load_vocabulary()
+    counted = row.metric in vocabulary.image_shares
+    return PairedComparison(
+        values=tuple(result.row.value for result in here.results),
+        others=tuple(result.row.value for result in there.results),
+        paper=there.value,
+        images=vocabulary.evaluation_images.get(row.dataset, 0) if counted else 0,
+        margin=margin,
+    ).describe()
 
 
 def explain_verdict(cell: Cell, paper: float, margin: float) -> Iterator[str]:
@@ -235,8 +284,9 @@ def describe_comparison_method(margin: float) -> tuple[str, str]:
     """Return the two lines that stand beside two run roots compared with verdicts."""
     return (
         _describe_tests(margin),
-        "Errors: binomial, or by bootstrap over images or videos, of both sides, as if independent;"
-        " with several seeds here also their spread. A mean over seeds there counts as one run.",
+        "With the same seeds on both sides, two or more, by the spread of their differences, on"
+        " these images. Else errors are binomial, or by bootstrap over images or videos, of both"
+        " sides, as if independent; a mean over seeds there counts as one run.",
     )
 
 
