@@ -8,6 +8,7 @@ from typing import Any
 
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
+from results.energy import format_energy
 from results.environments import describe_environment, list_environment_differences
 from results.runs import FinishedRun, flatten_config, iter_with_upstream
 from results.spec import OptionError
@@ -152,15 +153,8 @@ def describe_energy(run: FinishedRun, co2: float | None = None) -> str:
 
     With `co2`, grams for each kWh, also the kg of CO2: `, 1.2 kWh of its GPUs (0.46 kg CO2)`.
     """
-    if not run.energy:
-        return ""
-    kwh = f"{run.energy['kwh']:.4g} kWh of its GPUs"
-    if co2 is not None:
-        kwh += f" ({run.energy['kwh'] * co2 / 1000:.4g} kg CO2 at {co2:g} g/kWh)"
-    measured, of = run.energy["measured"], run.energy["of"]
-    if measured == of:
-        return f", {kwh}"
-    return f", at least {kwh} ({measured} of {of} measured, over all attempts)"
+    energy = format_energy(run.energy, co2, " of its GPUs")
+    return f", {energy}" if energy else ""
 
 
 def describe_code(run: FinishedRun) -> str:

@@ -1,12 +1,13 @@
 """What runs cost, by stage: GPU-hours, time, restarts."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 
 from pipeline.files import read_json
+from results.energy import Energy, sum_energy_of_runs
 from results.report.graph import Node
 from results.runs import FinishedRun, group_by
 
@@ -21,6 +22,7 @@ class Cost:
     seconds: float
     earlier: float
     restarts: int
+    energy: Energy = field(default_factory=dict)
 
 
 def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
@@ -35,6 +37,7 @@ def sum_costs_by_stage(runs: Iterable[FinishedRun], root: Path) -> list[Cost]:
             seconds=sum(run.seconds for run in group),
             earlier=sum(earlier_seconds(run, root) for run in group),
             restarts=sum(run.restarts for run in group),
+            energy=sum_energy_of_runs(group),
         )
         for stage, group in [*groups.items(), ("all stages", everything)]
     ]

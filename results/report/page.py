@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from results import resources, spec
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
+from results.energy import format_energy
 from results.environments import describe_environment, list_environment_differences
 from results.explain import describe_code, describe_energy
 from results.figures.all_figures import draw_all_figures
@@ -125,6 +126,7 @@ def build_context(
         "differs": _differs(collection),
         "code": describe_code,
         "energy": partial(describe_energy, co2=co2),
+        "kwh": partial(format_energy, co2=co2),
         "flat": flatten_config,
         "versions": _versions(runs),
         "environments": list_environment_differences(runs),

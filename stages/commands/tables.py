@@ -1,16 +1,18 @@
 """The command `tables`: print tables, explain a cell, compare two run roots, or write files."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from results import publish, render, spec
 from results.collect import CollectedResults
 from results.compare import compare_cells
+from results.energy import format_energy, sum_energy_of_runs
 from results.explain import explain_cell
 from results.render import Format
+from results.runs import iter_with_upstream
 from results.spec import OptionError
-from results.tables import build_tables, describe_unplaced
+from results.tables import Table, build_tables, describe_unplaced
 from results.verdict import DEFAULT_MARGIN, check_margin
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection
@@ -28,10 +30,11 @@ COMBINES_WITH = {
     "format": ("against",),
     "force": ("out", "publish"),
     "verdicts": ("out", "explain", "against"),
+    "co2": ("out", "explain"),
 }
 
 # Options that say more about another one.
-NEEDS = {"force": ("out", "publish"), "margin": ("verdicts",), "co2": ("explain",)}
+NEEDS = {"force": ("out", "publish"), "margin": ("verdicts",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,23 @@ def warn_of_missing_root(selection: Selection, warn: Callable[[str], None]) -> N
         warn(f"run root {selection.root}: there is no such folder, so there are no results of ours")
 
 
+def add_cost_note(table: Table, collection: CollectedResults, co2: float) -> Table:
+    """Return a table with a note of what the runs behind it cost, in GPU-hours, kWh and CO2."""
+    ids = dict.fromkeys(
+        needed.run_id
+        for result in sorted(table.used, key=lambda result: result.where)
+        for needed in iter_with_upstream(result.row.run_id, collection.runs)
+    )
+    runs = [collection.runs[run_id] for run_id in ids]
+    if not runs:
+        return table
+    energy = format_energy(sum_energy_of_runs(runs), co2, " of the GPUs")
+    hours = sum(run.gpu_hours for run in runs)
+    cost = f"{hours:.4g} GPU-hours, {energy or 'whose energy no GPU counted'}"
+    note = f"The {len(runs)} runs behind our numbers took {cost}."
+    return replace(table, notes=(*table.notes, note))
+
+
 def run(
     selection: Selection, request: TablesRequest, *, warn: Callable[[str], None]
 ) -> Iterable[str]:
@@ -138,6 +158,8 @@ def run(
         compared = compare_cells(collection.results, other.results, names, request.verdict_margin)
         return [render.render_formatted(compared, fmt)]
     tables = build_tables(collection.results, names)
+    if request.co2 is not None:
+        tables = [add_cost_note(table, collection, request.co2) for table in tables]
     # With a selection of tables, most results are rightly in none of them: only names that no table
     # knows are reported then.
     for line in describe_unplaced(collection, () if request.table else tables):

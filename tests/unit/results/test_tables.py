@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from results.collect import CollectedResults
 from results.render import Format, escape_latex, render_table, write_tables
+from results.runs import FinishedRun
 from results.schema import Result
 from results.spec import table_names
 from results.store import RowsError
 from results.tables import build_table, build_tables, find_unplaced
 from results.vocabulary import load_vocabulary
 from stages import STAGES
+from stages.commands.tables import add_cost_note
 
 Make = Callable[..., list[Result]]
 
@@ -343,3 +346,27 @@ def test_the_tables_compile(results: Callable[..., list[Result]], tmp_path: Path
     overfull = [line for line in done.stdout.splitlines() if line.startswith("Overfull \\hbox")]
     assert not overfull, overfull
     assert (tmp_path / "tables.pdf").stat().st_size > 10_000
+
+
+def test_with_a_factor_a_table_says_what_its_runs_cost(results: Make) -> None:
+    found = results({})
+    (result,) = found
+    energy = {"kwh": 10.0, "measured": 8, "of": 8}
+    runs = {
+        result.row.run_id: FinishedRun(
+            result.row.run_id, "knn", "k", {"weights": "p"}, gpu_hours=0.5
+        ),
+        "p": FinishedRun("p", "pretrain", "p", gpu_hours=40.0, gpus=8, energy=energy),
+        "other": FinishedRun("other", "pretrain", "o", gpu_hours=99.0),
+    }
+    table = build_table("table1", found)
+    noted = add_cost_note(table, CollectedResults(tuple(found), runs), 400)
+    assert noted.notes[-1] == (
+        "The 2 runs behind our numbers took 40.5 GPU-hours, 10 kWh of the GPUs (4 kg CO2 at 400"
+        " g/kWh)."
+    )
+    runs["p"] = FinishedRun("p", "pretrain", "p", gpu_hours=40.0, gpus=8)
+    noted = add_cost_note(table, CollectedResults(tuple(found), runs), 400)
+    assert noted.notes[-1].endswith("40.5 GPU-hours, whose energy no GPU counted.")
+    empty = build_table("table1", [])
+    assert add_cost_note(empty, CollectedResults(()), 400) == empty

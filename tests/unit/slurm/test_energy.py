@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline import attempts
+from results.energy import format_energy, sum_energy_of_runs
 from results.explain import describe_energy
-from results.runs import run_from_entry
+from results.runs import FinishedRun, run_from_entry
 from slurm.node import energy
 from slurm.node.energy import EnergyMeter, read_counters, wait_for_ranks
 from slurm.shared.costs import sum_energy
@@ -183,3 +184,17 @@ def test_words(found: Any, words: str) -> None:
 def test_co2_stands_beside_measured_energy_only(energy: dict[str, float], words: str) -> None:
     entry = {"run_id": "a", "stage": "pretrain", "name": "p", "provenance": {"energy": energy}}
     assert describe_energy(run_from_entry(entry), 380) == words
+
+
+def test_energy_of_several_runs_says_what_was_not_measured() -> None:
+    def run(**facts: Any) -> FinishedRun:
+        return FinishedRun("a", "pretrain", "p", **facts)
+
+    measured = run(energy={"kwh": 10.0, "measured": 8, "of": 8}, gpus=8)
+    assert format_energy(sum_energy_of_runs([measured, measured, run()]), 380) == (
+        "20 kWh (7.6 kg CO2 at 380 g/kWh)"
+    )
+    assert format_energy(sum_energy_of_runs([measured, run(gpus=4)])) == (
+        "at least 10 kWh (8 of 12 measured, over all attempts)"
+    )
+    assert format_energy(sum_energy_of_runs([run(gpus=4)]), 380) == ""
