@@ -131,6 +131,11 @@ def check_types(run: FinishedRun) -> None:
     for label, caption in (run.info.get("captions") or {}).items():
         _check_kind(f"info.captions.{label}", caption, str)
     _check_kind("info.notes", run.info.get("notes"), list | tuple)
+    _check_kind("provenance.energy", run.energy, Mapping)
+    for name in ("kwh", "measured", "of") if run.energy else ():
+        if run.energy.get(name) is None:
+            raise ValueError(f"provenance.energy: without {name}")
+        _check_kind(f"provenance.energy.{name}", run.energy[name], int | float)
     _check_code("provenance", {"git_dirty": run.git_dirty, "versions": run.versions})
     for each in run.earlier:
         _check_kind("provenance.earlier", each, Mapping)

@@ -10,7 +10,7 @@ import pytest
 from pipeline import attempts
 from results.energy import format_energy, sum_energy_of_runs
 from results.explain import describe_energy
-from results.runs import FinishedRun, run_from_entry
+from results.runs import FinishedRun, check_types, run_from_entry
 from slurm.node import energy
 from slurm.node.energy import EnergyMeter, read_counters, wait_for_ranks
 from slurm.shared.costs import sum_energy
@@ -198,3 +198,13 @@ def test_energy_of_several_runs_says_what_was_not_measured() -> None:
         "at least 10 kWh (8 of 12 measured, over all attempts)"
     )
     assert format_energy(sum_energy_of_runs([run(gpus=4)]), 380) == ""
+
+
+@pytest.mark.parametrize(
+    "energy", [[1], "much", {"kwh": 1.0}, {"kwh": "x", "measured": 1, "of": 1}, {"kwh": 1e300}]
+)
+def test_a_record_of_no_energy_is_refused(energy: Any) -> None:
+    """Otherwise the sums over all runs would fail."""
+    entry = {"run_id": "a", "stage": "pretrain", "name": "p", "provenance": {"energy": energy}}
+    with pytest.raises(ValueError, match=r"provenance\.energy"):
+        check_types(run_from_entry(entry))
