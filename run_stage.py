@@ -940,7 +940,7 @@ def diagnose(
     from stages.commands.diagnose import DiagnoseRequest
     from stages.commands.diagnose import diagnose as find_causes
 
-    selection = _select(reproduction, overrides, [run], cluster, run_root, seeds)
+    selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     request = DiagnoseRequest(
         reproduction=reproduction,
         run=run,

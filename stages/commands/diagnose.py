@@ -4,10 +4,13 @@ A fixed order of questions, each answered from the records of a run and of those
 small run on a sample of its images (`measure_chain.py`).
 """
 
+import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from pipeline import config, manifest
 from pipeline.files import expand_home
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry
+from pipeline.reading import format_choices
 from pipeline.spec import ConfigError, StageRun
 from results.diagnosis import Answer, Cause, Diagnosis, answer
 from results.figures.curves import BAND, Curves, read_curves
@@ -40,6 +44,9 @@ LEAST_OF_SETTING = 0.4
 MOST_OF_SETTING = 0.8
 # Of a setting that is no number, whose size says nothing.
 OTHER_SETTING = 0.55
+
+# The metrics that tables show, where a run has several.
+MAIN_METRICS = ("top1", "box AP", "mIoU", "J&F")
 
 NEEDS_FEATURES = "needs a features run, or a knn run of data and weights"
 
@@ -73,7 +80,7 @@ class Chain:
 
 
 def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
-    """Return the answers to all questions about the one selected run.
+    """Return the answers to all questions about one of the selected runs.
 
     Raises:
         ConfigError: more than one run is meant, or it is not done; or a folder or a recipe does
@@ -101,13 +108,16 @@ def load_chain(selection: Selection, name: str) -> Chain:
     """Return the selected run and all that it needs.
 
     Raises:
-        ConfigError: `name` is that of several runs, as of a stage, or the run is not done.
+        ConfigError: there is no such run, `name` is a stage of several, or the run is not done.
     """
-    # A selection by name has the same run with other seeds, too.
-    named = [run for run in selection.runs if run.name == name] or selection.runs
-    if len(named) != 1:
-        names = ", ".join(run.name for run in named)
-        raise ConfigError(f"{name}: {len(named)} runs are meant ({names}); name one of them")
+    named = [run for run in selection.runs if run.name == name]
+    named = named or [run for run in selection.runs if run.stage == name]
+    names = [run.name for run in named]
+    if not names:
+        choices = format_choices(name, [run.name for run in selection.runs])
+        raise ConfigError(f"{name}: no such run{choices}")
+    if len(names) > 1:
+        raise ConfigError(f"{name}: {len(names)} runs are meant ({', '.join(names)}); name one")
     (run,) = named
     entry = manifest.find_done(selection.root, run.run_id)
     if entry is None:
@@ -135,15 +145,18 @@ def load_reference(root: Path | None) -> list[ManifestEntry]:
     """Return the finished runs of a sound run root; none without it.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or none is in it.
     """
     if root is None:
         return []
     root = expand_home(root).absolute()
     if not root.is_dir():
         raise ConfigError(f"--against {root}: there is no such folder")
-    entries = (manifest.find_done(root, run_id) for run_id in manifest.list_run_ids(root))
-    return [entry for entry in entries if entry is not None]
+    found = (manifest.find_done(root, run_id) for run_id in manifest.list_run_ids(root))
+    entries = [entry for entry in found if entry is not None]
+    if not entries:
+        raise ConfigError(f"--against {root}: this run root has no finished runs")
+    return entries
 
 
 def load_recipe(request: DiagnoseRequest, chain: Chain) -> list[StageRun]:
@@ -188,7 +201,9 @@ def compare_settings(chain: Chain, recipe: Sequence[StageRun]) -> Answer:
         named = [run for run in same_stage if run.name == entry.name] or same_stage
         closest = min(named, key=lambda run: len(_differences(entry, run)))
         causes += _list_setting_causes(entry, closest)
-    seen = f"of all {len(chain.entries) - len(without)} runs that the recipe has"
+    seen = f"{len(chain.entries) - len(without)} runs compared, all settings are equal"
+    if without:
+        seen += f"; not in the recipe: {', '.join(without)}"
     return answer(question, causes, seen)
 
 
@@ -205,6 +220,8 @@ def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]
     mine, theirs = _flatten_both(entry, run)
     # Settings of another version of the code are on one side only.
     common = sorted((mine.keys() & theirs.keys()) - {"seed"})
+    # --set knows a run by its name in the file, for all of its seeds.
+    name = re.sub(r"_seed\d+$", "", entry.name)
     for key in common:
         if mine[key] == theirs[key]:
             continue
@@ -215,7 +232,7 @@ def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]
             _weigh_difference(mine[key], theirs[key]),
             f"{entry.stage} {entry.name}: {key} differs from the recipe",
             evidence,
-            f"run it with --set {entry.name}.{key}={format_setting(theirs[key])}",
+            f"run it with --set {quote(f'{name}.{key}={json.dumps(theirs[key])}')}",
         )
 
 
@@ -485,7 +502,9 @@ def describe_number(entry: ManifestEntry) -> str:
     rows = _read_rows(entry)
     if not rows:
         return "no result rows of its own"
-    best = max(rows, key=lambda row: row[1])
+    metrics = [metric for _, _, metric in rows]
+    metric = next((each for each in MAIN_METRICS if each in metrics), metrics[0])
+    best = max((row for row in rows if row[2] == metric), key=lambda row: row[1])
     return f"{best[2]} {best[1]:.2f} ({best[0]})"
 
 

@@ -82,6 +82,11 @@ class TablesRequest:
         for option, heeding in COMBINES_WITH.items():
             if getattr(self, option) and actions and actions[0] not in heeding:
                 raise OptionError(f"--{option} cannot be combined with --{actions[0]}")
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self.co2 is not None and self.format == "csv":
+            raise OptionError("--co2 cannot be combined with --format csv, which has no notes")
         known = spec.table_names()
         explained = self.explain[:1] if self.explain else ()
         for option, names in (("--table", self.table), ("--explain", explained)):

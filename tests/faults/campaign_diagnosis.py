@@ -166,7 +166,7 @@ class Scene:
         # Of the code, only this copy may be found.
         env = {**os.environ, "PYTHONPATH": str(code)}
         line = [sys.executable, str(code / "run_stage.py"), *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=900)
+        done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=7200)
         assert done.returncode in expect, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
 

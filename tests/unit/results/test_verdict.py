@@ -384,6 +384,8 @@ def test_unknown_images_are_named(results: Make) -> None:
         ({"margin": 0.5}, "--margin needs --verdicts"),
         ({"verdicts": True, "margin": 0.0}, "--margin 0: expected points between 0 and 100"),
         ({"verdicts": True, "margin": math.nan}, "--margin nan: expected points"),
+        ({"co2": 1.0, "format": "csv"}, "--co2 cannot be combined with --format csv"),
+        ({"co2": 1.0, "against": Path("x")}, "--co2 cannot be combined with --against"),
         ({"verdicts": True, "publish": Path("x")}, "--verdicts cannot be combined with --publish"),
     ],
 )

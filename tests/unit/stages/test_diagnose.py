@@ -56,14 +56,13 @@ def make_run_root(root: Path, settings: Sequence[str] = (), losses: float = 6.0)
     lines = [{"step": e, "epoch": e, "loss": losses} for e in range(epochs)]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     (runs["pretrain"].run_dir(root) / "metrics.jsonl").write_text(text)
-    return Selection([runs["knn"]], list(runs.values()), root)
+    return Selection(list(runs.values()), list(runs.values()), root)
 
 
 def find(selection: Selection, **changes: Any) -> Diagnosis:
     """Return the diagnosis by records alone."""
-    return diagnose(
-        selection, DiagnoseRequest(reproduction="mini", run="knn", records_only=True, **changes)
-    )
+    asked = {"reproduction": "mini", "run": "knn", "records_only": True, **changes}
+    return diagnose(selection, DiagnoseRequest(**asked))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +131,27 @@ def test_first_losses_are_compared_with_sound_runs(
     )
 
 
-def test_a_run_that_is_not_done_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("knn", r"knn .* is not done in .* give diagnose the same --set"),
+        ("knm", r"knm: no such run; did you mean 'knn'"),
+        ("logistic", r"logistic: 2 runs are meant \(logistic_1pct, logistic_10pct\)"),
+        ("linear", r"linear .* is not done"),
+    ],
+)
+def test_a_run_that_cannot_be_diagnosed_is_named(tmp_path: Path, run: str, words: str) -> None:
     runs = all_runs("mini")
-    with pytest.raises(ConfigError, match=r"knn .* is not done in .* give diagnose the same --set"):
-        find(Selection([run for run in runs if run.name == "knn"], runs, tmp_path))
-    with pytest.raises(ConfigError, match="knn: 2 runs are meant"):
-        find(Selection(runs[:2], runs, tmp_path))
+    with pytest.raises(ConfigError, match=words):
+        find(Selection(runs, runs, tmp_path), run=run)
+
+
+def test_a_reference_without_runs_is_named(tmp_path: Path) -> None:
+    selection = make_run_root(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="this run root has no finished runs"):
+        find(selection, against=tmp_path)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        find(selection, against=tmp_path / "typo")
 
 
 def test_causes_come_likeliest_first() -> None:
