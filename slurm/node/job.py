@@ -75,6 +75,9 @@ _REPEATABLE = (
     NotImplementedError,
 )
 
+# So soon after a job went on, an error may come of its suspension.
+_AFTER_SUSPENSION_S = 120.0
+
 
 @dataclass(frozen=True)
 class RankContext:
@@ -148,23 +151,42 @@ def _run_rank(run_dir: Path, run_file_sha256: str | None, signals: StopSignals) 
             attempts.record_interruption(run_dir, attempt, str(interrupted), saved=signals.saved)
         raise
     except Exception as error:
-        kind = type(error).__name__
-        if signals.warned:
-            # After Slurm's warning another rank may exit first, and this rank then meets a closed
-            # connection.
-            logger.info("%s: %s; counts as interrupted, it came after the warning", kind, error)
-            raise Interrupted(f"{signals.name}, then {kind}: {error}") from error
-        where = f"attempt {attempt}, rank {launch.rank}"
-        logger.error("%s failed in %s: %s: %s", run_dir.name, where, kind, error)
-        logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
-        _record_failure(
-            context,
-            f"{kind}: {error}".strip().splitlines()[0],
-            repeatable=isinstance(error, _REPEATABLE),
-        )
+        _handle_error(context, error)
         raise
     finally:
         context.record_energy()
+
+
+def _handle_error(context: RankContext, error: Exception) -> None:
+    """Record why this rank failed.
+
+    Raises:
+        Interrupted: the error came of a warning or a suspension, and is no failure.
+    """
+    signals = context.control.signals
+    kind = type(error).__name__
+    if signals.warned:
+        # After Slurm's warning another rank may exit first, and this rank then meets a closed
+        # connection.
+        logger.info("%s: %s; counts as interrupted, it came after the warning", kind, error)
+        raise Interrupted(f"{signals.name}, then {kind}: {error}") from error
+    run_dir = context.control.run_dir
+    attempt = context.control.attempt
+    if context.control.was_suspended(within_s=_AFTER_SUSPENSION_S):
+        # Time goes on while a job is suspended, and its connections may be at an end.
+        logger.info("%s: %s; counts as interrupted, the job was suspended", kind, error)
+        reason = f"suspended, then {kind}: {error}"
+        if context.launch.rank == 0:
+            attempts.record_interruption(run_dir, attempt, reason)
+        raise Interrupted(reason) from error
+    where = f"attempt {attempt}, rank {context.launch.rank}"
+    logger.error("%s failed in %s: %s: %s", run_dir.name, where, kind, error)
+    logger.error("raised at", exc_info=True, extra={FILE_ONLY: True})
+    _record_failure(
+        context,
+        f"{kind}: {error}".strip().splitlines()[0],
+        repeatable=isinstance(error, _REPEATABLE),
+    )
 
 
 def _run_stage(context: RankContext) -> None:

@@ -5,6 +5,7 @@ training loop polls for signals, the handler only notes them, and the loop saves
 boundary. Otherwise nothing could be saved, and the handler raises Interrupted at once.
 """
 
+import faulthandler
 import os
 import select
 import signal
@@ -15,14 +16,17 @@ from typing import Any, Self
 from pipeline.control import Interrupted
 
 LEAD_SECONDS_VARIABLE = "MUGS_LEAD_SECONDS"  # how long before the end of a job Slurm warns it
+# Slurm sends it to a job that it suspends, and SIGSTOP two seconds later.
+_SUSPEND = signal.SIGTSTP
 _HANDLED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
     """The signals received so far, and what the main thread does about them.
 
-    With `ignore_repeats` a second signal changes nothing: Slurm repeats its signals. Otherwise a
-    second signal, such as a second Ctrl-C, ends the process at once.
+    With `ignore_repeats` a second signal changes nothing: Slurm repeats its signals. It also
+    announces a suspension by one. Otherwise a second signal, such as a second Ctrl-C, ends the
+    process at once.
     """
 
     def __init__(self, *, ignore_repeats: bool) -> None:
@@ -43,6 +47,8 @@ class StopSignals:
         self._previous: dict[int, Any] = {
             number: signal.signal(number, self._handle) for number in _HANDLED
         }
+        if self.ignore_repeats:
+            self._previous[_SUSPEND] = signal.signal(_SUSPEND, await_suspension)
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
@@ -94,8 +100,22 @@ class StopSignals:
         """End a `wait` of another thread."""
         os.write(self._writer, b"\0")
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until a signal arrives, at most `seconds`. Called by the watchdog thread only."""
+    def wait(self, seconds: float) -> bool:
+        """Sleep until a signal arrives, at most `seconds`. Called by the watchdog thread only.
+
+        Returns whether the process is about to be suspended.
+        """
         ready = select.select([self._reader], [], [], seconds)[0]
-        if ready and signal.SIGUSR2 in os.read(self._reader, 4096) and self.warned_at is None:
+        arrived = os.read(self._reader, 4096) if ready else b""
+        if signal.SIGUSR2 in arrived and self.warned_at is None:
             self.warned_at = time.monotonic()
+        return _SUSPEND in arrived
+
+
+def await_suspension(number: int, frame: FrameType | None) -> None:
+    """Stop the timer that ends a process which hangs; the watchdog starts it again.
+
+    Its clock goes on while the process is stopped. This is called after a long C call only when the
+    process was stopped and goes on again, so it does not stop the process itself.
+    """
+    faulthandler.cancel_dump_traceback_later()

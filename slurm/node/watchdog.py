@@ -20,6 +20,9 @@ _REARM_EVERY_S = 10.0
 # timer is a C thread and needs no lock. It fires this much later, so that the watchdog comes first
 # wherever it can run.
 _BACKSTOP_S = 60.0
+# The watchdog looks every second. If it did not for so long, the process was stopped meanwhile:
+# Slurm suspends jobs where PreemptMode is SUSPEND. Clocks go on then, so it is no hang.
+_STOPPED_S = 30.0
 _NOTHING_TO_SAVE_S = 5.0  # grace for a stage without a polling loop: its handler exits at once
 
 
@@ -32,6 +35,8 @@ class JobControl:
     signals: StopSignals
     step: int | None = None
     last_step_at: float = field(default_factory=time.monotonic)
+    # When the process went on after a suspension; None if it was never suspended.
+    resumed_at: float | None = None
 
     def stop_requested(self) -> bool:
         """Return whether a signal came."""
@@ -46,6 +51,17 @@ class JobControl:
         self.step = step
         self.last_step_at = time.monotonic()
         self.signals.loop_polls = True
+
+    def resume(self, seconds: float) -> None:
+        """Note that the process was suspended for so long, which counts for no limit."""
+        self.resumed_at = time.monotonic()
+        self.last_step_at += seconds
+        if self.signals.warned_at is not None:
+            self.signals.warned_at += seconds
+
+    def was_suspended(self, *, within_s: float) -> bool:
+        """Return whether a suspension ended at most so long ago."""
+        return self.resumed_at is not None and time.monotonic() - self.resumed_at < within_s
 
     def saved(self, step: int, seconds: float) -> None:
         """Record the step that is on disk and how long saving took: later lead times follow it."""
@@ -105,11 +121,17 @@ class Watchdog:
     def _watch(self) -> None:
         """Check every second, and whenever a signal comes."""
         self._arm()
+        before = time.monotonic()
         while not self._stopped.is_set():
-            self.control.signals.wait(1.0)
+            if self.control.signals.wait(1.0):
+                self._disarm()
             if self._stopped.is_set():
                 return
             now = time.monotonic()
+            if now - before > _STOPPED_S:
+                logger.info("went on after %.0f s: this process was suspended", now - before)
+                self.control.resume(now - before)
+            before = now
             if now - self._armed_at > _REARM_EVERY_S:
                 self._arm()
             self._check(now)
@@ -118,6 +140,11 @@ class Watchdog:
         """Restart the timer that ends the process when this thread cannot run any more."""
         self._armed_at = time.monotonic()
         faulthandler.dump_traceback_later(self.hang_s + _BACKSTOP_S, exit=True, file=self.log)
+
+    def _disarm(self) -> None:
+        """Stop that timer, as Slurm is about to suspend the process; it is restarted later."""
+        faulthandler.cancel_dump_traceback_later()
+        self._armed_at = time.monotonic()
 
     def _check(self, now: float) -> None:
         signals = self.control.signals

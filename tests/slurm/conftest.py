@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -43,20 +44,20 @@ SlurmdTimeout=10
 KillWait=5
 MinJobAge=86400
 FirstJobId={first}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
+PreemptType={preempt}
 SlurmctldParameters=preempt_send_user_signal
 {nodes}
 PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
-PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+{partitions}
+"""
+PARTITIONS = """PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
 PartitionName=low_at_once PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=low_cancel PriorityTier=1 PreemptMode=CANCEL GraceTime=0
-PartitionName=high PriorityTier=10 PreemptMode=OFF
-"""
+PartitionName=high PriorityTier=10 PreemptMode=OFF"""
 NODE = (
-    "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=64 Boards=1 "
-    "SocketsPerBoard=2 CoresPerSocket=32 ThreadsPerCore=1 RealMemory=500000 Gres=gpu:a100:8 "
-    "Feature=a100,a100_80g State=UNKNOWN"
+    "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Boards=1 "
+    "SocketsPerBoard=2 CoresPerSocket={cores} ThreadsPerCore=1 RealMemory={memory_mb} {features} "
+    "State=UNKNOWN"
 )
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]
 NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -76,17 +77,34 @@ def find_daemon(name: str) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a cluster pretends to have. Its first partition is the usual one."""
+
+    nodes: int = 2
+    gpus_per_node: int = 8
+    # Nodes without GPUs, named c0, c1.
+    cpu_nodes: int = 0
+    cpus_per_node: int = 64
+    memory_mb: int = 500_000
+    partitions: str = PARTITIONS
+    preempt: str = "preempt/partition_prio\nPreemptMode=REQUEUE"
+
+
 class Cluster:
     """Daemons of one cluster.
     A node has its own host name and processes where namespaces are allowed.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.partition = shape.partitions.split()[0].removeprefix("PartitionName=")
         self.root = Path(
             tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
         )  # munge's socket path must be short
         self.root.chmod(0o755)
-        self.nodes = [f"n{i}" for i in range(nodes)]
+        self.nodes = [f"n{i}" for i in range(shape.nodes)]
+        self.nodes += [f"c{i}" for i in range(shape.cpu_nodes)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.namespaces = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
@@ -100,18 +118,29 @@ class Cluster:
             (root / name).mkdir(mode=0o755)
         (root / "munge/key").touch(0o600)
         (root / "munge/key").write_bytes(os.urandom(128))
-        for index in range(8):
+        last = self.shape.gpus_per_node - 1
+        for index in range(last + 1):
             (root / f"dev/nvidia{index}").symlink_to("/dev/null")
         (root / "gres.conf").write_text(
-            f"AutoDetect=off\nName=gpu Type=a100 File={root}/dev/nvidia[0-7]\n"
+            "AutoDetect=off\n"
+            f"NodeName=n[0-{self.shape.nodes - 1}] Name=gpu Type=a100 "
+            f"File={root}/dev/nvidia[0-{last}]\n"
         )
         (root / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.nodes)}\n")
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(len(self.nodes) + 1)]
         ports = [held.getsockname()[1] for held in sockets]
         for held in sockets:
             held.close()
+        with_gpus = f"Gres=gpu:a100:{self.shape.gpus_per_node} Feature=a100,a100_80g"
         nodes = "\n".join(
-            NODE.format(name=name, port=port)
+            NODE.format(
+                name=name,
+                port=port,
+                cpus=self.shape.cpus_per_node,
+                cores=self.shape.cpus_per_node // 2,
+                memory_mb=self.shape.memory_mb,
+                features=with_gpus if name.startswith("n") else "Feature=no_gpu",
+            )
             for name, port in zip(self.nodes, ports[1:], strict=True)
         )
         (root / "slurm.conf").write_text(
@@ -122,6 +151,8 @@ class Cluster:
                 first=1000 + ports[0],
                 nodes=nodes,
                 user=self.user,
+                partitions=self.shape.partitions,
+                preempt=self.shape.preempt,
             )
         )
 
@@ -138,8 +169,8 @@ class Cluster:
 
     def is_idle(self) -> bool:
         """Whether all nodes wait for work."""
-        states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T", check=False).stdout.split()
-        return states == ["idle"] * len(self.nodes)
+        found = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).stdout.splitlines()
+        return sorted(set(found)) == sorted(f"{name} idle" for name in self.nodes)
 
     def describe(self) -> str:
         """Queue and nodes with Slurm's reasons, for messages."""
@@ -147,7 +178,7 @@ class Cluster:
             self.run(*command, check=False).stdout
             for command in (
                 ["squeue", "-o", "%i %P %j %T %r %N"],
-                ["sinfo", "-N", "-p", "low", "-o", "%N %T %E"],
+                ["sinfo", "-N", "-o", "%N %T %E"],
             )
         )
 
@@ -261,15 +292,15 @@ class Cluster:
                     os.kill(int(folder.name), signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[Cluster]:
-    """Two nodes with eight pretended GPUs each, for the whole session."""
+@contextlib.contextmanager
+def start_cluster(shape: Shape) -> Iterator[Cluster]:
+    """A running cluster, where Slurm is installed."""
     missing = [
         name for name in ("slurmctld", "slurmd", "munged", "sbatch") if find_daemon(name) is None
     ]
     if missing:
         pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not installed")
-    cluster = Cluster(nodes=2)
+    cluster = Cluster(shape)
     try:
         cluster.start()
         yield cluster
@@ -277,14 +308,37 @@ def shared_cluster() -> Iterator[Cluster]:
         cluster.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Cluster]:
+    """Two nodes with eight pretended GPUs each, for the whole session."""
+    with start_cluster(Shape()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def shaped_cluster(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    """A cluster for one test, of the shape that is its indirect parameter."""
+    choose_no_other_cluster(monkeypatch)
+    with start_cluster(Shape(**request.param)) as cluster:
+        monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        yield cluster
+
+
+def choose_no_other_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove what the environment says of a cluster that this machine may belong to."""
+    for key in list(os.environ):
+        if key.startswith(FOREIGN):
+            monkeypatch.delenv(key)
+
+
 @pytest.fixture
 def slurm_cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """The shared cluster, selected by the environment;
     what an earlier test left of it is put right.
     """
-    for key in list(os.environ):
-        if key.startswith(FOREIGN):
-            monkeypatch.delenv(key)
+    choose_no_other_cluster(monkeypatch)
     monkeypatch.setenv("SLURM_CONF", shared_cluster.env["SLURM_CONF"])
     shared_cluster.recover()
     return shared_cluster

@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,22 @@ class Case:
 
 
 Fault = Callable[[Case], None]
+Played = dict[str, tuple[Case, str]]
+
+
+def play(cases: dict[str, Case], faults: dict[str, Fault], at_once: int) -> Played:
+    """Each case with its fault, some at once; the case and what went wrong."""
+
+    def one(name: str) -> str:
+        try:
+            cases[name].submit()
+            faults[name](cases[name])
+        except BaseException:
+            return traceback.format_exc()
+        return ""
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return {
+            name: (cases[name], wrong)
+            for name, wrong in zip(cases, pool.map(one, cases), strict=True)
+        }

@@ -6,9 +6,7 @@ a test per fault looks at the outcome.
 """
 
 import os
-import traceback
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 pytest.register_assert_rewrite("fault_case", "job_faults", "cluster_faults")
 
 from cluster_faults import CLUSTER_FAULTS, WITHOUT_USER_SIGNAL  # noqa: E402
-from fault_case import Case, Fault  # noqa: E402
+from fault_case import Case, Played, play  # noqa: E402
 from job_faults import JOB_FAULTS  # noqa: E402
 
 pytestmark = pytest.mark.slurm
@@ -40,27 +38,6 @@ def toy() -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-Played = dict[str, tuple[Case, str]]
-
-
-def play(cases: dict[str, Case], faults: dict[str, Fault], at_once: int) -> Played:
-    """Each case with its fault, some at once; the case and what went wrong."""
-
-    def one(name: str) -> str:
-        try:
-            cases[name].submit()
-            faults[name](cases[name])
-        except BaseException:
-            return traceback.format_exc()
-        return ""
-
-    with ThreadPoolExecutor(at_once) as pool:
-        return {
-            name: (cases[name], wrong)
-            for name, wrong in zip(cases, pool.map(one, cases), strict=True)
-        }
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from pipeline.spec import Resources, StageConfig, StageRun
 from slurm.node import job, rendezvous
 from slurm.node.requeue import RequeueError
 from slurm.node.signals import LEAD_SECONDS_VARIABLE
+from slurm.node.watchdog import JobControl
 from slurm.shared import queue
+from stages.commands.reproduction import all_runs
 
 RUN = StageRun("tiny", "one", "0123456789ab", StageConfig(), {}, Resources(gpu=False), "x:run")
 
@@ -171,6 +173,33 @@ def test_rank_0_requeues_and_the_others_wait(
     with pytest.raises(ExitError, match=f"^{code}$"):
         job._exit_interrupted(tmp_path, signals)
     assert len(asked) == requeues and len(waited) == (3 if rank == "3" else 0)
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_an_error_after_a_suspension_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suspended: bool
+) -> None:
+    """Time goes on while a job is stopped, so its connections may be at an end."""
+
+    def fail(_: object) -> None:
+        raise ConnectionError("Connection closed by peer")
+
+    run = next(run for run in all_runs("mini", []) if run.name == "digits")
+    run_dir = runfile.prepare_run_dir(tmp_path, run)
+    runfile.write_run_file(tmp_path, run)
+    monkeypatch.setattr(job, "_run_stage", fail)
+    monkeypatch.setattr(job, "start_logging", lambda log, screen: log.parent.mkdir(exist_ok=True))
+    monkeypatch.setattr(JobControl, "was_suspended", lambda *_, within_s: suspended)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        # First set, so that what the rank sets is taken back after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with pytest.raises(Interrupted if suspended else ConnectionError):
+        job.run_job(run_dir)
+    interruption = attempts.read_interruption(run_dir, 1)
+    assert (attempts.read_failure(run_dir, 1) is None) == suspended == bool(interruption)
+    if suspended:
+        assert interruption == "suspended, then ConnectionError: Connection closed by peer"
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

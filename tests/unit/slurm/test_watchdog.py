@@ -188,3 +188,61 @@ def test_handlers_are_given_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("busy", [False, True], ids=["steps", "in one long C call"])
+def test_a_rank_that_slurm_suspends_goes_on(tmp_path: Path, busy: bool) -> None:
+    """Stopped for longer than a step may take: as by PreemptMode=SUSPEND, or `scontrol suspend`."""
+    body = (
+        'hashlib.pbkdf2_hmac("sha256", b"x", b"y", 8_000_000)'
+        if busy
+        else "[time.sleep(0.1) or control.heartbeat(step) for step in range(50)]"
+    )
+    code = f"""
+import hashlib, os, signal, sys, time
+from pathlib import Path
+from slurm.node import watchdog
+from slurm.node.watchdog import Watchdog, JobControl
+from slurm.node.signals import StopSignals
+watchdog._STOPPED_S = 5.0
+watchdog._REARM_EVERY_S = 5.0
+with StopSignals(ignore_repeats=True) as signals:
+    control = JobControl(Path({str(tmp_path)!r}), 1, signals)
+    control.heartbeat(1)
+    limits = {{"grace_s": 60, "hang_s": {60 if busy else 7}}}
+    watchdog._BACKSTOP_S = 8 - limits["hang_s"]  # its timer ends after 8 s
+    log = open({str(tmp_path / "log")!r}, "a")
+    def hung(seconds):
+        print("hung", flush=True)
+        os._exit(70)
+    with Watchdog(control=control, log=log, **limits, on_hang=hung):
+        print("ready", flush=True)
+        {body}
+        while not control.was_suspended(within_s=60):
+            time.sleep(0.1)
+        print("well", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=code_root(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    # In this order, and 2 s apart, Slurm stops a step.
+    process.send_signal(signal.SIGTSTP)
+    time.sleep(2)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(12)
+    process.send_signal(signal.SIGCONT)
+    out, _ = process.communicate(timeout=120)
+    assert out == "well\n" and process.returncode == 0, (tmp_path / "log").read_text()
+
+
+def test_the_time_of_a_suspension_does_not_count(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, hang_s=60, grace_s=60)
+    watched.control.heartbeat(1)
+    watched.control.signals.warned_at = time.monotonic()
+    assert not watched.control.was_suspended(within_s=1000)
+    watched.control.resume(3600)
+    assert watched.look(3600 + 50) == [] and watched.control.was_suspended(within_s=60)
+    assert set(watched.look(3600 + 61)) == {"hung", "late"}
