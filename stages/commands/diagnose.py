@@ -31,6 +31,7 @@ from stages.commands.measure_chain import (
     EvaluationInputs,
     compare_channels,
     measure_channels,
+    measure_checkpoint,
     measure_evaluation,
 )
 from stages.commands.reproduction import Selection, all_runs
@@ -47,6 +48,9 @@ OTHER_SETTING = 0.55
 
 # The metrics that tables show, where a run has several.
 MAIN_METRICS = ("top1", "box AP", "mIoU", "J&F")
+
+# What files of a run that are missing or damaged lead to; the questions about them stay unknown.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 
 NEEDS_FEATURES = "needs a features run, or a knn run of data and weights"
 
@@ -99,6 +103,7 @@ def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
     else:
         answers.append(look_at_channels(chain, reference))
         answers += look_at_features(chain)
+        answers += look_at_checkpoints(chain)
     answers += [describe_choice(chain), compare_versions(chain, reference)]
     run = chain.run
     return Diagnosis(f"{run.stage} {run.name}-{run.run_id}", describe_number(run), tuple(answers))
@@ -448,7 +453,7 @@ def look_at_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer
                 unknown.append(f"no reference for {entry.name} (give --against RUN_ROOT)")
             else:
                 causes += compare_channels(entry, *known)
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             unknown.append(f"{entry.name} cannot be read: {error}")
     if unknown and not causes:
         return Answer(question, unknown=", ".join(unknown))
@@ -475,8 +480,18 @@ def look_at_features(chain: Chain) -> Iterator[Answer]:
         return
     try:
         yield from measure_evaluation(inputs)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         yield Answer(question, unknown=f"cannot be computed: {error}")
+
+
+def look_at_checkpoints(chain: Chain) -> Iterator[Answer]:
+    """Yield whether prototypes and queues of the pretrainings are in order."""
+    for entry in chain.of_stage("pretrain"):
+        try:
+            yield measure_checkpoint(entry)
+        except UNREADABLE as error:
+            question = f"did prototypes or queues of {entry.name} collapse"
+            yield Answer(question, unknown=f"cannot be read: {error}")
 
 
 def find_evaluation_inputs(chain: Chain) -> EvaluationInputs | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mugs.data.sources.base import Source
-    from mugs.evaluation.feature_health import LabelAgreement
+    from mugs.evaluation.feature_health import FeatureHealth, LabelAgreement
     from mugs.models.vit import ViT
 
 # A class needs several images to have neighbors, so few classes are taken, and all that they have
@@ -83,7 +83,7 @@ def measure_evaluation(inputs: EvaluationInputs) -> Iterator[Answer]:
             for values in (features, {split: shrink(found) for split, (found, _) in images.items()})
         ]
         yield _answer_labels(inputs, agreements)
-        yield _answer_health(inputs, vars(measure_health(features["val"])))
+        yield _answer_health(inputs, measure_health(features["val"]))
 
 
 def choose_sample(source: "Source") -> list[int]:
@@ -315,15 +315,10 @@ def _answer_labels(inputs: EvaluationInputs, agreements: "Sequence[LabelAgreemen
     return Answer(question, unknown="neither the features nor the pixels tell the classes apart")
 
 
-def _answer_health(inputs: EvaluationInputs, health: dict[str, float]) -> Answer:
+def _answer_health(inputs: EvaluationInputs, health: "FeatureHealth") -> Answer:
     question = "did the features collapse"
-    evidence = (
-        f"effective rank {health['effective_rank']:.1f}, mean cosine of two images"
-        f" {health['mean_cosine']:.3f}, mean norm {health['mean_norm']:.1f}"
-    )
-    collapsed = (
-        health["mean_cosine"] > COLLAPSED_COSINE or health["effective_rank"] < COLLAPSED_RANK
-    )
+    evidence = f"{_describe_health(health)}, mean norm {health.mean_norm:.1f}"
+    collapsed = _has_collapsed(health)
     cause = Cause(
         0.9,
         f"{inputs.weights.stage} {inputs.weights.name}: the features of all images are alike",
@@ -331,3 +326,52 @@ def _answer_health(inputs: EvaluationInputs, health: dict[str, float]) -> Answer
         "look at the losses of the pretraining: figures --out DIR; then at temperatures and queues",
     )
     return answer(question, [cause] if collapsed else [], evidence)
+
+
+def _describe_health(health: "FeatureHealth") -> str:
+    return f"effective rank {health.effective_rank:.1f}, mean cosine {health.mean_cosine:.3f}"
+
+
+def _has_collapsed(health: "FeatureHealth") -> bool:
+    return health.mean_cosine > COLLAPSED_COSINE or health.effective_rank < COLLAPSED_RANK
+
+
+# Ends of names of the tables in a checkpoint whose rows must differ: prototypes, queues, memories.
+TABLES = ("last_layer.weight_v", "queue.rows", "memory.keys")
+# Rows of a table that are looked at.
+MOST_ROWS = 4096
+
+
+def measure_checkpoint(entry: ManifestEntry) -> Answer:
+    """Say whether the rows of prototypes, queues and memories of the last checkpoint are alike.
+
+    Raises:
+        OSError, CheckpointError: the checkpoint cannot be read.
+    """
+    from mugs.checkpoint.record import list_checkpoints
+    from mugs.checkpoint.save_load import load_state_dict_file
+    from mugs.evaluation.feature_health import measure_health
+
+    question = f"did prototypes or queues of {entry.name} collapse"
+    checkpoints = list_checkpoints(entry.run_dir / "checkpoints")
+    if not checkpoints:
+        return Answer(question, unknown="there is no checkpoint any more")
+    newest = checkpoints[-1]
+    found = {
+        name: measure_health(table[:: -(-len(table) // MOST_ROWS)])
+        for part in ("teacher", "extra_state")
+        for name, table in load_state_dict_file(newest, part).items()
+        if name.endswith(TABLES) and table.ndim == 2 and len(table) > 1
+    }
+    causes = [
+        Cause(
+            0.88,
+            f"pretrain {entry.name}: all rows of {name} are alike",
+            f"{_describe_health(health)}, in {newest.name}",
+            "look at the losses of the pretraining: figures --out DIR; then at temperatures",
+        )
+        for name, health in found.items()
+        if _has_collapsed(health)
+    ]
+    told = [f"{name}: {_describe_health(health)}" for name, health in found.items()]
+    return answer(question, causes, "; ".join(told) or "the method has none")

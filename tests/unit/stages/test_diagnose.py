@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mugs.checkpoint.save_load import save_checkpoint
 from mugs.data.loading.device import DeviceTransform
 from mugs.data.sources.open import open_source
 from mugs.evaluation.feature_health import measure_health, measure_label_agreement
@@ -30,6 +31,7 @@ from stages.commands.measure_chain import (
     EvaluationInputs,
     compare_channels,
     measure_channels,
+    measure_checkpoint,
     measure_evaluation,
 )
 from stages.commands.reproduction import Selection, all_runs
@@ -182,6 +184,39 @@ def test_label_agreement_by_hand() -> None:
     assert right.chance == 25 and right.images == 40
     moved = measure_label_agreement(values, labels, values, (labels + 1) % 4)
     assert (moved.within_val, moved.from_train_to_val) == (100, 0)
+
+
+def test_collapsed_queues_and_prototypes_are_found(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 8, generator=generator)
+    same = rows[:1].expand(64, -1).contiguous()
+    entry = make_entry(tmp_path, "pretrain")
+    folder = entry.run_dir / "checkpoints"
+    assert measure_checkpoint(entry).unknown == "there is no checkpoint any more"
+
+    def save(step: int, queue: torch.Tensor, prototypes: torch.Tensor) -> list[str]:
+        parts = {
+            "teacher": {"head.last_layer.weight_v": prototypes, "blocks.0.weight": same},
+            "extra_state": {"instance_queue.rows": queue, "center": torch.zeros(8)},
+        }
+        save_checkpoint(folder, step, parts, {})
+        return [cause.what for cause in measure_checkpoint(entry).causes]
+
+    assert save(9, rows, rows) == []
+    assert save(10, same, rows) == ["pretrain pretrain: all rows of instance_queue.rows are alike"]
+    assert save(11, rows, same)[0].endswith("all rows of head.last_layer.weight_v are alike")
+
+
+@pytest.mark.parametrize("damaged", ["checkpoints/step_00000005", "features"])
+def test_what_cannot_be_read_stays_unknown(tmp_path: Path, damaged: str) -> None:
+    selection = make_run_root(tmp_path)
+    (folder,) = tmp_path.glob("pretrain/pretrain-*")
+    (folder / damaged).mkdir(parents=True)
+    found = diagnose(selection, DiagnoseRequest(reproduction="mini", run="knn"))
+    unknown = [each.question for each in found.answers if each.unknown]
+    assert found.causes == []
+    assert "labels and features of a sample" in unknown
+    assert "did prototypes or queues of pretrain collapse" in unknown
 
 
 COLORS = ((200, 40, 20), (30, 30, 30), (220, 180, 90), (120, 90, 40))
