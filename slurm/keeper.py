@@ -195,7 +195,8 @@ def look_after(
     if job_ids or deferred:
         reasons = [f"{len(deferred)} runs wait: {deferred[0].reason}"] if deferred else []
         return Round("working", submitted, reasons, job_ids)
-    if all(status.state == "done" for status in statuses):
+    # By what `submit` found: a run may have ended well since the statuses were collected.
+    if not stuck and all(each.action == "done" for each in made):
         return Round("finished")
     # Runs of a colleague are skipped, and those that need them.
     skipped = [f"{each.run.name}: {each.reason}" for each in made if each.action == "skipped"]

@@ -206,6 +206,22 @@ def test_what_needs_a_person_is_left_alone_and_the_rest_goes_on(
     assert found.state == "stuck" and found.reasons == [f"knn {state}: {state}!"]
 
 
+def test_a_run_that_ends_during_the_look_is_no_reason_to_stop(
+    fake: FakeSlurm, runs: list[StageRun], profile: ClusterProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last run is still running when it is asked for, and done when all are submitted."""
+    fake.states = {run.name: "done" for run in runs}
+    fake.states["linear"] = "running"
+
+    def collect(runs: Sequence[StageRun], root: Path) -> list[RunStatus]:
+        found = fake.collect_status(runs, root)
+        fake.states["linear"] = "done"
+        return found
+
+    monkeypatch.setattr(keeper, "collect_status", collect)
+    assert keeper.look_after(runs, profile) == keeper.Round("finished")
+
+
 def test_nothing_that_needs_a_failed_run_is_submitted(
     fake: FakeSlurm, runs: list[StageRun], profile: ClusterProfile
 ) -> None:
