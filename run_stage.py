@@ -48,7 +48,7 @@ app = typer.Typer(
 
     A REPRODUCTION is a bundled name, such as mini, or the path of a YAML file like those in
     pipeline/configs. It lists runs: the stage of each, its settings, and the runs it needs.
-    Every command works on all of its runs, or on those selected with --only.
+    Most commands work on all of its runs, or on those selected with --only.
 
     Exit code: 0 fine, 1 a run failed or a check found a problem, 2 usage or configuration error,
     70 internal error (the message names a file with the traceback), 75 interrupted, or Slurm did
@@ -75,7 +75,7 @@ Overrides = Annotated[
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(metavar="RUN", help="Select a run or a stage by name. Repeatable."),
+    typer.Option(metavar="RUN", help="Only this run or stage, without what it needs. Repeatable."),
 ]
 Seeds = Annotated[
     list[str] | None,
@@ -366,7 +366,7 @@ def submit(
         return
     if not as_json:
         console.show_remarks(runs)
-        console.show_lines(list_changed_inputs(selection))
+        console.show_lines([f"run root: {profile.run_root}", *list_changed_inputs(selection)])
     # What takes a moment comes before the data checks, which may take minutes.
     submission.check_submission(runs, profile)
     if budget is not None:
@@ -467,6 +467,7 @@ def status(
     from slurm import console
     from slurm import status as states
     from slurm.shared.keeper_notes import list_ended_keepers
+    from stages.commands.whole_run_root import list_namesakes
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
@@ -483,6 +484,7 @@ def status(
             typer.echo(states.format_json(found))
         else:
             console.show_status(found)
+            console.show_lines(list_namesakes(runs, root))
             console.show_lines(_forecast_curves(found, root))
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
@@ -973,9 +975,11 @@ def logs(
     from slurm import console
     from slurm.shared.logs import find_newest_log
     from slurm.status import collect_status
+    from stages.commands.whole_run_root import list_namesakes
 
     # A stage name selects several runs; each log is printed.
     selection = _select(reproduction, overrides, [run], cluster, run_root, seeds)
+    _print(list_namesakes(selection.runs, selection.root), err=True)
     for found in collect_status(selection.runs, selection.root):
         log = found.log or find_newest_log(found.run.run_dir(selection.root))
         console.show_log(found.run.name, log, lines)
@@ -998,12 +1002,18 @@ def cancel(
     Running jobs save first; Ctrl-C ends them without that. Finished runs stay done. Resume with
     submit: it continues from the last checkpoints.
     """
+    from pipeline.text import format_count
     from slurm import console
     from slurm.submission.cancel import cancel_runs
+    from stages.commands.whole_run_root import list_namesakes
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     ids = cancel_runs(selection.runs, selection.root, at_once=now, on_wait=console.announce_saving)
-    typer.echo(f"canceled {len(ids)} jobs{': ' if ids else ''}{' '.join(ids)}")
+    if ids:
+        typer.echo(f"canceled {format_count(len(ids), 'job')}: {' '.join(ids)}")
+        return
+    typer.echo(f"canceled no job: none of these runs has one in {selection.root}")
+    _print(list_namesakes(selection.runs, selection.root))
 
 
 @app.command(name="import")
@@ -1237,9 +1247,9 @@ def _find_profile_resources(cluster: str | None, run: StageRun) -> dict[str, tup
     """Return the resources of a run that a cluster profile decides, each with its name."""
     if cluster is None:
         return {}
-    from slurm.submission.profile import find_profile_resources, load_profile
+    from slurm.submission.profile import find_profile_resources, load_profile, profile_of_run
 
-    decided = find_profile_resources(load_profile(cluster), run.resources)
+    decided = find_profile_resources(profile_of_run(load_profile(cluster), run), run.resources)
     return {name: (value, f"cluster profile {cluster}") for name, value in decided.items()}
 
 

@@ -117,7 +117,7 @@ def select_runs(runs: Sequence[StageRun], only: Sequence[str]) -> list[StageRun]
     known = names | {run.stage for run in runs}
     for name in only:
         if name not in known:
-            raise ConfigError(f"--only {name}: no such run or stage{format_choices(name, known)}")
+            raise ConfigError(f"{name}: no such run or stage{format_choices(name, known)}")
     stages = set(only) - names
     return [
         run

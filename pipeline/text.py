@@ -32,6 +32,11 @@ def join_equal(lines: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{', '.join(found)}: {text}" for text, found in names.items()]
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 job, 2 jobs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_amount(value: float) -> str:
     """Return a number with four digits, or all digits before the point: 0.1235, 16, 12,370."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -6,6 +6,7 @@ The origin is its rows, runs, weights, configuration, code and cost.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.text import format_count
 from results.cells import format_difference, format_value
 from results.collect import CollectedResults
 from results.energy import format_energy
@@ -135,7 +136,7 @@ def _describe_run(
         f"  versions: {', '.join(versions)}",
         *(f"  environment: {line}" for line in describe_environment(run.environment)),
         f"  cost: {run.gpu_hours:g} GPU-hours, {run.seconds:.0f} s on {run.device},"
-        f" {run.ranks} rank{'s' if run.ranks != 1 else ''}, {run.restarts} restarts"
+        f" {format_count(run.ranks, 'rank')}, {format_count(run.restarts, 'restart')}"
         f"{describe_energy(run, co2)}",
         f"  finished: {run.finished or 'unknown'}",
         *(f"  note: {note}" for note in run.info.get("notes") or []),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.text import clean_line, join_equal
+from pipeline.text import clean_line, format_count, join_equal
 from slurm.shared.logs import read_tail
 from slurm.status import format_duration
 
@@ -135,7 +135,7 @@ def show_keeper(job_id: str | None) -> None:
     if job_id is not None:
         print_line(
             f"keeper: job {job_id} submits again what Slurm ends without requeueing it; "
-            "nothing is left to do until status says done"
+            "you need to do nothing until status says done"
         )
 
 
@@ -165,8 +165,8 @@ def _show_cost(found: Sequence[RunStatus]) -> None:
         time_of_all = format_duration(sum(status.cost.seconds for status in found))
         time_of_part = format_duration(sum(cost.seconds for cost in unfinished))
         print_line(
-            f"cost so far: {hours:.1f} GPU-hours, {time_of_all}; "
-            f"of it in runs that are not done: {part:.1f} GPU-hours, {time_of_part}"
+            f"cost so far: {hours:.1f} GPU-hours in jobs of {time_of_all} together; "
+            f"of it in runs that are not done: {part:.1f} GPU-hours in {time_of_part}"
         )
 
 
@@ -210,7 +210,8 @@ def announce_data_checks(skip_data_checks: bool) -> None:
 def announce_saving(job_ids: Sequence[str]) -> None:
     """Say on stderr that running jobs save before they end."""
     sys.stderr.write(
-        f"{len(job_ids)} running jobs save first, which may take minutes (Ctrl-C: end them now)\n"
+        f"waiting for {format_count(len(job_ids), 'running job')} to save, which may take minutes "
+        "(Ctrl-C: end now)\n"
     )
 
 

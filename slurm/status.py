@@ -15,6 +15,7 @@ from pipeline import attempts, manifest
 from pipeline.files import FormatVersionError, collect_unreadable, measure_age
 from pipeline.ownership import find_foreign_owner
 from pipeline.spec import StageRun
+from pipeline.text import format_count
 from slurm.shared import nodes, queue
 from slurm.shared.active_runs import ask_for_jobs, may_have_job
 from slurm.shared.costs import Cost, sum_attempts
@@ -183,7 +184,7 @@ def watch_status(
 
 def _describe_cost(entry: manifest.ManifestEntry) -> str:
     gpu = f", {entry.gpu_hours:.1f} GPU-hours" if entry.gpus else ""
-    restarts = f", {entry.restarts} restarts" if entry.restarts else ""
+    restarts = f", {format_count(entry.restarts, 'restart')}" if entry.restarts else ""
     return f"{format_duration(entry.seconds)}{gpu}{restarts}"
 
 
@@ -261,7 +262,7 @@ def _began_before(run_dir: Path, number: int, attempt: Mapping[str, Any], job_id
 def _status_without_attempt(run: StageRun, run_dir: Path, job_id: str) -> RunStatus:
     """Return the status of a run whose job has left the queue without starting an attempt."""
     if queue.is_canceled(run_dir, job_id):
-        return RunStatus(run, "canceled", "resumes when submitted again", job_id)
+        return RunStatus(run, "canceled", "by you, resumes when submitted again", job_id)
     try:
         state = queue.query_job_state(job_id) or "gone"
     except queue.SlurmError as error:
@@ -291,10 +292,14 @@ def _status_of_attempt(
         return RunStatus(run, "failed", failure.error + reason + suffix, job_id, log)
     if attempts.is_running_here(run_dir) or (not job_id and _is_fresh(run_dir)):
         return _running(run, run_dir, None)
-    if job_state == "CANCELLED" or (job_id and queue.is_canceled(run_dir, str(job_id))):
+    by_user = job_id is not None and queue.is_canceled(run_dir, job_id)
+    if by_user or job_state == "CANCELLED":
         why = attempts.read_interruption(run_dir, number)
         saved = f"stopped ({why}), " if why else ""
-        return RunStatus(run, "canceled", f"{saved}resumes when submitted again{suffix}", job_id)
+        detail = f"{saved}resumes when submitted again"
+        # How Slurm saw the end of one says nothing: if it saved in time, it counts as failed there.
+        detail = f"by you, {detail}" if by_user else f"{detail}{suffix}"
+        return RunStatus(run, "canceled", detail, job_id)
     if (why := attempts.read_interruption(run_dir, number)) is not None:
         detail = f"interrupted ({why}), resumes when run or submitted again{suffix}"
         return RunStatus(run, "waiting", detail, job_id)

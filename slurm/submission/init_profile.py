@@ -177,7 +177,7 @@ def _write_lines(survey: Survey, run_root: Path) -> Iterator[str]:
     yield "stages:"
     yield f"  convert: {_describe_conversion(survey)}"
     if math.isinf(survey.limit_s):
-        yield f"max_hours: {_USUAL_HOURS}   # the partition has no limit"
+        yield f"max_hours: {_USUAL_HOURS}   # then a job resumes; the partition has no limit"
     else:
         # Rounded down: a job of a second more than the limit would wait for ever.
         yield f"max_hours: {math.floor(survey.limit_s / 36) / 100:g}   # the partition's limit"

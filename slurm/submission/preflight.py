@@ -146,7 +146,9 @@ def _describe_preemption(
     save_s = max((estimate_save_seconds(run, profile.run_root) for run in runs), default=0.0)
     findings = []
     for name in _list_partitions(profile, partitions):
-        fields = partitions.get(name, {})
+        if name not in partitions:
+            continue  # said to be wrong above
+        fields = partitions[name]
         mode = fields.get("PreemptMode", config.get("PreemptMode", "?")).split(",")[0]
         grace = fields.get("GraceTime", "0")
         detail = f"{name}: PreemptMode={mode}, GraceTime={grace} s: {_AFTER_PREEMPTION[mode]}"

@@ -185,7 +185,10 @@ def _judge_cpus(
         return wrong("probe CPUs", detail, remedy)
     # Where ranks are not bound, each sees the CPUs of all.
     if (own := min(cpus, asked)) < threads:
-        remedy = f"set cpus_per_rank: {threads} in the profile, or threads to {own}"
+        names = [each.name for each in alike if getattr(each.config, "threads", 0) > own]
+        # Of a profile, what runs without GPUs get is not taken.
+        more = "cpus_per_rank in the profile" if need.gpu else "resources.cpus_per_rank of the run"
+        remedy = f"{', '.join(names)}: set {more} to {threads}, or threads to {own}"
         return wrong("probe CPUs", detail, remedy)
     return ok("probe CPUs", detail)
 

@@ -171,7 +171,7 @@ def run(
         warn(line)
     shown = [table for table in tables if table.used or not request.filled]
     if not shown:
-        warn("no table has a result of ours")
+        warn(f"no table has a result of ours: none in {selection.root}")
         return []
     if request.out is None:
         margin = request.verdict_margin

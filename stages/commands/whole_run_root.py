@@ -89,6 +89,25 @@ def load_all_runs(root: Path, only: Sequence[str]) -> tuple[list[StageRun], list
     return runs, [f"{run.key}: {lines[run.run_id]}" for run in runs], problems
 
 
+def list_namesakes(runs: Sequence[StageRun], root: Path) -> list[str]:
+    """Return a line if runs have not begun and the run root has others of their names.
+
+    They have other settings: often a --set is missing.
+    """
+    waiting = [run for run in runs if not run.run_dir(root).exists()]
+    there: set[tuple[str, str]] = set()
+    for stage in sorted({run.stage for run in waiting}):
+        with suppress(OSError):
+            there |= {(stage, name.rpartition("-")[0]) for name in os.listdir(root / stage)}
+    names = [run.name for run in waiting if (run.stage, run.own_name or run.name) in there]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)} not begun with these settings; {root} has runs of the same name "
+        "with others: status without a reproduction shows them"
+    ]
+
+
 def _summarize(folder: Path, stamp: tuple[int, int, int, int]) -> RunSummary:
     """Return the summary of a run from its file.
 

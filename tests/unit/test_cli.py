@@ -123,7 +123,7 @@ def test_user_errors_are_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> N
         ("plan", "no_such"): "no reproduction 'no_such'",
         ("plan", "mini", "--cluster", "no_such"): "no cluster profile 'no_such'",
         ("plan", "mini", "--set", "pretrain.epoch=3"): "did you mean 'epochs'",
-        ("run", "mini", "--only", "nothing"): "--only nothing",
+        ("run", "mini", "--only", "nothing"): "nothing: no such run or stage",
         ("tables", "--table", "table99"): "--table table99: expected one of",
     }
     for arguments, words in cases.items():
@@ -214,12 +214,13 @@ def fake_slurm(tmp_path: Path, cli: Cli) -> dict[str, str]:
 def test_cancel_ends_the_jobs_of_the_reproduction_only(
     cli: Cli, fake_slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    assert cli("cancel", "mini", "--only", "linear", env=fake_slurm).stdout == "canceled 0 jobs\n"
+    done = cli("cancel", "mini", "--only", "linear", env=fake_slurm)
+    assert done.stdout.startswith("canceled no job: none of these runs has one in /")
     assert not (tmp_path / "cancelled").exists()
     root = ["--run-root", str(tmp_path / "runs")]
     assert (
         cli("cancel", "mini", "--now", "--only", "knn", *root, env=fake_slurm).stdout
-        == "canceled 1 jobs: 12\n"
+        == "canceled 1 job: 12\n"
     )
     assert cli("cancel", "mini", "--now", env=fake_slurm).stdout == "canceled 2 jobs: 11 12\n"
     assert (tmp_path / "cancelled").read_text() == "12\n11 12\n"
@@ -233,6 +234,16 @@ def test_cancel_without_slurm_or_with_one_that_refuses(
     write_commands(tmp_path / "bin", scancel="echo 'scancel: error: Access denied' >&2; exit 1")
     done = cli("cancel", "mini", "--now", env=fake_slurm)
     assert done.returncode == 2 and "Access denied" in done.stderr and "canceled" not in done.stdout
+
+
+def test_explain_names_what_a_profile_decides(cli: Cli, tmp_path: Path) -> None:
+    """CPUs of a profile are those of ranks with GPUs, and those of a stage count more."""
+    (tmp_path / "own.yaml").write_text(
+        f"run_root: {tmp_path}/runs\ncpus_per_rank: 9\nstages: {{knn: {{cpus_per_rank: 7}}}}\n"
+    )
+    for run, cpus in (("pretrain", r"[0-8]  .*"), ("knn", "7  .*own.yaml")):
+        done = cli("plan", "mini", "--cluster", "own.yaml", "--explain", run)
+        assert re.search(rf"resources\.cpus_per_rank +{cpus}", done.stdout), done.stdout
 
 
 def test_logs_shows_the_end_of_the_newest_attempt(cli: Cli, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_attempts_of_a_run_that_is_not_done_cost_too(
     assert found.cost.seconds == pytest.approx(7200, abs=1)
     assert found.cost.gpu_hours == pytest.approx(6, abs=0.01)
     console.show_status([found])
-    line = "cost so far: 6.0 GPU-hours, 2h00m; of it in runs that are not done: 6.0 GPU-hours"
+    line = "cost so far: 6.0 GPU-hours in jobs of 2h00m together; of it in runs that are not done: "
     assert line in capsys.readouterr().out
 
 

@@ -42,14 +42,16 @@ def report(rank: int, **changes: Any) -> RankReport:
     return RankReport.model_validate(facts | changes)
 
 
-def judge(*reports: RankReport, gb: float = 1.0, **profile: Any) -> dict[str, Finding]:
+def judge(
+    *reports: RankReport, gb: float = 1.0, need: Resources = NEED, **profile: Any
+) -> dict[str, Finding]:
     """Return the findings by subject; of several with one subject, a problem."""
     config = STAGES["pretrain"].config(arch="vit_mini", epochs=1, batch_size=64, threads=14)
-    run = StageRun("pretrain", "train", "0" * 12, config, {}, NEED, "x:run")
+    run = StageRun("pretrain", "train", "0" * 12, config, {}, need, "x:run")
     made = ClusterProfile.model_validate({"run_root": "/runs", **profile})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(config), "estimate_checkpoint_gb", lambda self: gb)
-        found = list(probe.judge_reports(reports, NEED, made, run, [run]))
+        found = list(probe.judge_reports(reports, need, made, run, [run]))
     return {each.subject: each for each in sorted(found, key=lambda each: each.state == "wrong")}
 
 
@@ -94,7 +96,14 @@ def test_what_to_change(subject: str, changes: dict[str, Any], remedy: str) -> N
 
 def test_fewer_cpus_than_loader_threads() -> None:
     found = judge(report(0), report(1), cpus_per_rank=12)["probe CPUs"]
-    assert found.remedy == "set cpus_per_rank: 14 in the profile, or threads to 12"
+    assert found.remedy == "train: set cpus_per_rank in the profile to 14, or threads to 12"
+
+
+def test_fewer_cpus_than_loader_threads_of_a_run_without_gpus() -> None:
+    """The CPUs of a profile are those of ranks with GPUs."""
+    need = NEED.model_copy(update={"gpu": False, "cpus_per_rank": 12})
+    found = judge(report(0), report(1), need=need, cpus_per_rank=32)["probe CPUs"]
+    assert found.remedy.endswith("resources.cpus_per_rank of the run to 14, or threads to 12")
 
 
 def test_a_torch_without_cuda() -> None:

@@ -12,7 +12,7 @@ from pipeline.plan import build_plan
 from pipeline.spec import StageRun
 from stages import STAGES
 from stages.commands import whole_run_root
-from stages.commands.whole_run_root import UnreadConfig, load_all_runs
+from stages.commands.whole_run_root import UnreadConfig, list_namesakes, load_all_runs
 
 
 @pytest.fixture
@@ -142,3 +142,14 @@ def test_a_file_that_may_still_change_is_not_remembered(
 
 def test_defaults_have_the_same_hash_in_every_process() -> None:
     assert "0x" not in repr(whole_run_root._list_defaults())
+
+
+def test_a_forgotten_setting_is_named(runs: list[StageRun], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert list_namesakes(runs, root) == []
+    others = build_plan(config.load_reproduction("mini", STAGES))
+    (line,) = list_namesakes(others[:4], root)
+    ids = {run.run_id for run in runs}
+    changed = [other.name for other in others[:4] if other.run_id not in ids]
+    assert changed and line.startswith(f"note: {', '.join(changed)} not begun with these settings")
+    assert list_namesakes(others, tmp_path / "none") == []
