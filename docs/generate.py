@@ -131,6 +131,9 @@ profile changes where and how jobs run, never their results: no key is part of a
 except `gpus_per_node`, which is a limit, reaches the batch script; an unknown key is refused. See
 `slurm/README.md` for what a job survives.
 
+To try a profile without GPUs and without data of yours, submit the demo:
+`submit mini --cluster FILE` takes CPUs only, and ends in some minutes.
+
 All keys but `run_root` may differ for the jobs of a stage. Here conversions run on nodes without
 GPUs:
 

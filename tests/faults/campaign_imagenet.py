@@ -287,8 +287,12 @@ def run(
             if name == "commands":
                 check_commands(outcome, place)
         run_dir = convert_with_kills(outcome, place, counts, kills, seed)
-        for split, count in counts.items() if not outcome.complaints else ():
-            with (run_dir / f"{split}.beton").open("rb") as stream:
+        for split, count in counts.items():
+            path = run_dir / f"{split}.beton"
+            if not path.exists():
+                outcome.expect(False, f"{path.name} was not written")
+                continue
+            with path.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             outcome.expect(found == hash_expected(pool, count), f"{split}.beton has other bytes")
         left = [path.name for path in run_dir.iterdir() if path.name.endswith((".parts", ".tmp"))]
