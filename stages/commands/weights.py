@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Format = Literal["timm", "safetensors"]
 
+# By the suffix of a file.
+FORMATS: dict[str, Format] = {".safetensors": "safetensors", ".pth": "timm", ".pt": "timm"}
+
 # How the description of each backbone file begins, and the list of keys that do not fit.
 BACKBONE_MARK = '{"__metadata__":{"mugs":'
 CARD_FILE = "README.md"
@@ -71,17 +74,21 @@ def export_backbone(
     run_root: Path,
     *,
     weights: str = "teacher",
-    format: Format = "timm",
+    format: Format | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write the backbone of a run, or of a weights file, for timm; return the lines to print.
 
+    Without a `format`, the suffix of `out` tells it.
+
     Raises:
-        ConfigError: there is no such run or network, or the file is damaged.
+        ConfigError: there is no such run or network, the file is damaged, or the suffix of `out` is
+            that of another format.
         OverwriteError: there is a file that is no export of ours, and `force` is not given.
     """
     from mugs.weights.timm_export import MARK, format_timm_call, write_bare_weights
 
+    format = choose_format(out, format)
     check_overwrite(expand_home(out), MARK, force=force)
     vit = _load_for_timm(find_backbone_file(run, run_root, weights))
     # Loaded first: a file that cannot be read must not replace an older export.
@@ -93,6 +100,22 @@ def export_backbone(
         f"model.load_state_dict({loader}({str(out)!r}))",
         "Normalize images with the mean and standard deviation of ImageNet.",
     ]
+
+
+def choose_format(out: Path, format: Format | None) -> Format:
+    """Return the format of an export: the given one, else that of the suffix, else timm's.
+
+    Raises:
+        ConfigError: they contradict each other, so the file could not be loaded by its name.
+    """
+    suffix = out.suffix.lower()
+    known = FORMATS.get(suffix, format or "timm")
+    if format is not None and format != known:
+        raise ConfigError(
+            f"--out {out}: {suffix} is not the suffix of --format {format}; omit --format, or"
+            " choose another name"
+        )
+    return known
 
 
 def export_to_hub(

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import load_backbone, write_backbone_file
 from pipeline.files import OverwriteError
 from pipeline.spec import ConfigError
-from stages.commands.weights import export_to_hub
+from stages.commands.weights import choose_format, export_to_hub
 
 SHAPE = ViTConfig(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=32)
 
@@ -100,3 +101,22 @@ def test_what_has_no_card_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no weights 'student'"):
         export_to_hub("pretrain", tmp_path / "x", root, weights="student")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "expected"),
+    [
+        ("a.safetensors", None, "safetensors"),
+        ("a.pth", None, "timm"),
+        ("a.bin", None, "timm"),
+        ("a.bin", "safetensors", "safetensors"),
+        ("a.safetensors", "timm", None),
+        ("a.pth", "safetensors", None),
+    ],
+)
+def test_the_suffix_tells_the_format(name: str, format: Any, expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(ConfigError, match="is not the suffix of --format"):
+            choose_format(Path(name), format)
+    else:
+        assert choose_format(Path(name), format) == expected
