@@ -471,13 +471,16 @@ def status(
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
+    if not root.is_dir():
+        _print([f"run root {root}: there is no such folder, so no run has begun there"], err=True)
+    settings: list[str] = []
     if not reproduction:
         from stages.commands.whole_run_root import load_all_runs
 
         runs, lines, unreadable = load_all_runs(root, only or ())
         if not as_json:
             _print([f"run root {root}: {len(runs)} runs"])
-            _print(f"  {line}" for line in lines)
+            settings = ["settings that differ from the defaults:", *(f"  {x}" for x in lines)]
         _print((f"left out: {line}" for line in unreadable), err=True)
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         if as_json:
@@ -489,6 +492,7 @@ def status(
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
             break  # nobody watches any more
+    _print(settings)
     # With --watch, this is the last state.
     raise typer.Exit(states.exit_code(found))
 
@@ -862,6 +866,7 @@ def verify(
     1 the tables come out again, 2 an evaluation does (--data), 3 a pretraining was repeated and its
     k-NN counts as reproduced, 4 its weights are equal bit by bit (--against).
     """
+    from stages.commands.reproduction import check_run_root
     from stages.commands.verify import verify_runs
     from stages.commands.verify_bundle import is_bundle
 
@@ -887,6 +892,7 @@ def verify(
     if every and not deep:
         raise typer.BadParameter("give --deep as well", param_hint="--every")
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    check_run_root(selection.root)
     found = verify_runs(
         selection.runs, selection.root, every=(every or 1) if deep else 0, repair=repair
     )
@@ -1062,12 +1068,13 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The file to write; with hub the folder.")],
     format: Annotated[
-        Literal["timm", "safetensors", "hub"],
+        Literal["timm", "safetensors", "hub"] | None,
         typer.Option(
             help="timm: a .pth state dict; safetensors: the same keys in safetensors; hub: folder "
-            "for the Hugging Face Hub, with a card that has the results of the run root."
+            "for the Hugging Face Hub, with a card that has the results of the run root. Default: "
+            "safetensors if --out ends in .safetensors, else timm."
         ),
-    ] = "timm",
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="teacher; for a pretraining also student or initial.")
     ] = "teacher",

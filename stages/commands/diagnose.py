@@ -333,7 +333,7 @@ def compare_first_losses(chain: Chain, reference: Sequence[ManifestEntry]) -> An
     ]
     mine = _mean_first_loss(curves)
     if len(sound) < FEWEST_REFERENCES or mine is None:
-        needed = f"{FEWEST_REFERENCES} are needed; give --against RUN_ROOT"
+        needed = f"{FEWEST_REFERENCES} are needed; {_ask_for(reference)}"
         return Answer(question, unknown=f"{len(sound)} sound pretrainings like it, {needed}")
     middle = fmean(sound)
     spread = stdev(sound)
@@ -387,7 +387,7 @@ def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
             count = len(sidecar.names)
             wanted = expected.get(split)
             if wanted is None:
-                unknown.append(f"how many {entry.name} has in {split} (give --against RUN_ROOT)")
+                unknown.append(f"how many {entry.name} has in {split} ({_ask_for(reference)})")
             elif wanted != count:
                 causes.append(
                     Cause(
@@ -450,7 +450,7 @@ def look_at_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer
         try:
             known = _find_channels(entry, reference)
             if known is None:
-                unknown.append(f"no reference for {entry.name} (give --against RUN_ROOT)")
+                unknown.append(f"no reference for {entry.name} ({_ask_for(reference)})")
             else:
                 causes += compare_channels(entry, *known)
         except UNREADABLE as error:
@@ -533,6 +533,8 @@ def _read_rows(entry: ManifestEntry) -> list[tuple[str, float, str]]:
 def describe_choice(chain: Chain) -> Answer:
     """Say how many settings the best was chosen from: fewer choices give a lower best."""
     rows = [row for row in _read_rows(chain.run) if row[2] == "top1"]
+    if chain.run.rows_path is None:
+        return Answer("best of how many", seen="the run has no number")
     if len(rows) < 2:
         return Answer("best of how many", seen="there is one number")
     values = [value for _, value, _ in rows]
@@ -540,12 +542,18 @@ def describe_choice(chain: Chain) -> Answer:
     return Answer("best of how many", seen=seen)
 
 
+def _ask_for(reference: Sequence[ManifestEntry]) -> str:
+    """Say what to give for an answer; that it was given, and did not help, if it was."""
+    return "--against does not tell" if reference else "give --against RUN_ROOT"
+
+
 def compare_versions(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
     """Say in which packages the run differs from a sound one of the same stage."""
     question = "do packages and devices differ from those of the reference"
     same = [other for other in reference if other.stage == chain.run.stage]
     if not same:
-        return Answer(question, unknown="nothing to compare with; give --against RUN_ROOT")
+        known = f"no run of the stage {chain.run.stage} to compare with"
+        return Answer(question, unknown=f"{known}; {_ask_for(reference)}")
     ours, theirs = (
         {**(each.provenance.get("versions") or {}), "device": each.device}
         for each in (chain.run, same[0])

@@ -59,16 +59,21 @@ def load_comparison(folder: Path, runs: Sequence[StageRun] = ()) -> CollectedRes
     """Return the results of another run root, or of a published folder.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, or it has no results.
     """
     # A shell does not expand "~" after "--against=".
     folder = expand_home(folder).absolute()
     if not folder.is_dir():
         raise ConfigError(f"--against {folder}: there is no such folder")
     # A published folder has no manifest; its runs.json stands in for it.
-    if publish.is_published(folder):
-        return publish.read_published(folder)
-    return collect_finished(folder, runs)
+    published = publish.is_published(folder)
+    found = publish.read_published(folder) if published else collect_finished(folder, runs)
+    if not found.results and not found.problems:
+        raise ConfigError(
+            f"--against {folder}: no results of these runs are there; give a run root, or a"
+            " published folder such as results/published/mini"
+        )
+    return found
 
 
 def load_references() -> list[ReferenceReproduction]:

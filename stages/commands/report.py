@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.files import check_overwrite, write_atomic
-from pipeline.spec import ConfigError
 from results.report.graph import Node
 from results.report.page import render_report
 from results.verdict import DEFAULT_MARGIN, check_margin
 from stages.commands.finished_results import collect_finished, find_paper_differences
-from stages.commands.reproduction import Selection
+from stages.commands.reproduction import Selection, check_run_root
 
 # In the head of every page that this command wrote, also of earlier versions.
 MARK = ", reproduced: "
@@ -38,8 +37,7 @@ def write_report(
     """
     margin = DEFAULT_MARGIN if margin is None else margin
     check_margin(margin)
-    if not selection.root.is_dir():
-        raise ConfigError(f"run root {selection.root}: there is no such folder, nothing to report")
+    check_run_root(selection.root)
     path = out or selection.root / "report.html"
     check_overwrite(path, MARK, force=force)
     collection = collect_finished(selection.root, selection.runs)

@@ -8,7 +8,7 @@ from pipeline import config, manifest
 from pipeline.inputs import find_changed_inputs, find_mixed_inputs
 from pipeline.plan import build_plan, select_runs
 from pipeline.seeds import parse_seeds
-from pipeline.spec import StageRun
+from pipeline.spec import ConfigError, StageRun
 from stages import STAGES
 
 # What tells runs with other inputs apart, by stage; for the others it is the name of the data set.
@@ -64,9 +64,24 @@ def load_selection(
     root: Path,
     seeds: Sequence[str] | None = None,
 ) -> Selection:
-    """Return the runs of a reproduction that `only` names, or all of them without `only`."""
-    every = all_runs(reproduction, overrides, seeds) if reproduction else []
+    """Return the runs of a reproduction that `only` names, or all of them without `only`.
+
+    Without a reproduction there are none.
+    """
+    if not reproduction:
+        # `status` finds the runs, and those of `only`, in the run root.
+        return Selection([], [], root)
+    every = all_runs(reproduction, overrides, seeds)
     return Selection(select_runs(every, only or ()), every, root)
+
+
+def check_run_root(root: Path) -> None:
+    """Raise ConfigError if the run root does not exist.
+
+    A mistyped path would otherwise look like a run root in which nothing is wrong.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"run root {root}: there is no such folder")
 
 
 def all_runs(

@@ -145,10 +145,18 @@ def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:
     assert done.returncode == 2 and "inside the checkout" in done.stderr
 
 
-def test_status_and_verify_without_any_run(cli: Cli) -> None:
-    shown = cli("status", "mini")
+def test_status_and_verify_without_any_run(cli: Cli, tmp_path: Path) -> None:
+    shown = cli("status", "mini", "--run-root", str(tmp_path))
     assert shown.returncode == 0 and "waiting" in shown.stdout and "failed" not in shown.stdout
-    assert cli("verify", "mini").stdout.startswith("0 of ")
+    assert cli("verify", "mini", "--run-root", str(tmp_path)).stdout.startswith("0 of ")
+
+
+def test_status_and_verify_name_a_run_root_that_is_missing(cli: Cli, tmp_path: Path) -> None:
+    missing = str(tmp_path / "typo")
+    shown = cli("status", "mini", "--run-root", missing)
+    assert shown.returncode == 0 and f"{missing}: there is no such folder" in shown.stderr
+    checked = cli("verify", "mini", "--run-root", missing)
+    assert checked.returncode == 2 and f"{missing}: there is no such folder" in checked.stderr
 
 
 def documented_keys(command: str) -> set[str]:

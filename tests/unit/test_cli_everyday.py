@@ -195,6 +195,12 @@ def test_status_without_a_name_lists_the_run_root(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert f"run root {tmp_path}: 1 runs" in shown.stdout and "epochs=3" in shown.stdout
     assert "waiting" in shown.stdout and f"left out: {bad}" in shown.output
+    # What is asked for comes first.
+    assert shown.stdout.index("waiting") < shown.stdout.index("epochs=3")
+    only = ["status", "--run-root", str(tmp_path), "--only"]
+    assert CliRunner().invoke(run_stage.app, [*only, "pretrain"]).exit_code == 0
+    refused = CliRunner().invoke(run_stage.app, [*only, "knn"])
+    assert "valid: pretrain" in str(refused.exception)
 
 
 def test_a_dry_run_prints_the_batch_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,10 @@ def test_a_published_folder_is_compared_with_too(cli: Cli, filled: Any, tmp_path
     )
     done = cli("--against", str(tmp_path / "gone"))
     assert done.returncode == 2 and "there is no such folder" in done.stderr
+    # A folder above the one that is meant would compare every number with none.
+    (tmp_path / "above").mkdir()
+    done = cli("--against", str(tmp_path / "above"))
+    assert done.returncode == 2 and "no results of these runs are there" in done.stderr
 
 
 @pytest.mark.parametrize(

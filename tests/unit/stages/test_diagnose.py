@@ -26,7 +26,8 @@ from pipeline.identity import dump_settings
 from pipeline.manifest import ManifestEntry, Output
 from pipeline.spec import ConfigError
 from results.diagnosis import Answer, Cause, Diagnosis
-from stages.commands.diagnose import DiagnoseRequest, diagnose
+from results.store import COLUMNS
+from stages.commands.diagnose import DiagnoseRequest, describe_number, diagnose
 from stages.commands.measure_chain import (
     EvaluationInputs,
     compare_channels,
@@ -154,6 +155,39 @@ def test_a_reference_without_runs_is_named(tmp_path: Path) -> None:
         find(selection, against=tmp_path)
     with pytest.raises(ConfigError, match="there is no such folder"):
         find(selection, against=tmp_path / "typo")
+
+
+def test_a_reference_that_does_not_help_is_not_asked_for_again(tmp_path: Path) -> None:
+    selection = make_run_root(tmp_path / "mine")
+    sound = make_run_root(tmp_path / "sound")
+    for entry in (tmp_path / "sound/manifest").iterdir():
+        if json.loads(entry.read_text())["stage"] == "knn":
+            entry.unlink()
+    asked = "\n".join(find(selection).describe())
+    assert "no run of the stage knn to compare with; give --against RUN_ROOT" in asked
+    given = "\n".join(find(selection, against=sound.root).describe())
+    assert "to compare with; --against does not tell" in given and "give --against" not in given
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["best epoch,top5,98.6", "best epoch,top1,71.9"], "top1 71.90 (best epoch)"),
+        (["6 epochs,mask AP50,54.1", "6 epochs,box AP,33.0"], "box AP 33.00"),
+        (["upernet,aAcc,95.4", "upernet,mIoU,71.7"], "mIoU 71.70"),
+        (["480p,F,80.0", "480p,J&F,75.1"], "J&F 75.10"),
+    ],
+)
+def test_the_number_is_that_of_the_tables(tmp_path: Path, lines: list[str], words: str) -> None:
+    rows = tmp_path / "rows.csv"
+    written = [f"a,mugs,vit_mini,24,knn,sklearn_digits,{line},%,0" for line in lines]
+    rows.write_text("\n".join([",".join(COLUMNS), *written]) + "\n")
+    entry = ManifestEntry(
+        stage="knn", name="x", run_id="a" * 12, upstream={}, config={}, rows="rows.csv"
+    )
+    manifest.record_entry(tmp_path, entry)
+    found = manifest.read_entry(tmp_path, entry.run_id)
+    assert found is not None and describe_number(found).startswith(words)
 
 
 def test_causes_come_likeliest_first() -> None:
