@@ -1,0 +1,262 @@
+"""Bundled cluster profiles, as they are, on a Slurm of its shape: from `submit` to the tables.
+
+GPUs are pretended, and so are modules, conda and containers: small programs stand in their place,
+which note how they were called.
+"""
+
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import attempts, config
+from pipeline.provenance import code_root
+from slurm.submission.profile import load_profile
+
+pytestmark = [pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(1500)]
+
+OF_8 = {
+    "cpu_nodes": 1,
+    "cpus_per_node": 128,
+    "memory_mb": 1_000_000,
+    "partitions": "PartitionName=gpu Default=YES Nodes=n[0-1]\nPartitionName=cpu Nodes=c0",
+}
+SHAPES = {
+    "a100_8x80g": OF_8,
+    "a100_8x_gres": OF_8,
+    "modules_conda": OF_8,
+    "container_pyxis": OF_8,
+    "container_apptainer": OF_8,
+}
+RUNS = ("digits", "pretrain", "features", "knn")
+SETTINGS = (
+    "pretrain.epochs=2",
+    "pretrain.warmup_epochs=1",
+    "pretrain.steps_per_epoch=2",
+    # It draws the same pixels and need not be compiled, which takes longer than all the rest.
+    "pretrain.renderer=reference",
+)
+
+# torch sees a GPU for each that Slurm gives, as far as it is asked for their number.
+PRETENDED_GPUS = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.cuda":
+            sys.meta_path.remove(self)
+            import importlib.util
+            spec = importlib.util.find_spec(name)
+            load = spec.loader.exec_module
+            def exec_module(module):
+                load(module)
+                module.device_count = lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+            spec.loader.exec_module = exec_module
+            return spec
+
+if "CUDA_VISIBLE_DEVICES" in os.environ:
+    sys.meta_path.insert(0, Finder())
+"""
+NOTE = """#!/bin/bash
+echo "$(basename "$0") $*" >> {notes}
+"""
+# `exec OPTIONS IMAGE COMMAND`: the command runs with the Python of the image.
+APPTAINER = f"""{NOTE}
+while [[ "$1" != *.sif ]]; do shift; done
+shift
+PATH={{bin}}:$PATH exec "$@"
+"""
+# srun as pyxis extends it. It waits for the last steps of the job, as srun does.
+SRUN = f"""{NOTE}
+options=()
+for word in "$@"; do
+  case "$word" in --container-*) ;; *) options+=("$word") ;; esac
+done
+PATH={{bin}}:$PATH exec {{srun}} "${{{{options[@]}}}}"
+"""
+CONDA = """conda() {{
+  echo "conda $*" >> {notes}
+  PATH={bin}:$PATH
+}}
+"""
+
+
+class Site:
+    """A user's home on a cluster, with what its administrators have installed."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = folder / "home"
+        self.run_root = self.home / "mugs-runs"
+        self._forget_runs()
+        self.notes = folder / "notes"
+        self.notes.write_text("")
+        programs = folder / "programs"
+        shutil.rmtree(programs, ignore_errors=True)
+        for place in (self.home, programs):
+            place.mkdir(exist_ok=True)
+        (programs / "sitecustomize.py").write_text(PRETENDED_GPUS)
+        self._install(programs / "module", NOTE)
+        self._install(programs / "apptainer", APPTAINER)
+        self._install(self.home / "miniforge3/etc/profile.d/conda.sh", CONDA)
+        self.programs = programs
+        monkeypatch.setenv("HOME", str(self.home))
+        monkeypatch.setenv("PYTHONPATH", str(programs))
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def _forget_runs(self) -> None:
+        """Remove what an earlier test left, but for the code and what was compiled of it."""
+        for path in self.run_root.glob("*"):
+            if path.is_dir() and not path.name.startswith(("code-", "compiled-")):
+                shutil.rmtree(path)
+
+    def install_pyxis(self) -> None:
+        """Let srun take options of containers."""
+        found = subprocess.run(["which", "-a", "srun"], capture_output=True, text=True, check=True)
+        self._install(self.programs / "srun", SRUN, srun=found.stdout.split()[0])
+
+    def _install(self, path: Path, text: str, **more: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {"notes": self.notes, "bin": Path(sys.executable).parent, **more}
+        path.write_text(text.format(**{name: shlex.quote(str(v)) for name, v in values.items()}))
+        path.chmod(0o755)
+
+    def calls(self, program: str) -> list[str]:
+        """How a program was called."""
+        lines = self.notes.read_text().splitlines()
+        return [line for line in lines if line.split()[0] == program]
+
+
+@pytest.fixture(scope="module")
+def folder_of_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: another place of the code would be compiled again."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture
+def site(folder_of_site: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A home folder, modules, conda and apptainer."""
+    return Site(folder_of_site, monkeypatch)
+
+
+class Reproduction:
+    """Four runs of `mini` with GPUs, and the commands of a user about them."""
+
+    def __init__(self, folder: Path, cluster: str) -> None:
+        written = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
+        path = folder / "small.yaml"
+        runs = {name: written[name] for name in RUNS}
+        path.write_text(yaml.safe_dump({"name": "small", "runs": runs}, sort_keys=False))
+        sets = [
+            *SETTINGS,
+            "pretrain.resources.ranks_per_node=2",
+            *(f"{name}.resources.gpu=true" for name in RUNS[1:]),
+        ]
+        self.options = [part for item in sets for part in ("--set", item)]
+        self.path = path
+        self.cluster = cluster
+        self.run_root = load_profile(cluster).run_root
+
+    def call(self, command: str, *more: str) -> str:
+        """Run a command that must succeed; return what it prints."""
+        line = [sys.executable, str(code_root() / "run_stage.py"), command, str(self.path)]
+        line += ["--cluster", self.cluster, *self.options, *more]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        return done.stdout
+
+    def finish(self, describe: Any, timeout_s: float = 1200) -> None:
+        """Submit, and wait until all is done."""
+        self.call("submit")
+        end = time.monotonic() + timeout_s
+        states: set[str] = set()
+        while states != {"done"}:
+            time.sleep(5)
+            found = json.loads(self.call("status", "--json"))
+            states = {run["state"] for run in found}
+            assert "failed" not in states and time.monotonic() < end, (found, describe())
+            assert states == {"done"} or states & {"running", "queued"}, (found, describe())
+
+    def check_tables(self) -> None:
+        """Table 1 has numbers of ours."""
+        shown = self.call("tables", "--table", "table1", "--format", "csv")
+        rows = list(csv.DictReader(io.StringIO(shown)))
+        filled = [row for row in rows if row["ours"]]
+        assert {row["method"] for row in filled} == {"Mugs"}, rows
+        assert all(0 < float(row["ours"]) <= 100 for row in filled), filled
+
+    def facts(self, cluster: Any, name: str) -> dict[str, str]:
+        """What Slurm says of the job of a run, and what a rank saw."""
+        (folder,) = self.run_root.glob(f"*/{name}-*")
+        job = json.loads((folder / "job.json").read_text())["job_id"]
+        ranks = attempts.read_attempt(folder, 1)["ranks"]
+        facts: dict[str, str] = cluster.job(job)
+        return {**facts, "ranks": str(ranks)}
+
+
+@pytest.mark.parametrize(
+    ("shaped_cluster", "name"),
+    [pytest.param(shape, name, id=name) for name, shape in SHAPES.items()],
+    indirect=["shaped_cluster"],
+)
+def test_a_bundled_profile(shaped_cluster: Any, name: str, site: Site, tmp_path: Path) -> None:
+    if name == "container_pyxis":
+        site.install_pyxis()
+    reproduction = Reproduction(tmp_path, name)
+    reproduction.finish(shaped_cluster.describe)
+    reproduction.check_tables()
+    assert reproduction.run_root == site.run_root
+    training = reproduction.facts(shaped_cluster, "pretrain")
+    conversion = reproduction.facts(shaped_cluster, "digits")
+    assert training["Partition"] == "gpu", training
+    assert conversion["Partition"] == ("cpu" if name == "a100_8x_gres" else "gpu")
+    assert (training["NumNodes"], training["ranks"]) == ("1", "2")
+    assert "gpu:a100:2" in str(training), training
+    assert training["CPUs/Task"] == "12" and "gpu" not in conversion.get("TresPerNode", "")
+    check_calls(name, site)
+
+
+def check_calls(name: str, site: Site) -> None:
+    """Each of the four jobs asked for modules, conda and containers as the profile says.
+
+    Keepers load the same software, but run outside of containers.
+    """
+    loaded = {
+        "modules_conda": ["module purge", "module load cuda/12.8", "conda activate mugs"],
+        "container_apptainer": ["module load apptainer"],
+    }
+    calls = [*site.calls("module"), *site.calls("conda")]
+    assert set(calls) == set(loaded.get(name, [])), calls
+    assert all(calls.count(words) >= 4 for words in set(calls)), calls
+    image = "exec --nv --bind /data /images/mugs-repro.sif python3 -u -m slurm.node.job "
+    started = site.calls("apptainer")
+    assert all(image in call for call in started)
+    assert len(started) == (5 if name == "container_apptainer" else 0)  # one a rank
+    steps = [call for call in site.calls("srun") if "slurm.node.job" in call]
+    assert len(steps) == (4 if name == "container_pyxis" else 0)
+    mounts = "--container-mounts=/data:/data,/home:/home"
+    assert all(f"--container-image=/images/mugs-repro.sqsh {mounts}" in call for call in steps)
+
+
+@pytest.mark.parametrize("shaped_cluster", [OF_8], ids=["8 GPUs"], indirect=True)
+def test_a_profile_that_init_cluster_writes(
+    shaped_cluster: Any, site: Site, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.yaml"
+    line = [sys.executable, str(code_root() / "run_stage.py"), "init-cluster", str(out)]
+    subprocess.run([*line, "--run-root", str(site.run_root)], check=True, timeout=120)
+    reproduction = Reproduction(tmp_path, str(out))
+    reproduction.finish(shaped_cluster.describe)
+    reproduction.check_tables()
+    training = reproduction.facts(shaped_cluster, "pretrain")
+    assert training["Partition"] == "gpu" and "gpu:a100:2" in str(training), training
+    assert reproduction.facts(shaped_cluster, "digits")["Partition"] == "cpu"
