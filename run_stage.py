@@ -823,8 +823,8 @@ def verify(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="With a bundle: repeat its k-NN on these images (train/ and val/ in it) with the "
-            "bundled backbones, and compare.",
+            help="With a bundle: repeat its k-NN on these images (train/ and val/ in it; for mini "
+            "builtin:sklearn_digits) with the bundled backbones, and compare.",
         ),
     ] = None,
     certificate: Annotated[

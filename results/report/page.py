@@ -43,6 +43,7 @@ def render_report(
     paper_says: Mapping[str, Sequence[str]] | None = None,
     margin: float = DEFAULT_MARGIN,
     co2: float | None = None,
+    title: str = "",
 ) -> str:
     """Return the page.
 
@@ -50,6 +51,7 @@ def render_report(
     lines about the k-NN curves of runs that are not done. `paper_says` has,
     by the id of a pretraining, its settings that differ from what the paper's text says. `margin`
     is that of the verdicts. `co2` are the grams of CO2 for each kWh.
+    `title` is by default the name of the run root's folder.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -65,6 +67,8 @@ def render_report(
     }
     template = resources.read_resource("report", "templates", "report.html.j2")
     context = build_context(collection, root, nodes, paper_says or {}, margin, co2)
+    if title:
+        context["title"] = title
     return environment.from_string(template).render({**context, "forecasts": forecasts})
 
 

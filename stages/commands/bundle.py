@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import manifest
-from pipeline.archive import write_archive
-from pipeline.files import check_overwrite, expand_home, hash_file, read_bounded
+from pipeline.archive import ArchiveError, open_archive, write_archive
+from pipeline.files import OverwriteError, check_overwrite, expand_home, hash_file, read_bounded
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import ConfigError
 from results import publish
@@ -45,13 +45,19 @@ def write_bundle(
     `nodes` are the runs that the report draws.
 
     Raises:
-        ConfigError: no run is done, or a file of a run is not what it wrote.
+        ConfigError: no run is done, a file of a run is not what it wrote, or the bundle is not
+            called .zip.
         RowsError: a result row was refused.
-        OverwriteError: there is a file that is no bundle, and `force` is not given.
+        OverwriteError: there is a file that is no bundle, or one with backbones that this one has
+            not, and `force` is not given.
     """
     name = Path(request.reproduction).stem
     path = expand_home(request.out or selection.root / f"{name}.bundle.zip")
+    if path.suffix != ".zip":
+        raise ConfigError(f"--out {path}: expected a name that ends in .zip")
     check_overwrite(path, content.MARK, force=request.force)
+    if not (request.weights or request.force):
+        _check_no_weights(path)
     entries = _find_entries(selection)
     missing = [run.name for run in selection.runs if run.run_id not in entries]
     collection = collect_finished(selection.root, selection.runs).require_valid()
@@ -69,7 +75,9 @@ def write_bundle(
         if request.weights:
             contents |= _collect_weights(entry, cleaned)
     contents[content.REPRODUCTION] = content.format_reproduction(name, selection.runs)
-    contents[content.REPORT] = _render_report(selection, collection, nodes, hidden, request.co2)
+    contents[content.REPORT] = _render_report(
+        name, selection, collection, nodes, hidden, request.co2
+    )
     contents |= _collect_results(collection)
     about = content.BundleFile(
         reproduction=name,
@@ -81,6 +89,22 @@ def write_bundle(
     _add_lists(name, contents, cleaned)
     write_archive(path, contents)
     return path, [f"not done, so not in the bundle: {run}" for run in missing]
+
+
+def _check_no_weights(path: Path) -> None:
+    """Raise OverwriteError if a bundle has backbones, which take hours to train."""
+    if not path.exists():
+        return
+    try:
+        with open_archive(path) as archive:
+            kept = any(name.startswith("weights/") for name in archive.members)
+    except ArchiveError:
+        return  # damaged
+    if kept:
+        raise OverwriteError(
+            f"{path}: has backbones, which the new bundle would not have; give --weights, another"
+            " --out, or --force"
+        )
 
 
 def _find_entries(selection: Selection) -> dict[str, ManifestEntry]:
@@ -143,6 +167,7 @@ def _collect_weights(entry: ManifestEntry, entries: Sequence[ManifestEntry]) -> 
 
 
 def _render_report(
+    name: str,
     selection: Selection,
     collection: CollectedResults,
     nodes: Sequence[Node],
@@ -156,6 +181,8 @@ def _render_report(
         nodes=shown,
         paper_says=find_paper_differences(collection),
         co2=co2,
+        # The folder's name is private, and another one would be another bundle.
+        title=name,
     )
     return text.encode(errors="backslashreplace")
 

@@ -46,6 +46,8 @@ class RepeatedRun:
 
     def describe(self) -> str:
         """Return a line about it."""
+        if not self.here:
+            return f"{self.name}-{self.run_id}: not repeated, as a run failed (see above)"
         count = f"{self.name}-{self.run_id}: {len(self.here)} numbers of k-NN repeated"
         if self.difference == 0:
             return f"{count}, all equal"

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.archive import Archive, ArchiveError, open_archive
-from pipeline.files import FormatVersionError, check_format_version
+from pipeline.files import FormatVersionError, check_format_version, expand_home
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry, parse_entry
 from pipeline.spec import ConfigError, StageRun
@@ -98,7 +98,14 @@ class BundleCheck:
 
 def is_bundle(text: str) -> bool:
     """Return whether an argument names a bundle, and not a reproduction."""
-    return text.endswith(".zip")
+    if text.endswith(".zip"):
+        return True
+    path = expand_home(text)
+    if not path.is_file():
+        return False
+    # A bundle that was given another name.
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PK\3\4"
 
 
 class _Contradiction(ValueError):
@@ -109,8 +116,11 @@ def verify_bundle(path: Path) -> BundleCheck:
     """Check a bundle: its form, its checksums, and that its parts agree.
 
     Raises:
+        ConfigError: there is no such file.
         OSError: the file cannot be read.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file")
     found = BundleCheck(path)
     try:
         with open_archive(path) as archive:

@@ -28,10 +28,11 @@ from pipeline import config
 from pipeline.archive import LARGEST_ARCHIVE, ArchiveError, open_archive, write_archive
 from pipeline.files import OverwriteError
 from pipeline.spec import ConfigError
+from stages.commands import bundle
 from stages.commands.bundle import write_bundle
 from stages.commands.bundle_content import format_reproduction, hide_paths
 from stages.commands.reproduction import all_runs
-from stages.commands.verify_bundle import verify_bundle
+from stages.commands.verify_bundle import is_bundle, verify_bundle
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,15 @@ def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path, monkeypat
         monkeypatch.undo()
         time.tzset()
     assert again.read_bytes() == made.read_bytes()
+
+
+def test_a_bundle_does_not_tell_the_folder_of_the_run_root(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(bundle, "render_report", lambda *_, **k: given.update(k) or "<p></p>")
+    write_bundle(finish_runs(tmp_path), BundleRequest("small", tmp_path / "b.zip"), [])
+    assert given["title"] == "small"
 
 
 def test_any_program_reads_a_bundle(made: Path, tmp_path: Path) -> None:
@@ -119,11 +129,25 @@ def test_only_a_bundle_is_overwritten(made: Path, tmp_path: Path, monkeypatch: A
     (tmp_path / "mine.zip").write_text("mine")
     (tmp_path / "other").mkdir()
     selection = finish_runs(tmp_path / "other")
-    write_bundle(selection, BundleRequest("small", path), [])
+    with pytest.raises(OverwriteError, match="has backbones, which the new bundle would not have"):
+        write_bundle(selection, BundleRequest("small", path), [])
+    write_bundle(selection, BundleRequest("small", path, weights=True), [])
+    write_bundle(selection, BundleRequest("small", path, force=True), [])
     with pytest.raises(OverwriteError, match=r"mine\.zip"):
         write_bundle(selection, BundleRequest("small", tmp_path / "mine.zip"), [])
     write_bundle(selection, BundleRequest("small", tmp_path / "mine.zip", force=True), [])
     assert verify_bundle(tmp_path / "mine.zip").problems == []
+
+
+def test_a_bundle_is_known_by_its_content_or_its_name(made: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "b.tar"
+    renamed.write_bytes(made.read_bytes())
+    assert is_bundle(str(renamed)) and is_bundle("missing.zip") and not is_bundle("mini")
+    with pytest.raises(ConfigError, match="there is no such file"):
+        verify_bundle(tmp_path / "missing.zip")
+    selection = finish_runs(tmp_path / "runs")
+    with pytest.raises(ConfigError, match=r"expected a name that ends in \.zip"):
+        write_bundle(selection, BundleRequest("small", tmp_path / "c.tar"), [])
 
 
 def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, monkeypatch: Any) -> None:

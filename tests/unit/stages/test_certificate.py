@@ -205,3 +205,8 @@ def test_an_option_without_effect_is_refused(arguments: tuple[str, ...], said: s
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert said in " ".join(done.stderr.replace("'", "").split())
+
+
+def test_a_repetition_that_failed_has_no_numbers_to_compare() -> None:
+    line = RepeatedRun("knn", "abc", {}, {"k=20": 72.3}).describe()
+    assert "not repeated" in line and "missing" not in line
