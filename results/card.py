@@ -25,6 +25,14 @@ TASKS = {
     "ade20k_segmentation": "image-segmentation",
     "davis_segmentation": "mask-generation",
 }
+# What the networks of a pretraining are, by the name of the weights.
+NETWORKS = {
+    "teacher": "A vision transformer that was pretrained without labels.",
+    "student": "The student of a vision transformer that was pretrained without labels; results\n"
+    "are usually those of its teacher.",
+    "initial": "A vision transformer as it was **before** its pretraining: its weights are\n"
+    "random, and it learned nothing. It shows what the pretraining adds.",
+}
 _EXAMPLE = 'import timm\n\nmodel = timm.create_model("hf-hub:USER/NAME", pretrained=True)'
 METRIC_TYPES = {"top1": "accuracy"}
 
@@ -108,7 +116,9 @@ def render_card(
     vocabulary = load_vocabulary()
     method = vocabulary.method_title(str(run.info.get("method", "")))
     arch = vocabulary.arch_title(str(run.info.get("arch", "")))
-    title = clean_line(f"{method} {arch}, {run.info.get('epochs')} epochs")
+    trained = "not trained" if weights == "initial" else f"{run.info.get('epochs')} epochs"
+    network = ", student" if weights == "student" else ""
+    title = clean_line(f"{method} {arch}, {trained}{network}")
     results = list_card_results(run, weights, collection)
     head: dict[str, Any] = {
         "tags": [mark, "self-supervised-learning"],
@@ -122,7 +132,7 @@ def render_card(
     parts = [
         f"---\n{front}---\n",
         f"# {title}\n",
-        "A vision transformer that was pretrained without labels. It turns an image into a\n"
+        f"{NETWORKS.get(weights, NETWORKS['teacher'])} It turns an image into a\n"
         "vector: for k-NN, linear probes, retrieval and as a start for fine-tuning. It names no\n"
         "classes, and was not tested for decisions about people.\n",
         "## Use\n",

@@ -16,6 +16,8 @@ from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import load_backbone, write_backbone_file
 from pipeline.files import OverwriteError
 from pipeline.spec import ConfigError
+from results.card import render_card
+from stages.commands.finished_results import collect_finished
 from stages.commands.weights import choose_format, export_to_hub
 
 SHAPE = ViTConfig(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=32)
@@ -72,6 +74,23 @@ def test_the_hub_reads_results_with_verdicts(exported: Path) -> None:
     }
     assert "72.3 | 72.3 | reproduced |" in card.text
     assert "2 kWh of its GPUs (0.8 kg CO2 at 400 g/kWh)" in card.text
+
+
+@pytest.mark.parametrize(
+    ("weights", "title", "words"),
+    [
+        ("teacher", ", 100 epochs\n", "was pretrained without labels. It turns"),
+        ("student", ", 100 epochs, student\n", "The student of"),
+        ("initial", ", not trained\n", "**before** its pretraining"),
+    ],
+)
+def test_a_card_says_which_network_it_is_of(
+    root: Path, weights: str, title: str, words: str
+) -> None:
+    collection = collect_finished(root)
+    (run,) = (run for run in collection.runs.values() if run.stage == "pretrain")
+    card = render_card(run, weights, collection, mark="mark")
+    assert f"# Mugs ViT-S/16{title}" in card and words in card
 
 
 def test_a_card_holds_nothing_private_and_no_markup_of_others(root: Path, exported: Path) -> None:
