@@ -8,6 +8,9 @@ from results.variants import format_setting
 
 # Facts that differ between any two jobs, and say nothing about their numbers.
 OF_THE_JOB = ("slurm", "batch_script")
+# Facts that only a run which computes with torch records: of the others, as conversions, none is no
+# difference.
+OF_TORCH = ("cuda", "cudnn", "nccl")
 # Facts that are told in one line.
 LINES = (
     ("python", "os", "kernel", "libc"),
@@ -28,6 +31,8 @@ def list_environment_differences(runs: Iterable[FinishedRun]) -> list[str]:
     for name in sorted({name for found in facts.values() for name in found}):
         values: dict[str, list[str]] = {}
         for run_id, found in sorted(facts.items()):
+            if name in OF_TORCH and name not in found:
+                continue
             values.setdefault(found.get(name, "none"), []).append(run_id)
         if len(values) > 1:
             told = [f"{value} ({', '.join(ids)})" for value, ids in sorted(values.items())]

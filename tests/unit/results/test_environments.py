@@ -50,6 +50,13 @@ def test_only_what_differs_is_told_with_its_runs() -> None:
     assert list_environment_differences([runs[0], runs[2], runs[3]]) == []
 
 
+def test_a_run_that_computes_without_torch_has_no_other_cuda() -> None:
+    with_torch = [run("a", cuda="13.2"), run("b", cuda="13.2")]
+    assert list_environment_differences([*with_torch, run("convert")]) == []
+    differ = list_environment_differences([with_torch[0], run("b", cuda="12.8"), run("convert")])
+    assert differ == ["cuda: 12.8 (b); 13.2 (a)"]
+
+
 def test_explain_shows_environments_and_their_differences(results: Make) -> None:
     rows = results({"run_id": "a"}, {"run_id": "b", "seed": 1})
     runs = {"a": run("a"), "b": run("b", driver="550.54.15")}

@@ -347,6 +347,14 @@ def test_with_other_seeds_the_images_count(results: Make) -> None:
     assert compare_mini(results, [MINI[0] - 20]).startswith("lower by 14.8 ± 6.")
 
 
+def test_a_copy_of_a_run_needs_no_more_seeds(results: Make) -> None:
+    one = mini_seeds(results, MINI[0])
+    compared = compare_cells(one, one, ["table1"], 0.5)
+    assert compared.parts[0].rows[0].cells[-1].text == "same run, equal"
+    moved = compare_cells(one, mini_seeds(results, MINI[0] + 1), ["table1"], 0.5)
+    assert moved.parts[0].rows[0].cells[-1].text.startswith("undecided")
+
+
 def test_pairs_that_scatter_seldom_pass_for_equal_or_different() -> None:
     """Three repeated runs whose numbers scatter by as much as those of other seeds."""
     random = np.random.default_rng(0)
