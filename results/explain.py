@@ -3,7 +3,7 @@
 The origin is its rows, runs, weights, configuration, code and cost.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.text import format_count
@@ -17,6 +17,9 @@ from results.tables import OurCell, build_table
 from results.variants import format_setting
 from results.verdict import explain_verdict
 
+# Gives the settings of a run.
+Settings = Callable[[FinishedRun], Mapping[str, Any]]
+
 
 def explain_cell(
     collection: CollectedResults,
@@ -25,11 +28,13 @@ def explain_cell(
     column: str,
     margin: float | None = None,
     co2: float | None = None,
+    settings_of: Settings | None = None,
 ) -> str:
     """Return the origin of one cell; with a margin, also the arithmetic of its verdict.
 
     `row` has words of its group and row (`mugs vit-s/16 3200`), `column` is a title or a key. `co2`
-    are the grams of CO2 for each kWh.
+    are the grams of CO2 for each kWh. `settings_of` gives the settings of a run, by default under
+    the names that its record has.
 
     Raises:
         OptionError: not exactly one cell has all the words; the message lists the cells there are.
@@ -54,10 +59,16 @@ def explain_cell(
         matching = exact
     if len(matching) != 1:
         listed = "".join(f"\n  {_place(cell)}" for cell in matching or in_column)
-        raise OptionError(
-            f"{table}, {column}: {len(matching)} rows have the words {row!r}, of these:{listed}"
-        )
-    return "\n".join(_explain(table, matching[0], collection, margin, co2)) + "\n"
+        count = "several rows of ours have" if matching else "no row of ours with a result has"
+        raise OptionError(f"{table}, {column}: {count} the words {row!r}, of these:{listed}")
+    return (
+        "\n".join(_explain(table, matching[0], collection, margin, co2, settings_of or _recorded))
+        + "\n"
+    )
+
+
+def _recorded(run: FinishedRun) -> Mapping[str, Any]:
+    return run.config
 
 
 def _place(ours: OurCell) -> str:
@@ -74,6 +85,7 @@ def _explain(
     collection: CollectedResults,
     margin: float | None,
     co2: float | None,
+    settings_of: Settings,
 ) -> Iterator[str]:
     cell = ours.cell
     line = f"{table}, {ours.row}, {ours.column}: {cell.text()}"
@@ -99,6 +111,8 @@ def _explain(
             if run.run_id not in shown:
                 shown[run.run_id] = run
                 yield from _describe_run(run, collection.runs, co2)
+                settings = flatten_config(settings_of(run))
+                yield from (f"    {key}: {format_setting(v)}" for key, v in settings.items())
     if lines := list_environment_differences(shown.values()):
         yield "\nthe environments of these runs differ:"
         yield from (f"  {line}" for line in lines)
@@ -141,7 +155,6 @@ def _describe_run(
         f"  finished: {run.finished or 'unknown'}",
         *(f"  note: {note}" for note in run.info.get("notes") or []),
         "  config:",
-        *(f"    {key}: {format_setting(v)}" for key, v in flatten_config(run.config).items()),
     ]
 
 

@@ -1,19 +1,22 @@
 """The command `tables`: print tables, explain a cell, compare two run roots, or write files."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pipeline.settings import use_current_names
 from results import publish, render, spec
 from results.collect import CollectedResults
 from results.compare import compare_cells
 from results.energy import format_energy, sum_energy_of_runs
 from results.explain import explain_cell
 from results.render import Format
-from results.runs import iter_with_upstream
+from results.runs import FinishedRun, iter_with_upstream
 from results.spec import OptionError
 from results.tables import Table, build_tables, describe_unplaced
 from results.verdict import DEFAULT_MARGIN, check_margin
+from stages import STAGES
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection
 
@@ -116,6 +119,13 @@ def warn_of_missing_root(selection: Selection, warn: Callable[[str], None]) -> N
         warn(f"run root {selection.root}: there is no such folder, so there are no results of ours")
 
 
+def rename_settings(run: FinishedRun) -> Mapping[str, Any]:
+    """Return the settings of a run under today's names, as `plan --explain` and the docs do."""
+    if run.stage not in STAGES:
+        return run.config  # of code that has other stages
+    return use_current_names(STAGES[run.stage].config, run.config)
+
+
 def add_cost_note(table: Table, collection: CollectedResults, co2: float) -> Table:
     """Return a table with a note of what the runs behind it cost, in GPU-hours, kWh and CO2."""
     ids = dict.fromkeys(
@@ -154,7 +164,11 @@ def run(
         return map(str, publish.publish_tables(collection, request.publish, force=request.force))
     if request.explain is not None:
         text = explain_cell(
-            collection, *request.explain, margin=request.verdict_margin, co2=request.co2
+            collection,
+            *request.explain,
+            margin=request.verdict_margin,
+            co2=request.co2,
+            settings_of=rename_settings,
         )
         return [text.removesuffix("\n")]
     if request.against is not None:

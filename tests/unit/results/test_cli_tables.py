@@ -14,8 +14,10 @@ import pytest
 
 from results.collect import CollectedResults
 from results.explain import explain_cell
+from results.runs import run_from_entry
 from results.schema import Result, ResultRow
 from results.spec import OptionError, table_names
+from stages.commands.tables import rename_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -120,6 +122,16 @@ def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
         assert words in text, (words, text)
 
 
+def test_explain_has_the_names_that_settings_have_today() -> None:
+    record = {"views": {"weak_only": True}, "max_images_per_step": 8, "of_other_code": 1}
+    entry = {"stage": "pretrain", "name": "p", "run_id": "a", "config": record}
+    named = rename_settings(run_from_entry(entry))
+    assert named["micro_batch_size"] == 8 and named["of_other_code"] == 1
+    assert "weak_only" not in named["views"]
+    entry["stage"] = "of_other_code"
+    assert rename_settings(run_from_entry(entry)) == record
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -127,7 +139,10 @@ def test_a_cell_is_traced_to_its_upstream_runs(cli: Cli, filled: Any) -> None:
             ("table1", "mugs", "linear"),
             "no cell of ours in a column 'linear' (columns with one: k-NN)",
         ),
-        (("table1", "dino", "k-nn"), "0 rows have the words 'dino', of these:"),
+        (
+            ("table1", "dino", "k-nn"),
+            "no row of ours with a result has the words 'dino', of these:",
+        ),
         (("table11", "mugs", "k-nn"), "--explain table11: expected one of"),
     ],
 )
