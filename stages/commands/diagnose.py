@@ -45,6 +45,8 @@ LEAST_OF_SETTING = 0.4
 MOST_OF_SETTING = 0.8
 # Of a setting that is no number, whose size says nothing.
 OTHER_SETTING = 0.55
+# Numbers of other data compare with nothing, so it comes before all else.
+OTHER_DATA = 0.99
 
 # The metrics that tables show, where a run has several.
 MAIN_METRICS = ("top1", "box AP", "mIoU", "J&F")
@@ -115,7 +117,9 @@ def load_chain(selection: Selection, name: str) -> Chain:
     Raises:
         ConfigError: there is no such run, `name` is a stage of several, or the run is not done.
     """
-    named = [run for run in selection.runs if run.name == name]
+    named = [
+        run for run in selection.runs if name in (run.name, run.run_id, f"{run.name}-{run.run_id}")
+    ]
     named = named or [run for run in selection.runs if run.stage == name]
     names = [run.name for run in named]
     if not names:
@@ -230,15 +234,28 @@ def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]
     for key in common:
         if mine[key] == theirs[key]:
             continue
-        evidence = f"{format_setting(mine[key])} in the run, {format_setting(theirs[key])} there"
+        evidence = f"{_show(mine[key])} in the run, {_show(theirs[key])} there"
         if entry.stage == "pretrain" and key in ("batch_size", "base_lr"):
             evidence += _describe_peak(mine, theirs)
+        if key == "dataset":
+            yield Cause(
+                OTHER_DATA,
+                f"{entry.stage} {entry.name}: its data set is not that of the recipe",
+                evidence,
+                "compare it with a recipe of the same data (--recipe): the numbers are of other"
+                " images, and most settings below follow from the data",
+            )
+            continue
         yield Cause(
             _weigh_difference(mine[key], theirs[key]),
             f"{entry.stage} {entry.name}: {key} differs from the recipe",
             evidence,
             f"run it with --set {quote(f'{name}.{key}={json.dumps(theirs[key])}')}",
         )
+
+
+def _show(value: Any) -> str:
+    return format_setting(value) or "nothing"
 
 
 def _describe_peak(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -112,6 +112,21 @@ def test_another_recipe_can_be_named(tmp_path: Path) -> None:
     assert "mugs.queue_size differs" in cause.what
 
 
+def test_another_data_set_comes_before_all_settings(tmp_path: Path) -> None:
+    found = find(make_run_root(tmp_path), recipe="mugs_vit_s16_ep100")
+    first = found.causes[0]
+    assert "its data set is not that of the recipe" in first.what
+    assert first.evidence == "sklearn_digits in the run, imagenet1k there"
+    assert "seen:  in" not in "\n".join(f"   seen: {cause.evidence}" for cause in found.causes)
+
+
+def test_a_run_is_found_by_its_id_too(tmp_path: Path) -> None:
+    selection = make_run_root(tmp_path)
+    named = find(selection).run
+    run_id = named.rpartition("-")[2]
+    assert find(selection, run=run_id).run == find(selection, run=f"knn-{run_id}").run == named
+
+
 def test_a_training_that_ended_early_is_found(tmp_path: Path) -> None:
     selection = make_run_root(tmp_path)
     (metrics,) = tmp_path.glob("pretrain/*/metrics.jsonl")
