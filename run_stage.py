@@ -191,7 +191,7 @@ def plan(
         facts = describe_plan(selection.runs, split, selection.root, **lines)
         typer.echo(format_json({**facts, "prediction": prediction.to_json()}))
     else:
-        console.show_lines(problems[len(shortages) :])
+        console.show_problems(problems[len(shortages) :])
 
 
 @app.command()

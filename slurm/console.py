@@ -96,6 +96,13 @@ def show_plan(
     show_lines(advice)
 
 
+def show_problems(problems: Sequence[str]) -> None:
+    """Print what `submit` would refuse, below a line that counts it."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        show_lines([f"{count} to solve before submit:", *(f"  {line}" for line in problems)])
+
+
 def show_remarks(runs: Iterable[StageRun]) -> None:
     """Print a line for each setting that is valid but that the user may not have meant."""
     notes = join_equal((run.name, remark) for run in runs for remark in run.remarks)
