@@ -79,7 +79,9 @@ def _explain_settings(
         source = _source(given, path)
         if source is None:
             # What code filled in from other settings or from the inputs differs from the default.
-            source = DEFAULT if value == field.default else "other settings and inputs"
+            source = (
+                DEFAULT if value == field.default else "filled in from other settings or the inputs"
+            )
         yield ExplainedSetting(".".join(path), value, source, field.record_name in identity)
 
 

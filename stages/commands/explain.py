@@ -11,7 +11,9 @@ from pipeline.reading import format_choices
 from pipeline.spec import ConfigError, StageRun
 from stages import STAGES
 from stages.commands.reproduction import all_runs
+from stages.shared.frozen import list_settings_of_features
 
+NO_EFFECT = "no effect: that of the features run counts"
 HEADER = ("setting", "value", "from", "in run id")
 
 
@@ -42,11 +44,12 @@ def tabulate_settings(
 
     `from_profile` has the resources that a cluster profile decides, each with the profile's name.
     """
+    elsewhere = list_settings_of_features(type(run.config), run.needs)
     return [
         (
             line.name,
             json.dumps(to_jsonable_python(line.value)),
-            line.source,
+            NO_EFFECT if line.name in elsewhere else line.source,
             "yes" if line.in_run_id else "no",
         )
         for line in explain_run(reproduction, STAGES, run, overrides or (), from_profile)

@@ -19,6 +19,7 @@ from results.verdict import DEFAULT_MARGIN, check_margin
 from stages import STAGES
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection
+from stages.shared.frozen import list_settings_of_features
 
 # Options that do something instead of printing tables.
 ACTIONS = ("out", "explain", "against", "publish")
@@ -120,10 +121,16 @@ def warn_of_missing_root(selection: Selection, warn: Callable[[str], None]) -> N
 
 
 def rename_settings(run: FinishedRun) -> Mapping[str, Any]:
-    """Return the settings of a run under today's names, as `plan --explain` and the docs do."""
+    """Return the settings of a run under today's names, as `plan --explain` and the docs do.
+
+    Those without effect, because stored features were made with others, are left out.
+    """
     if run.stage not in STAGES:
         return run.config  # of code that has other stages
-    return use_current_names(STAGES[run.stage].config, run.config)
+    stage_config = STAGES[run.stage].config
+    elsewhere = list_settings_of_features(stage_config, run.upstream)
+    named = use_current_names(stage_config, run.config)
+    return {key: value for key, value in named.items() if key not in elsewhere}
 
 
 def add_cost_note(table: Table, collection: CollectedResults, co2: float) -> Table:

@@ -1,7 +1,7 @@
 """What evaluations of a pretrained backbone share: its features, and their result rows."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -153,6 +153,13 @@ class FrozenEvaluation(Backbone, FeatureEvaluation):
             raise ValueError(
                 f"{', '.join(given)}: belongs to the run that fills the role features; set it there"
             )
+
+
+def list_settings_of_features(config: type[StageConfig], roles: Container[str]) -> frozenset[str]:
+    """Return the settings of an evaluation that count in its features run, and not in itself."""
+    if "features" not in roles or not issubclass(config, FrozenEvaluation):
+        return frozenset()
+    return frozenset(field.name for field in fields(Backbone))
 
 
 def check_neighbors(ks: Sequence[int], counts: Mapping[str, int]) -> None:

@@ -14,6 +14,8 @@ import run_stage
 from pipeline import files, runfile
 from pipeline.plan import select_runs
 from pipeline.spec import Resources, StageConfig, StageRun
+from slurm import console
+from stages.commands.explain import NO_EFFECT, find_run, tabulate_settings
 from stages.commands.report import write_report
 from stages.commands.reproduction import load_selection
 from stages.commands.tables import TablesRequest
@@ -239,3 +241,22 @@ def test_files_of_other_libraries_follow_the_umask(tmp_path: Path, umask: int, m
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == mode
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_problems_of_a_plan_are_counted_above_them(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_problems([])
+    console.show_problems(["a is not set", "b is not set"])
+    assert capsys.readouterr().out.splitlines() == [
+        "2 problems to solve before submit:",
+        "  a is not set",
+        "  b is not set",
+    ]
+
+
+def test_settings_that_count_in_the_features_run_are_marked() -> None:
+    sources = {}
+    for name in ("knn", "knn_initial"):
+        run = find_run("mini", name, None)
+        sources[name] = {line[0]: line[2] for line in tabulate_settings("mini", run, None, {})}
+    assert sources["knn"]["crop"] == sources["knn"]["resize"] == NO_EFFECT
+    assert NO_EFFECT not in sources["knn_initial"].values()

@@ -90,10 +90,16 @@ def test_the_last_that_speaks_counts(
 
 def test_what_follows_from_other_settings(reproduction: str) -> None:
     photos = explain(reproduction, "photos")
-    assert photos["root"].source == "other settings and inputs" and photos["root"].value == ""
+    assert (
+        photos["root"].source == "filled in from other settings or the inputs"
+        and photos["root"].value == ""
+    )
     assert photos["train_dir"].source.endswith("base.yaml: runs.photos")
     assert photos["resources.hours"].source == "default of the stage convert"
-    assert explain(reproduction, "probe")["base_lr"].source == "other settings and inputs"
+    assert (
+        explain(reproduction, "probe")["base_lr"].source
+        == "filled in from other settings or the inputs"
+    )
 
 
 def test_a_recipe_by_set(reproduction: str) -> None:

@@ -128,6 +128,11 @@ def test_explain_has_the_names_that_settings_have_today() -> None:
     named = rename_settings(run_from_entry(entry))
     assert named["micro_batch_size"] == 8 and named["of_other_code"] == 1
     assert "weak_only" not in named["views"]
+    # Made from stored features, whose size is that of their own run.
+    made = {"stage": "knn", "config": {"crop": 224, "ks": [20]}, "upstream": {"features": "f"}}
+    assert rename_settings(run_from_entry(entry | made)) == {"ks": [20]}
+    made["upstream"] = {"data": "d", "weights": "w"}
+    assert rename_settings(run_from_entry(entry | made)) == made["config"]
     entry["stage"] = "of_other_code"
     assert rename_settings(run_from_entry(entry)) == record
 
