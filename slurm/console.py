@@ -81,8 +81,9 @@ def show_plan(
     ]
     show_table(("run", "stage", "state", "nodes", "GPUs", "hours", "GPU-hours", "run id"), rows)
     hours = sum(run.resources.gpu_hours for run in split.pending)
-    # No bound: a run that reaches its time limit goes on in another job.
-    total = f"{hours:g} GPU-hours if each run ends within its hours once started"
+    # No bound: a run that reaches its time limit goes on in another job. To ask for hours on a
+    # cluster, the prediction below is meant.
+    total = f"{hours:g} GPU-hours if each run takes all of its hours"
     print_line(f"{len(split.done)} done, {len(split.pending)} not done, {total}, in {root}")
     show_lines(join_equal((run.name, fact) for run in runs for fact in run.facts))
     # Counts of images that a finished conversion changed or skipped, for example.

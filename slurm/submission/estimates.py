@@ -70,7 +70,7 @@ def _advise(run: StageRun, run_root: Path) -> str:
     step_s = _measure_step_seconds(run, run_root)
     steps = f" (checkpoint_steps={round(interval_s / step_s)} at its last speed)" if step_s else ""
     return (
-        f"save a checkpoint every {interval_s / 60:.0f} minutes{steps}. "
+        f"advice: save a checkpoint every {interval_s / 60:.0f} minutes{steps}. "
         f"Estimate for {conditions.gpus} GPUs: one failure every "
         f"{conditions.failure_every_s / 86400:.0f} days (failure rate of Llama 3's training); "
         f"each save stops the training for {conditions.stall_s:.1f} s. If the job is preempted "

@@ -88,7 +88,7 @@ def test_plan_is_plain_when_piped(cli: Cli, tmp_path: Path) -> None:
         r"^pretrain +pretrain +not done +1 +0 +[\d.]+ +0 +[0-9a-f]{12}$", shown.stdout, re.M
     )
     assert lines.pop().startswith("predicted: 0 GPU-hours, ")
-    left = f"{len(lines) - 1} not done, 0 GPU-hours if each run ends within its hours once started"
+    left = f"{len(lines) - 1} not done, 0 GPU-hours if each run takes all of its hours"
     assert lines[-1] == f"0 done, {left}, in {tmp_path / 'runs'}"
 
 
@@ -111,7 +111,7 @@ def test_plan_sums_the_gpu_hours_of_what_is_left(capsys: pytest.CaptureFixture[s
         ["not done", "1", "4", "0.25", "1"],
     ]
     assert " ".join(rows[5]) == (
-        "1 done, 3 not done, 10 GPU-hours if each run ends within its hours once started, in /r"
+        "1 done, 3 not done, 10 GPU-hours if each run takes all of its hours, in /r"
     )
     assert rows[6:] == [*([f"b: {note}"] for note in notes), ["advice"]]
 

@@ -71,7 +71,7 @@ def test_runs_with_the_same_advice_share_a_line(tmp_path: Path) -> None:
 def test_advice_names_steps_once_the_speed_is_known(tmp_path: Path) -> None:
     wanted = run(gb=6.0)
     (line,) = advise_checkpoint_interval([wanted, run(), run(6.0, gpu=False)], tmp_path)
-    assert line.startswith("main: save a checkpoint every ")
+    assert line.startswith("main: advice: save a checkpoint every ")
     assert "for 40 GPUs: one failure every 53 days" in line and "checkpoint_steps" not in line
     # 6 GB: copied from the device in 3 s, written in 30 s. A step of 1024 images takes 4 s.
     conditions = Conditions(
