@@ -166,23 +166,27 @@ def _tabulate(results: list[CardResult]) -> Iterator[str]:
     if not results:
         yield "None yet."
         return
-    yield "| data set | protocol | setting | metric | here | paper | verdict |"
-    yield "|---|---|---|---|---:|---:|---|"
+    compared = any(each.paper is not None for each in results)
+    titles = ["data set", "protocol", "setting", "metric", "here"]
+    # Without a printed number there is no verdict either, and nothing to explain about it.
+    titles += ["paper", "verdict"] if compared else []
+    yield f"| {' | '.join(titles)} |"
+    yield "|---|---|---|---|---:|---:|---|" if compared else "|---|---|---|---|---:|"
     for each in results:
         row = each.result.row
-        paper = "" if each.paper is None else format_value(each.paper)
-        cells = (
+        cells = [
             load_vocabulary().dataset_title(row.dataset),
             row.stage,
             row.setting,
             row.metric,
             format_value(row.value),
-            paper,
-            each.verdict,
-        )
+        ]
+        if compared:
+            cells += ["" if each.paper is None else format_value(each.paper), each.verdict]
         yield f"| {' | '.join(map(_plain, cells))} |"
-    yield ""
-    yield from describe_method(DEFAULT_MARGIN)
+    if compared:
+        yield ""
+        yield from describe_method(DEFAULT_MARGIN)
 
 
 def _describe_training(run: FinishedRun, weights: str, co2: float | None) -> Iterator[str]:

@@ -292,8 +292,8 @@ def describe_comparison_method(margin: float) -> tuple[str, str]:
 
 def _describe_tests(margin: float) -> str:
     return (
-        f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower, higher: the"
-        " interval of 95% does not hold zero; it follows after ±."
+        f"Reproduced: within {margin:g} points by two one-sided tests at 95%. Lower or higher by"
+        " D ± W: the difference is D; its interval of 95%, D - W to D + W, does not contain zero."
     )
 
 

@@ -217,7 +217,7 @@ def _answer_repeat(
         return 1 - float(found.mean())
 
     right = measure_distance(compute_tokens(vit, images))
-    seen = f"{len(chosen)} of them, with a mean cosine of 1 - {right:.1e}"
+    seen = f"{len(chosen)} of them, with a mean cosine of {format_cosine(right)}"
     if right < EQUAL:
         return Answer(question, seen=seen)
     distances = {
@@ -226,14 +226,19 @@ def _answer_repeat(
     }
     what = min(distances, key=lambda name: distances[name])
     remedy = f"repeat {entry.name} with this code, in another run root"
-    evidence = f"mean cosine 1 - {right:.1e} to features that were computed again"
+    evidence = f"mean cosine {format_cosine(right)} to features that were computed again"
     if distances[what] < min(SAME, right / BETTER):
-        told = f"{evidence}, 1 - {distances[what]:.1e} to such ones"
+        told = f"{evidence}, {format_cosine(distances[what])} to such ones"
         return Answer(question, (Cause(1.0, f"features {entry.name}: {what}", told, remedy),))
     if right < SAME:
         return Answer(question, seen=seen)
     unlike = f"features {entry.name}: not those of these weights and images"
     return Answer(question, (Cause(0.96, unlike, evidence, remedy),))
+
+
+def format_cosine(distance: float) -> str:
+    """Return a cosine by what it lacks to 1; rounding alone lacks nothing."""
+    return "1" if distance < 1e-9 else f"1 - {distance:.1e}"
 
 
 def list_mistakes(

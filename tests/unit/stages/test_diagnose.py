@@ -31,6 +31,7 @@ from stages.commands.diagnose import DiagnoseRequest, describe_number, diagnose
 from stages.commands.measure_chain import (
     EvaluationInputs,
     compare_channels,
+    format_cosine,
     measure_channels,
     measure_checkpoint,
     measure_evaluation,
@@ -396,3 +397,10 @@ def test_exchanged_channels_are_found(tmp_path: Path) -> None:
     assert not list(compare_channels(right, reference, "the sound run"))
     (cause,) = compare_channels(right, (0.1, 0.1, 0.1), "the sound run")
     assert "not those of the reference" in cause.what
+
+
+@pytest.mark.parametrize(
+    ("distance", "shown"), [(0.0, "1"), (-2.2e-16, "1"), (3.4e-4, "1 - 3.4e-04")]
+)
+def test_a_cosine_is_told_by_what_it_lacks(distance: float, shown: str) -> None:
+    assert format_cosine(distance) == shown

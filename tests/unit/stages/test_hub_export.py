@@ -1,6 +1,6 @@
 """`export --format hub`: timm loads the folder from disk, and the Hub reads the card."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,20 @@ def test_a_card_says_which_network_it_is_of(
     (run,) = (run for run in collection.runs.values() if run.stage == "pretrain")
     card = render_card(run, weights, collection, mark="mark")
     assert f"# Mugs ViT-S/16{title}" in card and words in card
+    # Only the teacher has a result, and with it columns of the paper.
+    assert ("| paper | verdict |" in card) == (weights == "teacher")
+
+
+def test_a_card_without_printed_numbers_has_no_columns_for_them(root: Path) -> None:
+    collection = collect_finished(root)
+    (run,) = (run for run in collection.runs.values() if run.stage == "pretrain")
+    other = [
+        replace(result, row=replace(result.row, dataset="sklearn_digits"))
+        for result in collection.results
+    ]
+    card = render_card(run, "teacher", replace(collection, results=tuple(other)), mark="mark")
+    assert "| metric | here |\n|---|---|---|---|---:|\n" in card
+    assert "verdict" not in card and "Reproduced:" not in card
 
 
 def test_a_card_holds_nothing_private_and_no_markup_of_others(root: Path, exported: Path) -> None:
