@@ -1,4 +1,4 @@
-"""Bundled cluster profiles, as they are, on a Slurm of its shape: from `submit` to the tables.
+"""Each bundled cluster profile, as it is, on a Slurm of its shape: from `submit` to the tables.
 
 GPUs are pretended, and so are modules, conda and containers: small programs stand in their place,
 which note how they were called.
@@ -29,11 +29,17 @@ OF_8 = {
     "cpu_nodes": 1,
     "cpus_per_node": 128,
     "memory_mb": 1_000_000,
-    "partitions": "PartitionName=gpu Default=YES Nodes=n[0-1]\nPartitionName=cpu Nodes=c0",
+    "partitions": "PartitionName=gpu Default=YES Nodes=n[0-1]\n"
+    "PartitionName=cpu Nodes=c0\n"
+    "PartitionName=preemptible Nodes=n[0-1] PreemptMode=REQUEUE GraceTime=15",
 }
+OF_4 = {**OF_8, "gpus_per_node": 4, "cpu_nodes": 0}
+OF_4["partitions"] = "PartitionName=gpu Default=YES"
 SHAPES = {
     "a100_8x80g": OF_8,
     "a100_8x_gres": OF_8,
+    "a100_4x40g": OF_4,
+    "preemptible": OF_8,
     "modules_conda": OF_8,
     "container_pyxis": OF_8,
     "container_apptainer": OF_8,
@@ -151,14 +157,14 @@ def site(folder_of_site: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 class Reproduction:
     """Four runs of `mini` with GPUs, and the commands of a user about them."""
 
-    def __init__(self, folder: Path, cluster: str) -> None:
+    def __init__(self, folder: Path, cluster: str, *, gpus: int = 2) -> None:
         written = yaml.safe_load(config.find_reproduction("mini")[1])["runs"]
         path = folder / "small.yaml"
         runs = {name: written[name] for name in RUNS}
         path.write_text(yaml.safe_dump({"name": "small", "runs": runs}, sort_keys=False))
         sets = [
             *SETTINGS,
-            "pretrain.resources.ranks_per_node=2",
+            f"pretrain.resources.ranks_per_node={gpus}",
             *(f"{name}.resources.gpu=true" for name in RUNS[1:]),
         ]
         self.options = [part for item in sets for part in ("--set", item)]
@@ -211,16 +217,19 @@ class Reproduction:
 def test_a_bundled_profile(shaped_cluster: Any, name: str, site: Site, tmp_path: Path) -> None:
     if name == "container_pyxis":
         site.install_pyxis()
-    reproduction = Reproduction(tmp_path, name)
+    folded = name == "a100_4x40g"
+    reproduction = Reproduction(tmp_path, name, gpus=8 if folded else 2)
     reproduction.finish(shaped_cluster.describe)
     reproduction.check_tables()
     assert reproduction.run_root == site.run_root
     training = reproduction.facts(shaped_cluster, "pretrain")
     conversion = reproduction.facts(shaped_cluster, "digits")
-    assert training["Partition"] == "gpu", training
-    assert conversion["Partition"] == ("cpu" if name == "a100_8x_gres" else "gpu")
-    assert (training["NumNodes"], training["ranks"]) == ("1", "2")
-    assert "gpu:a100:2" in str(training), training
+    expected = "preemptible" if name == "preemptible" else "gpu"
+    assert training["Partition"] == expected, training
+    assert conversion["Partition"] == ("cpu" if name == "a100_8x_gres" else expected)
+    assert (training["NumNodes"], training["ranks"]) == (("2", "8") if folded else ("1", "2"))
+    gpus = 4 if folded else 2
+    assert f"gpu:a100:{gpus}" in str(training), training
     assert training["CPUs/Task"] == "12" and "gpu" not in conversion.get("TresPerNode", "")
     check_calls(name, site)
 
@@ -247,7 +256,7 @@ def check_calls(name: str, site: Site) -> None:
     assert all(f"--container-image=/images/mugs-repro.sqsh {mounts}" in call for call in steps)
 
 
-@pytest.mark.parametrize("shaped_cluster", [OF_8], ids=["8 GPUs"], indirect=True)
+@pytest.mark.parametrize("shaped_cluster", [OF_8, OF_4], ids=["8 GPUs", "4 GPUs"], indirect=True)
 def test_a_profile_that_init_cluster_writes(
     shaped_cluster: Any, site: Site, tmp_path: Path
 ) -> None:
@@ -259,4 +268,12 @@ def test_a_profile_that_init_cluster_writes(
     reproduction.check_tables()
     training = reproduction.facts(shaped_cluster, "pretrain")
     assert training["Partition"] == "gpu" and "gpu:a100:2" in str(training), training
-    assert reproduction.facts(shaped_cluster, "digits")["Partition"] == "cpu"
+    if shaped_cluster.shape.cpu_nodes:
+        assert reproduction.facts(shaped_cluster, "digits")["Partition"] == "cpu"
+
+
+def test_the_profile_of_a_machine_without_slurm(site: Site, tmp_path: Path) -> None:
+    reproduction = Reproduction(tmp_path, "workstation")
+    reproduction.call("run")
+    reproduction.check_tables()
+    assert reproduction.run_root == site.run_root
