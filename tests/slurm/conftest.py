@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,9 +95,11 @@ class Shape:
 class Cluster:
     """Daemons of one cluster.
     A node has its own host name and processes where namespaces are allowed.
+    Takes the fields of a shape.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, **fields: Any) -> None:
+        shape = Shape(**fields)
         self.shape = shape
         self.partition = shape.partitions.split()[0].removeprefix("PartitionName=")
         self.root = Path(
@@ -293,14 +296,14 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def start_cluster(shape: Shape) -> Iterator[Cluster]:
+def start_cluster(**fields: Any) -> Iterator[Cluster]:
     """A running cluster, where Slurm is installed."""
     missing = [
         name for name in ("slurmctld", "slurmd", "munged", "sbatch") if find_daemon(name) is None
     ]
     if missing:
         pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not installed")
-    cluster = Cluster(shape)
+    cluster = Cluster(**fields)
     try:
         cluster.start()
         yield cluster
@@ -311,7 +314,7 @@ def start_cluster(shape: Shape) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[Cluster]:
     """Two nodes with eight pretended GPUs each, for the whole session."""
-    with start_cluster(Shape()) as cluster:
+    with start_cluster() as cluster:
         yield cluster
 
 
@@ -321,7 +324,7 @@ def shaped_cluster(
 ) -> Iterator[Cluster]:
     """A cluster for one test, of the shape that is its indirect parameter."""
     choose_no_other_cluster(monkeypatch)
-    with start_cluster(Shape(**request.param)) as cluster:
+    with start_cluster(**request.param) as cluster:
         monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
         yield cluster
 
