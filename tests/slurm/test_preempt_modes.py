@@ -1,4 +1,4 @@
-"""All faults on clusters of each PreemptMode: each training ends as if nothing had happened.
+"""A preemption on clusters of each PreemptMode: the training ends as if nothing had happened.
 
 Nobody types a command after the first `submit`: the keeper is queued with the runs.
 """
@@ -8,25 +8,15 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("fault_case", "job_faults", "cluster_faults")
+pytest.register_assert_rewrite("fault_case", "cluster_faults")
 
-from cluster_faults import CLUSTER_FAULTS, keep  # noqa: E402
-from fault_case import Case, Fault, Played, play  # noqa: E402
-from job_faults import JOB_FAULTS  # noqa: E402
+from cluster_faults import keep  # noqa: E402
+from fault_case import Case  # noqa: E402
 
 from pipeline import attempts  # noqa: E402
 
 pytestmark = [pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(2400)]
 
-# Of these, a person has to know; the preemptions have a test of their own below.
-ENDED_BY_A_PERSON = ("cancelled", "crashes_always")
-OF_THE_CLUSTER = (
-    "controller_restarted",
-    "controller_away",
-    "node_down",
-    "node_dies",
-    "node_seems_dead",
-)
 PARTITIONS = """PartitionName=low Default=YES PriorityTier=1 PreemptMode={mode} GraceTime=0
 PartitionName=high PriorityTier=10 PreemptMode=OFF"""
 MODES = {
@@ -75,39 +65,3 @@ def test_a_preemption_in_every_mode(
         case.finish()
         results.append(case.result())
     assert results[0] == results[1]
-
-
-def kept(fault: Fault) -> Fault:
-    """Return the fault with a keeper beside it, as `submit` queues one."""
-
-    def with_keeper(case: Case) -> None:
-        keep(case)
-        fault(case)
-
-    return with_keeper
-
-
-@pytest.mark.parametrize(("shaped_cluster", "mode"), SHAPES, indirect=["shaped_cluster"])
-def test_every_other_fault_in_every_mode(
-    shaped_cluster: Any, mode: str, toy: None, tmp_path: Path
-) -> None:
-    found = {name: each for name, each in JOB_FAULTS.items() if name not in ENDED_BY_A_PERSON}
-    played = play_faults(shaped_cluster, tmp_path, found, at_once=4)
-    for name in OF_THE_CLUSTER:
-        if name.startswith("node_") and not shaped_cluster.namespaces:
-            continue  # a node cannot be killed alone
-        # One at a time, as others would meet it, too; and on a cluster that is whole again.
-        shaped_cluster.recover()
-        one = {name: CLUSTER_FAULTS[name]}
-        played |= play_faults(shaped_cluster, tmp_path, one, at_once=1)
-    assert {name: wrong for name, (_, wrong) in played.items() if wrong} == {}
-    expected = played["undisturbed"][0].result()
-    assert [name for name, (case, _) in played.items() if case.result() != expected] == []
-
-
-def play_faults(
-    cluster: Any, folder: Path, found: dict[str, tuple[Fault, dict[str, Any]]], *, at_once: int
-) -> Played:
-    """Play faults, with a keeper each."""
-    cases = {name: Case(cluster, folder, name, **options) for name, (_, options) in found.items()}
-    return play(cases, {name: kept(fault) for name, (fault, _) in found.items()}, at_once)
