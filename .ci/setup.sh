@@ -105,6 +105,14 @@ if [ "$torch" = installed ] && ls -d .venv/lib/python*/site-packages/torch >/dev
     exit 1
 fi
 
+# torch with its CUDA libraries and the rest take 6.5 GiB; pip unpacks beside what it downloaded.
+free_gib=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1048576))
+if [ "$torch" != installed ] && ! ls -d .venv/lib/python*/site-packages/torch >/dev/null 2>&1 && [ "$free_gib" -lt 8 ]; then
+    echo "setup: stopped: $free_gib GiB are free in $PWD, and the Python environment needs 8"
+    echo "       free some, or clone the repository to another disk"
+    exit 1
+fi
+
 echo "setup: installing Python packages into .venv, which takes minutes the first time"
 "$python" -m venv "${venv_options[@]}" .venv
 echo "$torch" >.venv/.torch
