@@ -128,7 +128,7 @@ def broadcast_from_main(text: str) -> str:
     """
     if world_size() == 1:
         return text
-    device = _find_collective_device()
+    device = find_collective_device()
     content = list(text.encode(errors="surrogatepass")) if is_main() else []
     length = torch.tensor([len(content)], device=device)
     dist.broadcast(length, 0)
@@ -139,7 +139,7 @@ def broadcast_from_main(text: str) -> str:
     return bytes(shared.tolist()).decode(errors="surrogatepass")
 
 
-def _find_collective_device() -> torch.device:
+def find_collective_device() -> torch.device:
     """Return where tensors must be that travel: NCCL has no collectives for memory of the CPU."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -180,7 +180,7 @@ def share_tensors_of_main(tensors: dict[str, Tensor] | None) -> dict[str, Tensor
         (name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in (tensors or {}).items()
     ]
-    device = _find_collective_device()
+    device = find_collective_device()
     received = {}
     for name, shape, dtype in json.loads(broadcast_from_main(json.dumps(own))):
         value = (

@@ -1,6 +1,7 @@
 """How a training is asked to stop, and whether it may still write checkpoints."""
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -44,43 +45,52 @@ class StopConsensus:
     """Agreement of all ranks that one of them was asked to stop (an all-reduce of flags).
 
     A signal may reach the ranks at different steps, but all must leave after the same one. The
-    flags are sent after a step and read after the next step, over a gloo group of their own, so the
-    device never waits for them.
+    flags are sent after a step and read after the next one, which by then has been handed to the
+    device: while the host waits for the answer, the device computes. They use the process group of
+    the gradients. A second one, over gloo, would connect the ranks by the names of their hosts,
+    which on many clusters are addresses of the loopback interface.
     """
 
     def __init__(self, control: Control) -> None:
         self.control = control
-        # gloo reduces on the CPU, where the signal handler sets its flag.
-        self.group: Any = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
+        self.device = distributed.find_collective_device() if dist.is_initialized() else None
         self.vote = torch.zeros(1, dtype=torch.int32)
-        self.work: dist.Work | None = None
+        self.wait_for_answer: Callable[[], object] = lambda: None
 
     def agree_to_stop(self) -> bool:
         """Return whether to stop after this step. Every rank calls it after every step.
 
         The answer is about the flags sent after the previous step; those of this step are sent now.
         """
-        if self.group is None:
+        if self.device is None:
             return self.control.stop_requested()
         # First the previous flags, then new ones: at most one all-reduce is in flight.
-        agreed = self._count()
-        self.vote = torch.tensor([int(self.control.stop_requested())], dtype=torch.int32)
-        self.work = dist.all_reduce(
-            self.vote, op=dist.ReduceOp.MAX, group=self.group, async_op=True
-        )
+        agreed = self._read_answer()
+        self._send(self.control.stop_requested(), self.device)
         return agreed
 
-    def _count(self) -> bool:
-        if self.work is not None:
-            self.work.wait()
+    def _send(self, flag: bool, device: torch.device) -> None:
+        self.vote = torch.tensor([int(flag)], dtype=torch.int32)
+        if device.type == "cpu":
+            work = dist.all_reduce(self.vote, op=dist.ReduceOp.MAX, async_op=True)
+            self.wait_for_answer = work.wait
+            return
+        # Page-locked memory goes to the device and back without a wait.
+        self.vote = self.vote.pin_memory()
+        vote = self.vote.to(device, non_blocking=True)
+        dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+        self.vote.copy_(vote, non_blocking=True)
+        arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        arrival.record()
+        self.wait_for_answer = arrival.synchronize
+
+    def _read_answer(self) -> bool:
+        self.wait_for_answer()
         return bool(self.vote.item())
 
     def close(self) -> None:
-        """Leave the group. All ranks must have made the same steps."""
-        # The all-reduce in flight must end on every rank before its group goes.
-        self._count()
-        if self.group is not None:
-            dist.destroy_process_group(self.group)
+        """Wait for the flags in flight. All ranks must have made the same steps."""
+        self._read_answer()
 
 
 def check_may_write(control: Control) -> None:

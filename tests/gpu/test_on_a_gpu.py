@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from step_cases import SCHEDULE, SMALLEST, Case
+from stopping import StopAfter
 from tiny_tasks import TASKS
 
 from mugs.data.views.config import ViewRecipe
 from mugs.devices import use_deterministic_algorithms
 from mugs.distributed import set_tf32
+from mugs.engine.control import StopConsensus
 from mugs.engine.optim import build_pretrain_adamw
 from mugs.methods.mugs import Mugs
 from mugs.pretrain.config import StepConfig, TrainConfig
@@ -82,3 +85,20 @@ def test_deterministic_runs_repeat() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_ranks_agree_to_stop_over_nccl() -> None:
+    device = torch.device("cuda", 0)
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+    try:
+        control = StopAfter(3)
+        consensus = StopConsensus(control)
+        agreed = []
+        for step in range(1, 6):
+            control.heartbeat(step)
+            agreed.append(consensus.agree_to_stop())
+        consensus.close()
+    finally:
+        dist.destroy_process_group()
+    # The answer to step 3 is read after step 4.
+    assert agreed == [False, False, False, True, True]
