@@ -166,7 +166,7 @@ def plan(
         decided = _find_profile_resources(cluster, run)
         console.show_table(HEADER, tabulate_settings(reproduction, run, overrides, decided))
         return
-    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     split = manifest.split_runs(selection.root, selection.runs)
     if graph is not None:
         from pipeline.graph import render_graph
@@ -235,7 +235,7 @@ def doctor(
 
     if probe and not cluster:
         raise typer.BadParameter("names the cluster to probe", param_hint="--cluster")
-    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     console.announce_data_checks(skip_data_checks)
     checks = check_runs(selection, skip_data_checks=skip_data_checks)
     # FFCV is only a problem for runs that insist on it; the others take another loader.
@@ -355,7 +355,7 @@ def submit(
     from stages.commands.preflight import require_no_problems
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
     profile = place.load_profile_at(cluster, run_root)
@@ -423,7 +423,7 @@ def run_command(
     from slurm.submission.profile import load_local_environment
     from stages.commands.reproduction import list_changed_inputs
 
-    selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
+    selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     # Otherwise an unset path would stop a later run after hours of work.
     check_required_settings(selection.runs)
     runs = with_trace_steps(selection.runs, trace_steps)
@@ -467,20 +467,16 @@ def status(
     from slurm import console
     from slurm import status as states
     from slurm.shared.keeper_notes import list_ended_keepers
-    from stages.commands.whole_run_root import list_namesakes
+    from stages.commands.whole_run_root import list_namesakes, load_all_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
     runs, root = selection.runs, selection.root
-    if not root.is_dir():
-        _print([f"run root {root}: there is no such folder, so no run has begun there"], err=True)
     settings: list[str] = []
     if not reproduction:
-        from stages.commands.whole_run_root import load_all_runs
-
         runs, lines, unreadable = load_all_runs(root, only or ())
         if not as_json:
             _print([f"run root {root}: {len(runs)} runs"])
-            settings = ["settings that differ from the defaults:", *(f"  {x}" for x in lines)]
+            settings = ["settings that differ from the defaults:", *(f"  {line}" for line in lines)]
         _print((f"left out: {line}" for line in unreadable), err=True)
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         if as_json:
@@ -609,13 +605,12 @@ def figures(
     from results.figures.all_figures import draw_all_figures
     from results.figures.style import write_figures
     from stages.commands.finished_results import collect_finished
-    from stages.commands.tables import warn_of_missing_root, warn_of_problems
+    from stages.commands.tables import warn_of_problems
 
     selection = _select(reproduction, overrides, None, cluster, run_root, seeds)
     collection = collect_finished(selection.root, selection.runs)
     warnings: list[str] = []
     warn_of_problems(collection, warnings.append)
-    warn_of_missing_root(selection, warnings.append)
     drawings = draw_all_figures(collection, selection.root, classes or ())
     _print(write_figures(drawings, out, force=force))
     _warn(warnings)
@@ -866,7 +861,6 @@ def verify(
     1 the tables come out again, 2 an evaluation does (--data), 3 a pretraining was repeated and its
     k-NN counts as reproduced, 4 its weights are equal bit by bit (--against).
     """
-    from stages.commands.reproduction import check_run_root
     from stages.commands.verify import verify_runs
     from stages.commands.verify_bundle import is_bundle
 
@@ -892,7 +886,6 @@ def verify(
     if every and not deep:
         raise typer.BadParameter("give --deep as well", param_hint="--every")
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
-    check_run_root(selection.root)
     found = verify_runs(
         selection.runs, selection.root, every=(every or 1) if deep else 0, repair=repair
     )
@@ -1139,11 +1132,14 @@ def clean(
     from slurm.shared.active_runs import find_active_runs
     from slurm.submission import profile as place
     from stages.commands.clean import clean_run_root, planned_run_ids
+    from stages.commands.reproduction import check_run_root
 
     # Read first: with a YAML file that does not parse, nothing may be removed.
     keep = planned_run_ids(reproduction, overrides, also or (), seeds)
+    root = place.choose_run_root(run_root, cluster)
+    check_run_root(root)
     lines = clean_run_root(
-        place.choose_run_root(run_root, cluster),
+        root,
         keep,
         find_active_runs,
         yes=yes,
@@ -1160,11 +1156,16 @@ def _select(
     cluster: Cluster,
     run_root: RunRoot,
     seeds: Seeds = None,
+    *,
+    may_be_new: bool = False,
 ) -> Selection:
-    """Return the runs that a command is about, and the folder of all runs."""
+    """Return the runs that a command is about, and the folder of all runs.
+
+    That folder has to exist, unless it `may_be_new`: commands that begin runs make it.
+    """
     from slurm.submission import profile as place
     from stages import STAGES
-    from stages.commands.reproduction import load_selection
+    from stages.commands.reproduction import check_run_root, load_selection
 
     # Ignored silently, it would look as if the results were those of the changed setting.
     if overrides and not reproduction:
@@ -1174,7 +1175,10 @@ def _select(
     if cluster:
         place.check_stage_names(place.load_profile(cluster), STAGES)
     root = place.choose_run_root(run_root, cluster)
-    return load_selection(reproduction, overrides, only, root, seeds)
+    selection = load_selection(reproduction, overrides, only, root, seeds)
+    if not may_be_new:
+        check_run_root(root)
+    return selection
 
 
 def _refuse_options(options: Mapping[str, object], reason: str) -> None:

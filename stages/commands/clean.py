@@ -83,7 +83,7 @@ def clean_run_root(
     """
     from mugs.checkpoint.space import format_bytes
 
-    check_run_root(root)
+    check_marker(root)
     leftovers, kept = find_leftovers(root, keep, find_active)
     check_names(checkpoints_of, leftovers)
     folders = find_run_folders(root)
@@ -110,7 +110,7 @@ def clean_run_root(
     yield done if yes else places
 
 
-def check_run_root(root: Path) -> None:
+def check_marker(root: Path) -> None:
     """Raise ConfigError unless `run` or `submit` has made a folder a run root."""
     if not is_run_root(root):
         raise ConfigError(

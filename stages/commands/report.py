@@ -8,7 +8,7 @@ from results.report.graph import Node
 from results.report.page import render_report
 from results.verdict import DEFAULT_MARGIN, check_margin
 from stages.commands.finished_results import collect_finished, find_paper_differences
-from stages.commands.reproduction import Selection, check_run_root
+from stages.commands.reproduction import Selection
 
 # In the head of every page that this command wrote, also of earlier versions.
 MARK = ", reproduced: "
@@ -31,13 +31,11 @@ def write_report(
     report.html in the run root.
 
     Raises:
-        ConfigError: there is no such run root.
         OptionError: the margin is not a positive number of points.
         OverwriteError: there is a file that is no report of ours, and `force` is not given.
     """
     margin = DEFAULT_MARGIN if margin is None else margin
     check_margin(margin)
-    check_run_root(selection.root)
     path = out or selection.root / "report.html"
     check_overwrite(path, MARK, force=force)
     collection = collect_finished(selection.root, selection.runs)

@@ -78,10 +78,13 @@ def load_selection(
 def check_run_root(root: Path) -> None:
     """Raise ConfigError if the run root does not exist.
 
-    A mistyped path would otherwise look like a run root in which nothing is wrong.
+    A mistyped path would otherwise look like a run root without runs, or with nothing wrong.
     """
     if not root.is_dir():
-        raise ConfigError(f"run root {root}: there is no such folder")
+        raise ConfigError(
+            f"run root {root}: there is no such folder; give that of your runs with --run-root or"
+            " --cluster (run and submit make a new one)"
+        )
 
 
 def all_runs(

@@ -111,15 +111,6 @@ def warn_of_problems(collection: CollectedResults, warn: Callable[[str], None]) 
         warn(f"{LEFT_OUT}{problem}")
 
 
-def warn_of_missing_root(selection: Selection, warn: Callable[[str], None]) -> None:
-    """Pass on a line if the run root does not exist.
-
-    A mistyped path would otherwise look like a run root without results.
-    """
-    if not selection.root.is_dir():
-        warn(f"run root {selection.root}: there is no such folder, so there are no results of ours")
-
-
 def rename_settings(run: FinishedRun) -> Mapping[str, Any]:
     """Return the settings of a run under today's names, as `plan --explain` and the docs do.
 
@@ -164,7 +155,6 @@ def run(
     """
     collection = collect_finished(selection.root, selection.runs)
     warn_of_problems(collection, warn)
-    warn_of_missing_root(selection, warn)
     names = request.table or spec.table_names()
     fmt: Format = request.format or "md"
     if request.publish is not None:

@@ -35,6 +35,7 @@ runs:
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """Run the command line with a run root of its own."""
+    (tmp_path / "runs").mkdir()
     return partial(call_command_line, folder=tmp_path)
 
 
@@ -145,18 +146,58 @@ def test_run_root_inside_the_checkout_is_refused(cli: Cli) -> None:
     assert done.returncode == 2 and "inside the checkout" in done.stderr
 
 
-def test_status_and_verify_without_any_run(cli: Cli, tmp_path: Path) -> None:
-    shown = cli("status", "mini", "--run-root", str(tmp_path))
-    assert shown.returncode == 0 and "waiting" in shown.stdout and "failed" not in shown.stdout
-    assert cli("verify", "mini", "--run-root", str(tmp_path)).stdout.startswith("0 of ")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "status mini", "status --json", "status --watch", "logs mini knn", "cancel mini",
+        "tables", "tables mini --explain table1 mugs k-nn", "tables --publish x", "report",
+        "figures --out x", "bundle mini", "verify mini", "diagnose mini knn", "clean mini",
+        "sink mini --to tensorboard --out x", "notify mini",
+    ],
+)  # fmt: skip
+def test_a_run_root_that_does_not_exist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """A mistyped one would look like one in which nothing was run, or in which all is well."""
+    monkeypatch.setenv("MUGS_WEBHOOK", "http://127.0.0.1:9/")
+    monkeypatch.chdir(tmp_path)
+    missing = tmp_path / "typo"
+    done = CliRunner().invoke(run_stage.app, [*line.split(), "--run-root", str(missing)])
+    assert isinstance(done.exception, ConfigError), (done.exception, done.output)
+    assert str(done.exception).startswith(f"run root {missing}: there is no such folder; ")
+    assert not list(tmp_path.iterdir())
 
 
-def test_status_and_verify_name_a_run_root_that_is_missing(cli: Cli, tmp_path: Path) -> None:
-    missing = str(tmp_path / "typo")
-    shown = cli("status", "mini", "--run-root", missing)
-    assert shown.returncode == 0 and f"{missing}: there is no such folder" in shown.stderr
-    checked = cli("verify", "mini", "--run-root", missing)
-    assert checked.returncode == 2 and f"{missing}: there is no such folder" in checked.stderr
+def test_an_export_from_a_run_root_that_does_not_exist_names_it(tmp_path: Path) -> None:
+    """RUN may also be a file, or a folder of another run root."""
+    call = ["export", "pretrain", "--out", "x.pth", "--run-root", str(tmp_path / "typo")]
+    done = CliRunner().invoke(run_stage.app, call)
+    assert isinstance(done.exception, ConfigError)
+    assert f"neither a file nor a finished run in {tmp_path / 'typo'}" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("status mini", "waiting"),
+        ("status", "0 runs"),
+        ("tables", "Table 1"),
+        ("report", "report.html"),
+        ("verify mini", "0 of "),
+    ],
+)
+def test_before_the_first_run_there_is_nothing_to_refuse(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    done = CliRunner().invoke(run_stage.app, [*line.split(), "--run-root", str(tmp_path)])
+    assert done.exit_code == 0, (done.exception, done.output)
+    assert words in done.stdout and "failed" not in done.stdout
+
+
+def test_plan_needs_no_run_root_yet(tmp_path: Path) -> None:
+    call = ["plan", "mini", "--skip-data-checks", "--run-root", str(tmp_path / "new")]
+    assert CliRunner().invoke(run_stage.app, call).exit_code == 0
+    assert not (tmp_path / "new").exists()
 
 
 def documented_keys(command: str) -> set[str]:

@@ -166,6 +166,7 @@ def test_keepers_that_have_not_ended(tmp_path: Path) -> None:
 
 def test_command(webhook: Webhook, tmp_path: Path) -> None:
     """Of a reproduction that nobody started: it is stuck at once."""
+    (tmp_path / "runs").mkdir()
     done = call_command_line(
         "notify", "mini", "--only", "digits", "--every", "0.1",
         folder=tmp_path, env={"MUGS_WEBHOOK": webhook.address},
