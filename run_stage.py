@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.spec import StageRun
     from results.report.graph import Node
     from slurm.status import RunStatus
+    from stages.commands.forecast import CurveForecast
     from stages.commands.repeat_knn import RepeatedRun
     from stages.commands.reproduction import Selection
     from stages.commands.verify_bundle import BundleCheck
@@ -479,12 +480,13 @@ def status(
             settings = ["settings that differ from the defaults:", *(f"  {line}" for line in lines)]
         _print((f"left out: {line}" for line in unreadable), err=True)
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
+        forecasts = _forecast_curves(found, root)
         if as_json:
-            typer.echo(states.format_json(found))
+            typer.echo(states.format_json(found, {f.run.run_id: f.to_json() for f in forecasts}))
         else:
             console.show_status(found)
             console.show_lines(list_namesakes(runs, root))
-            console.show_lines(_forecast_curves(found, root))
+            console.show_lines(forecast.describe() for forecast in forecasts)
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
             break  # nobody watches any more
@@ -651,7 +653,7 @@ def report(
         selection,
         _draw_runs(found),
         out,
-        forecasts=_forecast_curves(found, selection.root),
+        forecasts=[forecast.describe() for forecast in _forecast_curves(found, selection.root)],
         margin=margin,
         co2=co2,
         force=force,
@@ -1240,8 +1242,8 @@ def _draw_runs(found: Sequence[RunStatus]) -> list[Node]:
     ]
 
 
-def _forecast_curves(found: Sequence[RunStatus], root: Path) -> list[str]:
-    """Return the forecasts of k-NN curves.
+def _forecast_curves(found: Sequence[RunStatus], root: Path) -> list[CurveForecast]:
+    """Return the forecasts of k-NN curves that are not complete.
 
     Made here, since stages knows no Slurm and slurm knows no results.
     """

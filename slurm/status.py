@@ -356,8 +356,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def format_json(found: Sequence[RunStatus]) -> str:
-    """Return the status of runs as a JSON list, for programs."""
+def format_json(found: Sequence[RunStatus], forecasts: Mapping[str, Any]) -> str:
+    """Return the status of runs as a JSON list, for programs.
+
+    `forecasts` says, by the id of a run with a k-NN curve, how high and when the curve will end.
+    """
     rows = [
         {
             "run": status.run.name,
@@ -368,6 +371,7 @@ def format_json(found: Sequence[RunStatus]) -> str:
             "log": status.log,
             "seconds": round(status.cost.seconds),
             "gpu_hours": round(status.cost.gpu_hours, 4),
+            "forecast": forecasts.get(status.run.run_id),
         }
         for status in found
     ]

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline.files import read_json
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import ConfigError, StageRun
-from results.forecast import FEWEST_RUNS, forecast_end
+from results.forecast import FEWEST_RUNS, Forecast, forecast_end
 from stages.commands.bundle_content import read_science
 from stages.knn_curve import KnnCurveConfig
 
@@ -18,13 +19,71 @@ from stages.knn_curve import KnnCurveConfig
 Family = tuple[object, ...]
 
 
+@dataclass(frozen=True)
+class CurveForecast:
+    """A k-NN curve that is begun and not complete, and how high and when it will end."""
+
+    run: StageRun
+    pretraining: StageRun
+    # Accuracy by epoch, so far.
+    curve: Mapping[int, float]
+    # None if too few of the `finished` curves like it have a value at its epoch.
+    forecast: Forecast | None
+    finished: int
+    # Until the end of the pretraining; None unless it is running and says so.
+    seconds_left: float | None
+
+    @property
+    def ends(self) -> datetime.datetime | None:
+        """When the pretraining ends."""
+        if self.seconds_left is None:
+            return None
+        return datetime.datetime.now() + datetime.timedelta(seconds=self.seconds_left)
+
+    @property
+    def gpu_hours_left(self) -> float | None:
+        """What the rest of the pretraining costs."""
+        if self.seconds_left is None:
+            return None
+        return self.seconds_left / 3600 * self.pretraining.resources.gpus
+
+    def describe(self) -> str:
+        """Return it in one line."""
+        said = (
+            f"forecast unknown: {self.finished} finished runs like it, {FEWEST_RUNS} are needed"
+            if self.forecast is None
+            else self.forecast.describe()
+        )
+        line = f"{self.pretraining.name}: {said}"
+        if self.seconds_left is None:
+            return line
+        cost = f" and {self.gpu_hours_left:.1f} GPU-hours" if self.gpu_hours_left else ""
+        hours = self.seconds_left / 3600
+        return f"{line}; ends {self.ends:%Y-%m-%d %H:%M}, after {hours:.1f} hours{cost} more"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs; what is unknown is None."""
+        found = self.forecast
+        epoch = max(self.curve) if found is None else found.epoch
+        return {
+            "pretraining": self.pretraining.run_id,
+            "epoch": epoch,
+            "value": round(self.curve[epoch], 2),
+            "expected": None if found is None else round(found.expected, 2),
+            "low": None if found is None else round(found.low, 2),
+            "high": None if found is None else round(found.high, 2),
+            "finished_runs": self.finished if found is None else found.runs,
+            "ends": self.ends and self.ends.astimezone().isoformat(timespec="minutes"),
+            "gpu_hours_left": self.gpu_hours_left and round(self.gpu_hours_left, 2),
+        }
+
+
 def list_forecasts(
     runs: Sequence[StageRun], root: Path, seconds_left: Mapping[str, float]
-) -> Iterator[str]:
-    """Yield a line for each pretraining whose k-NN curve is begun, and not complete.
+) -> Iterator[CurveForecast]:
+    """Yield a forecast for each k-NN curve that is begun, and not complete.
 
-    It says how high the curve will end; or what is missing to say it. Of runs with `seconds_left`,
-    by run id, it also says when they end, and what that costs.
+    Of pretrainings with `seconds_left`, by run id, it also knows when they end.
     """
     by_id = {run.run_id: run for run in runs}
     open_curves = [
@@ -41,13 +100,9 @@ def list_forecasts(
     for run, curve in open_curves:
         pretraining = by_id[run.needs["weights"]]
         others = finished.get(_find_family(run, pretraining), [])
+        left = seconds_left.get(pretraining.run_id)
         found = forecast_end(curve, others)
-        said = (
-            f"forecast unknown: {len(others)} finished runs like it, {FEWEST_RUNS} are needed"
-            if found is None
-            else found.describe()
-        )
-        yield f"{pretraining.name}: {said}{_describe_end(pretraining, seconds_left)}"
+        yield CurveForecast(run, pretraining, curve, found, len(others), left)
 
 
 def read_curve(run_dir: Path) -> dict[int, float]:
@@ -117,13 +172,3 @@ def _make_family(
         repr(sorted(unseeded.items())),
         tuple(sorted(pretraining_needs.items())),
     )
-
-
-def _describe_end(run: StageRun, seconds_left: Mapping[str, float]) -> str:
-    seconds = seconds_left.get(run.run_id)
-    if seconds is None:
-        return ""
-    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-    hours = seconds / 3600 * run.resources.gpus
-    cost = f" and {hours:.1f} GPU-hours" if hours else ""
-    return f"; ends {end:%Y-%m-%d %H:%M}, after {seconds / 3600:.1f} hours{cost} more"

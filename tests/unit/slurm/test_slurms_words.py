@@ -398,12 +398,13 @@ def test_pending_jobs_in_words(
 
 def test_status_as_json() -> None:
     found = replace(in_state("running"), cost=Cost(12.6, 0.123456), job_id="7", log="l", detail="d")
-    assert status.json.loads(status.format_json([found])) == [
-        {
-            "run": "one", "run_id": "0123456789ab", "state": "running", "detail": "d",
-            "job_id": "7", "log": "l", "seconds": 13, "gpu_hours": 0.1235,
-        }
-    ]  # fmt: skip
+    fields = {
+        "run": "one", "run_id": "0123456789ab", "state": "running", "detail": "d",
+        "job_id": "7", "log": "l", "seconds": 13, "gpu_hours": 0.1235,
+    }  # fmt: skip
+    for forecasts in ({}, {"0123456789ab": {"epoch": 3}}):
+        shown = status.json.loads(status.format_json([found], forecasts))
+        assert shown == [{**fields, "forecast": forecasts.get("0123456789ab")}]
 
 
 def test_the_log_that_says_most(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Which runs `status` and the report forecast, and from which finished ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import run_stage
 from pipeline import manifest
 from pipeline.identity import dump_settings
 from pipeline.manifest import ManifestEntry
@@ -52,17 +55,40 @@ def begin(runs: list[StageRun], root: Path, finished: int) -> None:
 def test_a_running_pretraining_is_forecast(runs: list[StageRun], tmp_path: Path) -> None:
     begin(runs, tmp_path, finished=3)
     (running,) = (run for run in runs if run.name == "pretrain_seed3")
-    (line,) = list_forecasts(runs, tmp_path, {running.run_id: 7200.0})
+    (found,) = list_forecasts(runs, tmp_path, {running.run_id: 7200.0})
+    line = found.describe()
     assert line.startswith("pretrain_seed3: k-NN is 21.0 after epoch 12; 63.0 expected at the end")
     assert "from 3 finished runs; ends 2" in line and "after 2.0 hours more" in line
     (queued,) = list_forecasts(runs, tmp_path, {})
-    assert "ends" not in queued
+    assert "ends" not in queued.describe()
+    assert queued.to_json()["ends"] is queued.to_json()["gpu_hours_left"] is None
+
+
+def test_status_tells_programs_of_the_forecast(runs: list[StageRun], tmp_path: Path) -> None:
+    """At the run with the curve; with the fields that the page for programs names."""
+    begin(runs, tmp_path, finished=3)
+    call = ["status", "mini", "--seeds", "0", "--seeds", "1", "--seeds", "2", "--seeds", "3"]
+    shown = CliRunner().invoke(run_stage.app, [*call, "--run-root", str(tmp_path), "--json"])
+    by_name = {run["run"]: run for run in json.loads(shown.stdout)}
+    assert [name for name, run in by_name.items() if run["forecast"]] == ["knn_curve_seed3"]
+    found = by_name["knn_curve_seed3"]["forecast"]
+    assert found["pretraining"] == by_name["pretrain_seed3"]["run_id"]
+    assert (found["epoch"], found["value"], found["expected"]) == (12, 21.0, 63.0)
+    assert found["low"] < 63 < found["high"] and found["finished_runs"] == 3
+    text = (Path(run_stage.__file__).parent / "AGENTS.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith("| `status --json` |"))
+    fields = set(re.findall(r"`(\w+)`", row))
+    assert fields == by_name["knn_curve_seed3"].keys() | found.keys()
 
 
 def test_it_says_what_is_missing(runs: list[StageRun], tmp_path: Path) -> None:
     begin(runs, tmp_path, finished=2)
-    (line,) = list_forecasts(runs, tmp_path, {})
-    assert line == "pretrain_seed3: forecast unknown: 2 finished runs like it, 3 are needed"
+    (found,) = list_forecasts(runs, tmp_path, {})
+    unknown = "pretrain_seed3: forecast unknown: 2 finished runs like it, 3 are needed"
+    assert found.describe() == unknown
+    facts = found.to_json()
+    assert (facts["epoch"], facts["value"], facts["expected"]) == (12, 21.0, None)
+    assert facts["finished_runs"] == 2
 
 
 def test_runs_with_other_settings_do_not_count(runs: list[StageRun], tmp_path: Path) -> None:
@@ -71,8 +97,8 @@ def test_runs_with_other_settings_do_not_count(runs: list[StageRun], tmp_path: P
     others = [run for run in changed if run.stage in ("pretrain", "knn_curve")]
     (curve,) = (run for run in others if run.stage == "knn_curve")
     write_curve(curve, tmp_path, {0: 11.0, 12: 21.0})
-    (line,) = list_forecasts(others, tmp_path, {})
-    assert "forecast unknown: 0 finished runs like it" in line
+    (found,) = list_forecasts(others, tmp_path, {})
+    assert "forecast unknown: 0 finished runs like it" in found.describe()
 
 
 def test_damaged_records_are_left_out(runs: list[StageRun], tmp_path: Path) -> None:
