@@ -17,7 +17,7 @@ from results.schema import Result
 from results.tables import OurCell, build_tables
 from results.variants import format_setting
 from results.verdict import DEFAULT_MARGIN, describe_method, describe_verdict
-from results.vocabulary import load_vocabulary
+from results.vocabulary import describe_setting, load_vocabulary
 
 # Names of tasks on the Hub, by stage; the others classify images.
 TASKS = {
@@ -177,7 +177,7 @@ def _tabulate(results: list[CardResult]) -> Iterator[str]:
         cells = [
             load_vocabulary().dataset_title(row.dataset),
             row.stage,
-            row.setting,
+            describe_setting(row.stage, row.setting),
             row.metric,
             format_value(row.value),
         ]

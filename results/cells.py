@@ -10,6 +10,7 @@ from results.collect import separate_conflicts
 from results.runs import group_by
 from results.schema import Result
 from results.store import RowsError
+from results.vocabulary import describe_setting
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Cell:
     # How many settings the best was chosen from, and the one fixed in advance, with its mean.
     choices: int = 1
     fixed: tuple[str, float] | None = None
+
+    def describe_setting(self, setting: str | None = None) -> str:
+        """Return the setting of the cell, or another one of its evaluation, in words."""
+        chosen = self.setting if setting is None else setting
+        return describe_setting(self.results[0].row.stage, chosen)
 
     def text(self) -> str:
         """Return `72.3`, or `72.3 ± 0.1 (n=3)` with several seeds."""

@@ -71,7 +71,7 @@ def _compare(here: Cell | None, there: Cell | None) -> tuple[str, str]:
         return "equal", "equal"
     difference = format_difference(here.value - there.value)
     if here.setting != there.setting:
-        difference += f" ({here.setting} / {there.setting})"
+        difference += f" ({here.describe_setting()} / {there.describe_setting()})"
     return "different", difference
 
 

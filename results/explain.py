@@ -4,6 +4,7 @@ The origin is its rows, runs, weights, configuration, code and cost.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from pipeline.text import format_count
@@ -28,7 +29,7 @@ def explain_cell(
     column: str,
     margin: float | None = None,
     co2: float | None = None,
-    settings_of: Settings | None = None,
+    settings_of: Settings = attrgetter("config"),
 ) -> str:
     """Return the origin of one cell; with a margin, also the arithmetic of its verdict.
 
@@ -61,14 +62,8 @@ def explain_cell(
         listed = "".join(f"\n  {_place(cell)}" for cell in matching or in_column)
         count = "several rows of ours have" if matching else "no row of ours with a result has"
         raise OptionError(f"{table}, {column}: {count} the words {row!r}, of these:{listed}")
-    return (
-        "\n".join(_explain(table, matching[0], collection, margin, co2, settings_of or _recorded))
-        + "\n"
-    )
-
-
-def _recorded(run: FinishedRun) -> Mapping[str, Any]:
-    return run.config
+    lines = _explain(table, matching[0], collection, margin, co2, settings_of)
+    return "\n".join(lines) + "\n"
 
 
 def _place(ours: OurCell) -> str:
@@ -92,7 +87,7 @@ def _explain(
     if ours.paper is not None and ours.difference is not None:
         line += f" (paper {format_value(ours.paper)}, {format_difference(ours.difference)})"
     yield line
-    yield f"setting: {cell.setting}" if cell.setting else "setting: the only one"
+    yield f"setting: {cell.describe_setting() or 'the only one'}"
     for result in cell.results:
         yield f"  seed {result.row.seed}: {result.row.value:.6g} {result.row.unit}, {result.where}"
     # The results of a cell differ from the recipe in the same settings, or they would be two cells.

@@ -186,9 +186,9 @@ def describe_source(cell: Cell) -> str:
     text = f"run {rows[0].run_id}" if len(rows) == 1 else f"runs {', '.join(seeds)}"
     # The setting is empty if an evaluation has only one.
     if cell.setting:
-        text += f"; {cell.setting}"
+        text += f"; {cell.describe_setting()}"
     for setting, value in cell.also_reported:
-        text += f"; {setting}: {format_value(value)}"
+        text += f"; {cell.describe_setting(setting)}: {format_value(value)}"
     if other_code := [result.row.run_id for result in cell.results if result.mixed_code]:
         text += f"; more than one version of the code: {', '.join(other_code)}"
     if differs := cell.results[0].differs:

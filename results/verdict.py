@@ -264,9 +264,8 @@ def describe_selection(cell: Cell) -> str:
         return f"{chosen}; none was fixed in advance"
     setting, value = cell.fixed
     gain = format_value(cell.value - value)
-    return (
-        f"{chosen}; fixed in advance: {setting}, {format_value(value)}; gain by selection: {gain}"
-    )
+    fixed = f"{cell.describe_setting(setting)}, {format_value(value)}"
+    return f"{chosen}; fixed in advance: {fixed}; gain by selection: {gain}"
 
 
 def describe_method(margin: float) -> tuple[str, str]:

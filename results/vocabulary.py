@@ -22,6 +22,8 @@ class Vocabulary:
     # Metrics that are the share of images with a right answer.
     image_shares: tuple[str, ...]
     stages: tuple[str, ...]
+    # Parts of settings in words, by stage; `*` stands for any text.
+    setting_parts: Mapping[str, Mapping[str, str]]
     # The smallest and the largest possible value.
     units: Mapping[str, tuple[float, float]]
     # The unit that a metric must have; None for any.
@@ -50,9 +52,27 @@ class Vocabulary:
         parent = max(parents, key=len)
         return f"{self.datasets[parent]}: {name.removeprefix(parent + '_').replace('_', ' ')}"
 
+    def describe_setting(self, stage: str, setting: str) -> str:
+        """Return `best of 16 classifiers, no augmentation` for `best of 16, none` of a stage."""
+        words = self.setting_parts.get(stage, {})
+        return ", ".join(_describe_part(part, words) for part in setting.split(", "))
+
     def knows_dataset(self, name: str) -> bool:
         """Return whether a data set is listed, or made from the mini data set."""
         return name in self.datasets or name.startswith("sklearn_digits_")
+
+
+def _describe_part(part: str, words: Mapping[str, str]) -> str:
+    for pattern, text in words.items():
+        start, star, _ = pattern.partition("*")
+        if part == pattern or (star and part.startswith(start)):
+            return text.replace("*", part.removeprefix(start))
+    return part
+
+
+def describe_setting(stage: str, setting: str) -> str:
+    """Return the setting of a result row in words, as tables show it; files keep its own text."""
+    return load_vocabulary().describe_setting(stage, setting)
 
 
 @cache
