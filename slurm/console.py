@@ -100,7 +100,7 @@ def show_plan(
 def show_problems(problems: Sequence[str]) -> None:
     """Print what `submit` would refuse, below a line that counts it."""
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        count = format_count(len(problems), "problem")
         show_lines([f"{count} to solve before submit:", *(f"  {line}" for line in problems)])
 
 

@@ -48,10 +48,10 @@ def render_report(
     """Return the page.
 
     `nodes` are the runs to draw, also planned ones (default: the finished runs). `forecasts` are
-    lines about the k-NN curves of runs that are not done. `paper_says` has,
-    by the id of a pretraining, its settings that differ from what the paper's text says. `margin`
-    is that of the verdicts. `co2` are the grams of CO2 for each kWh.
-    `title` is by default the name of the run root's folder.
+    lines about the k-NN curves of runs that are not done. `paper_says` has, by the id of a
+    pretraining, its settings that differ from what the paper's text says. `margin` is that of the
+    verdicts, `co2` the grams of CO2 for each kWh, and `title` by default the name of the run root's
+    folder.
     """
     from jinja2 import Environment, StrictUndefined
 

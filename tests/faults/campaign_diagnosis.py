@@ -140,7 +140,7 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Scene:
+class CampaignFolder:
     """A folder with the recipe and a run root with sound runs."""
 
     folder: Path
@@ -268,12 +268,12 @@ IMAGES = {"half": write_half, "shuffled": write_shuffled, "bgr": write_bgr}
 
 def play(outcome: Outcome, folder: Path, faults: Sequence[Fault]) -> None:
     """Plant faults, and note which are not found; then look at sound runs."""
-    scene = Scene(folder)
-    scene.prepare()
+    planted = CampaignFolder(folder)
+    planted.prepare()
     missed = []
     for fault in faults:
-        root = scene.plant(fault)
-        causes = scene.diagnose(fault, root)
+        root = planted.plant(fault)
+        causes = planted.diagnose(fault, root)
         first = [cause["what"] for cause in causes[:FOUND_WITHIN]]
         outcome.trials += 1
         if not any(fault.words in what for what in first):
@@ -283,7 +283,7 @@ def play(outcome: Outcome, folder: Path, faults: Sequence[Fault]) -> None:
     outcome.note = f"{len(faults) - len(missed)} of {len(faults)} found; missed: {missed}"
     outcome.expect(len(missed) <= MOST_MISSED, f"missed: {missed}")
     for run in ("knn", "knn_seed1", "knn_seed2"):
-        causes = scene.diagnose(None, scene.sound, run)
+        causes = planted.diagnose(None, planted.sound, run)
         outcome.trials += 1
         outcome.expect(not causes, f"sound {run} is accused: {causes}")
 

@@ -24,7 +24,7 @@ class StoredContents:
 def read_contents(sidecar: Sidecar) -> StoredContents:
     """Return the contents of a converted file from its sidecar."""
     num = len(sidecar.names)
-    # No size has more than 24 bits.
+    # The CRC takes the lower half; no image has 2 GB.
     images = np.fromiter(sidecar.sizes, np.int64, num) << 32
     images |= np.fromiter(sidecar.crc32, np.int64, num)
     if sidecar.labels is not None:
@@ -40,7 +40,7 @@ def describe_repeated(contents: Mapping[str, StoredContents]) -> list[str]:
     """Return a line for images of two classes, and for validation images that are trained on."""
     lines = []
     for split, found in contents.items():
-        if several := _count_of_several_classes(found):
+        if several := _count_in_several_classes(found):
             lines.append(f"{split}: {several:,} images are in more than one class, by content")
     if {"train", "val"} <= contents.keys():
         val = contents["val"].images
@@ -49,7 +49,7 @@ def describe_repeated(contents: Mapping[str, StoredContents]) -> list[str]:
     return lines
 
 
-def _count_of_several_classes(contents: StoredContents) -> int:
+def _count_in_several_classes(contents: StoredContents) -> int:
     """Return how many contents have images in more than one class."""
     order = np.lexsort((contents.classes, contents.images))
     images = contents.images[order]
