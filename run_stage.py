@@ -933,11 +933,12 @@ def diagnose(
     """Look for the cause of a number that is lower than it should be.
 
     Asks a fixed list of questions about the run and all that it needs: settings that differ from
-    the recipe, ends of trainings, counts of images, first losses, channels, whether stored features
-    come out again, whether labels belong to the images, whether features collapsed. Prints the
-    causes, likeliest first, each with what was seen and what to do next; then what is fine or
-    unknown. Computes features of a few hundred images on this machine's CPU, which takes seconds
-    (ViT-L: minutes). Changes nothing. The exit code is 1 if a cause was found.
+    the recipe, ends of trainings, counts of images, first losses, released weights in the same
+    evaluation, channels, whether stored features come out again, whether labels belong to the
+    images, whether features collapsed. Prints the causes, likeliest first, each with what was seen
+    and what to do next; then what is fine or unknown. Computes features of a few hundred images on
+    this machine's CPU, which takes seconds (ViT-L: minutes). Changes nothing. The exit code is 1 if
+    a cause was found.
     """
     from slurm.facts import format_json
     from stages.commands.diagnose import DiagnoseRequest

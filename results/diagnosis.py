@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,18 @@ class Answer:
     causes: tuple[Cause, ...] = ()
     seen: str = ""
     unknown: str = ""
+
+    @property
+    def state(self) -> Literal["cause", "unknown", "fine"]:
+        """What the answer is."""
+        if self.causes:
+            return "cause"
+        return "unknown" if self.unknown else "fine"
+
+    @property
+    def detail(self) -> str:
+        """What was seen, or why the answer is unknown; "" if there are causes, which say it."""
+        return self.unknown or self.seen
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,8 @@ class Diagnosis:
         if not self.causes:
             yield "no cause found"
         for answer in self.answers:
-            if not answer.causes:
-                state = "unknown" if answer.unknown else "fine"
-                yield f"{state:<8}{answer.question}: {answer.unknown or answer.seen}"
+            if answer.state != "cause":
+                yield f"{answer.state:<8}{answer.question}: {answer.detail}"
 
     def to_json(self) -> dict[str, Any]:
         """Return it for programs."""
@@ -64,22 +75,12 @@ class Diagnosis:
             "number": self.number,
             "causes": [vars(cause) for cause in self.causes],
             "answers": [
-                {
-                    "question": answer.question,
-                    "state": _state_of(answer),
-                    "detail": answer.unknown or answer.seen,
-                }
+                {"question": answer.question, "state": answer.state, "detail": answer.detail}
                 for answer in self.answers
             ],
         }
 
 
-def _state_of(answer: Answer) -> str:
-    if answer.causes:
-        return "cause"
-    return "unknown" if answer.unknown else "fine"
-
-
-def answer(question: str, causes: Sequence[Cause], seen: str) -> Answer:
+def answer_question(question: str, causes: Sequence[Cause], seen: str) -> Answer:
     """Return the answer to a question: its causes, or what was seen if there are none."""
     return Answer(question, tuple(causes), "" if causes else seen)

@@ -14,17 +14,16 @@ from shlex import quote
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, manifest
-from pipeline.files import expand_home
+from mugs.evaluation.config import Feature
+from pipeline import config
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry
-from pipeline.reading import format_choices
-from pipeline.spec import ConfigError, StageRun
-from results.diagnosis import Answer, Cause, Diagnosis, answer
+from pipeline.spec import StageRun
+from results.diagnosis import Answer, Cause, Diagnosis, answer_question
 from results.figures.curves import BAND, Curves, read_curves
 from results.runs import flatten_config
-from results.store import read_results
 from results.variants import format_setting, list_differences
+from results.vocabulary import describe_setting
 from stages.commands.bundle_content import read_science
 from stages.commands.measure_chain import (
     IMAGENET_MEAN,
@@ -34,7 +33,10 @@ from stages.commands.measure_chain import (
     measure_checkpoint,
     measure_evaluation,
 )
+from stages.commands.released_weights import compare_released
 from stages.commands.reproduction import Selection, all_runs
+from stages.commands.run_chain import Chain, load_chain, load_reference, read_main_rows
+from stages.shared.frozen import trains_class_token
 
 if TYPE_CHECKING:
     from mugs.data.sources.beton import Sidecar
@@ -48,11 +50,11 @@ OTHER_SETTING = 0.55
 # Numbers of other data compare with nothing, so it comes before all else.
 OTHER_DATA = 0.99
 
-# The metrics that tables show, where a run has several.
-MAIN_METRICS = ("top1", "box AP", "mIoU", "J&F")
-
-# What files of a run that are missing or damaged lead to; the questions about them stay unknown.
+# Errors of files that are missing or damaged: the questions about them stay unknown.
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
+
+# The settings that the peak learning rate follows from.
+PEAK = {"batch_size", "base_lr"}
 
 NEEDS_FEATURES = "needs a features run, or a knn run of data and weights"
 
@@ -66,23 +68,6 @@ class DiagnoseRequest:
     recipe: str | None = None
     against: Path | None = None
     records_only: bool = False
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A finished run with all that it needs, the nearest first; `missing` have no record."""
-
-    entries: tuple[ManifestEntry, ...]
-    missing: tuple[str, ...]
-
-    @property
-    def run(self) -> ManifestEntry:
-        """The run that is asked about."""
-        return self.entries[0]
-
-    def of_stage(self, *stages: str) -> list[ManifestEntry]:
-        """Return the entries of some stages."""
-        return [entry for entry in self.entries if entry.stage in stages]
 
 
 def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
@@ -99,73 +84,17 @@ def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
         *describe_attempts(chain),
         count_images(chain, reference),
         compare_first_losses(chain, reference),
+        compare_released(chain, reference),
     ]
     if request.records_only:
         answers.append(Answer("images, labels and features", unknown="--records-only"))
     else:
-        answers.append(look_at_channels(chain, reference))
-        answers += look_at_features(chain)
-        answers += look_at_checkpoints(chain)
+        answers.append(examine_channels(chain, reference))
+        answers += examine_features(chain)
+        answers += examine_checkpoints(chain)
     answers += [describe_choice(chain), compare_versions(chain, reference)]
     run = chain.run
     return Diagnosis(f"{run.stage} {run.name}-{run.run_id}", describe_number(run), tuple(answers))
-
-
-def load_chain(selection: Selection, name: str) -> Chain:
-    """Return the selected run and all that it needs.
-
-    Raises:
-        ConfigError: there is no such run, `name` is a stage of several, or the run is not done.
-    """
-    named = [
-        run for run in selection.runs if name in (run.name, run.run_id, f"{run.name}-{run.run_id}")
-    ]
-    named = named or [run for run in selection.runs if run.stage == name]
-    names = [run.name for run in named]
-    if not names:
-        choices = format_choices(name, [run.name for run in selection.runs])
-        raise ConfigError(f"{name}: no such run{choices}")
-    if len(names) > 1:
-        raise ConfigError(f"{name}: {len(names)} runs are meant ({', '.join(names)}); name one")
-    (run,) = named
-    entry = manifest.find_done(selection.root, run.run_id)
-    if entry is None:
-        raise ConfigError(
-            f"{run.name} (run {run.run_id}) is not done in {selection.root}; give diagnose the "
-            "same --set and --seeds as the run, or look at its log with logs"
-        )
-    found = {entry.run_id: entry}
-    missing: list[str] = []
-    queue = [entry]
-    while queue:
-        for need in queue.pop(0).upstream.values():
-            if need in found or need in missing:
-                continue
-            needed = manifest.read_entry(selection.root, need)
-            if needed is None:
-                missing.append(need)
-            else:
-                found[need] = needed
-                queue.append(needed)
-    return Chain(tuple(found.values()), tuple(missing))
-
-
-def load_reference(root: Path | None) -> list[ManifestEntry]:
-    """Return the finished runs of a sound run root; none without it.
-
-    Raises:
-        ConfigError: there is no such folder, or none is in it.
-    """
-    if root is None:
-        return []
-    root = expand_home(root).absolute()
-    if not root.is_dir():
-        raise ConfigError(f"--against {root}: there is no such folder")
-    found = (manifest.find_done(root, run_id) for run_id in manifest.list_run_ids(root))
-    entries = [entry for entry in found if entry is not None]
-    if not entries:
-        raise ConfigError(f"--against {root}: this run root has no finished runs")
-    return entries
 
 
 def load_recipe(request: DiagnoseRequest, chain: Chain) -> list[StageRun]:
@@ -213,7 +142,7 @@ def compare_settings(chain: Chain, recipe: Sequence[StageRun]) -> Answer:
     seen = f"{len(chain.entries) - len(without)} runs compared, all settings are equal"
     if without:
         seen += f"; not in the recipe: {', '.join(without)}"
-    return answer(question, causes, seen)
+    return answer_question(question, causes, seen)
 
 
 def _flatten_both(entry: ManifestEntry, run: StageRun) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,14 +157,14 @@ def _differences(entry: ManifestEntry, run: StageRun) -> list[str]:
 def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]:
     mine, theirs = _flatten_both(entry, run)
     # Settings of another version of the code are on one side only.
-    common = sorted((mine.keys() & theirs.keys()) - {"seed"})
+    common = (mine.keys() & theirs.keys()) - {"seed"}
     # --set knows a run by its name in the file, for all of its seeds.
     name = re.sub(r"_seed\d+$", "", entry.name)
-    for key in common:
+    for key in sorted(common):
         if mine[key] == theirs[key]:
             continue
         evidence = f"{_show(mine[key])} in the run, {_show(theirs[key])} there"
-        if entry.stage == "pretrain" and key in ("batch_size", "base_lr"):
+        if entry.stage == "pretrain" and key in PEAK and common >= PEAK:
             evidence += _describe_peak(mine, theirs)
         if key == "dataset":
             yield Cause(
@@ -314,7 +243,7 @@ def describe_attempts(chain: Chain) -> Iterator[Answer]:
         seen = f"{epochs} epochs, {entry.restarts} restarts, {entry.ranks} ranks"
         if earlier := entry.provenance.get("earlier"):
             seen += f"; {len(earlier)} attempts with other code: see tables --explain"
-        yield answer(question, causes, seen)
+        yield answer_question(question, causes, seen)
 
 
 def _read_curves(entry: ManifestEntry) -> Curves | None:
@@ -357,7 +286,7 @@ def compare_first_losses(chain: Chain, reference: Sequence[ManifestEntry]) -> An
     evidence = f"mean {mine:.3f}; {len(sound)} sound runs have {middle:.3f} ± {spread:.3f}"
     # Few runs know their spread badly, so losses that are close count as equal.
     far = abs(mine - middle) > max(5 * spread, 0.03 * abs(middle))
-    return answer(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
+    return answer_question(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
 
 
 def _compare_with_released(question: str, entry: ManifestEntry, curves: Curves) -> Answer:
@@ -371,7 +300,7 @@ def _compare_with_released(question: str, entry: ManifestEntry, curves: Curves) 
     told = ", ".join(f"epoch {epoch} {value:+.1f}%" for epoch, value in deviations.items())
     evidence = f"mean loss against the released run: {told}"
     far = max(map(abs, deviations.values())) > 100 * BAND
-    return answer(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
+    return answer_question(question, [_accuse_losses(entry, evidence)] if far else [], evidence)
 
 
 def _accuse_losses(entry: ManifestEntry, evidence: str) -> Cause:
@@ -417,7 +346,7 @@ def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
             seen.append(f"{entry.name}, {split}: {count:,} in {len(sidecar.classes)} classes")
     if unknown and not causes:
         return Answer(question, unknown=", ".join(unknown))
-    return answer(question, causes, "; ".join(seen) or "no data set with a record")
+    return answer_question(question, causes, "; ".join(seen) or "no data set with a record")
 
 
 def _read_sidecars(entry: ManifestEntry) -> "dict[str, Sidecar]":
@@ -458,7 +387,7 @@ def _find_same_data(
     ]
 
 
-def look_at_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+def examine_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
     """Compare the channel means of each data set with those known, or with those of a sound run."""
     question = "are the channels of the images in order"
     causes: list[Cause] = []
@@ -474,7 +403,7 @@ def look_at_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer
             unknown.append(f"{entry.name} cannot be read: {error}")
     if unknown and not causes:
         return Answer(question, unknown=", ".join(unknown))
-    return answer(question, causes, "the means are those of the reference")
+    return answer_question(question, causes, "the means are those of the reference")
 
 
 def _find_channels(
@@ -488,20 +417,19 @@ def _find_channels(
     return measure_channels(same[0].output("train"))[0], "the sound run"
 
 
-def look_at_features(chain: Chain) -> Iterator[Answer]:
-    """Yield what a sample of images through the backbone says."""
+def examine_features(chain: Chain) -> list[Answer]:
+    """Return what a sample of images through the backbone says."""
     question = "labels and features of a sample"
     inputs = find_evaluation_inputs(chain)
     if inputs is None:
-        yield Answer(question, unknown=NEEDS_FEATURES)
-        return
+        return [Answer(question, unknown=NEEDS_FEATURES)]
     try:
-        yield from measure_evaluation(inputs)
+        return measure_evaluation(inputs)
     except UNREADABLE as error:
-        yield Answer(question, unknown=f"cannot be computed: {error}")
+        return [Answer(question, unknown=f"cannot be computed: {error}")]
 
 
-def look_at_checkpoints(chain: Chain) -> Iterator[Answer]:
+def examine_checkpoints(chain: Chain) -> Iterator[Answer]:
     """Yield whether prototypes and queues of the pretrainings are in order."""
     for entry in chain.of_stage("pretrain"):
         try:
@@ -513,10 +441,9 @@ def look_at_checkpoints(chain: Chain) -> Iterator[Answer]:
 
 def find_evaluation_inputs(chain: Chain) -> EvaluationInputs | None:
     """Return what the features behind a run were made of; None if it is not of that kind."""
-    entries = {entry.run_id: entry for entry in chain.entries}
     for entry in chain.entries:
-        data = entries.get(entry.upstream.get("data", ""))
-        weights = entries.get(entry.upstream.get("weights", ""))
+        data = chain.by_id.get(entry.upstream.get("data", ""))
+        weights = chain.by_id.get(entry.upstream.get("weights", ""))
         settings = entry.config
         if data is None or weights is None or data.stage != "convert":
             continue
@@ -525,38 +452,31 @@ def find_evaluation_inputs(chain: Chain) -> EvaluationInputs | None:
         label = str(settings.get("weights", "teacher"))
         stored = entry if entry.stage == "features" else None
         resize, crop = int(settings["resize"]), int(settings["crop"])
-        return EvaluationInputs(data, weights, label, resize, crop, stored)
+        trained = trains_class_token(str(weights.config.get("method", "")))
+        feature: Feature = "cls" if trained else "patch_mean"
+        return EvaluationInputs(data, weights, label, resize, crop, stored, feature)
     return None
 
 
 def describe_number(entry: ManifestEntry) -> str:
     """Return the best number of a run, in words."""
-    rows = _read_rows(entry)
+    rows = read_main_rows(entry)
     if not rows:
         return "no result rows of its own"
-    metrics = [metric for _, _, metric in rows]
-    metric = next((each for each in MAIN_METRICS if each in metrics), metrics[0])
-    best = max((row for row in rows if row[2] == metric), key=lambda row: row[1])
-    return f"{best[2]} {best[1]:.2f} ({best[0]})"
-
-
-def _read_rows(entry: ManifestEntry) -> list[tuple[str, float, str]]:
-    if entry.rows_path is None or not entry.rows_path.is_file():
-        return []
-    results, _ = read_results(entry.rows_path)
-    return [(each.row.setting, each.row.value, each.row.metric) for each in results]
+    best = max(rows, key=lambda row: row.value)
+    return f"{best.metric} {best.value:.2f} ({describe_setting(best.stage, best.setting)})"
 
 
 def describe_choice(chain: Chain) -> Answer:
     """Say how many settings the best was chosen from: fewer choices give a lower best."""
-    rows = [row for row in _read_rows(chain.run) if row[2] == "top1"]
-    if chain.run.rows_path is None:
-        return Answer("best of how many", seen="the run has no number")
-    if len(rows) < 2:
-        return Answer("best of how many", seen="there is one number")
-    values = [value for _, value, _ in rows]
+    question = "best of how many"
+    values = [row.value for row in read_main_rows(chain.run)]
+    if not values:
+        return Answer(question, seen="the run has no number")
+    if len(values) == 1:
+        return Answer(question, seen="there is one number")
     seen = f"{len(values)} settings, from {min(values):.1f} to {max(values):.1f}"
-    return Answer("best of how many", seen=seen)
+    return Answer(question, seen=seen)
 
 
 def _ask_for(reference: Sequence[ManifestEntry]) -> str:

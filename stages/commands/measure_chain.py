@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mugs.evaluation.config import Feature
 from pipeline.manifest import ManifestEntry
-from results.diagnosis import Answer, Cause, answer
+from results.diagnosis import Answer, Cause, answer_question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,10 +52,12 @@ class EvaluationInputs:
     resize: int
     crop: int
     features: ManifestEntry | None
+    # One that the method trains: features of an untrained token may be alike.
+    feature: Feature = "cls"
 
 
-def measure_evaluation(inputs: EvaluationInputs) -> Iterator[Answer]:
-    """Yield what a sample of images says of labels, features and, if stored, their computation.
+def measure_evaluation(inputs: EvaluationInputs) -> list[Answer]:
+    """Return what a sample of images says of labels, features and, if stored, their computation.
 
     Raises:
         OSError, ValueError: a file of the evaluation cannot be read.
@@ -67,23 +71,29 @@ def measure_evaluation(inputs: EvaluationInputs) -> Iterator[Answer]:
     sources = {split: open_source(inputs.data.output(split)) for split in ("train", "val")}
     chosen = {split: choose_sample(source) for split, source in sources.items()}
     vit = load_backbone(inputs.weights.output(inputs.label)).eval()
+    answers = []
     with torch.no_grad():
         images = {
             split: load_images(source, chosen[split], inputs) for split, source in sources.items()
         }
-        features = {split: compute_tokens(vit, found) for split, (found, _) in images.items()}
+        features = {
+            split: compute_features(vit, found, inputs.feature)
+            for split, (found, _) in images.items()
+        }
         if inputs.features is not None:
             val, _ = images["val"]
-            yield _answer_repeat(inputs, inputs.features, vit, val, chosen["val"])
+            answers.append(_answer_repeat(inputs, inputs.features, vit, val, chosen["val"]))
+        # Pixels tell some classes apart even if the network does not.
+        pixels = {split: shrink_images(found) for split, (found, _) in images.items()}
         agreements = [
             measure_label_agreement(
                 values["train"], images["train"][1], values["val"], images["val"][1]
             )
-            # Pixels tell some classes apart even if the network does not.
-            for values in (features, {split: shrink(found) for split, (found, _) in images.items()})
+            for values in (features, pixels)
         ]
-        yield _answer_labels(inputs, agreements)
-        yield _answer_health(inputs, measure_health(features["val"]))
+        answers.append(_answer_labels(inputs, agreements))
+        answers.append(_answer_health(inputs, measure_health(features["val"])))
+    return answers
 
 
 def choose_sample(source: "Source") -> list[int]:
@@ -112,14 +122,17 @@ def load_images(
     return torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
 
 
-def compute_tokens(vit: "ViT", images: "Tensor") -> "Tensor":
-    """Return class tokens (N, D); in parts, since the activations of all take gigabytes."""
+def compute_features(vit: "ViT", images: "Tensor", feature: Feature) -> "Tensor":
+    """Return features (N, D); in parts, since the activations of all take gigabytes."""
     import torch
 
-    return torch.cat([vit.cls_feature(part) for part in torch.split(images, 50)])
+    from mugs.evaluation.features import build_feature_function
+
+    compute = build_feature_function(vit, feature)
+    return torch.cat([compute(part) for part in torch.split(images, 50)])
 
 
-def shrink(images: "Tensor") -> "Tensor":
+def shrink_images(images: "Tensor") -> "Tensor":
     """Return images (N, 3, H, W) as few gray pixels (N, 64), centered."""
     from torch.nn.functional import adaptive_avg_pool2d
 
@@ -208,7 +221,7 @@ def _answer_repeat(
     from mugs.evaluation.feature_store import FeatureStore
 
     question = "do the stored features come out again"
-    stored, _ = FeatureStore(entry.output("features")).load("val", "cls")
+    stored, _ = FeatureStore(entry.output("features")).load("val", inputs.feature)
     wanted = stored[torch.tensor(chosen)]
     middle = wanted.mean(dim=0)
 
@@ -216,7 +229,7 @@ def _answer_repeat(
         found = cosine_similarity((features - middle).double(), (wanted - middle).double())
         return 1 - float(found.mean())
 
-    right = measure_distance(compute_tokens(vit, images))
+    right = measure_distance(compute_features(vit, images, inputs.feature))
     seen = f"{len(chosen)} of them, with a mean cosine of {format_cosine(right)}"
     if right < EQUAL:
         return Answer(question, seen=seen)
@@ -248,32 +261,38 @@ def list_mistakes(
     import torch
 
     from mugs.data.views.config import ViewRecipe
-    from mugs.weights.backbone_file import load_backbone
 
     recipe = ViewRecipe()
     mean = torch.tensor(recipe.mean).view(3, 1, 1)
     std = torch.tensor(recipe.std).view(3, 1, 1)
     pixels = images * std + mean
+    compute = partial(compute_features, vit, feature=inputs.feature)
     mistakes: dict[str, Callable[[], Tensor]] = {
-        "computed without normalizing the images": lambda: compute_tokens(vit, pixels),
-        "computed from pixels of 0 to 255": lambda: compute_tokens(vit, 255 * pixels),
-        "computed with red and blue exchanged (BGR)": lambda: compute_tokens(
-            vit, (pixels.flip(1) - mean) / std
+        "computed without normalizing the images": lambda: compute(pixels),
+        "computed from pixels of 0 to 255": lambda: compute(255 * pixels),
+        "computed with red and blue exchanged (BGR)": lambda: compute(
+            (pixels.flip(1) - mean) / std
         ),
-        "computed with positions that were cut and not resized": lambda: _with_cut_positions(
-            vit, images
+        "computed with positions that were cut and not resized": lambda: (
+            _compute_with_cut_positions(vit, images, inputs.feature)
         ),
     }
     for label in ("teacher", "student", "initial"):
         if label != inputs.label and label in inputs.weights.outputs:
             path = inputs.weights.output(label)
-            mistakes[f"computed with the {label} instead of the {inputs.label}"] = (
-                lambda path=path: compute_tokens(load_backbone(path).eval(), images)  # type: ignore[misc]
+            mistakes[f"computed with the {label} instead of the {inputs.label}"] = partial(
+                _compute_with_backbone, path, images, inputs.feature
             )
     return mistakes
 
 
-def _with_cut_positions(vit: "ViT", images: "Tensor") -> "Tensor":
+def _compute_with_backbone(path: Path, images: "Tensor", feature: Feature) -> "Tensor":
+    from mugs.weights.backbone_file import load_backbone
+
+    return compute_features(load_backbone(path).eval(), images, feature)
+
+
+def _compute_with_cut_positions(vit: "ViT", images: "Tensor", feature: Feature) -> "Tensor":
     """Return features with the first positions of the table, as many as there are patches."""
     import torch
 
@@ -287,7 +306,7 @@ def _with_cut_positions(vit: "ViT", images: "Tensor") -> "Tensor":
         vit.pos_embed = torch.nn.Parameter(
             torch.cat([table[:, :1], table[:, 1:][:, rows]], dim=1), requires_grad=False
         )
-        return compute_tokens(vit, images)
+        return compute_features(vit, images, feature)
     finally:
         vit.pos_embed = table
 
@@ -330,7 +349,7 @@ def _answer_health(inputs: EvaluationInputs, health: "FeatureHealth") -> Answer:
         evidence,
         "look at the losses of the pretraining: figures --out DIR; then at temperatures and queues",
     )
-    return answer(question, [cause] if collapsed else [], evidence)
+    return answer_question(question, [cause] if collapsed else [], evidence)
 
 
 def _describe_health(health: "FeatureHealth") -> str:
@@ -379,4 +398,4 @@ def measure_checkpoint(entry: ManifestEntry) -> Answer:
         if _has_collapsed(health)
     ]
     told = [f"{name}: {_describe_health(health)}" for name, health in found.items()]
-    return answer(question, causes, "; ".join(told) or "the method has none")
+    return answer_question(question, causes, "; ".join(told) or "the method has none")

@@ -27,7 +27,12 @@ from pipeline.manifest import ManifestEntry, Output
 from pipeline.spec import ConfigError
 from results.diagnosis import Answer, Cause, Diagnosis
 from results.store import COLUMNS
-from stages.commands.diagnose import DiagnoseRequest, describe_number, diagnose
+from stages.commands.diagnose import (
+    DiagnoseRequest,
+    describe_number,
+    diagnose,
+    find_evaluation_inputs,
+)
 from stages.commands.measure_chain import (
     EvaluationInputs,
     compare_channels,
@@ -36,7 +41,9 @@ from stages.commands.measure_chain import (
     measure_checkpoint,
     measure_evaluation,
 )
+from stages.commands.released_weights import QUESTION as RELEASED
 from stages.commands.reproduction import Selection, all_runs
+from stages.commands.run_chain import Chain
 
 ROOT = Path(__file__).resolve().parents[3]
 CHAIN = ("digits", "pretrain", "features", "knn")
@@ -206,6 +213,86 @@ def test_the_number_is_that_of_the_tables(tmp_path: Path, lines: list[str], word
     assert found is not None and describe_number(found).startswith(words)
 
 
+def evaluate(root: Path, reproduction: str, accuracy: float, *settings: str) -> Selection:
+    """Record the k-NN of a reproduction on ImageNet, and all that it needs, as if it had run."""
+    runs = all_runs(reproduction, settings)
+    needed = {"imagenet", "pretrain", "weights", "features", "knn"}
+    for run in (run for run in runs if run.name in needed):
+        folder = run.run_dir(root)
+        folder.mkdir(parents=True, exist_ok=True)
+        info = {"method": "mugs", "arch": "vit_s16", "epochs": 800, "seed": 0}
+        rows = None
+        if run.name == "knn":
+            line = f'{run.run_id},mugs,vit_s16,800,knn,imagenet1k,"cls, k=20, T=0.05",top1'
+            (folder / "rows.csv").write_text(f"{','.join(COLUMNS)}\n{line},{accuracy},%,0\n")
+            rows = str((folder / "rows.csv").relative_to(root))
+        facts = {"stage": run.stage, "name": run.name, "run_id": run.run_id, "info": info}
+        config = dump_settings(run.config)
+        entry = ManifestEntry(**facts, upstream=run.needs, config=config, rows=rows)  # type: ignore[arg-type]
+        manifest.record_entry(root, entry)
+    return Selection(runs, runs, root)
+
+
+def answer_about_released(selection: Selection, reproduction: str, **changes: Any) -> Answer:
+    found = find(selection, reproduction=reproduction, **changes)
+    (answer,) = (each for each in found.answers if each.question == RELEASED)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "state", "words"),
+    [
+        (75.6, "fine", "knn, k-NN: 75.6, printed 75.6 (reproduced)"),
+        (73.0, "cause", "knn, k-NN: 73.0, printed 75.6 (lower by 2.6 ± 0.5)"),
+        (78.0, "fine", "knn, k-NN: 78.0, printed 75.6 (higher by 2.4 ± 0.5)"),
+    ],
+)
+def test_released_weights_tell_the_evaluation_from_the_training(
+    tmp_path: Path, accuracy: float, state: str, words: str
+) -> None:
+    ours = evaluate(tmp_path, "mugs_vit_s16_ep800", 70.0)
+    released = evaluate(tmp_path, "evaluate_released", accuracy)
+    found = answer_about_released(ours, "mugs_vit_s16_ep800")
+    assert found.state == state
+    assert words in (found.causes[0].evidence if found.causes else found.detail)
+    # Asked about the released weights themselves, the answer is the same.
+    assert answer_about_released(released, "evaluate_released").state == state
+
+
+def test_released_weights_are_also_found_in_the_sound_run_root(tmp_path: Path) -> None:
+    ours = evaluate(tmp_path / "mine", "mugs_vit_s16_ep800", 70.0)
+    evaluate(tmp_path / "sound", "evaluate_released", 75.6)
+    asked = answer_about_released(ours, "mugs_vit_s16_ep800", against=tmp_path / "sound")
+    assert asked.state == "fine" and "75.6, printed 75.6" in asked.detail
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("features.crop=192",),
+        ("knn.temperatures=[0.04]",),
+        ("weights.source=ours",),
+    ],
+)
+def test_only_released_weights_in_the_same_evaluation_count(
+    tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """Without any, it says how to make one."""
+    ours = evaluate(tmp_path, "mugs_vit_s16_ep800", 70.0)
+    if settings:
+        evaluate(tmp_path, "evaluate_released", 75.6, *settings)
+    found = answer_about_released(ours, "mugs_vit_s16_ep800")
+    assert found.unknown.startswith("no evaluation of released weights with these settings in ")
+    only = "--only weights --only features --only knn"
+    assert f"run evaluate_released {only} --set weights.file=FILE" in found.unknown
+
+
+def test_no_weights_of_the_mini_network_are_released(tmp_path: Path) -> None:
+    found = answer_about_released(make_run_root(tmp_path), "mini")
+    assert found.unknown == "no weights of vit_mini are released"
+
+
 def test_causes_come_likeliest_first() -> None:
     weak, strong = (Cause(value, f"cause {value}", "seen", "do") for value in (0.5, 0.9))
     answers = (Answer("a", (weak,)), Answer("b", (strong,)), Answer("c", unknown="no data"))
@@ -370,6 +457,19 @@ def test_stored_features_that_do_not_come_out_again(
         assert causes == []
     else:
         assert len(causes) == 1 and words in causes[0], causes
+
+
+@pytest.mark.parametrize(("method", "feature"), [("mugs", "cls"), ("mgc", "patch_mean")])
+def test_a_token_is_examined_that_the_method_trains(
+    tmp_path: Path, method: str, feature: str
+) -> None:
+    data = ManifestEntry(stage="convert", name="d", run_id="d" * 12)
+    weights = ManifestEntry(stage="pretrain", name="p", run_id="p" * 12, config={"method": method})
+    needs = {"data": data.run_id, "weights": weights.run_id}
+    size = {"resize": 48, "crop": 48}
+    run = ManifestEntry(stage="knn", name="k", run_id="k" * 12, upstream=needs, config=size)
+    inputs = find_evaluation_inputs(Chain((run, data, weights)))
+    assert inputs is not None and inputs.feature == feature
 
 
 def test_shuffled_labels_are_found(evaluated: EvaluationInputs) -> None:
