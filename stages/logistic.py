@@ -118,6 +118,9 @@ def run(ctx: StageContext, cfg: LogisticConfig) -> StageOutput:
                 max_iterations=cfg.max_iterations,
             )
             write_fit(ctx, cfg, penalty, found)
+            if ctx.control is not None:
+                # After a time limit, the next attempt does not stop where this one does.
+                ctx.control.saved(number, 0.0)
         else:
             logger.info("lambda %g: done before, not computed again", penalty)
         weight = found.weight

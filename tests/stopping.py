@@ -1,4 +1,4 @@
-"""A training that is asked to stop after some steps."""
+"""Jobs around a training: one asks it to stop after some steps, one notes what it saves."""
 
 from typing import NoReturn
 
@@ -28,3 +28,14 @@ class StopAfter(NullControl):
     def interrupted(self, step: int) -> NoReturn:
         """Leave the training."""
         raise StoppedError(step)
+
+
+class NoteSaves(NullControl):
+    """Note the steps that are said to be saved."""
+
+    def __init__(self) -> None:
+        self.saves: list[int] = []
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Note a step."""
+        self.saves.append(step)

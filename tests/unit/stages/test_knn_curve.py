@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import NoteSaves
 
 from mugs.checkpoint.record import checkpoint_name
 from mugs.data.mini.digits import materialize_digits
 from mugs.data.sources.convert import convert_to_beton
 from mugs.data.sources.folder import FolderSource
-from mugs.engine.control import NullControl
 from pipeline import attempts, config, manifest, runfile
 from pipeline.manifest import ManifestEntry, describe_output
 from pipeline.plan import build_plan
@@ -100,16 +100,6 @@ def context(root: Path, run: StageRun) -> StageContext:
     return StageContext(
         run.stage, run.name, run.run_id, run.run_dir(root), inputs, 1, running=folders
     )
-
-
-class NoteSaves(NullControl):
-    """Note the epochs that are said to be saved."""
-
-    def __init__(self) -> None:
-        self.saves: list[int] = []
-
-    def saved(self, step: int, seconds: float) -> None:
-        self.saves.append(step)
 
 
 class Case:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import NoteSaves
 
 from mugs import distributed
+from mugs.engine.control import NullControl
 from mugs.evaluation import feature_store, logistic
 from pipeline.reading import validate_model
 from pipeline.stage import StageOutput
@@ -54,7 +56,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return calls
 
 
-def run(folder: Path, features: str = "f" * 64) -> StageOutput:
+def run(folder: Path, features: str = "f" * 64, control: NullControl | None = None) -> StageOutput:
     info = {
         "method": "mugs",
         "arch": "vit_mini",
@@ -65,7 +67,9 @@ def run(folder: Path, features: str = "f" * 64) -> StageOutput:
     }
     outputs = {"features": SimpleNamespace(sha256=features)}
     entry = SimpleNamespace(outputs=outputs, info=info, output=lambda _: folder)
-    ctx = SimpleNamespace(run_dir=folder, run_id="r", stage="logistic", inputs={"features": entry})
+    ctx = SimpleNamespace(
+        run_dir=folder, run_id="r", stage="logistic", inputs={"features": entry}, control=control
+    )
     return stage.run(ctx, CFG)  # type: ignore[arg-type]
 
 
@@ -75,8 +79,10 @@ def test_a_finished_penalty_is_not_computed_again(fitted: list[float], tmp_path:
     run(tmp_path / "again")
     CFG.fit_path(tmp_path / "again", 0.03).unlink()  # as if it had ended after the second
     fitted.clear()
-    resumed = run(tmp_path / "again")
+    control = NoteSaves()
+    resumed = run(tmp_path / "again", control=control)
     assert fitted == [0.03]
+    assert control.saves == [3], "else a stop at the time limit would end the run"
     assert (list(resumed.rows), resumed.info) == (list(straight.rows), straight.info)
 
 
