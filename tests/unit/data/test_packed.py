@@ -20,6 +20,7 @@ from mugs.data.sources.convert import check_whole_images, convert_to_beton
 from mugs.data.sources.folder import FolderSource
 from mugs.data.sources.packed import PackedSource, is_packed, open_packed
 from mugs.data.sources.packed_labels import read_classes
+from mugs.data.sources.tar import CHECKSUM, NAME, SIZE, TYPE, list_tar
 from pipeline.control import Interrupted
 from pipeline.identity import run_id
 from stages.shared.image_data import ConvertConfig, open_splits
@@ -340,6 +341,48 @@ def write_pairs(folder: Path, wanted: Sequence[str]) -> Path:
 def write_synsets(folder: Path, wanted: Sequence[str]) -> Path:
     (folder / "synsets.txt").write_text("\n".join(wanted))
     return folder / "synsets.txt"
+
+
+@pytest.mark.parametrize("comment", [{}, {"comment": "of the whole archive"}])
+@pytest.mark.parametrize(
+    "form",
+    [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT],
+    ids=["ustar", "gnu", "pax"],
+)
+def test_headers_are_read_as_tarfile_reads_them(
+    tmp_path: Path, form: int, comment: dict[str, str]
+) -> None:
+    names = [
+        "a/x.jpg",
+        "a/größer und \udcff.jpg",
+        f"a/{'b' * 90}/{'c' * 90}.jpg",
+        "d/._x",
+        "e/" * 40,
+    ]
+    if form == tarfile.USTAR_FORMAT:
+        names.append(f"{'f' * 99}/y.jpg")
+    with tarfile.open(tmp_path / "x.tar", "w", format=form, pax_headers=comment) as tar:
+        for number, name in enumerate(names * 3):
+            info = tarfile.TarInfo(name)
+            info.size = (0, 1, 511, 512, 513, 10_000)[number % 6]
+            info.mtime = 1e9 + 0.5 * (number % 2)
+            if name.endswith("/"):
+                info.type, info.size = tarfile.DIRTYPE, 0
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        expected = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+    assert len(expected) == 3 * (len(names) - 1)
+    assert list(list_tar(tmp_path / "x.tar")) == expected
+
+
+@pytest.mark.parametrize("field", [NAME, SIZE, CHECKSUM, TYPE])
+def test_a_header_with_another_checksum_is_no_header(tmp_path: Path, field: slice) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a/1.jpg", b"x"), ("a/2.jpg", b"y"), ("a/3.jpg", b"z")])
+    content = bytearray(path.read_bytes())
+    content[1024 + field.start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="no end mark at byte 1,024"):
+        list(list_tar(path))
 
 
 @pytest.mark.parametrize("write", [write_devkit, write_pairs, write_synsets])
