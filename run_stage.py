@@ -323,6 +323,14 @@ def submit(
     no_keeper: Annotated[
         bool, typer.Option("--no-keeper", help="Queue no keeper: submit again yourself.")
     ] = False,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Have at most N of the runs in the queue at a time; the keeper submits the next.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -359,7 +367,7 @@ def submit(
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     # Tracing changes no result, so the run ids stay the same.
     runs = with_trace_steps(selection.runs, trace_steps)
-    profile = place.load_profile_at(cluster, run_root)
+    profile = place.load_profile_at(cluster, run_root, max_at_once=at_once)
     if keep and (no_keeper or as_json):
         raise typer.BadParameter("not with --no-keeper or --json", param_hint="--keep")
     if dry_run:

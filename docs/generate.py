@@ -128,8 +128,8 @@ Give its path with `--cluster`, and check it first with `doctor REPRODUCTION --c
 `--probe`, it also runs a job of a few minutes on at most two nodes, which measures GPUs, the links
 between them, disks and clocks; below each problem stands what to change in the profile. A
 profile changes where and how jobs run, never their results: no key is part of a run id. Every key
-except `gpus_per_node`, which is a limit, reaches the batch script; an unknown key is refused. See
-`slurm/README.md` for what a job survives.
+except `gpus_per_node` and `max_at_once`, which are limits, reaches the batch script; an unknown key
+is refused. See `slurm/README.md` for what a job survives.
 
 To try a profile without GPUs and without data of yours, submit the demo:
 `submit mini --cluster FILE` takes CPUs only, and ends in some minutes.

@@ -153,14 +153,17 @@ class JobOptions(BaseModel):
 class ClusterProfile(JobOptions):
     """One cluster, as read from `slurm/profiles/<name>.yaml` or a path.
 
-    Every key reaches the batch script, except `gpus_per_node`, which is a limit. `sbatch` and
-    `srun` take further options. `signal_delay_s` is how many seconds before its end Slurm warns a
-    job; unset, it is estimated (`slurm/submission/estimates.py`). `memory_gb: 0` means all of a
-    node's memory.
+    Every key reaches the batch script, except `gpus_per_node` and `max_at_once`, which are limits.
+    `sbatch` and `srun` take further options. `signal_delay_s` is how many seconds before its end
+    Slurm warns a job; unset, it is estimated (`slurm/submission/estimates.py`). `memory_gb: 0`
+    means all of a node's memory.
     """
 
     # Folder that all nodes share and that holds all runs; `~` and `$VARIABLES` are expanded.
     run_root: Path
+    # Most runs of a reproduction in the queue at a time; a keeper submits the next one when one of
+    # them ends. `submit --at-once` counts more.
+    max_at_once: int | None = Field(default=None, ge=1)
     # Keys that differ for the jobs of a stage: `{convert: {partition: cpu, memory_gb: 64}}`; those
     # of `keeper` are for the jobs that submit again what is missing.
     stages: Mapping[str, JobOptions] = Field(default_factory=dict)
@@ -533,12 +536,18 @@ def _find_absolute(path: str | Path, source: str) -> Path:
     return expanded.absolute()
 
 
-def load_profile_at(cluster: str, given: Path | None) -> ClusterProfile:
-    """Return the cluster's profile with the run root that `choose_run_root` chooses."""
+def load_profile_at(
+    cluster: str, given: Path | None, *, max_at_once: int | None = None
+) -> ClusterProfile:
+    """Return the cluster's profile with the run root that `choose_run_root` chooses.
+
+    `max_at_once` takes the place of that of the profile.
+    """
     root = check_run_root(choose_run_root(given, cluster), "--run-root")
     if found := _NO_RUN_ROOT.search(str(root)):
         raise ConfigError(
             f"run root {str(root)!r}: jobs cannot use a path with {found[0]!r}; expected letters, "
             "digits, spaces and any of /._+=@~,-"
         )
-    return load_profile(cluster).model_copy(update={"run_root": root})
+    limit = {} if max_at_once is None else {"max_at_once": max_at_once}
+    return load_profile(cluster).model_copy(update={"run_root": root, **limit})

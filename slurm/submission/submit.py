@@ -34,7 +34,7 @@ class Submission:
     """What became of one run.
 
     `action` is done | queued (it was before) | submitted | skipped | deferred (no more jobs fit
-    into the queue).
+    into the queue, or may be in it).
     """
 
     run: StageRun
@@ -141,7 +141,8 @@ def submit(
 
     Runs that another user has begun are skipped, and so are those that need them. Once Slurm takes
     no more jobs of this user, the runs that are left are deferred, and with `leave_room` the last
-    one that was submitted too, so that a keeper fits into the queue.
+    one that was submitted too, so that a keeper fits into the queue. So are those that have to wait
+    for others by `max_at_once` of the profile.
 
     It may be killed at any point and run again, and several may run at once: a run is queued under
     its lock, after another look into the queue. With `break_lock`, the lock of another submission
@@ -159,8 +160,8 @@ def submit(
             submissions.append(Submission(run, "queued", job_id))
         elif reason := why_skipped(run, profile.run_root, submissions):
             submissions.append(Submission(run, "skipped", reason=reason))
-        elif full:
-            submissions.append(_defer(run, profile.run_root, full, break_lock=break_lock))
+        elif reason := full or why_held_back(run, state, profile.max_at_once):
+            submissions.append(_defer(run, profile.run_root, reason, break_lock=break_lock))
         else:
             code = code or take_snapshot(profile.run_root)
             try:
@@ -220,6 +221,26 @@ def why_skipped(run: StageRun, run_root: Path, before: Sequence[Submission]) -> 
     return runfile.find_other_beginner(run_root, run)
 
 
+def why_held_back(run: StageRun, state: QueueState, limit: int | None) -> str:
+    """Return why a run has to wait for others, if at most `limit` runs may be in the queue.
+
+    Of these, none waits for another one to end: it would take a place from a run that can start.
+    Returns "" if the run may be queued.
+    """
+    if limit is None:
+        return ""
+    rule = f"at most {limit} at once"
+    waits_for = set(run.needs.values()) - state.done
+    if any(need not in run.watched or not state.usable_job_id(need) for need in waits_for):
+        return f"{rule}, and it needs runs that are not done"
+    queued = [
+        run_id
+        for run_id, jobs in state.jobs.items()
+        if run_id not in state.done and any(job.can_run for job in jobs)
+    ]
+    return f"{rule}, and {len(queued)} are in the queue" if len(queued) >= limit else ""
+
+
 def _describe_progress(submissions: Sequence[Submission], runs: Sequence[StageRun]) -> str:
     """Return how far a submission came that Slurm refused to go on with, such as at a limit."""
     queued = sum(submission.action in ("queued", "submitted") for submission in submissions)
@@ -235,6 +256,8 @@ def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterat
     done = {run.run_id for run in manifest.split_runs(profile.run_root, runs).done.values()}
     names = {run.run_id: run.name for run in runs}
     code = find_snapshot_folder(profile.run_root) / "SNAPSHOT"
+    if profile.max_at_once is not None:
+        yield f"==> at most {profile.max_at_once} at once, each when all that it needs is done"
     for run in runs:
         if run.run_id in done:
             continue

@@ -214,6 +214,8 @@ def test_a_dry_run_prints_the_batch_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert shown.exit_code == 0, (shown.output, shown.exception)
     assert shown.stdout.count("#!/bin/bash") == 2 and "--partition=p1" in shown.stdout
     assert "afterok:JOB_OF_" in shown.stdout
+    shown = CliRunner().invoke(run_stage.app, [*call, "--at-once", "2"])
+    assert shown.stdout.startswith("==> at most 2 at once, each when all that it needs is done\n")
     assert not list(tmp_path.glob("runs/**/*.sh"))
 
 

@@ -140,6 +140,7 @@ class LimitedSlurm:
         self.taken = taken  # by jobs of other reproductions
         self.jobs: dict[str, dict[str, str]] = {}
         self.number = 100
+        self.most = 0  # runs that were in the queue at the same time
 
     def call(self, *command: str, stdin: str | None = None, **_: Any) -> tuple[int, str, str]:
         """Answer a command."""
@@ -156,6 +157,8 @@ class LimitedSlurm:
         options |= dict(option[2:].split("=", 1) for option in command if "=" in option)
         options["state"] = "PENDING"
         self.jobs[str(self.number)] = options
+        names = [job["job-name"] for job in self.jobs.values()]
+        self.most = max(self.most, sum("keep" not in name for name in names))
         return 0, f"{self.number}\n", ""
 
     def _squeue(self, command: tuple[str, ...], stdin: str) -> tuple[int, str, str]:
@@ -245,6 +248,26 @@ def test_a_reproduction_gets_through_a_full_queue_by_itself(
     assert keeper.queue_keeper(RUNS, profile)
     order = end_all_jobs(slurm, tmp_path, monkeypatch)
     assert sorted(order) == sorted(run.name for run in RUNS)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_at_most_so_many_runs_are_in_the_queue(
+    limited: Callable[..., LimitedSlurm],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+) -> None:
+    slurm = limited(99)
+    profile = ClusterProfile(run_root=tmp_path, max_at_once=at_once)
+    made = submission.submit(RUNS, profile, leave_room=True)
+    assert [each.action for each in made] == ["submitted"] + ["deferred"] * (len(RUNS) - 1)
+    assert made[1].reason == f"at most {at_once} at once, and it needs runs that are not done"
+    assert keeper.queue_keeper(RUNS, profile)
+    del slurm.jobs[str(made[0].job_id)]
+    preempted = (0, "PREEMPTED\n", "")
+    monkeypatch.setattr(slurm, "_sacct", lambda *_: preempted, raising=False)
+    order = end_all_jobs(slurm, tmp_path, monkeypatch)
+    assert sorted(order) == sorted(run.name for run in RUNS) and slurm.most == at_once
 
 
 def test_without_a_place_nothing_is_concluded(

@@ -24,7 +24,12 @@ from slurm.node.rendezvous import resolve_master_address
 from slurm.shared import queue
 from slurm.submission import lock, snapshot
 from slurm.submission.profile import ClusterProfile
-from slurm.submission.submit import Dependencies, QueueState, find_other_code
+from slurm.submission.submit import (
+    Dependencies,
+    QueueState,
+    find_other_code,
+    why_held_back,
+)
 
 
 def edit(run_dir: Path, number: int, *, age_s: float = 0, **facts: Any) -> None:
@@ -240,6 +245,25 @@ WATCH = StageRun("x", "w", "w", Watching(), {"in0": "a", "in1": "b"}, Resources(
 def test_what_watches_waits_for_a_beginning(jobs: dict[str, Any], expected: str | None) -> None:
     runs = {"a": run("a"), "b": run("b"), "w": WATCH}
     assert QueueState(runs, {"b": [job("2")], **jobs}, set()).usable_job_id("w") == expected
+
+
+@pytest.mark.parametrize(
+    ("jobs", "done", "limit", "expected"),
+    [
+        ({"a": [job("1")]}, {"b"}, 2, ""),  # it may start beside a
+        ({"a": [job("1")]}, {"b"}, 1, "at most 1 at once, and 1 are in the queue"),
+        ({"a": [job("1", reason="BadConstraints")]}, {"a", "b"}, 1, ""),
+        ({"c": [job("1", reason="BadConstraints")]}, {"a", "b"}, 1, ""),  # it never runs
+        ({}, {"b"}, 2, "at most 2 at once, and it needs runs that are not done"),
+        ({"a": [job("1")]}, set(), 3, "at most 3 at once, and it needs runs that are not done"),
+        ({"a": [job("1")]}, set(), None, ""),
+    ],
+)
+def test_runs_that_are_held_back(
+    jobs: dict[str, Any], done: set[str], limit: int | None, expected: str
+) -> None:
+    runs = {"a": run("a"), "b": run("b"), "c": run("c"), "w": WATCH}
+    assert why_held_back(WATCH, QueueState(runs, jobs, done), limit) == expected
 
 
 def test_dependencies_as_sbatch_spells_them() -> None:
