@@ -312,9 +312,12 @@ def find_log_of(run_dir: Path, log: str, job_id: str | None) -> str | None:
 
     An attempt that died before it could log anything leaves only that.
     """
+    # The run root may have been moved since.
+    places = (Path(log), run_dir / "logs" / Path(log).name) if log else ()
     with suppress(OSError):  # a name too long, or a folder of others
-        if log and Path(log).is_file():
-            return log
+        for place in places:
+            if place.is_file():
+                return str(place)
     own = find_newest_log(run_dir, f"{job_id}_*") if job_id else None
     return own or find_newest_log(run_dir, "rank*.err")
 

@@ -133,6 +133,25 @@ def test_runs_in_order_and_again_does_nothing(tiny: Any, tmp_path: Path) -> None
     assert code.items() >= {"attempt": 1, **read_git_state(code_root())}.items()
 
 
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_by_hand(tiny: Any, tmp_path: Path) -> None:
+    """On one machine, in the folder of a run that `submit` or `run` has written."""
+    made = make(tiny, "a")
+    run_dir = runfile.write_run_file(tmp_path, made)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "slurm.node.job", str(run_dir)],
+        cwd=code_root(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    entry = manifest.find_done(tmp_path, made.run_id)
+    assert entry is not None and (entry.ranks, entry.attempt) == (2, 1)
+    assert attempts.list_attempts(run_dir) == [1]
+    assert attempts.read_attempt(run_dir, 1)["launch"].startswith("torchrun-")
+
+
 def test_an_input_that_is_replaced_while_a_run_reads_it(tiny: Any, tmp_path: Path) -> None:
     """Nothing is recorded, and the run can be repeated with what is there now."""
     file = tmp_path / "list.txt"
