@@ -127,8 +127,9 @@ def _rank_environment(
     }
     if not on_gpus:
         # By default a thread that has done its part spins until the others have done theirs. Where
-        # other programs use the cores, it takes the core that a thread it waits for needs.
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # other programs use the cores, it takes the core that a thread it waits for needs. In small
+        # letters, as libgomp does not know the I of PASSIVE in a Turkish locale.
+        env.setdefault("OMP_WAIT_POLICY", "passive")
     # The default, as many threads as cores in every rank, would slow all of them down.
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     return env | {

@@ -311,7 +311,7 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch, ranks: int, thre
 
 @pytest.mark.parametrize(
     ("on_gpus", "given", "expected"),
-    [(False, None, "PASSIVE"), (False, "ACTIVE", "ACTIVE"), (True, None, None)],
+    [(False, None, "passive"), (False, "ACTIVE", "ACTIVE"), (True, None, None)],
 )
 def test_threads_on_cpus_do_not_spin_while_they_wait(
     monkeypatch: pytest.MonkeyPatch, on_gpus: bool, given: str | None, expected: str | None
