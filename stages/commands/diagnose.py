@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from statistics import fmean, stdev
@@ -55,6 +56,9 @@ UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)
 
 # The settings that the peak learning rate follows from.
 PEAK = {"batch_size", "base_lr"}
+
+# What a run is about.
+SUBJECT = ("method", "arch", "dataset")
 
 NEEDS_FEATURES = "needs a features run, or a knn run of data and weights"
 
@@ -118,7 +122,7 @@ def load_recipe(request: DiagnoseRequest, chain: Chain) -> list[StageRun]:
         for run in runs:
             if run.stage == "pretrain":
                 theirs = science_fields(run.config)
-                if all(mine.get(key) == theirs.get(key) for key in ("method", "arch")):
+                if all(mine.get(key) == theirs.get(key) for key in SUBJECT):
                     candidates.append((len(_differences(pretrainings[0], run)), name, runs))
     return min(candidates, key=lambda found: found[:2])[2] if candidates else []
 
@@ -128,21 +132,53 @@ def compare_settings(chain: Chain, recipe: Sequence[StageRun]) -> Answer:
     question = "are the settings those of the recipe"
     if not recipe:
         return Answer(question, unknown="no bundled recipe fits; name one with --recipe")
+    counterparts = find_counterparts(chain, recipe)
     causes: list[Cause] = []
     without = []
     for entry in chain.entries:
-        same_stage = [run for run in recipe if run.stage == entry.stage]
-        if not same_stage:
+        if entry.run_id in counterparts:
+            causes += _list_setting_causes(entry, counterparts[entry.run_id])
+        else:
             without.append(entry.name)
-            continue
-        # A reproduction may have several evaluations of a stage; the name decides if it fits.
-        named = [run for run in same_stage if run.name == entry.name] or same_stage
-        closest = min(named, key=lambda run: len(_differences(entry, run)))
-        causes += _list_setting_causes(entry, closest)
-    seen = f"{len(chain.entries) - len(without)} runs compared, all settings are equal"
+    seen = f"{len(counterparts)} runs compared, all settings are equal"
     if without:
         seen += f"; not in the recipe: {', '.join(without)}"
     return answer_question(question, causes, seen)
+
+
+def find_counterparts(chain: Chain, recipe: Sequence[StageRun]) -> dict[str, StageRun]:
+    """Return the run of a recipe that each run of a chain should be like, by run id.
+
+    A recipe may have several runs of a stage. First counts what they are about, then that they need
+    the counterparts of what the run needs, then the name, and last how many settings differ.
+    """
+    found: dict[str, StageRun] = {}
+    # The farthest first: what a run needs has its counterpart then.
+    for entry in reversed(chain.entries):
+        needs = {found[need].run_id for need in entry.upstream.values() if need in found}
+        same_stage = [run for run in recipe if run.stage == entry.stage]
+        if same_stage:
+            found[entry.run_id] = min(same_stage, key=partial(_rank_counterpart, entry, needs))
+    return found
+
+
+def _rank_counterpart(
+    entry: ManifestEntry, needs: set[str], run: StageRun
+) -> tuple[int, int, bool, int]:
+    """Return a rank of a run of the recipe, the lower the better; `needs` are run ids in it."""
+    mine = read_science(entry)
+    theirs = science_fields(run.config)
+    return (
+        sum(mine.get(key) != theirs.get(key) for key in SUBJECT),
+        len(needs - set(run.needs.values())),
+        run.name != _name_in_file(entry),
+        len(_differences(entry, run)),
+    )
+
+
+def _name_in_file(entry: ManifestEntry) -> str:
+    """Return the name of a run in its file, by which --set knows it: the same for all seeds."""
+    return re.sub(r"_seed\d+$", "", entry.name)
 
 
 def _flatten_both(entry: ManifestEntry, run: StageRun) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,8 +194,7 @@ def _list_setting_causes(entry: ManifestEntry, run: StageRun) -> Iterator[Cause]
     mine, theirs = _flatten_both(entry, run)
     # Settings of another version of the code are on one side only.
     common = (mine.keys() & theirs.keys()) - {"seed"}
-    # --set knows a run by its name in the file, for all of its seeds.
-    name = re.sub(r"_seed\d+$", "", entry.name)
+    name = _name_in_file(entry)
     for key in sorted(common):
         if mine[key] == theirs[key]:
             continue

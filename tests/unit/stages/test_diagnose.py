@@ -31,6 +31,7 @@ from stages.commands.diagnose import (
     DiagnoseRequest,
     describe_number,
     diagnose,
+    find_counterparts,
     find_evaluation_inputs,
 )
 from stages.commands.measure_chain import (
@@ -118,6 +119,24 @@ def test_another_recipe_can_be_named(tmp_path: Path) -> None:
     recipe.write_text(text.replace("queue_size: 512", "queue_size: 1024"), encoding="utf-8")
     (cause,) = find(make_run_root(tmp_path), recipe=str(recipe)).causes
     assert "mugs.queue_size differs" in cause.what
+
+
+def test_an_evaluation_is_compared_with_that_of_the_same_method(tmp_path: Path) -> None:
+    """Though in the recipe those names are of another method."""
+    runs = {run.name: run for run in all_runs("mini_methods")}
+    names = {"digits": "digits", "mgc": "pretrain", "features_mgc": "features", "knn_mgc": "knn"}
+    entries = [
+        ManifestEntry(
+            stage=runs[theirs].stage,
+            name=mine,
+            run_id=runs[theirs].run_id,
+            upstream=runs[theirs].needs,
+            config=dump_settings(runs[theirs].config),
+        )
+        for theirs, mine in reversed(names.items())
+    ]
+    found = find_counterparts(Chain(tuple(entries)), list(runs.values()))
+    assert [found[entry.run_id].name for entry in entries] == list(reversed(names))
 
 
 def test_another_data_set_comes_before_all_settings(tmp_path: Path) -> None:
