@@ -19,12 +19,14 @@ from mugs.evaluation.config import Feature
 from pipeline import config
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry
+from pipeline.settings import use_current_names
 from pipeline.spec import StageRun
 from results.diagnosis import Answer, Cause, Diagnosis, answer_question
 from results.figures.curves import BAND, Curves, read_curves
 from results.runs import flatten_config
 from results.variants import format_setting, list_differences
 from results.vocabulary import describe_setting
+from stages import STAGES
 from stages.commands.bundle_content import read_science
 from stages.commands.measure_chain import (
     IMAGENET_MEAN,
@@ -182,7 +184,11 @@ def _name_in_file(entry: ManifestEntry) -> str:
 
 
 def _flatten_both(entry: ManifestEntry, run: StageRun) -> tuple[dict[str, Any], dict[str, Any]]:
-    return flatten_config(read_science(entry)), flatten_config(science_fields(run.config))
+    """Return the settings of a run and those of the recipe, under today's names."""
+    stage_config = STAGES[entry.stage].config
+    mine = use_current_names(stage_config, read_science(entry))
+    theirs = use_current_names(stage_config, science_fields(run.config))
+    return flatten_config(mine), flatten_config(theirs)
 
 
 def _differences(entry: ManifestEntry, run: StageRun) -> list[str]:
@@ -368,7 +374,7 @@ def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
             count = len(sidecar.names)
             wanted = expected.get(split)
             if wanted is None:
-                unknown.append(f"how many {entry.name} has in {split} ({_ask_for(reference)})")
+                unknown.append(f"{entry.name}, {split}")
             elif wanted != count:
                 causes.append(
                     Cause(
@@ -380,7 +386,8 @@ def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
                 )
             seen.append(f"{entry.name}, {split}: {count:,} in {len(sidecar.classes)} classes")
     if unknown and not causes:
-        return Answer(question, unknown=", ".join(unknown))
+        missing = f"how many there should be of {'; '.join(unknown)}"
+        return Answer(question, unknown=f"{missing} ({_ask_for(reference)})")
     return answer_question(question, causes, "; ".join(seen) or "no data set with a record")
 
 

@@ -84,6 +84,7 @@ def find(selection: Selection, **changes: Any) -> Diagnosis:
         (["pretrain.teacher_momentum=0.9"], "pretrain: teacher_momentum", "0.9 in the run, 0.95"),
         (["pretrain.mugs.queue_size=64"], "pretrain: mugs.queue_size", "64 in the run, 512"),
         (["pretrain.mugs.drop_path=0.1"], "pretrain: mugs.drop_path", "0.1 in the run, 0 there"),
+        (["pretrain.views.large_crops=shared"], "pretrain: views.large_crops", "shared in the run"),
         (["knn.temperatures=[0.5]"], "knn: temperatures", "[0.5] in the run, [0.07]"),
         (["features.crop=24"], "features: crop", "24 in the run, 32 there"),
         (["pretrain.precision=bf16"], "pretrain: precision", "bf16 in the run"),
