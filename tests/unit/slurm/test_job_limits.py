@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.manifest import ManifestEntry, record_entry
-from pipeline.spec import Resources, StageRun
+from pipeline.spec import ConfigError, Resources, StageRun
 from slurm import keeper
 from slurm.shared import queue
 from slurm.shared.limits import JobLimit, JobLimits, read_job_limits
@@ -268,6 +268,20 @@ def test_at_most_so_many_runs_are_in_the_queue(
     monkeypatch.setattr(slurm, "_sacct", lambda *_: preempted, raising=False)
     order = end_all_jobs(slurm, tmp_path, monkeypatch)
     assert sorted(order) == sorted(run.name for run in RUNS) and slurm.most == at_once
+
+
+def test_one_run_again_needs_what_it_reads(
+    limited: Callable[..., LimitedSlurm], tmp_path: Path
+) -> None:
+    """`submit --only RUN`: alone if its inputs are done; else nothing is queued."""
+    slurm = limited(99)
+    profile = ClusterProfile(run_root=tmp_path)
+    with pytest.raises(ConfigError, match="submit it too"):
+        submission.submit(RUNS[1:2], profile)
+    assert not slurm.jobs
+    record_entry(tmp_path, ManifestEntry(stage="knn", name="r0", run_id=RUNS[0].run_id))
+    (made,) = submission.submit(RUNS[1:2], profile)
+    assert made.action == "submitted" and list(slurm.jobs) == [made.job_id]
 
 
 def test_without_a_place_nothing_is_concluded(
