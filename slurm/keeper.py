@@ -51,6 +51,7 @@ logger = logging.getLogger("slurm.keeper")  # `__name__` is "__main__" under `py
 _NAME = f"{queue.JOB_PREFIX}keep-"
 _PATIENCE = 10  # keepers one after the other without any progress
 _PAUSE_S = 300  # before the next keeper, after one that saw no progress
+_SAME_LOOK_S = 30.0  # so soon after a look that counts, another one counts for nothing
 _NEED = Resources(gpu=False, ranks_per_node=1, cpus_per_rank=1, hours=0.5, memory_gb=2)
 _LEAD_S = 60
 _ANSWER_S = 1200.0  # a restart of the controller takes minutes
@@ -216,14 +217,24 @@ def _find_stuck(statuses: Sequence[RunStatus]) -> dict[str, str]:
 
 
 def _count_idle_looks(note: Path, runs: Sequence[StageRun], run_root: Path) -> int:
-    """Return how many looks in a row, this one included, saw no run end or save something new."""
+    """Return how many looks in a row, this one included, saw no run end or save something new.
+
+    Two keepers that look at the same moment count once: what one saw is no news for the other.
+    """
     saves = [list(attempts.list_saves(run.run_dir(run_root)))[-1:] for run in runs]
     done = [manifest.find_done(run_root, run.run_id) is not None for run in runs]
     now = [done, [save.get("step") for newest in saves for save in newest]]
     path = note.with_suffix(PROGRESS)
     before = read_json(path) or {}
-    idle = int(before.get("idle", 0)) + 1 if before.get("progress") == now else 0
-    write_json_atomic(path, {"progress": now, "idle": idle, "time": time.time()})
+    idle = int(before.get("idle", 0))
+    counted_at = float(before.get("time", 0.0))
+    if before.get("progress") != now:
+        idle = 0
+        counted_at = time.time()
+    elif abs(time.time() - counted_at) > _SAME_LOOK_S:
+        idle += 1
+        counted_at = time.time()
+    write_json_atomic(path, {"progress": now, "idle": idle, "time": counted_at})
     return idle
 
 

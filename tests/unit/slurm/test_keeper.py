@@ -300,9 +300,27 @@ def test_no_answer_is_not_an_end(
     assert not list(list_ended_keepers(runs, profile.run_root))
 
 
-def test_it_gives_up_without_progress_and_not_with_it(
+def test_two_keepers_at_the_same_moment_are_one_look(
     fake: FakeSlurm, runs: list[StageRun], profile: ClusterProfile
 ) -> None:
+    """The second one sees no progress since the first; the next keeper starts without a pause."""
+    fake.submit(runs, profile)
+    keeper.queue_keeper(runs, profile)
+    run_dir = next(run for run in runs if run.name == "pretrain").run_dir(profile.run_root)
+    attempts.record_save(run_dir, attempts.start_attempt(run_dir), step=1, seconds=1)
+    for _ in range(2):
+        fake.states["pretrain"] = "waiting"
+        assert keeper.keep_going(*note_of(profile.run_root)).state == "working"
+        assert fake.waiting[1] == ()
+
+
+def test_it_gives_up_without_progress_and_not_with_it(
+    fake: FakeSlurm,
+    runs: list[StageRun],
+    profile: ClusterProfile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keeper, "_SAME_LOOK_S", -1.0)  # here they follow each other at once
     fake.submit(runs, profile)
     keeper.queue_keeper(runs, profile)
     pretrain = next(run for run in runs if run.name == "pretrain")
