@@ -12,6 +12,7 @@ from fault_case import Case, Fault
 
 from pipeline import attempts, manifest
 from slurm.keeper import queue_keeper
+from slurm.shared import queue
 from slurm.shared.keeper_notes import list_ended_keepers
 
 
@@ -50,9 +51,39 @@ def keeper_killed(case: Case) -> None:
     end_of_keeper(case)
 
 
-def keep(case: Case) -> None:
-    """Queue the keeper, as `submit` does."""
-    assert queue_keeper(case.runs, case.profile) is not None
+def keeper_node_lost(case: Case) -> None:
+    """The node of a keeper at work dies: another keeper goes on elsewhere."""
+    keep(case)
+    case.at_step(33)
+    case.preempt()
+    case.until(lambda: find_keepers(case), "the keeper starts")
+    squeue = ["squeue", "-h", "-t", "RUNNING", "-o", "%j %N"]
+    jobs = (line.split() for line in case.cluster.run(*squeue).stdout.splitlines())
+    node = next(words[1] for words in jobs if "keep" in words[0])
+    with lost(case, node):
+        case.cluster.kill(node)
+        end_of_keeper(case)
+
+
+def two_keepers(case: Case) -> None:
+    """Two keepers start at the same moment: they submit each run again once, not twice."""
+    first = keep(case)
+    written = case.cluster.run("scontrol", "write", "batch_script", first, "-").stdout
+    queue.submit_text(written, what="a second keeper")
+    case.at_step(33)
+    case.preempt()
+    end_of_keeper(case)
+    for run in case.runs:
+        name = queue.job_name(run.run_dir(case.root))
+        ever = case.cluster.run("squeue", "-h", "-t", "all", f"--name={name}", "-o", "%i").stdout
+        assert len(ever.split()) == 2, (name, ever)
+
+
+def keep(case: Case) -> str:
+    """Queue the keeper, as `submit` does, and return the id of its job."""
+    job_id = queue_keeper(case.runs, case.profile)
+    assert job_id is not None
+    return job_id
 
 
 def find_keepers(case: Case) -> list[int]:
@@ -70,10 +101,15 @@ def end_of_keeper(case: Case) -> None:
     """Both are done in two attempts; the last keeper says so and leaves no other behind."""
     case.finish()
     assert case.attempts() == 2
-    case.until(lambda: list(list_ended_keepers(case.runs, case.root)), "the last keeper")
-    assert list(list_ended_keepers(case.runs, case.root)) == ["keeper: finished"]
+    keeper_finished(case)
     squeue = ["squeue", "-h", "-t", "PENDING", "-o", "%j"]
     case.until(lambda: "keep" not in case.cluster.run(*squeue).stdout, "no keeper is left")
+
+
+def keeper_finished(case: Case) -> None:
+    """The last keeper says that all is done."""
+    case.until(lambda: list(list_ended_keepers(case.runs, case.root)), "the last keeper")
+    assert list(list_ended_keepers(case.runs, case.root)) == ["keeper: finished"]
 
 
 def controller_restarted(case: Case) -> None:
@@ -115,7 +151,6 @@ def node_dies(case: Case) -> None:
     with lost(case) as node:
         case.cluster.kill(node)
         case.finish()
-        case.cluster.start_node(node)
     assert case.attempts() == 2
 
 
@@ -143,7 +178,8 @@ def node_seems_dead(case: Case) -> None:
                 os.kill(pid, signal.SIGCONT)
         case.finish()
     log = (case.run_dir / "logs" / "attempt_0001_rank0.log").read_text()
-    assert "not the newest" in log, log
+    # Whichever comes first: a save, or the look at the attempts every 15 seconds.
+    assert "not the newest" in log or "a newer attempt" in log, log
     assert manifest.find_done(case.root, case.train.run_id).attempt == 2
 
 
@@ -168,20 +204,24 @@ def daemon_of(cmdline: Path, node: str, case: Case) -> bool:
 
 
 @contextlib.contextmanager
-def lost(case: Case) -> Iterator[str]:
-    """The node of a training, which is given back in the end."""
-    node = case.facts()["NodeList"]
+def lost(case: Case, node: str = "") -> Iterator[str]:
+    """A node, that of the training if none is named, which is given back in the end."""
+    node = node or case.facts()["NodeList"]
+    sinfo = ["sinfo", "-h", "-n", node, "-p", "low", "-o", "%T"]
+    resume = ["scontrol", "update", f"NodeName={node}", "State=RESUME"]
+
+    def is_back() -> bool:
+        if case.cluster.run(*sinfo, check=False).stdout.strip() in ("idle", "mixed", "allocated"):
+            return True
+        case.cluster.run(*resume, check=False)
+        return False
+
     try:
         yield node
     finally:
-        case.until(lambda: node in case.cluster.processes, "slurmd")
-        idle = ("idle", "mixed", "allocated")
-        while (
-            case.cluster.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T").stdout.strip()
-            not in idle
-        ):
-            case.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
-            time.sleep(0.5)
+        if node not in case.cluster.processes:
+            case.cluster.start_node(node)
+        case.until(is_back, f"{node} is back")
 
 
 CLUSTER_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
@@ -191,6 +231,8 @@ CLUSTER_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "preempted_at_once": (preempted, {"partition": "low_at_once"}),
     "preempted_for_good": (preempted_for_good, {"partition": "low_cancel"}),
     "keeper_killed": (keeper_killed, {"partition": "low_cancel"}),
+    "keeper_node_lost": (keeper_node_lost, {"partition": "low_cancel"}),
+    "two_keepers": (two_keepers, {"partition": "low_cancel"}),
     "controller_restarted": (controller_restarted, {"seconds": 0.3}),
     "controller_away": (controller_away, {"seconds": 0.3}),
     "node_down": (node_down, {}),

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ class Cluster:
         self.nodes = [f"n{i}" for i in range(shape.nodes)]
         self.nodes += [f"c{i}" for i in range(shape.cpu_nodes)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        # Daemons end with the thread that started them (`DIE_WITH_US`), so one thread starts all.
+        self.starter = ThreadPoolExecutor(1)
         self.user = pwd.getpwuid(os.geteuid()).pw_name
         self.namespaces = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
@@ -159,7 +162,7 @@ class Cluster:
             )
         )
 
-    def start(self, timeout_s: float = 30) -> None:
+    def start(self, timeout_s: float = 60) -> None:
         """Start everything and wait until every node is idle."""
         munge, end = self.root / "munge", time.monotonic() + timeout_s
         files = (f"--{name}-file={munge}/{name}" for name in ("key", "log", "pid", "seed"))
@@ -176,16 +179,20 @@ class Cluster:
         return sorted(set(found)) == sorted(f"{name} idle" for name in self.nodes)
 
     def describe(self) -> str:
-        """Queue and nodes with Slurm's reasons, for messages."""
-        return "\n".join(
+        """Queue, nodes with Slurm's reasons, and the end of the controller's log, for messages."""
+        said = [
             self.run(*command, check=False).stdout
             for command in (
                 ["squeue", "-o", "%i %P %j %T %r %N"],
                 ["sinfo", "-N", "-o", "%N %T %E"],
             )
-        )
+        ]
+        dead = [name for name, process in self.processes.items() if process.poll() is not None]
+        logs = [self.root / "log" / name for name in ("slurmctld.log", "slurmctld.out")]
+        ends = [log.read_text(errors="replace")[-2000:] for log in logs if log.exists()]
+        return "\n".join([*said, f"ended: {dead}", *ends])
 
-    def recover(self, timeout_s: float = 60) -> None:
+    def recover(self, timeout_s: float = 120) -> None:
         """All nodes idle again after whatever a test did: jobs cancelled, nodes resumed,
         or a fresh start.
         """
@@ -250,10 +257,10 @@ class Cluster:
         name = label or daemon
         command = [*DIE_WITH_US, *(wrap or []), find_daemon(daemon), *arguments]
         with open(self.root / "log" / f"{name}.out", "ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            self.processes[name] = self.starter.submit(
+                subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.env, cwd=self.root, start_new_session=True,
-            )  # fmt: skip
+            ).result()  # fmt: skip
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a client command against this cluster."""

@@ -128,9 +128,9 @@ class Case:
         for pid in found:
             os.kill(pid, signal.SIGKILL)
 
-    def finish(self) -> None:
+    def finish(self, timeout_s: float = 240) -> None:
         """Wait until both are done."""
-        self.until(lambda: {s.state for s in self.states()} == {"done"}, "done")
+        self.until(lambda: {s.state for s in self.states()} == {"done"}, "done", timeout_s)
 
     def survives(self, step: int, act: Callable[[], object]) -> None:
         """Act once so many steps were begun: the training starts a second time and ends well."""

@@ -7,6 +7,7 @@ from typing import Any
 from fault_case import Case, Fault
 
 from pipeline import attempts
+from slurm.submission.cancel import cancel_runs
 
 
 def undisturbed(case: Case) -> None:
@@ -45,6 +46,18 @@ def cancelled(case: Case) -> None:
     assert "CANCELLED" in case.states()[0].detail and case.facts()["Restarts"] == "0"
     case.submit()
     case.finish()
+
+
+def canceled(case: Case) -> None:
+    """`cancel` of the training: it saves, what needs it leaves the queue, `submit` goes on."""
+    case.at_step(33)
+    assert cancel_runs([case.train], case.root) == [case.job_id]
+    case.until(lambda: case.states()[0].state == "canceled", "stopped")
+    case.until(lambda: case.states()[1].state == "waiting", "dependent left the queue")
+    assert case.facts()["Restarts"] == "0"
+    case.submit()
+    case.finish()
+    assert case.attempts() == 2 and case.steps() <= 61, case.steps()
 
 
 def rank_killed(case: Case) -> None:
@@ -118,6 +131,7 @@ JOB_FAULTS: dict[str, tuple[Fault, dict[str, Any]]] = {
     "terminated": (partial(warned, signal="TERM"), {}),
     "warned_while_importing": (warned_while_importing, {}),
     "cancelled": (cancelled, {}),
+    "canceled": (canceled, {}),
     "rank_killed": (rank_killed, {}),
     "crashed": (crashed, {"fault": "crash"}),
     "crashes_always": (crashes_always, {"fault": "crash always"}),

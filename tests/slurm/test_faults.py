@@ -26,6 +26,8 @@ LONG = (
     "node_seems_dead",
     "node_dies",
     "keeper_killed",
+    "keeper_node_lost",
+    "two_keepers",
     "preempted_warned_at_once",
     "preempted_with_grace",
 )
@@ -84,7 +86,7 @@ def test_fault_of_the_cluster(
     if name in WITHOUT_USER_SIGNAL:
         slurm_cluster.configure(line, f"#{line}")
         request.addfinalizer(lambda: slurm_cluster.configure(f"#{line}", line))
-    if name.startswith("node_") and not slurm_cluster.namespaces:
+    if "node_" in name and not slurm_cluster.namespaces:
         pytest.skip("no namespaces on this machine: a node cannot be killed alone")
     case = Case(slurm_cluster, tmp_path, name, **options)
     case.submit()
