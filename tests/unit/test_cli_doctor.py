@@ -406,9 +406,8 @@ def test_the_python_of_the_profile_is_tried(python: str) -> None:
 def test_a_folder_of_another_user_is_told(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    ids = {
-        run["run"]: run["run_id"] for run in json.loads(doctor("--json", command="status").stdout)
-    }
+    plan = json.loads(doctor("--json", command="plan").stdout)
+    ids = {run["run"]: run["run_id"] for run in plan["runs"]}
     folder = tmp_path / "runs" / name.format(id=ids["features"], user=os.geteuid())
     folder.mkdir(parents=True)
     create = tempfile.NamedTemporaryFile
