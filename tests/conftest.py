@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # Reasons to skip that say nothing about the machine's set-up, and how many tests may give each.
 EXPECTED_SKIPS = {
-    "needs a GPU": 10,
+    "needs a GPU": 11,
     "needs root": 0 if os.geteuid() == 0 else 40,
     "needs the extra": 3,  # of `make test-all`: W&B, MLflow, trackio
 }

@@ -13,8 +13,8 @@ CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
     ("reasons", "unexpected"),
     [
         ([], 0),
-        (["Skipped: needs a GPU"] * 10 + ["Skipped: needs the extra wandb"] * 3, 0),
-        (["Skipped: needs a GPU"] * 11, 1),
+        (["Skipped: needs a GPU"] * 11 + ["Skipped: needs the extra wandb"] * 3, 0),
+        (["Skipped: needs a GPU"] * 12, 1),
         (["Skipped: needs the extra x"] * 5, 2),
         (["no Chromium on PATH", "Skipped: needs a GPU"], 1),
         (["ffcv is not installed"], 1),
