@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.spec import StageRun
     from results.report.graph import Node
     from slurm.status import RunStatus
+    from slurm.submission.profile import ClusterProfile
     from stages.commands.forecast import CurveForecast
     from stages.commands.repeat_knn import RepeatedRun
     from stages.commands.reproduction import Selection
@@ -356,13 +357,11 @@ def submit(
     """
     from pipeline.plan import with_trace_steps
     from slurm import console, keeper
-    from slurm.budget import check_budget
     from slurm.facts import describe_submissions, format_json
-    from slurm.status import collect_status
     from slurm.submission import profile as place
     from slurm.submission import submit as submission
-    from stages.commands.preflight import require_no_problems
     from stages.commands.reproduction import list_changed_inputs
+    from stages.commands.whole_run_root import remember_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds, may_be_new=True)
     # Tracing changes no result, so the run ids stay the same.
@@ -376,15 +375,11 @@ def submit(
     if not as_json:
         console.show_remarks(runs)
         console.show_lines([f"run root: {profile.run_root}", *list_changed_inputs(selection)])
-    # What takes a moment comes before the data checks, which may take minutes.
-    submission.check_submission(runs, profile)
-    if budget is not None:
-        _print(check_budget(collect_status(runs, profile.run_root), budget), err=True)
-    console.announce_data_checks(skip_data_checks)
-    require_no_problems(selection, skip_data_checks=skip_data_checks)
+    _require_submittable(selection, runs, profile, budget, skip_data_checks)
     made = submission.submit(
         runs, profile, break_lock=break_lock, leave_room=not (keep or no_keeper)
     )
+    remember_runs(profile.run_root, [each.run for each in made if each.action == "submitted"])
     if not as_json:
         console.show_submissions(made)
     if keep:
@@ -1158,6 +1153,28 @@ def clean(
         empty_trash=empty_trash,
     )
     _print(lines)
+
+
+def _require_submittable(
+    selection: Selection,
+    runs: Sequence[StageRun],
+    profile: ClusterProfile,
+    budget: float | None,
+    skip_data_checks: bool,
+) -> None:
+    """Raise ConfigError if the runs cannot be submitted; print what the budget leaves."""
+    from slurm import console
+    from slurm.budget import check_budget
+    from slurm.status import collect_status
+    from slurm.submission.submit import check_submission
+    from stages.commands.preflight import require_no_problems
+
+    # What takes a moment comes before the data checks, which may take minutes.
+    check_submission(runs, profile)
+    if budget is not None:
+        _print(check_budget(collect_status(runs, profile.run_root), budget), err=True)
+    console.announce_data_checks(skip_data_checks)
+    require_no_problems(selection, skip_data_checks=skip_data_checks)
 
 
 def _select(

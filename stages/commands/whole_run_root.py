@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,39 @@ def load_all_runs(root: Path, only: Sequence[str]) -> tuple[list[StageRun], list
             found[key] = summary
         except (ConfigError, ValueError, LookupError, TypeError, OSError) as error:
             problems.append(f"{folder}: {str(error).splitlines()[0] if str(error) else error!r}")
-    _write_memory(memory, known, found)
+    settled = time.time_ns() - SETTLED_NS
+    lasting = {
+        key: run
+        for key, run in found.items()
+        if run is known.runs.get(key) or max(run.stamp[1:3]) < settled
+    }
+    _write_memory(memory, known, lasting)
     lines = {summary.run_id: summary.settings for summary in found.values()}
     runs = select_runs([summary.build() for summary in found.values()], only)
     return runs, [f"{run.key}: {lines[run.run_id]}" for run in runs], problems
+
+
+def remember_runs(root: Path, runs: Iterable[StageRun]) -> None:
+    """Remember runs whose files we have just written, so that they need not be read.
+
+    Their files were put in place by renaming: one that is written later has another number.
+    """
+    memory = _memory_path(root)
+    known = _read_memory(memory)
+    found = dict(known.runs)
+    for run in runs:
+        folder = run.run_dir(root)
+        with suppress(OSError):
+            found[f"{run.stage}/{folder.name}"] = RunSummary(
+                stamp=_stamp(folder),
+                stage=run.stage,
+                name=run.own_name or run.name,
+                run_id=run.run_id,
+                needs=dict(run.needs),
+                resources=run.resources,
+                settings=describe_settings(run.config),
+            )
+    _write_memory(memory, known, found)
 
 
 def list_namesakes(runs: Sequence[StageRun], root: Path) -> list[str]:
@@ -151,10 +180,8 @@ def _read_memory(path: Path | None) -> RememberedRuns:
     return RememberedRuns(defaults=defaults)
 
 
-def _write_memory(path: Path | None, known: RememberedRuns, found: dict[str, RunSummary]) -> None:
-    """Remember what was found; a folder that cannot be written is no reason to fail."""
-    settled = time.time_ns() - SETTLED_NS
-    runs = {key: run for key, run in found.items() if max(run.stamp[1:3]) < settled}
+def _write_memory(path: Path | None, known: RememberedRuns, runs: dict[str, RunSummary]) -> None:
+    """Remember these runs; a folder that cannot be written is no reason to fail."""
     if path is not None and runs != known.runs:
         with suppress(OSError):
             write_atomic(path, known.model_copy(update={"runs": runs}).model_dump_json())

@@ -32,6 +32,7 @@ from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from pipeline.stage import StageContext
 from stages import STAGES, convert, features, import_weights
+from stages.commands.whole_run_root import load_all_runs
 from stages.shared import image_data
 from stages.shared.image_data import ConvertConfig
 from stages.shared.labelled import LabelledPart
@@ -213,6 +214,11 @@ def test_files_that_only_compute_nodes_have(
         doctor(*there, "--skip-data-checks", command="submit").exit_code == 0
         and (tmp_path / "asked").exists()
     )
+    # `status` of all runs knows what was submitted without reading its file.
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runfile.read_run_file", None)
+        (run,), _, unreadable = load_all_runs(tmp_path / "runs", ())
+    assert run.name == "photos" and unreadable == []
 
 
 def test_plan_tells_what_does_not_fit_the_cluster(doctor: Doctor, tmp_path: Path) -> None:

@@ -140,6 +140,36 @@ def test_a_file_that_may_still_change_is_not_remembered(
     assert len(read) == 2 * len(runs)
 
 
+def test_what_was_submitted_need_not_be_read(
+    runs: list[StageRun], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    whole_run_root.remember_runs(root, runs[:3])
+    # Nor a moment later, when files that are read would not be remembered yet.
+    monkeypatch.setattr(whole_run_root, "SETTLED_NS", 10**9 * 3600)
+    for _ in range(2):
+        load_all_runs(root, ())
+    assert read == [runs[3].key] * 2
+    remembered = load_all_runs(root, ())
+    monkeypatch.setattr(whole_run_root, "_hash_defaults", lambda: "others")
+    assert load_all_runs(root, ()) == remembered
+    assert sorted(read[-4:]) == sorted(run.key for run in runs)
+
+
+def test_a_file_written_again_after_its_submission_is_read(
+    runs: list[StageRun], read: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    whole_run_root.remember_runs(root, runs)
+    path = runs[0].run_dir(root) / runfile.FILE_NAME
+    before = path.stat()
+    runfile.write_run_file(root, runs[0])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    load_all_runs(root, ())
+    assert read == [runs[0].key]
+
+
 def test_defaults_have_the_same_hash_in_every_process() -> None:
     assert "0x" not in repr(whole_run_root._list_defaults())
 
