@@ -32,7 +32,6 @@ def dump_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _content(value: Any, *, runtime: bool) -> Any:
-    # First, as nearly all values are such, and plans of thousands of runs have millions of them.
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Settings):
@@ -60,7 +59,9 @@ def _content_of_settings(settings: Settings, *, runtime: bool) -> dict[str, Any]
         # A renamed setting keeps its old name and value here, or every finished run would get
         # another id.
         recorded = value if field.former is None else field.former.to_record(value)
-        content[field.record_name] = _content(recorded, runtime=runtime)
+        # Most values are plain, and plans of thousands of runs have millions of them.
+        plain = type(recorded) in _PLAIN
+        content[field.record_name] = recorded if plain else _content(recorded, runtime=runtime)
     return content
 
 

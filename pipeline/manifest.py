@@ -4,12 +4,13 @@ It is written last, so a run whose entry is present and valid is done. An entry 
 checksum and those of all files it names; none of these files may lie outside the run root.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
@@ -342,16 +343,20 @@ def _find_rows_problems(entry: ManifestEntry, *, content: bool) -> list[str]:
 
 def find_outside(run_root: Path, path: Path) -> Path | None:
     """Return the path, or the first below it, that a symbolic link leads out of the run root."""
-    root = run_root.resolve()
+    root = os.path.realpath(run_root)
     paths = [path, *path.rglob("*")] if path.is_dir() else [path]
     return next((each for each in paths if not _resolves_below(each, root)), None)
 
 
-def _resolves_below(path: Path, root: Path) -> bool:
+def _resolves_below(path: Path, root: str) -> bool:
+    # As text, not as Path: this is asked of each file of thousands of runs.
+    real = os.path.realpath(path)
     try:
-        return path.resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # RuntimeError: links that lead to each other
-        return False
+        os.stat(real)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links that lead to each other are left as they are
+            return False
+    return os.path.commonpath((real, root)) == root
 
 
 def find_done(run_root: Path, run_id: str, *, rows: bool = True) -> ManifestEntry | None:
@@ -380,13 +385,18 @@ def check_inputs(run_root: Path, runs: Sequence[StageRun], remedy: str) -> None:
                 )
 
 
-def split_runs(run_root: Path, runs: Sequence[StageRun]) -> SplitRuns:
-    """Sort runs into done and pending."""
+def find_all_done(run_root: Path, run_ids: Iterable[str]) -> dict[str, ManifestEntry]:
+    """Return the entries of those of many runs that are done, by run id."""
     # One listing, since most of thousands of runs may have no entry.
     recorded = set(list_run_ids(run_root))
-    done = {
-        run.run_id: entry
-        for run in runs
-        if run.run_id in recorded and (entry := find_done(run_root, run.run_id))
+    return {
+        run_id: entry
+        for run_id in run_ids
+        if run_id in recorded and (entry := find_done(run_root, run_id))
     }
+
+
+def split_runs(run_root: Path, runs: Sequence[StageRun]) -> SplitRuns:
+    """Sort runs into done and pending."""
+    done = find_all_done(run_root, [run.run_id for run in runs])
     return SplitRuns(done, [run for run in runs if run.run_id not in done])

@@ -92,8 +92,8 @@ def queue_keeper(
         QueueFullError: there is no place for it in the queue.
         SlurmError: Slurm does not answer, or refuses.
     """
-    statuses = collect_status(runs, profile.run_root)
-    job_ids = [s.job_id for s in statuses if s.job_id and s.state in ("queued", "running")]
+    jobs = queue.find_jobs(runs, profile.run_root)
+    job_ids = [job.job_id for run in runs for job in jobs.get(run.run_id, ()) if job.can_run]
     if not job_ids:
         return None
     note, sha256 = _write_note(runs, profile, budget)
@@ -222,8 +222,12 @@ def _count_idle_looks(note: Path, runs: Sequence[StageRun], run_root: Path) -> i
     Two keepers that look at the same moment count once: what one saw is no news for the other.
     """
     saves = [list(attempts.list_saves(run.run_dir(run_root)))[-1:] for run in runs]
-    done = [manifest.find_done(run_root, run.run_id) is not None for run in runs]
-    now = [done, [save.get("step") for newest in saves for save in newest]]
+    # Whether files of a finished run are damaged is asked where it is submitted again.
+    recorded = set(manifest.list_run_ids(run_root))
+    now = [
+        [run.run_id in recorded for run in runs],
+        [save.get("step") for newest in saves for save in newest],
+    ]
     path = note.with_suffix(PROGRESS)
     before = read_json(path) or {}
     idle = int(before.get("idle", 0))

@@ -101,6 +101,27 @@ class QueueState:
         ]
         return usable[-1] if usable else None
 
+    def look_again(self, run: StageRun, run_root: Path) -> None:
+        """Ask again about a run and those that it needs, and that these need.
+
+        Not about all runs: each of a thousand that are submitted is asked about once more.
+        """
+        asked: dict[str, StageRun] = {}
+        waiting = [run]
+        while waiting:
+            each = waiting.pop()
+            asked[each.run_id] = each
+            waiting += [
+                self.runs[need]
+                for need in each.needs.values()
+                if need in self.runs and need not in asked
+            ]
+        found = load_queue_state(list(asked.values()), run_root)
+        for run_id in asked:
+            self.jobs.pop(run_id, None)
+        self.jobs.update(found.jobs)
+        self.done = (self.done - set(asked)) | found.done
+
 
 def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
     """Return the jobs of these runs, and what is done of the runs and their inputs.
@@ -110,7 +131,7 @@ def load_queue_state(runs: Sequence[StageRun], run_root: Path) -> QueueState:
     """
     jobs = queue.find_jobs(runs, run_root)
     run_ids = {run_id for run in runs for run_id in (run.run_id, *run.needs.values())}
-    done = {run_id for run_id in run_ids if manifest.find_done(run_root, run_id)}
+    done = set(manifest.find_all_done(run_root, run_ids))
     return QueueState({run.run_id: run for run in runs}, jobs, done)
 
 
@@ -165,7 +186,7 @@ def submit(
         else:
             code = code or take_snapshot(profile.run_root)
             try:
-                submission, state = _submit_locked(run, runs, profile, code, break_lock=break_lock)
+                submission = _submit_locked(run, state, profile, code, break_lock=break_lock)
             except queue.QueueFullError as error:
                 full = str(error)
                 submission = Submission(run, "deferred", reason=full)
@@ -276,24 +297,27 @@ def preview_scripts(runs: Sequence[StageRun], profile: ClusterProfile) -> Iterat
 
 def _submit_locked(
     run: StageRun,
-    runs: Sequence[StageRun],
+    state: QueueState,
     profile: ClusterProfile,
     code: Path,
     *,
     break_lock: bool,
-) -> tuple[Submission, QueueState]:
-    """Take the run's lock, look into the queue again, and queue the run if it is still missing."""
+) -> Submission:
+    """Take the run's lock, look into the queue again, and queue the run if it is still missing.
+
+    What the queue says is noted in `state`, and so is the new job.
+    """
     try:
         run_dir = runfile.prepare_run_dir(profile.run_root, run)
     except ForeignOwnerError as error:  # perhaps since a moment ago
         reason = runfile.find_other_beginner(profile.run_root, run) or str(error)
-        return Submission(run, "skipped", reason=reason), load_queue_state(runs, profile.run_root)
+        return Submission(run, "skipped", reason=reason)
     with submission_lock(run_dir, break_lock=break_lock) as lock:
-        state = load_queue_state(runs, profile.run_root)
+        state.look_again(run, profile.run_root)
         if run.run_id in state.done:
-            return Submission(run, "done"), state
+            return Submission(run, "done")
         if job_id := state.usable_job_id(run.run_id):
-            return Submission(run, "queued", job_id), state
+            return Submission(run, "queued", job_id)
 
         dependencies = Dependencies()
         for need in dict.fromkeys(run.needs.values()):  # one run may fill two roles
@@ -316,7 +340,7 @@ def _submit_locked(
         name = queue.job_name(run_dir)
         state.jobs[run.run_id] = [queue.QueuedJob(job_id, name, "PENDING", "", parents)]
         other_code = find_other_code(run, profile, code)
-        return Submission(run, "submitted", job_id, other_code=other_code), state
+        return Submission(run, "submitted", job_id, other_code=other_code)
 
 
 def find_other_code(run: StageRun, profile: ClusterProfile, code: Path) -> str:

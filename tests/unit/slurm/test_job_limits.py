@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,30 @@ def test_at_most_so_many_runs_are_in_the_queue(
     monkeypatch.setattr(slurm, "_sacct", lambda *_: preempted, raising=False)
     order = end_all_jobs(slurm, tmp_path, monkeypatch)
     assert sorted(order) == sorted(run.name for run in RUNS) and slurm.most == at_once
+
+
+def test_before_each_run_the_queue_is_asked_about_what_it_needs(
+    limited: Callable[..., LimitedSlurm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not about all runs, or a thousand of them would be a million questions."""
+    limited(20)
+    asked: list[set[str]] = []
+    ask = queue.find_jobs
+
+    def find_jobs(runs: Sequence[StageRun], root: Path) -> dict[str, list[queue.QueuedJob]]:
+        asked.append({run.name for run in runs})
+        return ask(runs, root)
+
+    monkeypatch.setattr(queue, "find_jobs", find_jobs)
+    submission.submit(RUNS, ClusterProfile(run_root=tmp_path))
+    assert asked[0] == {run.name for run in RUNS}
+    chain = {"r0", "r1"}
+    assert asked[1:] == [
+        {"r0"},
+        chain,
+        *({*chain, f"r{number}"} for number in range(2, 7)),
+        {*chain, "r3", "r7"},
+    ]
 
 
 def test_one_run_again_needs_what_it_reads(

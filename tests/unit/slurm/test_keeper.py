@@ -38,6 +38,13 @@ class FakeSlurm:
             for state in [self.states[run.name]]
         ]
 
+    def find_jobs(self, runs: Sequence[StageRun], _: Path) -> dict[str, list[queue.QueuedJob]]:
+        return {
+            run.run_id: [queue.QueuedJob(f"j-{run.name}", run.name, "PENDING", "Priority")]
+            for run in runs
+            if self.states[run.name] == "queued"
+        }
+
     def submit(
         self, runs: Sequence[StageRun], _: ClusterProfile, *, leave_room: bool = False
     ) -> list[Submission]:
@@ -88,7 +95,7 @@ def fake(runs: list[StageRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("shutil.which", lambda name, *_, **__: f"/usr/bin/{name}")
     for name in ("collect_status", "submit"):
         monkeypatch.setattr(keeper, name, getattr(found, name))
-    for name in ("submit_text", "find_jobs_named", "cancel_jobs"):
+    for name in ("submit_text", "find_jobs", "find_jobs_named", "cancel_jobs"):
         monkeypatch.setattr(queue, name, getattr(found, name))
     monkeypatch.setattr(keeper, "take_snapshot", lambda _: tmp_path / "code")
     monkeypatch.setattr(keeper, "checking_lines", lambda _: ["check"])
