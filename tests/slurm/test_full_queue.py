@@ -1,7 +1,8 @@
-"""A keeper through a queue that takes no more jobs of this user."""
+"""A keeper through a queue that takes, or may hold, only so many jobs of this user."""
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ pytest.register_assert_rewrite("fault_case")
 
 from fault_case import Case  # noqa: E402
 
+from pipeline import manifest  # noqa: E402
 from slurm.keeper import queue_keeper  # noqa: E402
+from slurm.shared import queue  # noqa: E402
 from slurm.shared.keeper_notes import list_ended_keepers  # noqa: E402
 from slurm.submission.submit import submit  # noqa: E402
 
@@ -57,3 +60,25 @@ def test_a_full_queue_and_a_preemption_for_good(
     first.until(lambda: list(list_ended_keepers(runs, tmp_path / "runs")), "the last keeper")
     assert list(list_ended_keepers(runs, tmp_path / "runs")) == ["keeper: finished"]
     assert first.result() == second.result()
+
+
+def test_at_most_two_runs_at_once(slurm_cluster: Any, toy: None, tmp_path: Path) -> None:
+    """Three trainings and what needs them, two in the queue at a time: the keeper brings all."""
+    cases = [
+        Case(slurm_cluster, tmp_path, name, seconds=0.02, max_at_once=2)
+        for name in ("first", "second", "third")
+    ]
+    runs = [run for case in cases for run in case.runs]
+    profile = cases[0].profile
+    made = submit(runs, profile, leave_room=True)
+    assert [each.action for each in made].count("submitted") == 2
+    assert queue_keeper(runs, profile) is not None
+    most = 0
+    end = time.monotonic() + 900
+    while not all(manifest.find_done(cases[0].root, run.run_id) for run in runs):
+        queued = queue.find_jobs(runs, cases[0].root).values()
+        most = max(most, sum(any(job.can_run for job in jobs) for jobs in queued))
+        assert time.monotonic() < end, [case.states() for case in cases]
+        time.sleep(0.2)
+    assert most == 2
+    assert {case.attempts() for case in cases} == {1}
