@@ -127,7 +127,8 @@ class Method(ABC):
         """Return the losses of a micro-batch by name, and its features for `update_extra_state`.
 
         `student` is `self.student`, possibly wrapped for distributed training. It is called once.
-        The teacher sees `views.large[:2]` and the student `views.large[-2:]` and `views.small`.
+        The teacher sees `views.large[:2]` and the student `views.large[-2:]` and `views.small`: of
+        each image, the same two crops with `large_crops: shared`, four different ones with `own`.
         """
 
     def update_extra_state(  # noqa: B027 (some methods keep nothing)
