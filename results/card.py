@@ -110,9 +110,14 @@ def render_card(
     collection: CollectedResults,
     *,
     mark: str,
+    sizes: tuple[int, int],
     co2: float | None = None,
 ) -> str:
-    """Return the card; `mark` is the tag by which we know it, `co2` grams of CO2 for each kWh."""
+    """Return the card.
+
+    `mark` is the tag by which we know it. `sizes` are the shorter side that images are resized to,
+    and the side of the middle that is taken of them. `co2` are grams of CO2 for each kWh.
+    """
     vocabulary = load_vocabulary()
     method = vocabulary.method_title(str(run.info.get("method", "")))
     arch = vocabulary.arch_title(str(run.info.get("arch", "")))
@@ -138,7 +143,9 @@ def render_card(
         "## Use\n",
         f"```python\n{_EXAMPLE}\n```\n",
         "From disk, `local-dir:FOLDER` takes the place of `hf-hub:USER/NAME` (timm 1.0.16 or\n"
-        "newer). Normalize images with the mean and standard deviation of ImageNet.\n",
+        f"newer). Images: the shorter side resized to {sizes[0]} pixels, of it the middle\n"
+        f"{sizes[1]} x {sizes[1]}, normalized with the mean and standard deviation of ImageNet.\n"
+        "`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` does it.\n",
         "## Data\n",
         "\n".join(_describe_data(run, collection)) + "\n",
         "## Results\n",

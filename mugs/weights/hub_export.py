@@ -14,8 +14,16 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 
-def describe_for_timm(shape: ViTConfig) -> dict[str, Any]:
-    """Return the content of config.json, by which timm builds the network and its transforms."""
+USUAL_SIZES = (256, 224)
+"""Of evaluations on ImageNet: to what the shorter side is resized, and the side of the middle."""
+
+
+def describe_for_timm(shape: ViTConfig, sizes: tuple[int, int] = USUAL_SIZES) -> dict[str, Any]:
+    """Return the content of config.json, by which timm builds the network and its transforms.
+
+    `sizes` are those that images were evaluated with, as in `USUAL_SIZES`.
+    """
+    resize, crop = sizes
     arguments = timm_arguments(shape)
     architecture = arguments.pop("model_name")
     return {
@@ -28,8 +36,7 @@ def describe_for_timm(shape: ViTConfig) -> dict[str, Any]:
             "input_size": [3, shape.image_size, shape.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            # As our evaluations do: 256 pixels, of which the middle 224 are taken.
-            "crop_pct": 0.875,
+            "crop_pct": crop / resize,
             "crop_mode": "center",
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
@@ -41,8 +48,8 @@ def describe_for_timm(shape: ViTConfig) -> dict[str, Any]:
     }
 
 
-def write_hub_files(folder: Path, vit: ViT) -> list[Path]:
+def write_hub_files(folder: Path, vit: ViT, sizes: tuple[int, int]) -> list[Path]:
     """Write weights and configuration into a folder; return the files."""
     write_bare_weights(folder / WEIGHTS_FILE, vit, "safetensors")
-    config = json.dumps(describe_for_timm(vit.config), indent=1) + "\n"
+    config = json.dumps(describe_for_timm(vit.config, sizes), indent=1) + "\n"
     return [folder / WEIGHTS_FILE, write_atomic(folder / CONFIG_FILE, config)]

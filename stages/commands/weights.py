@@ -1,5 +1,6 @@
 """The commands `import` and `export`: weights to our format, and from it to timm."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ from pipeline.manifest import ManifestEntry
 from pipeline.reading import validate_model
 from pipeline.spec import ConfigError
 from results.card import render_card
+from results.runs import FinishedRun
 from stages.commands.finished_results import collect_finished
 from stages.import_weights import load_foreign_weights, write_imported_weights
 from stages.shared.imported_weights import ImportConfig
@@ -136,7 +138,12 @@ def export_to_hub(
         ConfigError: there is no such run or network, or the file is damaged.
         OverwriteError: a file there is no export of ours, and `force` is not given.
     """
-    from mugs.weights.hub_export import CONFIG_FILE, WEIGHTS_FILE, write_hub_files
+    from mugs.weights.hub_export import (
+        CONFIG_FILE,
+        USUAL_SIZES,
+        WEIGHTS_FILE,
+        write_hub_files,
+    )
     from mugs.weights.timm_export import MARK
 
     folder = expand_home(out).absolute()
@@ -152,14 +159,33 @@ def export_to_hub(
     if entry.run_id not in collection.runs:
         raise ConfigError(f"{entry.run_dir}: its record cannot be read; see the command tables")
     vit = _load_for_timm(entry.output(weights))
-    card = render_card(collection.runs[entry.run_id], weights, collection, mark=MARK, co2=co2)
+    sizes = find_evaluated_sizes(entry.run_id, weights, collection.runs.values()) or USUAL_SIZES
+    run_of_card = collection.runs[entry.run_id]
+    card = render_card(run_of_card, weights, collection, mark=MARK, sizes=sizes, co2=co2)
     make_folder(folder)
-    files = [*write_hub_files(folder, vit), write_atomic(folder / CARD_FILE, card)]
+    files = [*write_hub_files(folder, vit, sizes), write_atomic(folder / CARD_FILE, card)]
     return [
-        *(f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in files),
+        *(f"{file}: {file.stat().st_size:,} bytes" for file in files),
         f'model = timm.create_model("local-dir:{folder}", pretrained=True)',
         "Read README.md and add a license, then upload the folder: hf upload USER/NAME FOLDER",
     ]
+
+
+def find_evaluated_sizes(
+    run_id: str, weights: str, runs: Iterable[FinishedRun]
+) -> tuple[int, int] | None:
+    """Return to what a network's evaluations resized images, and the side of the middle they took.
+
+    None if there are none, or if they did not all do the same.
+    """
+    found = {
+        (int(run.config["resize"]), int(run.config["crop"]))
+        for run in runs
+        if run_id in run.upstream.values()
+        and str(run.config.get("weights", "teacher")) == weights
+        and {"resize", "crop"} <= run.config.keys()
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _load_for_timm(path: Path) -> "ViT":
@@ -207,7 +233,8 @@ def find_run_with_weights(run: str, run_root: Path, weights: str) -> ManifestEnt
     if weights not in entry.outputs:
         known = ", ".join(sorted(entry.outputs)) or "nothing"
         raise ConfigError(
-            f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known})"
+            f"run {entry.name}-{entry.run_id} has no weights {weights!r} (it has: {known}; those "
+            f"with such weights: {_list_runs_with(weights, entry.run_root)})"
         )
     # By hash and not only by size: the file leaves the run root, and its record with it.
     try:
@@ -236,6 +263,14 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
         f"{run}: neither a file nor a finished run in {run_root}"
         f" (those with weights: {', '.join(known) or 'none'})"
     )
+
+
+def _list_runs_with(weights: str, run_root: Path) -> str:
+    """Return the folder names of the finished runs that have such weights, or "none"."""
+    ids = manifest.list_run_ids(run_root)
+    entries = [entry for run_id in ids if (entry := manifest.find_done(run_root, run_id))]
+    names = [entry.run_dir.name for entry in entries if weights in entry.outputs]
+    return ", ".join(names) or "none"
 
 
 def shorten_error(error: Exception) -> str:

@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard
 from mugs.models.config import ViTConfig
 from mugs.models.vit import ViT, build_vit
 from mugs.weights.backbone_file import load_backbone, write_backbone_file
+from mugs.weights.hub_export import describe_for_timm, write_hub_files
 from pipeline.files import OverwriteError
 from pipeline.spec import ConfigError
 from results.card import render_card
 from stages.commands.finished_results import collect_finished
-from stages.commands.weights import choose_format, export_to_hub
+from stages.commands.weights import choose_format, export_to_hub, find_evaluated_sizes
 
 SHAPE = ViTConfig(embed_dim=48, depth=2, num_heads=3, patch_size=8, image_size=32)
 
@@ -55,6 +56,7 @@ def test_timm_loads_the_folder_and_gives_the_same_features(root: Path, exported:
     data = timm.data.resolve_model_data_config(model)
     assert data["input_size"] == (3, 32, 32)
     assert data["mean"] == [0.485, 0.456, 0.406]
+    assert data["crop_pct"] == 224 / 256
 
 
 def test_the_hub_reads_results_with_verdicts(exported: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_card_says_which_network_it_is_of(
 ) -> None:
     collection = collect_finished(root)
     (run,) = (run for run in collection.runs.values() if run.stage == "pretrain")
-    card = render_card(run, weights, collection, mark="mark")
+    card = render_card(run, weights, collection, mark="mark", sizes=(256, 224))
     assert f"# Mugs ViT-S/16{title}" in card and words in card
     # Only the teacher has a result, and with it columns of the paper.
     assert ("| paper | verdict |" in card) == (weights == "teacher")
@@ -102,7 +104,9 @@ def test_a_card_without_printed_numbers_has_no_columns_for_them(root: Path) -> N
         replace(result, row=replace(result.row, dataset="sklearn_digits"))
         for result in collection.results
     ]
-    card = render_card(run, "teacher", replace(collection, results=tuple(other)), mark="mark")
+    card = render_card(
+        run, "teacher", replace(collection, results=tuple(other)), mark="mark", sizes=(256, 224)
+    )
     assert "| metric | here |\n|---|---|---|---|---:|\n" in card
     assert "verdict" not in card and "Reproduced:" not in card
 
@@ -127,12 +131,50 @@ def test_the_same_run_gives_the_same_bytes_and_others_stay(root: Path, exported:
     assert [path.name for path in other.iterdir()] == ["README.md"]
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "expected"),
+    [
+        ([{"resize": 32, "crop": 32}], (32, 32)),
+        ([{"resize": 32, "crop": 32}, {"resize": 32, "crop": 32, "weights": "teacher"}], (32, 32)),
+        ([{"resize": 40, "crop": 32}, {"resize": 32, "crop": 32, "weights": "initial"}], (40, 32)),
+        ([{"resize": 32, "crop": 32}, {"resize": 48, "crop": 32}], None),
+        ([{"k": 10}], None),
+        ([], None),
+    ],
+)
+def test_images_are_shown_as_they_were_evaluated(
+    root: Path, evaluations: list[dict[str, Any]], expected: tuple[int, int] | None
+) -> None:
+    runs = collect_finished(root).runs.values()
+    (trained,) = (run for run in runs if run.stage == "pretrain")
+    (knn,) = (run for run in runs if run.stage == "knn")
+    above = {"weights": trained.run_id}
+    users = [replace(knn, config=config, upstream=above) for config in evaluations]
+    # An evaluation of something else does not count.
+    users.append(replace(knn, config={"resize": 9, "crop": 9}, upstream={"weights": "other"}))
+    assert find_evaluated_sizes(trained.run_id, "teacher", users) == expected
+    sizes = expected or (256, 224)
+    assert describe_for_timm(SHAPE, sizes)["pretrained_cfg"]["crop_pct"] == sizes[1] / sizes[0]
+
+
+def test_timm_transforms_images_as_the_evaluation_did(tmp_path: Path) -> None:
+    """32 pixels, all of them taken: not the 36 of which timm's usual share leaves 32."""
+    torch.manual_seed(0)
+    write_hub_files(tmp_path, build_vit(SHAPE), (32, 32))
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    data = timm.data.resolve_model_data_config(model)
+    steps = timm.data.create_transform(**data, is_training=False).transforms
+    assert [step.size for step in steps[:2]] in ([32, (32, 32)], [(32, 32), (32, 32)])
+
+
 def test_what_has_no_card_is_refused(root: Path, tmp_path: Path) -> None:
     (weights,) = root.glob("pretrain/*/teacher.safetensors")
     with pytest.raises(ConfigError, match="for --format hub name a run"):
         export_to_hub(str(weights), tmp_path / "x", root)
-    with pytest.raises(ConfigError, match="has no weights 'student'"):
+    with pytest.raises(ConfigError, match=r"has no weights 'student' .*such weights: none"):
         export_to_hub("pretrain", tmp_path / "x", root, weights="student")
+    with pytest.raises(ConfigError, match=r"with such weights: pretrain-[0-9a-f]{12}\)"):
+        export_to_hub("knn", tmp_path / "x", root)
     assert not (tmp_path / "x").exists()
 
 
