@@ -882,8 +882,8 @@ def verify(
             from stages.commands.certify import certify, write_certificate
 
             reached = certify(found, repeated, against)
-            files = write_certificate(reached, found.path, out, force=force)
-            _print([*reached.describe(), *files])
+            lines = write_certificate(reached, found.path, out, force=force)
+            _print([*reached.describe(), *lines])
         good = found.intact and all(each.repeated for each in repeated)
         raise typer.Exit(0 if good else 1)
     _refuse_options(of_bundles, "is for a bundle, a file that ends in .zip")

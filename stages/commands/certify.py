@@ -10,7 +10,14 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline import manifest, provenance
-from pipeline.files import check_overwrite, expand_home, hash_file, hash_json, write_atomic
+from pipeline.files import (
+    check_overwrite,
+    expand_home,
+    hash_file,
+    hash_json,
+    read_json,
+    write_atomic,
+)
 from pipeline.manifest import ManifestEntry
 from pipeline.ownership import find_foreign_owner
 from pipeline.spec import ConfigError
@@ -24,6 +31,8 @@ from stages.commands.finished_results import collect_finished
 from stages.commands.repeat_knn import RepeatedRun
 from stages.commands.verify_bundle import BundleCheck
 
+# As many as a reader takes in; `verify` prints all of them.
+_MOST_PROBLEMS = 5
 # Values of seeds, by data set and setting of a k-NN evaluation.
 Numbers = dict[tuple[str, str], list[float]]
 
@@ -58,9 +67,9 @@ def certify(
     Raises:
         ConfigError: there is no folder `against`.
     """
-    knn = tuple(each.describe() for each in repeated) or ("k-NN was not repeated (--data)",)
+    knn = tuple(each.describe() for each in repeated) or (_why_not_repeated(found),)
     levels = [
-        Level(1, found.intact, (found.summary(),)),
+        Level(1, found.intact, (found.summary(), *found.problems[:_MOST_PROBLEMS])),
         Level(2, bool(repeated) and all(each.repeated for each in repeated), knn),
     ]
     if not found.intact or against is None:
@@ -74,22 +83,38 @@ def certify(
     return Certificate(name, hash_file(found.path), tuple(levels), code)
 
 
+def _why_not_repeated(found: BundleCheck) -> str:
+    if not found.intact:
+        return "the bundle is not intact"
+    if not found.weights:
+        return "k-NN was not repeated: it has no backbones (bundle --weights)"
+    return "k-NN was not repeated (--data)"
+
+
 def write_certificate(
     certificate: Certificate, bundle: Path, out: Path | None, *, force: bool
-) -> list[Path]:
+) -> list[str]:
     """Write the certificate and its badge into a folder (default: that of the bundle).
+
+    A better one of the same bundle stays unless `force` is given: options that were left out are no
+    news about the bundle. Returns what to print: the files, or that they stay.
 
     Raises:
         OverwriteError: a file there is none of ours, and `force` is not given.
     """
     folder = bundle.parent if out is None else expand_home(out)
+    facts = folder / f"{bundle.stem}.certificate.json"
     texts = {
-        folder / f"{bundle.stem}.certificate.json": certificate.format_json(),
+        facts: certificate.format_json(),
         folder / f"{bundle.stem}.certificate.svg": certificate.render_badge(),
     }
     for path in texts:
         check_overwrite(path, MARK, force=force)
-    return [write_atomic(path, text) for path, text in texts.items()]
+    before = read_json(facts) or {}
+    same = before.get("bundle_sha256") == certificate.bundle_sha256
+    if same and not force and before.get("level", 0) > certificate.level > 0:
+        return [f"{facts} stays: level {before['level']} was reached before (--force replaces it)"]
+    return [str(write_atomic(path, text)) for path, text in texts.items()]
 
 
 def _compare_pretrainings(found: BundleCheck, root: Path) -> list[Level]:

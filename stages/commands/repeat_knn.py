@@ -12,6 +12,7 @@ from pipeline.manifest import ManifestEntry
 from pipeline.run_root import mark_run_root
 from pipeline.settings import setting_fields
 from pipeline.spec import ConfigError, StageRun
+from pipeline.text import format_count
 from results.store import read_results
 from stages import STAGES
 from stages.commands import bundle_content as content
@@ -48,7 +49,9 @@ class RepeatedRun:
         """Return a line about it."""
         if not self.here:
             return f"{self.name}-{self.run_id}: not repeated, as a run failed (see above)"
-        count = f"{self.name}-{self.run_id}: {len(self.here)} numbers of k-NN repeated"
+        count = (
+            f"{self.name}-{self.run_id}: {format_count(len(self.here), 'number')} of k-NN repeated"
+        )
         if self.difference == 0:
             return f"{count}, all equal"
         if self.repeated:

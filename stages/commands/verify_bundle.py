@@ -23,6 +23,7 @@ from pipeline.files import FormatVersionError, check_format_version, expand_home
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry, parse_entry
 from pipeline.spec import ConfigError, StageRun
+from pipeline.text import format_count
 from results import publish
 from results.collect import CollectedResults
 from results.runs import check_types
@@ -87,12 +88,12 @@ class BundleCheck:
     def summary(self) -> str:
         """Return one line about the check."""
         if self.problems:
-            return f"{len(self.problems)} problems"
-        weights = len(self.weights)
+            count = format_count(len(self.problems), "problem")
+            return f"{count}; get the bundle again from whoever made it"
         return (
             f"{self.files} files as listed, {self.tables} tables made again from the rows,"
-            f" {len(self.entries)} runs, {weights} backbone{'' if weights == 1 else 's'},"
-            " no problems"
+            f" {format_count(len(self.entries), 'run')},"
+            f" {format_count(len(self.weights), 'backbone')}, no problems"
         )
 
 

@@ -119,7 +119,7 @@ def test_the_pretraining_of_another_user_is_not_ours(
 @pytest.mark.parametrize(
     ("here", "level", "said"),
     [
-        ({"k=20": 72.3}, 2, "1 numbers of k-NN repeated, all equal"),
+        ({"k=20": 72.3}, 2, "1 number of k-NN repeated, all equal"),
         ({"k=20": 72.25}, 2, "equal within 0.05 points"),
         ({"k=20": 71.3}, 1, "which differ: k=20: 71.3 here, 72.3 there"),
         ({}, 1, "not repeated, as a run failed"),
@@ -140,7 +140,13 @@ def test_a_repeated_evaluation_counts_if_its_numbers_are_equal(
 def test_a_bundle_with_a_problem_has_no_level(checked: BundleCheck, tmp_path: Path) -> None:
     wrong = replace(checked, problems=["rows.csv differs"])
     equal = RepeatedRun("knn", "abc", {"k=20": 72.3}, {"k=20": 72.3})
-    assert certify(wrong, [equal], own(tmp_path)).level == 0
+    found = certify(wrong, [equal], own(tmp_path))
+    assert found.level == 0
+    assert found.levels[0].by == (
+        "1 problem; get the bundle again from whoever made it",
+        "rows.csv differs",
+    )
+    assert certify(wrong, [], None).levels[1].by == ("the bundle is not intact",)
     with pytest.raises(ConfigError, match="no such folder"):
         certify(checked, [], tmp_path / "nowhere")
 
@@ -149,7 +155,8 @@ def test_a_bundle_with_a_problem_has_no_level(checked: BundleCheck, tmp_path: Pa
 def test_the_certificate_is_json_and_a_badge(level: int, tmp_path: Path) -> None:
     levels = tuple(Level(number, number <= level, ("<how>",)) for number in (1, 2, 3, 4))
     certificate = Certificate("small", "ab", levels, {"git_sha": "c0ffee"})
-    files = write_certificate(certificate, tmp_path / "b.zip", None, force=False)
+    said = write_certificate(certificate, tmp_path / "b.zip", None, force=False)
+    files = [Path(line) for line in said]
     assert [file.name for file in files] == ["b.certificate.json", "b.certificate.svg"]
     content = json.loads(files[0].read_text())
     assert (content["level"], content["name"]) == (level, NAMES[level])
@@ -161,6 +168,34 @@ def test_the_certificate_is_json_and_a_badge(level: int, tmp_path: Path) -> None
     files[1].write_text("<svg/>")
     with pytest.raises(OverwriteError, match=r"certificate\.svg"):
         write_certificate(certificate, tmp_path / "b.zip", None, force=False)
+
+
+def test_why_no_evaluation_was_repeated(checked: BundleCheck) -> None:
+    name = "weights/pretrain/pretrain-0/teacher.safetensors"
+    there = {key: value for key, value in checked.sha256.items() if key.split("/")[0] != "weights"}
+    without = certify(replace(checked, sha256=there), [], None)
+    assert without.levels[1].by == (
+        "k-NN was not repeated: it has no backbones (bundle --weights)",
+    )
+    given = certify(replace(checked, sha256={**there, name: "0"}), [], None)
+    assert given.levels[1].by == ("k-NN was not repeated (--data)",)
+
+
+def test_a_better_certificate_stays(tmp_path: Path) -> None:
+    """Somebody checks again, and leaves an option out."""
+
+    def write(level: int, bundle: str = "ab", *, force: bool = False) -> int:
+        levels = tuple(Level(number, number <= level, ("how",)) for number in (1, 2, 3, 4))
+        certificate = Certificate("small", bundle, levels, {})
+        said = write_certificate(certificate, tmp_path / "b.zip", None, force=force)
+        found: int = json.loads((tmp_path / "b.certificate.json").read_text())["level"]
+        assert (f"level {found} was reached before" in said[0]) == (found != level)
+        return found
+
+    assert [write(2), write(1), write(3), write(2)] == [2, 2, 3, 3]
+    assert write(1, force=True) == 1
+    # That it is not intact is news, and so is another bundle.
+    assert [write(3), write(0), write(3), write(1, "cd")] == [3, 0, 3, 1]
 
 
 def test_runs_are_repeated_with_our_own_threads(checked: BundleCheck, tmp_path: Path) -> None:
