@@ -1,7 +1,8 @@
 """Compare two sets of results, cell by cell of the tables."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from results.cells import Cell, format_difference
 from results.formatted import (
@@ -11,11 +12,20 @@ from results.formatted import (
     FormattedRow,
     FormattedTable,
 )
+from results.runs import FinishedRun
 from results.schema import Result
 from results.tables import build_table
 from results.verdict import describe_comparison, describe_comparison_method
 
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
+
+# Instead of a verdict: a run cannot reproduce itself.
+SAME_RUN = "same run, equal"
+CHANGED_RUN = "same run, other number: one side was changed"
+
+# The runs of a side by id.
+Runs = Mapping[str, FinishedRun]
+NO_RUNS: Runs = MappingProxyType({})
 
 
 def compare_cells(
@@ -23,10 +33,12 @@ def compare_cells(
     there: Sequence[Result],
     tables: Iterable[str],
     margin: float | None = None,
+    runs: tuple[Runs, Runs] = (NO_RUNS, NO_RUNS),
 ) -> FormattedTable:
     """Return every cell that has a result of ours on either side, in the order of the tables.
 
-    With a margin, a last column says whether the number here reproduces the one there.
+    With a margin, a last column says whether the number here reproduces the one there. `runs` are
+    those of both sides: without them, a run that was changed is taken for one that was repeated.
     """
     rows = []
     counts: Counter[str] = Counter()
@@ -42,7 +54,7 @@ def compare_cells(
             counts[state] += 1
             texts = [name, *labels, *shown, difference]
             if margin is not None:
-                texts.append(_describe_verdict(mine.get(key), theirs.get(key), margin))
+                texts.append(_describe_verdict(mine.get(key), theirs.get(key), margin, runs))
             rows.append(FormattedRow(group, "ours", tuple(map(FormattedCell, texts))))
     summary = (
         f"{len(rows)} cells: {counts['equal']} equal, {counts['different']} different,"
@@ -50,9 +62,11 @@ def compare_cells(
     )
     title = "Two run roots, cell by cell"
     header = HEADER if margin is None else (*HEADER, "Verdict")
-    notes = (summary,) if margin is None else (summary, *describe_comparison_method(margin))
+    notes = [summary]
+    if margin is not None:
+        notes += [*describe_comparison_method(margin), *_describe_same_runs(rows)]
     part = FormattedPart(title, header, 3, tuple(rows))
-    return FormattedTable("against", title, (part,), (), notes)
+    return FormattedTable("against", title, (part,), (), tuple(notes))
 
 
 def _cells(name: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Cell]:
@@ -75,13 +89,39 @@ def _compare(here: Cell | None, there: Cell | None) -> tuple[str, str]:
     return "different", difference
 
 
-def _describe_verdict(here: Cell | None, there: Cell | None, margin: float) -> str:
+def _describe_verdict(
+    here: Cell | None, there: Cell | None, margin: float, runs: tuple[Runs, Runs]
+) -> str:
     if here is None or there is None:
         return MISSING
-    verdict = describe_comparison(here, there, margin)
-    # One run gave the same numbers twice: however few the images, there is nothing to decide.
-    same = _run_ids(here) == _run_ids(there) and _numbers(here) == _numbers(there)
-    return "same run, equal" if same and verdict.startswith("undecided") else verdict
+    if _run_ids(here) == _run_ids(there):
+        # Equal settings and seed gave equal numbers, however often: that is no evidence about
+        # another run, and there is nothing to decide.
+        if _numbers(here) == _numbers(there):
+            return SAME_RUN
+        if all(_is_one_execution(run_id, runs) for run_id in _run_ids(here)):
+            return CHANGED_RUN
+    # Repeated on another kind of machine, a run has the same id and may have another number.
+    return describe_comparison(here, there, margin)
+
+
+def _is_one_execution(run_id: str, runs: tuple[Runs, Runs]) -> bool:
+    """Return whether both sides recorded the same execution of a run, and no repetition."""
+    here, there = (side.get(run_id) for side in runs)
+    if here is None or there is None or not here.finished:
+        return False
+    return (here.finished, here.seconds) == (there.finished, there.seconds)
+
+
+def _describe_same_runs(rows: Sequence[FormattedRow]) -> list[str]:
+    """Return a line about the labels that stand instead of verdicts, if there are some."""
+    labels = {row.cells[-1].text for row in rows}
+    if not labels & {SAME_RUN, CHANGED_RUN}:
+        return []
+    return [
+        "Same run: settings, data and seed are the same on both sides (a copy, or repeated); a run"
+        " cannot reproduce itself, so there is no verdict."
+    ]
 
 
 def _run_ids(cell: Cell) -> list[str]:

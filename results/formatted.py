@@ -64,7 +64,10 @@ def format_table(table: Table, margin: float | None = None) -> FormattedTable:
         parts.append(_format_block(table.unmatched, footnotes))
     if table.margins:
         parts.append(_format_margins(table.margins, table.printed.columns, footnotes))
-    notes = table.notes if margin is None else (*table.notes, *describe_method(margin))
+    notes = table.notes
+    # Beside a table without a verdict, the method would seem to be about its numbers.
+    if margin is not None and table.count_comparisons():
+        notes = (*notes, *describe_method(margin))
     return FormattedTable(table.name, table.title, tuple(parts), tuple(footnotes), notes)
 
 

@@ -117,6 +117,10 @@ class Table:
                     for key, cell in ours.cells.items():
                         yield OurCell(entry, ours, key, block.columns[key], cell)
 
+    def count_comparisons(self) -> int:
+        """Return how many cells of ours have a printed number, with which verdicts compare them."""
+        return sum(ours.paper is not None for ours in self.our_cells())
+
 
 def build_table(name: str, results: Iterable[Result]) -> Table:
     """Return a table filled with results.

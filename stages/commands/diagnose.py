@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mugs.evaluation.config import Feature
-from pipeline import config
+from pipeline import config, manifest
 from pipeline.identity import science_fields
 from pipeline.manifest import ManifestEntry
 from pipeline.settings import use_current_names
@@ -38,7 +38,14 @@ from stages.commands.measure_chain import (
 )
 from stages.commands.released_weights import compare_released
 from stages.commands.reproduction import Selection, all_runs
-from stages.commands.run_chain import Chain, load_chain, load_reference, read_main_rows
+from stages.commands.run_chain import (
+    Chain,
+    Reference,
+    is_copy,
+    load_chain,
+    load_reference,
+    read_main_rows,
+)
 from stages.shared.frozen import trains_class_token
 
 if TYPE_CHECKING:
@@ -84,13 +91,13 @@ def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
             not exist.
     """
     chain = load_chain(selection, request.run)
-    reference = load_reference(request.against)
+    reference = load_reference(request.against, chain)
     answers = [
         compare_settings(chain, load_recipe(request, chain)),
         *describe_attempts(chain),
         count_images(chain, reference),
         compare_first_losses(chain, reference),
-        compare_released(chain, reference),
+        compare_released(chain, reference.entries),
     ]
     if request.records_only:
         answers.append(Answer("images, labels and features", unknown="--records-only"))
@@ -99,6 +106,9 @@ def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
         answers += examine_features(chain)
         answers += examine_checkpoints(chain)
     answers += [describe_choice(chain), compare_versions(chain, reference)]
+    if reference.copies:
+        told = reference.describe_copies()
+        answers.append(Answer("how many runs of --against are compared with", seen=told))
     run = chain.run
     return Diagnosis(f"{run.stage} {run.name}-{run.run_id}", describe_number(run), tuple(answers))
 
@@ -296,7 +306,7 @@ FIRST_EPOCHS = 3
 FEWEST_REFERENCES = 3
 
 
-def compare_first_losses(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+def compare_first_losses(chain: Chain, reference: Reference) -> Answer:
     """Compare the losses of the first epochs with the released run's, or with those of sound runs.
 
     The released run's are recorded beside ours by a pretraining whose setting `calibration` names
@@ -313,14 +323,14 @@ def compare_first_losses(chain: Chain, reference: Sequence[ManifestEntry]) -> An
     key = _find_family(entry)
     sound = [
         mean
-        for other in reference
-        if other.stage == "pretrain" and _find_family(other) == key
+        for other in reference.of_stage("pretrain")
+        if _find_family(other) == key
         if (found := _read_curves(other)) is not None
         if (mean := _mean_first_loss(found)) is not None
     ]
     mine = _mean_first_loss(curves)
     if len(sound) < FEWEST_REFERENCES or mine is None:
-        needed = f"{FEWEST_REFERENCES} are needed; {_ask_for(reference)}"
+        needed = f"{FEWEST_REFERENCES} are needed; {reference.describe_lack()}"
         return Answer(question, unknown=f"{len(sound)} sound pretrainings like it, {needed}")
     middle = fmean(sound)
     spread = stdev(sound)
@@ -362,7 +372,7 @@ def _mean_first_loss(curves: Curves) -> float | None:
     return fmean(losses) if losses else None
 
 
-def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+def count_images(chain: Chain, reference: Reference) -> Answer:
     """Compare the images and classes of each data set with what is known, or with a sound run."""
     question = "are all images and classes there"
     causes = []
@@ -387,7 +397,7 @@ def count_images(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
             seen.append(f"{entry.name}, {split}: {count:,} in {len(sidecar.classes)} classes")
     if unknown and not causes:
         missing = f"how many there should be of {'; '.join(unknown)}"
-        return Answer(question, unknown=f"{missing} ({_ask_for(reference)})")
+        return Answer(question, unknown=f"{missing} ({reference.describe_lack()})")
     return answer_question(question, causes, "; ".join(seen) or "no data set with a record")
 
 
@@ -405,9 +415,7 @@ def _read_sidecars(entry: ManifestEntry) -> "dict[str, Sidecar]":
     return found
 
 
-def _find_expected_counts(
-    entry: ManifestEntry, reference: Sequence[ManifestEntry]
-) -> dict[str, int | None]:
+def _find_expected_counts(entry: ManifestEntry, reference: Reference) -> dict[str, int | None]:
     from mugs.data.sources.expected import KNOWN
 
     dataset = str(entry.config.get("dataset", ""))
@@ -418,18 +426,14 @@ def _find_expected_counts(
     return found
 
 
-def _find_same_data(
-    entry: ManifestEntry, reference: Sequence[ManifestEntry]
-) -> list[ManifestEntry]:
+def _find_same_data(entry: ManifestEntry, reference: Reference) -> list[ManifestEntry]:
     dataset = entry.config.get("dataset")
     return [
-        other
-        for other in reference
-        if other.stage == "convert" and other.config.get("dataset") == dataset
+        other for other in reference.of_stage("convert") if other.config.get("dataset") == dataset
     ]
 
 
-def examine_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+def examine_channels(chain: Chain, reference: Reference) -> Answer:
     """Compare the channel means of each data set with those known, or with those of a sound run."""
     question = "are the channels of the images in order"
     causes: list[Cause] = []
@@ -438,7 +442,7 @@ def examine_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer
         try:
             known = _find_channels(entry, reference)
             if known is None:
-                unknown.append(f"no reference for {entry.name} ({_ask_for(reference)})")
+                unknown.append(f"no reference for {entry.name} ({reference.describe_lack()})")
             else:
                 causes += compare_channels(entry, *known)
         except UNREADABLE as error:
@@ -449,7 +453,7 @@ def examine_channels(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer
 
 
 def _find_channels(
-    entry: ManifestEntry, reference: Sequence[ManifestEntry]
+    entry: ManifestEntry, reference: Reference
 ) -> tuple[tuple[float, ...], str] | None:
     if entry.config.get("dataset") == "imagenet1k":
         return IMAGENET_MEAN, "ImageNet"
@@ -521,18 +525,19 @@ def describe_choice(chain: Chain) -> Answer:
     return Answer(question, seen=seen)
 
 
-def _ask_for(reference: Sequence[ManifestEntry]) -> str:
-    """Say what to give for an answer; that it was given, and did not help, if it was."""
-    return "--against does not tell" if reference else "give --against RUN_ROOT"
-
-
-def compare_versions(chain: Chain, reference: Sequence[ManifestEntry]) -> Answer:
+def compare_versions(chain: Chain, reference: Reference) -> Answer:
     """Say in which packages the run differs from a sound one of the same stage."""
     question = "do packages and devices differ from those of the reference"
-    same = [other for other in reference if other.stage == chain.run.stage]
+    # Copied together with the run, others say as little about it as the run itself.
+    same = [
+        other
+        for other in reference.of_stage(chain.run.stage)
+        if (mine := manifest.read_entry(chain.run.run_root, other.run_id)) is None
+        or not is_copy(other, mine)
+    ]
     if not same:
         known = f"no run of the stage {chain.run.stage} to compare with"
-        return Answer(question, unknown=f"{known}; {_ask_for(reference)}")
+        return Answer(question, unknown=f"{known}; {reference.describe_lack()}")
     ours, theirs = (
         {**(each.provenance.get("versions") or {}), "device": each.device}
         for each in (chain.run, same[0])

@@ -1,8 +1,10 @@
 """The runs of a reproduction, and those that a command is about."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import config, manifest
 from pipeline.inputs import find_changed_inputs, find_mixed_inputs
@@ -73,6 +75,24 @@ def load_selection(
         return Selection([], [], root)
     every = all_runs(reproduction, overrides, seeds)
     return Selection(select_runs(every, only or ()), every, root)
+
+
+def list_seeded_runs(runs: Sequence[StageRun]) -> Iterator[tuple[int, StageRun]]:
+    """Yield each run that is there with several seeds, with its seed.
+
+    `runs` are in the order of a plan: each after those that it needs.
+    """
+    copies = Counter(run.written_name for run in runs)
+    seeds: dict[str, int] = {}
+    for run in runs:
+        config: Any = run.config
+        inherited = [seeds[need] for need in run.needs.values() if need in seeds]
+        if config.repeats_with_seed():
+            seeds[run.run_id] = config.seed
+        elif inherited:
+            seeds[run.run_id] = inherited[0]
+        if run.run_id in seeds and copies[run.written_name] > 1:
+            yield seeds[run.run_id], run
 
 
 def check_run_root(root: Path) -> None:

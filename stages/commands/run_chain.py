@@ -10,6 +10,7 @@ from pipeline.files import expand_home
 from pipeline.manifest import ManifestEntry
 from pipeline.reading import format_choices
 from pipeline.spec import ConfigError
+from results import publish
 from results.schema import ResultRow
 from results.store import read_results
 from stages.commands.bundle_content import read_science
@@ -64,6 +65,36 @@ class Chain:
         return {key: value for key, value in settings.items() if key not in ("weights", "seed")}
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The finished runs of --against; none without it.
+
+    `copies` are left out of `entries`: each is a run of the chain itself, or a copy of it, and
+    would agree with it whatever is wrong.
+    """
+
+    entries: tuple[ManifestEntry, ...] = ()
+    copies: tuple[ManifestEntry, ...] = ()
+
+    def of_stage(self, stage: str) -> list[ManifestEntry]:
+        """Return the entries of a stage."""
+        return [entry for entry in self.entries if entry.stage == stage]
+
+    def describe_lack(self) -> str:
+        """Return what to give for an answer; that it was given, and did not help, if it was."""
+        if self.copies:
+            return "--against does not tell without the copies of the run"
+        return "--against does not tell" if self.entries else "give --against RUN_ROOT"
+
+    def describe_copies(self) -> str:
+        """Return how many runs count, and which are left out."""
+        names = ", ".join(f"{entry.name}-{entry.run_id}" for entry in self.copies)
+        verb = "is the run itself, or a copy of it"
+        if len(self.copies) > 1:
+            verb = "each is the run itself or one that it needs, or a copy of it"
+        return f"{len(self.entries)}; left out: {names}: {verb}"
+
+
 def load_chain(selection: Selection, name: str) -> Chain:
     """Return the selected run and all that it needs.
 
@@ -103,21 +134,50 @@ def collect_chain(entry: ManifestEntry) -> Chain:
     return Chain(tuple(found.values()))
 
 
-def load_reference(root: Path | None) -> list[ManifestEntry]:
-    """Return the finished runs of a sound run root; none without it.
+def load_reference(root: Path | None, chain: Chain) -> Reference:
+    """Return the finished runs of a sound run root that are no copies of those of a chain.
 
     Raises:
-        ConfigError: there is no such folder, or none is in it.
+        ConfigError: there is no such folder, it is the run root of the chain itself, or no finished
+            run is in it.
     """
     if root is None:
-        return []
+        return Reference()
     root = expand_home(root).absolute()
     if not root.is_dir():
         raise ConfigError(f"--against {root}: there is no such folder")
-    entries = list_finished(root)
-    if not entries:
+    # By device and inode, so that links and other spellings of the path are seen through.
+    if root.samefile(chain.run.run_root):
+        raise ConfigError(
+            f"--against {root}: is the run root of the run itself, which always agrees with "
+            "itself; give that of other, sound runs"
+        )
+    if publish.is_published(root):
+        raise ConfigError(
+            f"--against {root}: is a published folder; diagnose needs a run root (tables --against "
+            "compares the numbers with it)"
+        )
+    found = list_finished(root)
+    if not found:
         raise ConfigError(f"--against {root}: this run root has no finished runs")
-    return entries
+    copies = tuple(
+        entry
+        for entry in found
+        if (mine := chain.by_id.get(entry.run_id)) is not None and is_copy(entry, mine)
+    )
+    return Reference(tuple(entry for entry in found if entry not in copies), copies)
+
+
+def is_copy(entry: ManifestEntry, other: ManifestEntry) -> bool:
+    """Return whether two records of one run id are of one execution, and not of a repetition."""
+    began = entry.provenance.get("started")
+    if began is not None and began == other.provenance.get("started"):
+        return True
+    # Two executions hardly take as long to the millisecond and end in the same second.
+    return bool(entry.seconds) and (entry.finished, entry.seconds) == (
+        other.finished,
+        other.seconds,
+    )
 
 
 def list_finished(root: Path) -> list[ManifestEntry]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.settings import use_current_names
+from pipeline.spec import StageRun
 from results import publish, render, spec
 from results.collect import CollectedResults
 from results.compare import compare_cells
@@ -18,7 +19,7 @@ from results.tables import Table, build_tables, describe_unplaced
 from results.verdict import DEFAULT_MARGIN, check_margin
 from stages import STAGES
 from stages.commands.finished_results import collect_finished, load_comparison
-from stages.commands.reproduction import Selection
+from stages.commands.reproduction import Selection, list_seeded_runs
 from stages.shared.frozen import list_settings_of_features
 
 # Options that do something instead of printing tables.
@@ -111,6 +112,34 @@ def warn_of_problems(collection: CollectedResults, warn: Callable[[str], None]) 
         warn(f"{LEFT_OUT}{problem}")
 
 
+def warn_of_missing_seeds(
+    runs: Sequence[StageRun],
+    collection: CollectedResults,
+    warn: Callable[[str], None],
+    where: str = "",
+) -> None:
+    """Say which seeds of --seeds are not done: a mean over the others would seem to be complete."""
+    missing: dict[int, bool] = {}
+    for seed, run in list_seeded_runs(runs):
+        missing[seed] = missing.get(seed, False) or run.run_id not in collection.runs
+    left = [str(seed) for seed, lacks in missing.items() if lacks]
+    if len(missing) > 1 and left:
+        done = len(missing) - len(left)
+        word = "seed" if len(left) == 1 else "seeds"
+        warn(
+            f"{where}{done} of {len(missing)} seeds done; not done: {word} {', '.join(left)}"
+            " (see status)"
+        )
+
+
+def warn_without_verdicts(tables: Sequence[Table], warn: Callable[[str], None]) -> None:
+    """Say why there is no verdict, if no cell of ours has a printed number."""
+    cells = sum(1 for table in tables for _ in table.our_cells())
+    if cells and not any(table.count_comparisons() for table in tables):
+        which = "our only cell has no" if cells == 1 else f"none of our {cells} cells has a"
+        warn(f"0 verdicts: {which} printed number; --against compares with other runs")
+
+
 def rename_settings(run: FinishedRun) -> Mapping[str, Any]:
     """Return the settings of a run under today's names, as `plan --explain` and the docs do.
 
@@ -155,6 +184,7 @@ def run(
     """
     collection = collect_finished(selection.root, selection.runs)
     warn_of_problems(collection, warn)
+    warn_of_missing_seeds(selection.runs, collection, warn)
     names = request.table or spec.table_names()
     fmt: Format = request.format or "md"
     if request.publish is not None:
@@ -171,7 +201,14 @@ def run(
     if request.against is not None:
         other = load_comparison(request.against, selection.runs)
         warn_of_problems(other, warn)
-        compared = compare_cells(collection.results, other.results, names, request.verdict_margin)
+        warn_of_missing_seeds(selection.runs, other, warn, "there: ")
+        compared = compare_cells(
+            collection.results,
+            other.results,
+            names,
+            request.verdict_margin,
+            (collection.runs, other.runs),
+        )
         return [render.render_formatted(compared, fmt)]
     tables = build_tables(collection.results, names)
     if request.co2 is not None:
@@ -184,6 +221,8 @@ def run(
     if not shown:
         warn(f"no table has a result of ours: none in {selection.root}")
         return []
+    if request.verdicts:
+        warn_without_verdicts(shown, warn)
     if request.out is None:
         margin = request.verdict_margin
         return ["\n".join(render.render_table(table, fmt, margin) for table in shown)]

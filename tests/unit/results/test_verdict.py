@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,15 @@ from results.render import (
     render_table,
     write_tables,
 )
-from results.runs import run_from_entry
+from results.runs import FinishedRun, run_from_entry
 from results.schema import Result
 from results.spec import OptionError
 from results.tables import build_table
 from results.verdict import Comparison, PairedComparison, binomial_error, compare_cell
 from results.vocabulary import load_vocabulary
 from stages import STAGES
-from stages.commands.tables import TablesRequest
+from stages.commands.reproduction import all_runs, list_seeded_runs
+from stages.commands.tables import TablesRequest, warn_of_missing_seeds, warn_without_verdicts
 
 Make = Callable[..., list[Result]]
 ROOT = Path(__file__).resolve().parents[3]
@@ -185,6 +187,55 @@ def test_tables_print_verdicts_only_if_asked(results: Make) -> None:
     assert "reproduced" in render(results({"value": 75.6}), "table1", "md", 0.5)
 
 
+def test_a_table_without_a_verdict_has_no_note_of_the_method(results: Make) -> None:
+    unprinted = results({"arch": "vit_mini", "epochs": 24, "dataset": "sklearn_digits"})
+    assert render(unprinted, "table1", "md", 0.5) == render(unprinted, "table1", "md", None)
+
+
+def test_why_there_is_no_verdict_is_said_once(results: Make) -> None:
+    facts = {"arch": "vit_mini", "epochs": 24, "dataset": "sklearn_digits"}
+    unprinted = results(facts, {**facts, "stage": "linear", "setting": "best epoch"})
+    said: list[str] = []
+    warn_without_verdicts(
+        [build_table(name, unprinted) for name in ("table1", "table2")], said.append
+    )
+    assert said == [
+        "0 verdicts: none of our 2 cells has a printed number; --against compares with other runs"
+    ]
+    warn_without_verdicts([build_table("table1", [*unprinted, *results({})])], said.append)
+    warn_without_verdicts([build_table("table1", [])], said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("done", "line"),
+    [
+        ((0,), "1 of 3 seeds done; not done: seeds 1, 2 (see status)"),
+        ((0, 2), "2 of 3 seeds done; not done: seed 1 (see status)"),
+        ((0, 1, 2), ""),
+    ],
+)
+def test_seeds_that_are_not_done_are_named(done: Sequence[int], line: str) -> None:
+    runs = all_runs("mini", seeds=["0", "1", "2"])
+    kept = [run.run_id for number in done for run in all_runs("mini", seeds=[str(number)])]
+    collection = CollectedResults((), dict.fromkeys(kept, FinishedRun("", "", "")))
+    said: list[str] = []
+    warn_of_missing_seeds(runs, collection, said.append)
+    # Of a seed without its last run, a table has some numbers.
+    assert said == ([line] if line else [])
+    last = [run for seed, run in list_seeded_runs(runs) if seed == 0][-1]
+    without = {run_id: run for run_id, run in collection.runs.items() if run_id != last.run_id}
+    warn_of_missing_seeds(runs, CollectedResults((), without), said.append, "there: ")
+    assert said[-1].startswith(f"there: {len(done) - 1} of 3 seeds done; not done: seed")
+
+
+def test_without_seeds_none_is_missing() -> None:
+    said: list[str] = []
+    warn_of_missing_seeds(all_runs("mini"), CollectedResults(()), said.append)
+    warn_of_missing_seeds(all_runs("mini", seeds=["3"]), CollectedResults(()), said.append)
+    assert said == []
+
+
 def test_the_csv_has_one_more_column(results: Make, tmp_path: Path) -> None:
     rows = results({"value": 74.0})
     plain = render(rows, "table1", "csv", None).splitlines()
@@ -322,8 +373,8 @@ def compare_mini(results: Make, here: Sequence[float], margin: float = 0.5) -> s
     return row.cells[-1].text
 
 
-def test_mini_with_three_seeds_reproduces_itself(results: Make) -> None:
-    assert compare_mini(results, MINI) == "reproduced"
+def test_repetitions_of_three_seeds_are_decided_by_their_differences(results: Make) -> None:
+    """On another kind of machine a run has the same id, and may have another number."""
     assert compare_mini(results, [value - 3 for value in MINI]) == "lower by 3.0 ± 0.3"
     assert compare_mini(results, [value + 3 for value in MINI]) == "higher by 3.0 ± 0.3"
     assert compare_mini(results, [value - 3 for value in MINI], margin=4.0) == "reproduced"
@@ -347,12 +398,34 @@ def test_with_other_seeds_the_images_count(results: Make) -> None:
     assert compare_mini(results, [MINI[0] - 20]).startswith("lower by 14.8 ± 6.")
 
 
-def test_a_copy_of_a_run_needs_no_more_seeds(results: Make) -> None:
-    one = mini_seeds(results, MINI[0])
-    compared = compare_cells(one, one, ["table1"], 0.5)
+@pytest.mark.parametrize("margin", [0.5, 6.0, 50.0])
+@pytest.mark.parametrize("values", [MINI, MINI[:1]])
+def test_a_run_does_not_reproduce_itself(
+    results: Make, values: Sequence[float], margin: float
+) -> None:
+    """However wide the margin is."""
+    side = mini_seeds(results, *values)
+    compared = compare_cells(side, side, ["table1"], margin)
     assert compared.parts[0].rows[0].cells[-1].text == "same run, equal"
-    moved = compare_cells(one, mini_seeds(results, MINI[0] + 1), ["table1"], 0.5)
-    assert moved.parts[0].rows[0].cells[-1].text.startswith("undecided")
+    assert "a run cannot reproduce itself" in compared.notes[-1]
+
+
+def test_a_run_that_was_changed_is_told_from_one_that_was_repeated(results: Make) -> None:
+    def record(seconds: float, finished: str = "2026-01-01T00:00:00+0000") -> Any:
+        facts = {"stage": "knn", "name": "knn", "run_id": "run0", "provenance": {}}
+        return {"run0": run_from_entry({**facts, "seconds": seconds, "finished": finished})}
+
+    sides = mini_seeds(results, MINI[0]), mini_seeds(results, MINI[0] + 20)
+    changed = "same run, other number: one side was changed"
+    for runs, verdict in (
+        ((record(1.5), record(1.5)), changed),
+        ((record(1.5), record(1.6)), "lower by 20.0"),
+        ((record(1.5, ""), record(1.5, "")), "lower by 20.0"),
+        ((record(1.5), {}), "lower by 20.0"),
+    ):
+        compared = compare_cells(*sides, ["table1"], 0.5, runs)
+        assert compared.parts[0].rows[0].cells[-1].text.startswith(verdict)
+        assert compared.notes[0] == "1 cells: 0 equal, 1 different, 0 in one only."
 
 
 def test_pairs_that_scatter_seldom_pass_for_equal_or_different() -> None:

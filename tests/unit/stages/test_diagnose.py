@@ -200,6 +200,50 @@ def test_a_reference_without_runs_is_named(tmp_path: Path) -> None:
         find(selection, against=tmp_path / "typo")
 
 
+def test_a_run_is_no_reference_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever spelling of its run root."""
+    selection = make_run_root(tmp_path / "mine")
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    for spelled in ("mine", "link", "link/../mine", "mine/pretrain/.."):
+        with pytest.raises(ConfigError, match="is the run root of the run itself"):
+            find(selection, against=tmp_path / spelled)
+    with pytest.raises(ConfigError, match="is the run root of the run itself"):
+        find(selection, against=Path("."))
+
+
+@pytest.mark.parametrize("fact", ["started", "finished"])
+def test_copies_of_a_run_are_no_sound_runs(tmp_path: Path, fact: str) -> None:
+    """Though the same settings that ran once more are: as data that another person converted."""
+    mine = make_run_root(tmp_path / "mine")
+    for seed in (0, 1, 2):
+        make_run_root(tmp_path / "sound", [f"pretrain.seed={seed}"], 7.0)
+    assert [cause.what for cause in find(mine, against=tmp_path / "sound").causes] == [
+        "pretrain pretrain: the losses of its first epochs are others"
+    ]
+    when = "2026-01-01T00:00:00+0000"
+    facts: dict[str, dict[str, Any]] = {
+        "started": {"provenance": {"started": when}},
+        "finished": {"finished": when, "seconds": 12.345},
+    }
+    for root in (tmp_path / "mine", tmp_path / "sound"):
+        for run_id in manifest.list_run_ids(tmp_path / "mine"):
+            entry = manifest.read_entry(root, run_id)
+            assert entry is not None
+            manifest.record_entry(root, entry.model_copy(update=facts[fact]))
+    found = find(mine, against=tmp_path / "sound")
+    text = "\n".join(found.describe())
+    assert found.causes == []
+    assert "2 sound pretrainings like it, 3 are needed; --against does not tell without" in text
+    assert "compared with: 6; left out: " in text and "or a copy of it" in text
+
+
+def test_a_published_folder_is_no_run_root(tmp_path: Path) -> None:
+    selection = make_run_root(tmp_path)
+    with pytest.raises(ConfigError, match="is a published folder; diagnose needs a run root"):
+        find(selection, against=ROOT / "results/published/mini")
+
+
 def test_a_reference_that_does_not_help_is_not_asked_for_again(tmp_path: Path) -> None:
     selection = make_run_root(tmp_path / "mine")
     sound = make_run_root(tmp_path / "sound")
