@@ -160,9 +160,12 @@ def _describe_need(run_id: str, runs: Mapping[str, FinishedRun]) -> str:
 def describe_energy(run: FinishedRun, co2: float | None = None) -> str:
     """Return `, 1.2 kWh of its GPUs`, or nothing if their energy was not measured.
 
-    With `co2`, grams for each kWh, also the kg of CO2: `, 1.2 kWh of its GPUs (0.46 kg CO2)`.
+    With `co2`, grams for each kWh, also the kg of CO2: `, 1.2 kWh of its GPUs (0.46 kg CO2)`. Who
+    asks for it is told if there is nothing to count it from.
     """
     energy = format_energy(run.energy, co2, " of its GPUs")
+    if not energy and co2 is not None:
+        energy = "whose energy no GPU counted" if run.gpus else "no GPUs whose energy would count"
     return f", {energy}" if energy else ""
 
 

@@ -172,18 +172,22 @@ def test_words(found: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("energy", "words"),
+    ("energy", "gpus", "words"),
     [
-        ({}, ""),
+        ({}, 8, ", whose energy no GPU counted"),
+        ({}, 0, ", no GPUs whose energy would count"),
         (
             {"kwh": 12.5, "measured": 8, "of": 8},
+            8,
             ", 12.5 kWh of its GPUs (4.75 kg CO2 at 380 g/kWh)",
         ),
     ],
 )
-def test_co2_stands_beside_measured_energy_only(energy: dict[str, float], words: str) -> None:
-    entry = {"run_id": "a", "stage": "pretrain", "name": "p", "provenance": {"energy": energy}}
-    assert describe_energy(run_from_entry(entry), 380) == words
+def test_co2_stands_beside_measured_energy_only(
+    energy: dict[str, float], gpus: int, words: str
+) -> None:
+    run = FinishedRun("a", "pretrain", "p", energy=energy, gpus=gpus)
+    assert describe_energy(run, 380) == words
 
 
 def test_energy_of_several_runs_says_what_was_not_measured() -> None:
