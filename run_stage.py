@@ -464,13 +464,15 @@ def status(
     A run is done, running, queued, failed, canceled or waiting; blocked if its job can never start;
     unknown while Slurm does not answer. Shows the speed and the time left of a running run; the
     error and the log file of a failed one; and how high the k-NN curve of a pretraining will end,
-    once three like it are finished. The exit code is 1 if a run is failed or blocked, else 75 if
+    once three finished ones in this run root differ from it only in the seed (docs/diagnosis.md).
+    The exit code is 1 if a run is failed or blocked, else 75 if
     one is unknown. A job that no node fits any more, because nodes were excluded after
     failures, gets these nodes back.
     """
     from slurm import console
     from slurm import status as states
     from slurm.shared.keeper_notes import list_ended_keepers
+    from stages.commands.forecast import explain_missing_forecasts
     from stages.commands.whole_run_root import list_namesakes, load_all_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
@@ -485,7 +487,12 @@ def status(
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         forecasts = _forecast_curves(found, root)
         if as_json:
-            typer.echo(states.format_json(found, {f.run.run_id: f.to_json() for f in forecasts}))
+            known = {forecast.run.run_id: forecast.to_json() for forecast in forecasts}
+            done = {status.run.run_id for status in found if status.state == "done"}
+            reasons = explain_missing_forecasts(
+                runs, root, known, done, whole_root=not reproduction
+            )
+            typer.echo(states.format_json(found, known, reasons))
         else:
             console.show_status(found)
             console.show_lines(list_namesakes(runs, root))
@@ -535,8 +542,9 @@ def tables(
         tuple[str, str, str] | None,
         typer.Option(
             metavar="TABLE ROW COLUMN",
-            help="Show where one cell comes from, e.g. table1 'mugs vit-s/16' k-nn. ROW: words of "
-            "the row and of the heading above it, in any order.",
+            help="Show where one cell comes from, e.g. table1 'mugs vit-s/16' k-nn, or of mini "
+            "table1 'mugs 24' k-nn. ROW: words of the row and of the heading above it, in any "
+            "order.",
         ),
     ] = None,
     against: Annotated[
@@ -919,8 +927,8 @@ def diagnose(
         Path | None,
         typer.Option(
             metavar="RUN_ROOT",
-            help="Run root with sound runs on the same data: counts of images, channels, losses "
-            "and packages are compared with theirs.",
+            help="Another run root, with sound runs on the same data: counts of images, channels, "
+            "losses and packages are compared with theirs. Copies of the run do not count.",
         ),
     ] = None,
     records_only: Annotated[

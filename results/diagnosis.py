@@ -63,7 +63,10 @@ class Diagnosis:
             yield f"   seen: {cause.evidence}"
             yield f"   next: {cause.remedy}"
         if not self.causes:
-            yield "no cause found"
+            unknown = sum(answer.state == "unknown" for answer in self.answers)
+            # Without a cause and without an answer, a run is not known to be fine.
+            told = f"; {unknown} of {len(self.answers)} questions unknown" if unknown else ""
+            yield f"no cause found{told}"
         for answer in self.answers:
             if answer.state != "cause":
                 yield f"{answer.state:<8}{answer.question}: {answer.detail}"

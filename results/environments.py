@@ -11,6 +11,9 @@ OF_THE_JOB = ("slurm", "batch_script")
 # Facts that only a run which computes with torch records: of the others, as conversions, none is no
 # difference.
 OF_TORCH = ("cuda", "cudnn", "nccl")
+# Each run has its own, from the cores that it may use and its ranks: told last and together, or
+# they would hide what differs between machines.
+OF_THE_RANKS = ("variables.MKL_NUM_THREADS", "variables.OMP_NUM_THREADS")
 # Facts that are told in one line.
 LINES = (
     ("python", "os", "kernel", "libc"),
@@ -28,6 +31,7 @@ def list_environment_differences(runs: Iterable[FinishedRun]) -> list[str]:
     """
     facts = {run.run_id: _flatten(run.environment) for run in runs if run.environment}
     lines = []
+    threads: dict[str, list[str]] = {}
     for name in sorted({name for found in facts.values() for name in found}):
         values: dict[str, list[str]] = {}
         for run_id, found in sorted(facts.items()):
@@ -35,8 +39,17 @@ def list_environment_differences(runs: Iterable[FinishedRun]) -> list[str]:
                 continue
             values.setdefault(found.get(name, "none"), []).append(run_id)
         if len(values) > 1:
-            told = [f"{value} ({', '.join(ids)})" for value, ids in sorted(values.items())]
-            lines.append(f"{name}: {'; '.join(told)}")
+            parts = [f"{value} ({', '.join(ids)})" for value, ids in sorted(values.items())]
+            told = "; ".join(parts)
+            if name in OF_THE_RANKS:
+                threads.setdefault(told, []).append(name.removeprefix("variables."))
+            else:
+                lines.append(f"{name}: {told}")
+    # Equal lines as one: both variables are set to the same number.
+    lines += [
+        f"threads of a rank, which follow from its settings ({', '.join(names)}): {told}"
+        for told, names in threads.items()
+    ]
     return lines
 
 

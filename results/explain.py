@@ -3,8 +3,10 @@
 The origin is its rows, runs, weights, configuration, code and cost.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from operator import attrgetter
+from shlex import quote
 from typing import Any
 
 from pipeline.text import format_count
@@ -51,19 +53,36 @@ def explain_cell(
             f"{table}: no cell of ours in a column {column!r} (columns with one: {known})"
         )
     # All words in any order, since nobody remembers how a row is spelled exactly.
-    words = row.lower().split()
-    matching = [cell for cell in in_column if all(word in _place(cell).lower() for word in words)]
-    # "mugs vit-mini 24" also matches the rows "mugs vit-mini 24, w/o ..."; the row that is exactly
-    # that is meant then.
-    exact = [cell for cell in matching if _plain_row(cell) == " ".join(words)]
-    if len(exact) == 1:
-        matching = exact
+    matching = _find_rows(row.lower().split(), in_column)
     if len(matching) != 1:
-        listed = "".join(f"\n  {_place(cell)}" for cell in matching or in_column)
+        shown = matching or in_column
+        listed = "".join(f"\n  {_place(cell)}" for cell in shown)
         count = "several rows of ours have" if matching else "no row of ours with a result has"
+        example = next(filter(None, (_find_words(cell, in_column) for cell in shown)), "")
+        if example:
+            listed += f"\ne.g. --explain {table} {quote(example)} {quote(column)}"
         raise OptionError(f"{table}, {column}: {count} the words {row!r}, of these:{listed}")
     lines = _explain(table, matching[0], collection, margin, co2, settings_of)
     return "\n".join(lines) + "\n"
+
+
+def _find_rows(words: Sequence[str], cells: Sequence[OurCell]) -> list[OurCell]:
+    """Return the cells whose row and group have all the words."""
+    matching = [cell for cell in cells if all(word in _place(cell).lower() for word in words)]
+    # "mugs vit-mini 24" also matches the rows "mugs vit-mini 24, w/o ..."; the row that is exactly
+    # that is meant then.
+    exact = [cell for cell in matching if _plain_row(cell) == " ".join(words)]
+    return exact if len(exact) == 1 else matching
+
+
+def _find_words(ours: OurCell, cells: Sequence[OurCell]) -> str:
+    """Return few words that only the row of a cell has, its method first; "" if none do."""
+    first, *others = [word.strip(",:").lower() for word in f"{ours.row} {ours.entry.group}".split()]
+    for count in (1, 2, 3):
+        for rest in combinations(others, count):
+            if _find_rows((first, *rest), cells) == [ours]:
+                return " ".join((first, *rest))
+    return ""
 
 
 def _place(ours: OurCell) -> str:

@@ -359,10 +359,13 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def format_json(found: Sequence[RunStatus], forecasts: Mapping[str, Any]) -> str:
+def format_json(
+    found: Sequence[RunStatus], forecasts: Mapping[str, Any], no_forecasts: Mapping[str, str]
+) -> str:
     """Return the status of runs as a JSON list, for programs.
 
-    `forecasts` says, by the id of a run with a k-NN curve, how high and when the curve will end.
+    `forecasts` says, by the id of a run with a k-NN curve, how high and when the curve will end;
+    `no_forecasts` why the others have none.
     """
     rows = [
         {
@@ -375,6 +378,7 @@ def format_json(found: Sequence[RunStatus], forecasts: Mapping[str, Any]) -> str
             "seconds": round(status.cost.seconds),
             "gpu_hours": round(status.cost.gpu_hours, 4),
             "forecast": forecasts.get(status.run.run_id),
+            "no_forecast": no_forecasts.get(status.run.run_id),
         }
         for status in found
     ]

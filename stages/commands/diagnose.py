@@ -110,7 +110,9 @@ def diagnose(selection: Selection, request: DiagnoseRequest) -> Diagnosis:
         told = reference.describe_copies()
         answers.append(Answer("how many runs of --against are compared with", seen=told))
     run = chain.run
-    return Diagnosis(f"{run.stage} {run.name}-{run.run_id}", describe_number(run), tuple(answers))
+    return Diagnosis(
+        f"{run.stage} {run.name}-{run.run_id}", describe_number(run, selection), tuple(answers)
+    )
 
 
 def load_recipe(request: DiagnoseRequest, chain: Chain) -> list[StageRun]:
@@ -504,13 +506,30 @@ def find_evaluation_inputs(chain: Chain) -> EvaluationInputs | None:
     return None
 
 
-def describe_number(entry: ManifestEntry) -> str:
-    """Return the best number of a run, in words."""
+def describe_number(entry: ManifestEntry, selection: Selection) -> str:
+    """Return the best number of a run, in words; without one, which runs have numbers of it."""
     rows = read_main_rows(entry)
     if not rows:
-        return "no result rows of its own"
+        told = "no result rows of its own"
+        names = list_evaluations(entry, selection)
+        return f"{told}; diagnose a run that evaluates it: {', '.join(names)}" if names else told
     best = max(rows, key=lambda row: row.value)
     return f"{best.metric} {best.value:.2f} ({describe_setting(best.stage, best.setting)})"
+
+
+def list_evaluations(entry: ManifestEntry, selection: Selection) -> list[str]:
+    """Return the names of the finished runs with result rows that need a run, directly or not."""
+    needing = {entry.run_id}
+    names = []
+    # In the order of a plan, each run comes after those that it needs.
+    for run in selection.runs:
+        if needing.isdisjoint(run.needs.values()):
+            continue
+        needing.add(run.run_id)
+        done = manifest.find_done(selection.root, run.run_id)
+        if done is not None and read_main_rows(done):
+            names.append(run.name)
+    return names
 
 
 def describe_choice(chain: Chain) -> Answer:

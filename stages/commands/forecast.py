@@ -1,7 +1,7 @@
 """Forecasts of the k-NN curves that are not complete yet, for `status` and the report."""
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,38 @@ def list_forecasts(
         left = seconds_left.get(pretraining.run_id)
         found = forecast_end(curve, others)
         yield CurveForecast(run, pretraining, curve, found, len(others), left)
+
+
+def explain_missing_forecasts(
+    runs: Sequence[StageRun],
+    root: Path,
+    forecasts: Collection[str],
+    done: Collection[str],
+    *,
+    whole_root: bool,
+) -> dict[str, str]:
+    """Return why runs have no forecast, by run id.
+
+    `forecasts` are the ids of the runs that have one, `done` those of finished runs. Of a
+    `whole_root`, the settings of the runs are not known.
+    """
+    return {
+        run.run_id: _explain_missing_forecast(run, root, run.run_id in done, whole_root)
+        for run in runs
+        if run.run_id not in forecasts
+    }
+
+
+def _explain_missing_forecast(run: StageRun, root: Path, done: bool, whole_root: bool) -> str:
+    if run.stage != "knn_curve":
+        return "no k-NN curve"
+    if done:
+        return "the curve is complete"
+    if whole_root:
+        return "name the reproduction for one"
+    if not read_curve(run.run_dir(root)):
+        return "the curve is not begun"
+    return "its pretraining is not among these runs"
 
 
 def read_curve(run_dir: Path) -> dict[int, float]:

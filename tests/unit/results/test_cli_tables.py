@@ -3,6 +3,7 @@ comparison of run roots, refusals.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -169,6 +170,25 @@ def test_the_same_line_in_two_groups_is_told_apart(results: Callable[..., list[R
         OptionError, match=r"(?s)several rows of ours .*weak: Mugs ViT-S/16.*strong: Mugs ViT-S/16"
     ):
         explain_cell(both, "table8", "mugs", "linear")
+
+
+@pytest.mark.parametrize("given", ["mugs", "dino", "mugs vit-mini", "no such row"])
+def test_the_example_of_an_error_explains_a_cell(
+    results: Callable[..., list[Result]], given: str
+) -> None:
+    facts = {"arch": "vit_mini", "dataset": "sklearn_digits"}
+    untrained = "mugs (initialisation)"
+    found = results(
+        {**facts, "epochs": 24, "method": "mugs"},
+        {**facts, "epochs": 24, "method": untrained, "run_id": "u"},
+        {**facts, "epochs": 12, "method": "mugs", "run_id": "w"},
+    )
+    collection = CollectedResults(tuple(found))
+    with pytest.raises(OptionError) as error:
+        explain_cell(collection, "table1", given, "k-nn")
+    command, table, words, column = shlex.split(str(error.value).rpartition("\ne.g. ")[2])
+    assert command == "--explain" and len(words.split()) == 2
+    assert explain_cell(collection, table, words, column).startswith("table1, Mugs ")
 
 
 @pytest.mark.parametrize("command", ["tables", "figures"])

@@ -57,6 +57,19 @@ def test_a_run_that_computes_without_torch_has_no_other_cuda() -> None:
     assert differ == ["cuda: 12.8 (b); 13.2 (a)"]
 
 
+def test_threads_of_ranks_are_told_last_and_once() -> None:
+    runs = [
+        run(name, driver=driver, variables={"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "Z": n})
+        for name, driver, n in (("a", "1", "1"), ("b", "2", "2"))
+    ]
+    assert list_environment_differences(runs) == [
+        "driver: 1 (a); 2 (b)",
+        "variables.Z: 1 (a); 2 (b)",
+        "threads of a rank, which follow from its settings (MKL_NUM_THREADS, OMP_NUM_THREADS): "
+        "1 (a); 2 (b)",
+    ]
+
+
 def test_explain_shows_environments_and_their_differences(results: Make) -> None:
     rows = results({"run_id": "a"}, {"run_id": "b", "seed": 1})
     runs = {"a": run("a"), "b": run("b", driver="550.54.15")}

@@ -403,8 +403,10 @@ def test_status_as_json() -> None:
         "job_id": "7", "log": "l", "seconds": 13, "gpu_hours": 0.1235,
     }  # fmt: skip
     for forecasts in ({}, {"0123456789ab": {"epoch": 3}}):
-        shown = status.json.loads(status.format_json([found], forecasts))
-        assert shown == [{**fields, "forecast": forecasts.get("0123456789ab")}]
+        reasons = {} if forecasts else {"0123456789ab": "no k-NN curve"}
+        shown = status.json.loads(status.format_json([found], forecasts, reasons))
+        told = {"forecast": forecasts.get("0123456789ab"), "no_forecast": None, **fields}
+        assert shown == [told if forecasts else {**told, "no_forecast": "no k-NN curve"}]
 
 
 def test_the_log_that_says_most(tmp_path: Path) -> None:

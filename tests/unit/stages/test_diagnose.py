@@ -109,7 +109,10 @@ def test_a_sound_run_is_not_accused(tmp_path: Path) -> None:
     found = find(make_run_root(tmp_path))
     assert found.causes == []
     lines = list(found.describe())
-    assert "no cause found" in lines
+    unknown = [answer for answer in found.answers if answer.state == "unknown"]
+    assert f"no cause found; {len(unknown)} of {len(found.answers)} questions unknown" in lines
+    answered = Diagnosis("run", "number", (Answer("q", seen="s"),))
+    assert "no cause found" in answered.describe()
     assert any(line.startswith("fine    are the settings") for line in lines)
     assert any(line.startswith("unknown images, labels and features") for line in lines)
 
@@ -274,7 +277,14 @@ def test_the_number_is_that_of_the_tables(tmp_path: Path, lines: list[str], word
     )
     manifest.record_entry(tmp_path, entry)
     found = manifest.read_entry(tmp_path, entry.run_id)
-    assert found is not None and describe_number(found).startswith(words)
+    nothing = Selection([], [], tmp_path)
+    assert found is not None and describe_number(found, nothing).startswith(words)
+
+
+def test_a_run_without_a_number_names_those_that_have_one_of_it(tmp_path: Path) -> None:
+    ours = evaluate(tmp_path, "mugs_vit_s16_ep800", 70.0)
+    found = find(ours, reproduction="mugs_vit_s16_ep800", run="pretrain")
+    assert found.number == "no result rows of its own; diagnose a run that evaluates it: knn"
 
 
 def evaluate(root: Path, reproduction: str, accuracy: float, *settings: str) -> Selection:

@@ -71,6 +71,10 @@ def test_status_tells_programs_of_the_forecast(runs: list[StageRun], tmp_path: P
     shown = CliRunner().invoke(run_stage.app, [*call, "--run-root", str(tmp_path), "--json"])
     by_name = {run["run"]: run for run in json.loads(shown.stdout)}
     assert [name for name, run in by_name.items() if run["forecast"]] == ["knn_curve_seed3"]
+    reasons = {name: run["no_forecast"] for name, run in by_name.items()}
+    assert reasons.pop("knn_curve_seed3") is None
+    assert reasons["knn_curve"] == "the curve is complete"
+    assert reasons["pretrain"] == "no k-NN curve" and all(reasons.values())
     found = by_name["knn_curve_seed3"]["forecast"]
     assert found["pretraining"] == by_name["pretrain_seed3"]["run_id"]
     assert (found["epoch"], found["value"], found["expected"]) == (12, 21.0, 63.0)
