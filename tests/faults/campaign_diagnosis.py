@@ -197,12 +197,14 @@ class CampaignFolder:
     def diagnose(self, fault: Fault | None, root: Path, run: str = "knn") -> list[dict[str, Any]]:
         """Return the causes that are named."""
         arguments = [str(self.recipe), "--run-root", str(root)]
+        more = ["--recipe", str(self.recipe), "--json"]
         if fault is None:
+            # Sound runs are no reference of themselves, and there are no others.
             arguments += ["--seeds", "0", "1", "2"]
         else:
             arguments = self.describe(fault, root)
             run = fault.run
-        more = ("--recipe", str(self.recipe), "--against", str(self.sound), "--json")
+            more += ["--against", str(self.sound)]
         found = self.call("diagnose", arguments[0], run, *arguments[1:], *more, expect=(0, 1))
         causes: list[dict[str, Any]] = json.loads(found)["causes"]
         return causes
