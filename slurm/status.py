@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import attempts, manifest
+from pipeline import attempts, manifest, runfile
 from pipeline.files import FormatVersionError, collect_unreadable, measure_age
 from pipeline.ownership import find_foreign_owner
 from pipeline.spec import StageRun
@@ -227,7 +227,12 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
     attempt = attempts.read_attempt(run_dir, number)
     note = queue.read_job_note(run_dir)
     submitted_id = note.get("job_id")
-    waits = f"needs {', '.join(missing)}" if missing else "not started"
+    if missing:
+        waits = f"needs {', '.join(missing)}"
+    elif (run_dir / runfile.FILE_NAME).exists():
+        waits = "not started, deferred: the keeper or the next submit queues it"
+    else:
+        waits = "not started"
     if number == 0 and submitted_id is None:
         return RunStatus(run, "waiting", waits)
 

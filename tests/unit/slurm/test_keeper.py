@@ -15,7 +15,7 @@ from slurm.budget import check_budget
 from slurm.shared import queue
 from slurm.shared.costs import Cost
 from slurm.shared.keeper_notes import list_ended_keepers
-from slurm.status import RunStatus
+from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import ClusterProfile
 from slurm.submission.submit import Submission
 from stages.commands.reproduction import all_runs
@@ -185,6 +185,36 @@ def test_what_slurm_ended_is_submitted_again_until_all_is_done(
     assert not fake.keepers
     assert list(list_ended_keepers(runs, profile.run_root)) == ["keeper: finished"]
     assert not list(list_ended_keepers(runs[:0], profile.run_root))
+
+
+def test_a_keeper_that_ended_earlier_says_nothing_of_later_runs(
+    fake: FakeSlurm, runs: list[StageRun], profile: ClusterProfile
+) -> None:
+    root = profile.run_root
+
+    def end(keeps: str, state: str) -> None:
+        (note,) = (path for path in root.glob("keepers/*/*.json") if path.stem == keeps)
+        note.with_suffix(".end.json").write_text(json.dumps({"state": state, "reasons": []}))
+
+    fake.submit(runs, profile)
+    keeper.queue_keeper(runs[:2], profile)
+    first = note_of(root)[0].stem
+    end(first, "finished")
+    assert list(list_ended_keepers(runs[:2], root)) == ["keeper: finished"]
+    assert list(list_ended_keepers(runs, root)) == [f"keeper: finished with 2 of {len(runs)} runs"]
+    # All runs were submitted later, and their keeper is at work.
+    keeper.queue_keeper(runs, profile)
+    assert list(list_ended_keepers(runs, root)) == []
+    (second,) = {job[0] for job in fake.keepers.values()} - {first}
+    end(second, "stuck")
+    assert list(list_ended_keepers(runs[2:], root)) == ["keeper: stuck"]
+
+
+def test_a_deferred_run_says_so(tmp_path: Path, runs: list[StageRun]) -> None:
+    (data,) = (run for run in runs if run.name == "digits")
+    assert collect_status([data], tmp_path)[0].detail == "not started"
+    runfile.write_run_file(tmp_path, data)
+    assert "deferred: the keeper or the next submit" in collect_status([data], tmp_path)[0].detail
 
 
 def test_resources_of_the_command_line_still_count_more_than_the_profile(

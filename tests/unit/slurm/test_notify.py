@@ -161,6 +161,8 @@ def test_keepers_that_have_not_ended(tmp_path: Path) -> None:
     (folder / "keeper-other.json").write_text('{"runs": {"convert/other-0": "x"}}')
     (folder / "keeper-two.end.json").write_text('{"state": "stuck", "reasons": ["why"]}')
     assert list_open_keepers([run], tmp_path) == ["keeper-one"]
+    assert list(list_ended_keepers([run], tmp_path)) == []
+    (folder / "keeper-one.json").unlink()
     assert list(list_ended_keepers([run], tmp_path)) == ["keeper: stuck: why"]
 
 
