@@ -132,7 +132,16 @@ except `gpus_per_node` and `max_at_once`, which are limits, reaches the batch sc
 is refused. See `slurm/README.md` for what a job survives.
 
 To try a profile without GPUs and without data of yours, submit the demo:
-`submit mini --cluster FILE` takes CPUs only, and ends in some minutes.
+`submit mini --cluster FILE` takes CPUs only, and ends in some minutes. Runs that need nothing of
+each other start at the same time; `--at-once 4` has at most four in the queue. On nodes without
+GPUs:
+
+```yaml
+partition: cpu
+gpus_per_node: 0
+memory_gb: 4
+max_hours: 4
+```
 
 All keys but `run_root` may differ for the jobs of a stage. Here conversions run on nodes without
 GPUs:

@@ -20,6 +20,7 @@ from results.verdict import DEFAULT_MARGIN, check_margin
 from stages import STAGES
 from stages.commands.finished_results import collect_finished, load_comparison
 from stages.commands.reproduction import Selection, list_seeded_runs
+from stages.commands.whole_run_root import list_namesakes
 from stages.shared.frozen import list_settings_of_features
 
 # Options that do something instead of printing tables.
@@ -220,6 +221,8 @@ def run(
     shown = [table for table in tables if table.used or not request.filled]
     if not shown:
         warn(f"no table has a result of ours: none in {selection.root}")
+        for line in list_namesakes(selection.runs, selection.root):
+            warn(line)
         return []
     if request.verdicts:
         warn_without_verdicts(shown, warn)

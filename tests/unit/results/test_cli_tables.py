@@ -277,6 +277,10 @@ def test_filled_says_when_there_is_nothing(cli: Cli, run_root: Any) -> None:
         0,
         "",
     ) and "no table has a result of ours" in done.stderr
+    # Perhaps a --set is missing.
+    (run_root.path / "knn" / "knn-0123456789ab").mkdir(parents=True)
+    words = "knn not begun with these settings"
+    assert words in cli("mini", "--filled").stderr and words not in cli("--filled").stderr
 
 
 def test_unknown_names_are_told_on_stderr(cli: Cli, filled: Any, row: ResultRow) -> None:
