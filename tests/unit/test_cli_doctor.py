@@ -607,7 +607,7 @@ def test_a_run_to_export_is_found_or_named(tmp_path: Path, images: Path) -> None
     known = refused("export", "knn", "--run-root", root, "--out", out)
     assert "neither a file nor a finished run" in known and "import-import0" in known
     given = ("export", "import", "--run-root", root, "--out", out)
-    assert "no weights 'student' (it has: teacher)" in refused(*given, "--weights", "student")
+    assert "no weights 'student' (it has: teacher; those" in refused(*given, "--weights", "student")
     damaged = bytearray(entry.output("teacher").read_bytes())
     damaged[-1] ^= 1
     entry.output("teacher").write_bytes(damaged)
