@@ -495,7 +495,7 @@ def status(
             typer.echo(states.format_json(found, known, reasons))
         else:
             console.show_status(found)
-            console.show_lines(list_namesakes(runs, root))
+            console.show_lines(list_namesakes(selection.runs, root))
             console.show_lines(forecast.describe() for forecast in forecasts)
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
