@@ -19,9 +19,9 @@ from results.verdict import describe_comparison, describe_comparison_method
 
 HEADER = ("Table", "Line", "Column", "Here", "There", "Here - there")
 
-# Instead of a verdict: a run cannot reproduce itself.
-SAME_RUN = "same run, equal"
-CHANGED_RUN = "same run, other number: one side was changed"
+# Beside a verdict, or instead of an undecided one: a run says nothing of another run.
+SAME_RUN = "same run"
+CHANGED_RUN = "same run: one side was changed"
 
 # The runs of a side by id.
 Runs = Mapping[str, FinishedRun]
@@ -94,15 +94,18 @@ def _describe_verdict(
 ) -> str:
     if here is None or there is None:
         return MISSING
-    if _run_ids(here) == _run_ids(there):
-        # Equal settings and seed gave equal numbers, however often: that is no evidence about
-        # another run, and there is nothing to decide.
-        if _numbers(here) == _numbers(there):
-            return SAME_RUN
-        if all(_is_one_execution(run_id, runs) for run_id in _run_ids(here)):
-            return CHANGED_RUN
+    verdict = describe_comparison(here, there, margin)
+    if _run_ids(here) != _run_ids(there):
+        return verdict
+    if _numbers(here) == _numbers(there):
+        # However few the images are, there is nothing to decide.
+        return (
+            f"{SAME_RUN}, equal" if verdict.startswith("undecided") else f"{verdict} ({SAME_RUN})"
+        )
+    if all(_is_one_execution(run_id, runs) for run_id in _run_ids(here)):
+        return f"{verdict} ({CHANGED_RUN})"
     # Repeated on another kind of machine, a run has the same id and may have another number.
-    return describe_comparison(here, there, margin)
+    return verdict
 
 
 def _is_one_execution(run_id: str, runs: tuple[Runs, Runs]) -> bool:
@@ -114,13 +117,12 @@ def _is_one_execution(run_id: str, runs: tuple[Runs, Runs]) -> bool:
 
 
 def _describe_same_runs(rows: Sequence[FormattedRow]) -> list[str]:
-    """Return a line about the labels that stand instead of verdicts, if there are some."""
-    labels = {row.cells[-1].text for row in rows}
-    if not labels & {SAME_RUN, CHANGED_RUN}:
+    """Return a line about runs that are on both sides, if a verdict is about one."""
+    if not any(SAME_RUN in row.cells[-1].text for row in rows):
         return []
     return [
-        "Same run: settings, data and seed are the same on both sides (a copy, or repeated); a run"
-        " cannot reproduce itself, so there is no verdict."
+        "Same run: settings, data and seed are the same on both sides (a copy, or repeated), which"
+        " says nothing of another run or seed."
     ]
 
 
