@@ -38,6 +38,7 @@ from fence import fenced
 from outcome import Outcome
 
 import run_stage
+from pipeline.run_root import mark_run_root
 from slurm.notify import send_message
 
 NAME = "9f_random_calls"
@@ -140,6 +141,11 @@ class Fuzzer:
         (self.work / "empty").touch()
         for name in ("tiny.yaml", "cluster.yaml"):
             (self.work / name).touch()
+        # Most commands end at once where no run root is; in some cases none is.
+        if self.random.random() < 0.9:
+            for run_root in ("runs", "mugs-runs"):
+                (folder / run_root).mkdir(exist_ok=True)
+                mark_run_root(folder / run_root)
 
     def make_case(self, kind: str) -> Case:
         """Write the files of a case, and return it."""
