@@ -976,6 +976,14 @@ def logs(
     reproduction: ReproductionName,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or of a stage.")],
     lines: Annotated[int, typer.Option(min=1, help="Number of lines to print.")] = 40,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Go on with what is written, also by later attempts, until the run ends.",
+        ),
+    ] = False,
     overrides: Overrides = None,
     seeds: Seeds = None,
     cluster: Cluster = None,
@@ -983,16 +991,26 @@ def logs(
 ) -> None:
     """Print the path and the last lines of a run's newest log.
 
-    The logs of all attempts and ranks are in the same folder.
+    The logs of all attempts and ranks are in the same folder. With --follow, Ctrl-C ends the
+    command and leaves the run alone.
     """
     from slurm import console
+    from slurm.follow_logs import LogFollower
     from slurm.shared.logs import find_newest_log
     from slurm.status import collect_status
+    from slurm.watching import watch_until_over
     from stages.commands.whole_run_root import list_namesakes
 
     # A stage name selects several runs; each log is printed.
     selection = _select(reproduction, overrides, [run], cluster, run_root, seeds)
     _print(list_namesakes(selection.runs, selection.root), err=True)
+    if follow:
+        follower = LogFollower(selection.root, lines)
+        for looked in watch_until_over(selection.runs, selection.root, pause_s=3):
+            console.show_lines(follower.read_new(looked))
+            if getattr(sys.stdout, "reader_left", False):
+                break
+        return
     for found in collect_status(selection.runs, selection.root):
         log = found.log or find_newest_log(found.run.run_dir(selection.root))
         console.show_log(found.run.name, log, lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.text import clean_line, format_count, join_equal
-from slurm.shared.logs import read_tail
+from slurm.shared.logs import MOST_BYTES, read_tail
 from slurm.status import format_duration
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ _STYLES = {
     "unknown": "magenta",
     "waiting": "dim",
 }
-
-_LOG_BYTES = 16 << 20  # far more than the lines that anybody asks for
 
 
 def print_line(line: str = "") -> None:
@@ -189,7 +187,7 @@ def show_log(name: str, log: str | None, lines: int) -> None:
     if not log:
         return
     try:
-        show_lines(read_tail(Path(log), _LOG_BYTES)[-lines:])
+        show_lines(read_tail(Path(log), MOST_BYTES)[-lines:])
     except OSError as error:
         print_line(f"unreadable: {log}: {error.strerror}")
 

@@ -195,7 +195,7 @@ def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunS
     if job.is_held:
         detail += f", held: `scontrol release {job.job_id}` lets it start"
     if earlier := attempts.latest_attempt(run_dir):
-        detail += f", {earlier} attempts before"
+        detail += f", {format_count(earlier, 'attempt')} before"
         if failure := attempts.read_failure(run_dir, earlier):
             detail += f", the last failed: {failure.error}"
     if job.reason == queue.NEVER_SATISFIED:
@@ -214,7 +214,9 @@ def _status_in_queue(run: StageRun, run_dir: Path, job: queue.QueuedJob) -> RunS
 
 def _running(run: StageRun, run_dir: Path, job_id: str | None) -> RunStatus:
     progress = _describe_progress(run_dir)
-    return RunStatus(run, "running", progress, job_id, find_newest_log(run_dir))
+    # Of the ranks at work, the first says most.
+    log = find_newest_log(run_dir, "attempt_*_rank0.log") or find_newest_log(run_dir)
+    return RunStatus(run, "running", progress, job_id, log)
 
 
 def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) -> RunStatus:
@@ -251,7 +253,8 @@ def _status_outside_queue(run: StageRun, run_dir: Path, missing: Sequence[str]) 
         job_state = None
     if job_state in _NOT_OVER:
         # squeue did not answer, but scontrol or sacct did.
-        return RunStatus(run, "queued", f"{job_state.lower()}, {number} attempts before", job_id)
+        detail = f"{job_state.lower()}, {format_count(number, 'attempt')} before"
+        return RunStatus(run, "queued", detail, job_id)
     return _status_of_attempt(run, run_dir, number, job_id, job_state)
 
 

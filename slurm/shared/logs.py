@@ -5,11 +5,12 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from pipeline.files import open_regular_file, open_to_append
 
 FILE_ONLY = "file_only"  # attribute of a log record that goes to the file, not to the screen
+MOST_BYTES = 16 << 20  # of a log, far more than the lines that anybody asks for
 _TAIL_BYTES = 8192
 
 
@@ -93,6 +94,15 @@ def read_tail(path: Path, size: int) -> list[str]:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    with open(open_regular_file(path), "rb") as file:
+    with open_log(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - size))  # logs can have many MB
         return file.read(size).decode(errors="replace").splitlines()
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to read it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    return open(open_regular_file(path), "rb")

@@ -377,7 +377,7 @@ def test_progress_in_words(
 @pytest.mark.parametrize(
     ("reason", "state", "words"),
     [
-        ("Priority", "queued", "pending: Priority, 1 attempts before, the last failed: it broke"),
+        ("Priority", "queued", "pending: Priority, 1 attempt before, the last failed: it broke"),
         ("JobHeldUser", "queued", "held: `scontrol release 7` lets it start"),
         (queue.NEVER_SATISFIED, "waiting", "a run that it needs has failed: submit again"),
         ("PartitionTimeLimit", "blocked", "set max_hours"),
