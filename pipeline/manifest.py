@@ -396,6 +396,12 @@ def find_all_done(run_root: Path, run_ids: Iterable[str]) -> dict[str, ManifestE
     }
 
 
+def list_done(run_root: Path) -> list[ManifestEntry]:
+    """Return the entries of all runs of a run root that are done, in the order of their ids."""
+    done = (find_done(run_root, run_id) for run_id in list_run_ids(run_root))
+    return [entry for entry in done if entry is not None]
+
+
 def split_runs(run_root: Path, runs: Sequence[StageRun]) -> SplitRuns:
     """Sort runs into done and pending."""
     done = find_all_done(run_root, [run.run_id for run in runs])

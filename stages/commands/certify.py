@@ -29,6 +29,7 @@ from results.vocabulary import load_vocabulary
 from stages.commands.bundle_content import read_science
 from stages.commands.finished_results import collect_finished
 from stages.commands.repeat_knn import RepeatedRun
+from stages.commands.run_chain import is_copy
 from stages.commands.verify_bundle import BundleCheck
 
 # As many as a reader takes in; `verify` prints all of them.
@@ -110,10 +111,11 @@ def write_certificate(
     }
     for path in texts:
         check_overwrite(path, MARK, force=force)
-    before = read_json(facts) or {}
+    before = read_json(facts, {"bundle_sha256": str, "level": int}) or {}
     same = before.get("bundle_sha256") == certificate.bundle_sha256
-    if same and not force and before.get("level", 0) > certificate.level > 0:
-        return [f"{facts} stays: level {before['level']} was reached before (--force replaces it)"]
+    reached = before.get("level") or 0
+    if same and not force and reached > certificate.level > 0:
+        return [f"{facts} stays: level {reached} was reached before (--force replaces it)"]
     return [str(write_atomic(path, text)) for path, text in texts.items()]
 
 
@@ -141,9 +143,8 @@ def _find_repetitions(found: BundleCheck, root: Path) -> tuple[list[Repetition],
     """Return the pretrainings that we repeated, and why others do not count."""
     refused: list[str] = []
     mine = []
-    for run_id in manifest.list_run_ids(root):
-        entry = manifest.find_done(root, run_id)
-        if entry is not None and entry.stage == "pretrain":
+    for entry in manifest.list_done(root):
+        if entry.stage == "pretrain":
             try:
                 mine.append((entry, _describe_experiment(entry)))
             except ConfigError as error:
@@ -179,11 +180,8 @@ def _why_not_ours(entry: ManifestEntry, found: BundleCheck) -> str:
     if owner := find_foreign_owner(entry.run_dir):
         return f"{where}: belongs to {owner}"
     there = found.entries.get(entry.run_id)
-    if there is not None and (there.finished, there.seconds) == (entry.finished, entry.seconds):
+    if there is not None and is_copy(entry, there):
         return f"{where}: is the bundled run itself, or a copy of it"
-    began = entry.provenance.get("started")
-    if there is not None and began is not None and there.provenance.get("started") == began:
-        return f"{where}: began in the same second as the bundled run"
     problems = manifest.find_problems(entry, hashes=True)
     return problems[0] if problems else ""
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from pipeline import manifest
 from pipeline.manifest import ManifestEntry
 from pipeline.spec import ConfigError
 from results import spec
@@ -14,7 +15,7 @@ from results.tables import OurCell, build_tables
 from results.verdict import DEFAULT_MARGIN, NoVerdictError, compare_cell
 from stages.commands.finished_results import PAPER_ARCHS, collect_finished
 from stages.commands.reproduction import all_runs
-from stages.commands.run_chain import Chain, collect_chain, list_finished
+from stages.commands.run_chain import Chain, collect_chain
 
 # The reproduction that evaluates them.
 RELEASED = "evaluate_released"
@@ -66,7 +67,7 @@ def _find_same_evaluations(chain: Chain, reference: Sequence[ManifestEntry]) -> 
     """Return the runs that evaluate released weights as a run does: data and settings are equal."""
     wanted = _describe_evaluation(chain)
     found = []
-    for entry in (*list_finished(chain.run.run_root), *reference):
+    for entry in (*manifest.list_done(chain.run.run_root), *reference):
         if entry.stage != chain.run.stage:
             continue
         other = collect_chain(entry)

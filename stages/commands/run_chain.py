@@ -157,7 +157,7 @@ def load_reference(root: Path | None, chain: Chain) -> Reference:
             f"--against {root}: is a published folder; diagnose needs a run root (tables --against "
             "compares the numbers with it)"
         )
-    found = list_finished(root)
+    found = manifest.list_done(root)
     if not found:
         raise ConfigError(f"--against {root}: this run root has no finished runs")
     copies = tuple(
@@ -178,12 +178,6 @@ def is_copy(entry: ManifestEntry, other: ManifestEntry) -> bool:
         other.finished,
         other.seconds,
     )
-
-
-def list_finished(root: Path) -> list[ManifestEntry]:
-    """Return all finished runs of a run root."""
-    found = (manifest.find_done(root, run_id) for run_id in manifest.list_run_ids(root))
-    return [entry for entry in found if entry is not None]
 
 
 def read_main_rows(entry: ManifestEntry) -> list[ResultRow]:

@@ -250,8 +250,7 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
     Raises:
         ConfigError: no finished run is called so, or several are.
     """
-    ids = manifest.list_run_ids(run_root)
-    entries = [entry for run_id in ids if (entry := manifest.find_done(run_root, run_id))]
+    entries = manifest.list_done(run_root)
     named = [entry for entry in entries if run in (entry.run_dir.name, entry.run_id, entry.name)]
     if len(named) == 1:
         return named[0]
@@ -267,8 +266,7 @@ def find_finished_run(run: str, run_root: Path) -> ManifestEntry:
 
 def _list_runs_with(weights: str, run_root: Path) -> str:
     """Return the folder names of the finished runs that have such weights, or "none"."""
-    ids = manifest.list_run_ids(run_root)
-    entries = [entry for run_id in ids if (entry := manifest.find_done(run_root, run_id))]
+    entries = manifest.list_done(run_root)
     names = [entry.run_dir.name for entry in entries if weights in entry.outputs]
     return ", ".join(names) or "none"
 

@@ -196,6 +196,11 @@ def test_a_better_certificate_stays(tmp_path: Path) -> None:
     assert write(1, force=True) == 1
     # That it is not intact is news, and so is another bundle.
     assert [write(3), write(0), write(3), write(1, "cd")] == [3, 0, 3, 1]
+    # A damaged one is replaced.
+    facts = tmp_path / "b.certificate.json"
+    for level in (None, "3", [3]):
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "level": level}))
+        assert write(1, "cd") == 1
 
 
 def test_runs_are_repeated_with_our_own_threads(checked: BundleCheck, tmp_path: Path) -> None:
