@@ -288,7 +288,7 @@ def read_bounded(path: Path, limit: int = RECORD_LIMIT, *, owner: int | None = N
     return content
 
 
-def list_numbered(folder: Path) -> list[int]:
+def list_numbered(folder: str | Path) -> list[int]:
     """Return the numbers of the files `NNNN.json` of a folder, ascending.
 
     Only those of the folder's owner: where others may write, they could plant any number. A folder
@@ -308,7 +308,7 @@ def list_numbered(folder: Path) -> list[int]:
         # Elsewhere an empty list would say that no attempt or lock is newer than ours.
         if error.errno not in CLOSED_FOLDER or _unreadable.get() is None:
             raise
-        note_unreadable(folder)
+        note_unreadable(Path(folder))
         return []
     return sorted(map(int, names))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -254,5 +255,11 @@ class StageRun:
 
     def run_dir(self, run_root: Path) -> Path:
         """Folder of the run: `<run_root>/<stage>/<name>-<run_id>`."""
-        # In one go: thousands of runs are asked for it several times each.
-        return Path(f"{run_root}/{self.stage}/{self.key}")
+        return _join_path(f"{run_root}/{self.stage}/{self.key}")
+
+
+@cache
+def _join_path(text: str) -> Path:
+    # A path takes longer to make than to use, and thousands of runs are asked for theirs several
+    # times each.
+    return Path(text)
