@@ -86,7 +86,7 @@ def clean_run_root(
     check_marker(root)
     leftovers, kept = find_leftovers(root, keep, find_active)
     check_names(checkpoints_of, leftovers)
-    folders = find_run_folders(root)
+    folders = find_run_folders(root) if yes else {}
     trash = Trash(root)
     moved = 0
     for leftover in leftovers:
@@ -179,12 +179,15 @@ def find_leftovers(
     entries, refused = _read_entries(root, sorted(recorded))
     needed = NeededPaths(entry.output(label) for entry in entries for label in entry.outputs)
     active = find_active(folders)
-    unasked = {folder for folder, run_id in folders.items() if run_id not in planned | recorded}
+    # Not once for each of thousands of runs.
+    asked = planned | recorded
+    in_use = set(active)
+    unasked = {folder for folder, run_id in folders.items() if run_id not in asked}
 
     found: list[Leftover] = []
     kept = list(refused)
     candidates: list[tuple[Path, str, str]] = []
-    for folder in sorted(unasked):
+    for folder in sorted(unasked, key=_get_parts):
         if folder in active:
             kept.append(f"{folder}: {active[folder]}")
         elif problem := why_not_ours(folder):
@@ -193,12 +196,12 @@ def find_leftovers(
             run = folder.name if any(folder.glob("checkpoints/step_*")) else ""
             candidates.append((folder, "no reproduction asks for it", run))
     # Folders that go as a whole, or stay as a whole, are not searched for temporary files.
-    temporaries = find_temporaries(root, folders, unasked | set(active))
+    temporaries = find_temporaries(root, folders, unasked | in_use)
     candidates += [(path, "left over from an interrupted write", "") for path in temporaries]
     for entry in entries:
         candidates += [
             (path, "its run is done", path.parents[1].name)
-            for path in list_old_checkpoints(entry, folders, set(active))
+            for path in list_old_checkpoints(entry, folders, in_use)
         ]
 
     # Measured last, since that visits every file of a folder.
@@ -283,7 +286,7 @@ def find_temporaries(root: Path, folders: Iterable[Path], skip: set[Path]) -> It
         if _is_folder(place) or not name:
             found = (path for path in place.iterdir() if pattern.fullmatch(path.name))
             yield from sorted(path for path in found if find_foreign_owner(path) is None)
-    for folder in sorted(set(folders) - skip):
+    for folder in sorted(set(folders) - skip, key=_get_parts):
         if why_not_ours(folder):
             continue
         for current, names, files in os.walk(folder):
@@ -330,6 +333,11 @@ def measure_leftover(path: Path, why: str, run: str = "") -> Leftover:
 def is_idle(leftover: Leftover, now: float) -> bool:
     """Return whether nothing in it changed lately; `now` is the time of the file server."""
     return now - leftover.changed > IDLE_S
+
+
+def _get_parts(path: Path) -> tuple[str, ...]:
+    """Return by what paths are sorted; given as key, it is asked for once for each."""
+    return path.parts
 
 
 def _is_folder(path: Path) -> bool:
