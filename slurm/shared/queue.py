@@ -139,11 +139,12 @@ def _resolve(run_dir: Path) -> str:
     """Return what os.path.realpath does, with one system call for each of a stage's runs."""
     if run_dir.is_symlink() or not run_dir.is_absolute():
         return os.path.realpath(run_dir)
-    return f"{_resolve_stage(run_dir.parent)}/{run_dir.name}"
+    stage_folder, name = os.path.split(run_dir)
+    return f"{_resolve_stage(stage_folder)}/{name}"
 
 
 @cache
-def _resolve_stage(folder: Path) -> str:
+def _resolve_stage(folder: str) -> str:
     return os.path.realpath(folder)
 
 
@@ -154,8 +155,10 @@ def job_name(run_dir: Path) -> str:
     asked by this name, and Slurm runs one job of a name at a time (`singleton`). So the last part
     tells run folders apart: the same run in another run root has another name.
     """
-    name, _, run_id = run_dir.name.rpartition("-")
-    stage = run_dir.parent.name
+    # As text: it is asked of each of thousands of runs.
+    stage_folder, key = os.path.split(run_dir)
+    name, _, run_id = key.rpartition("-")
+    stage = os.path.basename(stage_folder)
     said = name if stage in name else f"{stage}-{name}"
     place = hashlib.sha256(os.fsencode(_resolve(run_dir))).hexdigest()
     return f"{JOB_PREFIX}{said[:_SAID_LENGTH]}-{run_id[:4]}-{place[:6]}"
