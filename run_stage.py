@@ -500,7 +500,8 @@ def status(
             console.show_lines(list_ended_keepers(runs, root))
         if getattr(sys.stdout, "reader_left", False):
             break  # nobody watches any more
-    _print(settings)
+    if settings:
+        _print(["\n".join(settings)])
     # With --watch, this is the last state.
     raise typer.Exit(states.exit_code(found))
 
@@ -1333,10 +1334,13 @@ def _warn(lines: Iterable[str]) -> None:
 def _print(lines: Iterable[object], *, err: bool = False) -> None:
     from pipeline.text import clean_line
 
+    stream = sys.stderr if err else sys.stdout
     for line in lines:
         # A table is one text of many lines.
-        for part in str(line).split("\n"):
-            typer.echo(clean_line(part), err=err)
+        parts = [clean_line(part) for part in str(line).split("\n")]
+        stream.write("\n".join([*parts, ""]))
+        # At once also when piped: the next line may take minutes.
+        stream.flush()
 
 
 class _Output:
