@@ -472,7 +472,6 @@ def status(
     from slurm import console
     from slurm import status as states
     from slurm.shared.keeper_notes import list_ended_keepers
-    from stages.commands.forecast import explain_missing_forecasts
     from stages.commands.whole_run_root import list_namesakes, load_all_runs
 
     selection = _select(reproduction, overrides, only, cluster, run_root, seeds)
@@ -487,6 +486,8 @@ def status(
     for found in states.watch_status(runs, root) if watch else [states.collect_status(runs, root)]:
         forecasts = _forecast_curves(found, root)
         if as_json:
+            from stages.commands.forecast import explain_missing_forecasts
+
             known = {forecast.run.run_id: forecast.to_json() for forecast in forecasts}
             done = {status.run.run_id for status in found if status.state == "done"}
             reasons = explain_missing_forecasts(
@@ -1300,11 +1301,20 @@ def _forecast_curves(found: Sequence[RunStatus], root: Path) -> list[CurveForeca
 
     Made here, since stages knows no Slurm and slurm knows no results.
     """
+    # Only what belongs to a curve is read: thousands of runs may be running.
+    drawn = {status.run.needs.get("weights") for status in found if status.run.stage == "knn_curve"}
+    if not drawn:
+        return []
+    # Imported here: with the results it takes longer than `status` of a few runs.
     from slurm.shared.progress import read_progress
     from stages.commands.forecast import list_forecasts
 
     running = [status.run for status in found if status.state == "running"]
-    left = {run.run_id: read_progress(run.run_dir(root)).get("eta_s") for run in running}
+    left = {
+        run.run_id: read_progress(run.run_dir(root)).get("eta_s")
+        for run in running
+        if run.run_id in drawn
+    }
     known = {run_id: seconds for run_id, seconds in left.items() if seconds is not None}
     return list(list_forecasts([status.run for status in found], root, known))
 

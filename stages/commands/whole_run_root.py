@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,13 @@ def load_all_runs(root: Path, only: Sequence[str]) -> tuple[list[StageRun], list
     return runs, [f"{run.key}: {lines[run.run_id]}" for run in runs], problems
 
 
-def remember_runs(root: Path, runs: Iterable[StageRun]) -> None:
+def remember_runs(root: Path, runs: Sequence[StageRun]) -> None:
     """Remember runs whose files we have just written, so that they need not be read.
 
     Their files were put in place by renaming: one that is written later has another number.
     """
+    if not runs:
+        return  # what is remembered of ten thousand others is not read for nothing
     memory = _memory_path(root)
     known = _read_memory(memory)
     found = dict(known.runs)
