@@ -43,9 +43,9 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     Slurm is asked only about runs that were submitted and are not done. If it does not answer,
     these count as in use, unless their own records say that they are over.
     """
-    roots = {folder.parents[1] for folder in folders}
+    roots = {_find_run_root(folder) for folder in folders}
     # One listing of entries, since most of thousands of runs may have none.
-    recorded = {root: set(manifest.list_run_ids(root)) for root in roots}
+    recorded = {root: set(manifest.list_run_ids(Path(root))) for root in roots}
     active = {}
     with collect_unreadable():  # what cannot be read does not say that a run is over
         submitted = {
@@ -73,9 +73,14 @@ def find_active_runs(folders: Mapping[Path, str]) -> dict[Path, str]:
     return active
 
 
-def _is_done(folder: Path, run_id: str, recorded: Mapping[Path, set[str]]) -> bool:
-    root = folder.parents[1]
-    return run_id in recorded[root] and manifest.find_done(root, run_id) is not None
+def _is_done(folder: Path, run_id: str, recorded: Mapping[str, set[str]]) -> bool:
+    root = _find_run_root(folder)
+    return run_id in recorded[root] and manifest.find_done(Path(root), run_id) is not None
+
+
+def _find_run_root(folder: Path) -> str:
+    # As text: this is asked of each of thousands of runs.
+    return os.path.dirname(os.path.dirname(folder))
 
 
 def _was_submitted(folder: Path) -> bool:
