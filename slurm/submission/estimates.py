@@ -33,11 +33,12 @@ def estimate_lead_seconds(profile: ClusterProfile, run: StageRun) -> int:
     """Return how many seconds before its end Slurm should warn the job.
 
     The profile's `signal_delay_s`, else time for a step, a save and a requeue: at most ten minutes
-    or a fifth of the time limit, whichever is longer, and never more than half of it.
+    or a fifth of the time limit, whichever is longer. Never more than half of the limit: a short
+    run that saves nothing would be stopped as soon as it begins.
     """
-    if profile.signal_delay_s is not None:
-        return profile.signal_delay_s
     limit = 60 * time_limit_minutes(profile, run.resources)
+    if profile.signal_delay_s is not None:
+        return min(profile.signal_delay_s, limit // 2)
     wanted = math.ceil(estimate_save_seconds(run, profile.run_root) + LEAD_BESIDES_SAVE_S)
     return min(wanted, max(limit // 5, 600), limit // 2)
 

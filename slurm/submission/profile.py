@@ -121,7 +121,8 @@ class JobOptions(BaseModel):
     memory_per_gpu_gb: int | None = Field(default=None, ge=1)
     # Longest time limit of a job. Longer runs are requeued and resume.
     max_hours: float | None = Field(default=None, gt=0)
-    # Seconds between the warning and the end of a job; without it, an estimate from measured saves.
+    # Seconds between the warning and the end of a job, at most half of its time limit; without it,
+    # an estimate from measured saves.
     signal_delay_s: int | None = Field(default=None, ge=1)
     # Shell lines before the job, such as `module load cuda`.
     setup: tuple[str, ...] = ()

@@ -61,6 +61,13 @@ def test_measured_saves_count_more_and_the_profile_most(tmp_path: Path) -> None:
     assert estimate_lead_seconds(ClusterProfile(run_root=tmp_path, signal_delay_s=44), wanted) == 44
 
 
+def test_a_short_run_is_not_warned_as_soon_as_it_begins(tmp_path: Path) -> None:
+    """What saves nothing would be stopped by it."""
+    profile = ClusterProfile(run_root=tmp_path, signal_delay_s=600)
+    assert estimate_lead_seconds(profile, run(1.0, hours=0.1)) == 180
+    assert estimate_lead_seconds(profile, run(1.0, hours=1.0)) == 600
+
+
 def test_runs_with_the_same_advice_share_a_line(tmp_path: Path) -> None:
     same, other = (replace(run(gb=6.0), name=name, run_id=name * 12) for name in "ab")
     apart = replace(run(gb=60.0), name="c", run_id="c" * 12)
