@@ -11,8 +11,8 @@ ends with a reason when all is done, when what is left needs a person, or when t
 the other saw no progress. It starts no run that failed for good or that the user canceled.
 
 `python -m slurm.keeper NOTE SHA256` is the job. Exit codes: 0 it has done its work, 2 the note is
-not what the job was submitted with, 75 Slurm did not answer in time and the batch script starts
-this job again.
+not what the job was submitted with, 70 an error that nobody has foreseen, 75 Slurm did not answer
+in time and the batch script starts this job again.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from pipeline.ownership import keep_others_from_writing
 from pipeline.spec import ConfigError, Resources, StageRun
 from slurm.budget import describe_overrun
 from slurm.shared import queue
-from slurm.shared.exit_codes import EXIT_INTERRUPTED
+from slurm.shared.exit_codes import EXIT_INTERNAL, EXIT_INTERRUPTED
 from slurm.shared.keeper_notes import END, PROGRESS, find_keeper_folder
 from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import KEEPER, ClusterProfile, keeper_command, profile_of_stage
@@ -56,12 +56,19 @@ _NEED = Resources(gpu=False, ranks_per_node=1, cpus_per_rank=1, hours=0.5, memor
 _LEAD_S = 60
 _ANSWER_S = 1200.0  # a restart of the controller takes minutes
 _ASK_AGAIN_S = 30.0
-# A keeper that was killed, or got no answer, starts again; `scancel` has ended its shell as well.
+# A keeper that was killed, or got no answer, starts again. So does one that never began: without a
+# controller, srun ends with 1, and for a while nobody takes the job back either. A job that is
+# being canceled stays ended.
 _TEARDOWN = (
     "code=$?",
     f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] &&'
-    f" {{ [ $code -eq {EXIT_INTERRUPTED} ] || [ $code -gt 128 ]; }}; then",
-    '  scontrol requeue "$SLURM_JOB_ID"',
+    f" {{ [ $code -eq 1 ] || [ $code -eq {EXIT_INTERRUPTED} ] || [ $code -gt 128 ]; }}; then",
+    "  asked=1",
+    '  until job=$(scontrol -o show job "$SLURM_JOB_ID") || [ $asked -ge 20 ]; do',
+    "    sleep 30",
+    "    asked=$((asked + 1))",
+    "  done",
+    '  case "$job" in *JobState=RUNNING*) scontrol requeue "$SLURM_JOB_ID" ;; esac',
     "fi",
     "exit $code",
 )
@@ -367,4 +374,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception:
+        # Not 1, which is srun's own code: it would be tried again and again.
+        logger.exception("internal error")
+        sys.exit(EXIT_INTERNAL)

@@ -1,11 +1,14 @@
 """The keeper: what it submits, when it stops and why, and that there is always one."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import write_commands
 
 from pipeline import attempts, runfile
 from pipeline.files import CHECKSUM_KEY, with_checksum
@@ -14,6 +17,7 @@ from slurm import keeper
 from slurm.budget import check_budget
 from slurm.shared import queue
 from slurm.shared.costs import Cost
+from slurm.shared.exit_codes import EXIT_INTERNAL, EXIT_INTERRUPTED
 from slurm.shared.keeper_notes import list_ended_keepers
 from slurm.status import RunStatus, collect_status
 from slurm.submission.profile import ClusterProfile
@@ -410,3 +414,48 @@ def test_in_the_terminal_it_stays_until_all_is_done(
     rounds: list[keeper.Round] = []
     assert keeper.watch(runs, profile, on_round=rounds.append).state == "finished"
     assert [each.state for each in rounds] == ["working", "finished"] and pauses == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "failures", "state", "asked", "again"),
+    [
+        (0, 0, "RUNNING", 0, False),
+        (2, 0, "RUNNING", 0, False),  # the note is another one
+        (EXIT_INTERNAL, 0, "RUNNING", 0, False),
+        (1, 0, "RUNNING", 1, True),  # srun without a controller
+        (1, 3, "RUNNING", 4, True),  # and that for a while
+        (EXIT_INTERRUPTED, 0, "RUNNING", 1, True),
+        (137, 1, "RUNNING", 2, True),
+        (143, 0, "CANCELLED", 1, False),
+        (1, 99, "RUNNING", 20, False),
+    ],
+)
+def test_its_batch_script_starts_it_again(
+    tmp_path: Path, code: int, failures: int, state: str, asked: int, again: bool
+) -> None:
+    notes = tmp_path / "notes"
+    show = f"[ $(grep -c show {notes}) -gt {failures} ] && echo JobId=7 JobState={state}"
+    path = write_commands(
+        tmp_path / "bin",
+        srun=f"exit {code}",
+        sleep="exit 0",
+        scontrol=f'echo "$*" >> {notes}; [ "$1" = requeue ] || {{ {show}; }}',
+    )
+    script = "\n".join(["srun", *keeper._TEARDOWN])
+    environment = {"PATH": path, "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", script], env=environment, check=False)
+    assert done.returncode == code
+    said = notes.read_text().splitlines() if notes.exists() else []
+    assert said == ["-o show job 7"] * asked + ["requeue 7"] * again
+    # Whatever the cause is, not for ever.
+    environment["SLURM_RESTART_COUNT"] = "100"
+    subprocess.run(["bash", "-c", script], env=environment, check=False)
+    assert len(notes.read_text().splitlines() if notes.exists() else []) == len(said)
+
+
+def test_an_unforeseen_error_is_not_taken_for_one_of_srun(tmp_path: Path) -> None:
+    """The keeper's job is not started again for it: it would meet the same error."""
+    (tmp_path / "note.json").mkdir()
+    call = [sys.executable, "-m", "slurm.keeper", str(tmp_path / "note.json")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_INTERNAL and "IndexError" in done.stderr
